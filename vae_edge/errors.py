@@ -1,0 +1,39 @@
+"""The one family of exceptions: each message is a sentence that names the thing, what was expected, what came, and what to do."""
+
+from __future__ import annotations
+
+
+class VaeEdgeError(Exception):
+    """Base of every error that a user can cause and catch; the command line prints it and exits with 2."""
+
+
+class DataError(VaeEdgeError):
+    """A data set, an image or an array is not what it should be."""
+
+
+class ConfigError(VaeEdgeError):
+    """An option or a preset is unknown, out of range, or does not fit another one."""
+
+
+class CheckpointError(VaeEdgeError):
+    """A training run's folder is missing, damaged, unfinished, or belongs to other settings."""
+
+
+class BundleError(VaeEdgeError):
+    """A bundle is missing, damaged, of an unknown schema, or lacks what was asked of it."""
+
+
+class ExportError(VaeEdgeError):
+    """An exported or quantized graph does not compute what the model computes, or breaks a rule of its target."""
+
+
+class EngineError(VaeEdgeError):
+    """An engine cannot be built, or the TensorRT that is there cannot do what was asked."""
+
+
+class BackendError(VaeEdgeError):
+    """A runtime backend is not installed, not available on this machine, or failed."""
+
+
+class KernelError(VaeEdgeError):
+    """A kernel cannot be compiled, or was called with arguments that it does not take."""
