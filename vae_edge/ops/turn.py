@@ -1,4 +1,4 @@
-"""Turning a batch of images: the one differentiable, exportable rotation that training, augmentation and the model share."""
+"""Turning a batch of images: the one differentiable, exportable rotation of training, augmentation and model."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch.nn.functional as F
 def turn(images: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Turn each image about its centre by its own angle, counter-clockwise as displayed.
 
-    Bilinear, zero outside the frame; a pixel's centre is at half-integer coordinates (`align_corners=False`), so a quarter turn is exact.
-    Exports to ONNX (opset 20, dynamic batch) as AffineGrid and GridSample.
+    Bilinear, zero outside the frame; pixel centres are at half-integer coordinates (`align_corners=False`), so
+    that a quarter turn moves pixels and blends none. Exports to ONNX (opset 20, dynamic batch) as AffineGrid and
+    GridSample.
 
     Args:
         images: float [N, C, S, S], square.
@@ -20,8 +21,8 @@ def turn(images: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Te
     Returns:
         float [N, C, S, S], of the images' dtype.
     """
-    # Row 0 is the right of the displayed image and row 1 is its bottom (y points down). A counter-clockwise turn takes the point (x, y) to
-    # (x cos + y sin, -x sin + y cos); the grid asks the inverse: where does the output's (x, y) come from?
+    # y points down. A counter-clockwise turn takes the point (x, y) to (x cos + y sin, -x sin + y cos);
+    # the grid asks the inverse: where does the output's (x, y) come from?
     zero = torch.zeros_like(cos)
     rows = torch.stack((cos, -sin, zero, sin, cos, zero), dim=1)
     theta = rows.reshape(-1, 2, 3).to(images.dtype)
