@@ -1,0 +1,342 @@
+"""The bundle, the one thing that travels to a device: a folder with a `manifest.json` beside the model files it names.
+
+Reading verifies everything: the schema, the type of each field, that no file lies outside the folder, each SHA-256.
+Writing is atomic: new files come first, then the manifest is replaced in one step, then old files go. A crash between
+two steps leaves a valid bundle, the old one or the new one. What is inside the model files is left to the runtime.
+
+    manifest.json: {
+      "schema": 1, "vae_edge": version, "created": ISO date (UTC), "name": text, "classes": [text, ...],
+      "input": {"size": pixels, "channels": 1 | 3, "background": "dark" | "light" | "none"},
+      "rotation": "none" | "full" | degrees, "score": {"threshold": number, "reject_rate": share},
+      "data": {provenance of the training data}, "models": [ModelEntry, ...]}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vae_edge import __version__, files
+from vae_edge.bundle_schema import (
+    AUTO_FILE,
+    MANIFEST_FILE,
+    SCHEMA,
+    check_entry,
+    check_manifest,
+    looks_like_a_manifest,
+    read_manifest,
+)
+from vae_edge.errors import BundleError
+from vae_edge.images import InputSpec
+
+__all__ = ["AUTO_FILE", "MANIFEST_FILE", "SCHEMA", "Bundle", "ModelEntry", "add_model", "create_bundle", "load_bundle"]
+
+_SUFFIX = {"onnx": ".onnx", "tensorrt": ".engine", "tensorrt_rtx": ".rtx"}
+_OWN_NAME = re.compile(r"(classifier|reconstruction)\.(fp32|fp16|int8|fp8)(\.[\w-]+)*\.(onnx|engine|rtx)")
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One model file of a bundle.
+
+    Whoever adds a model says the first seven; `add_model` and `create_bundle` fill in `file`, `sha256` and `bytes`.
+    `accuracy` has the keys that `vae-edge evaluate` prints; `"accuracy"` is a fraction in 0..1 and `"n"` the number of
+    images it was measured on. The runtime reads `accuracy["accuracy"]` when it chooses a precision.
+    """
+
+    role: str  # "classifier" | "reconstruction"
+    precision: str  # "fp32" | "fp16" | "int8" | "fp8"
+    format: str = "onnx"  # "onnx" | "tensorrt" | "tensorrt_rtx"
+    target: str = "any"  # "any", or the architecture that an engine was built for, such as "sm_87"
+    opset: int | None = None
+    accuracy: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    file: str = ""
+    sha256: str = ""
+    bytes: int = 0
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What makes an entry the same model: (role, format, precision, target)."""
+        return self.role, self.format, self.precision, self.target
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry as the manifest holds it."""
+        values = dataclasses.asdict(self)
+        order = ("file", "role", "format", "precision", "target", "opset", "sha256", "bytes", "accuracy", "provenance")
+        return {name: values[name] for name in order}
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that was read and verified."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+    models: tuple[ModelEntry, ...]
+
+    @property
+    def name(self) -> str:
+        """The bundle's name."""
+        return str(self.manifest["name"])
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names, in the order of the probabilities."""
+        return tuple(self.manifest["classes"])
+
+    @property
+    def input(self) -> InputSpec:
+        """What the model's image must be."""
+        given = self.manifest["input"]
+        return InputSpec(size=given["size"], channels=given["channels"], background=given["background"])
+
+    @property
+    def rotation(self) -> str | float:
+        """The rotations that training saw: "none", "full", or the largest angle in degrees."""
+        return self.manifest["rotation"]
+
+    @property
+    def threshold(self) -> float:
+        """An image is accepted while its rejection score is at most this."""
+        return float(self.manifest["score"]["threshold"])
+
+    @property
+    def reject_rate(self) -> float:
+        """The share of known images that the threshold rejects."""
+        return float(self.manifest["score"]["reject_rate"])
+
+    def select(
+        self,
+        role: str | None = None,
+        format: str | None = None,
+        precision: str | None = None,
+        target: str | None = None,
+    ) -> tuple[ModelEntry, ...]:
+        """The entries that agree with everything that is given, in the manifest's order."""
+        wanted = (role, format, precision, target)
+        return tuple(m for m in self.models if all(w is None or w == h for w, h in zip(wanted, m.key, strict=True)))
+
+    def find(
+        self, role: str = "classifier", format: str = "onnx", precision: str = "fp32", target: str = "any"
+    ) -> ModelEntry:
+        """The one entry of this role, format, precision and target.
+
+        Raises:
+            BundleError: if there is none; the message lists what is there.
+        """
+        found = self.select(role, format, precision, target)
+        if not found:
+            there = ", ".join(" ".join(m.key) for m in self.models) or "no model at all"
+            raise BundleError(
+                f"The bundle {self.path} has no model '{role} {format} {precision} {target}'; it has: {there}."
+            )
+        return found[0]
+
+    def file(self, entry: ModelEntry) -> Path:
+        """Where the entry's file lies."""
+        return self.path / entry.file
+
+
+def load_bundle(path: str | os.PathLike[str]) -> Bundle:
+    """Read the bundle at `path` and verify all of it: schema, fields, paths, sizes and SHA-256 sums.
+
+    Raises:
+        BundleError: with a sentence that names the file or the field, what was expected, what came, and what to do.
+    """
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    check_manifest(manifest, folder / MANIFEST_FILE)
+    models = tuple(_entry(model) for model in manifest["models"])
+    for model in models:
+        _verify_file(folder, model)
+    return Bundle(path=folder, manifest=manifest, models=models)
+
+
+def create_bundle(
+    path: str | os.PathLike[str],
+    *,
+    name: str,
+    classes: Iterable[str],
+    input: InputSpec,
+    threshold: float,
+    reject_rate: float,
+    rotation: str | float = "none",
+    data: Mapping[str, Any] | None = None,
+    models: Iterable[tuple[str | os.PathLike[str], ModelEntry]] = (),
+) -> Bundle:
+    """Write a bundle at `path` with the given (source file, entry) models, and load it.
+
+    A bundle that stands there is replaced as a whole, in one step and only once the new files are written; so hand over
+    the models here rather than adding them one by one afterwards. An empty folder is taken.
+
+    Raises:
+        BundleError: if `path` is something else than a bundle or an empty folder, or a value does not fit the schema.
+    """
+    folder = Path(path)
+    manifest: dict[str, Any] = {
+        "schema": SCHEMA,
+        "vae_edge": __version__,
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "name": name,
+        "classes": list(classes),
+        "input": {"size": input.size, "channels": input.channels, "background": input.background},
+        "rotation": rotation,
+        "score": {"threshold": threshold, "reject_rate": reject_rate},
+        "data": dict(data or {}),
+        "models": [],
+    }
+    check_manifest(manifest, folder / MANIFEST_FILE)
+    made = not folder.exists()
+    if not made and not folder.is_dir():
+        raise BundleError(f"{folder} exists and is a file, not a folder: choose another path for the bundle.")
+    try:
+        with _locked(folder):
+            taken = _taken_names(folder)
+            _write(folder, manifest, models, taken)
+            (folder / AUTO_FILE).unlink(missing_ok=True)
+    except BaseException:
+        if made and folder.is_dir() and not (folder / MANIFEST_FILE).exists():
+            shutil.rmtree(folder)
+        raise
+    return load_bundle(folder)
+
+
+def add_model(bundle_path: str | os.PathLike[str], source_file: str | os.PathLike[str], entry: ModelEntry) -> Bundle:
+    """Copy `source_file` into the bundle, in place of an entry with the same role, format, precision and target.
+
+    The new file comes first, then the manifest, then the old file goes. Two processes may add at once: they wait for
+    each other.
+
+    Raises:
+        BundleError: if the bundle is damaged, the source is not there, or the entry does not fit the schema.
+    """
+    folder = Path(bundle_path)
+    if not folder.is_dir():
+        raise BundleError(f"There is no bundle at {folder}: make one with `vae-edge export RUN --out {folder}`.")
+    with _locked(folder):
+        bundle = load_bundle(folder)
+        kept = [model.to_json() for model in bundle.models if model.key != entry.key]
+        manifest = {**bundle.manifest, "models": kept}
+        _write(folder, manifest, [(source_file, entry)], taken={model.file: model.sha256 for model in bundle.models})
+        return load_bundle(folder)
+
+
+def _entry(model: Mapping[str, Any]) -> ModelEntry:
+    names = [f.name for f in dataclasses.fields(ModelEntry)]
+    return ModelEntry(**{name: model[name] for name in names})
+
+
+def _verify_file(folder: Path, model: ModelEntry) -> None:
+    path = folder / model.file
+    again = "export or quantize again, or copy the bundle again from where it came"
+    try:
+        real = path.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise BundleError(
+            f"The bundle {folder} names the file {model.file!r}, which is not there ({error}): {again}."
+        ) from error
+    if not real.is_relative_to(folder.resolve()):
+        raise BundleError(f"The file {path} is a link that leaves the bundle (to {real}): put the file itself there.")
+    if not real.is_file():
+        raise BundleError(f"{path} should be a model file, but it is not a regular file: {again}.")
+    size = real.stat().st_size
+    if size != model.bytes:
+        raise BundleError(
+            f"{path} should have {model.bytes} bytes but has {size}: it is damaged or was changed; {again}."
+        )
+    try:
+        digest = files.sha256(real)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error}): check its permissions.") from error
+    if digest != model.sha256:
+        raise BundleError(
+            f"{path} should have the SHA-256 {model.sha256} but has {digest}: it is damaged or was changed; {again}."
+        )
+
+
+def _taken_names(folder: Path) -> dict[str, str | None]:
+    """The file names of the bundle that is about to be replaced (which may be damaged), with their sums.
+
+    Raises:
+        BundleError: if the folder holds something else than a bundle, or than what a killed writer left of one.
+    """
+    if not (folder / MANIFEST_FILE).exists() and all(_is_left_over(path) for path in folder.iterdir()):
+        return {}
+    refusal = f"{folder} is not a bundle, so nothing is written there: choose another folder or empty this one"
+    try:
+        manifest = read_manifest(folder)
+    except BundleError as error:
+        raise BundleError(f"{refusal} ({error})") from error
+    if not looks_like_a_manifest(manifest):
+        raise BundleError(f"{refusal} (its {MANIFEST_FILE} is not one of ours).")
+    models = manifest["models"] if isinstance(manifest["models"], list) else []
+    return {str(model.get("file")): model.get("sha256") for model in models if isinstance(model, dict)}
+
+
+def _write(
+    folder: Path,
+    manifest: Mapping[str, Any],
+    pairs: Iterable[tuple[str | os.PathLike[str], ModelEntry]],
+    taken: Mapping[str, str | None],
+) -> None:
+    """Place the new files beside those that are `taken`, then the manifest, then remove what it no longer names."""
+    models = list(manifest["models"])
+    for source, entry in pairs:
+        models.append(_place(folder, Path(source), entry, taken).to_json())
+    manifest = {**manifest, "models": models}
+    check_manifest(manifest, folder / MANIFEST_FILE)
+    files.write_json(folder / MANIFEST_FILE, manifest)
+    named = {model["file"] for model in models}
+    for path in folder.iterdir():
+        if path.name not in named and _is_left_over(path):
+            path.unlink()
+
+
+def _place(folder: Path, source: Path, entry: ModelEntry, taken: Mapping[str, str | None]) -> ModelEntry:
+    """Copy a file into the folder under a name that no other content has."""
+    check_entry({**entry.to_json(), "file": "file", "sha256": "0" * 64, "bytes": 1}, "the new model")
+    if not source.is_file():
+        raise BundleError(
+            f"The model file {source} is not there or not a regular file: it cannot be added to {folder}."
+        )
+    digest = files.sha256(source)
+    stem = ".".join([entry.role, entry.precision, *([] if entry.target == "any" else [entry.target])])
+    name = stem + _SUFFIX[entry.format]
+    if taken.get(name, digest) != digest:
+        name = f"{stem}.{digest[:12]}{_SUFFIX[entry.format]}"
+    with files.atomic_path(folder / name) as temporary:
+        shutil.copyfile(source, temporary)
+        size, digest = temporary.stat().st_size, files.sha256(temporary)
+    return dataclasses.replace(entry, file=name, sha256=digest, bytes=size)
+
+
+def _is_left_over(path: Path) -> bool:
+    """Whether the name is one that only our writer gives: of a model, or of a file that it was writing when it died."""
+    ours = _OWN_NAME.fullmatch(path.name) or (path.name.startswith(".") and path.name.endswith(".part"))
+    return bool(ours) and not path.is_dir()
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Make the folder and hold it against other writers; the lock goes with the process, however that ends."""
+    descriptor = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    except OSError as error:
+        raise BundleError(f"The bundle {folder} cannot be written ({error}): the old state still stands.") from error
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)

@@ -1,0 +1,203 @@
+"""What a bundle's manifest must be: reads the JSON strictly, checks every field, opens none of the files it names."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from vae_edge.errors import BundleError
+
+SCHEMA = 1
+MANIFEST_FILE = "manifest.json"
+AUTO_FILE = "auto.json"  # the runtime's memory of its choice: no part of the bundle, not verified
+ROLES = ("classifier", "reconstruction")
+FORMATS = ("onnx", "tensorrt", "tensorrt_rtx")
+PRECISIONS = ("fp32", "fp16", "int8", "fp8")
+_LARGEST_MANIFEST = 16 << 20
+_TARGET = re.compile(r"any|[A-Za-z0-9][\w-]{0,31}")
+_HEX = re.compile(r"[0-9a-f]{64}")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The JSON object in `folder/manifest.json`, refused when a key stands twice or a number is NaN or infinite.
+
+    Raises:
+        BundleError: if the folder or file is missing or unreadable, or the file is not such an object.
+    """
+    path = folder / MANIFEST_FILE
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "is not there"
+        raise BundleError(f"The bundle {folder} {what}: give the folder that `vae-edge export` wrote.")
+    if not path.is_file():
+        raise BundleError(
+            f"{folder} is not a bundle: it has no {MANIFEST_FILE}. Give the folder that `vae-edge export` wrote."
+        )
+    try:
+        if path.stat().st_size > _LARGEST_MANIFEST:
+            raise BundleError(f"{path} has {path.stat().st_size} bytes, more than any manifest: it is not a bundle's.")
+        value = json.loads(path.read_text("utf-8"), object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error}): check its permissions.") from error
+    except (ValueError, RecursionError) as error:
+        raise BundleError(
+            f"{path} is not a valid manifest ({error}): it is damaged; export the bundle again."
+        ) from error
+    if not isinstance(value, dict):
+        raise BundleError(
+            f"{path} should hold a JSON object but holds a {type(value).__name__}: export the bundle again."
+        )
+    return value
+
+
+def looks_like_a_manifest(manifest: Mapping[str, Any]) -> bool:
+    """Whether the object is a bundle's manifest of whatever version and state, and not another program's."""
+    return {"schema", "vae_edge", "models"} <= manifest.keys()
+
+
+def check_manifest(manifest: Mapping[str, Any], path: Path) -> None:
+    """Check every field of a manifest.
+
+    Raises:
+        BundleError: for an unknown schema, a missing field, a wrong type or value, or two models alike.
+    """
+    where = str(path)
+    schema = _take(manifest, "schema", int, where)
+    if schema != SCHEMA:
+        raise BundleError(
+            f"{where} has schema {schema}, but this version of vae-edge reads schema {SCHEMA}: "
+            "install the version that wrote it, or export the bundle again."
+        )
+    for key in ("vae_edge", "created", "name"):
+        _take(manifest, key, str, where)
+    _check_classes(_take(manifest, "classes", list, where), where)
+    _check_input(_take(manifest, "input", dict, where), where)
+    _check_rotation(manifest, where)
+    score = _take(manifest, "score", dict, where)
+    _number(score, "threshold", where + ", score")
+    if not 0 <= _number(score, "reject_rate", where + ", score") <= 1:
+        _wrong(where + ", score", "reject_rate", "a share in 0..1", score["reject_rate"])
+    _take(manifest, "data", dict, where)
+    models = _take(manifest, "models", list, where)
+    for index, model in enumerate(models):
+        if not isinstance(model, dict):
+            _wrong(where, f"models[{index}]", "an object", model)
+        check_entry(model, f"{where}, models[{index}]")
+    _check_unique([model["file"] for model in models], "file", where)
+    keys = [" ".join(model[name] for name in ("role", "format", "precision", "target")) for model in models]
+    _check_unique(keys, "role, format, precision and target", where)
+
+
+def check_entry(model: Mapping[str, Any], where: str) -> None:
+    """Check one entry of a manifest's `models`.
+
+    Raises:
+        BundleError: for a missing field, a wrong type or value, or a file that is not a plain name inside the folder.
+    """
+    for key, allowed in (("role", ROLES), ("format", FORMATS), ("precision", PRECISIONS)):
+        if _take(model, key, str, where) not in allowed:
+            _wrong(where, key, "one of " + ", ".join(allowed), model[key])
+    if not _TARGET.fullmatch(_take(model, "target", str, where)):
+        _wrong(where, "target", "'any' or an architecture such as 'sm_87'", model["target"])
+    if "opset" not in model:
+        _missing(where, "opset")
+    if model["opset"] is not None:
+        _take(model, "opset", int, where)
+    _check_file_name(_take(model, "file", str, where), where)
+    if not _HEX.fullmatch(_take(model, "sha256", str, where)):
+        _wrong(where, "sha256", "64 lower-case hexadecimal digits", model["sha256"])
+    if _take(model, "bytes", int, where) < 0:
+        _wrong(where, "bytes", "a size in bytes", model["bytes"])
+    _take(model, "accuracy", dict, where)
+    _take(model, "provenance", dict, where)
+
+
+def _check_file_name(name: str, where: str) -> None:
+    if (
+        name in ("", ".", "..")
+        or "/" in name
+        or "\\" in name
+        or ":" in name
+        or not name.isprintable()
+        or name.startswith(".")
+    ):
+        _wrong(where, "file", "the plain name of a file in the bundle's folder, no path", name)
+    if name.casefold() in (MANIFEST_FILE, AUTO_FILE):
+        _wrong(where, "file", f"another name than {MANIFEST_FILE} and {AUTO_FILE}", name)
+
+
+def _check_classes(classes: list[Any], where: str) -> None:
+    if not classes or not all(isinstance(name, str) and name for name in classes):
+        _wrong(where, "classes", "a list of at least one name", classes)
+    _check_unique(classes, "class", where)
+
+
+def _check_input(given: Mapping[str, Any], where: str) -> None:
+    where += ", input"
+    if _take(given, "size", int, where) < 1:
+        _wrong(where, "size", "the side of the image in pixels", given["size"])
+    if _take(given, "channels", int, where) not in (1, 3):
+        _wrong(where, "channels", "1 or 3", given["channels"])
+    if _take(given, "background", str, where) not in ("dark", "light", "none"):
+        _wrong(where, "background", "dark, light or none", given["background"])
+
+
+def _check_rotation(manifest: Mapping[str, Any], where: str) -> None:
+    if "rotation" not in manifest:
+        _missing(where, "rotation")
+    rotation = manifest["rotation"]
+    if isinstance(rotation, str):
+        if rotation not in ("none", "full"):
+            _wrong(where, "rotation", "none, full, or degrees in 0..180", rotation)
+    elif not 0 <= _number(manifest, "rotation", where) <= 180:
+        _wrong(where, "rotation", "none, full, or degrees in 0..180", rotation)
+
+
+def _check_unique(names: list[str], what: str, where: str) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise BundleError(f"{where} has the same {what} twice ({twice[0]!r}): it is damaged; export the bundle again.")
+
+
+def _take(mapping: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
+    if key not in mapping:
+        _missing(where, key)
+    value = mapping[key]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        names = {int: "a whole number", str: "a text", list: "a list", dict: "an object"}
+        _wrong(where, key, names[kind], value)
+    return value
+
+
+def _number(mapping: Mapping[str, Any], key: str, where: str) -> float:
+    if key not in mapping:
+        _missing(where, key)
+    value = mapping[key]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        _wrong(where, key, "a finite number", value)
+    return float(value)
+
+
+def _missing(where: str, key: str) -> NoReturn:
+    raise BundleError(f"{where} lacks the field {key!r}: it is damaged or not a bundle's; export the bundle again.")
+
+
+def _wrong(where: str, key: str, expected: str, came: object) -> NoReturn:
+    shown = repr(came)
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    raise BundleError(f"{where}: the field {key!r} should be {expected}, but it is {shown}; export the bundle again.")
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number that a manifest may hold")
