@@ -10,8 +10,8 @@ def turn(images: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Te
     """Turn each image about its centre by its own angle, counter-clockwise as displayed.
 
     Bilinear, zero outside the frame; pixel centres are at half-integer coordinates (`align_corners=False`), so
-    that a quarter turn moves pixels and blends none. Exports to ONNX (opset 20, dynamic batch) as AffineGrid and
-    GridSample.
+    that a quarter turn moves pixels and blends none. Exports to ONNX at opset 20 with a dynamic batch (the grid as
+    arithmetic, then GridSample).
 
     Args:
         images: float [N, C, S, S], square.
