@@ -1,14 +1,15 @@
 """The noise of every operator, written in NumPy: the definition that the Triton kernels and the C test follow.
 
-The noise is one endless stream for each seed: normal(seed, 0), normal(seed, 1), ... An operator that is called with `seed` and
-`offset` gives element i of its row-major output the number normal(seed, offset + i). So a batch may be cut anywhere, and
-the second part, called with its own offset, has the noise that it had in the whole.
+The noise is one endless stream for each seed: normal(seed, 0), normal(seed, 1), ... An operator that is called with
+`seed` and `offset` gives element i of its row-major output the number normal(seed, offset + i). So a batch may be cut
+anywhere, and the second part, called with its own offset, has the noise that it had in the whole.
 
-Number k of the stream is lane k % 4 of block k // 4. A block is one Philox4x32-10 call (Salmon, Moraes, Dror and Shaw, "Parallel
-random numbers: as easy as 1, 2, 3", SC 2011) with counter (block mod 2^32, block div 2^32, 0, 0) and key (seed mod 2^32,
-seed div 2^32). Its four words w become uniforms u in [0, 1) by Triton's mapping (`uniform`), and two Box-Muller pairs make the
-lanes: (u0, u1) lanes 0 and 1, (u2, u3) lanes 2 and 3. The turning uses a polynomial instead of the library's sine and
-cosine, so that a CPU, the interpreter and a GPU agree to a few units in the last place.
+Number k of the stream is lane k % 4 of block k // 4. A block is one Philox4x32-10 call (Salmon, Moraes, Dror and
+Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011) with counter (block mod 2^32, block div 2^32, 0, 0) and
+key (seed mod 2^32, seed div 2^32). Its four words w become uniforms u in [0, 1) by Triton's mapping (`uniform`), and
+two Box-Muller pairs make the lanes: (u0, u1) lanes 0 and 1, (u2, u3) lanes 2 and 3. The turning uses a polynomial
+instead of the library's sine and cosine, so that a CPU, the interpreter and a GPU agree to a few units in the last
+place.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ COSINE = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
 
 
 def philox4x32(counter: npt.NDArray[np.uint64], key: tuple[int, int], rounds: int = 10) -> npt.NDArray[np.uint32]:
-    """Philox4x32: four counter words uint64 [4, ...] (each below 2^32) and two key words to four random words uint32 [4, ...]."""
+    """Philox4x32: counter words uint64 [4, ...], each below 2^32, and two key words to random words uint32 [4, ...]."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(rounds):
@@ -74,7 +75,8 @@ def normal(seed: int, offset: int, count: int) -> npt.NDArray[np.float32]:
     """Numbers offset, offset + 1, ..., offset + count - 1 of the seed's stream of standard normals: float32 [count].
 
     Raises:
-        ValueError: if the seed, the offset or the count is negative, or the seed or the stream's end does not fit 63 bits.
+        ValueError: if the seed, the offset or the count is negative, or the seed or the stream's end does not fit 63
+        bits.
     """
     if min(seed, offset, count) < 0 or seed >= 1 << 63 or offset + count > 1 << 63:
         raise ValueError(f"seed, offset and offset + count must be from 0 to 2^63 - 1; got {seed}, {offset}, {count}.")

@@ -1,8 +1,9 @@
 """Sampling from the posterior: z = mu + exp(logvar / 2) * eps, and the KL divergence of each row, in one pass.
 
-Kingma and Welling, "Auto-Encoding Variational Bayes" (2014), section 2.4 (the sample) and appendix B (the KL divergence to N(0, I)).
-The noise is Philox by explicit seed and offset, as `vae_edge_kernels.philox_reference` defines it: the same numbers on the CPU,
-in Triton's interpreter and on a GPU, so nothing of it is stored: the gradient makes it again.
+Kingma and Welling, "Auto-Encoding Variational Bayes" (2014), section 2.4 (the sample) and appendix B (the KL
+divergence to N(0, I)). The noise is Philox by explicit seed and offset, as `vae_edge_kernels.philox_reference`
+defines it: the same numbers on the CPU, in Triton's interpreter and on a GPU, so nothing of it is stored: the
+gradient makes it again.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 def reparameterize(mu: Tensor, logvar: Tensor, seed: int, offset: int = 0) -> tuple[Tensor, Tensor]:
     """Draw one code for each row and give the row's KL divergence to the standard normal.
 
-    Element i of the row-major [N, Z] takes number `offset + i` of the seed's stream of normals; advance `offset` by N * Z from
-    one call to the next for fresh noise. The same seed and offset repeat the same codes on every device.
+    Element i of the row-major [N, Z] takes number `offset + i` of the seed's stream of normals; advance `offset` by N
+    * Z from one call to the next for fresh noise. The same seed and offset repeat the same codes on every device.
 
     Args:
         mu: means, [N, Z], float32, float64, float16 or bfloat16.
@@ -34,7 +35,8 @@ def reparameterize(mu: Tensor, logvar: Tensor, seed: int, offset: int = 0) -> tu
         z, [N, Z], of mu's dtype; and kl, [N], in nats: float64 for float64, else float32. Both carry gradients.
 
     Raises:
-        KernelError: if the tensors do not have one shape [N, Z], one supported dtype and one device, or if seed or offset is out of range.
+        KernelError: if the tensors do not have one shape [N, Z], one supported dtype and one device, or if seed or
+        offset is out of range.
     """
     _check_pair(mu, logvar)
     _check_integer("seed", seed, 2**63 - 1)
@@ -136,13 +138,15 @@ def _kernels(mu: Tensor) -> Any:
     """The Triton launcher, imported when a CUDA tensor first asks for it."""
     if mu.dtype == torch.float64:
         raise KernelError(
-            "reparameterize takes float32, float16 or bfloat16 on CUDA, but mu is float64; cast it, or compute on the CPU."
+            "reparameterize takes float32, float16 or bfloat16 on CUDA, but mu is float64; cast it, "
+            "or compute on the CPU."
         )
     try:
         from vae_edge_kernels import reparameterize as kernels
     except ImportError as error:
         raise KernelError(
-            f"reparameterize needs Triton on CUDA, and it cannot be imported ({error}); install it with: pip install triton."
+            f"reparameterize needs Triton on CUDA, and it cannot be imported ({error}); "
+            "install it with: pip install triton."
         ) from error
     return kernels
 
@@ -160,7 +164,8 @@ def _check_pair(mu: Tensor, logvar: Tensor) -> None:
         )
     if mu.device != logvar.device:
         raise KernelError(
-            f"reparameterize expects mu and logvar on one device; got {mu.device} and {logvar.device}; move one with .to()."
+            f"reparameterize expects mu and logvar on one device; got {mu.device} and {logvar.device}; "
+            "move one with .to()."
         )
 
 

@@ -1,0 +1,122 @@
+"""Compile every kernel for one architecture; `aot` starts one such process for each, because some targets abort the
+compiler.
+
+    python -m vae_edge_kernels.aot_worker ARCHITECTURE FOLDER [--ptx] [--only PATTERN]
+
+Writes `NAME.cubin` (with --ptx also `NAME.ptx`) into the folder, and the entries for the manifest as JSON to
+`FOLDER/kernels.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from vae_edge.errors import KernelError
+from vae_edge_kernels.variants import Variant
+
+OPERATORS = ("reparameterize",)
+SCRATCH = ("global_scratch", "profile_scratch")
+
+
+def operators() -> list[Any]:
+    """The module of each operator in the library, in the order of the table."""
+    from importlib import import_module
+
+    return [import_module(f"vae_edge_kernels.{name}") for name in OPERATORS]
+
+
+def compile_variant(variant: Variant, architecture: int) -> tuple[dict[str, Any], bytes, str]:
+    """Compile one kernel: its entry for the manifest, its machine code, and its PTX.
+
+    Raises:
+        KernelError: if the machine code needs something at launch that the native library does not give.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = list(variant.function.arg_names)
+    source = ASTSource(
+        fn=variant.function,
+        signature={name: "constexpr" if name in variant.constants else variant.types[name] for name in names},
+        constexprs={(names.index(name),): value for name, value in variant.constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned},
+    )
+    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, "enable_fp_fusion": True}
+    made = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    _refuse_unusual(variant.name, made.metadata)
+    cubin = made.asm["cubin"]
+    arguments = [
+        {"name": name, "type": variant.types[name], "aligned": 16 if name in variant.aligned else 1}
+        for name in names
+        if name not in variant.constants
+    ]
+    arguments += [{"name": name, "type": "*i8", "aligned": 1} for name in SCRATCH]
+    entry = {
+        "name": variant.name,
+        "operator": variant.operator,
+        "entry": made.metadata.name,
+        "arguments": arguments,
+        "cubin": {
+            "architecture": architecture,
+            "constants": variant.constants,
+            "warps": made.metadata.num_warps,
+            "shared_bytes": made.metadata.shared,
+            "bytes": len(cubin),
+            "sha256": hashlib.sha256(cubin).hexdigest(),
+        },
+    }
+    return entry, cubin, made.asm["ptx"]
+
+
+def _refuse_unusual(name: str, metadata: Any) -> None:
+    for what, usual in (
+        ("global_scratch_size", 0),
+        ("profile_scratch_size", 0),
+        ("num_ctas", 1),
+        ("launch_cooperative_grid", False),
+        ("launch_pdl", False),
+        ("tensordesc_meta", []),
+    ):
+        value = getattr(metadata, what, usual)
+        if value != usual and value:
+            raise KernelError(
+                f"Kernel {name} needs {what}={value} at launch, which the native library does not give; "
+                "write it without, or extend kernels/native."
+            )
+
+
+def main(arguments: list[str]) -> int:
+    """Compile for one architecture; exit code 2 and a sentence on an error that has a name."""
+    parser = argparse.ArgumentParser(prog="python -m vae_edge_kernels.aot_worker")
+    parser.add_argument("architecture", type=int)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--ptx", action="store_true", help="write the PTX beside the machine code")
+    parser.add_argument("--only", default="*", help="compile the kernels whose names fit this pattern")
+    options = parser.parse_args(arguments)
+    entries = []
+    try:
+        for module in operators():
+            for variant in module.variants(options.architecture):
+                if not fnmatch.fnmatchcase(variant.name, options.only):
+                    continue
+                entry, cubin, ptx = compile_variant(variant, options.architecture)
+                (options.folder / f"{variant.name}.cubin").write_bytes(cubin)
+                if options.ptx:
+                    (options.folder / f"{variant.name}.ptx").write_text(ptx, encoding="utf-8")
+                entries.append(entry)
+    except KernelError as error:
+        print(error, file=sys.stderr)
+        return 2
+    (options.folder / "kernels.json").write_text(json.dumps(entries), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

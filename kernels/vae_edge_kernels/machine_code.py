@@ -1,0 +1,143 @@
+"""What the compiler made of a kernel: registers, stack, shared memory, spills, and the width of its global loads and
+stores.
+
+Without a GPU this is the evidence of speed that there is. Spills are judged by what `ptxas -v` says of spill stores:
+local stores in the listing also come from other sources, and a spilling kernel can report few registers.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from vae_edge.errors import KernelError
+from vae_edge_kernels import configurations
+
+_WIDTH_BITS = {"128": 128, "64": 64, "U16": 16, "S16": 16, "U8": 8, "S8": 8}
+
+
+@dataclass(frozen=True)
+class MachineCode:
+    """Figures of one compiled kernel; `load_bits` and `store_bits` count its global accesses by width in bits."""
+
+    registers: int
+    stack_bytes: int
+    shared_bytes: int
+    spill_store_bytes: int
+    load_bits: dict[int, int]
+    store_bits: dict[int, int]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a kernel may cost at most, and how wide its widest global load and store must be at least."""
+
+    registers: int
+    stack_bytes: int
+    shared_bytes: int
+    spill_store_bytes: int
+    access_bits: int
+
+
+def inspect(ptx: Path, cubin: Path, architecture: int) -> MachineCode:
+    """Read a kernel's figures: `ptx` is assembled once more for the spills, `cubin` is listed for the rest.
+
+    Raises:
+        KernelError: if a tool of the Triton wheel is missing or fails, or says something that is not understood.
+    """
+    tools = tool_folder()
+    listing = _run([str(tools / "cuobjdump"), "-sass", str(cubin)])
+    usage = _run([str(tools / "cuobjdump"), "--dump-resource-usage", str(cubin)])
+    figures = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage)
+    if figures is None:
+        raise KernelError(f"cuobjdump says nothing of the resources of {cubin.name}; it printed: {usage.strip()[:200]}")
+    return MachineCode(
+        registers=int(figures[1]),
+        stack_bytes=int(figures[2]),
+        shared_bytes=int(figures[3]),
+        spill_store_bytes=_spill_store_bytes(ptx, architecture),
+        load_bits=_widths(listing, "LDG"),
+        store_bits=_widths(listing, "STG"),
+    )
+
+
+def check(name: str, code: MachineCode, budget: Budget) -> None:
+    """Refuse a kernel that is over its budget.
+
+    Raises:
+        KernelError: names the kernel and every figure that is over (or, for widths, under) its budget.
+    """
+    faults = [
+        f"{what} is {got}, at most {allowed} allowed"
+        for what, got, allowed in (
+            ("registers", code.registers, budget.registers),
+            ("stack_bytes", code.stack_bytes, budget.stack_bytes),
+            ("shared_bytes", code.shared_bytes, budget.shared_bytes),
+            ("spill_store_bytes", code.spill_store_bytes, budget.spill_store_bytes),
+        )
+        if got > allowed
+    ]
+    for what, counts in (("load", code.load_bits), ("store", code.store_bits)):
+        widest = max(counts, default=0)
+        if widest < budget.access_bits:
+            faults.append(f"the widest global {what} is {widest} bits, at least {budget.access_bits} expected")
+    if faults:
+        raise KernelError(
+            f"Kernel {name} is over its budget: {'; '.join(faults)}. Mend the kernel, or raise the budget in configs/."
+        )
+
+
+def budget(operator: str, name: str) -> Budget:
+    """The budget of a kernel: the first entry of the operator's table whose pattern fits the kernel's name.
+
+    Raises:
+        KernelError: if no entry fits.
+    """
+    entries = json.loads((configurations.FOLDER / f"{operator}.json").read_text(encoding="utf-8"))["budgets"]
+    for entry in entries:
+        if fnmatch.fnmatchcase(name, entry["kernels"]):
+            return Budget(**{key: value for key, value in entry.items() if key != "kernels"})
+    raise KernelError(f"Kernel {name} has no budget; add an entry to configs/{operator}.json.")
+
+
+def tool_folder() -> Path:
+    """The folder of the NVIDIA tools that the Triton wheel carries."""
+    import triton
+
+    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+def _spill_store_bytes(ptx: Path, architecture: int) -> int:
+    from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
+
+    with tempfile.TemporaryDirectory() as folder:
+        command = [get_ptxas(architecture).path, "-v", f"--gpu-name={sm_arch_from_capability(architecture)}"]
+        text = _run([*command, str(ptx), "-o", str(Path(folder) / "kernel.cubin")])
+    spills = re.findall(r"(\d+) bytes spill stores", text)
+    if not spills:
+        raise KernelError(f"ptxas says nothing of spills for {ptx.name}; it printed: {text.strip()[:200]}")
+    return sum(map(int, spills))
+
+
+def _widths(listing: str, instruction: str) -> dict[int, int]:
+    """Count global accesses by width; an instruction without a width is 32 bits, and one copy of 16 bytes is 128."""
+    counts: dict[int, int] = {}
+    for suffixes in re.findall(rf"\b{instruction}((?:\.\w+)*)", listing):
+        width = next((_WIDTH_BITS[part] for part in suffixes.split(".") if part in _WIDTH_BITS), 32)
+        counts[width] = counts.get(width, 0) + 1
+    return counts
+
+
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise KernelError(f"{command[0]} cannot be run ({error}); reinstall Triton, whose wheel carries it.") from error
+    if done.returncode != 0:
+        raise KernelError(f"{Path(command[0]).name} failed with code {done.returncode}: {done.stderr.strip()[:500]}")
+    return done.stdout + done.stderr
