@@ -1,0 +1,238 @@
+"""ONNX to engine: build in a worker process, say what was made, and put it into a bundle.
+
+Full TensorRT builds for the GPU of this machine; TensorRT-RTX builds ahead of time, also without a GPU, for named
+architectures. The precision stands in the ONNX file (Q/DQ pairs, casts): every network is strongly typed.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vae_edge import __version__, files
+from vae_edge.bundle import Bundle, ModelEntry, add_model, load_bundle
+from vae_edge.engine import cuda
+from vae_edge.engine.adapter import open_adapter
+from vae_edge.engine.choosing import choose
+from vae_edge.engine.layers import LayerInfo, reasons, share
+from vae_edge.engine.process import run_worker
+from vae_edge.engine.settings import DEFAULT_BATCH, DEFAULT_WORKSPACE, Settings
+from vae_edge.engine.targets import parse_targets, target_name
+from vae_edge.errors import EngineError
+
+Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """An engine and all that is known of how it came about."""
+
+    engine: bytes
+    kind: str  # "tensorrt" | "tensorrt_rtx"
+    target: str  # one name for all targets, as in a manifest: "sm_87", "sm_80_86"
+    precision: str
+    layers: tuple[LayerInfo, ...]
+    share: float | None  # of the convolutions and matrix products, those that run in `precision`; None if unknown
+    reasons: tuple[str, ...]  # where it does not run in `precision`, and why
+    seconds: float
+    settings: Settings
+    steps: tuple[dict[str, Any], ...]  # what was set on the builder configuration
+    versions: dict[str, str]
+    onnx_sha256: str
+    warnings: tuple[str, ...]
+    log: tuple[str, ...]
+
+    def summary(self) -> str:
+        """What was built, in a sentence or two for people."""
+        heavy = sum(layer.heavy for layer in self.layers)
+        runs = (
+            "the log does not tell which precision its layers run in"
+            if self.share is None
+            else f"{self.share:.0%} of its {heavy} convolutions and matrix products run in {self.precision}"
+        )
+        product = "TensorRT-RTX" if self.kind == "tensorrt_rtx" else "TensorRT"
+        return (
+            f"{product} {self.versions['tensorrt']} built a {self.precision} engine for {self.target} in "
+            f"{self.seconds:.1f} s ({len(self.engine) / 1024:.0f} KiB); {runs}."
+        )
+
+    def provenance(self) -> dict[str, Any]:
+        """What a manifest keeps of the build, fit for JSON."""
+        return {
+            "built": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "versions": self.versions,
+            "settings": self.settings.to_json(),
+            "steps": list(self.steps),
+            "seconds": round(self.seconds, 3),
+            "onnx_sha256": self.onnx_sha256,
+            "share": self.share,
+            "reasons": list(self.reasons),
+            "layers": [{"name": x.name, "type": x.type, "precision": x.precision} for x in self.layers],
+            "warnings": list(self.warnings),
+        }
+
+
+def build_engine(
+    onnx_path: str | os.PathLike[str],
+    *,
+    kind: str = "auto",
+    targets: str | Iterable[str] = (),
+    precision: str,
+    role: str = "classifier",
+    batch: tuple[int, int, int] = DEFAULT_BATCH,
+    workspace_bytes: int = DEFAULT_WORKSPACE,
+    optimization_level: int | None = None,
+    tf32: bool = True,
+    version_compatible: bool = False,
+    hardware_compatibility: str = "none",
+    dla_core: int | None = None,
+    timing_cache: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    timeout_s: float | None = None,
+) -> BuildResult:
+    """Build an engine from an ONNX file of ours, in a process of its own; nothing is written but the timing cache.
+
+    Args:
+        onnx_path: a file that `vae-edge export` or `vae-edge quantize` wrote.
+        kind: "auto", "tensorrt" or "tensorrt_rtx".
+        targets: architectures such as "sm_86"; none means the GPU of this machine.
+        precision: what the file is: "fp32", "fp16", "int8" or "fp8".
+        role: "classifier" or "reconstruction".
+        batch: the smallest, the one to be fastest at, and the largest.
+        workspace_bytes: the most scratch memory that a kernel may take on the device.
+        optimization_level: 0 to 5; None leaves it to TensorRT.
+        tf32: whether fp32 matrix products may round their inputs to 10 bits of mantissa.
+        version_compatible: whether a later TensorRT shall run the engine (full TensorRT alone).
+        hardware_compatibility: "none", "ampere_plus" or "same_compute_capability" (full TensorRT alone).
+        dla_core: build for this DLA core of a Jetson, falling back to the GPU for what it cannot do.
+        timing_cache: a file of measured kernel times, read if it is there, written after the build (only with a GPU).
+        progress: called with (phase, steps done, steps in all).
+        timeout_s: end the build after so long.
+
+    Raises:
+        EngineError: for every reason that an engine cannot be built; the sentence says what to do.
+    """
+    settings = Settings(
+        precision=precision,
+        role=role,
+        batch=tuple(batch),  # type: ignore[arg-type]  # its length is checked
+        targets=parse_targets(targets),
+        workspace_bytes=workspace_bytes,
+        optimization_level=optimization_level,
+        tf32=tf32,
+        version_compatible=version_compatible,
+        hardware_compatibility=hardware_compatibility,
+        dla_core=dla_core,
+        timing_cache=timing_cache is not None,
+    )
+    settings.check()
+    path = Path(onnx_path)
+    if not path.is_file():
+        raise EngineError(f"There is no ONNX file at {path}: make one with `vae-edge export`.")
+    driver = cuda.probe()
+    kind, device_targets = choose(kind, settings, driver)
+    if kind == "tensorrt_rtx":
+        settings = _with_targets(settings, device_targets)
+    open_adapter(kind).plan(settings)  # refuses what this TensorRT cannot do before a process is started
+    request = {
+        "kind": kind,
+        "onnx": str(path.resolve()),
+        "settings": settings.to_json(),
+        "timing_cache": None if timing_cache is None else os.fspath(timing_cache),
+        "progress": progress is not None,
+    }
+    answer = run_worker(request, progress, timeout_s)
+    header = answer.header
+    size = header["engine_bytes"]
+    if timing_cache is not None:
+        files.write_bytes(timing_cache, answer.content[size : size + header["timing_cache_bytes"]])
+    layers = tuple(LayerInfo.from_json(layer) for layer in header["layers"])
+    return BuildResult(
+        engine=answer.content[:size],
+        kind=kind,
+        target=target_name(device_targets),
+        precision=precision,
+        layers=layers,
+        share=share(layers, precision),
+        reasons=reasons(layers, precision, header["asked"]),
+        seconds=header["seconds"],
+        settings=settings,
+        steps=tuple(header["steps"]),
+        versions=_versions(header["version"], driver),
+        onnx_sha256=header["onnx_sha256"],
+        warnings=tuple(dict.fromkeys(line[8:] for line in answer.log if line.startswith("WARNING "))),
+        log=answer.log,
+    )
+
+
+def build_bundle_engine(
+    bundle_path: str | os.PathLike[str],
+    precision: str,
+    target: str | Iterable[str] = (),
+    *,
+    role: str = "classifier",
+    **options: Any,
+) -> tuple[BuildResult, ModelEntry]:
+    """Build an engine from a bundle's own ONNX model of this precision, and add it to the bundle.
+
+    The bundle changes only after the engine is whole. `options` are those of `build_engine`. The engine's accuracy is
+    left empty, as it was not measured on the device; that of the ONNX file it came from stands in the provenance.
+
+    Raises:
+        BundleError: if the bundle is damaged or cannot be written.
+        EngineError: if the bundle has no such ONNX model, or the engine cannot be built.
+    """
+    Settings(precision=precision, role=role).check()
+    bundle = load_bundle(bundle_path)
+    source = _onnx_of(bundle, role, precision)
+    result = build_engine(bundle.file(source), targets=target, precision=precision, role=role, **options)
+    if result.onnx_sha256 != source.sha256:
+        raise EngineError(
+            f"The file {bundle.file(source)} changed while the engine was built: nothing was added; build again."
+        )
+    from_onnx = {"file": source.file, "sha256": source.sha256, "accuracy": dict(source.accuracy)}
+    entry = ModelEntry(
+        role=role,
+        precision=precision,
+        format=result.kind,
+        target=result.target,
+        provenance={**result.provenance(), "onnx": from_onnx},
+    )
+    with tempfile.TemporaryDirectory(prefix="vae-edge-") as folder:
+        engine_file = Path(folder) / "engine"
+        engine_file.write_bytes(result.engine)
+        added = add_model(bundle_path, engine_file, entry)
+    return result, added.find(role, result.kind, precision, result.target)
+
+
+def _onnx_of(bundle: Bundle, role: str, precision: str) -> ModelEntry:
+    entries = bundle.select(role=role, format="onnx", precision=precision)
+    if not entries:
+        has = ", ".join(entry.precision for entry in bundle.select(role=role, format="onnx")) or "none"
+        way = "vae-edge export RUN --out" if precision == "fp32" else f"vae-edge quantize --precision {precision}"
+        raise EngineError(
+            f"The bundle {bundle.path} has no {precision} ONNX {role} to build from (it has: {has}): add it with "
+            f"`{way} {bundle.path}`."
+        )
+    return entries[0]
+
+
+def _with_targets(settings: Settings, targets: tuple[str, ...]) -> Settings:
+    return Settings.from_json({**settings.to_json(), "targets": list(targets)})
+
+
+def _versions(tensorrt: str, driver: cuda.Driver) -> dict[str, str]:
+    return {
+        "vae_edge": __version__,
+        "tensorrt": tensorrt,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "gpu": driver.sentence(),
+    }
