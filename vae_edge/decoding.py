@@ -161,3 +161,13 @@ def _compose(image: Image.Image, steps: list[str]) -> Image.Image:
         steps.append(f"laid its transparency on {page}{reason}")
         pixels = Image.alpha_composite(Image.new("RGBA", layers.size, page), layers).convert("RGB")
     return pixels.getchannel("R") if grey else _grey_if_grey(pixels)
+
+
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """(width, height) of an image file as stored, from its header alone.
+
+    Raises:
+        DataError: the file is missing or no image.
+    """
+    with _open(Path(path)) as image:
+        return image.size

@@ -180,6 +180,33 @@ def measure_background(images: np.ndarray) -> str:
     return "none"
 
 
+def resize_square(square: Image, size: int) -> Image:
+    """Resize with antialiasing: whole-number box reduction, then Lanczos; bicubic upwards."""
+    from PIL.Image import Resampling
+
+    if square.width == size:
+        return square
+    if square.width > size:
+        return square.resize((size, size), Resampling.LANCZOS, reducing_gap=3.0)
+    return square.resize((size, size), Resampling.BICUBIC)
+
+
+def how_to_uint8(array: np.ndarray) -> str:
+    """A sentence that says how this array, whose dtype is not uint8, becomes pixels."""
+    if array.dtype == np.bool_:
+        return "Convert it with x.astype(np.uint8) * 255."
+    if array.dtype.kind not in "iuf" or not array.size:
+        return "Pixels are whole numbers from 0 to 255."
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        return f"It holds {int((~np.isfinite(array)).sum())} values that are NaN or infinite, which no pixel can be."
+    low, high = array.min(), array.max()
+    if array.dtype.kind == "f" and low >= 0 and high <= 1:
+        return "Convert it with (x * 255).round().astype(np.uint8)."
+    if low >= 0 and high <= 255:
+        return f"Convert it with {'x.round()' if array.dtype.kind == 'f' else 'x'}.astype(np.uint8)."
+    return f"Its values go from {low} to {high}: undo any normalization and bring them to 0..255 first."
+
+
 def _check_options(invert: str, fit: str) -> None:
     for option, value, known in (("invert", invert, INVERT), ("fit", fit, FIT)):
         if value not in known:
@@ -193,25 +220,10 @@ def _check_slowly(array: Any, spec: InputSpec, name: str) -> np.ndarray:
     if not isinstance(array, np.ndarray):
         raise DataError(f"{expected}, but a {type(array).__name__} came. Convert it with np.asarray.")
     if array.dtype != np.uint8:
-        raise DataError(f"{expected}, but its dtype is {array.dtype}. {_how_to_uint8(array)}")
+        raise DataError(f"{expected}, but its dtype is {array.dtype}. {how_to_uint8(array)}")
     if array.shape[1:] != (size, size, channels) or not array.shape[0]:
         raise DataError(f"{expected}, but its shape is {list(array.shape)}. {_how_to_shape(array.shape, spec)}")
     return np.ascontiguousarray(array)
-
-
-def _how_to_uint8(array: np.ndarray) -> str:
-    if array.dtype == np.bool_:
-        return "Convert it with x.astype(np.uint8) * 255."
-    if array.dtype.kind not in "iuf" or not array.size:
-        return "Pixels are whole numbers from 0 to 255."
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        return f"It holds {int((~np.isfinite(array)).sum())} values that are NaN or infinite, which no pixel can be."
-    low, high = array.min(), array.max()
-    if array.dtype.kind == "f" and low >= 0 and high <= 1:
-        return "Convert it with (x * 255).round().astype(np.uint8)."
-    if low >= 0 and high <= 255:
-        return f"Convert it with {'x.round()' if array.dtype.kind == 'f' else 'x'}.astype(np.uint8)."
-    return f"Its values go from {low} to {high}: undo any normalization and bring them to 0..255 first."
 
 
 def _how_to_shape(shape: tuple[int, ...], spec: InputSpec) -> str:
@@ -257,13 +269,10 @@ def _frame(image: Image, fit: str, steps: list[str], hints: list[str]) -> Image:
 
 
 def _resize(square: Image, spec: InputSpec, steps: list[str]) -> np.ndarray:
-    """Resize with antialiasing (whole-number box reduction, then Lanczos) and give the channels that the model has."""
-    from PIL.Image import Resampling
-
+    """To the model's size and channels."""
     side = square.width
     if side != spec.size:
-        how, gap = (Resampling.LANCZOS, 3.0) if side > spec.size else (Resampling.BICUBIC, None)
-        square = square.resize((spec.size, spec.size), how, reducing_gap=gap)
+        square = resize_square(square, spec.size)
         steps.append(f"resized from {side}×{side} to {spec.size}×{spec.size}")
     if spec.channels == 3 and square.mode == "L":
         steps.append("its grey copied into three channels")

@@ -1,0 +1,101 @@
+"""What the user calls a data set, and which it is."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+
+from vae_edge.data.arrays import check_options, shaped
+from vae_edge.data.digits import NAME as DIGITS
+from vae_edge.data.digits import load_digits
+from vae_edge.data.folder import is_image_folder, load_folder
+from vae_edge.data.idx import is_idx_folder, load_idx_file, load_idx_folder
+from vae_edge.data.npz import load_npz
+from vae_edge.data.sets import Dataset, LabelledImages, labelled
+from vae_edge.errors import DataError
+
+VARIABLE = "VAE_EDGE_DATA"
+"""The environment variable that names a folder of data sets."""
+
+
+def load_dataset(spec: str | os.PathLike[str], size: int | None = None, channels: int | None = None) -> Dataset:
+    """Load a data set, whichever kind it is.
+
+    Args:
+        spec: `digits` (built in); a path to a folder of IDX files, an IDX images file, a folder of images with one
+            sub-folder a class, or an `.npz`; or a name in the folder that the environment variable VAE_EDGE_DATA names.
+        size: the side in pixels (28 to 64) that images are resized to. None keeps the size of arrays, and chooses one
+            for image files (see `vae_edge.data.folder`).
+        channels: 1 for grey, 3 for colour; None takes what is there.
+
+    Raises:
+        DataError: there is nothing of that name, or it is not what it should be.
+        ConfigError: a size or channel count that no model takes.
+    """
+    check_options(size, channels)
+    if os.fspath(spec) == DIGITS:
+        return _reshaped(load_digits(), size, channels)
+    path = _locate(spec)
+    try:
+        return _load(path, size, channels)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def _locate(spec: str | os.PathLike[str]) -> Path:
+    path = Path(spec).expanduser()
+    if os.fspath(spec) and path.exists():
+        return path
+    shelf = os.environ.get(VARIABLE, "")
+    if shelf and not path.is_absolute():
+        for candidate in (Path(shelf) / path, Path(shelf) / f"{path}.npz"):
+            if candidate.exists():
+                return candidate
+    raise DataError(
+        f"There is no data set {os.fspath(spec)!r}: it is neither a path nor a known name. {_what_there_is(shelf)}"
+    )
+
+
+def _what_there_is(shelf: str) -> str:
+    if not shelf:
+        return f"Built in: {DIGITS}. {VARIABLE} is not set; it would name a folder of data sets."
+    folder = Path(shelf)
+    if not folder.is_dir():
+        return f"Built in: {DIGITS}. {VARIABLE} names {shelf}, which is no folder."
+    names = sorted(
+        child.name
+        for child in folder.iterdir()
+        if not child.name.startswith(".") and (child.is_dir() or child.suffix == ".npz")
+    )
+    return f"Built in: {DIGITS}. In {shelf} ({VARIABLE}): {', '.join(names) or 'none'}."
+
+
+def _load(path: Path, size: int | None, channels: int | None) -> Dataset:
+    if path.is_dir():
+        path = path.absolute()
+        if is_idx_folder(path):
+            return load_idx_folder(path, size, channels)
+        if is_image_folder(path):
+            return load_folder(path, size, channels)
+        raise DataError(
+            f"{path} holds no data set: expected IDX files (train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz), "
+            "or images in one sub-folder a class."
+        )
+    if path.suffix.lower() == ".npz" or zipfile.is_zipfile(path):
+        return load_npz(path, size, channels)
+    if "idx" in path.name or "ubyte" in path.name:
+        return load_idx_file(path, size, channels)
+    raise DataError(
+        f"{path} is no data set: expected a folder, an .npz, or an IDX images file (…-images-idx3-ubyte, plain or .gz)."
+    )
+
+
+def _reshaped(dataset: Dataset, size: int | None, channels: int | None) -> Dataset:
+    def half(data: LabelledImages | None) -> LabelledImages | None:
+        if data is None:
+            return None
+        pixels = shaped(data.images, size, channels, dataset.source)
+        return labelled(dataset.source, pixels, data.labels, data.classes, data.angles_deg)
+
+    return Dataset(dataset.name, dataset.source, half(dataset.train), half(dataset.test))

@@ -1,0 +1,151 @@
+"""NumPy archives: `images` and `labels`, or Keras's `x_train`, `y_train`, `x_test`, `y_test`. Never unpickled."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vae_edge.data.arrays import MAX_BYTES, shaped
+from vae_edge.data.sets import Dataset, LabelledImages, labelled, numbered_classes, two_halves
+from vae_edge.errors import DataError
+
+_NAMES = {
+    "train": (("images", "x", "x_train", "train_images"), ("labels", "y", "y_train", "train_labels"), "angles_deg"),
+    "validation": (("x_val", "val_images"), ("y_val", "val_labels"), "angles_deg_val"),
+    "test": (("x_test", "test_images"), ("y_test", "test_labels"), "angles_deg_test"),
+}
+"""For each part: the names of its images, of its labels, and of its angles."""
+_DEFLATE_LIMIT = 1032
+
+
+def load_npz(path: Path, size: int | None = None, channels: int | None = None) -> Dataset:
+    """Load an archive of arrays.
+
+    Images are uint8 [N, S, S] or [N, S, S, C]; labels are whole numbers or names, [N] or [N, 1]. `classes` (optional)
+    names the classes; `angles_deg` (optional) says how far each image is turned. Upper and lower case count alike.
+
+    Raises:
+        DataError: no archive, damaged, pickled, too large, an array is missing or of the wrong form.
+    """
+    arrays = _read(path)
+    parts: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray | None]] = {}
+    for role, (image_names, label_names, angle_name) in _NAMES.items():
+        images, labels = _one_of(path, arrays, image_names), _one_of(path, arrays, label_names)
+        if images is None and labels is None:
+            continue
+        if images is None or labels is None:
+            missing = image_names if images is None else label_names
+            raise DataError(f"{path} lacks {' or '.join(missing)}; it holds {', '.join(sorted(arrays))}.")
+        parts[role] = images, labels, arrays.get(angle_name)
+    if not parts:
+        raise DataError(
+            f"{path}: expected arrays named images and labels (or x_train, y_train, x_test, y_test), "
+            f"but it holds {', '.join(sorted(arrays)) or 'nothing'}."
+        )
+    labels_of = {role: _labels(f"{path}, {role} labels", labels) for role, (_, labels, _) in parts.items()}
+    classes = _classes(path, arrays.get("classes"), list(labels_of.values()))
+    made: dict[str, LabelledImages] = {}
+    for role, (images, _, angles) in parts.items():
+        source = f"{path}, {role} part" if len(parts) > 1 else str(path)
+        numbers = _as_numbers(source, labels_of[role], classes)
+        pixels = shaped(images, size, channels, source)
+        made[role] = labelled(source, pixels, numbers, classes, _angles(source, angles))
+    return two_halves(path.stem, str(path), made.get("train"), made.get("validation"), made.get("test"))
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """The arrays by lower-case name; only those that have a meaning here."""
+    known = {"classes"} | {name for *pairs, angles in _NAMES.values() for name in (*pairs[0], *pairs[1], angles)}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            arrays: dict[str, np.ndarray] = {}
+            for member in archive.infolist():
+                name = member.filename.removesuffix(".npy").lower()
+                if name in arrays:
+                    raise DataError(f"{path} holds two arrays named {name}.")
+                arrays[name] = _read_member(path, archive, member) if name in known else np.empty(0)
+            return arrays
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise DataError(f"{path} cannot be read as a NumPy archive (.npz): {error}") from error
+
+
+def _read_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """Read an array after its header is found to fit what is stored: a false one must not make us allocate."""
+    where = f"{path}, array {member.filename}"
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read_header: Any = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
+        shape, _, dtype = read_header(file)
+        start = file.tell()
+    if dtype.hasobject:
+        raise DataError(f"{where} holds pickled Python objects, which are never read; save plain numbers or strings.")
+    total = math.prod(shape) * dtype.itemsize
+    if total > MAX_BYTES or total > _DEFLATE_LIMIT * max(member.compress_size, 1):
+        raise DataError(f"{where} promises {list(shape)} of {dtype}, which its {member.compress_size} bytes cannot be.")
+    if total != member.file_size - start:
+        raise DataError(f"{where} promises {total} bytes, but holds {member.file_size - start}; it is damaged.")
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _one_of(path: Path, arrays: dict[str, np.ndarray], names: tuple[str, ...]) -> np.ndarray | None:
+    found = [name for name in names if name in arrays]
+    if len(found) > 1:
+        raise DataError(f"{path} holds both {' and '.join(found)}, which mean the same; keep one.")
+    return arrays[found[0]] if found else None
+
+
+def _labels(source: str, labels: np.ndarray) -> np.ndarray:
+    """Labels [N] as whole numbers (int64) or names (strings)."""
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1:
+        hint = " From one-hot rows, take y.argmax(axis=1)." if labels.ndim == 2 else ""
+        raise DataError(f"{source}: expected one number an image, but their shape is {list(labels.shape)}.{hint}")
+    if labels.dtype.kind == "U":
+        return labels
+    if labels.dtype.kind not in "iu":
+        raise DataError(
+            f"{source}: expected whole numbers or names, but their dtype is {labels.dtype}; "
+            "convert them with y.astype(np.int64)."
+        )
+    if len(labels) and int(labels.max()) > np.iinfo(np.int64).max:
+        raise DataError(f"{source}: {labels.max()} is no class's number.")
+    return labels.astype(np.int64)
+
+
+def _classes(path: Path, names: np.ndarray | None, labels: list[np.ndarray]) -> tuple[str, ...]:
+    if names is not None:
+        if names.ndim != 1 or names.dtype.kind != "U":
+            raise DataError(f"{path}: classes are a list of strings, but {names.dtype} {list(names.shape)} came.")
+        if len(set(names.tolist())) != len(names):
+            raise DataError(f"{path}: classes name one class twice.")
+        return tuple(str(name) for name in names)
+    if labels[0].dtype.kind == "U":
+        return tuple(sorted({str(name) for part in labels for name in part}))
+    return numbered_classes(str(path), max(int(part.max(initial=0)) for part in labels if part.dtype.kind != "U"))
+
+
+def _as_numbers(source: str, labels: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:
+    if labels.dtype.kind != "U":
+        return labels
+    place = {name: number for number, name in enumerate(classes)}
+    unknown = sorted({str(name) for name in labels} - set(place))
+    if unknown:
+        raise DataError(f"{source}: label {unknown[0]!r} is not among the classes ({', '.join(classes[:20])}).")
+    return np.array([place[str(name)] for name in labels], dtype=np.int64)
+
+
+def _angles(source: str, angles: np.ndarray | None) -> np.ndarray | None:
+    if angles is None:
+        return None
+    if angles.dtype.kind not in "iuf":
+        raise DataError(f"{source}: angles_deg are numbers, but their dtype is {angles.dtype}.")
+    return angles.astype(np.float32)

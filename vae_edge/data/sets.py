@@ -1,0 +1,168 @@
+"""What a data set is: labelled images, in one half or two. Checked when made, so that nobody after has to."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from vae_edge.errors import DataError
+
+MOST_CLASSES = 4096
+"""Labels without class names that go higher than this are taken for damage."""
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images of one size with their labels.
+
+    Raises:
+        DataError: the arrays do not fit each other, or a label is outside the classes.
+    """
+
+    images: np.ndarray
+    """uint8 [N, H, W, C], C 1 or 3."""
+    labels: np.ndarray
+    """int64 [N], each an index into `classes`."""
+    classes: tuple[str, ...]
+    angles_deg: np.ndarray | None = None
+    """float32 [N], how far each image is turned: counter-clockwise as displayed, upright is 0. None: not known."""
+
+    def __post_init__(self) -> None:
+        """Check what the type says."""
+        images, labels = self.images, self.labels
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+            raise DataError(
+                f"Images are uint8 [N, H, W, C] with 1 or 3 channels, but {images.dtype} {list(images.shape)} came."
+            )
+        if labels.dtype != np.int64 or labels.shape != (len(images),):
+            raise DataError(
+                f"Labels are int64, one for each of the {len(images)} images, "
+                f"but {labels.dtype} {list(labels.shape)} came."
+            )
+        if len(labels) and (labels.min() < 0 or labels.max() >= len(self.classes)):
+            wrong = int(labels.min()) if labels.min() < 0 else int(labels.max())
+            raise DataError(
+                f"Label {wrong} is outside the {len(self.classes)} classes (0 to {len(self.classes) - 1}); "
+                "correct the labels or give the missing class names."
+            )
+        angles = self.angles_deg
+        if angles is not None and (
+            angles.dtype != np.float32 or angles.shape != labels.shape or not np.isfinite(angles).all()
+        ):
+            raise DataError(
+                f"Angles are finite float32 degrees, one for each of the {len(images)} images, "
+                f"but {angles.dtype} {list(angles.shape)} came, or some are NaN."
+            )
+
+    def __len__(self) -> int:
+        """How many images there are."""
+        return len(self.images)
+
+    def take(self, indices: np.ndarray) -> LabelledImages:
+        """The images at these indices (integers [M] or a mask [N]), in that order."""
+        angles = None if self.angles_deg is None else self.angles_deg[indices]
+        return LabelledImages(self.images[indices], self.labels[indices], self.classes, angles)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A training half, a test half, or both.
+
+    Raises:
+        DataError: neither half is there, a half is empty, or the halves differ in classes or image shape.
+    """
+
+    name: str
+    source: str
+    train: LabelledImages | None
+    test: LabelledImages | None
+
+    def __post_init__(self) -> None:
+        """Check that there is something, and that two halves are of one data set."""
+        halves = [half for half in (self.train, self.test) if half is not None]
+        if not halves or not all(len(half) for half in halves):
+            raise DataError(f"{self.source}: there are no images.")
+        if len({half.classes for half in halves}) > 1:
+            difference = sorted(set(halves[0].classes) ^ set(halves[1].classes)) or ["their order"]
+            raise DataError(
+                f"{self.source}: the training and the test half differ in their classes ({', '.join(difference)}); "
+                "give both the same."
+            )
+        if len({half.images.shape[1:] for half in halves}) > 1:
+            shapes = " and ".join(str(list(half.images.shape[1:])) for half in halves)
+            raise DataError(f"{self.source}: the training and the test half differ in the images' shape: {shapes}.")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names, in the order of the labels."""
+        half = self.train if self.train is not None else self.test
+        assert half is not None  # as __post_init__ checked
+        return half.classes
+
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal, of both halves' images and labels and of the class names; alike on any machine."""
+        digest = hashlib.sha256(repr(self.classes).encode())
+        for role, half in (("train", self.train), ("test", self.test)):
+            if half is not None:
+                digest.update(f"{role} {half.images.shape}".encode())
+                digest.update(np.ascontiguousarray(half.images).data)
+                digest.update(np.ascontiguousarray(half.labels, dtype="<i8").data)
+        return digest.hexdigest()
+
+
+def labelled(
+    source: str, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], angles_deg: np.ndarray | None = None
+) -> LabelledImages:
+    """`LabelledImages` whose complaint names where the data came from."""
+    try:
+        return LabelledImages(images, labels, classes, angles_deg)
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from error
+
+
+def join(parts: list[LabelledImages]) -> LabelledImages:
+    """One after the other; the angles are kept where all parts have them. Classes and image shape must be alike."""
+    if len(parts) == 1:
+        return parts[0]
+    angles = [part.angles_deg for part in parts if part.angles_deg is not None]
+    return LabelledImages(
+        np.concatenate([part.images for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        parts[0].classes,
+        np.concatenate(angles) if len(angles) == len(parts) else None,
+    )
+
+
+def two_halves(
+    name: str,
+    source: str,
+    train: LabelledImages | None,
+    validation: LabelledImages | None,
+    test: LabelledImages | None,
+) -> Dataset:
+    """A data set of up to three parts as two halves.
+
+    A validation part is the test half where there is no other; else it joins the training half, out of which training
+    carves a validation set of its own.
+    """
+    if validation is None:
+        return Dataset(name, source, train, test)
+    if test is None:
+        return Dataset(name, source, train, validation)
+    if train is None:
+        return Dataset(name, source, validation, test)
+    Dataset(name, source, train, validation)  # raises where the two do not fit each other
+    return Dataset(name, source, join([train, validation]), test)
+
+
+def numbered_classes(source: str, highest: int) -> tuple[str, ...]:
+    """Names for labels that are numbers alone: `0`, `1`, and so on up to the highest label.
+
+    Raises:
+        DataError: the highest label is absurd.
+    """
+    if highest >= MOST_CLASSES:
+        raise DataError(f"{source}: label {highest} is too high to be a class's number; labels count from 0.")
+    return tuple(str(number) for number in range(highest + 1))
