@@ -1,0 +1,20 @@
+"""Loading a bundle and predicting with it: NumPy and one backend, neither torch nor triton; one file a backend."""
+
+from __future__ import annotations
+
+from vae_edge.runtime.backends import TensorInfo, backend_version, installed_backends
+from vae_edge.runtime.classifier import Classifier
+from vae_edge.runtime.loading import load
+from vae_edge.runtime.machine import available_cpus, cpu_model
+from vae_edge.runtime.predictions import Predictions
+
+__all__ = [
+    "Classifier",
+    "Predictions",
+    "TensorInfo",
+    "available_cpus",
+    "backend_version",
+    "cpu_model",
+    "installed_backends",
+    "load",
+]

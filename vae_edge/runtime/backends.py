@@ -1,0 +1,139 @@
+"""The one interface that every backend fills, which of them are installed, and the check that a model file is ours."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from vae_edge.errors import BackendError, BundleError
+from vae_edge.images import InputSpec
+
+DTYPES = {"tensor(uint8)": np.dtype(np.uint8), "tensor(float)": np.dtype(np.float32)}
+PLANNED = ("tensorrt", "tensorrt_rtx", "native")
+_HOME = {
+    "onnxruntime": ("vae_edge.runtime.onnxruntime_backend", "OnnxRuntimeBackend"),
+    "openvino": ("vae_edge.runtime.openvino_backend", "OpenVinoBackend"),
+}
+BACKENDS = tuple(_HOME)
+
+Interface = dict[str, tuple[str, tuple[int, ...]]]  # of each tensor by name: type, and shape behind the batch
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output in ONNX Runtime's words: a dynamic dimension is a name, the type is like "tensor(uint8)"."""
+
+    name: str
+    shape: list[int | str | None]
+    type: str
+
+
+class Backend(Protocol):
+    """A loaded model. Safe to call from several threads."""
+
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+    def infer(self, image: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Run uint8 [N, S, S, C]; the arrays, in the order of `outputs`, hold until this thread's next call."""
+        ...
+
+    def prepare(self, batch: int) -> None:
+        """Make ready for this batch size whatever would otherwise be made by the first call."""
+        ...
+
+    def close(self) -> None:
+        """Let the engine go. May be called again."""
+        ...
+
+
+def installed_backends() -> tuple[str, ...]:
+    """The names of the backends whose packages are installed, without importing them."""
+    return tuple(name for name in BACKENDS if importlib.util.find_spec(name) is not None)
+
+
+def backend_version(name: str) -> str:
+    """The version of an installed backend's package."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # another distribution of it, such as onnxruntime-gpu
+        return str(importlib.import_module(name).__version__)
+
+
+def check_installed(name: str) -> None:
+    """Refuse a backend that is unknown or not installed.
+
+    Raises:
+        BackendError: with the backends that are there and the command that installs one.
+    """
+    there = ", ".join(installed_backends()) or "none"
+    if name in PLANNED:
+        raise BackendError(f"The backend {name!r} cannot predict yet; installed here: {there}.")
+    if name not in BACKENDS:
+        raise BackendError(f"There is no backend {name!r}; there are auto, {', '.join(BACKENDS)}; installed: {there}.")
+    if importlib.util.find_spec(name) is None:
+        raise BackendError(
+            f'The backend {name!r} is not installed (installed: {there}): run `pip install "vae-edge[{name}]"`.'
+        )
+
+
+def open_backend(name: str, file: Path, precision: str, threads: int) -> Backend:
+    """Load a model file in a backend.
+
+    Raises:
+        BackendError: if the backend is not installed or its package cannot be imported.
+        BundleError: if the backend refuses the file.
+    """
+    check_installed(name)
+    module, cls = _HOME[name]
+    try:
+        opener = getattr(importlib.import_module(module), cls)
+    except (ImportError, OSError) as error:
+        raise BackendError(
+            f"The backend {name!r} is installed but cannot be imported ({error}): reinstall it with "
+            f"`pip install --force-reinstall {name}`."
+        ) from error
+    try:
+        return opener(file, precision, threads)
+    except Exception as error:  # the engines' own exceptions share no base class
+        first = str(error).strip().splitlines() or [type(error).__name__]
+        raise BundleError(
+            f"{file} is not a model that {name} {backend_version(name)} can load ({first[0]}): "
+            "export it again, or choose another backend."
+        ) from error
+
+
+def check_interface(backend: Backend, file: Path, spec: InputSpec, outputs: Interface) -> None:
+    """Check that a model takes our `image` and gives `outputs` (type and shape behind the batch, by name).
+
+    Raises:
+        BundleError: with what was expected and what the file has.
+    """
+    expected: Interface = {"image": ("tensor(uint8)", (spec.size, spec.size, spec.channels))}
+    for what, found, wanted in (("inputs", backend.inputs, expected), ("outputs", backend.outputs, outputs)):
+        have = {info.name: (info.type, tuple(info.shape[1:])) for info in found}
+        if have != wanted or any(isinstance(info.shape[0], int) for info in found):
+            raise BundleError(
+                f"{file} is not a model of ours: its {what} should be {_words(wanted)}, "
+                f"but they are {_as_found(found)}; export it with `vae-edge export`."
+            )
+
+
+def allocate(info: Sequence[TensorInfo], batch: int) -> tuple[np.ndarray, ...]:
+    """Arrays for the tensors of one batch."""
+    return tuple(np.zeros((batch, *(int(n or 0) for n in t.shape[1:])), DTYPES[t.type]) for t in info)
+
+
+def _words(wanted: Interface) -> str:
+    return ", ".join(f"{name} {kind} [{', '.join(['N', *map(str, tail)])}]" for name, (kind, tail) in wanted.items())
+
+
+def _as_found(found: Sequence[TensorInfo]) -> str:
+    return ", ".join(f"{t.name} {t.type} [{', '.join(map(str, t.shape))}]" for t in found) or "none"

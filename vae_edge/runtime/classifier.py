@@ -1,0 +1,218 @@
+"""The classifier that `vae_edge.load` returns: images in, predictions out, on one backend in one precision."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from vae_edge.bundle import Bundle, ModelEntry
+from vae_edge.errors import BackendError, BundleError, ConfigError
+from vae_edge.images import InputSpec, Interpretation, check_batch, to_batch
+from vae_edge.runtime.backends import Backend, Interface, TensorInfo, check_interface, open_backend
+from vae_edge.runtime.predictions import Predictions
+
+LARGEST_BATCH = 256  # larger ones are run in pieces of this size: bound buffers stay small
+
+
+class Classifier:
+    """Call it with images. Safe to call from several threads; a context manager; `close()` lets the engine go.
+
+    Attributes: `bundle`, `backend` and `precision` (names), `threads`, `input` (InputSpec), `classes`, `threshold`.
+    """
+
+    def __init__(self, bundle: Bundle, backend: str, precision: str, threads: int, engine: Backend) -> None:
+        """Made by `vae_edge.load`; `engine` is what `open_classifier` gave for this backend and precision."""
+        self.bundle = bundle
+        self.backend = backend
+        self.precision = precision
+        self.threads = threads
+        self.input: InputSpec = bundle.input
+        self.classes = bundle.classes
+        self.threshold = bundle.threshold
+        self._engine: Backend | None = engine
+        self._reconstructor: Backend | None = None
+        self._lock = threading.Lock()
+        names = [info.name for info in engine.outputs]
+        self._order = (names.index("probabilities"), names.index("angle"), names.index("score"))
+
+    def __call__(self, images: Any, invert: str = "never", fit: str = "pad") -> Predictions:
+        """Classify images.
+
+        Args:
+            images: an array uint8 [N, S, S, C] (the fast way), or a path, a Pillow image, or a list of these or of
+                arrays, which are prepared as `vae_edge.images.to_batch` says.
+            invert: `never`, `always` or `auto`.
+            fit: `pad` or `ink`.
+
+        Raises:
+            DataError: an image cannot be read or an array has the wrong form.
+            BackendError: the classifier was closed, or the engine failed.
+        """
+        if type(images) is np.ndarray and images.ndim == 4 and invert == "never" and fit == "pad":
+            batch = check_batch(images, self.input)
+            interpret: Callable[[int], list[Interpretation]] = self._interpret_array
+        else:
+            batch, found = to_batch(images, self.input, invert, fit)
+            interpret = lambda count: found  # noqa: E731
+        outputs = self._run(self._engine, batch)
+        p, a, s = self._order
+        return Predictions(
+            outputs[p], outputs[a], outputs[s], classes=self.classes, threshold=self.threshold, interpret=interpret
+        )
+
+    def reconstruct(self, images: Any, invert: str = "never", fit: str = "pad") -> np.ndarray:
+        """What the model makes of the images when it draws them again: uint8 [N, S, S, C]. Arguments as for a call.
+
+        Raises:
+            BundleError: the bundle has no reconstruction model.
+        """
+        batch, _ = to_batch(images, self.input, invert, fit)
+        with self._lock:
+            if self._engine is not None and self._reconstructor is None:
+                self._reconstructor = _open_reconstructor(self.bundle, self.backend, self.precision, self.threads)
+        return self._run(self._reconstructor, batch)[0]
+
+    @property
+    def inputs(self) -> list[TensorInfo]:
+        """The model's inputs, each with `name`, `shape` and `type`."""
+        return list(self._open(self._engine).inputs)
+
+    @property
+    def outputs(self) -> list[TensorInfo]:
+        """The model's outputs, each with `name`, `shape` and `type`."""
+        return list(self._open(self._engine).outputs)
+
+    def warmup(self, batch: int = 1) -> None:
+        """Make ready for batches of this size, so that the first call is as fast as the later ones.
+
+        OpenVINO compiles the model for this very size, which costs some tens of milliseconds and makes it faster.
+        """
+        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+            raise ConfigError(f"warmup takes a batch size of at least 1, but {batch!r} came.")
+        engine, size = self._open(self._engine), min(batch, LARGEST_BATCH)
+        engine.prepare(size)
+        image = np.random.default_rng(0).integers(
+            0, 256, (size, self.input.size, self.input.size, self.input.channels), dtype=np.uint8
+        )
+        for _ in range(3):
+            engine.infer(image)
+
+    def close(self) -> None:
+        """Let the engine go; calls after this raise BackendError. May be called again."""
+        with self._lock:
+            engines = (self._engine, self._reconstructor)
+            self._engine = self._reconstructor = None
+        for engine in engines:
+            if engine is not None:
+                engine.close()
+
+    def __enter__(self) -> Classifier:
+        """The classifier itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def __repr__(self) -> str:
+        """Name, backend, precision, threads, input and number of classes."""
+        state = "" if self._engine is not None else ", closed"
+        s = self.input
+        return (
+            f"<Classifier {self.bundle.name!r}: {self.backend}, {self.precision}, threads={self.threads}, "
+            f"image uint8 [N, {s.size}, {s.size}, {s.channels}], {len(self.classes)} classes{state}>"
+        )
+
+    def _run(self, engine: Backend | None, batch: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Outputs in arrays of their own, whatever the size of the batch."""
+        if engine is None:
+            engine = self._open(engine)
+        try:
+            if len(batch) <= LARGEST_BATCH:
+                return tuple([output.copy() for output in engine.infer(batch)])
+            pieces = [
+                [output.copy() for output in engine.infer(batch[start : start + LARGEST_BATCH])]
+                for start in range(0, len(batch), LARGEST_BATCH)
+            ]
+        except Exception as error:  # the engines' own exceptions share no base class
+            if self._engine is None:
+                raise BackendError(f"The classifier of {self.bundle.path} was closed during a call.") from error
+            raise BackendError(
+                f"{self.backend} failed on a batch of {len(batch)} images ({error}): try another backend."
+            ) from error
+        return tuple(np.concatenate(parts) for parts in zip(*pieces, strict=True))
+
+    def _open(self, engine: Backend | None) -> Backend:
+        if engine is None:
+            raise BackendError(f"The classifier of {self.bundle.path} was closed: load the bundle again.")
+        return engine
+
+    def _interpret_array(self, count: int) -> list[Interpretation]:
+        size = self.input.size
+        one = np.zeros((1, size, size, self.input.channels), np.uint8)  # an array's interpretation is its form alone
+        return to_batch(one, self.input)[1] * count
+
+
+def open_classifier(bundle: Bundle, backend: str, precision: str, threads: int) -> Backend:
+    """Load the bundle's classifier of a precision in a backend, and check that it is ours.
+
+    Raises:
+        BundleError: if there is none, or its inputs and outputs are not what the manifest says.
+        BackendError: if the backend is not installed.
+    """
+    entry = _entry(bundle, precision)
+    outputs: Interface = {
+        "probabilities": ("tensor(float)", (len(bundle.classes),)),
+        "angle": ("tensor(float)", ()),
+        "score": ("tensor(float)", ()),
+    }
+    return _open_checked(bundle, entry, backend, threads, outputs)
+
+
+def _open_reconstructor(bundle: Bundle, backend: str, precision: str, threads: int) -> Backend:
+    there = bundle.select("reconstruction", "onnx", target="any")
+    if not there:
+        raise BundleError(
+            f"The bundle {bundle.path} has no reconstruction model: export it again with one, `vae-edge export`."
+        )
+    entry = next((m for m in there if m.precision == precision), there[0])
+    spec = bundle.input
+    outputs: Interface = {"reconstruction": ("tensor(uint8)", (spec.size, spec.size, spec.channels))}
+    return _open_checked(bundle, entry, backend, threads, outputs)
+
+
+def _open_checked(
+    bundle: Bundle,
+    entry: ModelEntry,
+    backend: str,
+    threads: int,
+    outputs: Interface,
+) -> Backend:
+    file = bundle.file(entry)
+    engine = open_backend(backend, file, entry.precision, threads)
+    try:
+        check_interface(engine, file, bundle.input, outputs)
+    except BundleError:
+        engine.close()
+        raise
+    return engine
+
+
+def _entry(bundle: Bundle, precision: str) -> ModelEntry:
+    models = bundle.select("classifier", "onnx", target="any")
+    for model in models:
+        if model.precision == precision:
+            return model
+    there = ", ".join(m.precision for m in models) or "none"
+    add = (
+        f"vae-edge export RUN --out {bundle.path}"
+        if precision == "fp32"
+        else f"vae-edge quantize {bundle.path} --precision {precision} --data PATH"
+    )
+    raise BundleError(f"The bundle {bundle.path} has no {precision} classifier (it has: {there}): add it with `{add}`.")

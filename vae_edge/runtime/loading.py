@@ -1,0 +1,46 @@
+"""From a bundle's path to a classifier: checks what was asked for, and asks `auto` where it was left open."""
+
+from __future__ import annotations
+
+import os
+
+from vae_edge.bundle import load_bundle
+from vae_edge.bundle_schema import PRECISIONS
+from vae_edge.errors import BackendError, ConfigError
+from vae_edge.runtime import auto
+from vae_edge.runtime.backends import check_installed, installed_backends
+from vae_edge.runtime.classifier import Classifier, open_classifier
+
+
+def load(
+    path: str | os.PathLike[str], backend: str = "auto", precision: str = "auto", threads: int | None = None
+) -> Classifier:
+    """Load and verify a bundle and make it ready to predict.
+
+    Args:
+        path: the bundle's folder.
+        backend: `onnxruntime`, `openvino`, or `auto`: the fastest here, timed once and remembered in the bundle.
+        precision: `fp32`, `fp16`, `int8`, `fp8`, or `auto`: the fastest whose recorded accuracy is within half a point
+            of fp32's.
+        threads: how many threads one call may use. None is 1, which is the fastest for single images with models of
+            this size; several Python threads may call one classifier at a time.
+
+    Raises:
+        BundleError: the bundle is damaged, lacks the precision, or its model is not ours.
+        BackendError: the backend is unknown or not installed.
+        ConfigError: `precision` or `threads` is not one of the above.
+    """
+    if threads is None:
+        threads = 1
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise ConfigError(f"threads is a whole number of at least 1, or None, but {threads!r} came.")
+    if precision not in ("auto", *PRECISIONS):
+        raise ConfigError(f"precision is auto, {', '.join(PRECISIONS)}, but {precision!r} came.")
+    if backend != "auto":
+        check_installed(backend)
+    elif not installed_backends():
+        raise BackendError('No backend is installed: run `pip install "vae-edge[onnxruntime]"`.')
+    bundle = load_bundle(path)
+    if backend != "auto" and precision != "auto":
+        return Classifier(bundle, backend, precision, threads, open_classifier(bundle, backend, precision, threads))
+    return Classifier(bundle, *auto.choose(bundle, backend, precision, threads))

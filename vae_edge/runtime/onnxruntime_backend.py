@@ -1,0 +1,74 @@
+"""ONNX Runtime on the CPU: one session, and for each thread and batch size one binding that is used again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from vae_edge.runtime.backends import TensorInfo, allocate
+from vae_edge.runtime.machine import available_cpus
+from vae_edge.runtime.slots import Slot, Slots
+from vae_edge.runtime.unsigned import unsigned_activations
+
+
+def session_options(threads: int) -> ort.SessionOptions:
+    """The options of every session of ours."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    if threads > available_cpus():  # a thread that spins takes the CPU from the one it waits for
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+class OnnxRuntimeBackend:
+    """A model in ONNX Runtime's CPU provider. int8 files are rewritten in memory, see `unsigned`."""
+
+    def __init__(self, file: Path, precision: str, threads: int) -> None:
+        """Load `file`; raises whatever ONNX Runtime raises for a file it refuses."""
+        model: str | bytes = unsigned_activations(file) if precision == "int8" else str(file)
+        # At full optimization this rewrite makes fp8 graphs silently wrong.
+        disabled = ["ReluQuantRewrite"] if precision == "fp8" else None
+        self.session = ort.InferenceSession(
+            model, session_options(threads), providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+        )
+        self.inputs = tuple(TensorInfo(t.name, t.shape, t.type) for t in self.session.get_inputs())
+        self.outputs = tuple(TensorInfo(t.name, t.shape, t.type) for t in self.session.get_outputs())
+        self._slots = Slots(self._bind)
+
+    def infer(self, image: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Run uint8 [N, S, S, C]; the arrays, in the order of `outputs`, hold until this thread's next call."""
+        slot = self._slots.get(len(image))
+        slot.image[...] = image
+        slot.run()
+        return slot.outputs
+
+    def prepare(self, batch: int) -> None:
+        """Bind the buffers of a batch size."""
+        self._slots.get(batch)
+
+    def close(self) -> None:
+        """Let the session and all bindings go."""
+        self._slots = Slots(_closed)
+        self.session = None
+
+    def _bind(self, batch: int) -> Slot:
+        session, binding = self.session, self.session.io_binding()
+        (image,) = allocate(self.inputs, batch)
+        outputs = allocate(self.outputs, batch)
+        binding.bind_input(self.inputs[0].name, "cpu", 0, image.dtype, image.shape, image.ctypes.data)
+        for info, array in zip(self.outputs, outputs, strict=True):
+            binding.bind_output(info.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+        def run() -> None:
+            session.run_with_iobinding(binding)
+
+        return Slot(image, outputs, run, held=binding)
+
+
+def _closed(batch: int) -> Slot:
+    raise RuntimeError(f"closed before a batch of {batch}")

@@ -1,0 +1,89 @@
+"""What a classifier says about a batch of images; whatever is not asked for is not computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from vae_edge.images import Interpretation
+
+
+class Predictions:
+    """The outputs of one call, owned by this object: they stay what they are when the classifier is called again.
+
+    `probabilities` float32 [N, K]; `scores` float32 [N], the rejection score (higher is stranger).
+    """
+
+    def __init__(
+        self,
+        probabilities: np.ndarray,
+        angles_rad: np.ndarray,
+        scores: np.ndarray,
+        *,
+        classes: tuple[str, ...],
+        threshold: float,
+        interpret: Callable[[int], list[Interpretation]],
+    ) -> None:
+        """Keep the arrays; `interpret(N)` tells, when asked, what was made of each input."""
+        self.probabilities = probabilities
+        self.scores = scores
+        self.classes = classes
+        self.threshold = threshold
+        self._angles_rad = angles_rad
+        self._interpret = interpret
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.scores)
+
+    def __repr__(self) -> str:
+        """The first few names, and how many were rejected."""
+        shown = ", ".join(self.names[:5]) + (", …" if len(self) > 5 else "")
+        return f"<{len(self)} predictions: {shown}; {int((~self.accepted).sum())} rejected>"
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """int64 [N]: the index of the most probable class."""
+        return self.probabilities.argmax(1).astype(np.int64, copy=False)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The name of the most probable class of each image."""
+        return [self.classes[label] for label in self.labels]
+
+    @cached_property
+    def angles_deg(self) -> np.ndarray:
+        """float32 [N]: degrees counter-clockwise as displayed, upright is 0, in (-180, 180]."""
+        degrees = np.rad2deg(self._angles_rad.astype(np.float64))
+        wrapped = (180.0 - np.mod(180.0 - degrees, 360.0)).astype(np.float32)
+        wrapped[wrapped <= -180.0] = 180.0  # rounding to float32 may have reached the open end
+        return wrapped
+
+    @cached_property
+    def accepted(self) -> np.ndarray:
+        """bool [N]: whether the score is at most the bundle's threshold."""
+        return self.scores <= np.float32(self.threshold)
+
+    @cached_property
+    def interpretations(self) -> list[Interpretation]:
+        """What was made of each input (how it was decoded, resized, inverted)."""
+        return self._interpret(len(self))
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """One plain dictionary an image, for JSON."""
+        return [
+            {
+                "label": int(self.labels[i]),
+                "name": self.names[i],
+                "probability": float(self.probabilities[i, self.labels[i]]),
+                "probabilities": [float(p) for p in self.probabilities[i]],
+                "angle_deg": float(self.angles_deg[i]),
+                "score": float(self.scores[i]),
+                "accepted": bool(self.accepted[i]),
+                "interpretation": self.interpretations[i].sentence(),
+            }
+            for i in range(len(self))
+        ]
