@@ -1,0 +1,52 @@
+"""Images that a classifier has never seen the like of, made from the data itself or drawn: to test the rejection score."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from vae_edge.errors import ConfigError
+
+KINDS = ("blends of two", "shuffled quarters", "inverted", "drawn letters", "noise")
+LETTERS = "ABCDEFGHJKLMNPQRTUVWXYZ"  # without I, O and S, which are digits to any eye
+
+
+def make_unknown(images: NDArray[np.uint8], kind: str, seed: int = 0) -> NDArray[np.uint8]:
+    """As many unknown images as there are known ones.
+
+    Args:
+        images: known images, uint8 [N, S, S, C].
+        kind: one of `KINDS`: the brighter pixel of two images of the set; the quarters exchanged crosswise; dark and
+            bright exchanged; capital letters in a plain font, turned by any angle; uniform noise.
+
+    Raises:
+        ConfigError: for an unknown kind.
+    """
+    rng = np.random.default_rng(seed)
+    if kind == "blends of two":
+        partner = np.roll(rng.permutation(len(images)), 1)
+        return np.maximum(images, images[partner])
+    if kind == "shuffled quarters":
+        half = images.shape[1] // 2
+        return np.roll(images, (half, half // 2), axis=(1, 2))
+    if kind == "inverted":
+        return 255 - images
+    if kind == "drawn letters":
+        return _letters(images.shape, rng)
+    if kind == "noise":
+        return rng.integers(0, 256, images.shape, dtype=np.uint8)
+    raise ConfigError(f"unknown kind {kind!r} of unknown images: expected one of {', '.join(KINDS)}")
+
+
+def _letters(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.uint8]:
+    count, side, _, channels = shape
+    font = ImageFont.load_default(size=side * 0.75)
+    result = np.empty(shape, np.uint8)
+    for index in range(count):
+        page = Image.new("L", (side, side))
+        letter = LETTERS[int(rng.integers(len(LETTERS)))]
+        ImageDraw.Draw(page).text((side / 2, side / 2), letter, fill=255, font=font, anchor="mm")
+        turned = page.rotate(float(rng.uniform(-180, 180)), Image.Resampling.BILINEAR)
+        result[index] = np.asarray(turned)[..., None].repeat(channels, 2)
+    return result
