@@ -285,5 +285,4 @@ _SURFACE = (
     "HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY",
     "DeviceType.DLA",
     "IBuilderConfig.DLA_core",
-    "plugin",
 )

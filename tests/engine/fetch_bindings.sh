@@ -1,0 +1,14 @@
+#!/bin/sh
+# Fetch the Python bindings of three TensorRT versions (1 MB each, no libraries) into a folder, for the API-surface tests:
+#     tests/engine/fetch_bindings.sh FOLDER [PYTHON]
+#     VAE_EDGE_TENSORRT_WHEELS=FOLDER pytest tests/engine/test_engine_api_surface.py
+# A version without a wheel for this Python is left out, and its tests are skipped.
+set -u
+folder=${1:?usage: fetch_bindings.sh FOLDER [PYTHON]}
+python=${2:-python3}
+mkdir -p "$folder"
+for wheel in tensorrt-cu12-bindings==10.3.0 tensorrt-cu13-bindings==10.13.3.9 tensorrt-cu13-bindings==11.4.0.106; do
+    "$python" -m pip download --quiet --no-deps --only-binary=:all: --dest "$folder" "$wheel" ||
+        echo "no wheel of $wheel for $("$python" --version)" >&2
+done
+ls "$folder"
