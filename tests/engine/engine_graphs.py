@@ -1,4 +1,4 @@
-"""Small ONNX files with the interface of the exported graph, in each precision, built node by node without any room of ours."""
+"""Small ONNX files with the interface of the exported graph, in each precision, built node by node."""
 
 from __future__ import annotations
 

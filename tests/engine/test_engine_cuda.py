@@ -14,7 +14,12 @@ import pytest
 from vae_edge.engine import cuda
 
 STUB = Path(__file__).parent / "stubs" / "cuda_stub.c"
-PROBE = "import json, sys; from vae_edge.engine import cuda; d = cuda.probe(sys.argv[1]); print(json.dumps([repr(d), d.sentence()]))"
+PROBE = """
+import json, sys
+from vae_edge.engine import cuda
+driver = cuda.probe(sys.argv[1])
+print(json.dumps([repr(driver), driver.sentence()]))
+"""
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """What TensorRT reports becomes a sentence: the texts are those that TensorRT-RTX 1.7.1 and its parser printed."""
 
+# ruff: noqa: E501  (the texts stand here as they were printed)
 from __future__ import annotations
 
 import pytest

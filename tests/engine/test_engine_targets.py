@@ -142,23 +142,24 @@ def test_rtx_builds_where_asked_by_kind_or_target_or_where_there_is_nothing_else
 
 
 @pytest.mark.parametrize(
-    ("installed", "driver", "kind", "targets", "words"),
+    ("installed", "driver", "asked", "words"),
     [
-        ([RTX], NO_GPU, "auto", "", "no GPU to build for .*name one or more of sm_75"),
-        ([FULL], NO_GPU, "auto", "", "only where there is a GPU.*vae-edge\\[rtx\\]"),
-        ([FULL], NO_GPU, "tensorrt", "sm_86", "builds only on a machine with a GPU"),
-        ([FULL], ORIN, "auto", "sm_86", "only for the GPU of this machine \\(sm_87\\).*vae-edge\\[rtx\\]"),
-        ([FULL], ORIN, "tensorrt", "sm_86", "sm_87, not for sm_86"),
-        ([FULL], ORIN, "tensorrt_rtx", "", "TensorRT-RTX is not installed"),
-        ([RTX], ORIN, "auto", "", "on the Jetson itself"),
-        ([RTX], NO_GPU, "auto", "sm_87", "on the Jetson itself"),
-        ([RTX], NO_GPU, "tensorrt", "", "TensorRT is not installed.*JetPack.*pip install tensorrt"),
-        ([], NO_GPU, "auto", "sm_86", "Neither TensorRT nor TensorRT-RTX is installed"),
-        ([RTX], NO_GPU, "tensorflow", "", "'tensorflow' is unknown"),
+        ([RTX], NO_GPU, ("auto", ""), "no GPU to build for .*name one or more of sm_75"),
+        ([FULL], NO_GPU, ("auto", ""), "only where there is a GPU.*vae-edge\\[rtx\\]"),
+        ([FULL], NO_GPU, ("tensorrt", "sm_86"), "builds only on a machine with a GPU"),
+        ([FULL], ORIN, ("auto", "sm_86"), "only for the GPU of this machine \\(sm_87\\).*vae-edge\\[rtx\\]"),
+        ([FULL], ORIN, ("tensorrt", "sm_86"), "sm_87, not for sm_86"),
+        ([FULL], ORIN, ("tensorrt_rtx", ""), "TensorRT-RTX is not installed"),
+        ([RTX], ORIN, ("auto", ""), "on the Jetson itself"),
+        ([RTX], NO_GPU, ("auto", "sm_87"), "on the Jetson itself"),
+        ([RTX], NO_GPU, ("tensorrt", ""), "TensorRT is not installed.*JetPack.*pip install tensorrt"),
+        ([], NO_GPU, ("auto", "sm_86"), "Neither TensorRT nor TensorRT-RTX is installed"),
+        ([RTX], NO_GPU, ("tensorflow", ""), "'tensorflow' is unknown"),
     ],
 )
 def test_where_nothing_can_build_the_sentence_says_what_can(
-    monkeypatch: pytest.MonkeyPatch, installed: list[Flavour], driver: cuda.Driver, kind: str, targets: str, words: str
+    monkeypatch: pytest.MonkeyPatch, installed: list[Flavour], driver: cuda.Driver, asked: tuple[str, str], words: str
 ) -> None:
+    kind, targets = asked
     with pytest.raises(EngineError, match=re.compile(words, re.DOTALL)):
-        chosen(monkeypatch, installed, driver, kind, targets)
+        chosen(monkeypatch, installed, driver, kind=kind, targets=targets)
