@@ -1,5 +1,4 @@
-"""Compile every kernel for one architecture; `aot` starts one such process for each, because some targets abort the
-compiler.
+"""Compile every kernel for one architecture, in a process of its own, because some targets abort the compiler.
 
     python -m vae_edge_kernels.aot_worker ARCHITECTURE FOLDER [--ptx] [--only PATTERN]
 
@@ -76,14 +75,15 @@ def compile_variant(variant: Variant, architecture: int) -> tuple[dict[str, Any]
 
 
 def _refuse_unusual(name: str, metadata: Any) -> None:
-    for what, usual in (
+    expected: tuple[tuple[str, object], ...] = (
         ("global_scratch_size", 0),
         ("profile_scratch_size", 0),
         ("num_ctas", 1),
         ("launch_cooperative_grid", False),
         ("launch_pdl", False),
         ("tensordesc_meta", []),
-    ):
+    )
+    for what, usual in expected:
         value = getattr(metadata, what, usual)
         if value != usual and value:
             raise KernelError(

@@ -1,5 +1,4 @@
-"""The table of launch configurations: one JSON file an operator, read by the launchers and by the ahead-of-time
-compiler alike.
+"""The launch configurations: one JSON file an operator, read by launchers and ahead-of-time compiler alike.
 
 A file maps each kernel to `default` and to those architectures ("87", "90", ...) that want something else.
 """

@@ -1,5 +1,4 @@
-"""What the compiler made of a kernel: registers, stack, shared memory, spills, and the width of its global loads and
-stores.
+"""What the compiler made of a kernel: registers, stack, shared memory, spills, and how wide it loads and stores.
 
 Without a GPU this is the evidence of speed that there is. Spills are judged by what `ptxas -v` says of spill stores:
 local stores in the listing also come from other sources, and a spilling kernel can report few registers.

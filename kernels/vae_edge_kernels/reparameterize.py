@@ -1,5 +1,4 @@
-"""Sampling from the posterior, fused: z = mu + exp(logvar / 2) * eps and the KL divergence of each row in one pass;
-its gradient.
+"""Sampling, fused: z = mu + exp(logvar / 2) * eps and the KL divergence of each row in one pass; and its gradient.
 
 Each program takes ROWS rows and walks over their columns in tiles of COLUMNS. Arithmetic and the KL divergence are
 float32 whatever the tensors hold. The noise is made where it is needed (`philox`), never read or stored: the gradient

@@ -1,0 +1,98 @@
+/* VAE Edge's kernels, compiled ahead of time, behind a C interface.
+ *
+ * The library needs an NVIDIA driver of CUDA 12.0 or newer at run time and nothing else: it opens libcuda.so.1 itself when
+ * ve_initialize is called. Where there is no driver it loads all the same, and ve_initialize returns VE_ERROR_NO_DRIVER.
+ *
+ * No function exits, aborts or prints. Each returns a status; ve_last_error() then has a sentence for the calling thread.
+ * Every function may be called from any thread. A launch is asynchronous on its stream, as cuLaunchKernel is.
+ *
+ * A launch goes to the device of the calling thread's current CUDA context (the primary context that the runtime interface,
+ * PyTorch and TensorRT use is fine); that device must have been initialized. A thread without a context uses the primary context
+ * of the device that was initialized first.
+ */
+#ifndef VAE_EDGE_H
+#define VAE_EDGE_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define VE_API __attribute__((visibility("default")))
+#else
+#define VE_API
+#endif
+
+typedef enum ve_status {
+    VE_OK = 0,
+    VE_ERROR_INVALID_ARGUMENT = 1, /* a pointer, size, dtype or count that the function does not take */
+    VE_ERROR_NO_DRIVER = 2,        /* libcuda.so.1 is not there, is too old, or does not start */
+    VE_ERROR_NO_DEVICE = 3,        /* the machine has no device of that number */
+    VE_ERROR_UNSUPPORTED_DEVICE = 4, /* the library carries no machine code for the device */
+    VE_ERROR_NOT_INITIALIZED = 5,  /* ve_initialize was not called for the device */
+    VE_ERROR_UNKNOWN_KERNEL = 6,   /* no kernel has that name or number */
+    VE_ERROR_DRIVER = 7,           /* the driver refused; the sentence has its words */
+    VE_ERROR_OUT_OF_MEMORY = 8     /* host memory */
+} ve_status;
+
+typedef enum ve_dtype { VE_FLOAT32 = 0, VE_FLOAT16 = 1, VE_BFLOAT16 = 2 } ve_dtype;
+
+/* One kernel. All memory belongs to the library and stays valid while it is loaded.
+ * The arrays after argument_count have that many entries; those after architecture_count have that many. */
+typedef struct ve_kernel {
+    const char *name;
+    int argument_count;
+    const char *const *argument_names;
+    const char *const *argument_types; /* "*fp32", "*fp16", "*bf16", "i32", "i64", "fp32": a star is a device pointer */
+    const int *argument_alignments;    /* bytes that a pointer must be a multiple of; 1 for other types */
+    int architecture_count;
+    const int *architectures; /* 87 is sm_87 */
+    const int *warps;         /* warps of a program, by architecture */
+    const int *shared_bytes;  /* dynamic shared memory of a program, by architecture */
+} ve_kernel;
+
+/* The version, "MAJOR.MINOR.PATCH". */
+VE_API const char *ve_version(void);
+
+/* The sentence of the calling thread's last failed call; "" before the first. Valid until the thread's next failed call. */
+VE_API const char *ve_last_error(void);
+
+/* How many kernels the library carries, and each of them. The listing needs no driver. */
+VE_API int ve_kernel_count(void);
+VE_API ve_status ve_kernel_info(int index, ve_kernel *kernel);
+
+/* Open the driver, take the device's primary context and load the kernels for it. Calling it again does nothing. */
+VE_API ve_status ve_initialize(int device);
+
+/* Unload everything and release the contexts. No launch may be going on; ve_initialize may be called again. */
+VE_API ve_status ve_shutdown(void);
+
+/* Launch a kernel by name on a grid. arguments[i] points to argument i as ve_kernel_info lists it (a device pointer as uint64_t
+ * or void *). The number of programs that a kernel needs is told in docs/kernels.md. stream is a CUstream; NULL is the default. */
+VE_API ve_status ve_launch(const char *name, const unsigned int grid[3], void *const *arguments, int argument_count,
+                           void *stream);
+
+/* One constant of a kernel on the device where ve_launch would run it: "ROWS" is how many rows one program takes. */
+VE_API ve_status ve_kernel_constant(const char *name, const char *constant, int *value);
+
+/* z = mu + exp(logvar / 2) * eps, [rows, columns], and kl, float32 [rows]. All pointers are device pointers to contiguous
+ * row-major memory of the dtype (kl: float32). seed: below 2^63. offset: at most 2^62, in elements; element i takes number
+ * offset + i of the seed's noise. A kernel for aligned memory is chosen when every pointer is a multiple of 16 bytes and
+ * columns and offset are multiples of 4. rows = 0 does nothing. */
+VE_API ve_status ve_launch_reparameterize_forward(const void *mu, const void *logvar, void *z, float *kl, int rows,
+                                                  int columns, uint64_t seed, uint64_t offset, ve_dtype dtype,
+                                                  void *stream);
+
+/* The gradients of mu and logvar, [rows, columns], from those of z, [rows, columns], and of kl, float32 [rows]. */
+VE_API ve_status ve_launch_reparameterize_backward(const void *grad_z, const float *grad_kl, const void *mu,
+                                                   const void *logvar, void *grad_mu, void *grad_logvar, int rows,
+                                                   int columns, uint64_t seed, uint64_t offset, ve_dtype dtype,
+                                                   void *stream);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,33 @@
+/* The devices that were initialized, and their loaded kernels. */
+#ifndef VE_DEVICE_H
+#define VE_DEVICE_H
+
+#include "driver.h"
+#include "table.h"
+
+typedef struct ve_loaded {
+    const ve_code *code;
+    unsigned int warps;
+    unsigned int shared_bytes;
+    CUlibrary library;
+    CUkernel kernel;
+} ve_loaded;
+
+typedef struct ve_device {
+    int ready;
+    CUdevice handle;
+    CUcontext context;
+    ve_loaded *loaded; /* ve_table_count entries, in the table's order */
+} ve_device;
+
+/* Hold the devices for reading: between these two calls no other thread initializes or shuts down. */
+void ve_devices_hold(void);
+void ve_devices_release(void);
+
+/* The driver and the device that a launch of this thread goes to, while held; *push says that its context must be pushed first. */
+ve_status ve_device_of_thread(const char *caller, const ve_driver **driver, const ve_device **device, int *push);
+
+/* The number of a kernel in the table, or -1 with the error set. */
+int ve_find_kernel(const char *caller, const char *name);
+
+#endif

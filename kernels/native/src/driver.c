@@ -1,0 +1,63 @@
+#include "driver.h"
+
+#include <dlfcn.h>
+#include <string.h>
+
+#include "error.h"
+
+#define VE_DRIVER_FILE "libcuda.so.1"
+
+const char *ve_driver_words(const ve_driver *driver, CUresult error) {
+    const char *text = NULL;
+    if (driver->error_string(error, &text) != CUDA_SUCCESS || text == NULL) return "an error it has no words for";
+    return text;
+}
+
+static ve_status start(const ve_driver *driver) {
+    CUresult result = driver->init(0);
+    if (result == CUDA_SUCCESS) return VE_OK;
+    if (result == CUDA_ERROR_NO_DEVICE)
+        return ve_fail(VE_ERROR_NO_DEVICE, "ve_initialize: the NVIDIA driver finds no GPU on this machine (%s).",
+                       ve_driver_words(driver, result));
+    return ve_fail(VE_ERROR_NO_DRIVER, "ve_initialize: the NVIDIA driver does not start: error %d, %s.", result,
+                   ve_driver_words(driver, result));
+}
+
+ve_status ve_driver_open(ve_driver *driver) {
+    const struct {
+        void *function;
+        const char *name;
+    } wanted[] = {
+        {&driver->init, "cuInit"},
+        {&driver->error_string, "cuGetErrorString"},
+        {&driver->device_get, "cuDeviceGet"},
+        {&driver->device_attribute, "cuDeviceGetAttribute"},
+        {&driver->primary_retain, "cuDevicePrimaryCtxRetain"},
+        {&driver->primary_release, "cuDevicePrimaryCtxRelease_v2"},
+        {&driver->context_push, "cuCtxPushCurrent_v2"},
+        {&driver->context_pop, "cuCtxPopCurrent_v2"},
+        {&driver->context_device, "cuCtxGetDevice"},
+        {&driver->library_load, "cuLibraryLoadData"},
+        {&driver->library_unload, "cuLibraryUnload"},
+        {&driver->library_kernel, "cuLibraryGetKernel"},
+        {&driver->kernel_set, "cuKernelSetAttribute"},
+        {&driver->launch, "cuLaunchKernel"},
+    };
+    void *library = dlopen(VE_DRIVER_FILE, RTLD_NOW | RTLD_LOCAL);
+    if (library == NULL)
+        return ve_fail(VE_ERROR_NO_DRIVER,
+                       "ve_initialize: no NVIDIA driver on this machine (%s); install one, or use another backend.",
+                       dlerror());
+    for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
+        void *symbol = dlsym(library, wanted[i].name);
+        if (symbol == NULL) {
+            (void)dlclose(library);
+            return ve_fail(VE_ERROR_NO_DRIVER,
+                           "ve_initialize: the NVIDIA driver is too old: it lacks %s; CUDA 12.0 or newer is needed.",
+                           wanted[i].name);
+        }
+        memcpy(wanted[i].function, &symbol, sizeof symbol);
+    }
+    /* A driver that once started stays open: it has threads of its own and does not bear being unloaded. */
+    return start(driver);
+}
