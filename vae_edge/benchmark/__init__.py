@@ -1,0 +1,23 @@
+"""How fast the runtime is on this machine: scenarios, clocks and memory; results as data. It sees the runtime's face."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__all__ = ["describe_machine", "format_table", "run_benchmark"]
+
+if TYPE_CHECKING:
+    from vae_edge.benchmark.machine import describe_machine
+    from vae_edge.benchmark.run import run_benchmark
+    from vae_edge.benchmark.table import format_table
+
+_HOME = {"describe_machine": "machine", "run_benchmark": "run", "format_table": "table"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: a process whose memory is measured has nothing else in it."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'vae_edge.benchmark' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"vae_edge.benchmark.{_HOME[name]}"), name)

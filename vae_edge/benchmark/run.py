@@ -1,0 +1,204 @@
+"""The benchmark: every candidate in turn in one process, so that whatever else the machine does falls on all alike."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+import vae_edge
+from vae_edge.benchmark.machine import describe_machine
+from vae_edge.benchmark.memory import baseline_memory, peak_memory
+from vae_edge.bundle import Bundle, load_bundle
+from vae_edge.errors import ConfigError, DataError
+from vae_edge.runtime import Classifier, installed_backends
+
+SCHEMA = 1
+WARM_CALLS = 3
+LEAST_CALLS = 5
+MEMORY_IS = (
+    "peak resident memory of one fresh process that imports, loads, and predicts batches of this size (nothing "
+    "subtracted); the baseline is a process that imports NumPy and vae_edge and loads no bundle"
+)
+
+
+@dataclass
+class Candidate:
+    """One backend in one precision, with the time in ns of each call so far."""
+
+    backend: str
+    precision: str
+    classifier: Classifier
+    times_ns: list[int] = field(default_factory=list)
+
+
+def run_benchmark(
+    bundle_path: str | os.PathLike[str],
+    backends: Sequence[str] | None = None,
+    precisions: Sequence[str] | None = None,
+    *,
+    batches: Sequence[int] = (1, 8, 64),
+    threads: int = 1,
+    seconds: float = 20.0,
+    images: np.ndarray | None = None,
+    memory: bool = True,
+    progress: Callable[[str, float], None] | None = None,
+) -> dict[str, Any]:
+    """Time every backend x precision x batch of a bundle.
+
+    Calls run in turns, A B C A B C. Each is timed alone with `time.perf_counter_ns` and is the whole way from a uint8
+    array to predictions; the first call of a turn brings a candidate back into the caches and is not counted.
+
+    Args:
+        bundle_path: the bundle.
+        backends: names; None is all that are installed.
+        precisions: None is all in the bundle.
+        batches: images a call.
+        threads: for each call.
+        seconds: the time that all of it may take; memory and loading come first, and timing gets what they leave, a
+            quarter of this at least. Slow candidates get five calls at least.
+        images: uint8 [N, S, S, C] to predict, repeated as needed; None is seeded noise.
+        memory: whether to measure peak memory too, in a fresh process for each candidate and batch.
+        progress: called with what is going on and the share done in 0..1.
+
+    Returns:
+        Plain values for JSON: `schema`, `machine`, `bundle`, `settings`, `memory`, and `results`, one for each candidate
+        and batch: `p50_us`, `p90_us`, `p99_us`, `mean_us`, `images_per_s` (at the median), `calls`,
+        `peak_memory_bytes` (null where it was not measured).
+
+    Raises:
+        BundleError, BackendError: as `vae_edge.load`.
+        ConfigError, DataError: if an argument is out of range, or the images do not fit.
+    """
+    bundle = load_bundle(bundle_path)
+    _check(batches, threads, seconds)
+    pool = _images(bundle, images, max(batches))
+    pairs = _pairs(bundle, backends, precisions)
+    tell = progress or _say_nothing
+    started = time.perf_counter()
+    runs = [(backend, precision, batch) for backend, precision in pairs for batch in batches]
+    peaks: dict[tuple[str, str, int], int] = {}
+    if memory:
+        for index, run in enumerate(runs):
+            tell(f"memory: {run[0]} {run[1]}, batch {run[2]}", 0.6 * index / len(runs))
+            peaks[run] = peak_memory(bundle.path, *run, threads)
+    before = 0.6 if memory else 0.0
+    opened: list[Candidate] = []
+    results: list[dict[str, Any]] = []
+    try:
+        for backend, precision in pairs:
+            tell(f"loading: {backend} {precision}", before)
+            opened.append(Candidate(backend, precision, vae_edge.load(bundle.path, backend, precision, threads)))
+        left = max(seconds - (time.perf_counter() - started), seconds / 4)
+        for index, batch in enumerate(batches):
+            tell(f"timing: batch {batch}", before + (1 - before) * index / len(batches))
+            results += _time_batch(opened, pool[:batch], left / len(batches), peaks)
+    finally:
+        for candidate in opened:
+            candidate.classifier.close()
+    tell("done", 1.0)
+    settings = {
+        "batches": list(batches),
+        "threads": threads,
+        "seconds": seconds,
+        "images": "given" if images is not None else "seeded noise",
+        "took_s": round(time.perf_counter() - started, 2),
+    }
+    return {
+        "schema": SCHEMA,
+        "machine": describe_machine(threads),
+        "bundle": _about(bundle),
+        "settings": settings,
+        "memory": {"what": MEMORY_IS, "baseline_bytes": baseline_memory() if memory else None},
+        "results": results,
+    }
+
+
+def _about(bundle: Bundle) -> dict[str, Any]:
+    return {
+        "name": bundle.name,
+        "input": {"size": bundle.input.size, "channels": bundle.input.channels},
+        "models": [entry.to_json() for entry in bundle.models],
+    }
+
+
+def _time_batch(
+    opened: list[Candidate], image: np.ndarray, seconds: float, peaks: dict[tuple[str, str, int], int]
+) -> list[dict[str, Any]]:
+    for candidate in opened:
+        candidate.times_ns = []
+        candidate.classifier.warmup(len(image))
+        for _ in range(WARM_CALLS):
+            candidate.classifier(image)
+    deadline = time.perf_counter() + seconds
+    while time.perf_counter() < deadline or len(opened[-1].times_ns) < LEAST_CALLS:
+        for candidate in opened:
+            call = candidate.classifier
+            call(image)
+            for _ in range(4 if len(image) < 32 else 1):
+                start = time.perf_counter_ns()
+                call(image)
+                candidate.times_ns.append(time.perf_counter_ns() - start)
+    return [_summary(candidate, len(image), peaks) for candidate in opened]
+
+
+def _summary(candidate: Candidate, batch: int, peaks: dict[tuple[str, str, int], int]) -> dict[str, Any]:
+    times_us = np.asarray(candidate.times_ns, np.float64) / 1e3
+    p50, p90, p99 = (float(v) for v in np.percentile(times_us, [50, 90, 99]))
+    return {
+        "backend": candidate.backend,
+        "precision": candidate.precision,
+        "batch": batch,
+        "p50_us": round(p50, 2),
+        "p90_us": round(p90, 2),
+        "p99_us": round(p99, 2),
+        "mean_us": round(statistics.fmean(times_us), 2),
+        "images_per_s": round(batch / p50 * 1e6, 1),
+        "calls": len(times_us),
+        "peak_memory_bytes": peaks.get((candidate.backend, candidate.precision, batch)),
+    }
+
+
+def _pairs(bundle: Bundle, backends: Sequence[str] | None, precisions: Sequence[str] | None) -> list[tuple[str, str]]:
+    """The candidates; what was asked for by name and is not there is refused by `vae_edge.load`, not skipped."""
+    there = [entry.precision for entry in bundle.select("classifier", "onnx", target="any")]
+    chosen = there if precisions is None else list(precisions)
+    names = installed_backends() if backends is None else tuple(backends)
+    pairs = [(backend, precision) for precision in dict.fromkeys(chosen) for backend in dict.fromkeys(names)]
+    if not pairs:
+        raise ConfigError(
+            f"There is nothing to measure in {bundle.path}: "
+            f"the backends are {list(names) or 'none'}, the precisions {chosen or 'none'}."
+        )
+    return pairs
+
+
+def _images(bundle: Bundle, images: np.ndarray | None, count: int) -> np.ndarray:
+    spec = bundle.input
+    shape = (spec.size, spec.size, spec.channels)
+    if images is None:
+        return np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape or not len(images):
+        raise DataError(
+            f"The benchmark's images should be uint8 [N, {', '.join(map(str, shape))}], "
+            f"but are {images.dtype} {list(images.shape)}."
+        )
+    return np.ascontiguousarray(np.resize(images, (count, *shape)))
+
+
+def _check(batches: Sequence[int], threads: int, seconds: float) -> None:
+    if not batches or any(isinstance(b, bool) or not isinstance(b, int) or b < 1 for b in batches):
+        raise ConfigError(f"batches is a list of whole numbers of at least 1, but {list(batches)} came.")
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise ConfigError(f"threads is a whole number of at least 1, but {threads!r} came.")
+    if not 0 < seconds < float("inf"):
+        raise ConfigError(f"seconds is a time above 0, but {seconds!r} came.")
+
+
+def _say_nothing(what: str, share: float) -> None:
+    """The progress of who did not ask for it."""
