@@ -1,0 +1,220 @@
+#include "fake_driver.h"
+
+#include <elf.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define EXPORT __attribute__((visibility("default")))
+#define MOST_CONTEXTS 16
+#define MOST_KERNELS 4096
+
+enum { INVALID_VALUE = 1, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, NO_BINARY = 209, NOT_FOUND = 500 };
+enum { ATTRIBUTE_REQUIRED_THREADS = 0x10, ATTRIBUTE_PARAMETER = 0x17, FORMAT_SIZED = 4 };
+
+typedef struct library {
+    const unsigned char *image;
+    int architecture;
+    int loaded;
+} library;
+
+typedef struct kernel {
+    library *from;
+    char entry[64];
+    int parameter_count;
+    int sizes[FAKE_MOST_PARAMETERS];
+    unsigned int required_threads;
+} kernel;
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static int contexts[MOST_CONTEXTS]; /* the address of entry n is the context of device n; the value counts its holders */
+static library libraries[MOST_KERNELS];
+static kernel kernels[MOST_KERNELS];
+static int library_count, kernel_count, launch_count, initialized;
+static fake_launch last;
+static _Thread_local int *stack[MOST_CONTEXTS];
+static _Thread_local int depth;
+
+static int number(const char *name, int otherwise) {
+    const char *text = getenv(name);
+    return text == NULL ? otherwise : atoi(text);
+}
+
+static int *current(void) { return depth > 0 ? stack[depth - 1] : NULL; }
+
+EXPORT int fake_launch_count(void) { return launch_count; }
+EXPORT void fake_last_launch(fake_launch *launch) { *launch = last; }
+EXPORT int fake_current(void) { return current() == NULL ? -1 : (int)(current() - contexts) + FAKE_FIRST_HANDLE; }
+EXPORT void fake_set_current(int handle) {
+    depth = 0;
+    if (handle >= 0) stack[depth++] = &contexts[handle - FAKE_FIRST_HANDLE];
+}
+EXPORT int fake_contexts_retained(void) {
+    int sum = 0;
+    for (int i = 0; i < MOST_CONTEXTS; i++) sum += contexts[i];
+    return sum;
+}
+EXPORT int fake_libraries_loaded(void) {
+    int sum = 0;
+    for (int i = 0; i < library_count; i++) sum += libraries[i].loaded;
+    return sum;
+}
+
+EXPORT int cuInit(unsigned int flags) {
+    if (flags != 0) return INVALID_VALUE;
+    int error = number("FAKE_INIT_ERROR", 0);
+    initialized = error == 0;
+    return error;
+}
+
+EXPORT int cuGetErrorString(int error, const char **text) {
+    *text = error == NO_BINARY ? "no kernel image is available for the device" : "made up by the test double";
+    return 0;
+}
+
+#ifndef FAKE_OLD_DRIVER
+
+EXPORT int cuDeviceGet(int *device, int ordinal) {
+    if (!initialized) return 3;
+    if (ordinal < 0 || ordinal >= number("FAKE_DEVICES", 1)) return INVALID_DEVICE;
+    *device = ordinal + FAKE_FIRST_HANDLE;
+    return 0;
+}
+
+EXPORT int cuDeviceGetAttribute(int *value, int attribute, int device) {
+    if (device < FAKE_FIRST_HANDLE || (attribute != 75 && attribute != 76)) return INVALID_VALUE;
+    int capability = number("FAKE_CC", 87);
+    *value = attribute == 75 ? capability / 10 : capability % 10;
+    return 0;
+}
+
+EXPORT int cuDevicePrimaryCtxRetain(int **context, int device) {
+    *context = &contexts[device - FAKE_FIRST_HANDLE];
+    **context += 1;
+    return 0;
+}
+
+EXPORT int cuDevicePrimaryCtxRelease_v2(int device) {
+    if (contexts[device - FAKE_FIRST_HANDLE] == 0) return INVALID_CONTEXT;
+    contexts[device - FAKE_FIRST_HANDLE] -= 1;
+    return 0;
+}
+
+EXPORT int cuCtxPushCurrent_v2(int *context) {
+    if (depth == MOST_CONTEXTS || *context == 0) return INVALID_CONTEXT;
+    stack[depth++] = context;
+    return 0;
+}
+
+EXPORT int cuCtxPopCurrent_v2(int **context) {
+    if (depth == 0) return INVALID_CONTEXT;
+    *context = stack[--depth];
+    return 0;
+}
+
+EXPORT int cuCtxGetDevice(int *device) {
+    if (current() == NULL) return INVALID_CONTEXT;
+    *device = fake_current();
+    return 0;
+}
+
+static const Elf64_Ehdr *header(const unsigned char *image) { return (const Elf64_Ehdr *)(const void *)image; }
+
+static const Elf64_Shdr *section(const unsigned char *image, const char *wanted) {
+    const Elf64_Shdr *all = (const Elf64_Shdr *)(const void *)(image + header(image)->e_shoff);
+    const char *names = (const char *)image + all[header(image)->e_shstrndx].sh_offset;
+    for (int i = 0; i < header(image)->e_shnum; i++)
+        if (strcmp(names + all[i].sh_name, wanted) == 0) return &all[i];
+    return NULL;
+}
+
+EXPORT int cuLibraryLoadData(library **made, const void *code, int *a, void **b, unsigned int options, int *c, void **d,
+                             unsigned int library_options) {
+    const Elf64_Ehdr *elf = code;
+    if (a != NULL || b != NULL || c != NULL || d != NULL || options != 0 || library_options != 0) return INVALID_VALUE;
+    if (memcmp(elf->e_ident, ELFMAG, SELFMAG) != 0 || elf->e_machine != EM_CUDA) return INVALID_VALUE;
+    /* The architecture is in the lowest byte of the flags up to ABI version 7, in the one above it from 8 on. */
+    int architecture = (int)(elf->e_flags >> (elf->e_ident[EI_ABIVERSION] >= 8 ? 8 : 0) & 0xff);
+    int capability = number("FAKE_CC", 87);
+    if (architecture / 10 != capability / 10 || architecture > capability) return NO_BINARY;
+    if (architecture >= 90 && architecture != capability) return NO_BINARY;
+    pthread_mutex_lock(&lock);
+    *made = &libraries[library_count++];
+    **made = (library){code, architecture, 1};
+    pthread_mutex_unlock(&lock);
+    return 0;
+}
+
+EXPORT int cuLibraryUnload(library *which) {
+    if (!which->loaded) return INVALID_VALUE;
+    which->loaded = 0;
+    return 0;
+}
+
+/* Read the entry's parameters and required threads from its information section: records of format, attribute and 16 bits of
+ * size or value, followed by that many bytes where the format says so. */
+static int read_kernel(kernel *made) {
+    char name[96] = ".nv.info.";
+    strcat(name, made->entry);
+    const Elf64_Shdr *info = section(made->from->image, name);
+    if (info == NULL) return NOT_FOUND;
+    const unsigned char *at = made->from->image + info->sh_offset, *end = at + info->sh_size;
+    while (at < end) {
+        uint16_t size;
+        memcpy(&size, at + 2, sizeof size);
+        if (at[0] == FORMAT_SIZED && at[1] == ATTRIBUTE_REQUIRED_THREADS) memcpy(&made->required_threads, at + 4, 4);
+        if (at[0] == FORMAT_SIZED && at[1] == ATTRIBUTE_PARAMETER) {
+            uint16_t ordinal;
+            uint32_t flags;
+            memcpy(&ordinal, at + 8, sizeof ordinal);
+            memcpy(&flags, at + 12, sizeof flags);
+            if (ordinal >= FAKE_MOST_PARAMETERS) return INVALID_VALUE;
+            made->sizes[ordinal] = (int)(flags >> 18);
+            made->parameter_count++;
+        }
+        at += 4 + (at[0] == FORMAT_SIZED ? size : 0);
+    }
+    return 0;
+}
+
+EXPORT int cuLibraryGetKernel(kernel **made, library *from, const char *name) {
+    pthread_mutex_lock(&lock);
+    *made = &kernels[kernel_count++];
+    pthread_mutex_unlock(&lock);
+    (*made)->from = from;
+    strncpy((*made)->entry, name, sizeof(*made)->entry - 1);
+    return read_kernel(*made);
+}
+
+EXPORT int cuKernelSetAttribute(int attribute, int value, kernel *which, int device) {
+    return attribute == 8 && value > 49152 && which->from->loaded && device >= FAKE_FIRST_HANDLE ? 0 : INVALID_VALUE;
+}
+
+EXPORT int cuLaunchKernel(kernel *which, unsigned int gx, unsigned int gy, unsigned int gz, unsigned int bx,
+                          unsigned int by, unsigned int bz, unsigned int shared_bytes, void *stream, void **arguments,
+                          void **extra) {
+    int error = number("FAKE_LAUNCH_ERROR", 0);
+    if (error != 0) return error;
+    if (current() == NULL || *current() == 0) return INVALID_CONTEXT;
+    if (!which->from->loaded || extra != NULL || bx * by * bz != which->required_threads) return INVALID_VALUE;
+    fake_launch launch = {.architecture = which->from->architecture,
+                          .image = which->from->image,
+                          .device = fake_current(),
+                          .grid = {gx, gy, gz},
+                          .block = {bx, by, bz},
+                          .shared_bytes = shared_bytes,
+                          .stream = stream,
+                          .parameter_count = which->parameter_count};
+    memcpy(launch.entry, which->entry, sizeof launch.entry);
+    for (int i = 0; i < which->parameter_count; i++) {
+        launch.sizes[i] = which->sizes[i];
+        memcpy(&launch.values[i], arguments[i], (size_t)which->sizes[i]);
+    }
+    pthread_mutex_lock(&lock);
+    last = launch;
+    launch_count++;
+    pthread_mutex_unlock(&lock);
+    return 0;
+}
+
+#endif
