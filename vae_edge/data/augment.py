@@ -20,6 +20,7 @@ def affine_augment(
     images: torch.Tensor,
     generator: torch.Generator | None,
     rotation_deg: float,
+    *,
     scale: float = 0.0,
     shear_deg: float = 0.0,
     shift_px: float = 0.0,

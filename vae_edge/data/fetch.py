@@ -15,7 +15,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
 from urllib.parse import urlsplit
 
 from vae_edge import __version__
@@ -23,7 +22,7 @@ from vae_edge.data.idx import CLASSES_FILE, KNOWN_CLASSES
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.files import write_text
 
-Progress = Callable[[str, int, Optional[int]], None]
+Progress = Callable[[str, int, int | None], None]
 """Told the file's name, how many of its bytes are there, and how many it has (None: unknown)."""
 
 TRIES = 5
@@ -138,27 +137,30 @@ def _fetch_file(file: PublicFile, folder: Path, mirrors: tuple[str, ...], report
             size = there.stat().st_size
             report(file.name, size, size)
             return
-    failures: list[str] = []
+    failures = []
     for mirror in mirrors:
-        try:
-            _fetch_from(f"{mirror.rstrip('/')}/{file.name}", file, final, report, wait_s)
+        failure = _fetch_from(f"{mirror.rstrip('/')}/{file.name}", file, final, report, wait_s)
+        if failure is None:
             return
-        except _UnusableError as error:
-            failures.append(str(error))
+        failures.append(failure)
     raise DataError(f"{file.name} could not be fetched: {'; '.join(failures)}.")
 
 
-def _fetch_from(url: str, file: PublicFile, final: Path, report: Progress, wait_s: float) -> None:
+def _fetch_from(url: str, file: PublicFile, final: Path, report: Progress, wait_s: float) -> str | None:
+    """Fetch from one address; None, or why it is of no use."""
     part = final.with_name(f"{final.name}.part")
     resumed = _size(part) > 0
-    _download(url, part, lambda done, total: report(file.name, done, total), wait_s)
+    try:
+        _download(url, part, lambda done, total: report(file.name, done, total), wait_s)
+    except _UnusableError as error:
+        return str(error)
     if _is_right(part, file):
         part.replace(final)
-        return
+        return None
     part.unlink()
-    if not resumed:
-        raise _UnusableError(f"what {url} sends has not the published SHA-256 {file.sha256}, and was deleted")
-    _fetch_from(url, file, final, report, wait_s)  # what lay there was of another file: once more, from the start
+    if resumed:  # what lay there was of another file: once more, from the start
+        return _fetch_from(url, file, final, report, wait_s)
+    return f"what {url} sends has not the published SHA-256 {file.sha256}, and was deleted"
 
 
 def _download(url: str, part: Path, report: Callable[[int, int | None], None], wait_s: float) -> None:
