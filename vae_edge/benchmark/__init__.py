@@ -1,4 +1,4 @@
-"""How fast the runtime is on this machine: scenarios, clocks and memory; results as data. It sees the runtime's face."""
+"""How fast the runtime is on this machine: scenarios, clocks and memory; results as data. It sees the runtime alone."""
 
 from __future__ import annotations
 

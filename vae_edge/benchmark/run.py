@@ -67,7 +67,7 @@ def run_benchmark(
         progress: called with what is going on and the share done in 0..1.
 
     Returns:
-        Plain values for JSON: `schema`, `machine`, `bundle`, `settings`, `memory`, and `results`, one for each candidate
+        Plain values for JSON: `schema`, `machine`, `bundle`, `settings`, `memory`, and `results`, for each candidate
         and batch: `p50_us`, `p90_us`, `p99_us`, `mean_us`, `images_per_s` (at the median), `calls`,
         `peak_memory_bytes` (null where it was not measured).
 
