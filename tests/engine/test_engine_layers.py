@@ -1,4 +1,4 @@
-"""The builder's table of layers: rows as TensorRT-RTX 1.7 and TensorRT 10 write them, and what is concluded from them."""
+"""The table of layers: rows as TensorRT-RTX 1.7 and TensorRT 10 write them, and what is concluded from them."""
 
 from __future__ import annotations
 

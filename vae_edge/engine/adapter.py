@@ -246,18 +246,15 @@ class Adapter:
             reason = explain(log.errors()) if log.errors() else explain(["CUDA driver version is insufficient"])
             raise EngineError(f"{self.name} could not start its builder: {reason}.") from error
 
-    def unsupported_nodes(self, parser: Any, model: bytes, path: str) -> tuple[int, ...]:
-        """The numbers of the nodes that the parser does not take, in an ONNX model that it reads."""
-        if hasattr(parser, "supports_model_v2"):
-            if parser.supports_model_v2(model, path):
-                return ()
-            groups = [
-                parser.get_subgraph_nodes(i) for i in range(parser.num_subgraphs) if not parser.is_subgraph_supported(i)
-            ]
-        else:
-            fits, graphs = parser.supports_model(model, path)
-            groups = [] if fits else [nodes for nodes, supported in graphs if not supported]
-        return tuple(sorted({int(node) for group in groups for node in group}))
+    def unsupported_nodes(self, parser: Any, model: bytes, path: str) -> tuple[str, ...]:
+        """The nodes of an ONNX model that a fresh parser does not take, as "name (operator)".
+
+        They are read from the errors of `supports_model`: the subgraphs that it lists are the groups between them.
+        """
+        ask = parser.supports_model_v2 if hasattr(parser, "supports_model_v2") else parser.supports_model
+        ask(model, path)
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        return tuple(dict.fromkeys(f"{e.node_name()} ({e.node_operator()})" for e in errors if e.node_operator()))
 
     def memory_bytes(self, engine: Any) -> int:
         """The device memory that one execution context of a deserialized engine needs."""

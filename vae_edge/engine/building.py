@@ -95,9 +95,9 @@ def _parse_sentence(adapter: Adapter, builder: Any, logger: Any, parser: Any, fi
     sentence = f"{adapter.name} does not take {path.name}: {explain(errors)}."
     if any("MODEL_DESERIALIZE_FAILED" in text or "Failed to parse" in text for text in errors):
         return sentence
-    second = adapter.module.OnnxParser(builder.create_network(adapter.network_flags()), logger)
-    nodes = adapter.unsupported_nodes(second, model, str(path))
-    return sentence + (f" Nodes that it does not take, by number: {', '.join(map(str, nodes))}." if nodes else "")
+    network = builder.create_network(adapter.network_flags())  # held by name: a parser does not keep its network alive
+    nodes = adapter.unsupported_nodes(adapter.module.OnnxParser(network, logger), model, str(path))
+    return sentence + (f" Nodes that it does not take: {', '.join(nodes)}." if nodes else "")
 
 
 def _apply(adapter: Adapter, config: Any, steps: list[Step]) -> None:

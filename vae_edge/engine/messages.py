@@ -93,14 +93,22 @@ _SOURCE = re.compile(r"\s*In \S+ at \S+:\d+\)?|^\S+: Error Code \d+: ")
 def explain(errors: Iterable[str]) -> str:
     """One sentence (without a full stop) for what TensorRT reported; its own words where none of ours fits."""
     texts = [text.strip() for text in errors if text.strip()]
-    for text in texts:
+    if not texts:
+        return "TensorRT gave no reason"
+    return (
+        recognize(texts)
+        or 'TensorRT says: "' + "; ".join(dict.fromkeys(_SOURCE.sub("", text) for text in texts[:3])) + '"'
+    )
+
+
+def recognize(errors: Iterable[str]) -> str:
+    """Our sentence (without a full stop) for the first error that has one; empty where none has."""
+    for text in errors:
         for pattern, sentence in _KNOWN:
             found = re.search(pattern, text, re.DOTALL)
             if found:
                 return sentence.format(*(group or "" for group in found.groups()))
-    if not texts:
-        return "TensorRT gave no reason"
-    return 'TensorRT says: "' + "; ".join(dict.fromkeys(_SOURCE.sub("", text) for text in texts[:3])) + '"'
+    return ""
 
 
 def parser_errors(parser: Any) -> list[str]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from vae_edge.engine.messages import recognize
 from vae_edge.errors import EngineError
 
 WORKER = (sys.executable, "-m", "vae_edge.engine.worker")
@@ -71,7 +72,11 @@ def run_worker(
     if late.is_set():
         raise EngineError(f"The build took more than {timeout_s:g} s and was ended.{_tail(log)}")
     if code != 0 or not answer or not answer[0]:
-        raise EngineError(f"TensorRT's process ended with {_meaning(code)}; the engine was not built.{_tail(log)}")
+        why = recognize(line for line in log if line.startswith(("ERROR", "INTERNAL_ERROR")))
+        probably = f" Probably {why}." if why else ""
+        raise EngineError(
+            f"TensorRT's process ended with {_meaning(code)}; the engine was not built.{probably}{_tail(log)}"
+        )
     line, _, content = answer[0].partition(b"\n")
     header = json.loads(line)
     if "error" in header:

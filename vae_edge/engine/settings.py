@@ -48,7 +48,6 @@ class Settings:
         parse_targets(self.targets)
         if self.role not in ("classifier", "reconstruction"):
             raise EngineError(f"The role {self.role!r} is unknown: it is classifier or reconstruction.")
-        self._check_batch()
         if not _is_int(self.workspace_bytes) or self.workspace_bytes < 1 << 20:
             raise EngineError(
                 f"The workspace should be at least 1 MiB (1048576 bytes), but {self.workspace_bytes!r} came."
@@ -64,6 +63,7 @@ class Settings:
             )
         if self.dla_core is not None and (not _is_int(self.dla_core) or self.dla_core < 0):
             raise EngineError(f"The DLA core should be 0 or more, but {self.dla_core!r} came.")
+        self._check_batch()
 
     def _check_batch(self) -> None:
         batch = self.batch
