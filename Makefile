@@ -1,0 +1,53 @@
+# Two commands do everything, set-up included: `make quickstart` and `make test`. Each can be run again at once.
+#
+# PYTHON       the interpreter of the virtual environment (3.10 to 3.13)
+# TORCH_INDEX  address of a package index that has PyTorch's CPU build; empty: what pip finds
+# VENV         where the virtual environment is made
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+TORCH := torch>=2.10,<2.14
+
+.PHONY: quickstart test test-fast lint format native install lint-tools clean
+
+quickstart: install
+	$(BIN)/vae-edge quickstart
+
+test: install
+	$(BIN)/python -m pytest
+
+test-fast: install
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+native: install
+	cmake -S . -B build -DPython3_EXECUTABLE=$(abspath $(BIN)/python)
+	cmake --build build
+	cd build && ctest --output-on-failure
+
+install: $(STAMP)
+
+# PyTorch first, so that its index serves nothing else; the stamp is written last, so that a broken set-up is done again.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "Python 3.10 to 3.13 is needed, $$($(PYTHON) --version) was found: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --progress-bar off $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	$(PIP) install --quiet --progress-bar off --editable ".[test,lint]"
+	touch $@
+
+clean:
+	rm -rf build runs $(VENV)

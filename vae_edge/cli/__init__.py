@@ -1,0 +1,58 @@
+"""The command line: parses, calls, prints. Each room is imported inside the command that needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from vae_edge.cli.parser import build_parser
+from vae_edge.errors import VaeEdgeError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Exit code 0 when it did its work, 2 for a user's mistake, 130 after Ctrl-C."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        code = arguments.run(arguments)
+        sys.stdout.flush()
+        return int(code or 0)
+    except KeyboardInterrupt:
+        print("vae-edge: stopped; whatever was there before is still there", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (VaeEdgeError, OSError) as error:
+        print(f"vae-edge: {_sentence(error)}", file=sys.stderr)
+        return 130 if type(error).__name__ == "Interrupted" else 2
+    except ModuleNotFoundError as error:
+        print(f"vae-edge: {_missing(error)}", file=sys.stderr)
+        return 2
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+_EXTRAS = {
+    "torch": "train",
+    "safetensors": "train",
+    "triton": "train",
+    "onnx": "export",
+    "onnxscript": "export",
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "mlxtend": "digits",
+    "matplotlib": "report",
+    "jinja2": "report",
+}
+
+
+def _missing(error: ModuleNotFoundError) -> str:
+    package = (error.name or "").split(".")[0]
+    if package not in _EXTRAS:
+        raise error
+    return f'this command needs the package {package}, which is not installed: pip install "vae-edge[{_EXTRAS[package]}]"'

@@ -1,0 +1,81 @@
+"""What commands print: results to standard output, progress and remarks to standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+def emit(result: Any, as_json: bool, lines: Callable[[], Iterator[str]] | None = None) -> None:
+    """Print a result: as JSON, or as the lines that `lines` gives."""
+    if as_json or lines is None:
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+        return
+    for line in lines():
+        print(line)
+
+
+def say(sentence: str) -> None:
+    """A remark on what is going on, to standard error."""
+    print(sentence, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def training_progress(title: str) -> Iterator[Callable[[int, int, dict[str, float]], None] | None]:
+    """A progress bar with the loss, steps a second and the time left; None where standard error is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[terms]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None, rate="", terms="")
+
+        def show(step: int, steps: int, terms: dict[str, float]) -> None:
+            speed = bar.tasks[0].speed
+            bar.update(
+                task,
+                completed=step,
+                total=steps,
+                rate=f"{speed:.1f} steps/s" if speed else "",
+                terms=f"loss {terms['total']:.3f}",
+            )
+
+        yield show
+
+
+@contextmanager
+def sharing_progress() -> Iterator[Callable[[str, float], None] | None]:
+    """A progress bar told (what is going on, share done); None where standard error is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda what, share: bar.update(task, description=what, completed=share)
+
+
+def percent(share: float) -> str:
+    """A share as a percentage: 0.9885 as 98.85%."""
+    return f"{100 * share:.2f}%"
+
+
+def kibibytes(count: int) -> str:
+    """A size in bytes for a person."""
+    return f"{count / 1024:,.0f} KiB"

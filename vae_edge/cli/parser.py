@@ -1,0 +1,236 @@
+"""Every command and option, with its help; imports nothing but argparse, so that `--help` answers in a blink."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from vae_edge import __version__
+
+Commands = Any  # argparse keeps the type of its sub-parsers private
+
+DATA_HELP = (
+    "digits (built in), a folder of images with one sub-folder a class, a folder of IDX files, an .npz file, "
+    "or the name of a folder under $VAE_EDGE_DATA"
+)
+
+
+def command(module: str, function: str) -> Callable[[argparse.Namespace], int | None]:
+    """A command that imports its module when it is run."""
+
+    def run(arguments: argparse.Namespace) -> int | None:
+        return getattr(import_module(f"vae_edge.cli.{module}"), function)(arguments)
+
+    return run
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="vae-edge",
+        description="From labelled images to a classifier for the edge that says which way up a thing is, and when it "
+        "does not know. Each command reads files and writes files; a bundle is what travels to the device.",
+    )
+    parser.add_argument("--version", action="version", version=f"vae-edge {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _quickstart(commands)
+    _data(commands)
+    _train(commands)
+    _evaluate(commands)
+    _generate(commands)
+    _export(commands)
+    _quantize(commands)
+    _build(commands)
+    _predict(commands)
+    _bench(commands)
+    _inspect(commands)
+    _doctor(commands)
+    return parser
+
+
+def _add(commands: Commands, name: str, module: str, summary: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary)
+    parser.set_defaults(run=command(module, name))
+    return parser
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the result as JSON and nothing else")
+
+
+def _threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=positive, metavar="N", help="processor threads (default: all)")
+
+
+def _seed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, default=0, help="fixes every random number (default: 0)")
+
+
+def _backend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backend", default="auto", help="openvino, onnxruntime or auto (default)")
+    parser.add_argument("--precision", default="auto", help="fp32, fp16, int8 or auto (default)")
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number from 1 on")
+    return number
+
+
+def _quickstart(commands: Commands) -> None:
+    parser = _add(commands, "quickstart", "quickstart", "the whole way on real digits, in minutes; ends with a report")
+    parser.add_argument("--data", default="digits", help=DATA_HELP)
+    parser.add_argument("--preset", default="small", help="tiny, small (default) or base")
+    parser.add_argument("--epochs", type=positive, help="passes over the training images")
+    parser.add_argument("--out", default="runs/quickstart", help="folder of the results (default: runs/quickstart)")
+    _seed(parser)
+    _json(parser)
+
+
+def _data(commands: Commands) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser("data", help="look at a data set, or fetch a public one")
+    parts = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    fetch = parts.add_parser("fetch", help="download mnist or fashion-mnist, checked by their SHA-256")
+    fetch.set_defaults(run=command("data", "fetch"))
+    fetch.add_argument("name", choices=("mnist", "fashion-mnist"))
+    fetch.add_argument("--out", help="folder that gets a sub-folder of that name (default: $VAE_EDGE_DATA, or data)")
+    fetch.add_argument("--base-url", help="another server that holds the files")
+    _json(fetch)
+    show = parts.add_parser("show", help="what a data set holds, as training would see it")
+    show.set_defaults(run=command("data", "show"))
+    show.add_argument("data", metavar="DATA", help=DATA_HELP)
+    show.add_argument("--size", type=positive, help="resize images to this many pixels")
+    show.add_argument("--sheet", metavar="PNG", help="write a contact sheet of some images")
+    _json(show)
+
+
+def _train(commands: Commands) -> None:
+    parser = _add(commands, "train", "train", "train an angle VAE on labelled images")
+    parser.add_argument("--data", required=True, help=DATA_HELP)
+    parser.add_argument("--preset", default="small", help="tiny, small (default) or base")
+    parser.add_argument("--rotation", default="full", help="none, full (default), or the largest angle in degrees")
+    parser.add_argument("--out", required=True, metavar="RUN", help="folder of the training run")
+    parser.add_argument("--resume", action="store_true", help="go on with the unfinished run in --out")
+    parser.add_argument("--size", type=positive, help="resize images to this many pixels (28 to 64)")
+    parser.add_argument("--epochs", type=positive, help="passes over the images (default: about 700,000 images in all)")
+    parser.add_argument("--batch", type=positive, help="images a step (default: 256, fewer for small sets)")
+    parser.add_argument("--learning-rate", type=float, help="peak of the one-cycle schedule (default: 0.004)")
+    parser.add_argument("--beta", type=float, help="weight of the KL divergence (default: 1)")
+    parser.add_argument("--gamma", type=float, help="weight of the cross-entropy (default: 100)")
+    parser.add_argument("--delta", type=float, help="weight of the angle's term (default: 50)")
+    parser.add_argument("--holdout", type=float, help="share of the training half held out (default: 0.1)")
+    parser.add_argument("--reject-rate", type=float, help="share of known images to reject (default: 0.01)")
+    _threads(parser)
+    _seed(parser)
+    _json(parser)
+
+
+def _evaluate(commands: Commands) -> None:
+    parser = _add(commands, "evaluate", "train", "measure a training run or a bundle on labelled images")
+    parser.add_argument("model", metavar="MODEL", help="folder of a training run, or a bundle")
+    parser.add_argument("--data", required=True, help=DATA_HELP)
+    parser.add_argument(
+        "--split",
+        default="auto",
+        choices=("auto", "train", "validation", "test", "all"),
+        help="which images; auto: the test half where there is one, else what training held out",
+    )
+    parser.add_argument("--rotation", help="turn the images: none, full, or degrees (default: as trained)")
+    _backend(parser)
+    _threads(parser)
+    _seed(parser)
+    _json(parser)
+
+
+def _generate(commands: Commands) -> None:
+    parser = _add(commands, "generate", "train", "draw new labelled images of chosen classes at chosen angles")
+    parser.add_argument("model", metavar="RUN", help="folder of a training run")
+    parser.add_argument("--out", required=True, help="folder of PNG files, or a file .npz")
+    parser.add_argument("--per-class", type=positive, default=12, help="images of each class (default: 12)")
+    parser.add_argument("--classes", help="names, separated by commas (default: all)")
+    parser.add_argument("--angles", default="0", help="degrees counter-clockwise, separated by commas (default: 0)")
+    parser.add_argument("--spread", type=float, default=0.7, help="0: each class's mean; 1: as wide as training's codes")
+    _seed(parser)
+    _json(parser)
+
+
+def _export(commands: Commands) -> None:
+    parser = _add(commands, "export", "deploy", "write a bundle with the fp32 model of a training run")
+    parser.add_argument("model", metavar="RUN", help="folder of a training run")
+    parser.add_argument("--out", required=True, metavar="BUNDLE", help="folder of the bundle")
+    parser.add_argument("--name", help="name of the bundle (default: the run's)")
+    _json(parser)
+
+
+def _quantize(commands: Commands) -> None:
+    parser = _add(commands, "quantize", "deploy", "add an int8 or fp16 model to a bundle")
+    parser.add_argument("bundle", metavar="BUNDLE")
+    parser.add_argument("--precision", default="int8", choices=("int8", "fp16"))
+    parser.add_argument("--data", required=True, help="for calibration and to measure the accuracy: " + DATA_HELP)
+    _seed(parser)
+    _json(parser)
+
+
+def _build(commands: Commands) -> None:
+    parser = _add(commands, "build", "deploy", "add a TensorRT engine to a bundle")
+    parser.add_argument("bundle", metavar="BUNDLE")
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "fp16", "int8"), help="which model to build from")
+    parser.add_argument(
+        "--target",
+        action="append",
+        default=[],
+        metavar="SM",
+        help="compute capability such as sm_86, for TensorRT-RTX without a GPU; may be repeated (default: this machine's)",
+    )
+    parser.add_argument("--kind", default="auto", choices=("auto", "tensorrt", "tensorrt_rtx"), help="which TensorRT")
+    parser.add_argument("--batch", default="1,8,64", help="smallest, usual and largest batch (default: 1,8,64)")
+    parser.add_argument("--workspace", type=positive, metavar="MIB", help="memory for the builder's tactics")
+    _json(parser)
+
+
+def _predict(commands: Commands) -> None:
+    parser = _add(commands, "predict", "device", "classify image files")
+    parser.add_argument("bundle", metavar="BUNDLE")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="PNG, JPEG, BMP or WebP files")
+    parser.add_argument(
+        "--invert",
+        default="never",
+        choices=("never", "always", "auto"),
+        help="exchange dark and bright; auto: when the image's border is unlike training's",
+    )
+    parser.add_argument(
+        "--fit",
+        default="pad",
+        choices=("pad", "ink"),
+        help="pad: the whole picture, padded to a square; ink: cut out the drawing and leave training's margin",
+    )
+    _backend(parser)
+    _threads(parser)
+    _json(parser)
+
+
+def _bench(commands: Commands) -> None:
+    parser = _add(commands, "bench", "device", "measure latency, throughput and memory of a bundle on this machine")
+    parser.add_argument("bundle", metavar="BUNDLE")
+    parser.add_argument("--backend", action="append", metavar="NAME", help="only this one; may be repeated")
+    parser.add_argument("--precision", action="append", metavar="NAME", help="only this one; may be repeated")
+    parser.add_argument("--batch", action="append", type=positive, metavar="N", help="may be repeated (default: 1, 8, 64)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="time for all of it (default: 20)")
+    parser.add_argument("--out", metavar="JSON", help="write the result to this file as well")
+    parser.add_argument("--threads", type=positive, default=1, metavar="N", help="processor threads (default: 1)")
+    _json(parser)
+
+
+def _inspect(commands: Commands) -> None:
+    parser = _add(commands, "inspect", "deploy", "what a run, a bundle, an ONNX file or an engine is made of")
+    parser.add_argument("path", metavar="PATH")
+    _json(parser)
+
+
+def _doctor(commands: Commands) -> None:
+    parser = _add(commands, "doctor", "device", "what this machine has, what is missing, and what to install")
+    _json(parser)

@@ -1,0 +1,125 @@
+"""The whole way in one command: train, export, quantize, measure, report. Each step is skipped where its result stands."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+from vae_edge.cli.console import sharing_progress, emit, percent, say
+
+SEEN = 220_000  # images shown in training: minutes on two cores
+PRECISIONS = ("fp32", "fp16", "int8")
+
+
+def quickstart(arguments: argparse.Namespace) -> None:
+    """`vae-edge quickstart`."""
+    out = Path(arguments.out)
+    began = time.monotonic()
+    asked = {"data": arguments.data, "preset": arguments.preset, "epochs": arguments.epochs, "seed": arguments.seed}
+    done = out / "quickstart.json"
+    if done.is_file() and (out / "report.html").is_file():
+        result = json.loads(done.read_text(encoding="utf-8"))
+        if result["asked"] == asked and _bundle_is_whole(out / "bundle"):
+            say(f"{out} holds the result of the same run already; remove the folder to do it again")
+            emit(result, arguments.json, lambda: _lines(result))
+            return
+    result = {"asked": asked, **_run(arguments, out)}
+    result["seconds"] = round(time.monotonic() - began, 1)
+    from vae_edge.files import write_json
+
+    write_json(done, result)
+    emit(result, arguments.json, lambda: _lines(result))
+
+
+def _bundle_is_whole(path: Path) -> bool:
+    from vae_edge.bundle import load_bundle
+    from vae_edge.errors import BundleError
+
+    try:
+        present = {model.precision for model in load_bundle(path).models}
+    except BundleError as error:
+        say(f"the bundle is made again: {error}")
+        return False
+    return set(PRECISIONS) <= present
+
+
+def _run(arguments: argparse.Namespace, out: Path) -> dict[str, Any]:
+    from vae_edge.benchmark import run_benchmark
+    from vae_edge.cli.deploy import export_run, quantize_with
+    from vae_edge.data import load_dataset, select_split
+    from vae_edge.files import write_json
+
+    dataset = load_dataset(arguments.data)
+    run, bundle = out / "run", out / "bundle"
+    _train(dataset, arguments, run)
+    say("exporting to ONNX, and comparing it with PyTorch")
+    export_run(run, str(bundle), "quickstart")
+    for precision in PRECISIONS[1:]:
+        say(f"quantizing to {precision}")
+        quantize_with(str(bundle), precision, arguments.data)
+    say("measuring latency and memory")
+    with sharing_progress() as progress:
+        benchmark = run_benchmark(bundle, seconds=15.0, progress=progress)
+    write_json(out / "bench.json", benchmark)
+    say("measuring accuracy on images that were not trained on, and writing the report")
+    held = select_split(dataset, "auto", 0.1, arguments.seed)
+    split = "test" if dataset.test is not None else "validation"
+    from vae_edge.cli.findings import collect
+
+    findings = collect(run, bundle, held, dataset.name, split, benchmark, arguments.seed)
+    from vae_edge.report import write_report
+
+    report = write_report(findings, out / "report.html")
+    evaluation = dict(findings.evaluation)
+    evaluation.pop("confusion")
+    write_json(out / "evaluation.json", {**evaluation, "precisions": list(findings.precisions), "auroc": dict(findings.auroc)})
+    return {
+        "report": str(report),
+        "bundle": str(bundle),
+        "run": str(run),
+        "accuracy": evaluation["accuracy"],
+        "upright_accuracy": evaluation["upright"]["accuracy"],
+        "angle_error_deg": evaluation["angle_error_deg"],
+        "precisions": list(findings.precisions),
+        "auroc": dict(findings.auroc),
+    }
+
+
+def _train(dataset: Any, arguments: argparse.Namespace, run: Path) -> None:
+    from vae_edge.cli.train import fit
+    from vae_edge.errors import CheckpointError
+    from vae_edge.training.checkpoint import CONFIG, MODEL, load_checkpoint
+
+    epochs = arguments.epochs
+    if epochs is None and dataset.train is not None:
+        epochs = max(3, min(80, round(SEEN / (0.9 * len(dataset.train)))))
+    options = argparse.Namespace(
+        rotation="full", preset=arguments.preset, epochs=epochs, seed=arguments.seed, out=str(run), resume=False
+    )
+    if (run / MODEL).is_file():
+        config = load_checkpoint(run).config
+        wanted = (arguments.preset, epochs, arguments.seed, dataset.fingerprint())
+        if (config.model.preset, config.training.epochs, config.training.seed, config.data["fingerprint"]) == wanted:
+            say(f"{run} holds the trained model already")
+            return
+        raise CheckpointError(f"{run} holds a model that was trained with other settings; choose another --out")
+    options.resume = (run / CONFIG).is_file()
+    fit(dataset, options)
+
+
+def _lines(result: dict[str, Any]) -> Iterator[str]:
+    error = result["angle_error_deg"]
+    yield f"turned by any angle {percent(result['accuracy'])}, upright {percent(result['upright_accuracy'])}"
+    yield f"angle error: median {error['median']}°, mean {error['mean']}°"
+    for row in result["precisions"]:
+        yield f"  {row['precision']}: {percent(row['accuracy'])}, {row['bytes'] / 1024:,.0f} KiB"
+    yield f"{result['seconds']} s in all"
+    yield f"bundle: {result['bundle']}"
+    yield f"report: {result['report']}"
+
+

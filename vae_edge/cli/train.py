@@ -1,0 +1,217 @@
+"""The commands that need the trained network: train, evaluate, generate."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vae_edge.cli.console import emit, percent, say, training_progress
+from vae_edge.errors import ConfigError, DataError
+
+SMALL_SET, SMALL_BATCH = 10_000, 128
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """`vae-edge train`."""
+    import torch
+
+    from vae_edge.data import load_dataset
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    dataset = load_dataset(arguments.data, size=arguments.size)
+    emit(fit(dataset, arguments), arguments.json, lambda: _training_lines(Path(arguments.out)))
+
+
+def fit(dataset: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train as the options say, with a progress bar; the run's result."""
+    from vae_edge.model import LossWeights
+    from vae_edge.training.checkpoint import load_checkpoint
+    from vae_edge.training.config import TrainConfig
+    from vae_edge.training.fit import plan, train
+
+    def given(*names: str) -> dict[str, Any]:
+        values = {name: getattr(arguments, name, None) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
+
+    settings = TrainConfig(
+        rotation=str(arguments.rotation),
+        weights=LossWeights(**given("beta", "gamma", "delta")),
+        seed=arguments.seed,
+        **given("epochs", "batch", "learning_rate", "holdout", "reject_rate"),
+    )
+    if dataset.train is not None and len(dataset.train) < SMALL_SET and not getattr(arguments, "batch", None):
+        settings = replace(settings, batch=SMALL_BATCH)
+    config = plan(dataset, arguments.preset, settings)
+    say(
+        f"training {arguments.preset} on {config.data['trained_on']} images of {dataset.name} "
+        f"({config.data['held_out']} held out), {len(config.classes)} classes, rotation {settings.rotation}, "
+        f"{settings.epochs_for(config.data['trained_on'])} epochs"
+    )
+    with training_progress("training") as progress:
+        train(dataset, config, arguments.out, resume=bool(getattr(arguments, "resume", False)), progress=progress)
+    checkpoint = load_checkpoint(arguments.out)
+    parameters = sum(p.numel() for p in checkpoint.model.parameters())
+    return {"run": str(arguments.out), "parameters": parameters, **checkpoint.result}
+
+
+def _training_lines(run: Path) -> Iterator[str]:
+    from vae_edge.training.checkpoint import load_checkpoint
+
+    result = load_checkpoint(run).result
+    turned, upright = result["validation"], result["validation_upright"]
+    yield f"validation, {turned['n']} held-out images, rotation {turned['rotation']}: {percent(turned['accuracy'])}"
+    if "angle_error_deg" in turned:
+        error = turned["angle_error_deg"]
+        yield f"  angle error: median {error['median']}°, mean {error['mean']}°, {percent(error['beyond_90'])} beyond 90°"
+        yield f"  the same images upright: {percent(upright['accuracy'])}"
+    yield f"  rejection score: accepted up to {result['threshold']:.3f} ({percent(result['reject_rate'])} rejected)"
+    yield f"next: vae-edge export {run} --out BUNDLE"
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """`vae-edge evaluate`."""
+    result = measure(arguments)
+    emit(result, arguments.json, lambda: _evaluation_lines(result))
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Evaluate a run or a bundle as the options say."""
+    from vae_edge.data import load_dataset, select_split
+    from vae_edge.training.config import rotation_range
+    from vae_edge.training.evaluate import evaluate
+
+    path = Path(arguments.model)
+    is_bundle = (path / "manifest.json").is_file()
+    known = _open_bundle(path, arguments) if is_bundle else _open_checkpoint(path, arguments)
+    dataset = load_dataset(arguments.data, size=known["size"], channels=known["channels"])
+    images = select_split(dataset, arguments.split, known["data"]["holdout_fraction"], known["data"]["seed"])
+    split = arguments.split
+    if split == "auto":
+        split = "test" if dataset.test is not None else "validation"
+    if split in ("validation", "train") and dataset.fingerprint() != known["data"]["fingerprint"]:
+        say(
+            f"{path} was not trained on exactly these images: its {split} part cannot be told, "
+            f"so images that it was trained on may be among the ones measured"
+        )
+    rotation = str(arguments.rotation) if arguments.rotation is not None else known["rotation"]
+    rotation_range(rotation)
+    if known["rotation"] == "none" and rotation != "none":
+        say(f"{path} was trained without rotation: it has no angle encoder")
+    result = evaluate(
+        known["predict"],
+        images,
+        known["classes"],
+        known["threshold"],
+        rotation_range(rotation),
+        arguments.seed + 1,
+        known["data"].get("ambiguous", ()),
+        has_angle=known["rotation"] != "none",
+    )
+    return {
+        "model": str(path),
+        "kind": "bundle" if is_bundle else "checkpoint",
+        **known["how"],
+        "data": dataset.name,
+        "split": split,
+        "rotation": rotation,
+        **result,
+    }
+
+
+def _open_checkpoint(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from vae_edge.training.checkpoint import load_checkpoint
+    from vae_edge.training.predict import predict
+
+    for name in ("backend", "precision"):
+        if getattr(arguments, name) not in ("auto", "torch", "fp32"):
+            raise ConfigError(f"--{name} {getattr(arguments, name)}: a training run is measured with PyTorch in fp32; "
+                              f"export it, then evaluate the bundle")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    checkpoint = load_checkpoint(path)
+
+    def run(images: Any) -> Any:
+        outputs = predict(checkpoint.model, images)
+        return outputs.probabilities, outputs.angles_deg, outputs.scores
+
+    config = checkpoint.config
+    return {
+        "predict": run,
+        "classes": config.classes,
+        "size": config.input.size,
+        "channels": config.input.channels,
+        "threshold": checkpoint.result["threshold"],
+        "rotation": config.training.rotation,
+        "data": config.data,
+        "how": {"backend": "torch", "precision": "fp32"},
+    }
+
+
+def _open_bundle(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    from vae_edge.bundle import load_bundle
+    from vae_edge.runtime import load
+
+    bundle = load_bundle(path)
+    classifier = load(path, backend=arguments.backend, precision=arguments.precision, threads=arguments.threads)
+
+    def run(images: Any) -> Any:
+        predictions = classifier(images)
+        return predictions.probabilities, predictions.angles_deg, predictions.scores
+
+    data = {"holdout_fraction": 0.1, "seed": 0, "fingerprint": None, **bundle.manifest["data"]}
+    return {
+        "predict": run,
+        "classes": bundle.classes,
+        "size": bundle.input.size,
+        "channels": bundle.input.channels,
+        "threshold": bundle.threshold,
+        "rotation": str(bundle.rotation),
+        "data": data,
+        "how": {"backend": classifier.backend, "precision": classifier.precision},
+    }
+
+
+def _evaluation_lines(result: dict[str, Any]) -> Iterator[str]:
+    yield (
+        f"{result['model']} ({result['kind']}, {result['backend']}, {result['precision']}) on {result['n']} images of "
+        f"{result['data']} ({result['split']}), rotation {result['rotation']}"
+    )
+    yield f"  accuracy     {percent(result['accuracy'])}"
+    if "angle_error_deg" in result:
+        error = result["angle_error_deg"]
+        yield f"  angle error  median {error['median']}°, mean {error['mean']}°, {percent(error['beyond_90'])} beyond 90°"
+        if "without_ambiguous" in error:
+            clear = error["without_ambiguous"]
+            names = ", ".join(clear["ambiguous_classes"])
+            yield f"    without {names}: median {clear['median']}°, mean {clear['mean']}°"
+    yield f"  accepted     {percent(result['accepted'])} by the rejection score"
+    if "upright" in result:
+        yield f"  upright      {percent(result['upright']['accuracy'])}"
+
+
+def generate(arguments: argparse.Namespace) -> None:
+    """`vae-edge generate`."""
+    from vae_edge.training.checkpoint import load_checkpoint
+    from vae_edge.training.generate import generate, write_generated
+
+    try:
+        angles = [float(part) for part in arguments.angles.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--angles {arguments.angles}: expected degrees separated by commas") from error
+    checkpoint = load_checkpoint(arguments.model)
+    wanted = arguments.classes.split(",") if arguments.classes else None
+    images = generate(
+        checkpoint.model, checkpoint.config.classes, arguments.per_class, wanted, angles, arguments.spread, arguments.seed
+    )
+    if len(images) == 0:
+        raise DataError("no image was asked for")
+    out = write_generated(images, arguments.out)
+    sheet = out.with_suffix(".png") if out.suffix == ".npz" else out / "contact_sheet.png"
+    result = {"out": str(out), "images": len(images), "contact_sheet": str(sheet)}
+    emit(result, arguments.json, lambda: iter([f"{len(images)} images in {out}; all on one page: {sheet}"]))

@@ -1,0 +1,46 @@
+"""The graphs that travel: bytes in, decisions out. Modules for the exporter, nothing else."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vae_edge.model import AngleVAE
+from vae_edge.ops.turn import turn
+
+OUTPUTS = ("probabilities", "angle", "score")
+RECONSTRUCTION = ("reconstruction",)
+
+
+def to_pixels(image: Tensor) -> Tensor:
+    """uint8 [N, H, W, C] to float [N, C, H, W] in [0, 1]; cast before the transpose, as TensorRT-RTX asks."""
+    return image.to(torch.float32).permute(0, 3, 1, 2) * (1.0 / 255.0)
+
+
+class ClassifierGraph(nn.Module):
+    """`image` uint8 [N, H, W, C] to `probabilities` [N, K], `angle` [N] in radians and `score` [N]."""
+
+    def __init__(self, model: AngleVAE) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        output = self.model(to_pixels(image))
+        angle = torch.atan2(output.sin, output.cos) if self.model.pose is not None else output.sin
+        score = self.model.score(output.upright, output.reconstruction, output.mu, output.logits)
+        return output.logits.softmax(1), angle, score
+
+
+class ReconstructionGraph(nn.Module):
+    """`image` uint8 [N, H, W, C] to `reconstruction`, uint8 of the same shape, turned as the image is."""
+
+    def __init__(self, model: AngleVAE) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> Tensor:
+        output = self.model(to_pixels(image))
+        drawn = output.reconstruction
+        if self.model.pose is not None:
+            drawn = turn(drawn, output.cos, output.sin)
+        return (drawn * 255.0).round().clamp(0.0, 255.0).permute(0, 2, 3, 1).to(torch.uint8)

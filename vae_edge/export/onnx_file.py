@@ -1,0 +1,152 @@
+"""A trained model to an ONNX file: opset 20, dynamic batch, our metadata inside, nobody's source paths, checked on real images."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from vae_edge import __version__
+from vae_edge.errors import ExportError
+
+OPSET = 20
+LARGEST_BATCH = 65_536
+TOLERANCE = {"probabilities": 1e-4, "score": 1e-2, "angle_rad": 1e-3, "reconstruction": 1}
+ANGLES_APART = 0.01  # share of images whose two best bins may tie and fall the other way by rounding
+
+
+def to_onnx(graph: nn.Module, size: int, channels: int, outputs: Sequence[str], metadata: Mapping[str, Any]) -> onnx.ModelProto:
+    """Trace `graph` with an input `image` uint8 [batch, size, size, channels] into a model of opset 20.
+
+    Args:
+        graph: one of the modules of `vae_edge.export.graph`.
+        outputs: the names of its outputs.
+        metadata: what is stored in the file under `vae_edge.<key>`, as JSON.
+
+    Raises:
+        ExportError: if the exporter fails or the model does not pass ONNX's own checker.
+    """
+    example = torch.zeros(2, size, size, channels, dtype=torch.uint8)
+    batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
+    noisy = logging.getLogger("torch.onnx")
+    level = noisy.level
+    noisy.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                graph.eval(),
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["image"],
+                output_names=list(outputs),
+                dynamic_shapes=({0: batch},),
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ExportError(f"the exporter could not trace the model: {error}") from error
+    finally:
+        noisy.setLevel(level)
+    assert program is not None
+    model = program.model_proto
+    strip(model)
+    set_metadata(model, metadata)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the exported graph is not valid ONNX: {error}") from error
+    return model
+
+
+def strip(model: onnx.ModelProto) -> None:
+    """Remove stack traces, local paths and documentation that the exporter left on nodes and values."""
+    model.doc_string = ""
+    graph = model.graph
+    graph.doc_string = ""
+    for item in (*graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
+        item.doc_string = ""
+        del item.metadata_props[:]
+    del graph.metadata_props[:]
+    del model.metadata_props[:]
+
+
+def set_metadata(model: onnx.ModelProto, metadata: Mapping[str, Any]) -> None:
+    """Store our metadata in the file, each value as JSON; what was there before goes."""
+    model.producer_name, model.producer_version = "vae-edge", __version__
+    values = {f"vae_edge.{key}": json.dumps(value, ensure_ascii=False) for key, value in metadata.items()}
+    onnx.helper.set_model_props(model, {**values, "vae_edge.version": json.dumps(__version__)})
+
+
+def get_metadata(model: onnx.ModelProto) -> dict[str, Any]:
+    """What `set_metadata` stored.
+
+    Raises:
+        ExportError: if the file was not written by us.
+    """
+    ours = {p.key[len("vae_edge.") :]: p.value for p in model.metadata_props if p.key.startswith("vae_edge.")}
+    if "version" not in ours:
+        raise ExportError("this ONNX file was not written by vae-edge: it has no vae_edge.version in its metadata")
+    return {key: json.loads(value) for key, value in ours.items()}
+
+
+def run(model: onnx.ModelProto, images: NDArray[np.uint8], batch: int = 250) -> dict[str, NDArray[Any]]:
+    """Run a model on ONNX Runtime's CPU provider over uint8 images [N, H, W, C]; outputs by name, whole set."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    parts = [session.run(names, {"image": images[i : i + batch]}) for i in range(0, len(images), batch)]
+    return {name: np.concatenate([part[k] for part in parts]) for k, name in enumerate(names)}
+
+
+@torch.no_grad()
+def reference(graph: nn.Module, images: NDArray[np.uint8], names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """The same outputs by PyTorch."""
+    outputs = graph.eval()(torch.from_numpy(np.ascontiguousarray(images)))
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    return {name: value.numpy() for name, value in zip(names, outputs, strict=True)}
+
+
+def check_parity(graph: nn.Module, model: onnx.ModelProto, images: NDArray[np.uint8]) -> dict[str, float]:
+    """Compare the exported model with PyTorch on real images; the largest differences by output.
+
+    Raises:
+        ExportError: if an output differs by more than `TOLERANCE`.
+    """
+    if len(images) == 0:
+        raise ExportError("parity with PyTorch is checked on real images, and none were given")
+    names = [output.name for output in model.graph.output]
+    ours, theirs = reference(graph, images, names), run(model, images)
+    worst: dict[str, float] = {}
+    for name in names:
+        apart = np.abs(ours[name].astype(np.float64) - theirs[name].astype(np.float64))
+        if name == "angle":
+            apart = np.minimum(apart, 2 * np.pi - apart)
+            beyond = float((apart > TOLERANCE["angle_rad"]).mean())
+            worst["angle_rad"] = float(np.quantile(apart, 1.0 - ANGLES_APART))
+            _refuse(beyond > ANGLES_APART, name, worst["angle_rad"], TOLERANCE["angle_rad"])
+            continue
+        worst[name] = float(apart.max())
+        if not np.isfinite(worst[name]):
+            raise ExportError(f"the exported graph gives {name} that are not finite numbers: nothing was written")
+        _refuse(worst[name] > TOLERANCE[name], name, worst[name], TOLERANCE[name])
+    return worst
+
+
+def _refuse(wrong: bool, name: str, difference: float, tolerance: float) -> None:
+    if wrong:
+        raise ExportError(
+            f"the exported graph does not compute what the model computes: {name} differs by {difference:.3g}, "
+            f"allowed is {tolerance:g}; nothing was written"
+        )

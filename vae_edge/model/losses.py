@@ -1,0 +1,58 @@
+"""The loss: reconstruction + β · KL + γ · cross-entropy + δ · angle, each term apart."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vae_edge.model.network import Output
+
+REFERENCE_PIXELS = 28 * 28
+BIN_SPREAD_DEG = 6.0  # width of the target around the true angle
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """β of the KL divergence, γ of the cross-entropy, δ of the angle's term; label smoothing of the cross-entropy."""
+
+    beta: float = 1.0
+    gamma: float = 100.0
+    delta: float = 50.0
+    smoothing: float = 0.0
+
+
+def angle_targets(angle_rad: Tensor, bins: int) -> Tensor:
+    """A von Mises distribution around each angle [N] over the bins: [N, bins], rows sum to 1."""
+    centres = torch.arange(bins, device=angle_rad.device) * (2 * math.pi / bins)
+    kappa = 1.0 / math.radians(BIN_SPREAD_DEG) ** 2
+    return (kappa * (angle_rad[:, None] - centres[None, :]).cos()).softmax(1)
+
+
+def losses(output: Output, labels: Tensor, angle_rad: Tensor | None, weights: LossWeights) -> dict[str, Tensor]:
+    """The terms of one batch, means over images in nats, and their weighted sum under `total`.
+
+    The reconstruction is the Bernoulli negative log-likelihood of the upright image under the decoder's logits, minus
+    the image's own entropy (so that a perfect copy costs 0), scaled to 28×28 pixels of one channel: the balance of the
+    terms does not depend on the image's size. The pose trunk's own class logits are trained at half weight.
+    """
+    target = output.upright.float()
+    pixels = target[0].numel()
+    copy_cost = -(torch.xlogy(target, target) + torch.xlogy(1 - target, 1 - target)).sum()
+    fit = F.binary_cross_entropy_with_logits(output.reconstruction.float(), target, reduction="sum")
+    reconstruction = (fit - copy_cost) / len(target) * (REFERENCE_PIXELS / pixels)
+    assert output.kl is not None
+    kl = output.kl.mean()
+    classes = F.cross_entropy(output.logits.float(), labels, label_smoothing=weights.smoothing)
+    terms = {"reconstruction": reconstruction, "kl": kl, "classes": classes}
+    total = reconstruction + weights.beta * kl + weights.gamma * classes
+    if output.bins is not None and output.pose_logits is not None and angle_rad is not None:
+        soft = angle_targets(angle_rad, output.bins.shape[1])
+        terms["angle"] = F.cross_entropy(output.bins.float(), soft)
+        terms["pose_classes"] = F.cross_entropy(output.pose_logits.float(), labels)
+        total = total + weights.delta * terms["angle"] + 0.5 * weights.gamma * terms["pose_classes"]
+    terms["total"] = total / weights.gamma
+    return terms

@@ -1,0 +1,1 @@
+"""Fitting, generating and evaluating: loops over data around the model."""

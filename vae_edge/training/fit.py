@@ -1,0 +1,344 @@
+"""Fitting: from a data set to a run's folder, step by step, so that it can be stopped anywhere and go on."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vae_edge.data import Dataset, LabelledImages, check_trainable, holdout, rotated
+from vae_edge.data.augment import affine_augment
+from vae_edge.errors import CheckpointError, DataError, VaeEdgeError
+from vae_edge.files import write_text
+from vae_edge.images import InputSpec, measure_background
+from vae_edge.metrics import summarize
+from vae_edge.model import AngleVAE, create_config, losses
+from vae_edge.training.checkpoint import (
+    CONFIG,
+    LOG,
+    MODEL,
+    STATE,
+    SAMPLE_FILE,
+    RunConfig,
+    load_state,
+    optimizer_tensors,
+    read_config,
+    read_tensors,
+    restore_optimizer,
+    write_config,
+    write_tensors,
+)
+from vae_edge.training.config import TrainConfig, learning_rate, rotation_range
+from vae_edge.training.predict import predict, to_floats
+from vae_edge.training.symmetry import ambiguous_classes
+
+SAMPLES = 256  # held-out images kept with the run, on which later steps check themselves
+Progress = Callable[[int, int, dict[str, float]], None]
+
+
+class Interrupted(VaeEdgeError):
+    """Training was stopped by the user; its state is on disk and `--resume` goes on from there."""
+
+
+@dataclass
+class State:
+    """What moves while training: the model, its averaged copy, the optimizer and the number of steps taken."""
+
+    model: AngleVAE
+    average: AngleVAE
+    optimizer: torch.optim.AdamW
+    step: int = 0
+
+
+def plan(dataset: Dataset, preset: str, training: TrainConfig, **overrides: Any) -> RunConfig:
+    """The configuration of a run on the training half of a data set.
+
+    Raises:
+        DataError: if there is nothing to train on.
+        ConfigError: if the preset or an override is wrong.
+    """
+    if dataset.train is None:
+        raise DataError(f"{dataset.source} has no training half; give a data set with training images to train on")
+    check_trainable(dataset.train)
+    size, channels = dataset.train.images.shape[1], dataset.train.images.shape[3]
+    model = create_config(
+        preset,
+        **{
+            "classes": len(dataset.classes),
+            "size": size,
+            "channels": channels,
+            "pose": training.rotation != "none",
+            **overrides,
+        },
+    )
+    kept, held = holdout(dataset.train, training.holdout, training.seed)
+    data = {
+        "name": dataset.name,
+        "fingerprint": dataset.fingerprint(),
+        "trained_on": len(kept),
+        "held_out": len(held),
+        "holdout_fraction": training.holdout,
+        "seed": training.seed,
+        "ambiguous": ambiguous_classes(kept),
+    }
+    spec = InputSpec(size, channels, measure_background(kept.images))
+    return RunConfig(model, training, tuple(dataset.classes), spec, data)
+
+
+def train(
+    dataset: Dataset,
+    config: RunConfig,
+    out: str | Path,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Train on the kept part of the training half, fit the score, set its threshold on the held-out part.
+
+    Args:
+        dataset: its training half alone is used.
+        config: from `plan`.
+        out: the run's folder. A finished run is never written over.
+        resume: go on from the folder's state where there is one.
+        progress: called after each step with (step, steps, terms of the loss).
+
+    Returns:
+        The path of `model.safetensors`.
+
+    Raises:
+        CheckpointError: if the folder holds another run, or its state does not fit.
+        Interrupted: after Ctrl-C or SIGTERM; the state at that step is on disk.
+    """
+    folder = Path(out)
+    state = _open_run(folder, config, resume)
+    assert dataset.train is not None
+    kept, held = holdout(dataset.train, config.training.holdout, config.training.seed)
+    with _stop_requested() as stopped:
+        _fit(state, kept, config, folder, stopped, progress)
+    return _finish(state, kept, held, config, folder)
+
+
+def _open_run(folder: Path, config: RunConfig, resume: bool) -> State:
+    torch.manual_seed(config.training.seed)
+    model, average = AngleVAE(config.model), AngleVAE(config.model)
+    model.to(memory_format=torch.channels_last)
+    average.load_state_dict(model.state_dict())
+    average.requires_grad_(False)
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": config.training.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    state = State(model, average, torch.optim.AdamW(groups, lr=config.training.learning_rate, betas=(0.9, 0.99)))
+    if (folder / MODEL).exists():
+        raise CheckpointError(f"{folder} holds a finished run; choose another --out or remove it first")
+    if (folder / CONFIG).exists():
+        _check_same(folder, config, resume)
+        if (folder / STATE).exists():
+            _restore(state, folder)
+    else:
+        write_config(folder, config)
+    return state
+
+
+def _check_same(folder: Path, config: RunConfig, resume: bool) -> None:
+    if not resume:
+        raise CheckpointError(f"{folder} holds an unfinished run; go on with --resume, or choose another --out")
+    before, now = read_config(folder).to_dict(), json.loads(json.dumps(config.to_dict()))
+    if before["data"]["fingerprint"] != now["data"]["fingerprint"]:
+        raise CheckpointError(f"{folder} was trained on other images than the ones given: resuming would mix them")
+    odd = [
+        f"{part}.{name}: {before[part].get(name)!r} then, {now[part].get(name)!r} now"
+        for part in ("model", "training")
+        for name in now[part]
+        if before[part].get(name) != now[part].get(name)
+    ]
+    if odd:
+        raise CheckpointError(f"{folder} was begun with other settings ({'; '.join(odd)}); resume with the same ones")
+
+
+def _restore(state: State, folder: Path) -> None:
+    path = folder / STATE
+    tensors, metadata = read_tensors(path)
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+    load_state(state.model, part("model."), path)
+    load_state(state.average, part("average."), path)
+    restore_optimizer(state.optimizer, part("optimizer."))
+    state.step = int(metadata["step"])
+
+
+def _save(state: State, folder: Path) -> None:
+    tensors = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
+    tensors |= {f"average.{name}": tensor for name, tensor in state.average.state_dict().items()}
+    tensors |= {f"optimizer.{name}": tensor for name, tensor in optimizer_tensors(state.optimizer).items()}
+    write_tensors(folder / STATE, tensors, {"step": state.step})
+
+
+def _fit(
+    state: State,
+    kept: LabelledImages,
+    config: RunConfig,
+    folder: Path,
+    stopped: threading.Event,
+    progress: Progress | None,
+) -> None:
+    """All steps that are left. Every random number comes from the seed and the step alone."""
+    settings = config.training
+    images, labels = torch.from_numpy(kept.images), torch.from_numpy(kept.labels)
+    batch = min(settings.batch, len(labels))
+    per_epoch = len(labels) // batch
+    steps = per_epoch * settings.epochs_for(len(labels))
+    bf16 = settings.bf16 if settings.bf16 is not None else fast_bf16()
+    log = _open_log(folder, state.step // per_epoch)
+    sums: dict[str, float] = {}
+    began = time.monotonic()
+    while state.step < steps:
+        epoch, index = divmod(state.step, per_epoch)
+        order = np.random.default_rng([settings.seed, epoch]).permutation(len(labels))
+        chosen = torch.from_numpy(order[index * batch : (index + 1) * batch])
+        terms = _step(state, images[chosen], labels[chosen], config, steps, bf16)
+        for name, value in terms.items():
+            sums[name] = sums.get(name, 0.0) + value
+        if progress is not None:
+            progress(state.step, steps, terms)
+        if index + 1 == per_epoch:
+            means = {name: round(total / per_epoch, 5) for name, total in sums.items()}
+            log.append(json.dumps({"epoch": epoch + 1, "seconds": round(time.monotonic() - began, 2), **means}))
+            write_text(folder / LOG, "\n".join(log) + "\n")
+            sums = {}
+        if stopped.is_set():
+            _save(state, folder)
+            raise Interrupted(f"training stopped at step {state.step} of {steps}; go on with --resume --out {folder}")
+        if index + 1 == per_epoch:
+            _save(state, folder)
+
+
+def _step(
+    state: State, images: Tensor, labels: Tensor, config: RunConfig, steps: int, bf16: bool
+) -> dict[str, float]:
+    settings = config.training
+    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + state.step)
+    pixels = images.permute(0, 3, 1, 2).float().div_(255.0)
+    pixels, angle_rad = affine_augment(pixels, generator, **settings.augmentation())
+    rate = learning_rate(state.step, steps, settings.learning_rate, settings.warmup)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    state.model.train()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        output = state.model.training_pass(pixels, labels, settings.seed, state.step * config.model.latent * settings.batch)
+    terms = losses(output, labels, angle_rad if config.model.pose else None, settings.weights)
+    state.optimizer.zero_grad(set_to_none=True)
+    terms["total"].backward()
+    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), settings.gradient_clip)
+    if not torch.isfinite(norm):
+        raise CheckpointError(
+            f"training diverged at step {state.step} (the gradient is not finite); "
+            f"resume from the last epoch with a lower --learning-rate than {settings.learning_rate}"
+        )
+    state.optimizer.step()
+    state.step += 1
+    _update_average(state, min(settings.ema, (1 + state.step) / (10 + state.step)))
+    return {name: float(value.detach()) for name, value in terms.items()} | {"learning_rate": rate}
+
+
+@torch.no_grad()
+def _update_average(state: State, decay: float) -> None:
+    """Exponential moving average of the weights and of the normalization's statistics."""
+    ours = list(state.average.state_dict().values())
+    theirs = list(state.model.state_dict().values())
+    floats = [i for i, tensor in enumerate(ours) if tensor.is_floating_point()]
+    torch._foreach_lerp_([ours[i] for i in floats], [theirs[i] for i in floats], 1.0 - decay)
+
+
+def _finish(state: State, kept: LabelledImages, held: LabelledImages, config: RunConfig, folder: Path) -> Path:
+    """Fit the score on training images, set its threshold on held-out ones, measure these, write the model."""
+    settings, model = config.training, state.average
+    seen = fit_score(model, kept, settings)
+    turned = rotated(held, rotation_range(settings.rotation), settings.seed + 1) if config.model.pose else held
+    outputs = predict(model, turned.images)
+    threshold = float(np.quantile(outputs.scores, 1.0 - settings.reject_rate))
+    upright = predict(model, held.images)
+    figures = summarize(
+        outputs.probabilities,
+        turned.labels,
+        config.classes,
+        outputs.angles_deg if config.model.pose else None,
+        turned.angles_deg,
+        outputs.scores,
+        threshold,
+        config.data["ambiguous"],
+    )
+    result = {
+        "step": state.step,
+        "threshold": threshold,
+        "reject_rate": settings.reject_rate,
+        "score_fitted_on": seen,
+        "validation": {**figures, "rotation": settings.rotation},
+        "validation_upright": summarize(upright.probabilities, held.labels, config.classes),
+    }
+    chosen = np.random.default_rng(settings.seed).permutation(len(held))[:SAMPLES]
+    samples = {"images": torch.from_numpy(turned.images[chosen]), "upright": torch.from_numpy(held.images[chosen])}
+    write_tensors(folder / SAMPLE_FILE, {**samples, "labels": torch.from_numpy(held.labels[chosen])}, {})
+    write_tensors(folder / MODEL, model.state_dict(), result)
+    return folder / MODEL
+
+
+def fit_score(model: AngleVAE, kept: LabelledImages, settings: TrainConfig, limit: int = 10_000) -> int:
+    """Fit the rejection score on (up to `limit`) training images, turned as in training. Returns how many."""
+    chosen = np.random.default_rng(settings.seed).permutation(len(kept))[:limit]
+    missing = set(range(len(kept.classes))) - set(kept.labels[chosen].tolist())
+    firsts = [int(np.flatnonzero(kept.labels == k)[0]) for k in missing if (kept.labels == k).any()]
+    sample = kept.take(np.concatenate([chosen, np.array(firsts, dtype=np.int64)]))
+    if model.config.pose:
+        sample = rotated(sample, rotation_range(settings.rotation), settings.seed + 2)
+    outputs = predict(model, sample.images)
+    model.score.fit_codes(outputs.codes, torch.from_numpy(sample.labels))
+    model.score.fit_scale(predict(model, sample.images).parts)
+    return len(sample)
+
+
+def fast_bf16() -> bool:
+    """Whether this processor multiplies bfloat16 in hardware, so that autocast pays."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def _open_log(folder: Path, epochs: int) -> list[str]:
+    """The lines of the epochs that the state has behind it; later ones, from a run that was killed, are dropped."""
+    path = folder / LOG
+    return path.read_text(encoding="utf-8").splitlines()[:epochs] if path.is_file() else []
+
+
+@contextmanager
+def _stop_requested() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets; a second Ctrl-C interrupts at once. Outside the main thread it stays unset."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def request(number: int, frame: FrameType | None) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+__all__ = ["Interrupted", "fit_score", "plan", "predict", "to_floats", "train"]
