@@ -113,6 +113,14 @@ def test_a_failing_progress_callback_reaches_the_caller_and_ends_the_worker(tmp_
     assert not alive(int(note.read_text()))
 
 
+def test_a_progress_line_that_a_crash_cut_short_is_kept_as_a_line_of_the_log() -> None:
+    seen: list[tuple[str, int, int]] = []
+    does = "worker._progress('Building', 1, 6); os.write(2, b'P [\\\"Buil'); os.abort()"
+    with pytest.raises(EngineError, match=r'SIGABRT(.|\n)*P \["Buil'):
+        run_worker(REQUEST, lambda *step: seen.append(step), command=worker_that(does))
+    assert seen == [("Building", 1, 6)]
+
+
 CALLER = """
 import sys
 from vae_edge.engine.process import run_worker

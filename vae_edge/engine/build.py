@@ -151,7 +151,7 @@ def build_engine(
     header = answer.header
     size = header["engine_bytes"]
     if timing_cache is not None:
-        files.write_bytes(timing_cache, answer.content[size : size + header["timing_cache_bytes"]])
+        _save_timing_cache(timing_cache, answer.content[size : size + header["timing_cache_bytes"]])
     layers = tuple(LayerInfo.from_json(layer) for layer in header["layers"])
     return BuildResult(
         engine=answer.content[:size],
@@ -206,7 +206,13 @@ def build_bundle_engine(
     )
     with tempfile.TemporaryDirectory(prefix="vae-edge-") as folder:
         engine_file = Path(folder) / "engine"
-        engine_file.write_bytes(result.engine)
+        try:
+            engine_file.write_bytes(result.engine)
+        except OSError as error:
+            raise EngineError(
+                f"The engine was built but cannot be written to {folder} ({error.strerror}): make room there, or name "
+                "another folder in TMPDIR. The bundle is as it was."
+            ) from error
         added = add_model(bundle_path, engine_file, entry)
     return result, added.find(role, result.kind, precision, result.target)
 
@@ -221,6 +227,15 @@ def _onnx_of(bundle: Bundle, role: str, precision: str) -> ModelEntry:
             f"`{way} {bundle.path}`."
         )
     return entries[0]
+
+
+def _save_timing_cache(path: str | os.PathLike[str], content: bytes) -> None:
+    try:
+        files.write_bytes(path, content)
+    except OSError as error:
+        raise EngineError(
+            f"The timing cache {path} cannot be written ({error.strerror}): name another file."
+        ) from error
 
 
 def _with_targets(settings: Settings, targets: tuple[str, ...]) -> Settings:

@@ -95,10 +95,22 @@ def _send(stdin: IO[bytes], request: Mapping[str, Any]) -> None:
 def _follow(stderr: IO[bytes], log: list[str], progress: Callable[[str, int, int], None] | None) -> None:
     for raw in stderr:
         line = raw.decode("utf-8", "replace").rstrip("\n")
-        if line.startswith("P [") and progress is not None:
-            progress(*json.loads(line[2:]))
+        step = _step(line) if progress is not None else None
+        if step is not None and progress is not None:
+            progress(*step)
         else:
             log.append(line.removeprefix("L "))
+
+
+def _step(line: str) -> tuple[str, int, int] | None:
+    """What a line "P [phase, step, steps]" says; None for any other line, also one that a crash cut short."""
+    if not line.startswith("P ["):
+        return None
+    try:
+        phase, step, steps = json.loads(line[2:])
+    except ValueError:
+        return None
+    return str(phase), int(step), int(steps)
 
 
 def _end(worker: subprocess.Popen[bytes], reader: threading.Thread) -> None:

@@ -41,8 +41,7 @@ def main() -> int:
 
 def _serve(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     adapter = open_adapter(request["kind"])
-    cache_file = request["timing_cache"]
-    cache = Path(cache_file).read_bytes() if cache_file and Path(cache_file).exists() else b""
+    cache = _read_timing_cache(request["timing_cache"])
     built = build_here(
         adapter,
         Path(request["onnx"]),
@@ -62,6 +61,16 @@ def _serve(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         "onnx_sha256": built.onnx_sha256,
     }
     return header, built.engine + built.timing_cache
+
+
+def _read_timing_cache(path: str | None) -> bytes:
+    """The cache of earlier builds; empty bytes, by which TensorRT makes a new one, where there is none yet."""
+    if path is None or not Path(path).exists():
+        return b""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise EngineError(f"The timing cache {path} cannot be read ({error.strerror}): name another file.") from error
 
 
 def _say(severity: str, text: str) -> None:

@@ -1,0 +1,92 @@
+"""Run in a process of its own, with one version's bindings and the stubs: prints as JSON what the adapter picks."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from pathlib import Path
+
+from vae_edge.engine.adapter import Adapter, found
+from vae_edge.engine.building import _monitor
+from vae_edge.engine.messages import Log, make_logger
+from vae_edge.engine.settings import Settings
+from vae_edge.errors import EngineError
+
+
+def refusal(call: object) -> str:
+    """What the call is refused with; empty if it is not."""
+    try:
+        call()  # type: ignore[operator]
+    except EngineError as error:
+        return str(error)
+    return ""
+
+
+def steps(adapter: Adapter, settings: Settings) -> list[list[object]]:
+    """The plan, each name of an enumeration looked up in the real module."""
+    plan = adapter.plan(settings)
+    for step in plan:
+        if isinstance(step.value, str):
+            adapter.get(step.value)
+    return [[step.action, step.name, step.value] for step in plan]
+
+
+def main() -> None:
+    """Open the one TensorRT that is there and ask it everything that the adapter asks."""
+    flavour = found(("tensorrt",))[0]
+    assert not flavour.problem, flavour.problem
+    adapter = Adapter(sys.modules[flavour.module], flavour)
+    module = adapter.module
+    log = Log()
+    logger = make_logger(module, log)
+    logger.log(module.ILogger.Severity.ERROR, "one line")
+    seen: list[list[object]] = []
+    monitor = _monitor(adapter, lambda *step: seen.append(list(step)))
+    monitor.phase_start("Building", None, 2)
+    monitor.step_complete("Building", 0)
+    monitor.phase_finish("Building")
+    everything = Settings(
+        "int8",
+        batch=(8, 8, 8),
+        optimization_level=4,
+        tf32=False,
+        version_compatible=True,
+        hardware_compatibility="ampere_plus",
+        dla_core=0,
+    )
+    same = Settings("int8", hardware_compatibility="same_compute_capability")
+    answer = {
+        "module": flavour.module,
+        "version": flavour.version,
+        "file": str(Path(inspect.getfile(module)).resolve()),
+        "surface": adapter.surface(),
+        "network_flags": adapter.network_flag_names(),
+        "network_bits": adapter.network_flags(),
+        "members": sorted(module.NetworkDefinitionCreationFlag.__members__),
+        "plan": steps(adapter, Settings("fp16")),
+        "everything": steps(adapter, everything),
+        "same_compute_capability": refusal(lambda: adapter.plan(same)),
+        "builder": refusal(lambda: adapter.builder(Log())),
+        "log": log.messages,
+        "progress": seen,
+        "calls": {
+            name: str(adapter.get(name).__doc__).replace("typing.SupportsInt", "int")
+            for name in (
+                "Builder.create_network",
+                "Builder.build_serialized_network",
+                "IBuilderConfig.set_memory_pool_limit",
+                "IBuilderConfig.create_timing_cache",
+                "IBuilderConfig.set_timing_cache",
+                "IBuilderConfig.add_optimization_profile",
+                "IOptimizationProfile.set_shape",
+                "OnnxParser.parse",
+                "OnnxParser.supports_model_v2",
+                "ITimingCache.serialize",
+            )
+        },
+    }
+    print(json.dumps(answer))
+
+
+main()

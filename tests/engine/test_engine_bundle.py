@@ -1,0 +1,153 @@
+"""An engine built from a bundle's own ONNX file and added to it, with TensorRT-RTX where it is installed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from engine_graphs import classifier, reconstruction, save
+
+from vae_edge.bundle import ModelEntry, create_bundle, load_bundle
+from vae_edge.engine.build import build_bundle_engine
+from vae_edge.engine.header import inspect_engine
+from vae_edge.errors import BundleError, EngineError, VaeEdgeError
+from vae_edge.images import InputSpec
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    models = [
+        (save(classifier("fp32"), tmp_path / "a.onnx"), ModelEntry("classifier", "fp32", opset=20)),
+        (
+            save(classifier("int8"), tmp_path / "b.onnx"),
+            ModelEntry("classifier", "int8", opset=20, accuracy={"accuracy": 0.985, "n": 1000}),
+        ),
+        (save(reconstruction(), tmp_path / "c.onnx"), ModelEntry("reconstruction", "fp32", opset=20)),
+    ]
+    path = tmp_path / "bundle"
+    create_bundle(
+        path,
+        name="digits",
+        classes=[str(digit) for digit in range(10)],
+        input=InputSpec(size=28, channels=1, background="dark"),
+        threshold=1.0,
+        reject_rate=0.01,
+        models=models,
+    )
+    return path
+
+
+def state(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+class TestWithRtx:
+    @pytest.fixture(autouse=True)
+    def rtx(self) -> None:
+        pytest.importorskip(
+            "tensorrt_rtx_bindings",
+            reason='TensorRT-RTX is not installed: pip install "vae-edge[rtx]"',
+            exc_type=ImportError,
+        )
+
+    def test_the_engine_stands_in_the_manifest_with_where_it_came_from(self, bundle: Path) -> None:
+        result, entry = build_bundle_engine(bundle, "int8", "sm_86+89")
+        loaded = load_bundle(bundle)
+        source = loaded.find("classifier", "onnx", "int8")
+        assert loaded.find("classifier", "tensorrt_rtx", "int8", "sm_86_89") == entry
+        assert loaded.file(entry).read_bytes() == result.engine
+        assert entry.file.startswith("classifier.int8.sm_86_89.")
+        assert inspect_engine(loaded.file(entry))["targets"] == ["sm_86", "sm_89"]
+        assert entry.accuracy == {}  # nobody measured the engine
+        provenance = entry.provenance
+        assert provenance["onnx"] == {
+            "file": source.file,
+            "sha256": source.sha256,
+            "accuracy": {"accuracy": 0.985, "n": 1000},
+        }
+        assert provenance["share"] == 1.0
+        assert provenance["settings"]["batch"] == [1, 8, 64]
+        assert provenance["versions"]["tensorrt"] == result.versions["tensorrt"]
+        assert {layer["precision"] for layer in provenance["layers"] if layer["type"] in ("correlation", "gemm")} == {
+            "int8"
+        }
+        assert str(bundle.parent) not in json.dumps(loaded.manifest)
+
+    def test_building_again_replaces_and_other_targets_stand_beside(self, bundle: Path) -> None:
+        build_bundle_engine(bundle, "fp32", "sm_86", batch=(1, 1, 1))
+        build_bundle_engine(bundle, "fp32", "sm_89")
+        _, entry = build_bundle_engine(bundle, "fp32", "sm_86", batch=(1, 2, 2))
+        engines = load_bundle(bundle).select(format="tensorrt_rtx")
+        assert sorted(engine.target for engine in engines) == ["sm_86", "sm_89"]
+        assert entry.provenance["settings"]["batch"] == [1, 2, 2]
+        assert len(list(bundle.iterdir())) == 3 + 2 + 1
+
+    def test_the_reconstruction_builds_too(self, bundle: Path) -> None:
+        _, entry = build_bundle_engine(bundle, "fp32", "sm_120", role="reconstruction")
+        assert (entry.role, entry.target) == ("reconstruction", "sm_120")
+
+    def test_a_full_disk_leaves_the_bundle_as_it_was(self, bundle: Path) -> None:
+        before = state(bundle)
+        code = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))  # no file may grow past this, as on a full disk
+from vae_edge.engine.build import build_bundle_engine
+from vae_edge.errors import EngineError
+try:
+    build_bundle_engine({str(bundle)!r}, "fp32", "sm_86")
+except EngineError as error:
+    print(error)
+"""
+        run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        assert run.stdout.startswith("The engine was built but cannot be written to ")
+        assert "File too large" in run.stdout
+        assert state(bundle) == before
+
+
+@pytest.mark.parametrize(
+    ("precision", "options", "words"),
+    [
+        (
+            "fp16",
+            {},
+            r"no fp16 ONNX classifier to build from \(it has: fp32, int8\).*`vae-edge quantize --precision fp16",
+        ),
+        ("int5", {}, "'int5' is unknown"),
+        ("int8", {"role": "reconstruction"}, r"no int8 ONNX reconstruction .*\(it has: fp32\)"),
+        ("int8", {"target": "sm_101"}, "Use sm_110"),
+        ("int8", {"target": "sm_87", "kind": "tensorrt_rtx"}, "on the Jetson itself"),
+    ],
+)
+def test_a_refused_build_leaves_the_bundle_as_it_was(
+    bundle: Path, precision: str, options: dict[str, str], words: str
+) -> None:
+    before = state(bundle)
+    with pytest.raises(EngineError, match=words):
+        build_bundle_engine(bundle, precision, **options)  # type: ignore[arg-type]
+    assert state(bundle) == before
+
+
+def test_without_tensorrt_the_bundle_stays_and_the_sentence_says_what_to_install(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("tensorrt", "tensorrt_bindings", "tensorrt_rtx", "tensorrt_rtx_bindings"):
+        monkeypatch.setitem(sys.modules, module, None)
+    before = state(bundle)
+    with pytest.raises(EngineError, match=r'pip install "vae-edge\[rtx\]"'):
+        build_bundle_engine(bundle, "int8", "sm_86")
+    assert state(bundle) == before
+
+
+def test_a_damaged_bundle_or_none_is_refused_before_anything_is_built(bundle: Path, tmp_path: Path) -> None:
+    file = bundle / load_bundle(bundle).find("classifier", "onnx", "int8").file
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    with pytest.raises(BundleError, match="SHA-256"):
+        build_bundle_engine(bundle, "int8", "sm_86")
+    with pytest.raises(VaeEdgeError):
+        build_bundle_engine(tmp_path / "nothing", "int8", "sm_86")
