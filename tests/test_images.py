@@ -186,6 +186,9 @@ def test_truncated_jpeg_and_webp_are_refused(tmp_path: Path) -> None:
 def test_missing_files_folders_empty_images_and_strangers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         open_image(tmp_path / "missing.png")
+    for name in ("long" * 1000, "nul\0character"):
+        with pytest.raises(DataError, match="cannot be read"):
+            open_image(name)
     with pytest.raises(DataError, match="is a folder"):
         open_image(tmp_path)
     with pytest.raises(DataError, match="no pixels"):

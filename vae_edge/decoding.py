@@ -56,10 +56,6 @@ def decode(source: str | os.PathLike[str] | Image.Image) -> Decoded:
     if not isinstance(source, (str, os.PathLike)):
         raise DataError(f"An image is a path or a Pillow image, but a {type(source).__name__} came.")
     path = Path(source)
-    if not path.exists():
-        raise DataError(f"{path}: there is no such file.")
-    if path.is_dir():
-        raise DataError(f"{path} is a folder, but an image file was expected; name the files in it.")
     with _open(path) as image:
         steps = ["took the first frame of an animation"] if getattr(image, "is_animated", False) else []
         return _to_pixels(image, str(path), steps)
@@ -73,6 +69,10 @@ def _open(path: Path) -> Image.Image:
             return Image.open(path, formats=FORMATS)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise DataError(f"{path} was not decoded: {_too_large(error)}") from error
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: there is no such file.") from error
+    except IsADirectoryError as error:
+        raise DataError(f"{path} is a folder, but an image file was expected; name the files in it.") from error
     except UnidentifiedImageError as error:
         state = "is empty" if path.stat().st_size == 0 else "does not decode as an image"
         raise DataError(f"{path} {state}; expected one of {', '.join(FORMATS)}.") from error

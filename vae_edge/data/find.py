@@ -36,11 +36,10 @@ def load_dataset(spec: str | os.PathLike[str], size: int | None = None, channels
     check_options(size, channels)
     if os.fspath(spec) == DIGITS:
         return _reshaped(load_digits(), size, channels)
-    path = _locate(spec)
     try:
-        return _load(path, size, channels)
+        return _load(_locate(spec), size, channels)
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+        raise DataError(f"{os.fspath(spec)} cannot be read: {error}") from error
 
 
 def _locate(spec: str | os.PathLike[str]) -> Path:
