@@ -43,6 +43,13 @@ static void launches_pass_what_the_machine_code_takes(void) {
     expect("reparameterize_forward", programs_for("reparameterize_forward_fp32_quads", 257), 8, forward);
     fake_launch launch;
     fake_last_launch(&launch);
+    const int rows_per_program = 512 / (int)programs_for("reparameterize_forward_fp32_quads", 512);
+    for (int rows = rows_per_program - 1; rows <= rows_per_program + 1; rows++) {
+        CHECK(ve_launch_reparameterize_forward(mu, logvar, (void *)(uintptr_t)z, (float *)(uintptr_t)kl, rows, 32, seed,
+                                               offset, VE_FLOAT32, stream) == VE_OK);
+        fake_last_launch(&launch);
+        CHECK(launch.grid[0] == (rows > rows_per_program ? 2 : 1));
+    }
     const int sizes[] = {8, 8, 8, 8, 4, 4, 8, 8};
     for (int i = 0; i < 8; i++) CHECK(launch.sizes[i] == sizes[i]);
     ve_kernel kernel;
@@ -60,7 +67,7 @@ static void launches_pass_what_the_machine_code_takes(void) {
                                             (void *)(uintptr_t)0x50, (void *)(uintptr_t)0x60, 1, 5, 9, 3, VE_BFLOAT16,
                                             NULL) == VE_OK);
     expect("reparameterize_backward", 1, 10, backward);
-    CHECK(fake_launch_count() == 2);
+    CHECK(fake_launch_count() == 5);
 }
 
 static void the_generic_launch_refuses_what_is_not_aligned(void) {

@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vae_edge_kernels import aot, aot_worker, configurations, embed, machine_code
+from vae_edge_kernels import reparameterize as kernels
+from vae_edge_kernels.machine_code import Budget, MachineCode
+from vae_edge_kernels.variants import Variant
+
+from vae_edge.errors import KernelError
+
+ARCHITECTURES = (87, 90)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[str]]:
+    """The float32 kernels for two architectures, with the PTX, as the command writes them; and the lines of progress."""
+    folder, lines = tmp_path_factory.mktemp("aot"), []
+    manifest = aot.compile_all(folder, ARCHITECTURES, ptx=True, only="*_fp32*", progress=lines.append)
+    return folder, manifest, lines
+
+
+def test_the_manifest_tells_what_lies_in_the_folder(compiled: tuple[Path, dict[str, Any], list[str]]) -> None:
+    folder, manifest, _ = compiled
+    assert manifest == json.loads((folder / "manifest.json").read_text())
+    assert [kernel["name"] for kernel in manifest["kernels"]] == [
+        f"reparameterize_{direction}_fp32{quads}" for direction in ("forward", "backward") for quads in ("", "_quads")
+    ]
+    for kernel in manifest["kernels"]:
+        assert [cubin["architecture"] for cubin in kernel["cubins"]] == list(ARCHITECTURES)
+        for cubin in kernel["cubins"]:
+            content = (folder / cubin["file"]).read_bytes()
+            assert content[:4] == b"\x7fELF"
+            assert hashlib.sha256(content).hexdigest() == cubin["sha256"]
+            assert len(content) == cubin["bytes"]
+            assert cubin["warps"] * 32 <= 1024 and cubin["constants"]["ROWS"] > 0
+            assert str(Path.cwd()).encode() not in content
+            assert b"reparameterize.py" not in content
+
+
+def test_arguments_are_listed_in_order_and_end_with_two_scratch_pointers(
+    compiled: tuple[Path, dict[str, Any], list[str]],
+) -> None:
+    folder, manifest, _ = compiled
+    forward = next(kernel for kernel in manifest["kernels"] if kernel["name"] == "reparameterize_forward_fp32_quads")
+    assert [(argument["name"], argument["type"], argument["aligned"]) for argument in forward["arguments"]] == [
+        *((f"{name}_ptr", "*fp32", 16) for name in ("mu", "logvar", "z", "kl")),
+        ("rows", "i32", 1),
+        ("columns", "i32", 1),
+        ("seed", "i64", 1),
+        ("offset", "i64", 1),
+        ("global_scratch", "*i8", 1),
+        ("profile_scratch", "*i8", 1),
+    ]
+    ptx = (folder / "sm_87" / "reparameterize_forward_fp32_quads.ptx").read_text()
+    assert ptx.split(".entry")[1].split(")")[0].count(".param") == len(forward["arguments"])
+
+
+def test_progress_has_one_line_for_each_architecture(compiled: tuple[Path, dict[str, Any], list[str]]) -> None:
+    assert sorted(line.split(":")[0] for line in compiled[2]) == ["sm_87", "sm_90"]
+
+
+def test_compiling_again_writes_the_same_bytes(
+    compiled: tuple[Path, dict[str, Any], list[str]], tmp_path: Path
+) -> None:
+    again = aot.compile_all(tmp_path, (87,), only="*_fp32*")
+    for first, second in zip(compiled[1]["kernels"], again["kernels"], strict=True):
+        assert first["cubins"][0] == second["cubins"][0]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_kernel_is_within_its_budget(architecture: int, compiled: tuple[Path, dict[str, Any], list[str]]) -> None:
+    folder, manifest, _ = compiled
+    for kernel in manifest["kernels"]:
+        cubin = folder / f"sm_{architecture}" / f"{kernel['name']}.cubin"
+        code = machine_code.inspect(cubin.with_suffix(".ptx"), cubin, architecture)
+        machine_code.check(kernel["name"], code, machine_code.budget(kernel["operator"], kernel["name"]))
+        assert code.spill_store_bytes == 0
+        if kernel["name"].endswith("_quads"):
+            loads, stores = (2, 1) if "forward" in kernel["name"] else (3, 2)
+            assert (code.load_bits[128], code.store_bits[128]) == (loads, stores)
+
+
+def test_a_kernel_that_spills_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    usual = next(v for v in kernels.variants(87) if v.name == "reparameterize_backward_fp32_quads")
+    wide = {**vars(usual), "constants": {"ROWS": 32, "COLUMNS": 64, "QUADS": 1}, "num_warps": 1}
+    _, cubin, ptx = aot_worker.compile_variant(Variant(**wide), 87)
+    (tmp_path / "wide.cubin").write_bytes(cubin)
+    (tmp_path / "wide.ptx").write_text(ptx)
+    code = machine_code.inspect(tmp_path / "wide.ptx", tmp_path / "wide.cubin", 87)
+    assert code.spill_store_bytes > 0
+    with pytest.raises(KernelError, match=r"spill_store_bytes is \d+, at most 0 allowed"):
+        machine_code.check("wide", code, machine_code.budget("reparameterize", usual.name))
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"registers": 129}, "registers is 129, at most 128"),
+        ({"stack_bytes": 8}, "stack_bytes is 8"),
+        ({"shared_bytes": 1 << 20}, "shared_bytes is 1048576"),
+        ({"load_bits": {32: 8, 64: 2}}, "the widest global load is 64 bits, at least 128"),
+        ({"store_bits": {}}, "the widest global store is 0 bits"),
+    ],
+)
+def test_each_figure_over_its_budget_is_named(change: dict[str, Any], words: str) -> None:
+    good: dict[str, Any] = {"registers": 40, "stack_bytes": 0, "shared_bytes": 64, "spill_store_bytes": 0}
+    good |= {"load_bits": {128: 2}, "store_bits": {128: 1}}
+    allowed = Budget(registers=128, stack_bytes=0, shared_bytes=4096, spill_store_bytes=0, access_bits=128)
+    machine_code.check("made_up", MachineCode(**good), allowed)
+    with pytest.raises(KernelError, match=words):
+        machine_code.check("made_up", MachineCode(**{**good, **change}), allowed)
+
+
+def test_a_file_that_is_no_machine_code_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.cubin").write_bytes(b"nothing")
+    with pytest.raises(KernelError, match="cuobjdump"):
+        machine_code.inspect(tmp_path / "x.ptx", tmp_path / "x.cubin", 87)
+
+
+def test_a_kernel_without_a_budget_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "made_up.json").write_text('{"budgets": [{"kernels": "other_*"}]}')
+    monkeypatch.setattr(configurations, "FOLDER", tmp_path)
+    with pytest.raises(KernelError, match="has no budget"):
+        machine_code.budget("made_up", "made_up_forward")
+
+
+@pytest.mark.parametrize("text", ["80,87", "sm_87;sm_80", " 87, 80,87"])
+def test_architectures_are_read_in_any_spelling(text: str) -> None:
+    assert aot.parse_architectures(text) == (80, 87)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [("101", "sm_110 since CUDA 13"), ("55", "known are 80, 86"), ("", "known are"), ("87,best", "'best' is refused")],
+)
+def test_unknown_architectures_are_refused_with_the_reason(text: str, words: str) -> None:
+    with pytest.raises(KernelError, match=words):
+        aot.parse_architectures(text)
+
+
+def test_a_compiler_that_dies_is_told_and_what_stood_there_stands(tmp_path: Path) -> None:
+    (tmp_path / "sm_101").mkdir()
+    (tmp_path / "sm_101" / "old.cubin").write_bytes(b"old")
+    with pytest.raises(
+        KernelError, match=r"Compiling for sm_101 failed: the compiler's process ended with (signal|code)"
+    ):
+        aot._compile_architecture(tmp_path, 101, False, "reparameterize_forward_fp32")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["old.cubin"]
+
+
+def test_a_missing_ptxas_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = tmp_path / "ptxas"
+    old.write_text("#!/bin/sh\necho \"'sm_50','sm_60' release 11.0\"\n")
+    old.chmod(0o755)
+    monkeypatch.setenv("TRITON_PTXAS_BLACKWELL_PATH", str(old))
+    with pytest.raises(KernelError, match=r"does not know sm_110; install Triton 3\.9"):
+        aot.check_tools([110])
+    old.write_text("#!/bin/sh\nexit 3\n")
+    with pytest.raises(KernelError, match="no working ptxas for sm_110"):
+        aot.check_tools([110])
+
+
+def test_the_command_prints_a_sentence_and_gives_2_on_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert aot.main(["--out", str(tmp_path), "--arch", "101"]) == 2
+    assert "sm_110 since CUDA 13" in capsys.readouterr().err
+    assert aot.main(["--out", str(tmp_path), "--arch", "87", "--only", "nothing*"]) == 2
+    assert "No kernel's name fits 'nothing*'" in capsys.readouterr().err
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_a_kernel_with_other_scratch_is_not_embedded(compiled: tuple[Path, dict[str, Any], list[str]]) -> None:
+    kernel = compiled[1]["kernels"][0]
+    assert "reparameterize_forward" in embed.table_source([kernel])
+    with pytest.raises(KernelError, match="global_scratch"):
+        embed.table_source([{**kernel, "arguments": kernel["arguments"][:-1]}])
+
+
+def test_an_architecture_without_its_own_configuration_has_the_default(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    table = {"kernels": {"forward": {"default": {"ROWS": 16}, "87": {"ROWS": 8}}}}
+    (tmp_path / "made_up.json").write_text(json.dumps(table))
+    monkeypatch.setattr(configurations, "FOLDER", tmp_path)
+    assert configurations.choose("made_up", "forward", 87) == {"ROWS": 8}
+    assert configurations.choose("made_up", "forward", 90) == {"ROWS": 16}
+    assert configurations.choose("made_up", "forward", None) == {"ROWS": 16}
+
+
+def test_no_kernel_file_imports_torch() -> None:
+    for path in configurations.FOLDER.parent.glob("*.py"):
+        assert "import torch" not in path.read_text(), path
+        assert "from torch" not in path.read_text(), path
