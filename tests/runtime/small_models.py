@@ -40,9 +40,9 @@ class Graph:
         y = self.add("Conv", x, self.constant(weight), bias, kernel_shape=[3, 3], pads=[1] * 4, strides=[stride] * 2)
         return self.add("Relu", y)
 
-    def gemm(self, x: str, inputs: int, outputs: int, scale: float = 1.0) -> str:
+    def gemm(self, x: str, inputs: int, outputs: int, scale: float = 1.0, bias: tuple[float, ...] = ()) -> str:
         weight = self.constant(self.rng.normal(0, scale / inputs**0.5, (outputs, inputs)))
-        return self.add("Gemm", x, weight, self.constant(np.zeros(outputs)), transB=1)
+        return self.add("Gemm", x, weight, self.constant(bias or np.zeros(outputs)), transB=1)
 
     def trunk(self, x: str, channels: int, widths: tuple[int, ...], size: int) -> tuple[str, int]:
         for i, width in enumerate(widths):
@@ -59,7 +59,7 @@ def classifier(
     x = g.add("Cast", "image", to=TensorProto.FLOAT)
     x = g.add("Mul", g.add("Transpose", x, perm=[0, 3, 1, 2]), g.constant(1 / 255))
     features, count = g.trunk(x, channels, widths, size)
-    pose = g.gemm(features, count, 2, 3.0)
+    pose = g.gemm(features, count, 2, 1.0, bias=(2.0, 1.0))  # away from 0, where the angle would be noise
     length = g.add("Sqrt", g.add("ReduceSum", g.add("Mul", pose, pose), g.constant([1], np.int64), keepdims=1))
     unit = g.add("Div", pose, g.add("Add", length, g.constant(1e-6)))
     cos = g.add("Gather", unit, g.constant([0], np.int64), axis=1)
@@ -72,7 +72,7 @@ def classifier(
     shape = g.add("Concat", g.add("Shape", x, start=0, end=1), g.constant([channels, size, size], np.int64), axis=0)
     x = g.add("GridSample", x, g.add("AffineGrid", theta, shape), mode="linear")
     features, count = g.trunk(x, channels, widths, size)
-    logits = g.gemm(g.add("Relu", g.gemm(features, count, 32)), 32, classes, 6.0)
+    logits = g.gemm(g.add("Relu", g.gemm(features, count, 32)), 32, classes, 4.0)
     g.add("Softmax", logits, axis=1, out="probabilities")
     g.add("Neg", g.add("ReduceLogSumExp", logits, g.constant([1], np.int64), keepdims=0), out="score")
     outputs = {"probabilities": ["batch", classes], "angle": ["batch"], "score": ["batch"]}
@@ -153,7 +153,7 @@ def make_bundle(
     widths: tuple[int, ...] = (16, 32, 64),
     precisions: tuple[str, ...] = ("fp32", "fp16", "int8"),
     accuracy: dict[str, float] | None = None,
-    threshold: float = -5.0,
+    threshold: float = -3.5,
 ) -> Bundle:
     """A bundle with the classifier in the given precisions and a reconstruction."""
     work.mkdir(parents=True, exist_ok=True)

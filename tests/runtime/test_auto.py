@@ -1,0 +1,138 @@
+"""The choice left to the runtime: what may be chosen, how it is remembered, what happens when it cannot be."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from pathlib import Path
+
+import pytest
+from small_models import make_bundle, noise
+
+import vae_edge
+from vae_edge.bundle import AUTO_FILE, Bundle, ModelEntry, add_model, load_bundle
+from vae_edge.errors import BundleError
+from vae_edge.runtime import auto
+
+
+def remembered(bundle: Bundle) -> list[dict]:
+    return json.loads((bundle.path / AUTO_FILE).read_text())["records"]
+
+
+def test_it_times_all_candidates_once_and_remembers_the_fastest(own_bundle: Bundle) -> None:
+    import onnx  # noqa: F401  (importing the engines is not what is timed here)
+    import onnxruntime  # noqa: F401
+    import openvino  # noqa: F401
+
+    start = time.perf_counter()
+    with vae_edge.load(own_bundle.path) as classifier:
+        took = time.perf_counter() - start
+        first = (classifier.backend, classifier.precision)
+        assert len(classifier(noise(2))) == 2
+    assert took < 3, "about 1.5 s on an idle machine"
+    (record,) = remembered(own_bundle)
+    assert (record["backend"], record["precision"]) == first
+    timed = {*record["median_us"], *record["not_timed"]}
+    assert timed == {f"{b} {p}" for b in ("onnxruntime", "openvino") for p in ("fp32", "fp16", "int8")}
+    assert record["key"]["threads"] == 1 and set(record["key"]["versions"]) == {"onnxruntime", "openvino"}
+    best = min(record["median_us"].values())
+    assert record["median_us"][" ".join(first)] <= best / auto.SPEED_MARGIN**2 + 0.1
+    before = (own_bundle.path / AUTO_FILE).read_bytes()
+    with vae_edge.load(own_bundle.path) as again:
+        assert (again.backend, again.precision) == first
+    assert (own_bundle.path / AUTO_FILE).read_bytes() == before, "the second load asks the memory"
+    assert load_bundle(own_bundle.path) == own_bundle, "the memory is no part of what is verified"
+
+
+def test_what_is_remembered_is_obeyed_and_only_for_the_same_question(own_bundle: Bundle) -> None:
+    vae_edge.load(own_bundle.path).close()
+    path = own_bundle.path / AUTO_FILE
+    memory = json.loads(path.read_text())
+    memory["records"][0].update(backend="onnxruntime", precision="fp16")
+    path.write_text(json.dumps(memory))
+    with vae_edge.load(own_bundle.path) as classifier:
+        assert (classifier.backend, classifier.precision) == ("onnxruntime", "fp16")
+    vae_edge.load(own_bundle.path, threads=2).close()
+    vae_edge.load(own_bundle.path, precision="int8").close()
+    assert len(remembered(own_bundle)) == 3
+    entry = own_bundle.find(precision="fp16")
+    add_model(own_bundle.path, own_bundle.file(own_bundle.find()), dataclasses.replace(entry, file=""))
+    vae_edge.load(own_bundle.path).close()
+    assert len(remembered(own_bundle)) == 4, "another model file is another question"
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"records": 3}', b'{"records": [1]}', b'{"records": [{}]}', b"\xff"])
+def test_a_damaged_memory_is_written_anew(own_bundle: Bundle, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    (own_bundle.path / AUTO_FILE).write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        vae_edge.load(own_bundle.path, precision="fp32").close()
+    assert "anew" in caplog.text
+    assert len(remembered(own_bundle)) == 1
+
+
+def test_where_it_cannot_be_remembered_that_is_said_and_it_works(
+    own_bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    (own_bundle.path / AUTO_FILE).mkdir()  # unlike a read-only folder, this stops root too
+    with caplog.at_level(logging.WARNING), vae_edge.load(own_bundle.path, precision="fp32") as classifier:
+        assert len(classifier(noise(1))) == 1
+    assert "cannot be remembered" in caplog.text
+
+
+def test_only_what_is_accurate_enough_is_a_candidate(tmp_path: Path) -> None:
+    def candidates(name: str, **accuracy: float | None) -> set[str]:
+        bundle = make_bundle(
+            tmp_path / name,
+            tmp_path / "work",
+            widths=(16,),
+            accuracy={"fp32": 0.97, "fp16": 0.97, "int8": 0.97, **accuracy},  # type: ignore[dict-item]
+        )
+        return {precision for _, precision in auto.candidates(bundle, "auto", "auto")}
+
+    assert candidates("all", fp16=0.965, int8=0.99) == {"fp32", "fp16", "int8"}
+    assert candidates("half", int8=0.9649) == {"fp32", "fp16"}
+    assert candidates("unknown", fp32=None) == {"fp32"}
+    assert candidates("unrecorded", int8=None) == {"fp32", "fp16"}
+
+
+def test_without_fp32_the_finest_is_taken(tmp_path: Path, own_bundle: Bundle) -> None:
+    manifest = json.loads((own_bundle.path / "manifest.json").read_text())
+    manifest["models"] = [m for m in manifest["models"] if m["precision"] == "int8"]
+    (own_bundle.path / "manifest.json").write_text(json.dumps(manifest))
+    with vae_edge.load(own_bundle.path, "onnxruntime") as classifier:
+        assert classifier.precision == "int8"
+    manifest["models"] = []
+    (own_bundle.path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="has no ONNX classifier"):
+        vae_edge.load(own_bundle.path)
+
+
+def test_a_coarser_precision_must_be_clearly_faster() -> None:
+    class Engine:
+        pass
+
+    def pick(**median_us: float) -> str:
+        names = [name.split("_") for name in median_us]
+        opened = [auto.Candidate(b, p, Engine()) for b, p in names]  # type: ignore[arg-type]
+        times = {name.replace("_", " "): value for name, value in median_us.items()}
+        return auto._fastest(opened, times).name
+
+    assert pick(a_fp32=100, b_fp32=90, a_int8=95, b_int8=89) == "b fp32"
+    assert pick(a_fp32=100, b_fp32=90, a_int8=95, b_int8=60) == "b int8"
+    assert pick(a_fp32=100, a_fp16=99.5, a_int8=99.6) == "a fp32"
+    assert pick(a_int8=10) == "a int8"
+
+
+def test_a_candidate_that_cannot_be_loaded_is_left_out(
+    own_bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"no model")
+    add_model(own_bundle.path, tmp_path / "bad.onnx", ModelEntry("classifier", "int8", accuracy={"accuracy": 0.97}))
+    with caplog.at_level(logging.WARNING), vae_edge.load(own_bundle.path) as classifier:
+        assert classifier.precision != "int8"
+    assert "onnxruntime int8 is left out" in caplog.text
+    add_model(own_bundle.path, tmp_path / "bad.onnx", ModelEntry("classifier", "fp32"))
+    with pytest.raises(BundleError, match="is not a model that"):
+        vae_edge.load(own_bundle.path, precision="fp32")
