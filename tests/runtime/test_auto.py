@@ -97,6 +97,16 @@ def test_only_what_is_accurate_enough_is_a_candidate(tmp_path: Path) -> None:
     assert candidates("unrecorded", int8=None) == {"fp32", "fp16"}
 
 
+def test_accuracies_are_compared_on_the_same_images_where_the_entry_has_both(own_bundle: Bundle) -> None:
+    def candidates(**accuracy: float) -> set[str]:
+        entry = dataclasses.replace(own_bundle.find(precision="int8"), accuracy=accuracy)
+        file = own_bundle.path / "classifier.int8.onnx"
+        return {p for _, p in auto.candidates(add_model(own_bundle.path, file, entry), "auto", "auto")}
+
+    assert "int8" in candidates(accuracy=0.90, fp32_accuracy=0.904), "fp32's 0.97 is of other images"
+    assert "int8" not in candidates(accuracy=0.97, fp32_accuracy=0.98)
+
+
 def test_without_fp32_the_finest_is_taken(tmp_path: Path, own_bundle: Bundle) -> None:
     manifest = json.loads((own_bundle.path / "manifest.json").read_text())
     manifest["models"] = [m for m in manifest["models"] if m["precision"] == "int8"]
