@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 INK_SHARE = 20 / 28
-"""In MNIST the longer side of a digit is 20 of the frame's 28 pixels, and its centre of mass is in the middle."""
+"""In MNIST the longer side of a digit is 20 of the frame's 28 pixels."""
+INK_CENTRE = 14.5 / 28
+"""In MNIST a digit's centre of mass is in the middle of pixel 14 (from 0), both ways: half a pixel off the centre."""
 
 _DARK_BELOW, _LIGHT_ABOVE = 85, 170
 _UNIFORM_TOLERANCE = 32
@@ -62,8 +64,8 @@ def crop_to_ink(pixels: np.ndarray, page: np.ndarray, box: Box) -> np.ndarray:
     across, down = np.arange(right - left) + 0.5, np.arange(bottom - top) + 0.5
     centre_x = left + float(weight.sum(axis=0) @ across) / float(weight.sum())
     centre_y = top + float(weight.sum(axis=1) @ down) / float(weight.sum())
-    x = int(np.clip(round(centre_x - side / 2), right - side, left))
-    y = int(np.clip(round(centre_y - side / 2), bottom - side, top))
+    x = int(np.clip(round(centre_x - side * INK_CENTRE), right - side, left))
+    y = int(np.clip(round(centre_y - side * INK_CENTRE), bottom - side, top))
     return window(pixels, page, left=x, top=y, side=side)
 
 
