@@ -18,7 +18,7 @@ ARCHITECTURES = (87, 90)
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[str]]:
-    """The float32 kernels for two architectures, with the PTX, as the command writes them; and the lines of progress."""
+    """The float32 kernels for two architectures, with PTX, as the command writes them; and the lines of progress."""
     folder, lines = tmp_path_factory.mktemp("aot"), []
     manifest = aot.compile_all(folder, ARCHITECTURES, ptx=True, only="*_fp32*", progress=lines.append)
     return folder, manifest, lines
