@@ -139,3 +139,17 @@ def test_an_empty_class_and_a_broken_image_are_named(tmp_path: Path) -> None:
     (tmp_path / "cow").mkdir()
     with pytest.raises(DataError, match="cow holds no images"):
         load_dataset(tmp_path)
+
+
+def test_asking_for_what_was_chosen_gives_the_same_data_set(tmp_path: Path) -> None:
+    """A model is judged on data loaded at its own size and channels: the split must recognize the images."""
+    generator = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        grey = Image.fromarray(generator.integers(0, 256, (50, 90), dtype=np.uint8))
+        grey.save(tmp_path / name / "grey.png")
+        grey.convert("RGB").save(tmp_path / name / "colour.png")
+        grey.save(tmp_path / name / "grey.jpg")
+    chosen = load_dataset(tmp_path)
+    assert chosen.train.images.shape[1:] == (64, 64, 1)
+    assert load_dataset(tmp_path, size=64, channels=1).fingerprint() == chosen.fingerprint()
