@@ -59,6 +59,8 @@ def test_names_capabilities_memory_and_version_come_from_the_driver(stub: Path) 
     assert driver.version == (13, 2)
     assert [d.target for d in driver.devices] == ["sm_87", "sm_86"]
     orin, desktop = driver.devices
+    told = json.loads(json.dumps(driver.to_json()))
+    assert (told["version"], told["devices"][0]["target"]) == ("13.2", "sm_87")
     assert orin == cuda.Device(0, "Orin", (8, 7), 8, 7_990_607_872, True)
     assert desktop == cuda.Device(1, "NVIDIA RTX A2000", (8, 6), 26, 12_884_901_888, False)
     assert driver.sentence() == ("Orin (sm_87, 7.4 GiB), NVIDIA RTX A2000 (sm_86, 12.0 GiB); driver for CUDA 13.2")

@@ -6,6 +6,7 @@ architectures. The precision stands in the ONNX file (Q/DQ pairs, casts): every 
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import os
 import platform
@@ -21,7 +22,7 @@ from vae_edge.engine import cuda
 from vae_edge.engine.adapter import open_adapter
 from vae_edge.engine.choosing import choose
 from vae_edge.engine.layers import LayerInfo, reasons, share
-from vae_edge.engine.process import run_worker
+from vae_edge.engine.process import Answer, run_worker
 from vae_edge.engine.settings import DEFAULT_BATCH, DEFAULT_WORKSPACE, Settings
 from vae_edge.engine.targets import parse_targets, target_name
 from vae_edge.errors import EngineError
@@ -58,9 +59,25 @@ class BuildResult:
         )
         product = "TensorRT-RTX" if self.kind == "tensorrt_rtx" else "TensorRT"
         return (
-            f"{product} {self.versions['tensorrt']} built a {self.precision} engine for {self.target} in "
+            f"{product} {self.versions['tensorrt']} built an {self.precision} engine for {self.target} in "
             f"{self.seconds:.1f} s ({len(self.engine) / 1024:.0f} KiB); {runs}."
         )
+
+    def report(self) -> dict[str, Any]:
+        """What `vae-edge build` prints, fit for JSON."""
+        return {
+            "summary": self.summary(),
+            "kind": self.kind,
+            "target": self.target,
+            "precision": self.precision,
+            "bytes": len(self.engine),
+            "seconds": round(self.seconds, 3),
+            "share": self.share,
+            "reasons": list(self.reasons),
+            "layers": [layer.to_json() for layer in self.layers],
+            "warnings": list(self.warnings),
+            "versions": self.versions,
+        }
 
     def provenance(self) -> dict[str, Any]:
         """What a manifest keeps of the build, fit for JSON."""
@@ -86,7 +103,7 @@ def build_engine(
     precision: str,
     role: str = "classifier",
     batch: tuple[int, int, int] = DEFAULT_BATCH,
-    workspace_bytes: int = DEFAULT_WORKSPACE,
+    workspace_bytes: int | None = None,
     optimization_level: int | None = None,
     tf32: bool = True,
     version_compatible: bool = False,
@@ -105,7 +122,7 @@ def build_engine(
         precision: what the file is: "fp32", "fp16", "int8" or "fp8".
         role: "classifier" or "reconstruction".
         batch: the smallest, the one to be fastest at, and the largest.
-        workspace_bytes: the most scratch memory that a kernel may take on the device.
+        workspace_bytes: the most scratch memory that a kernel may take on the device; None for 256 MiB.
         optimization_level: 0 to 5; None leaves it to TensorRT.
         tf32: whether fp32 matrix products may round their inputs to 10 bits of mantissa.
         version_compatible: whether a later TensorRT shall run the engine (full TensorRT alone).
@@ -123,7 +140,7 @@ def build_engine(
         role=role,
         batch=tuple(batch),  # type: ignore[arg-type]  # its length is checked
         targets=parse_targets(targets),
-        workspace_bytes=workspace_bytes,
+        workspace_bytes=DEFAULT_WORKSPACE if workspace_bytes is None else workspace_bytes,
         optimization_level=optimization_level,
         tf32=tf32,
         version_compatible=version_compatible,
@@ -138,7 +155,7 @@ def build_engine(
     driver = cuda.probe()
     kind, device_targets = choose(kind, settings, driver)
     if kind == "tensorrt_rtx":
-        settings = _with_targets(settings, device_targets)
+        settings = dataclasses.replace(settings, targets=device_targets)
     open_adapter(kind).plan(settings)  # refuses what this TensorRT cannot do before a process is started
     request = {
         "kind": kind,
@@ -148,19 +165,24 @@ def build_engine(
         "progress": progress is not None,
     }
     answer = run_worker(request, progress, timeout_s)
-    header = answer.header
-    size = header["engine_bytes"]
     if timing_cache is not None:
-        _save_timing_cache(timing_cache, answer.content[size : size + header["timing_cache_bytes"]])
+        _save_timing_cache(timing_cache, answer.content[answer.header["engine_bytes"] :])
+    return _result(answer, kind, device_targets, settings, driver)
+
+
+def _result(
+    answer: Answer, kind: str, targets: tuple[str, ...], settings: Settings, driver: cuda.Driver
+) -> BuildResult:
+    header = answer.header
     layers = tuple(LayerInfo.from_json(layer) for layer in header["layers"])
     return BuildResult(
-        engine=answer.content[:size],
+        engine=answer.content[: header["engine_bytes"]],
         kind=kind,
-        target=target_name(device_targets),
-        precision=precision,
+        target=target_name(targets),
+        precision=settings.precision,
         layers=layers,
-        share=share(layers, precision),
-        reasons=reasons(layers, precision, header["asked"]),
+        share=share(layers, settings.precision),
+        reasons=reasons(layers, settings.precision, header["asked"]),
         seconds=header["seconds"],
         settings=settings,
         steps=tuple(header["steps"]),
@@ -174,15 +196,18 @@ def build_engine(
 def build_bundle_engine(
     bundle_path: str | os.PathLike[str],
     precision: str,
-    target: str | Iterable[str] = (),
+    targets: str | Iterable[str] = (),
     *,
     role: str = "classifier",
     **options: Any,
-) -> tuple[BuildResult, ModelEntry]:
+) -> dict[str, Any]:
     """Build an engine from a bundle's own ONNX model of this precision, and add it to the bundle.
 
     The bundle changes only after the engine is whole. `options` are those of `build_engine`. The engine's accuracy is
     left empty, as it was not measured on the device; that of the ONNX file it came from stands in the provenance.
+
+    Returns:
+        `BuildResult.report()`, with "bundle" and "file", where the engine lies.
 
     Raises:
         BundleError: if the bundle is damaged or cannot be written.
@@ -191,7 +216,7 @@ def build_bundle_engine(
     Settings(precision=precision, role=role).check()
     bundle = load_bundle(bundle_path)
     source = _onnx_of(bundle, role, precision)
-    result = build_engine(bundle.file(source), targets=target, precision=precision, role=role, **options)
+    result = build_engine(bundle.file(source), targets=targets, precision=precision, role=role, **options)
     if result.onnx_sha256 != source.sha256:
         raise EngineError(
             f"The file {bundle.file(source)} changed while the engine was built: nothing was added; build again."
@@ -214,7 +239,8 @@ def build_bundle_engine(
                 "another folder in TMPDIR. The bundle is as it was."
             ) from error
         added = add_model(bundle_path, engine_file, entry)
-    return result, added.find(role, result.kind, precision, result.target)
+    file = added.find(role, result.kind, precision, result.target).file
+    return {"bundle": str(bundle.path), "file": file, **result.report()}
 
 
 def _onnx_of(bundle: Bundle, role: str, precision: str) -> ModelEntry:
@@ -236,10 +262,6 @@ def _save_timing_cache(path: str | os.PathLike[str], content: bytes) -> None:
         raise EngineError(
             f"The timing cache {path} cannot be written ({error.strerror}): name another file."
         ) from error
-
-
-def _with_targets(settings: Settings, targets: tuple[str, ...]) -> Settings:
-    return Settings.from_json({**settings.to_json(), "targets": list(targets)})
 
 
 def _versions(tensorrt: str, driver: cuda.Driver) -> dict[str, str]:

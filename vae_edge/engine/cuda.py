@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 _SUCCESS = 0
 _NO_DEVICE = 100
@@ -39,6 +41,12 @@ class Driver:
     def device_count(self) -> int:
         """How many GPUs can be used."""
         return len(self.devices)
+
+    def to_json(self) -> dict[str, Any]:
+        """The finding as a dict fit for JSON."""
+        devices = [{**dataclasses.asdict(device), "target": device.target} for device in self.devices]
+        version = _dotted(self.version) if self.version else None
+        return {"version": version, "devices": devices, "problem": self.problem}
 
     def sentence(self) -> str:
         """The finding in one line, for people."""

@@ -156,9 +156,10 @@ def reasons(layers: Iterable[LayerInfo], precision: str, asked: Mapping[str, str
     if precision in ("int8", "fp8"):
         wide = [x for x in heavy if x.precision == precision and x.outputs and precision not in x.outputs]
         if wide:
+            written = " or ".join(sorted({kind for layer in wide for kind in layer.outputs}))
             said.append(
-                f"{len(wide)} of {len(heavy)} convolutions and matrix products read {precision} but write "
-                f"{wide[0].outputs[0]}: bias, activation and quantization run in a layer of their own after them."
+                f"{len(wide)} of {len(heavy)} convolutions and matrix products read {precision} but write {written}: "
+                "bias, activation and quantization run in a layer of their own after them."
             )
     reformats = [layer for layer in table if "reformat" in layer.type.lower()]
     if reformats:

@@ -58,7 +58,7 @@ _KNOWN: tuple[tuple[str, str], ...] = (
     ),
     (
         r"Cannot compile operation '([^']*)' for Turing.*FP32 GEMM",
-        "the matrix product '{0}' is fp32, which TensorRT-RTX does not run on sm_75: build fp16 for it",
+        "the matrix product '{0}' is fp32, which TensorRT-RTX does not run on sm_75: leave sm_75 out",
     ),
     (
         r"Cannot compile for target\(s\) ([\w, ]*), because the model contains HW-specific datatypes: (\w+)",

@@ -94,7 +94,7 @@ def check_ahead_of_time(targets: Iterable[str], precision: str) -> None:
         if target == "sm_75" and precision != "fp16":
             raise EngineError(
                 f"TensorRT-RTX runs no fp32 matrix product on sm_75 ({device}), and an {precision} model has some: "
-                "build fp16 for it, or leave sm_75 out."
+                "leave sm_75 out. (A file that is fp16 throughout can be built for it.)"
             )
 
 

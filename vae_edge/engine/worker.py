@@ -1,8 +1,8 @@
 """The process in which TensorRT builds: `python -m vae_edge.engine.worker`, started by `vae_edge.engine.build` alone.
 
 It reads one request as JSON from standard input. On standard error go the log ("L severity text") and the progress
-("P json"), so that they survive a crash. On standard output goes one line of JSON, then the bytes of the engine and
-of the timing cache, whose lengths that line tells. Nothing is written to the disk.
+("P json"), so that they survive a crash. On standard output goes one line of JSON, then the bytes of the engine,
+whose number that line tells, then those of the timing cache. Nothing is written to the disk.
 """
 
 from __future__ import annotations
@@ -53,7 +53,6 @@ def _serve(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     header = {
         "version": adapter.flavour.version,
         "engine_bytes": len(built.engine),
-        "timing_cache_bytes": len(built.timing_cache),
         "layers": [layer.to_json() for layer in built.layers],
         "asked": built.asked,
         "steps": [dataclasses.asdict(step) for step in built.steps],

@@ -1,0 +1,57 @@
+"""The graphs that the export room writes, from random weights: TensorRT-RTX takes them in every precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from vae_edge.engine.build import build_engine
+
+pytest.importorskip(
+    "tensorrt_rtx_bindings", reason='TensorRT-RTX is not installed: pip install "vae-edge[rtx]"', exc_type=ImportError
+)
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    from vae_edge.export.graph import OUTPUTS, RECONSTRUCTION, ClassifierGraph, ReconstructionGraph
+    from vae_edge.export.onnx_file import to_onnx
+    from vae_edge.export.precision import convert
+    from vae_edge.model import AngleVAE
+    from vae_edge.model.config import create_config
+
+    torch.manual_seed(0)
+    model = AngleVAE(create_config("tiny", size=28, channels=1, classes=10)).eval()
+    images = np.random.default_rng(0).integers(0, 256, (64, 28, 28, 1), dtype=np.uint8)
+    graph: Any = to_onnx(ClassifierGraph(model).eval(), 28, 1, OUTPUTS, {})
+    graphs = {
+        "fp32": graph,
+        "fp16": convert(graph, "fp16", images),
+        "int8": convert(graph, "int8", images),
+        "reconstruction": to_onnx(ReconstructionGraph(model).eval(), 28, 1, RECONSTRUCTION, {}),
+    }
+    folder = tmp_path_factory.mktemp("exported")
+    for name, proto in graphs.items():
+        onnx.save(proto, folder / f"{name}.onnx")
+    return {name: folder / f"{name}.onnx" for name in graphs}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_the_exported_classifier_builds_and_most_of_it_runs_in_its_precision(
+    exported: dict[str, Path], precision: str
+) -> None:
+    result = build_engine(exported[precision], precision=precision, targets="sm_80+86+89+120+121")
+    assert result.share is not None
+    assert result.share > 0.85, result.reasons
+    told = [reason for reason in result.reasons if " runs in " in reason]
+    assert len(told) == sum(layer.heavy and layer.precision != precision for layer in result.layers)
+
+
+def test_the_exported_reconstruction_builds(exported: dict[str, Path]) -> None:
+    assert build_engine(exported["reconstruction"], precision="fp32", targets="sm_86", role="reconstruction").engine
