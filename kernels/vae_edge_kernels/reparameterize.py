@@ -113,7 +113,7 @@ def _launch(kernel: str, function: Any, tensors: tuple[Any, ...], shape: Any, se
     chosen = configurations.choose(OPERATOR, kernel, configurations.current_architecture())
     quads = columns % 4 == 0 and offset % 4 == 0
     grid = (triton.cdiv(rows, chosen["ROWS"]),)
-    function[grid](*tensors, rows, columns, seed, offset, QUADS=quads, **chosen)
+    function[grid](*tensors, rows, columns, seed, offset, QUADS=quads, enable_fp_fusion=True, **chosen)
 
 
 def variants(architecture: int) -> list[Variant]:

@@ -198,3 +198,23 @@ def test_no_kernel_file_imports_torch() -> None:
     for path in configurations.FOLDER.parent.glob("*.py"):
         assert "import torch" not in path.read_text(), path
         assert "from torch" not in path.read_text(), path
+
+
+def test_the_build_and_the_command_have_the_same_default_architectures() -> None:
+    build = (Path(__file__).parents[2] / "CMakeLists.txt").read_text()
+    assert f'set(VAE_EDGE_ARCHITECTURES "{";".join(map(str, aot.DEFAULT))}"' in build
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", [80, 110])
+def test_kernels_of_all_dtypes_are_within_their_budgets(architecture: int, tmp_path: Path) -> None:
+    try:
+        aot.check_tools([architecture])
+    except KernelError as error:
+        pytest.skip(str(error))
+    manifest = aot.compile_all(tmp_path, [architecture], ptx=True)
+    assert len(manifest["kernels"]) == 12
+    for kernel in manifest["kernels"]:
+        cubin = tmp_path / kernel["cubins"][0]["file"]
+        code = machine_code.inspect(cubin.with_suffix(".ptx"), cubin, architecture)
+        machine_code.check(kernel["name"], code, machine_code.budget(kernel["operator"], kernel["name"]))
