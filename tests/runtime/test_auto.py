@@ -146,3 +146,19 @@ def test_a_candidate_that_cannot_be_loaded_is_left_out(
     add_model(own_bundle.path, tmp_path / "bad.onnx", ModelEntry("classifier", "fp32"))
     with pytest.raises(BundleError, match="is not a model that"):
         vae_edge.load(own_bundle.path, precision="fp32")
+
+
+def test_a_remembered_choice_that_no_longer_loads_is_chosen_again(
+    own_bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"no model")
+    add_model(own_bundle.path, tmp_path / "bad.onnx", ModelEntry("classifier", "int8", accuracy={"accuracy": 0.97}))
+    vae_edge.load(own_bundle.path).close()
+    path = own_bundle.path / AUTO_FILE
+    memory = json.loads(path.read_text())
+    memory["records"][0].update(backend="openvino", precision="int8")
+    path.write_text(json.dumps(memory))
+    with caplog.at_level(logging.WARNING), vae_edge.load(own_bundle.path) as classifier:
+        assert classifier.precision != "int8"
+    assert "remembered openvino int8 cannot be loaded" in caplog.text
+    assert remembered(own_bundle)[0]["precision"] == classifier.precision

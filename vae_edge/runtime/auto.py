@@ -63,7 +63,10 @@ def choose(bundle: Bundle, backend: str, precision: str, threads: int) -> tuple[
     for record in records:
         choice = (record["backend"], record["precision"])
         if record["key"] == key and choice in pairs:
-            return (*choice, threads, open_classifier(bundle, *choice, threads))
+            try:
+                return (*choice, threads, open_classifier(bundle, *choice, threads))
+            except VaeEdgeError as error:
+                log.warning("auto: the remembered %s %s cannot be loaded (%s): choosing again", *choice, error)
     best, median_us = _race(bundle, pairs, threads)
     record = {
         "key": key,
