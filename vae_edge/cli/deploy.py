@@ -115,7 +115,13 @@ def build(arguments: argparse.Namespace) -> None:
         batch=(smallest, usual, largest),
         workspace_bytes=arguments.workspace * 2**20 if arguments.workspace else None,
     )
-    emit(result, arguments.json)
+    emit(result, arguments.json, lambda: _build_lines(result))
+
+
+def _build_lines(result: dict[str, Any]) -> Iterator[str]:
+    yield result["summary"]
+    yield from (f"  {reason}" for reason in result["reasons"])
+    yield f"in the bundle: {result['bundle']}/{result['file']}"
 
 
 def inspect(arguments: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ import argparse
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from importlib import metadata, util
 from typing import Any
 
@@ -83,16 +84,17 @@ _PACKAGES = {
 def doctor(arguments: argparse.Namespace) -> None:
     """`vae-edge doctor`."""
     from vae_edge.benchmark.machine import describe_machine
-    from vae_edge.engine.adapter import available
+    from vae_edge.engine.adapter import found
     from vae_edge.engine.cuda import probe
 
     packages = {name: {"version": _version(name), "for": use} for name, use in _PACKAGES.items()}
+    driver = probe()
     tools = {name: shutil.which(name) for name in ("cc", "cmake", "make")}
     result: dict[str, Any] = {
         "machine": describe_machine(),
         "packages": packages,
-        "tensorrt": [vars(flavour) if hasattr(flavour, "__dict__") else flavour._asdict() for flavour in available()],
-        "cuda": probe(),
+        "tensorrt": [asdict(flavour) for flavour in found()],
+        "cuda": driver.to_json(),
         "tools": tools,
         "can": _abilities(packages),
     }
@@ -102,8 +104,11 @@ def doctor(arguments: argparse.Namespace) -> None:
             yield f"{key}: {value}"
         for name, part in packages.items():
             yield f"  {name:<12} {part['version'] or 'not installed':<16} {part['for']}"
-        yield f"TensorRT: {', '.join(str(part) for part in result['tensorrt']) or 'none'}"
-        yield f"CUDA driver: {result['cuda']}"
+        for part in result["tensorrt"]:
+            yield f"TensorRT: {part['module']} {part['version']}{', ' + part['problem'] if part['problem'] else ''}"
+        if not result["tensorrt"]:
+            yield "TensorRT: none is installed (docs/engines.md says which one this machine can use)"
+        yield f"CUDA: {driver.sentence()}"
         for ability, answer in result["can"].items():
             yield f"{ability}: {answer}"
 

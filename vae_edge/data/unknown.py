@@ -1,4 +1,4 @@
-"""Images that a classifier has never seen the like of, made from the data itself or drawn: to test the rejection score."""
+"""Images unlike anything that was trained on, made from the data itself or drawn: to test the rejection score."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class RejectionScore(nn.Module):
         means = torch.stack([mu[labels == k].mean(0) for k in range(classes)])
         centred = mu - means[labels]
         covariance = centred.T @ centred / max(1, len(mu) - classes)
-        ridge = 1e-3 * covariance.diagonal().mean() + 1e-8
+        ridge = 1e-4 * covariance.diagonal().mean() + 1e-8
         precision = torch.linalg.inv(covariance + ridge * torch.eye(latent, dtype=mu.dtype))
         self.means.copy_(means)
         self.whitening.copy_(torch.linalg.cholesky(precision))

@@ -23,8 +23,10 @@ def turn(images: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Te
     """
     # y points down. A counter-clockwise turn takes the point (x, y) to (x cos + y sin, -x sin + y cos);
     # the grid asks the inverse: where does the output's (x, y) come from?
-    zero = torch.zeros_like(cos)
-    rows = torch.stack((cos, -sin, zero, sin, cos, zero), dim=1)
-    theta = rows.reshape(-1, 2, 3).to(images.dtype)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    side = images.shape[-1]
+    line = (torch.arange(side, device=images.device, dtype=images.dtype) * 2 + 1) / side - 1
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    places = torch.stack((x.reshape(-1), y.reshape(-1)), dim=1)  # [S·S, 2], a constant of the exported graph
+    turns = torch.stack((cos, sin, -sin, cos), dim=1).reshape(-1, 2, 2).to(images.dtype)
+    grid = torch.matmul(places, turns).reshape(-1, side, side, 2)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

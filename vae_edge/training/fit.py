@@ -152,7 +152,7 @@ def _open_run(folder: Path, config: RunConfig, resume: bool) -> State:
 def _check_same(folder: Path, config: RunConfig, resume: bool) -> None:
     if not resume:
         raise CheckpointError(f"{folder} holds an unfinished run; go on with --resume, or choose another --out")
-    before, now = read_config(folder).to_dict(), json.loads(json.dumps(config.to_dict()))
+    before, now = read_config(folder).to_dict(), config.to_dict()
     if before["data"]["fingerprint"] != now["data"]["fingerprint"]:
         raise CheckpointError(f"{folder} was trained on other images than the ones given: resuming would mix them")
     odd = [
@@ -203,9 +203,11 @@ def _fit(
     log = _open_log(folder, state.step // per_epoch)
     sums: dict[str, float] = {}
     began = time.monotonic()
+    order, ordered = np.empty(0, np.int64), -1
     while state.step < steps:
         epoch, index = divmod(state.step, per_epoch)
-        order = np.random.default_rng([settings.seed, epoch]).permutation(len(labels))
+        if epoch != ordered:
+            order, ordered = np.random.default_rng([settings.seed, epoch]).permutation(len(labels)), epoch
         chosen = torch.from_numpy(order[index * batch : (index + 1) * batch])
         terms = _step(state, images[chosen], labels[chosen], config, steps, bf16)
         for name, value in terms.items():

@@ -1,0 +1,61 @@
+"""One small network, trained once on real digits, exported and quantized, for every test that needs a real one.
+
+PyTorch is imported where it is used: the tests of the device's rooms run without it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from vae_edge.data import Dataset, load_dataset
+
+if TYPE_CHECKING:
+    from vae_edge.training.checkpoint import Checkpoint
+
+EPOCHS = 16
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    return load_dataset("digits")
+
+
+@pytest.fixture(scope="session")
+def few_digits(digits: Dataset) -> Dataset:
+    """Forty images of each class: enough to run every line, too few to learn."""
+    chosen = np.concatenate([np.flatnonzero(digits.train.labels == k)[:40] for k in range(10)])
+    return Dataset("few digits", "digits", digits.train.take(chosen), None)
+
+
+@pytest.fixture(scope="session")
+def run(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished training run of the preset `tiny` on turned digits."""
+    from vae_edge.training.config import TrainConfig
+    from vae_edge.training.fit import plan, train
+
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    train(digits, plan(digits, "tiny", TrainConfig(epochs=EPOCHS, batch=128)), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(run: Path) -> Checkpoint:
+    from vae_edge.training.checkpoint import load_checkpoint
+
+    return load_checkpoint(run)
+
+
+@pytest.fixture(scope="session")
+def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run's bundle with fp32, fp16 and int8. Tests that change it copy it first."""
+    from vae_edge.cli.deploy import export_run, quantize_with
+
+    folder = tmp_path_factory.mktemp("bundles") / "tiny"
+    export_run(run, str(folder))
+    for precision in ("fp16", "int8"):
+        quantize_with(str(folder), precision, "digits")
+    return folder

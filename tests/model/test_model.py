@@ -1,0 +1,131 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vae_edge.errors import ConfigError
+from vae_edge.model import PRESETS, AngleVAE, LossWeights, ModelConfig, RejectionScore, create_config, losses
+from vae_edge.model.losses import angle_targets
+from vae_edge.model.network import PoseTrunk
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(("size", "channels", "classes"), [(28, 1, 10), (64, 3, 4), (37, 1, 2)])
+def test_every_preset_takes_every_size(preset: str, size: int, channels: int, classes: int):
+    model = AngleVAE(create_config(preset, size=size, channels=channels, classes=classes)).eval()
+    output = model(torch.rand(3, channels, size, size))
+    assert output.logits.shape == (3, classes)
+    assert output.reconstruction.shape == output.upright.shape == (3, channels, size, size)
+    torch.testing.assert_close(output.cos**2 + output.sin**2, torch.ones(3))
+
+
+@pytest.mark.parametrize(("preset", "least", "most"), [("tiny", 40e3, 80e3), ("small", 180e3, 300e3), ("base", 0.9e6, 1.4e6)])
+def test_presets_have_the_stated_number_of_parameters(preset: str, least: float, most: float):
+    assert least <= sum(p.numel() for p in AngleVAE(create_config(preset)).parameters()) <= most
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"size": 27}, "28 to 64"),
+        ({"size": 65}, "28 to 64"),
+        ({"channels": 2}, "channels"),
+        ({"classes": 1}, "at least two"),
+        ({"widths": (16, 20)}, "multiples of 16"),
+        ({"angle_bins": 4}, "angle bins"),
+        ({"depth": 3}, "depth"),
+    ],
+)
+def test_a_configuration_out_of_range_is_refused(options: dict, word: str):
+    with pytest.raises(ConfigError, match=word):
+        create_config("small", **options)
+
+
+def test_an_unknown_preset_is_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match="tiny, small, base"):
+        create_config("huge")
+
+
+def test_a_configuration_survives_json():
+    config = create_config("base", classes=3)
+    stored = {**vars(config), "widths": list(config.widths), "pose_widths": list(config.pose_widths)}
+    assert ModelConfig.from_dict(stored) == config
+    with pytest.raises(ConfigError, match="latent"):
+        ModelConfig.from_dict({name: value for name, value in stored.items() if name != "latent"})
+
+
+@pytest.mark.parametrize("angle", [0.0, 4.0, 93.0, 175.0, 181.0, 355.0])
+def test_the_angle_is_read_from_the_bins_within_a_degree(angle: float):
+    trunk = PoseTrunk(create_config("tiny"))
+    target = angle_targets(torch.tensor([math.radians(angle)]), 36)
+    cos, sin = trunk.read(target.log())
+    read = math.degrees(math.atan2(sin.item(), cos.item()))
+    assert abs((read - angle + 180) % 360 - 180) < 1.0
+
+
+def test_the_angle_is_not_drawn_towards_a_second_mode():
+    trunk = PoseTrunk(create_config("tiny"))
+    both = angle_targets(torch.tensor([math.radians(20.0), math.radians(200.0)]), 36)
+    cos, sin = trunk.read((0.6 * both[:1] + 0.4 * both[1:]).log())
+    assert math.degrees(math.atan2(sin.item(), cos.item())) == pytest.approx(20.0, abs=1.0)
+
+
+def test_no_gradient_runs_through_the_turning():
+    model = AngleVAE(create_config("tiny")).train()
+    labels = torch.tensor([0, 1, 2, 3])
+    output = model.training_pass(torch.rand(4, 1, 28, 28), labels, seed=1, offset=0)
+    output.reconstruction.sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.pose.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in model.encoder.parameters())
+
+
+def test_the_terms_of_the_loss_are_what_pytorch_computes():
+    torch.manual_seed(0)
+    model = AngleVAE(create_config("tiny")).train()
+    image, labels, angle = torch.rand(6, 1, 28, 28), torch.arange(6), torch.linspace(-3, 3, 6)
+    output = model.training_pass(image, labels, seed=3, offset=5)
+    weights = LossWeights(beta=0.5, gamma=20.0, delta=7.0)
+    terms = losses(output, labels, angle, weights)
+    posterior = torch.distributions.Normal(output.mu, (output.logvar / 2).exp())
+    kl = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0)).sum(1).mean()
+    torch.testing.assert_close(terms["kl"], kl, rtol=1e-4, atol=1e-4)
+    seen = output.upright.clamp(1e-6, 1 - 1e-6)
+    # relative entropy of two Bernoulli distributions, pixel by pixel, from its definition
+    q = output.reconstruction.sigmoid()
+    relative = (seen * (seen / q).log() + (1 - seen) * ((1 - seen) / (1 - q)).log()).flatten(1).sum(1).mean()
+    torch.testing.assert_close(terms["reconstruction"], relative, rtol=1e-3, atol=1e-2)
+    torch.testing.assert_close(terms["classes"], F.nll_loss(output.logits.log_softmax(1), labels))
+    expected = terms["reconstruction"] + 0.5 * terms["kl"] + 20 * terms["classes"] + 7 * terms["angle"]
+    torch.testing.assert_close(terms["total"], (expected + 10 * terms["pose_classes"]) / 20)
+
+
+def test_without_rotation_there_is_no_pose_trunk_and_the_angle_is_zero():
+    model = AngleVAE(create_config("tiny", pose=False)).eval()
+    image = torch.rand(2, 1, 28, 28)
+    output = model(image)
+    assert model.pose is None and output.bins is None
+    torch.testing.assert_close(output.sin, torch.zeros(2))
+    torch.testing.assert_close(output.upright, image)
+    terms = losses(model.training_pass(image, torch.tensor([0, 1]), 0, 0), torch.tensor([0, 1]), None, LossWeights())
+    assert "angle" not in terms
+
+
+def test_the_score_uses_the_covariance_that_numpy_measures():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 600)
+    mixing = rng.normal(size=(5, 5))
+    codes = (rng.normal(size=(600, 5)) @ mixing + 4 * rng.normal(size=(3, 5))[labels]).astype(np.float32)
+    score = RejectionScore(3, 5)
+    score.fit_codes(torch.from_numpy(codes), torch.from_numpy(labels))
+    means = np.stack([codes[labels == k].mean(0) for k in range(3)])
+    centred = codes - means[labels]
+    precision = np.linalg.inv(centred.T @ centred / 597)
+    apart = codes[:, None] - means[None]
+    expected = np.sqrt(np.einsum("nkz,zy,nky->nk", apart, precision, apart).min(1))
+    image = torch.rand(600, 1, 28, 28)
+    parts = score.parts(image, image, torch.from_numpy(codes), torch.zeros(600, 3))
+    np.testing.assert_allclose(parts[:, 1].numpy(), expected, rtol=2e-2)
+    assert parts[:, 0].abs().max() == 0
+    np.testing.assert_allclose(parts[:, 2].numpy(), -math.log(3), rtol=1e-5)

@@ -1,0 +1,97 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vae_edge.data import Dataset, LabelledImages, load_dataset, rotated
+from vae_edge.errors import ConfigError, DataError
+from vae_edge.training.checkpoint import Checkpoint
+from vae_edge.training.evaluate import align_classes, evaluate
+from vae_edge.training.generate import generate, write_generated
+from vae_edge.training.predict import predict
+from vae_edge.training.symmetry import ambiguous_classes
+
+
+def test_turning_an_image_turns_the_reported_angle_the_same_way(checkpoint: Checkpoint, digits: Dataset):
+    clear = digits.test.take(np.flatnonzero(np.isin(digits.test.labels, [2, 3, 4, 5, 7]))[:200])
+    upright = predict(checkpoint.model, clear.images).angles_deg
+    for angle in (45, -90):
+        turned = np.stack([np.asarray(Image.fromarray(i[..., 0]).rotate(angle, Image.Resampling.BILINEAR)) for i in clear.images])
+        moved = predict(checkpoint.model, turned[..., None]).angles_deg - upright
+        apart = np.abs((moved - angle + 180) % 360 - 180)
+        assert np.median(apart) < 12
+
+
+def test_evaluation_turns_the_images_and_measures_the_upright_ones_too(checkpoint: Checkpoint, digits: Dataset):
+    def run(images):
+        outputs = predict(checkpoint.model, images)
+        return outputs.probabilities, outputs.angles_deg, outputs.scores
+
+    result = evaluate(run, digits.test, digits.classes, checkpoint.result["threshold"], 180.0, seed=4)
+    assert result["n"] == result["upright"]["n"] == 1000
+    assert np.array(result["confusion"]).sum() == 1000
+    turned = rotated(digits.test, 180.0, seed=4)
+    by_hand = (predict(checkpoint.model, turned.images).probabilities.argmax(1) == turned.labels).mean()
+    assert result["accuracy"] == pytest.approx(by_hand, abs=1e-5)
+    given = evaluate(run, turned, digits.classes, checkpoint.result["threshold"], 180.0, seed=99)
+    assert given["angle_error_deg"] == result["angle_error_deg"] and "upright" not in given
+
+
+def test_classes_are_matched_by_name_and_unknown_ones_refused():
+    images = np.zeros((3, 28, 28, 1), np.uint8)
+    data = LabelledImages(images, np.array([0, 1, 1]), ("dog", "cat"))
+    assert align_classes(data, ("cat", "cow", "dog")).labels.tolist() == [2, 0, 0]
+    with pytest.raises(DataError, match="dog"):
+        align_classes(data, ("cat", "cow"))
+
+
+def test_symmetric_shapes_are_found_and_others_are_not():
+    rng = np.random.default_rng(0)
+    images = np.zeros((240, 28, 28, 1), np.uint8)
+    labels = np.arange(240) % 3
+    for image, label in zip(images, labels, strict=True):
+        y, x = rng.integers(8, 11, 2)
+        if label == 0:
+            image[y : y + 10, 13:15] = 255  # a bar
+        elif label == 1:
+            image[13:15, x : x + 10] = 200  # a lying bar
+        else:
+            image[4 : y + 6, 12:15] = 255  # an L with its foot
+            image[y + 4 : y + 7, 12:24] = 255
+    data = LabelledImages(images, labels.astype(np.int64), ("bar", "lying", "L"))
+    assert ambiguous_classes(data) == ["bar", "lying"]
+
+
+def test_generated_images_are_what_was_asked_for(checkpoint: Checkpoint):
+    classes = checkpoint.config.classes
+    made = generate(checkpoint.model, classes, 30, wanted=["3", "7"], angles_deg=(0.0, 90.0), seed=1)
+    assert made.images.shape == (60, 28, 28, 1) and made.images.dtype == np.uint8
+    assert np.bincount(made.labels, minlength=10).tolist() == [0, 0, 0, 30, 0, 0, 0, 30, 0, 0]
+    assert sorted(set(made.angles_deg.tolist())) == [0.0, 90.0]
+    typical = generate(checkpoint.model, classes, 20, spread=0.3)
+    assert (predict(checkpoint.model, typical.images).probabilities.argmax(1) == typical.labels).mean() > 0.6
+    again = generate(checkpoint.model, classes, 30, wanted=["3", "7"], angles_deg=(0.0, 90.0), seed=1)
+    np.testing.assert_array_equal(made.images, again.images)
+    with pytest.raises(ConfigError, match="eleven"):
+        generate(checkpoint.model, classes, 1, wanted=["eleven"])
+
+
+@pytest.mark.parametrize("name", ["out.npz", "folder"])
+def test_generated_images_are_a_data_set_again(checkpoint: Checkpoint, tmp_path: Path, name: str):
+    made = generate(checkpoint.model, checkpoint.config.classes, 4, angles_deg=(10.0,))
+    out = write_generated(made, tmp_path / name)
+    read = load_dataset(out)
+    half = read.train if read.train is not None else read.test
+    assert len(half) == 40 and tuple(half.classes) == checkpoint.config.classes
+    assert sorted(i.tobytes() for i in half.images) == sorted(i.tobytes() for i in made.images)
+    with pytest.raises(DataError, match="exists"):
+        write_generated(made, tmp_path / name)
+
+
+def test_class_names_cannot_lead_out_of_the_folder(tmp_path: Path):
+    images = np.zeros((2, 28, 28, 1), np.uint8)
+    data = LabelledImages(images, np.array([0, 1]), ("../../evil", ".."), np.zeros(2, np.float32))
+    out = write_generated(data, tmp_path / "inner" / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["inner"]
+    assert len([p for p in out.iterdir() if p.is_dir()]) == 2

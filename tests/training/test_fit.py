@@ -1,0 +1,195 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vae_edge.data import Dataset, LabelledImages
+from vae_edge.errors import CheckpointError, ConfigError, DataError
+from vae_edge.training.checkpoint import MODEL, STATE, Checkpoint, load_checkpoint, load_samples, read_tensors
+from vae_edge.training.config import TrainConfig, learning_rate, rotation_range
+from vae_edge.training.fit import plan, train
+from vae_edge.training.predict import predict
+
+SETTINGS = TrainConfig(epochs=3, batch=64)
+
+
+class Stop(Exception):
+    pass
+
+
+def fit(data: Dataset, out: Path, settings: TrainConfig = SETTINGS, **options) -> dict[str, torch.Tensor]:
+    train(data, plan(data, "tiny", settings), out, **options)
+    return read_tensors(out / MODEL)[0]
+
+
+def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def test_a_run_learns_and_writes_what_it_promises(run: Path, checkpoint: Checkpoint):
+    assert checkpoint.result["validation"]["accuracy"] > 0.8
+    assert checkpoint.result["validation_upright"]["accuracy"] > 0.8
+    assert checkpoint.result["validation"]["angle_error_deg"]["median"] < 20
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert len(log) == checkpoint.config.training.epochs
+    assert log[-1]["total"] < log[0]["total"]
+    assert {"reconstruction", "kl", "classes", "angle", "pose_classes", "total"} <= log[0].keys()
+    assert not list(run.glob("**/*.pt")) and not list(run.glob("**/*.pkl"))
+
+
+def test_the_threshold_rejects_its_share_of_the_held_out_images(checkpoint: Checkpoint):
+    count = checkpoint.result["validation"]["n"]
+    assert checkpoint.result["validation"]["accepted"] == pytest.approx(0.99, abs=1.5 / count)
+
+
+def test_samples_are_held_out_images_that_the_model_was_measured_on(run: Path, checkpoint: Checkpoint, digits: Dataset):
+    samples = load_samples(run)
+    known = {image.tobytes() for image in digits.train.images}
+    assert all(image.numpy().tobytes() in known for image in samples["upright"])
+    right = predict(checkpoint.model, samples["images"].numpy()).probabilities.argmax(1) == samples["labels"].numpy()
+    assert right.mean() > 0.75
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_one_does_not(few_digits: Dataset, tmp_path: Path):
+    first, second = fit(few_digits, tmp_path / "a"), fit(few_digits, tmp_path / "b")
+    assert_equal(first, second)
+    other = fit(few_digits, tmp_path / "c", replace(SETTINGS, seed=1))
+    assert not torch.equal(first["mu.weight"], other["mu.weight"])
+
+
+def test_a_run_that_died_at_any_step_resumes_to_the_same_weights(few_digits: Dataset, tmp_path: Path):
+    whole = fit(few_digits, tmp_path / "whole")
+
+    def die(step: int, steps: int, terms: dict[str, float]) -> None:
+        if step == 8:  # in the middle of the second epoch
+            raise Stop
+
+    config = plan(few_digits, "tiny", SETTINGS)
+    with pytest.raises(Stop):
+        train(few_digits, config, tmp_path / "died", progress=die)
+    with pytest.raises(CheckpointError, match="not finished"):
+        load_checkpoint(tmp_path / "died")
+    with pytest.raises(CheckpointError, match="--resume"):
+        train(few_digits, config, tmp_path / "died")
+    assert_equal(whole, fit(few_digits, tmp_path / "died", resume=True))
+    assert len((tmp_path / "died" / "log.jsonl").read_text().splitlines()) == SETTINGS.epochs
+
+
+def start(out: Path, *extra: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "vae_edge", "train", "--data", "digits", "--preset", "tiny", "--out", str(out)]
+    return subprocess.Popen([*command, "--epochs", "40", *extra], stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_an_interrupted_run_leaves_a_whole_state_from_which_it_goes_on(tmp_path: Path, number: int, code: int):
+    process = start(tmp_path / "run")
+    wait_for(tmp_path / "run" / STATE, process)
+    os.kill(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    if number == signal.SIGINT:
+        assert "--resume" in errors and "Traceback" not in errors
+    _, metadata = read_tensors(tmp_path / "run" / STATE)
+    assert metadata["step"] > 0
+    again = start(tmp_path / "run", "--resume")
+    time.sleep(8)
+    again.send_signal(signal.SIGINT)
+    assert again.wait(60) in (0, 130)
+    assert read_tensors(tmp_path / "run" / STATE)[1]["step"] > metadata["step"]
+
+
+def test_a_full_disk_is_a_sentence_and_the_last_state_stays(few_digits: Dataset, tmp_path: Path):
+    program = textwrap.dedent(f"""
+        import resource, signal, sys
+        from vae_edge.cli import main
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+        sys.exit(main(["train", "--data", "digits", "--preset", "tiny", "--epochs", "1", "--out", {str(tmp_path / "r")!r}]))
+    """)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "could not be written" in done.stderr or "File too large" in done.stderr
+    assert not [path for path in (tmp_path / "r").iterdir() if path.name.endswith(".part")]
+
+
+def test_a_finished_run_is_never_written_over(run: Path, digits: Dataset):
+    before = (run / MODEL).read_bytes()
+    with pytest.raises(CheckpointError, match="finished run"):
+        train(digits, plan(digits, "tiny", SETTINGS), run, resume=True)
+    assert (run / MODEL).read_bytes() == before
+
+
+def test_resuming_with_other_settings_or_other_images_is_refused(few_digits: Dataset, tmp_path: Path):
+    def die(step: int, steps: int, terms: dict[str, float]) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        train(few_digits, plan(few_digits, "tiny", SETTINGS), tmp_path / "r", progress=die)
+    with pytest.raises(CheckpointError, match="learning_rate"):
+        fit(few_digits, tmp_path / "r", replace(SETTINGS, learning_rate=1e-3), resume=True)
+    changed = few_digits.train.images.copy()
+    changed[0, 0, 0, 0] ^= 1
+    other = Dataset("few", "digits", replace(few_digits.train, images=changed), None)
+    with pytest.raises(CheckpointError, match="other images"):
+        fit(other, tmp_path / "r", resume=True)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "foreign", "missing"])
+def test_a_damaged_checkpoint_is_a_sentence(run: Path, tmp_path: Path, damage: str):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for path in run.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    content = bytearray((folder / MODEL).read_bytes())
+    if damage == "truncated":
+        (folder / MODEL).write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        content[20] ^= 0xFF
+        (folder / MODEL).write_bytes(content)
+    elif damage == "foreign":
+        (folder / MODEL).write_bytes(b"PK\x03\x04 this is a zip, or a pickle")
+    else:
+        (folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"damaged|not a training run"):
+        load_checkpoint(folder)
+
+
+def test_one_class_and_no_training_half_are_refused(digits: Dataset):
+    one = digits.train.take(np.flatnonzero(digits.train.labels == 3))
+    single = LabelledImages(one.images, np.zeros_like(one.labels), ("three",))
+    with pytest.raises(DataError, match="one class|two classes"):
+        plan(Dataset("one", "one", single, None), "tiny", SETTINGS)
+    with pytest.raises(DataError, match="training half"):
+        plan(Dataset("t", "t", None, digits.test), "tiny", SETTINGS)
+
+
+@pytest.mark.parametrize("options", [{"rotation": "left"}, {"rotation": "400"}, {"holdout": 1.0}, {"batch": 1}, {"seed": -1}])
+def test_settings_out_of_range_are_refused(options: dict):
+    with pytest.raises(ConfigError):
+        TrainConfig(**options)
+
+
+def test_rotation_ranges_and_the_schedule():
+    assert [rotation_range(r) for r in ("none", "full", "30")] == [0.0, 180.0, 30.0]
+    rates = [learning_rate(step, 100, 1.0, 0.15) for step in range(100)]
+    assert max(rates) == pytest.approx(1.0, abs=0.02) and rates.index(max(rates)) in (14, 15, 16)
+    assert rates[0] < 0.05 and rates[-1] < 0.01
