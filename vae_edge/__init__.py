@@ -1,4 +1,4 @@
-"""VAE Edge: from labelled images to a classifier for the edge that says which way up a thing is and when it does not know."""
+"""VAE Edge: labelled images to a classifier that says which way up a thing is, and when it does not know."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one family of exceptions: each message is a sentence that names the thing, what was expected, what came, and what to do."""
+"""The one family of exceptions: sentences that name the thing, what was expected, what came, and what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written beside, synced, renamed; and the sums by which they are known again."""
+"""Files that are whole or absent: written beside, synced, renamed; and the sums by which they are known again."""
 
 from __future__ import annotations
 

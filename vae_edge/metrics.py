@@ -1,4 +1,4 @@
-"""Numbers out of predictions: accuracy, angle errors, areas under curves. NumPy alone, so that every room can use them."""
+"""Numbers out of predictions: accuracy, angle errors, areas under curves. NumPy alone: every room can use them."""
 
 from __future__ import annotations
 

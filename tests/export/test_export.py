@@ -51,7 +51,9 @@ def test_the_exported_graph_equals_pytorch_on_real_images(bundle: Path, checkpoi
 @pytest.mark.parametrize("count", [1, 3, 64])
 def test_the_batch_is_dynamic(bundle: Path, digits: Dataset, count: int):
     outputs = run(model_of(bundle, "fp32"), digits.test.images[:count])
-    assert outputs["probabilities"].shape == (count, 10) and outputs["angle"].shape == outputs["score"].shape == (count,)
+    assert outputs["probabilities"].shape == (count, 10) and outputs["angle"].shape == outputs["score"].shape == (
+        count,
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
@@ -62,7 +64,14 @@ def test_files_carry_our_metadata_and_nobody_s_paths(bundle: Path, precision: st
     assert metadata["threshold"] == load_bundle(bundle).threshold
     assert metadata["input"]["size"] == 28 and metadata["version"]
     raw = model.SerializeToString()
-    for word in (b"site-packages", b"network.py", b"/vae_edge/", b"Traceback", b"stack_trace", str(Path.cwd()).encode()):
+    for word in (
+        b"site-packages",
+        b"network.py",
+        b"/vae_edge/",
+        b"Traceback",
+        b"stack_trace",
+        str(Path.cwd()).encode(),
+    ):
         assert word not in raw, word
 
 
@@ -102,7 +111,9 @@ def test_a_graph_that_computes_something_else_is_refused(checkpoint: Checkpoint,
     model = to_onnx(graph, 28, 1, OUTPUTS, {})
     assert check_parity(graph, model, digits.test.images[:64])["probabilities"] < 1e-5
     bias = next(i for i in model.graph.initializer if numpy_helper.to_array(i).shape == (10,))
-    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.linspace(0, 1, 10, dtype=np.float32), bias.name))
+    bias.CopyFrom(
+        numpy_helper.from_array(numpy_helper.to_array(bias) + np.linspace(0, 1, 10, dtype=np.float32), bias.name)
+    )
     with pytest.raises(ExportError, match="does not compute"):
         check_parity(graph, model, digits.test.images[:64])
     with pytest.raises(ExportError, match="real images"):

@@ -21,7 +21,9 @@ def test_every_preset_takes_every_size(preset: str, size: int, channels: int, cl
     torch.testing.assert_close(output.cos**2 + output.sin**2, torch.ones(3))
 
 
-@pytest.mark.parametrize(("preset", "least", "most"), [("tiny", 40e3, 80e3), ("small", 180e3, 300e3), ("base", 0.9e6, 1.4e6)])
+@pytest.mark.parametrize(
+    ("preset", "least", "most"), [("tiny", 40e3, 80e3), ("small", 180e3, 300e3), ("base", 0.9e6, 1.4e6)]
+)
 def test_presets_have_the_stated_number_of_parameters(preset: str, least: float, most: float):
     assert least <= sum(p.numel() for p in AngleVAE(create_config(preset)).parameters()) <= most
 

@@ -17,7 +17,9 @@ def test_turning_an_image_turns_the_reported_angle_the_same_way(checkpoint: Chec
     clear = digits.test.take(np.flatnonzero(np.isin(digits.test.labels, [2, 3, 4, 5, 7]))[:200])
     upright = predict(checkpoint.model, clear.images).angles_deg
     for angle in (45, -90):
-        turned = np.stack([np.asarray(Image.fromarray(i[..., 0]).rotate(angle, Image.Resampling.BILINEAR)) for i in clear.images])
+        turned = np.stack(
+            [np.asarray(Image.fromarray(i[..., 0]).rotate(angle, Image.Resampling.BILINEAR)) for i in clear.images]
+        )
         moved = predict(checkpoint.model, turned[..., None]).angles_deg - upright
         apart = np.abs((moved - angle + 180) % 360 - 180)
         assert np.median(apart) < 12

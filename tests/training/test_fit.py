@@ -123,7 +123,8 @@ def test_a_full_disk_is_a_sentence_and_the_last_state_stays(few_digits: Dataset,
         from vae_edge.cli import main
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-        sys.exit(main(["train", "--data", "digits", "--preset", "tiny", "--epochs", "1", "--out", {str(tmp_path / "r")!r}]))
+        command = "train --data digits --preset tiny --epochs 1 --out"
+        sys.exit(main([*command.split(), {str(tmp_path / "r")!r}]))
     """)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr
@@ -176,13 +177,15 @@ def test_a_damaged_checkpoint_is_a_sentence(run: Path, tmp_path: Path, damage: s
 def test_one_class_and_no_training_half_are_refused(digits: Dataset):
     one = digits.train.take(np.flatnonzero(digits.train.labels == 3))
     single = LabelledImages(one.images, np.zeros_like(one.labels), ("three",))
-    with pytest.raises(DataError, match="one class|two classes"):
+    with pytest.raises(DataError, match=r"one class|two classes"):
         plan(Dataset("one", "one", single, None), "tiny", SETTINGS)
     with pytest.raises(DataError, match="training half"):
         plan(Dataset("t", "t", None, digits.test), "tiny", SETTINGS)
 
 
-@pytest.mark.parametrize("options", [{"rotation": "left"}, {"rotation": "400"}, {"holdout": 1.0}, {"batch": 1}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "options", [{"rotation": "left"}, {"rotation": "400"}, {"holdout": 1.0}, {"batch": 1}, {"seed": -1}]
+)
 def test_settings_out_of_range_are_refused(options: dict):
     with pytest.raises(ConfigError):
         TrainConfig(**options)

@@ -55,4 +55,6 @@ def _missing(error: ModuleNotFoundError) -> str:
     package = (error.name or "").split(".")[0]
     if package not in _EXTRAS:
         raise error
-    return f'this command needs the package {package}, which is not installed: pip install "vae-edge[{_EXTRAS[package]}]"'
+    return (
+        f'this command needs the package {package}, which is not installed: pip install "vae-edge[{_EXTRAS[package]}]"'
+    )

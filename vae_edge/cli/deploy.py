@@ -22,7 +22,9 @@ def export(arguments: argparse.Namespace) -> None:
 
     def lines() -> Iterator[str]:
         yield f"{result['bundle']}: {', '.join(result['files'])}"
-        yield f"  equal to PyTorch on {result['parity']['images']} real images: {result['parity']['largest_difference']}"
+        apart = result["parity"]["largest_difference"]
+        worst = ", ".join(f"{name} {difference:.1e}" for name, difference in apart.items())
+        yield f"  equal to PyTorch on {result['parity']['images']} real images (largest difference: {worst})"
         yield f"next: vae-edge quantize {result['bundle']} --precision int8 --data DATA"
 
     emit(result, arguments.json, lines)

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from importlib import metadata, util
 from typing import Any
 
-from vae_edge.cli.console import sharing_progress, emit, percent
+from vae_edge.cli.console import emit, percent, sharing_progress
 
 
 def predict(arguments: argparse.Namespace) -> None:

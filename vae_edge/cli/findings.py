@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ def collect(
     checkpoint = load_checkpoint(run)
     opened = load_bundle(bundle)
     turned = rotated(held, rotation_range(str(opened.rotation)), seed + 1)
+    assert turned.angles_deg is not None
     by_precision = [_row(bundle, entry, turned, held, opened) for entry in opened.select("classifier", "onnx")]
     with load(bundle, precision="fp32") as classifier:
         predictions = classifier(turned.images)
@@ -108,13 +108,11 @@ def _areas(known: Any, unknown: dict[str, Any]) -> dict[str, float]:
 
 
 def _pick(samples: SampleSet, chosen: Any) -> SampleSet:
-    return replace(
-        samples,
-        **{
-            name: [value[k] for k in chosen] if isinstance(value, list) else value[chosen]
-            for name, value in vars(samples).items()
-        },
-    )
+    picked: dict[str, Any] = {
+        name: [value[k] for k in chosen] if isinstance(value, list) else value[chosen]
+        for name, value in vars(samples).items()
+    }
+    return SampleSet(**picked)
 
 
 def _log(run: Path) -> list[dict[str, float]]:
@@ -130,7 +128,8 @@ def _facts(checkpoint: Any, benchmark: dict[str, Any]) -> dict[str, Any]:
     parameters = sum(p.numel() for p in checkpoint.model.parameters())
     return {
         "model": f"{config.model.preset}, {parameters:,} parameters with the decoder",
-        "trained on": f"{config.data['trained_on']:,} images, {checkpoint.result['step']:,} steps, seed {config.training.seed}",
+        "trained on": f"{config.data['trained_on']:,} images",
+        "steps": f"{checkpoint.result['step']:,}, seed {config.training.seed}",
         "machine": f"{benchmark['machine']['cpu']}, {benchmark['machine']['available_cpus']} cores",
         "versions": f"vae-edge {__version__}, Python {sys.version.split()[0]}, "
         + ", ".join(f"{name} {version}" for name, version in benchmark["machine"]["versions"].items() if version),

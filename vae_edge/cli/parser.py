@@ -60,8 +60,8 @@ def _json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON and nothing else")
 
 
-def _threads(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--threads", type=positive, metavar="N", help="processor threads (default: all)")
+def _threads(parser: argparse.ArgumentParser, default: str = "all in training, 1 on a device") -> None:
+    parser.add_argument("--threads", type=positive, metavar="N", help=f"processor threads (default: {default})")
 
 
 def _seed(parser: argparse.ArgumentParser) -> None:
@@ -153,7 +153,9 @@ def _generate(commands: Commands) -> None:
     parser.add_argument("--per-class", type=positive, default=12, help="images of each class (default: 12)")
     parser.add_argument("--classes", help="names, separated by commas (default: all)")
     parser.add_argument("--angles", default="0", help="degrees counter-clockwise, separated by commas (default: 0)")
-    parser.add_argument("--spread", type=float, default=0.7, help="0: each class's mean; 1: as wide as training's codes")
+    parser.add_argument(
+        "--spread", type=float, default=0.7, help="0: each class's mean; 1: as wide as training's codes"
+    )
     _seed(parser)
     _json(parser)
 
@@ -178,13 +180,15 @@ def _quantize(commands: Commands) -> None:
 def _build(commands: Commands) -> None:
     parser = _add(commands, "build", "deploy", "add a TensorRT engine to a bundle")
     parser.add_argument("bundle", metavar="BUNDLE")
-    parser.add_argument("--precision", default="fp32", choices=("fp32", "fp16", "int8"), help="which model to build from")
+    parser.add_argument(
+        "--precision", default="fp32", choices=("fp32", "fp16", "int8"), help="which model to build from"
+    )
     parser.add_argument(
         "--target",
         action="append",
         default=[],
         metavar="SM",
-        help="compute capability such as sm_86, for TensorRT-RTX without a GPU; may be repeated (default: this machine's)",
+        help="compute capability such as sm_86, for TensorRT-RTX without a GPU; may be repeated (default: this GPU's)",
     )
     parser.add_argument("--kind", default="auto", choices=("auto", "tensorrt", "tensorrt_rtx"), help="which TensorRT")
     parser.add_argument("--batch", default="1,8,64", help="smallest, usual and largest batch (default: 1,8,64)")
@@ -218,7 +222,9 @@ def _bench(commands: Commands) -> None:
     parser.add_argument("bundle", metavar="BUNDLE")
     parser.add_argument("--backend", action="append", metavar="NAME", help="only this one; may be repeated")
     parser.add_argument("--precision", action="append", metavar="NAME", help="only this one; may be repeated")
-    parser.add_argument("--batch", action="append", type=positive, metavar="N", help="may be repeated (default: 1, 8, 64)")
+    parser.add_argument(
+        "--batch", action="append", type=positive, metavar="N", help="may be repeated (default: 1, 8, 64)"
+    )
     parser.add_argument("--seconds", type=float, default=20.0, help="time for all of it (default: 20)")
     parser.add_argument("--out", metavar="JSON", help="write the result to this file as well")
     parser.add_argument("--threads", type=positive, default=1, metavar="N", help="processor threads (default: 1)")

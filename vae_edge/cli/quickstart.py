@@ -1,4 +1,4 @@
-"""The whole way in one command: train, export, quantize, measure, report. Each step is skipped where its result stands."""
+"""The whole way in one command: train, export, quantize, measure, report; nothing is done twice."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-
-from vae_edge.cli.console import sharing_progress, emit, percent, say
+from vae_edge.cli.console import emit, percent, say, sharing_progress
 
 SEEN = 170_000  # images shown in training: minutes on two cores
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -77,7 +76,9 @@ def _run(arguments: argparse.Namespace, out: Path) -> dict[str, Any]:
     report = write_report(findings, out / "report.html")
     evaluation = dict(findings.evaluation)
     evaluation.pop("confusion")
-    write_json(out / "evaluation.json", {**evaluation, "precisions": list(findings.precisions), "auroc": dict(findings.auroc)})
+    write_json(
+        out / "evaluation.json", {**evaluation, "precisions": list(findings.precisions), "auroc": dict(findings.auroc)}
+    )
     return {
         "report": str(report),
         "bundle": str(bundle),
@@ -121,5 +122,3 @@ def _lines(result: dict[str, Any]) -> Iterator[str]:
     yield f"{result['seconds']} s in all"
     yield f"bundle: {result['bundle']}"
     yield f"report: {result['report']}"
-
-

@@ -66,10 +66,14 @@ def _training_lines(run: Path) -> Iterator[str]:
     yield f"validation, {turned['n']} held-out images, rotation {turned['rotation']}: {percent(turned['accuracy'])}"
     if "angle_error_deg" in turned:
         error = turned["angle_error_deg"]
-        yield f"  angle error: median {error['median']}°, mean {error['mean']}°, {percent(error['beyond_90'])} beyond 90°"
+        yield f"  angle error: {_angle_words(error)}"
         yield f"  the same images upright: {percent(upright['accuracy'])}"
     yield f"  rejection score: accepted up to {result['threshold']:.3f} ({percent(result['reject_rate'])} rejected)"
     yield f"next: vae-edge export {run} --out BUNDLE"
+
+
+def _angle_words(error: dict[str, Any]) -> str:
+    return f"median {error['median']}°, mean {error['mean']}°, {percent(error['beyond_90'])} beyond 90°"
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -130,8 +134,10 @@ def _open_checkpoint(path: Path, arguments: argparse.Namespace) -> dict[str, Any
 
     for name in ("backend", "precision"):
         if getattr(arguments, name) not in ("auto", "torch", "fp32"):
-            raise ConfigError(f"--{name} {getattr(arguments, name)}: a training run is measured with PyTorch in fp32; "
-                              f"export it, then evaluate the bundle")
+            raise ConfigError(
+                f"--{name} {getattr(arguments, name)}: a training run is measured with PyTorch in fp32; "
+                f"export it, then evaluate the bundle"
+            )
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     checkpoint = load_checkpoint(path)
@@ -185,7 +191,7 @@ def _evaluation_lines(result: dict[str, Any]) -> Iterator[str]:
     yield f"  accuracy     {percent(result['accuracy'])}"
     if "angle_error_deg" in result:
         error = result["angle_error_deg"]
-        yield f"  angle error  median {error['median']}°, mean {error['mean']}°, {percent(error['beyond_90'])} beyond 90°"
+        yield f"  angle error  {_angle_words(error)}"
         if "without_ambiguous" in error:
             clear = error["without_ambiguous"]
             names = ", ".join(clear["ambiguous_classes"])
@@ -207,7 +213,13 @@ def generate(arguments: argparse.Namespace) -> None:
     checkpoint = load_checkpoint(arguments.model)
     wanted = arguments.classes.split(",") if arguments.classes else None
     images = generate(
-        checkpoint.model, checkpoint.config.classes, arguments.per_class, wanted, angles, arguments.spread, arguments.seed
+        checkpoint.model,
+        checkpoint.config.classes,
+        arguments.per_class,
+        wanted,
+        angles,
+        arguments.spread,
+        arguments.seed,
     )
     if len(images) == 0:
         raise DataError("no image was asked for")

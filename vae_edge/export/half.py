@@ -1,4 +1,4 @@
-"""fp16 by casts in the graph: heavy operators and what only moves their data run in fp16, everything else stays fp32."""
+"""fp16 by casts in the graph: heavy operators and what moves their data run in fp16, all else stays fp32."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trained model to an ONNX file: opset 20, dynamic batch, our metadata inside, nobody's source paths, checked on real images."""
+"""A trained model to ONNX: opset 20, dynamic batch, our metadata, nobody's paths, checked on real images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ TOLERANCE = {"probabilities": 1e-4, "score": 1e-2, "angle_rad": 1e-3, "reconstru
 ANGLES_APART = 0.01  # share of images whose two best bins may tie and fall the other way by rounding
 
 
-def to_onnx(graph: nn.Module, size: int, channels: int, outputs: Sequence[str], metadata: Mapping[str, Any]) -> onnx.ModelProto:
+def to_onnx(
+    graph: nn.Module, size: int, channels: int, outputs: Sequence[str], metadata: Mapping[str, Any]
+) -> onnx.ModelProto:
     """Trace `graph` with an input `image` uint8 [batch, size, size, channels] into a model of opset 20.
 
     Args:

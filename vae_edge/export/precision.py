@@ -1,4 +1,4 @@
-"""An fp32 ONNX model to another precision, the types in the graph: int8 by Q/DQ pairs in TensorRT's style; fp16 is next door."""
+"""An fp32 ONNX model to another precision: int8 by Q/DQ pairs in TensorRT's style; fp16 is next door."""
 
 from __future__ import annotations
 
@@ -107,7 +107,9 @@ def to_int8(model: onnx.ModelProto, images: NDArray[np.uint8]) -> onnx.ModelProt
 def worth_quantizing(model: onnx.ModelProto) -> list[str]:
     """Names of the convolutions and matrix products with constant weights; sums of scores and angles stay fp32."""
     constants = {initializer.name for initializer in model.graph.initializer}
-    return [n.name for n in model.graph.node if n.op_type in ("Conv", "ConvTranspose", "Gemm") and n.input[1] in constants]
+    return [
+        n.name for n in model.graph.node if n.op_type in ("Conv", "ConvTranspose", "Gemm") and n.input[1] in constants
+    ]
 
 
 def check_rules(model: onnx.ModelProto) -> None:
@@ -132,10 +134,18 @@ def check_rules(model: onnx.ModelProto) -> None:
         pairs += 1
         _check_zero_point(node, constants)
         source = made_by.get(node.input[0])
-        if node.op_type == "QuantizeLinear" and source is not None and source.op_type in ("Conv", "ConvTranspose", "Gemm"):
-            after = [n.op_type for name in node.output for dq in used_by.get(name, []) for n in used_by.get(dq.output[0], [])]
+        if (
+            node.op_type == "QuantizeLinear"
+            and source is not None
+            and source.op_type in ("Conv", "ConvTranspose", "Gemm")
+        ):
+            after = [
+                n.op_type for name in node.output for dq in used_by.get(name, []) for n in used_by.get(dq.output[0], [])
+            ]
             if after == ["Relu"]:
-                raise ExportError(f"{node.name}: Q/DQ between {source.op_type} and Relu keeps TensorRT from fusing them")
+                raise ExportError(
+                    f"{node.name}: Q/DQ between {source.op_type} and Relu keeps TensorRT from fusing them"
+                )
         scale = constants.get(node.input[1])
         if scale is not None and scale.dims and int(np.prod(scale.dims)) > 1:
             _check_axis(node, used_by)
@@ -159,4 +169,6 @@ def _check_axis(node: onnx.NodeProto, used_by: dict[str, list[onnx.NodeProto]]) 
     for user in used_by.get(node.output[0], []):
         wanted: tuple[int, ...] = {"Conv": (0,), "ConvTranspose": (1,)}.get(user.op_type, (0, 1))
         if user.op_type != "DequantizeLinear" and axis not in wanted:
-            raise ExportError(f"{node.name}: scales along axis {axis} of {user.op_type}'s weights; expected {wanted[0]}")
+            raise ExportError(
+                f"{node.name}: scales along axis {axis} of {user.op_type}'s weights; expected {wanted[0]}"
+            )

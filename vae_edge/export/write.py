@@ -1,4 +1,4 @@
-"""Models into a bundle: the fp32 pair at export, another precision at quantization, each with what it was measured to do."""
+"""Models into a bundle: the fp32 pair at export, another precision at quantization, each with its figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The angle VAE: presets, the network in the order of the data, its losses and its rejection score. No files, no loops over data."""
+"""The angle VAE: presets, network, losses, rejection score. No files, no loops over data."""
 
 from vae_edge.model.config import PRESETS, ModelConfig, create_config
 from vae_edge.model.losses import LossWeights, losses

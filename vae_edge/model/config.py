@@ -31,7 +31,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if not MIN_SIZE <= self.size <= MAX_SIZE:
-            raise ConfigError(f"image size {self.size} is out of range: square images of {MIN_SIZE} to {MAX_SIZE} pixels")
+            raise ConfigError(
+                f"image size {self.size} is out of range: square images of {MIN_SIZE} to {MAX_SIZE} pixels"
+            )
         if self.channels not in (1, 3):
             raise ConfigError(f"{self.channels} image channels: expected 1 (grey) or 3 (colour)")
         if self.classes < 2:

@@ -12,8 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-LIGHT = {"ink": "#1c2330", "faint": "#d8dce4", "known": "#2563b8", "others": ("#c2571a", "#2b8a57", "#8b4fb5", "#a08a12", "#c23a64")}
-DARK = {"ink": "#e6e9ef", "faint": "#39414f", "known": "#6ea8f5", "others": ("#f0985c", "#63c793", "#c597ea", "#d9c24a", "#f08aa8")}
+LIGHT = {
+    "ink": "#1c2330",
+    "faint": "#d8dce4",
+    "known": "#2563b8",
+    "others": ("#c2571a", "#2b8a57", "#8b4fb5", "#a08a12", "#c23a64"),
+}
+DARK = {
+    "ink": "#e6e9ef",
+    "faint": "#39414f",
+    "known": "#6ea8f5",
+    "others": ("#f0985c", "#63c793", "#c597ea", "#d9c24a", "#f08aa8"),
+}
 Draw = Callable[[Any, Mapping[str, Any]], None]
 
 

@@ -31,7 +31,10 @@ def _view(content: Content) -> dict[str, Any]:
     """What the template shows."""
     per_class = len(content.generated) // len(content.classes)
     rows = [
-        {"name": name, "picture": figures.picture(figures.strip(content.generated[k * per_class : (k + 1) * per_class]))}
+        {
+            "name": name,
+            "picture": figures.picture(figures.strip(content.generated[k * per_class : (k + 1) * per_class])),
+        }
         for k, name in enumerate(content.classes)
     ]
     first = [row for row in content.benchmark["results"] if row["batch"] == 1]

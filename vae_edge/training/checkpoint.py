@@ -155,7 +155,9 @@ def load_samples(path: str | Path) -> dict[str, Tensor]:
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """AdamW's state as named tensors: `<parameter index>.<name>`."""
     states = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": torch.as_tensor(value) for index, state in states.items() for name, value in state.items()}
+    return {
+        f"{index}.{name}": torch.as_tensor(value) for index, state in states.items() for name, value in state.items()
+    }
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Evaluating: anything that predicts, on any labelled images, upright and turned. NumPy alone: it runs on a device too."""
+"""Evaluating anything that predicts on any labelled images, upright and turned. NumPy alone: for devices too."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def align_classes(data: LabelledImages, classes: Sequence[str]) -> LabelledImage
     unknown = [name for name in data.classes if name not in classes]
     if unknown:
         raise DataError(
-            f"the data has classes that the model was not trained on: {', '.join(unknown)}; it knows {', '.join(classes)}"
+            f"the data has classes that the model was not trained on: {', '.join(unknown)}; "
+            f"it knows {', '.join(classes)}"
         )
     order = np.array([list(classes).index(name) for name in data.classes], dtype=np.int64)
     return replace(data, labels=order[data.labels], classes=tuple(classes))

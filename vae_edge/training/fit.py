@@ -8,39 +8,33 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from vae_edge.data import Dataset, LabelledImages, check_trainable, holdout, rotated
-from vae_edge.data.augment import affine_augment
 from vae_edge.errors import CheckpointError, DataError, VaeEdgeError
 from vae_edge.files import write_text
 from vae_edge.images import InputSpec, measure_background
 from vae_edge.metrics import summarize
-from vae_edge.model import AngleVAE, create_config, losses
+from vae_edge.model import AngleVAE, create_config
 from vae_edge.training.checkpoint import (
     CONFIG,
     LOG,
     MODEL,
-    STATE,
     SAMPLE_FILE,
+    STATE,
     RunConfig,
-    load_state,
-    optimizer_tensors,
     read_config,
-    read_tensors,
-    restore_optimizer,
     write_config,
     write_tensors,
 )
-from vae_edge.training.config import TrainConfig, learning_rate, rotation_range
-from vae_edge.training.predict import predict, to_floats
+from vae_edge.training.config import TrainConfig, rotation_range
+from vae_edge.training.predict import predict
+from vae_edge.training.steps import State, begin, fast_bf16, restore, save, step
 from vae_edge.training.symmetry import ambiguous_classes
 
 SAMPLES = 256  # held-out images kept with the run, on which later steps check themselves
@@ -49,16 +43,6 @@ Progress = Callable[[int, int, dict[str, float]], None]
 
 class Interrupted(VaeEdgeError):
     """Training was stopped by the user; its state is on disk and `--resume` goes on from there."""
-
-
-@dataclass
-class State:
-    """What moves while training: the model, its averaged copy, the optimizer and the number of steps taken."""
-
-    model: AngleVAE
-    average: AngleVAE
-    optimizer: torch.optim.AdamW
-    step: int = 0
 
 
 def plan(dataset: Dataset, preset: str, training: TrainConfig, **overrides: Any) -> RunConfig:
@@ -129,22 +113,14 @@ def train(
 
 
 def _open_run(folder: Path, config: RunConfig, resume: bool) -> State:
-    torch.manual_seed(config.training.seed)
-    model, average = AngleVAE(config.model), AngleVAE(config.model)
-    model.to(memory_format=torch.channels_last)
-    average.load_state_dict(model.state_dict())
-    average.requires_grad_(False)
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": config.training.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    state = State(model, average, torch.optim.AdamW(groups, lr=config.training.learning_rate, betas=(0.9, 0.99)))
     if (folder / MODEL).exists():
         raise CheckpointError(f"{folder} holds a finished run; choose another --out or remove it first")
     if (folder / CONFIG).exists():
         _check_same(folder, config, resume)
-        if (folder / STATE).exists():
-            _restore(state, folder)
-    else:
+    state = begin(config)
+    if (folder / STATE).exists():
+        restore(state, folder)
+    elif not (folder / CONFIG).exists():
         write_config(folder, config)
     return state
 
@@ -163,26 +139,6 @@ def _check_same(folder: Path, config: RunConfig, resume: bool) -> None:
     ]
     if odd:
         raise CheckpointError(f"{folder} was begun with other settings ({'; '.join(odd)}); resume with the same ones")
-
-
-def _restore(state: State, folder: Path) -> None:
-    path = folder / STATE
-    tensors, metadata = read_tensors(path)
-
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-    load_state(state.model, part("model."), path)
-    load_state(state.average, part("average."), path)
-    restore_optimizer(state.optimizer, part("optimizer."))
-    state.step = int(metadata["step"])
-
-
-def _save(state: State, folder: Path) -> None:
-    tensors = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
-    tensors |= {f"average.{name}": tensor for name, tensor in state.average.state_dict().items()}
-    tensors |= {f"optimizer.{name}": tensor for name, tensor in optimizer_tensors(state.optimizer).items()}
-    write_tensors(folder / STATE, tensors, {"step": state.step})
 
 
 def _fit(
@@ -209,7 +165,7 @@ def _fit(
         if epoch != ordered:
             order, ordered = np.random.default_rng([settings.seed, epoch]).permutation(len(labels)), epoch
         chosen = torch.from_numpy(order[index * batch : (index + 1) * batch])
-        terms = _step(state, images[chosen], labels[chosen], config, steps, bf16)
+        terms = step(state, images[chosen], labels[chosen], config, steps, bf16)
         for name, value in terms.items():
             sums[name] = sums.get(name, 0.0) + value
         if progress is not None:
@@ -220,48 +176,10 @@ def _fit(
             write_text(folder / LOG, "\n".join(log) + "\n")
             sums = {}
         if stopped.is_set():
-            _save(state, folder)
+            save(state, folder)
             raise Interrupted(f"training stopped at step {state.step} of {steps}; go on with --resume --out {folder}")
         if index + 1 == per_epoch:
-            _save(state, folder)
-
-
-def _step(
-    state: State, images: Tensor, labels: Tensor, config: RunConfig, steps: int, bf16: bool
-) -> dict[str, float]:
-    settings = config.training
-    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + state.step)
-    pixels = images.permute(0, 3, 1, 2).float().div_(255.0)
-    pixels, angle_rad = affine_augment(pixels, generator, **settings.augmentation())
-    rate = learning_rate(state.step, steps, settings.learning_rate, settings.warmup)
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
-    state.model.train()
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
-        output = state.model.training_pass(pixels, labels, settings.seed, state.step * config.model.latent * settings.batch)
-    terms = losses(output, labels, angle_rad if config.model.pose else None, settings.weights)
-    state.optimizer.zero_grad(set_to_none=True)
-    terms["total"].backward()
-    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), settings.gradient_clip)
-    if not torch.isfinite(norm):
-        raise CheckpointError(
-            f"training diverged at step {state.step} (the gradient is not finite); "
-            f"resume from the last epoch with a lower --learning-rate than {settings.learning_rate}"
-        )
-    state.optimizer.step()
-    state.step += 1
-    _update_average(state, min(settings.ema, (1 + state.step) / (10 + state.step)))
-    return {name: float(value.detach()) for name, value in terms.items()} | {"learning_rate": rate}
-
-
-@torch.no_grad()
-def _update_average(state: State, decay: float) -> None:
-    """Exponential moving average of the weights and of the normalization's statistics."""
-    ours = list(state.average.state_dict().values())
-    theirs = list(state.model.state_dict().values())
-    floats = [i for i, tensor in enumerate(ours) if tensor.is_floating_point()]
-    torch._foreach_lerp_([ours[i] for i in floats], [theirs[i] for i in floats], 1.0 - decay)
+            save(state, folder)
 
 
 def _finish(state: State, kept: LabelledImages, held: LabelledImages, config: RunConfig, folder: Path) -> Path:
@@ -311,11 +229,6 @@ def fit_score(model: AngleVAE, kept: LabelledImages, settings: TrainConfig, limi
     return len(sample)
 
 
-def fast_bf16() -> bool:
-    """Whether this processor multiplies bfloat16 in hardware, so that autocast pays."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and bool(torch.cpu._is_avx512_bf16_supported())
-
-
 def _open_log(folder: Path, epochs: int) -> list[str]:
     """The lines of the epochs that the state has behind it; later ones, from a run that was killed, are dropped."""
     path = folder / LOG
@@ -324,7 +237,7 @@ def _open_log(folder: Path, epochs: int) -> list[str]:
 
 @contextmanager
 def _stop_requested() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets; a second Ctrl-C interrupts at once. Outside the main thread it stays unset."""
+    """An event that Ctrl-C or SIGTERM sets; a second one interrupts at once. Outside the main thread it stays unset."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
@@ -341,6 +254,3 @@ def _stop_requested() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-__all__ = ["Interrupted", "fit_score", "plan", "predict", "to_floats", "train"]

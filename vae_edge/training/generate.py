@@ -56,7 +56,9 @@ def generate(
     if unknown:
         raise ConfigError(f"unknown class {', '.join(unknown)}: the model knows {', '.join(classes)}")
     if per_class < 1 or spread < 0 or not angles_deg:
-        raise ConfigError(f"{per_class} images a class, spread {spread}, {len(angles_deg)} angles: expected at least 1, 0, 1")
+        raise ConfigError(
+            f"{per_class} images a class, spread {spread}, {len(angles_deg)} angles: expected at least 1, 0, 1"
+        )
     generator = torch.Generator().manual_seed(seed)
     labels = torch.tensor([list(classes).index(name) for name in names]).repeat_interleave(per_class)
     unwhiten = torch.linalg.inv(model.score.whitening.double()).float()
