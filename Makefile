@@ -3,16 +3,19 @@
 # PYTHON       the interpreter of the virtual environment (3.10 to 3.13)
 # TORCH_INDEX  address of a package index that has PyTorch's CPU build; empty: what pip finds
 # VENV         where the virtual environment is made
+# EXTRAS       what is installed beside the package itself; EXTRAS=test,lint,rtx adds TensorRT-RTX and the tests that build with it
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
+EXTRAS ?= test,lint
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+comma := ,
+STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := torch>=2.10,<2.14
 
-.PHONY: quickstart test test-fast lint format native install lint-tools clean
+.PHONY: quickstart test test-fast lint format native install clean
 
 quickstart: install
 	$(BIN)/vae-edge quickstart
@@ -46,7 +49,7 @@ $(STAMP): pyproject.toml
 	  { echo "Python 3.10 to 3.13 is needed, $$($(PYTHON) --version) was found: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --progress-bar off $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
-	$(PIP) install --quiet --progress-bar off --editable ".[test,lint]"
+	$(PIP) install --quiet --progress-bar off --editable ".[$(EXTRAS)]"
 	touch $@
 
 clean:

@@ -13,7 +13,7 @@ def spent(code: str) -> float:
     """Seconds that a fresh interpreter takes for `code`."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start
 
 
@@ -36,3 +36,11 @@ def test_importing_the_runtime_imports_no_engine_and_no_image_library() -> None:
         f"import sys; from vae_edge import load; "
         f"assert not set({heavy}) & set(sys.modules), sorted(set({heavy}) & set(sys.modules))"
     )
+
+
+def test_help_answers_within_twice_what_importing_vae_edge_may_cost() -> None:
+    helps, numpys = [], []
+    for _ in range(9):
+        helps.append(spent("from vae_edge.cli import main\ntry: main(['--help'])\nexcept SystemExit: 0"))
+        numpys.append(spent("import numpy"))
+    assert statistics.median(helps) <= 2 * 1.5 * statistics.median(numpys)

@@ -205,5 +205,5 @@ def _inspect_onnx(path: Path) -> dict[str, Any]:
         "inputs": {value.name: shape(value) for value in model.graph.input},
         "outputs": {value.name: shape(value) for value in model.graph.output},
         "operators": dict(Counter(node.op_type for node in model.graph.node).most_common()),
-        "metadata": get_metadata(model),
+        "metadata": get_metadata(model, path),
     }

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +14,7 @@ from torch import nn
 
 from vae_edge import __version__
 from vae_edge.errors import ExportError
+from vae_edge.export.quiet import errors_only
 
 OPSET = 20
 LARGEST_BATCH = 65_536
@@ -38,12 +37,8 @@ def to_onnx(
     """
     example = torch.zeros(2, size, size, channels, dtype=torch.uint8)
     batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
-    noisy = logging.getLogger("torch.onnx")
-    level = noisy.level
-    noisy.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with errors_only("torch.onnx"):
             program = torch.onnx.export(
                 graph.eval(),
                 (example,),
@@ -56,8 +51,6 @@ def to_onnx(
             )
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(f"the exporter could not trace the model: {error}") from error
-    finally:
-        noisy.setLevel(level)
     assert program is not None
     model = program.model_proto
     strip(model)
@@ -88,15 +81,15 @@ def set_metadata(model: onnx.ModelProto, metadata: Mapping[str, Any]) -> None:
     onnx.helper.set_model_props(model, {**values, "vae_edge.version": json.dumps(__version__)})
 
 
-def get_metadata(model: onnx.ModelProto) -> dict[str, Any]:
-    """What `set_metadata` stored.
+def get_metadata(model: onnx.ModelProto, name: object = "this ONNX file") -> dict[str, Any]:
+    """What `set_metadata` stored; `name` is what the file is called in the error.
 
     Raises:
         ExportError: if the file was not written by us.
     """
     ours = {p.key[len("vae_edge.") :]: p.value for p in model.metadata_props if p.key.startswith("vae_edge.")}
     if "version" not in ours:
-        raise ExportError("this ONNX file was not written by vae-edge: it has no vae_edge.version in its metadata")
+        raise ExportError(f"{name} was not written by vae-edge: it has no vae_edge.version in its metadata")
     return {key: json.loads(value) for key, value in ours.items()}
 
 

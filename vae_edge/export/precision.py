@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from onnx import TensorProto, numpy_helper
 
 from vae_edge.errors import ConfigError, ExportError
 from vae_edge.export.half import to_fp16
+from vae_edge.export.quiet import errors_only
 
 PRECISIONS = ("fp16", "int8")
 QUANTIZED = ("Conv", "ConvTranspose", "Gemm", "Add")
@@ -76,8 +76,7 @@ def to_int8(model: onnx.ModelProto, images: NDArray[np.uint8]) -> onnx.ModelProt
 
     if len(images) < 16:
         raise ExportError(f"{len(images)} calibration images: int8 needs at least 16 to measure ranges from")
-    logging.getLogger("root").setLevel(max(logging.getLogger("root").level, logging.ERROR))
-    with tempfile.TemporaryDirectory(prefix="vae-edge-int8-") as folder:
+    with tempfile.TemporaryDirectory(prefix="vae-edge-int8-") as folder, errors_only(""):
         source, ready, result = (Path(folder) / name for name in ("fp32.onnx", "ready.onnx", "int8.onnx"))
         onnx.save(model, source)
         quant_pre_process(str(source), str(ready), skip_symbolic_shape=True)
