@@ -115,7 +115,7 @@ def test_every_claim_has_its_figure(content: Content, tmp_path: Path):
         "a processor",
     ):
         assert words in text, words
-    assert sum(address.startswith("data:image/svg") for address in page.loads) == 8  # four plots, light and dark
+    assert sum(address.startswith("data:image/svg") for address in page.loads) == 10  # five plots, light and dark
     assert sum(address.startswith("data:image/png") for address in page.loads) == 2 * 8 + 2
 
 

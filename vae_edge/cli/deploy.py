@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vae_edge.cli.console import emit, kibibytes, percent
+from vae_edge.cli.console import emit, kibibytes, percent, sharing_progress
 from vae_edge.errors import BundleError, ConfigError, DataError
 
 PARITY_IMAGES = 256
@@ -109,14 +109,16 @@ def build(arguments: argparse.Namespace) -> None:
         smallest, usual, largest = (int(part) for part in arguments.batch.split(","))
     except ValueError as error:
         raise ConfigError(f"--batch {arguments.batch}: expected three whole numbers such as 1,8,64") from error
-    result = build_bundle_engine(
-        arguments.bundle,
-        precision=arguments.precision,
-        targets=arguments.target,
-        kind=arguments.kind,
-        batch=(smallest, usual, largest),
-        workspace_bytes=arguments.workspace * 2**20 if arguments.workspace else None,
-    )
+    with sharing_progress() as show:
+        result = build_bundle_engine(
+            arguments.bundle,
+            precision=arguments.precision,
+            targets=arguments.target,
+            kind=arguments.kind,
+            batch=(smallest, usual, largest),
+            workspace_bytes=arguments.workspace * 2**20 if arguments.workspace else None,
+            progress=None if show is None else lambda phase, step, steps: show(phase, step / max(1, steps)),
+        )
     emit(result, arguments.json, lambda: _build_lines(result))
 
 

@@ -134,6 +134,22 @@ def latency_bars(rows: Sequence[Mapping[str, Any]]) -> Plot:
     return plot(draw, "Median latency at batch 1 by backend and precision", (5.4, 0.9 + 0.42 * len(names)))
 
 
+def precision_bars(rows: Sequence[Mapping[str, Any]]) -> Plot:
+    """Size of each precision's file in KiB, with its accuracy written beside the bar."""
+    sizes = np.array([row["bytes"] / 1024 for row in rows])
+
+    def draw(axes: Any, colours: Mapping[str, Any]) -> None:
+        places = np.arange(len(rows))[::-1]
+        axes.barh(places, sizes, color=colours["known"], height=0.6)
+        for place, size, row in zip(places, sizes, rows, strict=True):
+            axes.text(size, place, f"  {100 * row['accuracy']:.1f}% right", va="center", color=colours["ink"])
+        axes.set_yticks(places, [row["precision"] for row in rows])
+        axes.set_xlabel("size of the model file, KiB")
+        axes.set_xlim(0, float(sizes.max()) * 1.35)
+
+    return plot(draw, "Size and accuracy by precision", (5.4, 0.9 + 0.42 * len(rows)))
+
+
 def training_curve(log: Sequence[Mapping[str, float]]) -> Plot:
     """The terms of the loss by epoch, each relative to its first value."""
     terms = [name for name in ("reconstruction", "kl", "classes", "angle") if name in log[0]]

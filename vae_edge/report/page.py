@@ -56,6 +56,7 @@ def _view(content: Content) -> dict[str, Any]:
         },
         "known_rejected": float((content.known_scores > content.threshold).mean()),
         "precisions": list(content.precisions),
+        "precision_plot": figures.precision_bars(content.precisions),
         "latency_plot": figures.latency_bars(first) if first else None,
         "latency": content.benchmark["results"],
         "machine": content.benchmark["machine"],
