@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from vae_edge.benchmark import describe_machine
-from vae_edge.cli.deploy import export_run, quantize_with
+from vae_edge.cli.deploy import export_run
 from vae_edge.cli.parser import build_parser
 from vae_edge.cli.train import measure
+from vae_edge.data import load_dataset
+from vae_edge.export import quantize_with
 from vae_edge.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
@@ -52,7 +54,7 @@ def one_row(data: str, rotation: str, folder: Path) -> dict[str, Any]:
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     export_run(run, str(bundle))
     for precision in ("fp16", "int8"):
-        quantize_with(str(bundle), precision, data)
+        quantize_with(bundle, precision, load_dataset(data))
     figures = {"checkpoint": evaluated(str(run), "--data", data)}
     for precision in ("fp32", "fp16", "int8"):
         figures[precision] = evaluated(

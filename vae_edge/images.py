@@ -37,6 +37,11 @@ class InputSpec:
     background: str = "dark"
     """`dark`, `light`, or `none` where training images have no common one (then polarity is never judged)."""
 
+    @property
+    def fill(self) -> int:
+        """What comes in from outside the frame when an image is turned: 255 on a light background, else 0."""
+        return 255 if self.background == "light" else 0
+
 
 @dataclass(frozen=True)
 class Interpretation:

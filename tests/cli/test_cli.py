@@ -83,7 +83,8 @@ def test_a_drawing_is_understood_and_said_how(
 
 def test_predictions_come_as_json_too(bundle: Path, drawing: Path, capsys: pytest.CaptureFixture[str]):
     predictions = result(capsys, "predict", bundle, drawing, drawing, "--invert", "auto")["predictions"]
-    assert len(predictions) == 2 and predictions[0] == predictions[1]
+    assert [row.pop("image") for row in predictions] == [str(drawing)] * 2
+    assert predictions[0] == predictions[1]
     assert predictions[0]["name"] == "7" and isinstance(predictions[0]["accepted"], bool)
 
 
@@ -99,7 +100,19 @@ def test_a_letter_is_scored_stranger_than_digits(bundle: Path, tmp_path: Path, c
 
 def test_generate_writes_images_and_a_sheet(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     made = result(
-        capsys, "generate", run, "--out", tmp_path / "new", "--per-class", 3, "--classes", "1,4", "--angles", "0,90,180"
+        capsys,
+        "generate",
+        run,
+        "--out",
+        tmp_path / "new",
+        "--per-class",
+        3,
+        "--class",
+        1,
+        "--class",
+        4,
+        "--angles",
+        "0,90,180",
     )
     assert made["images"] == 6
     assert len(list((tmp_path / "new" / "4").glob("*.png"))) == 3
@@ -153,7 +166,7 @@ def nonsense(run: Path, bundle: Path, tmp: Path) -> list[tuple[tuple[object, ...
         (("evaluate", run, "--data", "digits", "--precision", "int8"), "int8"),
         (("evaluate", bundle, "--data", "digits", "--backend", "abacus"), "abacus"),
         (("generate", run, "--out", new, "--angles", "north"), "north"),
-        (("generate", run, "--out", new, "--classes", "eleven"), "eleven"),
+        (("generate", run, "--out", new, "--class", "eleven"), "eleven"),
         (("export", tmp / "nowhere", "--out", new), "nowhere"),
         (("export", run, "--out", tmp), "not a bundle"),
         (("quantize", tmp / "empty", "--data", "digits"), "manifest.json"),
@@ -228,3 +241,62 @@ def test_quickstart_goes_the_whole_way_and_then_knows_that_it_did(tmp_path: Path
     assert again == first and (out / "report.html").stat().st_mtime_ns == stamp
     code, _, err = call(capsys, "quickstart", "--preset", "tiny", "--epochs", 7, "--out", out)
     assert code == 2 and "other settings" in err
+
+
+@pytest.fixture(scope="session")
+def signs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of colour pictures of odd sizes: arrows and rings on light grey, as a user might have them."""
+    folder = tmp_path_factory.mktemp("signs")
+    rng = np.random.default_rng(0)
+    for name in ("arrow, blue", "ring"):
+        (folder / name).mkdir()
+        for index in range(60):
+            page = Image.new("RGB", (90, 90), (235, 235, 230))
+            pen = ImageDraw.Draw(page)
+            x, y = rng.integers(35, 55, 2)
+            if name == "ring":
+                pen.ellipse([x - 25, y - 25, x + 25, y + 25], outline=(200, 30, 30), width=8)
+            else:
+                pen.polygon([(x, y - 28), (x - 20, y + 8), (x + 20, y + 8)], fill=(30, 60, 200))
+                pen.rectangle([x - 6, y + 8, x + 6, y + 28], fill=(30, 60, 200))
+            page.save(folder / name / f"{index}.{('png', 'jpg', 'webp')[index % 3]}")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rotation", ["full", "30", "none"])
+def test_a_folder_of_colour_pictures_goes_the_whole_way(
+    signs: Path, tmp_path: Path, rotation: str, capsys: pytest.CaptureFixture[str]
+):
+    run, bundle = tmp_path / "run", tmp_path / "bundle"
+    settings = ("--preset", "tiny", "--rotation", rotation, "--epochs", 30, "--batch", 32)
+    told = result(capsys, "train", "--data", signs, *settings, "--out", run)
+    assert told["validation"]["accuracy"] > 0.9
+    result(capsys, "export", run, "--out", bundle)
+    assert result(capsys, "quantize", bundle, "--data", signs)["after"]["accuracy"] > 0.9
+    measured = result(capsys, "evaluate", bundle, "--data", signs, "--split", "all", "--precision", "int8")
+    assert (
+        measured["n"] == 120 and measured["accuracy"] > 0.9 and ("angle_error_deg" in measured) == (rotation != "none")
+    )
+    (row,) = result(capsys, "predict", bundle, signs / "arrow, blue" / "1.jpg")["predictions"]
+    assert row["name"] == "arrow, blue" and (row["angle_deg"] is None) == (rotation == "none")
+
+
+@pytest.mark.slow
+def test_quickstart_takes_a_folder_too(signs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "quick"
+    told = result(capsys, "quickstart", "--data", signs, "--preset", "tiny", "--epochs", 20, "--out", out)
+    page = (out / "report.html").read_text()
+    assert told["accuracy"] > 0.8 and "held out of its training half" in page and "arrow, blue" in page
+
+
+def test_images_with_known_angles_are_measured_as_they_are(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    made = tmp_path / "turned.npz"
+    result(capsys, "generate", run, "--out", made, "--per-class", 4, "--angles", "90", "--spread", "0.2")
+    measured = result(capsys, "evaluate", run, "--data", made, "--split", "all")
+    assert measured["rotation"] == "as given" and "upright" not in measured
+    assert measured["angle_error_deg"]["median"] < 45
+    code, _, err = call(capsys, "evaluate", run, "--data", made, "--split", "all", "--rotation", "full")
+    assert code == 2 and "come with their angles" in err

@@ -9,9 +9,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from vae_edge.bundle import load_bundle
-from vae_edge.cli.deploy import export_run, quantize_with
+from vae_edge.cli.deploy import export_run
 from vae_edge.data import Dataset
 from vae_edge.errors import BundleError, ConfigError, ExportError
+from vae_edge.export import quantize_with
 from vae_edge.export.graph import OUTPUTS, ClassifierGraph
 from vae_edge.export.half import to_fp16
 from vae_edge.export.onnx_file import check_parity, get_metadata, run, to_onnx
@@ -131,7 +132,7 @@ def test_other_shapes_and_unturned_models_export_too(pose: bool, size: int, chan
         np.testing.assert_array_equal(run(model, images)["angle"], np.zeros(5))
 
 
-def test_a_failed_export_leaves_the_bundle_that_was_there(bundle: Path, run: Path, tmp_path: Path):
+def test_a_failed_export_leaves_the_bundle_that_was_there(bundle: Path, run: Path, digits: Dataset, tmp_path: Path):
     mine = tmp_path / "bundle"
     shutil.copytree(bundle, mine)
     before = (mine / "manifest.json").read_bytes()
@@ -143,7 +144,7 @@ def test_a_failed_export_leaves_the_bundle_that_was_there(bundle: Path, run: Pat
         export_run(run, str(taken))
     assert [path.name for path in taken.iterdir()] == ["letter.txt"]
     with pytest.raises(ConfigError, match="int4"):
-        quantize_with(str(mine), "int4", "digits")
+        quantize_with(mine, "int4", digits)
     assert (mine / "manifest.json").read_bytes() == before
 
 

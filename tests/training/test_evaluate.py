@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vae_edge.data import Dataset, LabelledImages, load_dataset, rotated
+from vae_edge.data import Dataset, LabelledImages, align_classes, load_dataset, rotated
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.training.checkpoint import Checkpoint
-from vae_edge.training.evaluate import align_classes, evaluate
+from vae_edge.training.evaluate import evaluate
 from vae_edge.training.generate import generate, write_generated
 from vae_edge.training.predict import predict
 from vae_edge.training.symmetry import ambiguous_classes
@@ -89,6 +89,23 @@ def test_generated_images_are_a_data_set_again(checkpoint: Checkpoint, tmp_path:
     assert sorted(i.tobytes() for i in half.images) == sorted(i.tobytes() for i in made.images)
     with pytest.raises(DataError, match="exists"):
         write_generated(made, tmp_path / name)
+
+
+def test_class_names_come_back_as_they_were(tmp_path: Path):
+    names = ("3.5", "3,5", "St. Bernard, großer", "犬")
+    images = np.full((8, 28, 28, 1), 9, np.uint8)
+    data = LabelledImages(images, np.arange(8) % 4, names, np.zeros(8, np.float32))
+    read = load_dataset(write_generated(data, tmp_path / "out"))
+    assert set(read.classes) == set(names)
+    assert np.bincount(read.train.labels).tolist() == [2, 2, 2, 2]
+
+
+def test_nothing_is_written_over_a_contact_sheet(tmp_path: Path):
+    (tmp_path / "x.png").write_bytes(b"mine")
+    data = LabelledImages(np.zeros((2, 28, 28, 1), np.uint8), np.arange(2), ("a", "b"), np.zeros(2, np.float32))
+    with pytest.raises(DataError, match=r"x\.png"):
+        write_generated(data, tmp_path / "x.npz")
+    assert (tmp_path / "x.png").read_bytes() == b"mine" and not (tmp_path / "x.npz").exists()
 
 
 def test_class_names_cannot_lead_out_of_the_folder(tmp_path: Path):

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from vae_edge.data import Dataset, LabelledImages
+from vae_edge.data import Dataset, LabelledImages, rotated, rotation_range
 from vae_edge.errors import CheckpointError, ConfigError, DataError
+from vae_edge.model import AngleVAE, LossWeights
 from vae_edge.training.checkpoint import MODEL, STATE, Checkpoint, load_checkpoint, load_samples, read_tensors
-from vae_edge.training.config import TrainConfig, learning_rate, rotation_range
-from vae_edge.training.fit import plan, train
-from vae_edge.training.predict import predict
+from vae_edge.training.config import TrainConfig, learning_rate
+from vae_edge.training.fit import Interrupted, plan, train
+from vae_edge.training.generate import generate
+from vae_edge.training.predict import predict, to_floats
 
 SETTINGS = TrainConfig(epochs=3, batch=64)
 
@@ -83,7 +85,74 @@ def test_a_run_that_died_at_any_step_resumes_to_the_same_weights(few_digits: Dat
     with pytest.raises(CheckpointError, match="--resume"):
         train(few_digits, config, tmp_path / "died")
     assert_equal(whole, fit(few_digits, tmp_path / "died", resume=True))
-    assert len((tmp_path / "died" / "log.jsonl").read_text().splitlines()) == SETTINGS.epochs
+    assert log_of(tmp_path / "died") == log_of(tmp_path / "whole")
+
+
+def test_a_run_that_was_asked_to_stop_inside_an_epoch_logs_that_epoch_whole(few_digits: Dataset, tmp_path: Path):
+    fit(few_digits, tmp_path / "whole")
+
+    def ask(step: int, steps: int, terms: dict[str, float]) -> None:
+        if step == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="step 8 of"):
+        train(few_digits, plan(few_digits, "tiny", SETTINGS), tmp_path / "asked", progress=ask)
+    fit(few_digits, tmp_path / "asked", resume=True)
+    assert log_of(tmp_path / "asked") == log_of(tmp_path / "whole")
+
+
+def log_of(run: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert len(rows) == SETTINGS.epochs and all(row.pop("seconds") > 0 for row in rows)
+    return rows
+
+
+def test_known_angles_are_part_of_the_truth(digits: Dataset, tmp_path: Path):
+    """All images lie on their side and say so: the angle encoder must learn the sum of both turns."""
+    chosen = digits.train.take(np.flatnonzero(np.isin(digits.train.labels, [2, 4, 7])))
+    lying = np.ascontiguousarray(np.rot90(chosen.images, 1, axes=(1, 2)))  # a quarter turn counter-clockwise
+    data = replace(chosen, images=lying, angles_deg=np.full(len(chosen), 90, np.float32))
+    settings = TrainConfig(epochs=14, batch=64)
+    train(
+        Dataset("lying", "lying", data, None),
+        plan(Dataset("lying", "lying", data, None), "tiny", settings),
+        tmp_path / "r",
+    )
+    assert load_checkpoint(tmp_path / "r").result["validation"]["angle_error_deg"]["median"] < 30
+
+
+def test_a_class_without_images_does_no_harm(few_digits: Dataset, tmp_path: Path):
+    named = replace(few_digits.train, labels=few_digits.train.labels + 1, classes=("none", *few_digits.classes))
+    data = Dataset("shifted", "shifted", named, None)
+    fit(data, tmp_path / "r")
+    checkpoint = load_checkpoint(tmp_path / "r")
+    assert np.isfinite(checkpoint.result["threshold"])
+    assert checkpoint.config.data["absent"] == ["none"]
+    with pytest.raises(ConfigError, match="none"):
+        generate(checkpoint.model, named.classes, 1, wanted=["none"], absent=["none"])
+
+
+def test_turned_images_of_a_light_background_stay_light_in_the_corners(few_digits: Dataset):
+    light = replace(few_digits.train, images=255 - few_digits.train.images)
+    config = plan(Dataset("light", "light", light, None), "tiny", SETTINGS)
+    assert config.input.background == "light" and config.model.fill == 1.0
+    assert plan(few_digits, "tiny", SETTINGS).model.fill == 0.0
+    turned = rotated(light, 180.0, 0, config.input.fill).images
+    assert turned[:, 0, 0].min() > 200
+    model = AngleVAE(config.model).eval()
+    assert model(to_floats(turned)).upright[:, 0, 0, 0].min() > 0.8
+
+
+def test_too_few_images_are_refused_before_anything_is_written(few_digits: Dataset):
+    few = Dataset("few", "few", few_digits.train.take(np.array([0, 1, 2, 40, 41, 42])), None)
+    with pytest.raises(DataError, match="at least 16"):
+        plan(few, "tiny", SETTINGS)
+
+
+@pytest.mark.parametrize("weights", [{"gamma": 0.0}, {"beta": -1.0}, {"delta": float("nan")}])
+def test_weights_that_no_loss_can_have_are_refused(weights: dict):
+    with pytest.raises(ConfigError, match=next(iter(weights))):
+        LossWeights(**weights)
 
 
 def start(out: Path, *extra: str) -> subprocess.Popen:

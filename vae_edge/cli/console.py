@@ -12,7 +12,7 @@ from typing import Any
 def emit(result: Any, as_json: bool, lines: Callable[[], Iterator[str]] | None = None) -> None:
     """Print a result: as JSON, or as the lines that `lines` gives."""
     if as_json or lines is None:
-        print(json.dumps(result, indent=2, ensure_ascii=False))
+        print(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False))
         return
     for line in lines():
         print(line)
@@ -44,6 +44,8 @@ def training_progress(title: str) -> Iterator[Callable[[int, int, dict[str, floa
         task = bar.add_task(title, total=None, rate="", terms="")
 
         def show(step: int, steps: int, terms: dict[str, float]) -> None:
+            if bar.tasks[0].total is None:  # a resumed run's earlier steps are not this run's speed
+                bar.reset(task, total=steps, completed=step)
             speed = bar.tasks[0].speed
             bar.update(
                 task,
@@ -74,6 +76,39 @@ def sharing_progress() -> Iterator[Callable[[str, float], None] | None]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=1.0)
         yield lambda what, share: bar.update(task, description=what, completed=share)
+
+
+@contextmanager
+def counting_progress(title: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar told (done, total), with the rate and the time left; None where standard error is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    rate = TextColumn("{task.fields[rate]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None, rate="")
+
+        def show(done: int, total: int) -> None:
+            speed = bar.tasks[0].speed
+            bar.update(task, completed=done, total=total, rate=f"{speed:,.0f} images/s" if speed else "")
+
+        yield show
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """A line that shows that work goes on, for steps of some seconds; nothing where standard error is no terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield
 
 
 def percent(share: float) -> str:

@@ -7,18 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from vae_edge.cli.console import emit, kibibytes, percent, sharing_progress
-from vae_edge.errors import BundleError, ConfigError, DataError
+from vae_edge.cli.console import emit, kibibytes, percent, sharing_progress, working
+from vae_edge.errors import BundleError, ConfigError
 
 PARITY_IMAGES = 256
-CALIBRATION_IMAGES = 512
 
 
 def export(arguments: argparse.Namespace) -> None:
     """`vae-edge export`."""
-    result = export_run(Path(arguments.model), arguments.out, arguments.name)
+    with working("exporting, and comparing with PyTorch"):
+        result = export_run(Path(arguments.model), arguments.out, arguments.name)
 
     def lines() -> Iterator[str]:
         yield f"{result['bundle']}: {', '.join(result['files'])}"
@@ -65,40 +63,22 @@ def export_run(run: Path, out: str, name: str | None = None) -> dict[str, Any]:
 
 def quantize(arguments: argparse.Namespace) -> None:
     """`vae-edge quantize`."""
-    result = quantize_with(arguments.bundle, arguments.precision, arguments.data, arguments.seed)
+    from vae_edge.bundle import load_bundle
+    from vae_edge.data import load_dataset
+    from vae_edge.export.data import quantize_with
+
+    spec = load_bundle(arguments.bundle).input
+    dataset = load_dataset(arguments.data, size=spec.size, channels=spec.channels)
+    with working(f"quantizing to {arguments.precision}"):
+        result = quantize_with(arguments.bundle, arguments.precision, dataset, arguments.seed)
 
     def lines() -> Iterator[str]:
         before, after = result["before"], result["after"]
-        yield f"{result['file']} ({kibibytes(result['bytes'])}), measured on {after['n']} held-out images"
+        yield f"{result['file']}, {kibibytes(result['bytes'])}; {after['n']} images ({result['measured_on']})"
         yield f"  accuracy  fp32 {percent(before['accuracy'])}, {result['precision']} {percent(after['accuracy'])}"
         yield f"  accepted  fp32 {percent(before['accepted'])}, {result['precision']} {percent(after['accepted'])}"
 
     emit(result, arguments.json, lines)
-
-
-def quantize_with(bundle_path: str, precision: str, data: str, seed: int = 0) -> dict[str, Any]:
-    """Calibrate on training images, measure on those that training held out (or on the test half of other data)."""
-    from vae_edge.bundle import load_bundle
-    from vae_edge.data import load_dataset, rotated, select_split
-    from vae_edge.export import quantize_bundle
-    from vae_edge.training.config import rotation_range
-    from vae_edge.training.evaluate import align_classes
-
-    bundle = load_bundle(bundle_path)
-    known = {"holdout_fraction": 0.1, "seed": 0, "fingerprint": None, **bundle.manifest["data"]}
-    dataset = load_dataset(data, size=bundle.input.size, channels=bundle.input.channels)
-    if dataset.train is None:
-        raise DataError(f"{dataset.source} has no training half: int8 needs training images to measure ranges from")
-    kept = select_split(dataset, "train", known["holdout_fraction"], known["seed"])
-    split = "validation" if known["fingerprint"] == dataset.fingerprint() else "auto"
-    held = select_split(dataset, split, known["holdout_fraction"], known["seed"])
-    chosen = kept.take(np.random.default_rng(seed).permutation(len(kept))[:CALIBRATION_IMAGES])
-    range_deg = rotation_range(str(bundle.rotation))
-    if range_deg:
-        chosen = rotated(chosen, range_deg, seed + 3)
-        held = rotated(held, range_deg, known["seed"] + 1)
-    held = align_classes(held, bundle.classes)
-    return quantize_bundle(bundle_path, precision, chosen.images, held, f"{split} of {dataset.name}")
 
 
 def build(arguments: argparse.Namespace) -> None:

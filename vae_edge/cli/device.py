@@ -19,11 +19,15 @@ def predict(arguments: argparse.Namespace) -> None:
 
     with load(arguments.bundle, arguments.backend, arguments.precision, arguments.threads) as classifier:
         predictions = classifier(list(arguments.images), invert=arguments.invert, fit=arguments.fit)
+    turns = classifier.bundle.rotation != "none"
+    named = [{"image": path, **row} for path, row in zip(arguments.images, predictions.to_dicts(), strict=True)]
+    if not turns:  # there is no angle encoder, so 0 would be a claim
+        named = [{**row, "angle_deg": None} for row in named]
     result = {
         "bundle": arguments.bundle,
         "backend": classifier.backend,
         "precision": classifier.precision,
-        "predictions": predictions.to_dicts(),
+        "predictions": named,
     }
 
     def lines() -> Iterator[str]:
@@ -31,7 +35,8 @@ def predict(arguments: argparse.Namespace) -> None:
             name, probability = predictions.names[k], float(predictions.probabilities[k].max())
             accepted = "known" if predictions.accepted[k] else "UNKNOWN: unlike anything it was trained on"
             yield (
-                f"{path}: {name} ({percent(probability)}), turned {predictions.angles_deg[k]:+.0f}°, "
+                f"{path}: {name} ({percent(probability)}), "
+                f"{f'turned {predictions.angles_deg[k]:+.0f}°, ' if turns else ''}"
                 f"score {predictions.scores[k]:.2f} ({accepted})"
             )
             yield f"  {predictions.interpretations[k].sentence()}"
@@ -116,7 +121,11 @@ def doctor(arguments: argparse.Namespace) -> None:
 
 
 def _version(package: str) -> str | None:
-    return metadata.version(package) if util.find_spec({"pillow": "PIL"}.get(package, package)) else None
+    module = {"pillow": "PIL"}.get(package, package)
+    if util.find_spec(module) is None:
+        return None
+    owners = metadata.packages_distributions().get(module, [])  # such as onnxruntime-gpu for onnxruntime
+    return metadata.version(owners[0]) if owners else "version unknown"
 
 
 def _abilities(packages: dict[str, dict[str, Any]]) -> dict[str, str]:

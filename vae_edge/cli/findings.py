@@ -19,16 +19,15 @@ def collect(
 ) -> Content:
     """Everything on the page, measured with the bundle's fp32 model but for the rows by precision."""
     from vae_edge.bundle import load_bundle
-    from vae_edge.data import rotated
+    from vae_edge.data import rotated, rotation_range
     from vae_edge.metrics import wrap_degrees
     from vae_edge.runtime import load
     from vae_edge.training.checkpoint import load_checkpoint
-    from vae_edge.training.config import rotation_range
     from vae_edge.training.generate import generate
 
     checkpoint = load_checkpoint(run)
     opened = load_bundle(bundle)
-    turned = rotated(held, rotation_range(str(opened.rotation)), seed + 1)
+    turned = rotated(held, rotation_range(str(opened.rotation)), seed + 1, opened.input.fill)
     assert turned.angles_deg is not None
     by_precision = [_row(bundle, entry, turned, held, opened) for entry in opened.select("classifier", "onnx")]
     with load(bundle, precision="fp32") as classifier:

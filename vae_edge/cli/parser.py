@@ -65,7 +65,7 @@ def _threads(parser: argparse.ArgumentParser, default: str = "all in training, 1
 
 
 def _seed(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=int, default=0, help="fixes every random number (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="fixes every random number (default: 0)")
 
 
 def _backend(parser: argparse.ArgumentParser) -> None:
@@ -78,6 +78,14 @@ def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text}: expected a whole number from 1 on")
+    return number
+
+
+def seed(text: str) -> int:
+    """A whole number that every generator of random numbers takes, for argparse."""
+    number = int(text)
+    if not 0 <= number < 2**31:
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number from 0 to {2**31 - 1}")
     return number
 
 
@@ -151,8 +159,14 @@ def _generate(commands: Commands) -> None:
     parser.add_argument("model", metavar="RUN", help="folder of a training run")
     parser.add_argument("--out", required=True, help="folder of PNG files, or a file .npz")
     parser.add_argument("--per-class", type=positive, default=12, help="images of each class (default: 12)")
-    parser.add_argument("--classes", help="names, separated by commas (default: all)")
-    parser.add_argument("--angles", default="0", help="degrees counter-clockwise, separated by commas (default: 0)")
+    parser.add_argument(
+        "--class", dest="classes", action="append", metavar="NAME", help="may be repeated (default: all)"
+    )
+    parser.add_argument(
+        "--angles",
+        default="0",
+        help="degrees counter-clockwise, separated by commas; before a negative one write --angles=-90,0 (default: 0)",
+    )
     parser.add_argument(
         "--spread", type=float, default=0.7, help="0: each class's mean; 1: as wide as training's codes"
     )

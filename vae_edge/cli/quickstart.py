@@ -1,4 +1,4 @@
-"""The whole way in one command: train, export, quantize, measure, report; nothing is done twice."""
+"""The whole way in one command: train, export, quantize, measure, report; training is not done twice."""
 
 from __future__ import annotations
 
@@ -13,26 +13,41 @@ from vae_edge.cli.console import emit, percent, say, sharing_progress
 
 SEEN = 170_000  # images shown in training: minutes on two cores
 PRECISIONS = ("fp32", "fp16", "int8")
+RESULT = "quickstart.json"
 
 
 def quickstart(arguments: argparse.Namespace) -> None:
     """`vae-edge quickstart`."""
-    out = Path(arguments.out)
-    began = time.monotonic()
-    asked = {"data": arguments.data, "preset": arguments.preset, "epochs": arguments.epochs, "seed": arguments.seed}
-    done = out / "quickstart.json"
-    if done.is_file() and (out / "report.html").is_file():
-        result = json.loads(done.read_text(encoding="utf-8"))
-        if result["asked"] == asked and _bundle_is_whole(out / "bundle"):
-            say(f"{out} holds the result of the same run already; remove the folder to do it again")
-            emit(result, arguments.json, lambda: _lines(result))
-            return
-    result = {"asked": asked, **_run(arguments, out)}
-    result["seconds"] = round(time.monotonic() - began, 1)
+    from vae_edge import __version__
+    from vae_edge.data import load_dataset
     from vae_edge.files import write_json
 
-    write_json(done, result)
+    out = Path(arguments.out)
+    began = time.monotonic()
+    dataset = load_dataset(arguments.data)
+    asked = {"preset": arguments.preset, "epochs": arguments.epochs, "seed": arguments.seed, "version": __version__}
+    asked["data"] = dataset.fingerprint()
+    before = _done_before(out)
+    if before.get("asked") == asked and _bundle_is_whole(out / "bundle"):
+        say(f"{out} holds the result of the same run already; remove the folder to do it again")
+        emit(before, arguments.json, lambda: _lines(before))
+        return
+    result = {"asked": asked, **_run(dataset, arguments, out)}
+    result["seconds"] = round(time.monotonic() - began, 1)
+    write_json(out / RESULT, result)
     emit(result, arguments.json, lambda: _lines(result))
+
+
+def _done_before(out: Path) -> dict[str, Any]:
+    """The result of an earlier run whose report is still there; empty where there is none, or it is damaged."""
+    if not (out / RESULT).is_file() or not (out / "report.html").is_file():
+        return {}
+    try:
+        result = json.loads((out / RESULT).read_text(encoding="utf-8"))
+    except ValueError as error:
+        say(f"{out / RESULT} is damaged ({error}); everything but the training is done again")
+        return {}
+    return result if isinstance(result, dict) else {}
 
 
 def _bundle_is_whole(path: Path) -> bool:
@@ -47,20 +62,20 @@ def _bundle_is_whole(path: Path) -> bool:
     return set(PRECISIONS) <= present
 
 
-def _run(arguments: argparse.Namespace, out: Path) -> dict[str, Any]:
+def _run(dataset: Any, arguments: argparse.Namespace, out: Path) -> dict[str, Any]:
     from vae_edge.benchmark import run_benchmark
-    from vae_edge.cli.deploy import export_run, quantize_with
-    from vae_edge.data import load_dataset, select_split
+    from vae_edge.cli.deploy import export_run
+    from vae_edge.data import select_split
+    from vae_edge.export import quantize_with
     from vae_edge.files import write_json
 
-    dataset = load_dataset(arguments.data)
     run, bundle = out / "run", out / "bundle"
     _train(dataset, arguments, run)
     say("exporting to ONNX, and comparing it with PyTorch")
     export_run(run, str(bundle), "quickstart")
     for precision in PRECISIONS[1:]:
         say(f"quantizing to {precision}")
-        quantize_with(str(bundle), precision, arguments.data)
+        quantize_with(bundle, precision, dataset, arguments.seed)
     say("measuring latency and memory")
     with sharing_progress() as progress:
         benchmark = run_benchmark(bundle, seconds=15.0, progress=progress)
@@ -110,7 +125,7 @@ def _train(dataset: Any, arguments: argparse.Namespace, run: Path) -> None:
             return
         raise CheckpointError(f"{run} holds a model that was trained with other settings; choose another --out")
     options.resume = (run / CONFIG).is_file()
-    fit(dataset, options)
+    fit(dataset, options, "run the same command again to go on")
 
 
 def _lines(result: dict[str, Any]) -> Iterator[str]:

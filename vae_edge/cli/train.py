@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vae_edge.cli.console import emit, percent, say, training_progress
-from vae_edge.errors import ConfigError, DataError
+from vae_edge.cli.console import counting_progress, emit, percent, say, training_progress
+from vae_edge.errors import ConfigError
 
 SMALL_SET, SMALL_BATCH = 10_000, 128
+PIECE = 1000
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -23,15 +25,16 @@ def train(arguments: argparse.Namespace) -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     dataset = load_dataset(arguments.data, size=arguments.size)
-    emit(fit(dataset, arguments), arguments.json, lambda: _training_lines(Path(arguments.out)))
+    result = fit(dataset, arguments, "go on with --resume")
+    emit(result, arguments.json, lambda: _training_lines(Path(arguments.out)))
 
 
-def fit(dataset: Any, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train as the options say, with a progress bar; the run's result."""
+def fit(dataset: Any, arguments: argparse.Namespace, how_to_go_on: str) -> dict[str, Any]:
+    """Train as the options say, with a progress bar; the run's result. An interruption says how to go on."""
     from vae_edge.model import LossWeights
     from vae_edge.training.checkpoint import load_checkpoint
     from vae_edge.training.config import TrainConfig
-    from vae_edge.training.fit import plan, train
+    from vae_edge.training.fit import Interrupted, plan, train
 
     def given(*names: str) -> dict[str, Any]:
         values = {name: getattr(arguments, name, None) for name in names}
@@ -51,8 +54,15 @@ def fit(dataset: Any, arguments: argparse.Namespace) -> dict[str, Any]:
         f"({config.data['held_out']} held out), {len(config.classes)} classes, rotation {settings.rotation}, "
         f"{settings.epochs_for(config.data['trained_on'])} epochs"
     )
-    with training_progress("training") as progress:
-        train(dataset, config, arguments.out, resume=bool(getattr(arguments, "resume", False)), progress=progress)
+    if settings.rotation != "none" and config.input.background == "none":
+        say(
+            "the images have no even background: turned ones get black corners in training, which real ones do not have"
+        )
+    try:
+        with training_progress("training") as progress:
+            train(dataset, config, arguments.out, resume=bool(getattr(arguments, "resume", False)), progress=progress)
+    except Interrupted as error:
+        raise Interrupted(f"{error}; {how_to_go_on}") from error
     checkpoint = load_checkpoint(arguments.out)
     parameters = sum(p.numel() for p in checkpoint.model.parameters())
     return {"run": str(arguments.out), "parameters": parameters, **checkpoint.result}
@@ -84,8 +94,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Evaluate a run or a bundle as the options say."""
-    from vae_edge.data import load_dataset, select_split
-    from vae_edge.training.config import rotation_range
+    from vae_edge.data import load_dataset, rotation_range, select_split
     from vae_edge.training.evaluate import evaluate
 
     path = Path(arguments.model)
@@ -93,28 +102,27 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     known = _open_bundle(path, arguments) if is_bundle else _open_checkpoint(path, arguments)
     dataset = load_dataset(arguments.data, size=known["size"], channels=known["channels"])
     images = select_split(dataset, arguments.split, known["data"]["holdout_fraction"], known["data"]["seed"])
-    split = arguments.split
-    if split == "auto":
-        split = "test" if dataset.test is not None else "validation"
-    if split in ("validation", "train") and dataset.fingerprint() != known["data"]["fingerprint"]:
-        say(
-            f"{path} was not trained on exactly these images: its {split} part cannot be told, "
-            f"so images that it was trained on may be among the ones measured"
-        )
+    split = resolve_split(arguments.split, dataset, known["data"], path)
     rotation = str(arguments.rotation) if arguments.rotation is not None else known["rotation"]
-    rotation_range(rotation)
+    range_deg = rotation_range(rotation)
     if known["rotation"] == "none" and rotation != "none":
         say(f"{path} was trained without rotation: it has no angle encoder")
-    result = evaluate(
-        known["predict"],
-        images,
-        known["classes"],
-        known["threshold"],
-        rotation_range(rotation),
-        arguments.seed + 1,
-        known["data"].get("ambiguous", ()),
-        has_angle=known["rotation"] != "none",
-    )
+    if images.angles_deg is not None:
+        if arguments.rotation is not None:
+            raise ConfigError(f"--rotation {rotation}: the images come with their angles and are taken as they are")
+        rotation = "as given"
+    with known["close"], counting_progress("measuring") as progress:
+        result = evaluate(
+            in_pieces(known["predict"], progress),
+            images,
+            known["classes"],
+            known["threshold"],
+            range_deg,
+            arguments.seed + 1,
+            known["fill"],
+            known["data"].get("ambiguous", ()),
+            has_angle=known["rotation"] != "none",
+        )
     return {
         "model": str(path),
         "kind": "bundle" if is_bundle else "checkpoint",
@@ -124,6 +132,33 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "rotation": rotation,
         **result,
     }
+
+
+def resolve_split(split: str, dataset: Any, trained: dict[str, Any], path: object) -> str:
+    """What `auto` comes to; and a warning where the images that were trained on cannot be told from others."""
+    if split == "auto":
+        split = "test" if dataset.test is not None else "validation"
+    if split in ("validation", "train") and dataset.fingerprint() != trained["fingerprint"]:
+        say(
+            f"{path} was not trained on exactly these images: its {split} part cannot be told, "
+            f"so images that it was trained on may be among the ones measured"
+        )
+    return split
+
+
+def in_pieces(predict: Any, progress: Any) -> Any:
+    """The same predictions, a thousand images at a time, so that progress can be shown."""
+    import numpy as np
+
+    def run(images: Any) -> Any:
+        parts = []
+        for start in range(0, len(images), PIECE):
+            parts.append(predict(images[start : start + PIECE]))
+            if progress is not None:
+                progress(min(start + PIECE, len(images)), len(images))
+        return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+
+    return run
 
 
 def _open_checkpoint(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -149,6 +184,8 @@ def _open_checkpoint(path: Path, arguments: argparse.Namespace) -> dict[str, Any
     config = checkpoint.config
     return {
         "predict": run,
+        "close": nullcontext(),
+        "fill": config.input.fill,
         "classes": config.classes,
         "size": config.input.size,
         "channels": config.input.channels,
@@ -161,6 +198,7 @@ def _open_checkpoint(path: Path, arguments: argparse.Namespace) -> dict[str, Any
 
 def _open_bundle(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     from vae_edge.bundle import load_bundle
+    from vae_edge.export.data import training_data
     from vae_edge.runtime import load
 
     bundle = load_bundle(path)
@@ -170,15 +208,16 @@ def _open_bundle(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         predictions = classifier(images)
         return predictions.probabilities, predictions.angles_deg, predictions.scores
 
-    data = {"holdout_fraction": 0.1, "seed": 0, "fingerprint": None, **bundle.manifest["data"]}
     return {
         "predict": run,
+        "close": classifier,
+        "fill": bundle.input.fill,
         "classes": bundle.classes,
         "size": bundle.input.size,
         "channels": bundle.input.channels,
         "threshold": bundle.threshold,
         "rotation": str(bundle.rotation),
-        "data": data,
+        "data": training_data(bundle),
         "how": {"backend": classifier.backend, "precision": classifier.precision},
     }
 
@@ -211,18 +250,16 @@ def generate(arguments: argparse.Namespace) -> None:
     except ValueError as error:
         raise ConfigError(f"--angles {arguments.angles}: expected degrees separated by commas") from error
     checkpoint = load_checkpoint(arguments.model)
-    wanted = arguments.classes.split(",") if arguments.classes else None
     images = generate(
         checkpoint.model,
         checkpoint.config.classes,
         arguments.per_class,
-        wanted,
+        arguments.classes,
         angles,
         arguments.spread,
         arguments.seed,
+        absent=checkpoint.config.data["absent"],
     )
-    if len(images) == 0:
-        raise DataError("no image was asked for")
     out = write_generated(images, arguments.out)
     sheet = out.with_suffix(".png") if out.suffix == ".npz" else out / "contact_sheet.png"
     result = {"out": str(out), "images": len(images), "contact_sheet": str(sheet)}

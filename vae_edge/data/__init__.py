@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from vae_edge.data.find import load_dataset
 from vae_edge.data.sets import Dataset, LabelledImages
-from vae_edge.data.split import check_trainable, holdout, select_split
-from vae_edge.data.turned import rotated
+from vae_edge.data.split import align_classes, check_trainable, holdout, select_split
+from vae_edge.data.turned import rotated, rotation_range
 
-__all__ = ["Dataset", "LabelledImages", "check_trainable", "holdout", "load_dataset", "rotated", "select_split"]
+__all__ = [
+    "Dataset",
+    "LabelledImages",
+    "align_classes",
+    "check_trainable",
+    "holdout",
+    "load_dataset",
+    "rotated",
+    "rotation_range",
+    "select_split",
+]

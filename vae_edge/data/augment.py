@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from vae_edge.errors import ConfigError
+from vae_edge.ops.turn import sample
 from vae_edge.ops.turn import turn as turn_by
 
 
@@ -24,8 +25,9 @@ def affine_augment(
     scale: float = 0.0,
     shear_deg: float = 0.0,
     shift_px: float = 0.0,
+    fill: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Shear, scale, turn and shift each image at random, in that order and in one resampling: bilinear, zero outside.
+    """Shear, scale, turn and shift each image at random, in that order and in one resampling: bilinear.
 
     Args:
         images: float [N, C, S, S].
@@ -34,6 +36,7 @@ def affine_augment(
         scale: sizes are uniform in [1 - scale, 1 + scale).
         shear_deg: horizontal shears are uniform in [-shear_deg, shear_deg).
         shift_px: shifts are uniform in [-shift_px, shift_px), each way.
+        fill: the value that comes in from outside the frame.
 
     Returns:
         float [N, C, S, S], and the angles turned by, float32 [N] radians counter-clockwise as displayed.
@@ -56,4 +59,4 @@ def affine_augment(
     back = torch.stack((cos - shear * sin, -sin - shear * cos, sin, cos), dim=1).reshape(-1, 2, 2) / size[:, None, None]
     theta = torch.cat((back, -back @ shift.T[..., None]), dim=2).to(images.dtype)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False), angle
+    return sample(images, grid, fill), angle

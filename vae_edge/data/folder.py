@@ -93,6 +93,9 @@ def _list(folder: Path) -> _Part:
     names = [place.name for place in places]
     if all(name.isascii() and name.isdigit() for name in names):
         places.sort(key=lambda place: (int(place.name), place.name))
+    for name in names:
+        if not name.isprintable() or "\ufffd" in name or any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise DataError(f"{folder}: the folder name {name!r} is not readable as UTF-8 text; rename that class.")
     files: list[Path] = []
     labels: list[int] = []
     for label, place in enumerate(places):

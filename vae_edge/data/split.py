@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 
 from vae_edge.data.numbers import permutation
@@ -80,3 +83,21 @@ def select_split(dataset: Dataset, split: str, fraction: float, seed: int) -> La
         return needed
     kept, held = holdout(needed, fraction, seed)
     return kept if split == "train" else held
+
+
+def align_classes(data: LabelledImages, classes: Sequence[str]) -> LabelledImages:
+    """The same images with labels in the model's order of classes.
+
+    Raises:
+        DataError: if the data has a class that the model does not know.
+    """
+    if tuple(data.classes) == tuple(classes):
+        return data
+    unknown = [name for name in data.classes if name not in classes]
+    if unknown:
+        raise DataError(
+            f"the data has classes that the model was not trained on: {', '.join(unknown)}; "
+            f"it knows {', '.join(classes)}"
+        )
+    order = np.array([list(classes).index(name) for name in data.classes], dtype=np.int64)
+    return replace(data, labels=order[data.labels], classes=tuple(classes))

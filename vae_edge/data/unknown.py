@@ -25,8 +25,8 @@ def make_unknown(images: NDArray[np.uint8], kind: str, seed: int = 0) -> NDArray
     """
     rng = np.random.default_rng(seed)
     if kind == "blends of two":
-        partner = np.roll(rng.permutation(len(images)), 1)
-        return np.maximum(images, images[partner])
+        order = rng.permutation(len(images))
+        return np.maximum(images[order], images[np.roll(order, 1)])
     if kind == "shuffled quarters":
         half = images.shape[1] // 2
         return np.roll(images, (half, half // 2), axis=(1, 2))

@@ -25,6 +25,7 @@ class ClassifierGraph(nn.Module):
         self.model = model
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The three outputs, in the order of `OUTPUTS`."""
         output = self.model(to_pixels(image))
         angle = torch.atan2(output.sin, output.cos) if self.model.pose is not None else output.sin
         score = self.model.score(output.upright, output.reconstruction, output.mu, output.logits)
@@ -39,8 +40,9 @@ class ReconstructionGraph(nn.Module):
         self.model = model
 
     def forward(self, image: Tensor) -> Tensor:
+        """The reconstruction, as bytes."""
         output = self.model(to_pixels(image))
         drawn = output.reconstruction
         if self.model.pose is not None:
-            drawn = turn(drawn, output.cos, output.sin)
+            drawn = turn(drawn, output.cos, output.sin, self.model.config.fill)
         return (drawn * 255.0).round().clamp(0.0, 255.0).permute(0, 2, 3, 1).to(torch.uint8)

@@ -132,6 +132,8 @@ def check_parity(graph: nn.Module, model: onnx.ModelProto, images: NDArray[np.ui
             worst["angle_rad"] = float(np.quantile(apart, 1.0 - ANGLES_APART))
             _refuse(beyond > ANGLES_APART, name, worst["angle_rad"], TOLERANCE["angle_rad"])
             continue
+        if name == "score":
+            apart = apart / np.maximum(1.0, np.abs(ours[name]))
         worst[name] = float(apart.max())
         if not np.isfinite(worst[name]):
             raise ExportError(f"the exported graph gives {name} that are not finite numbers: nothing was written")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,7 @@ QUANTIZED = ("Conv", "ConvTranspose", "Gemm", "Add")
 KEPT_WHOLE = (*QUANTIZED, "Relu", "Reshape", "Sigmoid", "Flatten")
 CALIBRATION_IMAGES = 512
 CALIBRATION_BATCH = 64
+RANGE_PERCENTILE = 99.99  # extremes cost the angle half its precision; 99.9 and 99.999 are worse too
 
 
 def convert(model: onnx.ModelProto, precision: str, images: NDArray[np.uint8]) -> onnx.ModelProto:
@@ -66,7 +69,7 @@ class Calibration:
 def to_int8(model: onnx.ModelProto, images: NDArray[np.uint8]) -> onnx.ModelProto:
     """Static int8: symmetric, weights per channel, zero points 0, biases left to the builder, no Q/DQ before a ReLU.
 
-    Ranges are the extremes over the calibration images (Jacob et al. 2018, section 3.1).
+    Ranges hold 99.99% of the values that the calibration images give (percentile calibration, Wu et al. 2020).
 
     Raises:
         ExportError: if there are too few images, or a rule of TensorRT is broken by the result.
@@ -76,7 +79,8 @@ def to_int8(model: onnx.ModelProto, images: NDArray[np.uint8]) -> onnx.ModelProt
 
     if len(images) < 16:
         raise ExportError(f"{len(images)} calibration images: int8 needs at least 16 to measure ranges from")
-    with tempfile.TemporaryDirectory(prefix="vae-edge-int8-") as folder, errors_only(""):
+    silent = contextlib.redirect_stdout(io.StringIO())  # the calibrator prints what it does
+    with tempfile.TemporaryDirectory(prefix="vae-edge-int8-") as folder, errors_only(""), silent:
         source, ready, result = (Path(folder) / name for name in ("fp32.onnx", "ready.onnx", "int8.onnx"))
         onnx.save(model, source)
         quant_pre_process(str(source), str(ready), skip_symbolic_shape=True)
@@ -90,8 +94,9 @@ def to_int8(model: onnx.ModelProto, images: NDArray[np.uint8]) -> onnx.ModelProt
             per_channel=True,
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
+            calibrate_method=CalibrationMethod.Percentile,
             extra_options={
+                "CalibPercentile": RANGE_PERCENTILE,
                 "ActivationSymmetric": True,
                 "WeightSymmetric": True,
                 "QuantizeBias": False,

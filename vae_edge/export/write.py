@@ -103,7 +103,7 @@ def quantize_bundle(
         measured_on: what these images are, for the manifest.
 
     Returns:
-        `precision`, `file`, `bytes`, and the figures `before` (fp32) and `after`.
+        `precision`, `file`, `bytes`, `measured_on`, and the figures `before` (fp32) and `after`.
     """
     bundle = load_bundle(path)
     source = bundle.find("classifier", "onnx", "fp32")
@@ -129,7 +129,8 @@ def quantize_bundle(
             role="classifier", precision=precision, opset=OPSET, accuracy=after_entry, provenance=provenance
         )
         added = add_model(path, file, entry).find("classifier", "onnx", precision)
-    return {"precision": precision, "file": added.file, "bytes": added.bytes, "before": before, "after": after}
+    figures = {"measured_on": measured_on, "before": before, "after": after}
+    return {"precision": precision, "file": added.file, "bytes": added.bytes, **figures}
 
 
 def measure(model: onnx.ModelProto, bundle: Bundle, held: LabelledImages) -> dict[str, Any]:

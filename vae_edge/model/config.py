@@ -14,6 +14,7 @@ MIN_SIZE, MAX_SIZE = 28, 64
 class ModelConfig:
     """What fixes the shape of an angle VAE.
 
+    `fill`, from 0 to 1, is what comes in from outside the frame when an image is turned.
     `widths` are the channels of the full, the half and the quarter resolution; further halvings, down to at most
     4 pixels, keep the last width. `pose_widths` are those of the pose trunk; without rotation there is none.
     """
@@ -28,6 +29,7 @@ class ModelConfig:
     latent: int = 24
     hidden: int = 64
     angle_bins: int = 36
+    fill: float = 0.0
 
     def __post_init__(self) -> None:
         if not MIN_SIZE <= self.size <= MAX_SIZE:
@@ -44,6 +46,8 @@ class ModelConfig:
                 raise ConfigError(f"{name} {widths}: expected two or more multiples of 16")
         if self.latent < 2 or self.hidden < 1:
             raise ConfigError(f"latent {self.latent} and hidden {self.hidden}: expected at least 2 and 1")
+        if not 0 <= self.fill <= 1:
+            raise ConfigError(f"fill {self.fill}: expected a number from 0 to 1")
         if self.angle_bins < 8:
             raise ConfigError(f"{self.angle_bins} angle bins: expected at least 8")
 

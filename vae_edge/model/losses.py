@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vae_edge.errors import ConfigError
 from vae_edge.model.network import Output
 
 REFERENCE_PIXELS = 28 * 28
@@ -23,6 +24,14 @@ class LossWeights:
     gamma: float = 100.0
     delta: float = 50.0
     smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse weights that no loss can have."""
+        for name, value in vars(self).items():
+            if not math.isfinite(value) or value < 0 or (name == "gamma" and value == 0):
+                raise ConfigError(
+                    f"{name} {value}: expected a finite number, {'above' if name == 'gamma' else 'at least'} 0"
+                )
 
 
 def angle_targets(angle_rad: Tensor, bins: int) -> Tensor:

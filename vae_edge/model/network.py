@@ -59,6 +59,7 @@ class PoseTrunk(nn.Module):
         self.register_buffer("window", near.float(), persistent=False)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Image [N, C, S, S] to class logits [N, classes] and bin logits [N, bins]."""
         features = self.trunk(image)
         return self.classes(features), self.bins(features)
 
@@ -85,6 +86,7 @@ class Decoder(nn.Module):
         self.last = nn.Conv2d(widths[-1], config.channels, 3, padding=1)
 
     def forward(self, content: Tensor, classes: Tensor) -> Tensor:
+        """Content [N, latent] and class weights [N, K] to logits of pixels [N, C, S, S]."""
         side = self.sides[0]
         x = F.relu(self.first(torch.cat([content, classes], 1))).reshape(-1, self.width, side, side)
         for side, step in zip(self.sides[1:], [*self.steps, self.last], strict=True):
@@ -143,7 +145,7 @@ class AngleVAE(nn.Module):
     def forward(self, image: Tensor) -> Output:
         """The deterministic pass of inference: the content is mu, the class weights are the probabilities."""
         cos, sin, pose_logits, bins = self.find_angle(image)
-        upright = turn(image, cos, -sin) if self.pose is not None else image
+        upright = turn(image, cos, -sin, self.config.fill) if self.pose is not None else image
         features = self.encoder(upright)
         mu, logvar = self.mu(features), self.logvar(features)
         logits = self.combine(self.classifier(mu), pose_logits)
@@ -162,7 +164,7 @@ class AngleVAE(nn.Module):
             error = torch.randn(len(image), generator=generator, device=image.device) * math.radians(POSE_NOISE_DEG)
             noisy_cos = cos * error.cos() - sin * error.sin()
             noisy_sin = sin * error.cos() + cos * error.sin()
-            upright = turn(image, noisy_cos, -noisy_sin)
+            upright = turn(image, noisy_cos, -noisy_sin, self.config.fill)
         features = self.encoder(upright)
         mu, logvar = self.mu(features).float(), self.logvar(features).float().clamp(-10.0, 5.0)
         content, kl = reparameterize(mu, logvar, seed, offset)

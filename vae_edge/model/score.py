@@ -49,7 +49,10 @@ class RejectionScore(nn.Module):
         """Class means and the whitening of the shared covariance, from training codes [N, Z] and labels [N]."""
         mu = mu.double()
         classes, latent = self.means.shape
-        means = torch.stack([mu[labels == k].mean(0) for k in range(classes)])
+        present = labels.unique().tolist()
+        # a class without images takes the place of one that has some, which changes no nearest distance
+        filled = [k if k in present else present[0] for k in range(classes)]
+        means = torch.stack([mu[labels == k].mean(0) for k in filled])
         centred = mu - means[labels]
         covariance = centred.T @ centred / max(1, len(mu) - classes)
         ridge = 1e-4 * covariance.diagonal().mean() + 1e-8
@@ -61,4 +64,4 @@ class RejectionScore(nn.Module):
         """Centre and spread of the measures, from those of the training images, [N, 3]: median and 10-to-90 range."""
         low, middle, high = parts.double().quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64), dim=0)
         self.centre.copy_(middle)
-        self.spread.copy_((high - low).clamp_min(1e-6))
+        self.spread.copy_(torch.maximum(high - low, 1e-3 * (1.0 + middle.abs())))

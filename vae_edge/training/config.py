@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from vae_edge.data import rotation_range
 from vae_edge.errors import ConfigError
 from vae_edge.model import LossWeights
 
@@ -64,25 +65,6 @@ class TrainConfig:
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
         """As JSON stored it."""
         return cls(**{**values, "weights": LossWeights(**values["weights"])})
-
-
-def rotation_range(rotation: str) -> float:
-    """`none`, `full` or degrees to the largest angle either way, in degrees: 0, 180 or the number.
-
-    Raises:
-        ConfigError: for anything else.
-    """
-    if rotation == "none":
-        return 0.0
-    if rotation == "full":
-        return 180.0
-    try:
-        degrees = float(rotation)
-    except ValueError:
-        degrees = math.nan
-    if not 0 < degrees <= 180:
-        raise ConfigError(f"rotation {rotation!r}: expected none, full, or degrees above 0 up to 180")
-    return degrees
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:

@@ -3,36 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_edge.data import LabelledImages, rotated
-from vae_edge.errors import DataError
+from vae_edge.data import LabelledImages, align_classes, rotated
 from vae_edge.metrics import confusion, summarize
 
 Arrays = tuple[NDArray[np.floating], NDArray[np.floating], NDArray[np.floating]]
 Predict = Callable[[NDArray[np.uint8]], Arrays]  # images to probabilities, angles in degrees, scores
-
-
-def align_classes(data: LabelledImages, classes: Sequence[str]) -> LabelledImages:
-    """The same images with labels in the model's order of classes.
-
-    Raises:
-        DataError: if the data has a class that the model does not know.
-    """
-    if tuple(data.classes) == tuple(classes):
-        return data
-    unknown = [name for name in data.classes if name not in classes]
-    if unknown:
-        raise DataError(
-            f"the data has classes that the model was not trained on: {', '.join(unknown)}; "
-            f"it knows {', '.join(classes)}"
-        )
-    order = np.array([list(classes).index(name) for name in data.classes], dtype=np.int64)
-    return replace(data, labels=order[data.labels], classes=tuple(classes))
 
 
 def evaluate(
@@ -42,13 +22,14 @@ def evaluate(
     threshold: float,
     range_deg: float,
     seed: int = 0,
+    fill: int = 0,
     ambiguous: Sequence[str] = (),
     has_angle: bool = True,
 ) -> dict[str, Any]:
     """Measure a model on labelled images, turned by fixed angles within ±`range_deg`, and upright as well.
 
-    Images that come with their angles (`angles_deg`) are taken as they are. A model without an angle encoder
-    (`has_angle` false) gets no angle error.
+    `fill` comes in from outside the frame. Images that come with their angles (`angles_deg`) are taken as they are.
+    A model without an angle encoder (`has_angle` false) gets no angle error.
 
     Returns:
         `n`, `accuracy`, `accuracy_by_class`, `angle_error_deg`, `accepted`, `confusion` (rows are true classes); and,
@@ -77,4 +58,4 @@ def evaluate(
 
     if data.angles_deg is not None or range_deg == 0:
         return figures(data)
-    return {**figures(rotated(data, range_deg, seed)), "upright": figures(data)}
+    return {**figures(rotated(data, range_deg, seed, fill)), "upright": figures(data)}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vae_edge.data import Dataset, LabelledImages, check_trainable, holdout, rotated
+from vae_edge.data import Dataset, LabelledImages, check_trainable, holdout, rotated, rotation_range
 from vae_edge.errors import CheckpointError, DataError, VaeEdgeError
 from vae_edge.files import write_text
 from vae_edge.images import InputSpec, measure_background
@@ -32,11 +32,12 @@ from vae_edge.training.checkpoint import (
     write_config,
     write_tensors,
 )
-from vae_edge.training.config import TrainConfig, rotation_range
+from vae_edge.training.config import TrainConfig
 from vae_edge.training.predict import predict
 from vae_edge.training.steps import State, begin, fast_bf16, restore, save, step
 from vae_edge.training.symmetry import ambiguous_classes
 
+LEAST_IMAGES = 16
 SAMPLES = 256  # held-out images kept with the run, on which later steps check themselves
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -56,6 +57,10 @@ def plan(dataset: Dataset, preset: str, training: TrainConfig, **overrides: Any)
         raise DataError(f"{dataset.source} has no training half; give a data set with training images to train on")
     check_trainable(dataset.train)
     size, channels = dataset.train.images.shape[1], dataset.train.images.shape[3]
+    kept, held = holdout(dataset.train, training.holdout, training.seed)
+    if len(kept) < LEAST_IMAGES:
+        raise DataError(f"{len(kept)} images to train on (others are held out): at least {LEAST_IMAGES} are needed")
+    spec = InputSpec(size, channels, measure_background(kept.images))
     model = create_config(
         preset,
         **{
@@ -63,10 +68,10 @@ def plan(dataset: Dataset, preset: str, training: TrainConfig, **overrides: Any)
             "size": size,
             "channels": channels,
             "pose": training.rotation != "none",
+            "fill": spec.fill / 255,
             **overrides,
         },
     )
-    kept, held = holdout(dataset.train, training.holdout, training.seed)
     data = {
         "name": dataset.name,
         "fingerprint": dataset.fingerprint(),
@@ -74,9 +79,9 @@ def plan(dataset: Dataset, preset: str, training: TrainConfig, **overrides: Any)
         "held_out": len(held),
         "holdout_fraction": training.holdout,
         "seed": training.seed,
-        "ambiguous": ambiguous_classes(kept),
+        "ambiguous": ambiguous_classes(kept) if model.pose and kept.angles_deg is None else [],
+        "absent": [name for k, name in enumerate(kept.classes) if not (kept.labels == k).any()],
     }
-    spec = InputSpec(size, channels, measure_background(kept.images))
     return RunConfig(model, training, tuple(dataset.classes), spec, data)
 
 
@@ -127,10 +132,14 @@ def _open_run(folder: Path, config: RunConfig, resume: bool) -> State:
 
 def _check_same(folder: Path, config: RunConfig, resume: bool) -> None:
     if not resume:
-        raise CheckpointError(f"{folder} holds an unfinished run; go on with --resume, or choose another --out")
+        raise CheckpointError(
+            f"{folder} holds an unfinished run; go on with `vae-edge train --resume`, or choose another --out"
+        )
     before, now = read_config(folder).to_dict(), config.to_dict()
     if before["data"]["fingerprint"] != now["data"]["fingerprint"]:
-        raise CheckpointError(f"{folder} was trained on other images than the ones given: resuming would mix them")
+        raise CheckpointError(
+            f"{folder} was trained on other images than the ones given: resuming would mix them; choose another --out"
+        )
     odd = [
         f"{part}.{name}: {before[part].get(name)!r} then, {now[part].get(name)!r} now"
         for part in ("model", "training")
@@ -138,7 +147,9 @@ def _check_same(folder: Path, config: RunConfig, resume: bool) -> None:
         if before[part].get(name) != now[part].get(name)
     ]
     if odd:
-        raise CheckpointError(f"{folder} was begun with other settings ({'; '.join(odd)}); resume with the same ones")
+        raise CheckpointError(
+            f"{folder} was begun with other settings ({'; '.join(odd)}); use the same ones, or another --out"
+        )
 
 
 def _fit(
@@ -156,39 +167,42 @@ def _fit(
     per_epoch = len(labels) // batch
     steps = per_epoch * settings.epochs_for(len(labels))
     bf16 = settings.bf16 if settings.bf16 is not None else fast_bf16()
+    known = None if kept.angles_deg is None else torch.from_numpy(kept.angles_deg).deg2rad()
     log = _open_log(folder, state.step // per_epoch)
-    sums: dict[str, float] = {}
-    began = time.monotonic()
+    began = time.monotonic() - state.seconds
     order, ordered = np.empty(0, np.int64), -1
     while state.step < steps:
         epoch, index = divmod(state.step, per_epoch)
         if epoch != ordered:
             order, ordered = np.random.default_rng([settings.seed, epoch]).permutation(len(labels)), epoch
         chosen = torch.from_numpy(order[index * batch : (index + 1) * batch])
-        terms = step(state, images[chosen], labels[chosen], config, steps, bf16)
+        angles = None if known is None else known[chosen]
+        terms = step(state, images[chosen], labels[chosen], angles, config, steps, bf16)
         for name, value in terms.items():
-            sums[name] = sums.get(name, 0.0) + value
+            state.sums[name] = state.sums.get(name, 0.0) + value
+        state.seconds = time.monotonic() - began
         if progress is not None:
             progress(state.step, steps, terms)
         if index + 1 == per_epoch:
-            means = {name: round(total / per_epoch, 5) for name, total in sums.items()}
-            log.append(json.dumps({"epoch": epoch + 1, "seconds": round(time.monotonic() - began, 2), **means}))
+            means = {name: round(total / per_epoch, 5) for name, total in state.sums.items()}
+            log.append(json.dumps({"epoch": epoch + 1, "seconds": round(state.seconds, 2), **means}))
             write_text(folder / LOG, "\n".join(log) + "\n")
-            sums = {}
+            state.sums = {}
+        if stopped.is_set() or index + 1 == per_epoch:
+            save(state, folder)
         if stopped.is_set():
-            save(state, folder)
-            raise Interrupted(f"training stopped at step {state.step} of {steps}; go on with --resume --out {folder}")
-        if index + 1 == per_epoch:
-            save(state, folder)
+            raise Interrupted(f"training stopped at step {state.step} of {steps}; its state is in {folder}")
 
 
 def _finish(state: State, kept: LabelledImages, held: LabelledImages, config: RunConfig, folder: Path) -> Path:
     """Fit the score on training images, set its threshold on held-out ones, measure these, write the model."""
     settings, model = config.training, state.average
-    seen = fit_score(model, kept, settings)
-    turned = rotated(held, rotation_range(settings.rotation), settings.seed + 1) if config.model.pose else held
+    seen = fit_score(model, kept, config)
+    turned = _as_trained(held, config, settings.seed + 1)
     outputs = predict(model, turned.images)
     threshold = float(np.quantile(outputs.scores, 1.0 - settings.reject_rate))
+    if not np.isfinite(threshold):
+        raise CheckpointError(f"the scores of the held-out images are not finite: training in {folder} came to nothing")
     upright = predict(model, held.images)
     figures = summarize(
         outputs.probabilities,
@@ -215,14 +229,21 @@ def _finish(state: State, kept: LabelledImages, held: LabelledImages, config: Ru
     return folder / MODEL
 
 
-def fit_score(model: AngleVAE, kept: LabelledImages, settings: TrainConfig, limit: int = 10_000) -> int:
+def _as_trained(images: LabelledImages, config: RunConfig, seed: int) -> LabelledImages:
+    """Images turned as far as training turned them."""
+    if not config.model.pose:
+        return images
+    return rotated(images, rotation_range(config.training.rotation), seed, config.input.fill)
+
+
+def fit_score(model: AngleVAE, kept: LabelledImages, config: RunConfig, limit: int = 10_000) -> int:
     """Fit the rejection score on (up to `limit`) training images, turned as in training. Returns how many."""
+    settings = config.training
     chosen = np.random.default_rng(settings.seed).permutation(len(kept))[:limit]
     missing = set(range(len(kept.classes))) - set(kept.labels[chosen].tolist())
     firsts = [int(np.flatnonzero(kept.labels == k)[0]) for k in missing if (kept.labels == k).any()]
     sample = kept.take(np.concatenate([chosen, np.array(firsts, dtype=np.int64)]))
-    if model.config.pose:
-        sample = rotated(sample, rotation_range(settings.rotation), settings.seed + 2)
+    sample = _as_trained(sample, config, settings.seed + 2)
     outputs = predict(model, sample.images)
     model.score.fit_codes(outputs.codes, torch.from_numpy(sample.labels))
     model.score.fit_scale(predict(model, sample.images).parts)

@@ -21,6 +21,7 @@ from vae_edge.model import AngleVAE
 from vae_edge.ops.turn import turn
 
 SHEET_COLUMNS = 12
+BATCH = 500
 
 
 @torch.no_grad()
@@ -32,6 +33,7 @@ def generate(
     angles_deg: Sequence[float] = (0.0,),
     spread: float = 0.7,
     seed: int = 0,
+    absent: Sequence[str] = (),
 ) -> LabelledImages:
     """Draw `per_class` images of each wanted class.
 
@@ -43,6 +45,7 @@ def generate(
         classes: the model's class names.
         wanted: names among them; all by default.
         angles_deg: counter-clockwise degrees, dealt out in turn.
+        absent: names of classes that had no training images, of which nothing can be drawn.
         spread: 0 gives the class's mean image, 1 the spread of training's codes.
 
     Returns:
@@ -51,14 +54,14 @@ def generate(
     Raises:
         ConfigError: for an unknown class, or numbers that make no sense.
     """
-    names = list(wanted) if wanted else list(classes)
-    unknown = [name for name in names if name not in classes]
+    names = list(wanted) if wanted else [name for name in classes if name not in absent]
+    unknown = [name for name in names if name not in classes or name in absent]
     if unknown:
         raise ConfigError(f"unknown class {', '.join(unknown)}: the model knows {', '.join(classes)}")
-    if per_class < 1 or spread < 0 or not angles_deg:
-        raise ConfigError(
-            f"{per_class} images a class, spread {spread}, {len(angles_deg)} angles: expected at least 1, 0, 1"
-        )
+    if per_class < 1 or not angles_deg or not np.isfinite(angles_deg).all():
+        raise ConfigError(f"{per_class} images a class, angles {angles_deg}: expected at least one, of finite degrees")
+    if not 0 <= spread < np.inf:
+        raise ConfigError(f"spread {spread}: expected a finite number from 0 on")
     generator = torch.Generator().manual_seed(seed)
     labels = torch.tensor([list(classes).index(name) for name in names]).repeat_interleave(per_class)
     unwhiten = torch.linalg.inv(model.score.whitening.double()).float()
@@ -66,9 +69,10 @@ def generate(
     codes = model.score.means[labels] + spread * noise @ unwhiten
     onehot = torch.nn.functional.one_hot(labels, len(classes)).float()
     model.eval()
-    drawn = model.decoder(codes, onehot).sigmoid()
+    parts = zip(codes.split(BATCH), onehot.split(BATCH), strict=True)
+    drawn = torch.cat([model.decoder(*part).sigmoid() for part in parts])
     angles = torch.tensor([angles_deg[i % len(angles_deg)] for i in range(len(labels))], dtype=torch.float32)
-    turned = turn(drawn, angles.deg2rad().cos(), angles.deg2rad().sin())
+    turned = turn(drawn, angles.deg2rad().cos(), angles.deg2rad().sin(), model.config.fill)
     images = (turned * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
     return LabelledImages(images, labels.numpy(), tuple(classes), angles.numpy())
 
@@ -85,10 +89,15 @@ def contact_sheet(images: NDArray[np.uint8], columns: int = SHEET_COLUMNS, zoom:
     return sheet.resize((sheet.width * zoom, sheet.height * zoom), Image.Resampling.NEAREST)
 
 
-def _folder_name(name: str, label: int) -> str:
-    """A class name as the name of a folder: no separators, never empty, never hidden."""
-    plain = re.sub(r"[^\w +-]", "_", name).strip()
-    return plain if plain.strip("_") else f"class_{label}"
+def _folder_names(classes: Sequence[str]) -> list[str]:
+    """Each class's name as that of a folder: as it is, but for what a file system or our own reader takes amiss."""
+    names: list[str] = []
+    for label, name in enumerate(classes):
+        plain = re.sub(r"[/\\\0]", "_", name)
+        if plain.startswith((".", "__")) or not plain.strip() or plain in names:
+            plain = f"class_{label}_{plain.strip('._')}".rstrip("_")
+        names.append(plain)
+    return names
 
 
 def write_generated(data: LabelledImages, out: str | os.PathLike[str]) -> Path:
@@ -100,23 +109,27 @@ def write_generated(data: LabelledImages, out: str | os.PathLike[str]) -> Path:
         DataError: if `out` exists already.
     """
     target = Path(out)
-    if target.exists():
-        raise DataError(f"{target} exists already; choose another --out, so that nothing is lost")
-    sheet = contact_sheet(data.images)
+    beside = target.with_suffix(".png") if target.suffix == ".npz" else target
+    for path in (target, beside):
+        if path.exists():
+            raise DataError(f"{path} exists already; choose another --out, so that nothing is lost")
+    firsts = [np.flatnonzero(data.labels == k)[:SHEET_COLUMNS] for k in range(len(data.classes))]
+    sheet = contact_sheet(data.images[np.concatenate(firsts)])
     assert data.angles_deg is not None
     if target.suffix == ".npz":
         with atomic_path(target) as temporary, temporary.open("wb") as file:
             np.savez_compressed(
                 file, images=data.images, labels=data.labels, classes=np.array(data.classes), angles_deg=data.angles_deg
             )
-        with atomic_path(target.with_suffix(".png")) as temporary:
+        with atomic_path(beside) as temporary:
             sheet.save(temporary, "PNG")
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    names = _folder_names(data.classes)
     try:
         for index, (image, label, angle) in enumerate(zip(data.images, data.labels, data.angles_deg, strict=True)):
-            home = folder / _folder_name(data.classes[label], int(label))
+            home = folder / names[label]
             home.mkdir(exist_ok=True)
             picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
             picture.save(home / f"{index:05d}_{angle:+04.0f}.png")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -31,6 +31,8 @@ class State:
     average: AngleVAE
     optimizer: torch.optim.AdamW
     step: int = 0
+    sums: dict[str, float] = field(default_factory=dict)  # of the terms, over the epoch so far
+    seconds: float = 0.0  # spent training
 
 
 def begin(config: RunConfig) -> State:
@@ -59,7 +61,7 @@ def restore(state: State, folder: Path) -> None:
     load_state(state.model, part("model."), path)
     load_state(state.average, part("average."), path)
     restore_optimizer(state.optimizer, part("optimizer."))
-    state.step = int(metadata["step"])
+    state.step, state.sums, state.seconds = int(metadata["step"]), dict(metadata["sums"]), float(metadata["seconds"])
 
 
 def save(state: State, folder: Path) -> None:
@@ -67,11 +69,21 @@ def save(state: State, folder: Path) -> None:
     tensors = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
     tensors |= {f"average.{name}": tensor for name, tensor in state.average.state_dict().items()}
     tensors |= {f"optimizer.{name}": tensor for name, tensor in optimizer_tensors(state.optimizer).items()}
-    write_tensors(folder / STATE, tensors, {"step": state.step})
+    write_tensors(folder / STATE, tensors, {"step": state.step, "sums": state.sums, "seconds": state.seconds})
 
 
-def step(state: State, images: Tensor, labels: Tensor, config: RunConfig, steps: int, bf16: bool) -> dict[str, float]:
+def step(
+    state: State,
+    images: Tensor,
+    labels: Tensor,
+    known_rad: Tensor | None,
+    config: RunConfig,
+    steps: int,
+    bf16: bool,
+) -> dict[str, float]:
     """Take one step on images uint8 [N, S, S, C] with labels [N]; the terms of the loss and the learning rate.
+
+    `known_rad` [N] is how far the images are turned already, where that is known.
 
     Every random number comes from the seed and the number of the step.
 
@@ -81,7 +93,9 @@ def step(state: State, images: Tensor, labels: Tensor, config: RunConfig, steps:
     settings = config.training
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + state.step)
     pixels = images.permute(0, 3, 1, 2).float().div_(255.0)
-    pixels, angle_rad = affine_augment(pixels, generator, **settings.augmentation())
+    pixels, angle_rad = affine_augment(pixels, generator, **settings.augmentation(), fill=config.model.fill)
+    if known_rad is not None:
+        angle_rad = angle_rad + known_rad
     rate = learning_rate(state.step, steps, settings.learning_rate, settings.warmup)
     for group in state.optimizer.param_groups:
         group["lr"] = rate
@@ -97,8 +111,8 @@ def step(state: State, images: Tensor, labels: Tensor, config: RunConfig, steps:
     norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), settings.gradient_clip)
     if not torch.isfinite(norm):
         raise CheckpointError(
-            f"training diverged at step {state.step} (the gradient is not finite); "
-            f"resume from the last epoch with a lower --learning-rate than {settings.learning_rate}"
+            f"training diverged at step {state.step} (the gradient is not finite): "
+            f"start again in another --out with a lower --learning-rate than {settings.learning_rate}"
         )
     state.optimizer.step()
     state.step += 1

@@ -9,6 +9,7 @@ from vae_edge.data import LabelledImages
 
 REFERENCES, QUERIES = 4000, 150  # training images compared with; images of each class that are turned
 AS_NEAR = 0.9  # share of upright images that count as near to their nearest neighbour
+ALL_QUERIES = 2000  # and of all classes together
 ALIKE = 0.5  # share of turned images that must be as near, for a class to be ambiguous
 
 
@@ -18,9 +19,10 @@ def ambiguous_classes(data: LabelledImages, seed: int = 0) -> list[str]:
     A turned image passes when its nearest neighbour (cosine, over shifts of one pixel) is as near as that of 90% of
     the class's own upright images. Images: uint8 [N, S, S, C], upright. Classes with fewer than 5 images are left out.
     """
+    counts = np.bincount(data.labels, minlength=len(data.classes))
     order = np.random.default_rng(seed).permutation(len(data))
     queries = {
-        name: order[data.labels[order] == k][: min(QUERIES, int((data.labels == k).sum()) // 5)]
+        name: order[data.labels[order] == k][: min(QUERIES, ALL_QUERIES // len(data.classes), counts[k] // 5)]
         for k, name in enumerate(data.classes)
     }
     used = np.concatenate(list(queries.values()))
