@@ -125,7 +125,7 @@ def _train(commands: Commands) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the unfinished run in --out")
     parser.add_argument("--size", type=positive, help="resize images to this many pixels (28 to 64)")
     parser.add_argument("--epochs", type=positive, help="passes over the images (default: about 700,000 images in all)")
-    parser.add_argument("--batch", type=positive, help="images a step (default: 256, fewer for small sets)")
+    parser.add_argument("--batch", type=positive, help="images a step (default: 256; 16 to 128 for sets under 10,000)")
     parser.add_argument("--learning-rate", type=float, help="peak of the one-cycle schedule (default: 0.004)")
     parser.add_argument("--beta", type=float, help="weight of the KL divergence (default: 1)")
     parser.add_argument("--gamma", type=float, help="weight of the cross-entropy (default: 100)")

@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vae_edge.cli.console import counting_progress, emit, percent, say, training_progress
 from vae_edge.errors import ConfigError
 
-SMALL_SET, SMALL_BATCH = 10_000, 128
 PIECE = 1000
 
 
@@ -46,8 +44,6 @@ def fit(dataset: Any, arguments: argparse.Namespace, how_to_go_on: str) -> dict[
         seed=arguments.seed,
         **given("epochs", "batch", "learning_rate", "holdout", "reject_rate"),
     )
-    if dataset.train is not None and len(dataset.train) < SMALL_SET and not getattr(arguments, "batch", None):
-        settings = replace(settings, batch=SMALL_BATCH)
     config = plan(dataset, arguments.preset, settings)
     say(
         f"training {arguments.preset} on {config.data['trained_on']} images of {dataset.name} "

@@ -49,11 +49,12 @@ def convert(model: onnx.ModelProto, precision: str, images: NDArray[np.uint8]) -
 
 
 class Calibration:
-    """Batches of images for ONNX Runtime's calibrator."""
+    """Batches of images for ONNX Runtime's calibrator, all of one size, as its histograms want them."""
 
     def __init__(self, images: NDArray[np.uint8]) -> None:
+        step = min(CALIBRATION_BATCH, len(images))
         self._batches: Iterator[NDArray[np.uint8]] = iter(
-            images[i : i + CALIBRATION_BATCH] for i in range(0, len(images), CALIBRATION_BATCH)
+            images[i : i + step] for i in range(0, len(images) - step + 1, step)
         )
 
     def get_next(self) -> dict[str, NDArray[np.uint8]] | None:

@@ -15,6 +15,7 @@ import numpy as np
 import openvino as ov
 
 from vae_edge.runtime.backends import TensorInfo, allocate
+from vae_edge.runtime.signal_stack import kept_signal_stack
 from vae_edge.runtime.slots import Slot, Slots
 
 FIXED_BATCHES = 8
@@ -67,9 +68,10 @@ class OpenVinoBackend:
 
     def close(self) -> None:
         """Let the model, what was compiled from it, and all requests go."""
-        self._slots = Slots(_closed)
-        self._any = self._model = self._core = None
-        self._fixed = OrderedDict()
+        with kept_signal_stack():
+            self._slots = Slots(_closed)
+            self._any = self._model = self._core = None
+            self._fixed = OrderedDict()
 
     def compiled(self, batch: int) -> ov.CompiledModel:
         """The compiled model that runs a batch of this size."""
@@ -79,13 +81,17 @@ class OpenVinoBackend:
             if batch in self._fixed:
                 return self._fixed[batch]
             if self._any is None:
-                self._any = self._core.compile_model(self._model, "CPU", self._options)
+                self._any = self._compile(self._model)
             return self._any
 
     def _compile_fixed(self, batch: int) -> ov.CompiledModel:
         model = self._model.clone()
         model.reshape({port: [batch, *port.get_partial_shape()[1:]] for port in model.inputs})
-        return self._core.compile_model(model, "CPU", self._options)
+        return self._compile(model)
+
+    def _compile(self, model: ov.Model) -> ov.CompiledModel:
+        with kept_signal_stack():
+            return self._core.compile_model(model, "CPU", self._options)
 
     def _bind(self, batch: int) -> Slot:
         request = self.compiled(batch).create_infer_request()

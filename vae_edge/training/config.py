@@ -12,6 +12,8 @@ from vae_edge.model import LossWeights
 
 IMAGES_SEEN = 700_000  # by default, images shown in all; small sets are shown more often
 EPOCHS_LEAST, EPOCHS_MOST = 10, 120
+SMALL_SET = 10_000
+LEAST_BATCH, SMALL_BATCH, LARGEST_BATCH = 16, 128, 256
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class TrainConfig:
 
     rotation: str = "full"
     epochs: int | None = None
-    batch: int = 256
+    batch: int | None = None
     learning_rate: float = 4e-3
     weight_decay: float = 0.02
     warmup: float = 0.15
@@ -36,7 +38,7 @@ class TrainConfig:
         rotation_range(self.rotation)
         if self.epochs is not None and self.epochs < 1:
             raise ConfigError(f"{self.epochs} epochs: expected at least 1")
-        if self.batch < 2:
+        if self.batch is not None and self.batch < 2:
             raise ConfigError(f"batch {self.batch}: expected at least 2 images")
         for name, low, high in (("learning_rate", 0, 1), ("holdout", 0, 0.9), ("reject_rate", 0, 0.5), ("ema", 0, 1)):
             value = getattr(self, name)
@@ -50,6 +52,14 @@ class TrainConfig:
         if self.epochs is not None:
             return self.epochs
         return min(EPOCHS_MOST, max(EPOCHS_LEAST, math.ceil(IMAGES_SEEN / images)))
+
+    def batch_for(self, images: int) -> int:
+        """Images a step: as told, or 256, fewer for sets under 10,000, so that an epoch has enough steps."""
+        if self.batch is not None:
+            return min(self.batch, images)
+        if images >= SMALL_SET:
+            return LARGEST_BATCH
+        return min(SMALL_BATCH, max(LEAST_BATCH, 2 ** int(math.log2(max(1, images / 16)))))
 
     def augmentation(self) -> dict[str, float]:
         """Arguments of `affine_augment`. Turned training turns and nothing else: shear confuses 6 with 9."""

@@ -163,7 +163,7 @@ def _fit(
     """All steps that are left. Every random number comes from the seed and the step alone."""
     settings = config.training
     images, labels = torch.from_numpy(kept.images), torch.from_numpy(kept.labels)
-    batch = min(settings.batch, len(labels))
+    batch = settings.batch_for(len(labels))
     per_epoch = len(labels) // batch
     steps = per_epoch * settings.epochs_for(len(labels))
     bf16 = settings.bf16 if settings.bf16 is not None else fast_bf16()

@@ -102,9 +102,8 @@ def step(
     state.model.train()
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         pixels = pixels.contiguous(memory_format=torch.channels_last)
-        output = state.model.training_pass(
-            pixels, labels, settings.seed, state.step * config.model.latent * settings.batch
-        )
+        offset = state.step * config.model.latent * len(labels)
+        output = state.model.training_pass(pixels, labels, settings.seed, offset)
     terms = losses(output, labels, angle_rad if config.model.pose else None, settings.weights)
     state.optimizer.zero_grad(set_to_none=True)
     terms["total"].backward()
