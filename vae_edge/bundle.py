@@ -6,7 +6,7 @@ two steps leaves a valid bundle, the old one or the new one. What is inside the 
 
     manifest.json: {
       "schema": 1, "vae_edge": version, "created": ISO date (UTC), "name": text, "classes": [text, ...],
-      "input": {"size": pixels, "channels": 1 | 3, "background": "dark" | "light" | "none"},
+      "input": {"size": pixels, "channels": 1 | 3, "background": "dark" | "light" | "none", "ink": share | null},
       "rotation": "none" | "full" | degrees, "score": {"threshold": number, "reject_rate": share},
       "data": {provenance of the training data}, "models": [ModelEntry, ...]}
 """
@@ -99,7 +99,7 @@ class Bundle:
     def input(self) -> InputSpec:
         """What the model's image must be."""
         given = self.manifest["input"]
-        return InputSpec(size=given["size"], channels=given["channels"], background=given["background"])
+        return InputSpec(given["size"], given["channels"], given["background"], given.get("ink"))
 
     @property
     def rotation(self) -> str | float:
@@ -190,7 +190,7 @@ def create_bundle(
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "name": name,
         "classes": list(classes),
-        "input": {"size": input.size, "channels": input.channels, "background": input.background},
+        "input": dataclasses.asdict(input),
         "rotation": rotation,
         "score": {"threshold": threshold, "reject_rate": reject_rate},
         "data": dict(data or {}),

@@ -143,6 +143,8 @@ def _check_input(given: Mapping[str, Any], where: str) -> None:
         _wrong(where, "channels", "1 or 3", given["channels"])
     if _take(given, "background", str, where) not in ("dark", "light", "none"):
         _wrong(where, "background", "dark, light or none", given["background"])
+    if given.get("ink") is not None and not 0 < _number(given, "ink", where) <= 1:
+        _wrong(where, "ink", "null or a share above 0 up to 1", given["ink"])
 
 
 def _check_rotation(manifest: Mapping[str, Any], where: str) -> None:

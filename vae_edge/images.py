@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 INVERT = ("never", "always", "auto")
-FIT = ("pad", "ink")
+FIT = ("auto", "pad", "ink")
 _SMALL = 0.5
 """A drawing whose longer side is below this share of the frame is small."""
 
@@ -36,6 +36,9 @@ class InputSpec:
     channels: int
     background: str = "dark"
     """`dark`, `light`, or `none` where training images have no common one (then polarity is never judged)."""
+
+    ink: float | None = None
+    """The share of the frame that a drawing's longer side takes, where training images agree on one: 20/28 in MNIST."""
 
     @property
     def fill(self) -> int:
@@ -78,7 +81,7 @@ def open_image(source: str | os.PathLike[str] | Image) -> Image:
 
 
 def prepare_image(
-    source: str | os.PathLike[str] | Image, spec: InputSpec, invert: str = "never", fit: str = "pad"
+    source: str | os.PathLike[str] | Image, spec: InputSpec, invert: str = "never", fit: str = "auto"
 ) -> tuple[np.ndarray, Interpretation]:
     """Turn one image into what a model takes.
 
@@ -88,7 +91,8 @@ def prepare_image(
         invert: `never`; `always`; or `auto`, which inverts where the image's border is clearly light and training
             had a dark background, or the reverse.
         fit: `pad` keeps the whole image, padded to a square with its border's median colour. `ink` crops a drawing
-            on a uniform background to its ink and leaves MNIST's margin around it.
+            on a uniform background to its ink and leaves the margin that training images had. `auto` is `ink` where
+            training images had a common margin and the image is not of the model's size already, else `pad`.
 
     Returns:
         uint8 [S, S, C], and what was done.
@@ -106,7 +110,7 @@ def prepare_image(
     if image.mode == "RGB" and spec.channels == 1:
         image = image.convert("L")
         steps.append("turned from colour to grey")
-    pixels = _resize(_frame(image, fit, steps, hints), spec, steps)
+    pixels = _resize(_frame(image, spec, fit, steps, hints), spec, steps)
     invert_it = invert == "always" or (invert == "auto" and _opposite(tone, spec.background))
     if invert_it:
         pixels = 255 - pixels
@@ -139,7 +143,7 @@ def check_batch(array: Any, spec: InputSpec, name: str = "image") -> np.ndarray:
 
 
 def to_batch(
-    inputs: Any, spec: InputSpec, invert: str = "never", fit: str = "pad"
+    inputs: Any, spec: InputSpec, invert: str = "never", fit: str = "auto"
 ) -> tuple[np.ndarray, list[Interpretation]]:
     """Turn whatever a user has into a batch.
 
@@ -183,6 +187,13 @@ def measure_background(images: np.ndarray) -> str:
         if len(found) and float(np.mean(found == tone)) >= 0.8:
             return tone
     return "none"
+
+
+def measure_input(images: np.ndarray) -> InputSpec:
+    """What a model that is trained on these images uint8 [N, S, S, C] takes: size, channels, background, margin."""
+    background = measure_background(images)
+    ink = framing.common_share(images) if background != "none" else None
+    return InputSpec(images.shape[1], images.shape[3], background, ink)
 
 
 def resize_square(square: Image, size: int) -> Image:
@@ -249,20 +260,22 @@ def _opposite(tone: str, background: str) -> bool:
     return {tone, background} == {"dark", "light"}
 
 
-def _frame(image: Image, fit: str, steps: list[str], hints: list[str]) -> Image:
+def _frame(image: Image, spec: InputSpec, fit: str, steps: list[str], hints: list[str]) -> Image:
     """The square part of the page that the model sees."""
     from PIL.Image import fromarray
 
     width, height = image.size
     side = max(width, height)
+    if fit == "auto":
+        fit = "ink" if spec.ink is not None and (width, height) != (spec.size, spec.size) else "pad"
     if side >= 2 * _ENOUGH:  # also keeps a page of 1 by a million from becoming a square
         image = image.reduce(side // _ENOUGH)
     pixels = np.asarray(image)
     page = framing.page_colour(pixels)
     box = framing.ink_box(pixels, page)
     if box is not None and fit == "ink":
-        steps.append("cropped to its ink and centred, with a margin like MNIST's")
-        return fromarray(framing.crop_to_ink(pixels, page, box))
+        steps.append("cropped to its ink and centred, with the margin of the training images")
+        return fromarray(framing.crop_to_ink(pixels, page, box, spec.ink or framing.INK_SHARE))
     if fit == "ink":
         steps.append("not cropped, since its background is not uniform or holds no ink")
     elif box is not None and max(box[2] - box[0], box[3] - box[1]) < _SMALL * max(pixels.shape[:2]):

@@ -75,7 +75,7 @@ def test_a_drawing_is_understood_and_said_how(
     code, out, _ = call(capsys, "predict", bundle, drawing, "--invert", "auto", "--backend", backend)
     assert code == 0
     assert ": 7 (" in out
-    for word in ("200×300", "RGBA", "inverted", "padded"):
+    for word in ("200×300", "RGBA", "inverted", "cropped to its ink"):
         assert word in out, out
     code, out, _ = call(capsys, "predict", bundle, drawing, "--backend", backend)
     assert code == 0 and "--invert auto" in out

@@ -5,14 +5,15 @@ import time
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from PIL.Image import Resampling
 
 from vae_edge.data import LabelledImages, rotated
-from vae_edge.data.augment import affine_augment, turn
 from vae_edge.data.turned import wrap_deg
 from vae_edge.errors import ConfigError
+
+torch = pytest.importorskip("torch", reason="augmentation is PyTorch's")
+from vae_edge.data.augment import affine_augment, turn  # noqa: E402
 
 
 def marked(count: int = 300, size: int = 28, channels: int = 1) -> LabelledImages:

@@ -56,7 +56,9 @@ def test_fp8_gives_what_the_reference_evaluator_gives(
 
 
 def test_the_optimization_that_is_left_out_is_what_breaks_it(fp8: onnx.ModelProto) -> None:
-    """When this fails, ONNX Runtime has mended it, and the exception in the backend may go."""
+    """When this fails on the newest ONNX Runtime, it has been mended, and the exception in the backend may go."""
+    if tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) < (1, 30):
+        pytest.skip(f"ONNX Runtime {onnxruntime.__version__} is older than the optimization")
     images = noise(8, seed=7)
     expected = ReferenceEvaluator(fp8).run(None, {"image": images})[2]
     session = onnxruntime.InferenceSession(

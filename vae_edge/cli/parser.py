@@ -222,9 +222,10 @@ def _predict(commands: Commands) -> None:
     )
     parser.add_argument(
         "--fit",
-        default="pad",
-        choices=("pad", "ink"),
-        help="pad: the whole picture, padded to a square; ink: cut out the drawing and leave training's margin",
+        default="auto",
+        choices=("auto", "pad", "ink"),
+        help="pad: the whole picture, padded to a square; ink: cut out the drawing and leave training's margin; "
+        "auto (default): ink where training's drawings had a common margin",
     )
     _backend(parser)
     _threads(parser)

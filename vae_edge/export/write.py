@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +165,6 @@ def _metadata(about: Description, role: str) -> dict[str, Any]:
         "role": role,
         "classes": list(about.classes),
         "threshold": about.threshold,
-        "input": {"size": about.input.size, "channels": about.input.channels, "background": about.input.background},
+        "input": asdict(about.input),
         "rotation": about.rotation,
     }

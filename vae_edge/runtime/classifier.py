@@ -11,7 +11,7 @@ import numpy as np
 
 from vae_edge.bundle import Bundle, ModelEntry
 from vae_edge.errors import BackendError, BundleError, ConfigError
-from vae_edge.images import InputSpec, Interpretation, check_batch, to_batch
+from vae_edge.images import FIT, InputSpec, Interpretation, check_batch, to_batch
 from vae_edge.runtime.backends import Backend, Interface, TensorInfo, check_interface, open_backend
 from vae_edge.runtime.predictions import Predictions
 
@@ -39,20 +39,20 @@ class Classifier:
         names = [info.name for info in engine.outputs]
         self._order = (names.index("probabilities"), names.index("angle"), names.index("score"))
 
-    def __call__(self, images: Any, invert: str = "never", fit: str = "pad") -> Predictions:
+    def __call__(self, images: Any, invert: str = "never", fit: str = "auto") -> Predictions:
         """Classify images.
 
         Args:
             images: an array uint8 [N, S, S, C] (the fast way), or a path, a Pillow image, or a list of these or of
                 arrays, which are prepared as `vae_edge.images.to_batch` says.
             invert: `never`, `always` or `auto`.
-            fit: `pad` or `ink`.
+            fit: `auto`, `pad` or `ink`; arrays are never cropped.
 
         Raises:
             DataError: an image cannot be read or an array has the wrong form.
             BackendError: the classifier was closed, or the engine failed.
         """
-        if type(images) is np.ndarray and images.ndim == 4 and invert == "never" and fit == "pad":
+        if type(images) is np.ndarray and images.ndim == 4 and invert == "never" and fit in FIT:
             batch = check_batch(images, self.input)
             interpret: Callable[[int], list[Interpretation]] = self._interpret_array
         else:
@@ -64,7 +64,7 @@ class Classifier:
             outputs[p], outputs[a], outputs[s], classes=self.classes, threshold=self.threshold, interpret=interpret
         )
 
-    def reconstruct(self, images: Any, invert: str = "never", fit: str = "pad") -> np.ndarray:
+    def reconstruct(self, images: Any, invert: str = "never", fit: str = "auto") -> np.ndarray:
         """What the model makes of the images when it draws them again: uint8 [N, S, S, C]. Arguments as for a call.
 
         Raises:

@@ -23,7 +23,7 @@ class _Stack(ctypes.Structure):
 
 @contextmanager
 def kept_signal_stack() -> Iterator[None]:
-    """Put this thread's alternate signal stack back if the block replaced it. Linux alone; elsewhere it does nothing."""
+    """Put this thread's alternate signal stack back if the block replaced it; on Linux alone."""
     if not sys.platform.startswith("linux"):
         yield
         return

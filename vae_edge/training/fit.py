@@ -18,7 +18,7 @@ import torch
 from vae_edge.data import Dataset, LabelledImages, check_trainable, holdout, rotated, rotation_range
 from vae_edge.errors import CheckpointError, DataError, VaeEdgeError
 from vae_edge.files import write_text
-from vae_edge.images import InputSpec, measure_background
+from vae_edge.images import measure_input
 from vae_edge.metrics import summarize
 from vae_edge.model import AngleVAE, create_config
 from vae_edge.training.checkpoint import (
@@ -60,7 +60,7 @@ def plan(dataset: Dataset, preset: str, training: TrainConfig, **overrides: Any)
     kept, held = holdout(dataset.train, training.holdout, training.seed)
     if len(kept) < LEAST_IMAGES:
         raise DataError(f"{len(kept)} images to train on (others are held out): at least {LEAST_IMAGES} are needed")
-    spec = InputSpec(size, channels, measure_background(kept.images))
+    spec = measure_input(kept.images)
     model = create_config(
         preset,
         **{
