@@ -67,7 +67,9 @@ def _view(content: Content) -> dict[str, Any]:
 
 def _cards(content: Content, first: list[Any]) -> list[dict[str, str]]:
     evaluation = content.evaluation
-    cards = [{"figure": f"{100 * evaluation['accuracy']:.1f} %", "text": f"right, rotation {evaluation['rotation']}"}]
+    turned = {"full": "right, turned by any angle", "none": "right"}
+    words = turned.get(evaluation["rotation"], f"right, turned by up to {evaluation['rotation']}°")
+    cards = [{"figure": f"{100 * evaluation['accuracy']:.1f} %", "text": words}]
     if "upright" in evaluation:
         cards.append({"figure": f"{100 * evaluation['upright']['accuracy']:.1f} %", "text": "right, upright"})
     if "angle_error_deg" in evaluation:
