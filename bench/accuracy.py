@@ -40,7 +40,8 @@ def run_command(*arguments: str) -> None:
 
 def evaluated(*arguments: str) -> dict[str, Any]:
     figures = measure(build_parser().parse_args(["evaluate", *arguments]))
-    figures.pop("confusion")
+    for name in ("confusion", "model"):  # the folder is of no interest to others
+        figures.pop(name)
     figures.get("upright", {}).pop("confusion", None)
     return figures
 
@@ -65,6 +66,7 @@ def one_row(data: str, rotation: str, folder: Path) -> dict[str, Any]:
 
 
 def main() -> int:
+    """Measure every row and write the results; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", default="runs/accuracy", type=Path)
     parser.add_argument("--only", choices=("digits", "mnist"))

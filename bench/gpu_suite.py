@@ -183,6 +183,7 @@ def machine() -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Check, measure and write the results; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--native", help="the native library, to be checked too: build/lib/libvae_edge_kernels.so")
     parser.add_argument("--out", type=Path, help="file of results (default: bench/results/<device>.json)")

@@ -19,6 +19,7 @@ RESULTS = Path(__file__).parent / "results" / "quickstart.json"
 
 
 def main() -> int:
+    """Run the quickstart and write what it reached; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="runs/quickstart", type=Path)
     out = parser.parse_args().out

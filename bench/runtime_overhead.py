@@ -86,6 +86,7 @@ def measure(path: Path, backend: str, precision: str, rounds: int = ROUNDS) -> d
 
 
 def main() -> None:
+    """Measure every backend and precision and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "runtime_overhead.json")

@@ -24,36 +24,35 @@ def say(sentence: str) -> None:
 
 
 @contextmanager
-def training_progress(title: str) -> Iterator[Callable[[int, int, dict[str, float]], None] | None]:
-    """A progress bar with the loss, steps a second and the time left; None where standard error is no terminal."""
+def _bar(title: str, total: float | None, middle: str, last: str = "") -> Iterator[tuple[Any, Any] | None]:
+    """A bar and its task on standard error; None where that is no terminal. `middle` and `last` format its fields."""
     if not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[terms]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None, rate="", terms="")
+    texts = (TextColumn("{task.description}"), BarColumn(), TextColumn(middle), TimeRemainingColumn(), TextColumn(last))
+    with Progress(*texts, console=Console(stderr=True), transient=True) as bar:
+        yield bar, bar.add_task(title, total=total, rate="", terms="")
+
+
+@contextmanager
+def training_progress(title: str) -> Iterator[Callable[[int, int, dict[str, float]], None] | None]:
+    """A progress bar with steps a second, the time left and the loss; None where standard error is no terminal."""
+    with _bar(title, None, "{task.completed}/{task.total} {task.fields[rate]}", "{task.fields[terms]}") as opened:
+        if opened is None:
+            yield None
+            return
+        bar, task = opened
 
         def show(step: int, steps: int, terms: dict[str, float]) -> None:
+            """Say that `step` of `steps` are done, and the terms of the last one."""
             if bar.tasks[0].total is None:  # a resumed run's earlier steps are not this run's speed
                 bar.reset(task, total=steps, completed=step)
             speed = bar.tasks[0].speed
-            bar.update(
-                task,
-                completed=step,
-                total=steps,
-                rate=f"{speed:.1f} steps/s" if speed else "",
-                terms=f"loss {terms['total']:.3f}",
-            )
+            rate = f"{speed:.1f} steps/s" if speed else ""
+            bar.update(task, completed=step, total=steps, rate=rate, terms=f"loss {terms['total']:.3f}")
 
         yield show
 
@@ -61,38 +60,25 @@ def training_progress(title: str) -> Iterator[Callable[[int, int, dict[str, floa
 @contextmanager
 def sharing_progress() -> Iterator[Callable[[str, float], None] | None]:
     """A progress bar told (what is going on, share done); None where standard error is no terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=1.0)
-        yield lambda what, share: bar.update(task, description=what, completed=share)
+    with _bar("", 1.0, "{task.percentage:>3.0f}%") as opened:
+        if opened is None:
+            yield None
+        else:
+            bar, task = opened
+            yield lambda what, share: bar.update(task, description=what, completed=share)
 
 
 @contextmanager
 def counting_progress(title: str) -> Iterator[Callable[[int, int], None] | None]:
     """A progress bar told (done, total), with the rate and the time left; None where standard error is no terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    rate = TextColumn("{task.fields[rate]}")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None, rate="")
+    with _bar(title, None, "{task.completed}/{task.total} {task.fields[rate]}") as opened:
+        if opened is None:
+            yield None
+            return
+        bar, task = opened
 
         def show(done: int, total: int) -> None:
+            """Say that `done` images of `total` are done."""
             speed = bar.tasks[0].speed
             bar.update(task, completed=done, total=total, rate=f"{speed:,.0f} images/s" if speed else "")
 
