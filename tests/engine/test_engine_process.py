@@ -122,7 +122,8 @@ def test_a_progress_line_that_a_crash_cut_short_is_kept_as_a_line_of_the_log() -
 
 
 CALLER = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
 from vae_edge.engine.process import run_worker
 run_worker({request!r}, command={command!r})
 """
@@ -134,7 +135,11 @@ def test_ctrl_c_and_kill_leave_no_worker(tmp_path: Path, blow: signal.Signals) -
     note = tmp_path / "pid"
     does = f"open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     code = CALLER.format(request=REQUEST, command=worker_that(does))
-    caller = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stderr=subprocess.PIPE)
+    caller = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+    )
     try:
         assert until(lambda: note.exists() and note.read_text())
         worker = int(note.read_text())

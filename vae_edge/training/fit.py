@@ -258,7 +258,10 @@ def _open_log(folder: Path, epochs: int) -> list[str]:
 
 @contextmanager
 def _stop_requested() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets; a second one interrupts at once. Outside the main thread it stays unset."""
+    """An event that Ctrl-C or SIGTERM sets; a second one interrupts at once.
+
+    What the process ignores stays ignored, as in a shell's background job. Outside the main thread it stays unset.
+    """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
@@ -269,7 +272,8 @@ def _stop_requested() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         event.set()
 
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, request) for number in heard}
     try:
         yield event
     finally:
