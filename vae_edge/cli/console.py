@@ -40,7 +40,7 @@ def _bar(title: str, total: float | None, middle: str, last: str = "") -> Iterat
 @contextmanager
 def training_progress(title: str) -> Iterator[Callable[[int, int, dict[str, float]], None] | None]:
     """A progress bar with steps a second, the time left and the loss; None where standard error is no terminal."""
-    with _bar(title, None, "{task.completed}/{task.total} {task.fields[rate]}", "{task.fields[terms]}") as opened:
+    with _bar(title, None, "{task.fields[rate]}", "{task.fields[terms]}") as opened:
         if opened is None:
             yield None
             return
@@ -51,7 +51,7 @@ def training_progress(title: str) -> Iterator[Callable[[int, int, dict[str, floa
             if bar.tasks[0].total is None:  # a resumed run's earlier steps are not this run's speed
                 bar.reset(task, total=steps, completed=step)
             speed = bar.tasks[0].speed
-            rate = f"{speed:.1f} steps/s" if speed else ""
+            rate = f"{step}/{steps}" + (f", {speed:.1f} steps/s" if speed else "")
             bar.update(task, completed=step, total=steps, rate=rate, terms=f"loss {terms['total']:.3f}")
 
         yield show
@@ -71,7 +71,7 @@ def sharing_progress() -> Iterator[Callable[[str, float], None] | None]:
 @contextmanager
 def counting_progress(title: str) -> Iterator[Callable[[int, int], None] | None]:
     """A progress bar told (done, total), with the rate and the time left; None where standard error is no terminal."""
-    with _bar(title, None, "{task.completed}/{task.total} {task.fields[rate]}") as opened:
+    with _bar(title, None, "{task.fields[rate]}") as opened:
         if opened is None:
             yield None
             return
@@ -80,7 +80,8 @@ def counting_progress(title: str) -> Iterator[Callable[[int, int], None] | None]
         def show(done: int, total: int) -> None:
             """Say that `done` images of `total` are done."""
             speed = bar.tasks[0].speed
-            bar.update(task, completed=done, total=total, rate=f"{speed:,.0f} images/s" if speed else "")
+            rate = f"{done:,}/{total:,}" + (f", {speed:,.0f} images/s" if speed else "")
+            bar.update(task, completed=done, total=total, rate=rate)
 
         yield show
 

@@ -11,7 +11,7 @@ from typing import Any
 from vae_edge.cli.console import counting_progress, emit, percent, say, training_progress
 from vae_edge.errors import ConfigError
 
-PIECE = 1000
+PIECE = 500
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -143,7 +143,7 @@ def resolve_split(split: str, dataset: Any, trained: dict[str, Any], path: objec
 
 
 def in_pieces(predict: Any, progress: Any) -> Any:
-    """The same predictions, a thousand images at a time, so that progress can be shown."""
+    """The same predictions, some hundred images at a time, so that progress can be shown."""
     import numpy as np
 
     def run(images: Any) -> Any:
