@@ -36,7 +36,7 @@ def predict(arguments: argparse.Namespace) -> None:
             accepted = "known" if predictions.accepted[k] else "UNKNOWN: unlike anything it was trained on"
             yield (
                 f"{path}: {name} ({percent(probability)}), "
-                f"{f'turned {predictions.angles_deg[k]:+.0f}°, ' if turns else ''}"
+                f"{f'turned {round(float(predictions.angles_deg[k])):+d}°, ' if turns else ''}"
                 f"score {predictions.scores[k]:.2f} ({accepted})"
             )
             yield f"  {predictions.interpretations[k].sentence()}"
