@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from vae_edge.data.copies import first_alike
 from vae_edge.data.numbers import permutation
 from vae_edge.data.sets import Dataset, LabelledImages, join
 from vae_edge.errors import ConfigError, DataError
@@ -33,26 +34,70 @@ def check_trainable(data: LabelledImages) -> None:
 def holdout(data: LabelledImages, fraction: float, seed: int) -> tuple[LabelledImages, LabelledImages]:
     """Hold out the same share of each class, at least one image of it; the same images for the same seed.
 
+    Images with the same pixels stay together, whatever their classes: they are held out whole, or kept whole where
+    that many would be more than the share of their class. No held-out image is therefore among the kept ones.
+
     Returns:
         (kept, held out), each in the data's own order.
 
     Raises:
         ConfigError: the fraction is not between 0 and 1.
-        DataError: a class has a single image.
+        DataError: a class has a single image, or only copies of one.
     """
     if not 0 < fraction < 1:
         raise ConfigError(f"The share of images held out is above 0 and below 1, but {fraction} came.")
-    held = np.zeros(len(data), dtype=bool)
-    for label, name in enumerate(data.classes):
-        members = np.flatnonzero(data.labels == label)
-        if len(members) == 1:
+    sizes = np.bincount(data.labels, minlength=len(data.classes))
+    for name, size in zip(data.classes, sizes, strict=True):
+        if size == 1:
             raise DataError(
                 f"Class {name} has a single image, so none can be held out for judging; add images or drop the class."
             )
-        if len(members):
-            count = min(max(round(fraction * len(members)), 1), len(members) - 1)
-            held[members[permutation(len(members), seed, stream=label)[:count]]] = True
+    shares = np.array([min(max(round(fraction * size), 1), size - 1) if size else 0 for size in sizes.tolist()])
+    alike = first_alike(data.images)
+    held = np.zeros(len(data), dtype=bool)
+    for label, name in enumerate(data.classes):
+        members = np.flatnonzero(data.labels == label)
+        drawn = members[permutation(len(members), seed, stream=label)]
+        _hold(data.labels, alike, held, drawn, shares)
+        if len(members) and not held[members].any():
+            _hold_one(data.labels, alike, held, drawn, sizes, name)
     return data.take(np.flatnonzero(~held)), data.take(np.flatnonzero(held))
+
+
+def _hold(labels: np.ndarray, alike: np.ndarray, held: np.ndarray, drawn: np.ndarray, shares: np.ndarray) -> None:
+    """Mark images in the order drawn, each with its copies, until their class has its share; `held` is changed."""
+    count = np.bincount(labels[held], minlength=len(shares))
+    repeated = set(np.flatnonzero(np.bincount(alike) > 1).tolist())
+    for index in drawn.tolist():
+        if count[labels[index]] >= shares[labels[index]]:
+            return
+        if held[index]:
+            continue
+        group = np.flatnonzero(alike == alike[index]) if int(alike[index]) in repeated else np.array([index])
+        more = count + np.bincount(labels[group], minlength=len(shares))
+        if (more <= shares).all():
+            held[group], count = True, more
+
+
+def _hold_one(
+    labels: np.ndarray, alike: np.ndarray, held: np.ndarray, drawn: np.ndarray, sizes: np.ndarray, name: str
+) -> None:
+    """Where every image of a class has more copies than its share: mark the one with the fewest, and its copies.
+
+    Raises:
+        DataError: nothing would be left to train on.
+    """
+    count = np.bincount(labels[held], minlength=len(sizes))
+    groups = sorted((np.flatnonzero(alike == first) for first in dict.fromkeys(alike[drawn].tolist())), key=len)
+    for group in groups:
+        more = count + np.bincount(labels[group], minlength=len(sizes))
+        if (more[np.unique(labels[group])] < sizes[np.unique(labels[group])]).all():
+            held[group] = True
+            return
+    raise DataError(
+        f"The {len(drawn)} images of class {name} are copies of one another, so that none can be held out for judging "
+        "that is not trained on as well; add other images or drop the class."
+    )
 
 
 def select_split(dataset: Dataset, split: str, fraction: float, seed: int) -> LabelledImages:
