@@ -24,7 +24,8 @@ def fetch(arguments: argparse.Namespace) -> None:
 
 def show(arguments: argparse.Namespace) -> None:
     """`vae-edge data show`."""
-    from vae_edge.data import load_dataset
+    from vae_edge.data import count_copies, load_dataset
+    from vae_edge.data.copies import leaked
 
     dataset = load_dataset(arguments.data, size=arguments.size)
     halves = {name: half for name, half in (("train", dataset.train), ("test", dataset.test)) if half is not None}
@@ -35,7 +36,12 @@ def show(arguments: argparse.Namespace) -> None:
             "images": len(half),
             "shape": list(half.images.shape[1:]),
             "by_class": dict(zip(half.classes, counts.tolist(), strict=True)),
+            "copies": count_copies(half),
         }
+    if dataset.unlabelled is not None:
+        result["unlabelled"] = {"images": len(dataset.unlabelled)}
+    if dataset.train is not None and dataset.test is not None:
+        result["test"]["also_in_train"] = int(leaked(dataset.test.images, dataset.train.images).sum())
     if arguments.sheet:
         _sheet(next(iter(halves.values())), arguments.sheet)
         result["sheet"] = arguments.sheet
@@ -46,6 +52,12 @@ def show(arguments: argparse.Namespace) -> None:
             part = result[name]
             yield f"  {name}: {part['images']} images of {'×'.join(map(str, part['shape']))}"
             yield "    " + ", ".join(f"{label} {count}" for label, count in part["by_class"].items())
+            if part["copies"]:
+                yield f"    {part['copies']} of them repeat another one pixel by pixel"
+            if part.get("also_in_train"):
+                yield f"    {part['also_in_train']} of them are training images too: figures on them are too good"
+        if "unlabelled" in result:
+            yield f"  unlabelled: {result['unlabelled']['images']} images"
 
     emit(result, arguments.json, lines)
 

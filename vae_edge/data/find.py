@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 from vae_edge.data.arrays import check_options, shaped
 from vae_edge.data.digits import NAME as DIGITS
 from vae_edge.data.digits import load_digits
-from vae_edge.data.folder import is_image_folder, load_folder
+from vae_edge.data.folder import decode_files, is_image_folder, load_folder
 from vae_edge.data.idx import is_idx_folder, load_idx_file, load_idx_folder
+from vae_edge.data.listing import unlabelled_files, unlabelled_folder
 from vae_edge.data.npz import load_npz
 from vae_edge.data.sets import Dataset, LabelledImages, labelled
 from vae_edge.errors import DataError
@@ -74,7 +76,7 @@ def _load(path: Path, size: int | None, channels: int | None) -> Dataset:
     if path.is_dir():
         path = path.absolute()
         if is_idx_folder(path):
-            return load_idx_folder(path, size, channels)
+            return _with_unlabelled(load_idx_folder(path, size, channels), path)
         if is_image_folder(path):
             return load_folder(path, size, channels)
         raise DataError(
@@ -88,6 +90,16 @@ def _load(path: Path, size: int | None, channels: int | None) -> Dataset:
     raise DataError(
         f"{path} is no data set: expected a folder, an .npz, or an IDX images file (…-images-idx3-ubyte, plain or .gz)."
     )
+
+
+def _with_unlabelled(dataset: Dataset, folder: Path) -> Dataset:
+    """The same data set with the image files of the folder `unlabelled`, brought to its size and channels."""
+    place = unlabelled_folder(folder)
+    half = dataset.train if dataset.train is not None else dataset.test
+    if place is None or half is None:
+        return dataset
+    _, size, _, channels = half.images.shape
+    return replace(dataset, unlabelled=decode_files(unlabelled_files(place), size, channels))
 
 
 def _reshaped(dataset: Dataset, size: int | None, channels: int | None) -> Dataset:

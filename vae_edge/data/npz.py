@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from vae_edge.data.arrays import MAX_BYTES, shaped
+from vae_edge.data.listing import UNLABELLED
 from vae_edge.data.sets import Dataset, LabelledImages, labelled, numbered_classes, two_halves
 from vae_edge.errors import DataError
 
@@ -27,7 +28,8 @@ def load_npz(path: Path, size: int | None = None, channels: int | None = None) -
     """Load an archive of arrays.
 
     Images are uint8 [N, S, S] or [N, S, S, C]; labels are whole numbers or names, [N] or [N, 1]. `classes` (optional)
-    names the classes; `angles_deg` (optional) says how far each image is turned. Upper and lower case count alike.
+    names the classes; `angles_deg` (optional) says how far each image is turned; `unlabelled` (optional) holds images
+    without labels, of the same size and channels. Upper and lower case count alike.
 
     Raises:
         DataError: no archive, damaged, pickled, too large, an array is missing or of the wrong form.
@@ -42,7 +44,10 @@ def load_npz(path: Path, size: int | None = None, channels: int | None = None) -
             missing = image_names if images is None else label_names
             raise DataError(f"{path} lacks {' or '.join(missing)}; it holds {', '.join(sorted(arrays))}.")
         parts[role] = images, labels, arrays.get(angle_name)
+    others = _one_of(path, arrays, UNLABELLED)
     if not parts:
+        if others is not None:
+            raise DataError(f"{path} has images without labels alone; expected images and labels beside them.")
         raise DataError(
             f"{path}: expected arrays named images and labels (or x_train, y_train, x_test, y_test), "
             f"but it holds {', '.join(sorted(arrays)) or 'nothing'}."
@@ -55,12 +60,16 @@ def load_npz(path: Path, size: int | None = None, channels: int | None = None) -
         numbers = _as_numbers(source, labels_of[role], classes)
         pixels = shaped(images, size, channels, source)
         made[role] = labelled(source, pixels, numbers, classes, _angles(source, angles))
-    return two_halves(path.stem, str(path), made.get("train"), made.get("validation"), made.get("test"))
+    if others is not None:
+        others = shaped(others, size, channels, f"{path}, array unlabelled")
+    return two_halves(path.stem, str(path), made.get("train"), made.get("validation"), made.get("test"), others)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     """The arrays by lower-case name; only those that have a meaning here."""
-    known = {"classes"} | {name for *pairs, angles in _NAMES.values() for name in (*pairs[0], *pairs[1], angles)}
+    known = {"classes", *UNLABELLED} | {
+        name for *pairs, angles in _NAMES.values() for name in (*pairs[0], *pairs[1], angles)
+    }
     try:
         with zipfile.ZipFile(path) as archive:
             arrays: dict[str, np.ndarray] = {}

@@ -68,22 +68,26 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training half, a test half, or both.
+    """A training half, a test half, or both; and images without labels, if there are any.
 
     Raises:
-        DataError: neither half is there, a half is empty, or the halves differ in classes or image shape.
+        DataError: neither half is there, a half is empty, or the halves differ in classes or image shape; the images
+            without labels are none, or of another shape.
     """
 
     name: str
     source: str
     train: LabelledImages | None
     test: LabelledImages | None
+    unlabelled: np.ndarray | None = None
+    """uint8 [M, H, W, C], M at least 1, of the shape of the others. None: there are none."""
 
     def __post_init__(self) -> None:
         """Check that there is something, and that two halves are of one data set."""
         halves = [half for half in (self.train, self.test) if half is not None]
         if not halves or not all(len(half) for half in halves):
-            raise DataError(f"{self.source}: there are no images.")
+            what = "there are no images" if self.unlabelled is None else "there are images without labels alone"
+            raise DataError(f"{self.source}: {what}.")
         if len({half.classes for half in halves}) > 1:
             difference = sorted(set(halves[0].classes) ^ set(halves[1].classes)) or ["their order"]
             raise DataError(
@@ -93,6 +97,17 @@ class Dataset:
         if len({half.images.shape[1:] for half in halves}) > 1:
             shapes = " and ".join(str(list(half.images.shape[1:])) for half in halves)
             raise DataError(f"{self.source}: the training and the test half differ in the images' shape: {shapes}.")
+        if self.unlabelled is not None:
+            self._check_unlabelled(self.unlabelled, halves[0].images.shape[1:])
+
+    def _check_unlabelled(self, images: np.ndarray, shape: tuple[int, ...]) -> None:
+        if images.dtype != np.uint8 or images.shape[1:] != shape:
+            raise DataError(
+                f"{self.source}: images without labels are uint8 of the shape of the others, {list(shape)}, "
+                f"but {images.dtype} {list(images.shape[1:])} came. A size (--size) brings them to one."
+            )
+        if not len(images):
+            raise DataError(f"{self.source}: the images without labels are none; leave them out.")
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -102,13 +117,16 @@ class Dataset:
         return half.classes
 
     def fingerprint(self) -> str:
-        """SHA-256, in hexadecimal, of both halves' images and labels and of the class names; alike on any machine."""
+        """SHA-256, in hexadecimal, of all images, the labels and the class names; alike on any machine."""
         digest = hashlib.sha256(repr(self.classes).encode())
         for role, half in (("train", self.train), ("test", self.test)):
             if half is not None:
                 digest.update(f"{role} {half.images.shape}".encode())
                 digest.update(np.ascontiguousarray(half.images).data)
                 digest.update(np.ascontiguousarray(half.labels, dtype="<i8").data)
+        if self.unlabelled is not None:
+            digest.update(f"unlabelled {self.unlabelled.shape}".encode())
+            digest.update(np.ascontiguousarray(self.unlabelled).data)
         return digest.hexdigest()
 
 
@@ -141,6 +159,7 @@ def two_halves(
     train: LabelledImages | None,
     validation: LabelledImages | None,
     test: LabelledImages | None,
+    unlabelled: np.ndarray | None = None,
 ) -> Dataset:
     """A data set of up to three parts as two halves.
 
@@ -148,13 +167,13 @@ def two_halves(
     carves a validation set of its own.
     """
     if validation is None:
-        return Dataset(name, source, train, test)
+        return Dataset(name, source, train, test, unlabelled)
     if test is None:
-        return Dataset(name, source, train, validation)
+        return Dataset(name, source, train, validation, unlabelled)
     if train is None:
-        return Dataset(name, source, validation, test)
+        return Dataset(name, source, validation, test, unlabelled)
     Dataset(name, source, train, validation)  # raises where the two do not fit each other
-    return Dataset(name, source, join([train, validation]), test)
+    return Dataset(name, source, join([train, validation]), test, unlabelled)
 
 
 def numbered_classes(source: str, highest: int) -> tuple[str, ...]:
