@@ -26,6 +26,8 @@ def show(arguments: argparse.Namespace) -> None:
     """`vae-edge data show`."""
     from vae_edge.data import count_copies, load_dataset
     from vae_edge.data.copies import leaked
+    from vae_edge.data.sheet import contact_sheet
+    from vae_edge.files import atomic_path
 
     dataset = load_dataset(arguments.data, size=arguments.size)
     halves = {name: half for name, half in (("train", dataset.train), ("test", dataset.test)) if half is not None}
@@ -43,7 +45,8 @@ def show(arguments: argparse.Namespace) -> None:
     if dataset.train is not None and dataset.test is not None:
         result["test"]["also_in_train"] = int(leaked(dataset.test.images, dataset.train.images).sum())
     if arguments.sheet:
-        _sheet(next(iter(halves.values())), arguments.sheet)
+        with atomic_path(arguments.sheet) as temporary:
+            contact_sheet(next(iter(halves.values()))).save(temporary, "PNG")
         result["sheet"] = arguments.sheet
 
     def lines() -> Iterator[str]:
@@ -60,12 +63,3 @@ def show(arguments: argparse.Namespace) -> None:
             yield f"  unlabelled: {result['unlabelled']['images']} images"
 
     emit(result, arguments.json, lines)
-
-
-def _sheet(half: Any, path: str) -> None:
-    from vae_edge.files import atomic_path
-    from vae_edge.training.generate import contact_sheet
-
-    first = [np.flatnonzero(half.labels == k)[:12] for k in range(len(half.classes))]
-    with atomic_path(path) as temporary:
-        contact_sheet(half.images[np.concatenate(first)]).save(temporary, "PNG")

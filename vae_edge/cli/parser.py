@@ -168,7 +168,20 @@ def _generate(commands: Commands) -> None:
         help="degrees counter-clockwise, separated by commas; before a negative one write --angles=-90,0 (default: 0)",
     )
     parser.add_argument(
-        "--spread", type=float, default=0.7, help="0: each class's mean; 1: as wide as training's codes"
+        "--method",
+        choices=("between", "around"),
+        help="between: mix two training codes of the class (default where the run keeps codes); around: its mean code",
+    )
+    parser.add_argument(
+        "--confidence",
+        type=float,
+        metavar="P",
+        help="keep only images to which the model gives their class at least this (default: between 0.9, around 0)",
+    )
+    parser.add_argument(
+        "--spread",
+        type=float,
+        help="around, and how far: 0: each class's mean; 1: as wide as training's codes (default: 0.7)",
     )
     _seed(parser)
     _json(parser)

@@ -238,23 +238,30 @@ def _evaluation_lines(result: dict[str, Any]) -> Iterator[str]:
 
 def generate(arguments: argparse.Namespace) -> None:
     """`vae-edge generate`."""
-    from vae_edge.training.checkpoint import load_checkpoint
-    from vae_edge.training.generate import generate, write_generated
+    from vae_edge.training.checkpoint import load_checkpoint, load_samples
+    from vae_edge.training.generate import SPREAD, generate, write_generated
 
     try:
         angles = [float(part) for part in arguments.angles.split(",")]
     except ValueError as error:
         raise ConfigError(f"--angles {arguments.angles}: expected degrees separated by commas") from error
+    if arguments.spread is not None and arguments.method == "between":
+        raise ConfigError("--spread says how far around a class's mean code; it does not go with --method between")
     checkpoint = load_checkpoint(arguments.model)
+    samples = load_samples(arguments.model)
     images = generate(
         checkpoint.model,
         checkpoint.config.classes,
         arguments.per_class,
         arguments.classes,
         angles,
-        arguments.spread,
+        SPREAD if arguments.spread is None else arguments.spread,
         arguments.seed,
         absent=checkpoint.config.data["absent"],
+        codes=samples.get("codes"),
+        code_labels=samples.get("code_labels"),
+        how="around" if arguments.spread is not None else arguments.method,
+        confidence=arguments.confidence,
     )
     out = write_generated(images, arguments.out)
     sheet = out.with_suffix(".png") if out.suffix == ".npz" else out / "contact_sheet.png"

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vae_edge.cli import main
+from vae_edge.data import Dataset, load_dataset
+from vae_edge.training.checkpoint import SAMPLE_FILE, Checkpoint, load_samples, write_tensors
+from vae_edge.training.predict import predict
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_show_tells_of_images_without_labels_and_of_copies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    for place in ("train/a", "train/b", "test/a", "test/b", "unlabelled"):
+        (tmp_path / place).mkdir(parents=True)
+        for index in range(4):
+            Image.fromarray(rng.integers(0, 256, (28, 28), dtype=np.uint8)).save(tmp_path / place / f"{index}.png")
+    code, out, _ = call(capsys, "data", "show", tmp_path)
+    assert code == 0 and "unlabelled: 4 images" in out and "repeat" not in out and "training images too" not in out
+    shutil.copy(tmp_path / "train" / "a" / "1.png", tmp_path / "train" / "a" / "copy.png")
+    shutil.copy(tmp_path / "train" / "b" / "2.png", tmp_path / "test" / "b" / "copy.png")
+    code, out, _ = call(capsys, "data", "show", tmp_path)
+    assert "1 of them repeat another one" in out and "1 of them are training images too" in out
+    told = json.loads(call(capsys, "data", "show", tmp_path, "--json")[1])
+    assert told["unlabelled"] == {"images": 4} and told["train"]["copies"] == 1 and told["test"]["also_in_train"] == 1
+
+
+def test_show_says_what_is_wrong_with_a_folder_for_images_without_labels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "unlabelled").mkdir()
+    code, _, err = call(capsys, "data", "show", tmp_path)
+    assert code == 2 and "images without labels alone" in err and "Traceback" not in err
+
+
+def test_generate_mixes_the_codes_that_a_run_keeps(
+    checkpoint: Checkpoint, digits: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(checkpoint.path, run)
+    threes = digits.train.take(np.flatnonzero(digits.train.labels == 3)[:30])
+    kept = {"codes": predict(checkpoint.model, threes.images).codes, "code_labels": torch.from_numpy(threes.labels)}
+    write_tensors(run / SAMPLE_FILE, {**load_samples(run), **kept}, {})
+    for name, options in {
+        "default": (),
+        "between": ("--method", "between"),
+        "around": ("--method", "around"),
+        "spread": ("--spread", "0.7"),
+    }.items():
+        out = tmp_path / f"{name}.npz"
+        code, _, err = call(capsys, "generate", run, "--class", 3, "--per-class", 4, "--out", out, *options)
+        assert code == 0, err
+    made = {
+        name: load_dataset(tmp_path / f"{name}.npz").train.images for name in ("default", "between", "around", "spread")
+    }
+    assert (made["spread"] == made["around"]).all()
+    assert (made["default"] == made["between"]).all() and (made["default"] != made["around"]).any()
+    assert predict(checkpoint.model, made["default"]).probabilities[:, 3].min() >= 0.899
+    for options, says in (
+        (("--class", 4, "--method", "between"), "not two of 4"),
+        (("--class", 3, "--confidence", "1.5"), "confidence 1.5"),
+        (("--class", 3, "--method", "between", "--spread", "0.5"), "--spread"),
+    ):
+        code, _, err = call(capsys, "generate", run, "--out", tmp_path / "no", *options)
+        assert code == 2 and says in err and not (tmp_path / "no").exists()

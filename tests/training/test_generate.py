@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vae_edge.data import Dataset, LabelledImages, load_dataset
+from vae_edge.errors import ConfigError, DataError
+from vae_edge.training.checkpoint import Checkpoint
+from vae_edge.training.generate import TRIES, generate, write_generated
+from vae_edge.training.predict import predict, to_floats
+
+
+@pytest.fixture(scope="module")
+def codes(checkpoint: Checkpoint, digits: Dataset) -> dict[str, np.ndarray]:
+    """Codes of twenty training images a class, as a run keeps them."""
+    chosen = digits.train.take(np.concatenate([np.flatnonzero(digits.train.labels == k)[:20] for k in range(10)]))
+    return {"codes": predict(checkpoint.model, chosen.images).codes.numpy(), "code_labels": chosen.labels}
+
+
+def test_images_between_two_codes_are_what_the_decoder_makes_of_mixtures(
+    checkpoint: Checkpoint, codes: dict[str, np.ndarray]
+) -> None:
+    """With two codes of a class, each image must lie on the line between their two, from 0.2 to 0.8."""
+    own = np.flatnonzero(codes["code_labels"] == 3)[:2]
+    pair = torch.from_numpy(codes["codes"][own])
+    two = {"codes": codes["codes"][own], "code_labels": codes["code_labels"][own]}
+    made = generate(checkpoint.model, checkpoint.config.classes, 40, wanted=["3"], confidence=0, **two)
+    weights = torch.linspace(0.0, 1.0, 501)[:, None]
+    onehot = torch.eye(10)[3].expand(501, -1)
+    with torch.no_grad():
+        line = checkpoint.model.decoder(pair[0] + weights * (pair[1] - pair[0]), onehot).sigmoid()
+    apart = torch.cdist(to_floats(made.images).flatten(1), line.flatten(1))
+    nearest, where = apart.min(1)
+    assert nearest.max() < 0.1  # of the pixels' rounding to 1/255, and the line's steps
+    found = weights[where, 0]
+    assert found.min() > 0.19 and found.max() < 0.81 and found.max() - found.min() > 0.4
+
+
+def test_every_image_kept_is_recognized_with_the_confidence_asked(
+    checkpoint: Checkpoint, codes: dict[str, np.ndarray]
+) -> None:
+    for how in ("between", "around"):
+        made = generate(checkpoint.model, checkpoint.config.classes, 6, how=how, confidence=0.8, **codes)
+        sure = predict(checkpoint.model, made.images).probabilities[np.arange(60), made.labels]
+        assert sure.min() >= 0.799 and np.bincount(made.labels).tolist() == [6] * 10
+
+
+def test_between_is_the_way_where_codes_are_and_its_confidence_nine_tenths(
+    checkpoint: Checkpoint, codes: dict[str, np.ndarray]
+) -> None:
+    model, classes = checkpoint.model, checkpoint.config.classes
+    same = {"per_class": 4, "seed": 5}
+    default = generate(model, classes, **same, **codes).images
+    np.testing.assert_array_equal(
+        default, generate(model, classes, how="between", confidence=0.9, **same, **codes).images
+    )
+    around = generate(model, classes, **same).images
+    np.testing.assert_array_equal(around, generate(model, classes, how="around", confidence=0, **same, **codes).images)
+    assert (default != around).any()
+    few = {name: values[codes["code_labels"] != 4] for name, values in codes.items()}
+    np.testing.assert_array_equal(around, generate(model, classes, **same, **few).images)
+
+
+def test_a_class_is_drawn_alike_whichever_others_are_wanted(
+    checkpoint: Checkpoint, codes: dict[str, np.ndarray]
+) -> None:
+    model, classes = checkpoint.model, checkpoint.config.classes
+    all_ten = generate(model, classes, 3, seed=2, **codes)
+    alone = generate(model, classes, 3, wanted=["7", "7"], seed=2, **codes)
+    np.testing.assert_array_equal(all_ten.images[all_ten.labels == 7], alone.images)
+
+
+def test_turned_images_are_the_same_ones_turned(checkpoint: Checkpoint, codes: dict[str, np.ndarray]) -> None:
+    model, classes = checkpoint.model, checkpoint.config.classes
+    upright = generate(model, classes, 2, **codes)
+    turned = generate(model, classes, 2, angles_deg=(90.0, 0.0), **codes)
+    assert turned.angles_deg.tolist() == [90.0, 0.0] * 10
+    np.testing.assert_array_equal(turned.images[1::2], upright.images[1::2])
+    quarter = np.rot90(upright.images[::2], 1, axes=(1, 2)).astype(int)  # counter-clockwise
+    assert np.abs(turned.images[::2] - quarter).max() <= 1
+
+
+def test_too_few_recognized_ones_are_counted_and_named(checkpoint: Checkpoint, codes: dict[str, np.ndarray]) -> None:
+    """The codes of ones are said to be those of eights: few of their mixtures can pass for eights."""
+    lying = {"codes": codes["codes"][codes["code_labels"] == 1], "code_labels": np.full(20, 8)}
+    with pytest.raises(
+        DataError, match=rf"of {TRIES * 5} images drawn .* only [0-4] of 8 with a confidence of 0\.9999"
+    ):
+        generate(checkpoint.model, checkpoint.config.classes, 5, wanted=["8"], confidence=0.9999999, **lying)
+
+
+def test_wrong_codes_and_numbers_are_refused(checkpoint: Checkpoint, codes: dict[str, np.ndarray]) -> None:
+    model, classes = checkpoint.model, checkpoint.config.classes
+    with pytest.raises(ConfigError, match=r"not two of 0, 1.*method around"):
+        generate(model, classes, 1, how="between")
+    one = {name: np.concatenate([values[:1], values[20:]]) for name, values in codes.items()}
+    with pytest.raises(ConfigError, match="not two of 0;"):
+        generate(model, classes, 1, how="between", **one)
+    with pytest.raises(ConfigError, match="'sideways'"):
+        generate(model, classes, 1, how="sideways", **codes)
+    for wrong in (-0.1, 1.0, float("nan")):
+        with pytest.raises(ConfigError, match="confidence"):
+            generate(model, classes, 1, confidence=wrong, **codes)
+    with pytest.raises(ConfigError, match="one row of"):
+        generate(model, classes, 1, codes=codes["codes"][:, :5], code_labels=codes["code_labels"])
+
+
+def test_a_class_called_unlabelled_comes_back_with_its_labels(tmp_path: Path) -> None:
+    data = LabelledImages(
+        np.zeros((4, 28, 28, 1), np.uint8), np.arange(4) % 2, ("Unlabelled", "x"), np.zeros(4, np.float32)
+    )
+    read = load_dataset(write_generated(data, tmp_path / "out"))
+    assert read.unlabelled is None and read.classes == ("class_0_Unlabelled", "x")
