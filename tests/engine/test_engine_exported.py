@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    from vae_edge.export.graph import OUTPUTS, RECONSTRUCTION, ClassifierGraph, ReconstructionGraph
+    from vae_edge.export.graph import RECONSTRUCTION, ClassifierGraph, ReconstructionGraph
     from vae_edge.export.onnx_file import to_onnx
     from vae_edge.export.precision import convert
     from vae_edge.model import AngleVAE
@@ -29,7 +29,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     torch.manual_seed(0)
     model = AngleVAE(create_config("tiny", size=28, channels=1, classes=10)).eval()
     images = np.random.default_rng(0).integers(0, 256, (64, 28, 28, 1), dtype=np.uint8)
-    graph: Any = to_onnx(ClassifierGraph(model).eval(), 28, 1, OUTPUTS, {})
+    classifier = ClassifierGraph(model).eval()
+    graph: Any = to_onnx(classifier, 28, 1, classifier.outputs, {})
     graphs = {
         "fp32": graph,
         "fp16": convert(graph, "fp16", images),

@@ -13,7 +13,7 @@ from vae_edge.cli.deploy import export_run
 from vae_edge.data import Dataset
 from vae_edge.errors import BundleError, ConfigError, ExportError
 from vae_edge.export import quantize_with
-from vae_edge.export.graph import OUTPUTS, ClassifierGraph
+from vae_edge.export.graph import DOUBTS, OUTPUTS, ClassifierGraph
 from vae_edge.export.half import to_fp16
 from vae_edge.export.onnx_file import check_parity, get_metadata, run, to_onnx
 from vae_edge.export.precision import check_rules, convert
@@ -36,7 +36,7 @@ def test_every_graph_takes_bytes_and_gives_decisions(bundle: Path, precision: st
     sides = image.type.tensor_type.shape.dim
     assert image.name == "image" and image.type.tensor_type.elem_type == TensorProto.UINT8
     assert sides[0].dim_param and [side.dim_value for side in sides[1:]] == [28, 28, 1]
-    assert [output.name for output in model.graph.output] == list(OUTPUTS)
+    assert [output.name for output in model.graph.output] == [*OUTPUTS, *DOUBTS]
     assert all(output.type.tensor_type.elem_type == TensorProto.FLOAT for output in model.graph.output)
 
 
@@ -109,7 +109,7 @@ def test_fp16_casts_only_where_a_value_changes_sides(bundle: Path):
 
 def test_a_graph_that_computes_something_else_is_refused(checkpoint: Checkpoint, run: Path, digits: Dataset):
     graph = ClassifierGraph(checkpoint.model)
-    model = to_onnx(graph, 28, 1, OUTPUTS, {})
+    model = to_onnx(graph, 28, 1, graph.outputs, {})
     assert check_parity(graph, model, digits.test.images[:64])["probabilities"] < 1e-5
     bias = next(i for i in model.graph.initializer if numpy_helper.to_array(i).shape == (10,))
     bias.CopyFrom(
@@ -125,7 +125,7 @@ def test_a_graph_that_computes_something_else_is_refused(checkpoint: Checkpoint,
 def test_other_shapes_and_unturned_models_export_too(pose: bool, size: int, channels: int):
     torch.manual_seed(0)
     graph = ClassifierGraph(AngleVAE(create_config("tiny", size=size, channels=channels, classes=4, pose=pose)).eval())
-    model = to_onnx(graph, size, channels, OUTPUTS, {})
+    model = to_onnx(graph, size, channels, graph.outputs, {})
     images = np.random.default_rng(0).integers(0, 256, (5, size, size, channels), dtype=np.uint8)
     check_parity(graph, model, images)
     if not pose:

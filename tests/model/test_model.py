@@ -62,7 +62,7 @@ def test_a_configuration_survives_json():
 def test_the_angle_is_read_from_the_bins_within_a_degree(angle: float):
     trunk = PoseTrunk(create_config("tiny"))
     target = angle_targets(torch.tensor([math.radians(angle)]), 36)
-    cos, sin = trunk.read(target.log())
+    cos, sin, _ = trunk.read(target.log())
     read = math.degrees(math.atan2(sin.item(), cos.item()))
     assert abs((read - angle + 180) % 360 - 180) < 1.0
 
@@ -70,7 +70,7 @@ def test_the_angle_is_read_from_the_bins_within_a_degree(angle: float):
 def test_the_angle_is_not_drawn_towards_a_second_mode():
     trunk = PoseTrunk(create_config("tiny"))
     both = angle_targets(torch.tensor([math.radians(20.0), math.radians(200.0)]), 36)
-    cos, sin = trunk.read((0.6 * both[:1] + 0.4 * both[1:]).log())
+    cos, sin, _ = trunk.read((0.6 * both[:1] + 0.4 * both[1:]).log())
     assert math.degrees(math.atan2(sin.item(), cos.item())) == pytest.approx(20.0, abs=1.0)
 
 

@@ -14,6 +14,8 @@ _OUTPUTS = {
     "classifier": {"probabilities": ("FLOAT", 2), "angle": ("FLOAT", 1), "score": ("FLOAT", 1)},
     "reconstruction": {"reconstruction": ("UINT8", 4)},
 }
+# beside them, in a classifier that was trained turned: all of these or none
+_DOUBTS = {"concentration": ("FLOAT", 1), "second_angle": ("FLOAT", 1), "second_share": ("FLOAT", 1)}
 _EXPORT = "Give a file that `vae-edge export` or `vae-edge quantize` wrote."
 
 
@@ -39,6 +41,8 @@ def check_interface(network: Any, role: str, path: Path) -> None:
             f"{path} has the fixed batch {shape[0]}, but a free one was expected: {_EXPORT[0].lower()}{_EXPORT[1:]}"
         )
     expected = _OUTPUTS[role]
+    if role == "classifier" and set(_DOUBTS) & set(outputs):
+        expected = {**expected, **_DOUBTS}
     wrong = [
         name for name, (kind, rank) in expected.items() if name not in outputs or not _is(outputs[name], kind, rank)
     ]

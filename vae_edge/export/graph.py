@@ -9,6 +9,7 @@ from vae_edge.model import AngleVAE
 from vae_edge.ops.turn import turn
 
 OUTPUTS = ("probabilities", "angle", "score")
+DOUBTS = ("concentration", "second_angle", "second_share")  # of models with a pose trunk, behind the others
 RECONSTRUCTION = ("reconstruction",)
 
 
@@ -18,18 +19,27 @@ def to_pixels(image: Tensor) -> Tensor:
 
 
 class ClassifierGraph(nn.Module):
-    """`image` uint8 [N, H, W, C] to `probabilities` [N, K], `angle` [N] in radians and `score` [N]."""
+    """`image` uint8 [N, H, W, C] to `probabilities` [N, K], `angle` [N] in radians and `score` [N].
+
+    With a pose trunk also, each [N]: `concentration` (0 is any angle, 1 is certain), `second_angle` in radians, and
+    `second_share`, the probability of the second angle. `outputs` has the names.
+    """
 
     def __init__(self, model: AngleVAE) -> None:
         super().__init__()
         self.model = model
+        self.outputs = OUTPUTS if model.pose is None else OUTPUTS + DOUBTS
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The three outputs, in the order of `OUTPUTS`."""
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The outputs, in the order of `outputs`."""
         output = self.model(to_pixels(image))
-        angle = torch.atan2(output.sin, output.cos) if self.model.pose is not None else output.sin
+        probabilities = self.model.probabilities(output.logits)
         score = self.model.score(output.upright, output.reconstruction, output.mu, output.logits)
-        return output.logits.softmax(1), angle, score
+        doubt = output.doubt
+        if doubt is None:
+            return probabilities, output.sin, score
+        angle = torch.atan2(output.sin, output.cos)
+        return probabilities, angle, score, doubt.concentration, torch.atan2(doubt.sin, doubt.cos), doubt.share
 
 
 class ReconstructionGraph(nn.Module):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vae_edge.bundle import Bundle, ModelEntry, add_model, create_bundle, load_bundle
 from vae_edge.data import LabelledImages
 from vae_edge.errors import BundleError, ExportError
-from vae_edge.export.graph import OUTPUTS, RECONSTRUCTION, ClassifierGraph, ReconstructionGraph
+from vae_edge.export.graph import RECONSTRUCTION, ClassifierGraph, ReconstructionGraph
 from vae_edge.export.onnx_file import OPSET, check_parity, run, to_onnx
 from vae_edge.export.precision import convert
 from vae_edge.images import InputSpec
@@ -57,9 +57,10 @@ def export_bundle(
         BundleError: if `out` is something else than a bundle or an empty folder.
     """
     models = []
+    classifier = ClassifierGraph(model)
     with tempfile.TemporaryDirectory(prefix="vae-edge-export-") as folder:
         for role, graph, names in (
-            ("classifier", ClassifierGraph(model), OUTPUTS),
+            ("classifier", classifier, classifier.outputs),
             ("reconstruction", ReconstructionGraph(model), RECONSTRUCTION),
         ):
             proto = to_onnx(graph, about.input.size, about.input.channels, names, _metadata(about, role))

@@ -8,6 +8,7 @@ from typing import Any
 from vae_edge.errors import ConfigError
 
 MIN_SIZE, MAX_SIZE = 28, 64
+LEAST_BINS = 12  # of the angle: with fewer, no second angle lies apart from the best one
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,8 @@ class ModelConfig:
     `fill`, from 0 to 1, is what comes in from outside the frame when an image is turned.
     `widths` are the channels of the full, the half and the quarter resolution; further halvings, down to at most
     4 pixels, keep the last width. `pose_widths` are those of the pose trunk; without rotation there is none.
+    With `window` a turning network sees the circle inscribed in the frame alone: what is in a photograph's corners
+    then does not matter, nor what comes into them when it is turned.
     """
 
     preset: str = "small"
@@ -30,6 +33,7 @@ class ModelConfig:
     hidden: int = 64
     angle_bins: int = 36
     fill: float = 0.0
+    window: bool = False
 
     def __post_init__(self) -> None:
         if not MIN_SIZE <= self.size <= MAX_SIZE:
@@ -48,8 +52,8 @@ class ModelConfig:
             raise ConfigError(f"latent {self.latent} and hidden {self.hidden}: expected at least 2 and 1")
         if not 0 <= self.fill <= 1:
             raise ConfigError(f"fill {self.fill}: expected a number from 0 to 1")
-        if self.angle_bins < 8:
-            raise ConfigError(f"{self.angle_bins} angle bins: expected at least 8")
+        if self.angle_bins < LEAST_BINS:
+            raise ConfigError(f"{self.angle_bins} angle bins: expected at least {LEAST_BINS}")
 
     def resolutions(self) -> list[int]:
         """The sides of the feature maps, from the image's to the last, which is at most 4: 28, 14, 7, 4."""

@@ -110,13 +110,19 @@ def open_backend(name: str, file: Path, precision: str, threads: int) -> Backend
         ) from error
 
 
-def check_interface(backend: Backend, file: Path, spec: InputSpec, outputs: Interface) -> None:
+def check_interface(
+    backend: Backend, file: Path, spec: InputSpec, outputs: Interface, further: Interface | None = None
+) -> None:
     """Check that a model takes our `image` and gives `outputs` (type and shape behind the batch, by name).
+
+    `further` outputs are there all together or not at all.
 
     Raises:
         BundleError: with what was expected and what the file has.
     """
     expected: Interface = {"image": ("tensor(uint8)", (spec.size, spec.size, spec.channels))}
+    if further and any(info.name in further for info in backend.outputs):
+        outputs = {**outputs, **further}
     for what, found, wanted in (("inputs", backend.inputs, expected), ("outputs", backend.outputs, outputs)):
         have = {info.name: (info.type, tuple(info.shape[1:])) for info in found}
         if have != wanted or any(isinstance(info.shape[0], int) for info in found):

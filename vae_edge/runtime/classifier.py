@@ -15,6 +15,8 @@ from vae_edge.images import FIT, InputSpec, Interpretation, check_batch, to_batc
 from vae_edge.runtime.backends import Backend, Interface, TensorInfo, check_interface, open_backend
 from vae_edge.runtime.predictions import Predictions
 
+OUTPUTS = ("probabilities", "angle", "score")
+DOUBTS = ("concentration", "second_angle", "second_share")  # of models that were trained turned
 LARGEST_BATCH = 256  # larger ones are run in pieces of this size: bound buffers stay small
 
 
@@ -37,7 +39,7 @@ class Classifier:
         self._reconstructor: Backend | None = None
         self._lock = threading.Lock()
         names = [info.name for info in engine.outputs]
-        self._order = (names.index("probabilities"), names.index("angle"), names.index("score"))
+        self._order = [names.index(name) for name in (*OUTPUTS, *DOUBTS) if name in names]
 
     def __call__(self, images: Any, invert: str = "never", fit: str = "auto") -> Predictions:
         """Classify images.
@@ -59,9 +61,8 @@ class Classifier:
             batch, found = to_batch(images, self.input, invert, fit)
             interpret = lambda count: found  # noqa: E731
         outputs = self._run(self._engine, batch)
-        p, a, s = self._order
         return Predictions(
-            outputs[p], outputs[a], outputs[s], classes=self.classes, threshold=self.threshold, interpret=interpret
+            *[outputs[k] for k in self._order], classes=self.classes, threshold=self.threshold, interpret=interpret
         )
 
     def reconstruct(self, images: Any, invert: str = "never", fit: str = "auto") -> np.ndarray:
@@ -172,7 +173,8 @@ def open_classifier(bundle: Bundle, backend: str, precision: str, threads: int) 
         "angle": ("tensor(float)", ()),
         "score": ("tensor(float)", ()),
     }
-    return _open_checked(bundle, entry, backend, threads, outputs)
+    doubts: Interface = dict.fromkeys(DOUBTS, ("tensor(float)", ()))
+    return _open_checked(bundle, entry, backend, threads, outputs, doubts)
 
 
 def _open_reconstructor(bundle: Bundle, backend: str, precision: str, threads: int) -> Backend:
@@ -193,11 +195,12 @@ def _open_checked(
     backend: str,
     threads: int,
     outputs: Interface,
+    further: Interface | None = None,
 ) -> Backend:
     file = bundle.file(entry)
     engine = open_backend(backend, file, entry.precision, threads)
     try:
-        check_interface(engine, file, bundle.input, outputs)
+        check_interface(engine, file, bundle.input, outputs, further)
     except BundleError:
         engine.close()
         raise

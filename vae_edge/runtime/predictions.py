@@ -14,7 +14,9 @@ from vae_edge.images import Interpretation
 class Predictions:
     """The outputs of one call, owned by this object: they stay what they are when the classifier is called again.
 
-    `probabilities` float32 [N, K]; `scores` float32 [N], the rejection score (higher is stranger).
+    `probabilities` float32 [N, K]; `scores` float32 [N], the rejection score (higher is stranger). Of a model that was
+    trained turned also `concentrations` float32 [N], how sure the angle is (0: any angle, 1: certain), and
+    `second_shares` float32 [N], the probability of the second-best angle; else both are None.
     """
 
     def __init__(
@@ -22,6 +24,9 @@ class Predictions:
         probabilities: np.ndarray,
         angles_rad: np.ndarray,
         scores: np.ndarray,
+        concentrations: np.ndarray | None = None,
+        second_angles_rad: np.ndarray | None = None,
+        second_shares: np.ndarray | None = None,
         *,
         classes: tuple[str, ...],
         threshold: float,
@@ -30,9 +35,12 @@ class Predictions:
         """Keep the arrays; `interpret(N)` tells, when asked, what was made of each input."""
         self.probabilities = probabilities
         self.scores = scores
+        self.concentrations = concentrations
+        self.second_shares = second_shares
         self.classes = classes
         self.threshold = threshold
         self._angles_rad = angles_rad
+        self._second_angles_rad = second_angles_rad
         self._interpret = interpret
 
     def __len__(self) -> int:
@@ -57,10 +65,15 @@ class Predictions:
     @cached_property
     def angles_deg(self) -> np.ndarray:
         """float32 [N]: degrees counter-clockwise as displayed, upright is 0, in (-180, 180]."""
-        degrees = np.rad2deg(self._angles_rad.astype(np.float64))
-        wrapped = (180.0 - np.mod(180.0 - degrees, 360.0)).astype(np.float32)
-        wrapped[wrapped <= -180.0] = 180.0  # rounding to float32 may have reached the open end
-        return wrapped
+        return _to_degrees(self._angles_rad)
+
+    @cached_property
+    def second_angles_deg(self) -> np.ndarray | None:
+        """float32 [N]: the second-best angle, in degrees as `angles_deg`; None where the model has none.
+
+        It lies apart from the best one. Where its share is small, it says nothing.
+        """
+        return None if self._second_angles_rad is None else _to_degrees(self._second_angles_rad)
 
     @cached_property
     def accepted(self) -> np.ndarray:
@@ -73,7 +86,12 @@ class Predictions:
         return self._interpret(len(self))
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """One plain dictionary an image, for JSON."""
+        """One plain dictionary an image, for JSON. What the model does not have is None."""
+        doubts = {
+            "concentration": self.concentrations,
+            "second_angle_deg": self.second_angles_deg,
+            "second_share": self.second_shares,
+        }
         return [
             {
                 "label": int(self.labels[i]),
@@ -81,9 +99,17 @@ class Predictions:
                 "probability": float(self.probabilities[i, self.labels[i]]),
                 "probabilities": [float(p) for p in self.probabilities[i]],
                 "angle_deg": float(self.angles_deg[i]),
+                **{name: None if values is None else float(values[i]) for name, values in doubts.items()},
                 "score": float(self.scores[i]),
                 "accepted": bool(self.accepted[i]),
                 "interpretation": self.interpretations[i].sentence(),
             }
             for i in range(len(self))
         ]
+
+
+def _to_degrees(angles_rad: np.ndarray) -> np.ndarray:
+    degrees = np.rad2deg(angles_rad.astype(np.float64))
+    wrapped = (180.0 - np.mod(180.0 - degrees, 360.0)).astype(np.float32)
+    wrapped[wrapped <= -180.0] = 180.0  # rounding to float32 may have reached the open end
+    return wrapped

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +17,21 @@ BATCH = 500
 
 @dataclass(frozen=True)
 class Outputs:
-    """Probabilities [N, K], angles [N] in counter-clockwise degrees, scores [N], codes [N, Z], score parts [N, 3]."""
+    """Probabilities [N, K], angles [N] in counter-clockwise degrees, scores [N], codes [N, Z], score parts [N, 3].
+
+    `logits` [N, K] are raw, without temperature. Of a model with a pose trunk also, [N]: how sure the angle is (0 to
+    1), the second-best angle in degrees, and its probability.
+    """
 
     probabilities: NDArray[np.float32]
     angles_deg: NDArray[np.float32]
     scores: NDArray[np.float32]
     codes: torch.Tensor
     parts: torch.Tensor
+    logits: NDArray[np.float32]
+    concentrations: NDArray[np.float32] | None = None
+    second_angles_deg: NDArray[np.float32] | None = None
+    second_shares: NDArray[np.float32] | None = None
 
 
 def to_floats(images: NDArray[np.uint8]) -> torch.Tensor:
@@ -33,19 +43,20 @@ def to_floats(images: NDArray[np.uint8]) -> torch.Tensor:
 def predict(model: AngleVAE, images: NDArray[np.uint8]) -> Outputs:
     """Run the deterministic pass over uint8 images [N, S, S, C]; the model is put into evaluation mode."""
     model.eval()
-    probabilities, angles, scores, codes, parts = [], [], [], [], []
+    found: dict[str, list[torch.Tensor]] = defaultdict(list)
     for start in range(0, len(images), BATCH):
         output = model(to_floats(images[start : start + BATCH]))
-        probabilities.append(output.logits.softmax(1))
-        angles.append(torch.atan2(output.sin, output.cos))
         measures = (output.upright, output.reconstruction, output.mu, output.logits)
-        scores.append(model.score(*measures))
-        parts.append(model.score.parts(*measures))
-        codes.append(output.mu)
-    return Outputs(
-        torch.cat(probabilities).numpy(),
-        torch.cat(angles).rad2deg().numpy(),
-        torch.cat(scores).numpy(),
-        torch.cat(codes),
-        torch.cat(parts),
-    )
+        found["probabilities"].append(model.probabilities(output.logits))
+        found["angles_deg"].append(torch.atan2(output.sin, output.cos).rad2deg())
+        found["scores"].append(model.score(*measures))
+        found["codes"].append(output.mu)
+        found["parts"].append(model.score.parts(*measures))
+        found["logits"].append(output.logits)
+        if output.doubt is not None:
+            found["concentrations"].append(output.doubt.concentration)
+            found["second_angles_deg"].append(torch.atan2(output.doubt.sin, output.doubt.cos).rad2deg())
+            found["second_shares"].append(output.doubt.share)
+    joined: dict[str, Any] = {name: torch.cat(parts) for name, parts in found.items()}
+    tensors = {name: joined.pop(name) for name in ("codes", "parts")}
+    return Outputs(**tensors, **{name: value.numpy() for name, value in joined.items()})
