@@ -1,4 +1,4 @@
-"""Numbers out of predictions: accuracy, angle errors, areas under curves. NumPy alone: every room can use them."""
+"""Numbers out of predictions: accuracy, angle errors, calibration, areas under curves. NumPy alone: for every room."""
 
 from __future__ import annotations
 
@@ -40,6 +40,39 @@ def auroc(known: NDArray[np.floating], unknown: NDArray[np.floating]) -> float:
     return float((rank_sum - len(unknown) * (len(unknown) + 1) / 2.0) / (len(known) * len(unknown)))
 
 
+def reliability(
+    probabilities: NDArray[np.floating], labels: NDArray[np.int64], bins: int = 15
+) -> dict[str, NDArray[np.floating]]:
+    """A reliability diagram: images sorted by the probability of their most probable class into equal bins of [0, 1].
+
+    Args:
+        probabilities: [N, K]; labels: [N].
+
+    Returns:
+        `confidence` (mean probability), `accuracy` and `count`, each [bins]; a bin (low, high] without images has 0s.
+    """
+    top = np.asarray(probabilities, np.float64).max(1)
+    right = np.asarray(probabilities).argmax(1) == labels
+    place = np.clip(np.ceil(top * bins).astype(np.int64) - 1, 0, bins - 1)
+    count = np.bincount(place, minlength=bins).astype(np.float64)
+    shared = np.maximum(count, 1.0)
+    confidence, accuracy = (np.bincount(place, weights, bins) / shared for weights in (top, right))
+    return {"confidence": confidence, "accuracy": accuracy, "count": count}
+
+
+def expected_calibration_error(probabilities: NDArray[np.floating], labels: NDArray[np.int64], bins: int = 15) -> float:
+    """How far confidence is from accuracy, in [0, 1]: mean over images of their bin's gap (Guo et al. 2017, eq. 5)."""
+    table = reliability(probabilities, labels, bins)
+    gaps = np.abs(table["confidence"] - table["accuracy"])
+    return float((gaps * table["count"]).sum() / max(1, len(labels)))
+
+
+def negative_log_likelihood(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
+    """Mean of minus the logarithm of the true class's probability, in nats; probabilities [N, K], labels [N]."""
+    of_truth = np.asarray(probabilities, np.float64)[np.arange(len(labels)), labels]
+    return float(-np.log(np.maximum(of_truth, np.finfo(np.float64).tiny)).mean())
+
+
 def summarize(
     probabilities: NDArray[np.floating],
     labels: NDArray[np.int64],
@@ -49,6 +82,8 @@ def summarize(
     scores: NDArray[np.floating] | None = None,
     threshold: float | None = None,
     ambiguous: Sequence[str] = (),
+    second_angles_deg: NDArray[np.floating] | None = None,
+    concentrations: NDArray[np.floating] | None = None,
 ) -> dict[str, Any]:
     """What is said of a set of predictions.
 
@@ -57,9 +92,12 @@ def summarize(
         angles_deg, true_angles_deg: [N], counter-clockwise degrees; both or none.
         scores, threshold: [N] and the limit of acceptance; both or none.
         ambiguous: names of classes whose orientation cannot be told; the angle error is also given without them.
+        second_angles_deg: [N], the second-best angles; `either_of_two` is the error of the better one of both.
+        concentrations: [N], how sure each angle is; the error is also given of the surer half and of the other.
 
     Returns:
-        `n`, `accuracy`, `accuracy_by_class`, and where given `angle_error_deg` and `accepted` (share of images).
+        `n`, `accuracy`, `accuracy_by_class`, `expected_calibration_error`, and where given `angle_error_deg` and
+        `accepted` (share of images).
     """
     predicted = np.asarray(probabilities).argmax(1)
     right = predicted == labels
@@ -69,6 +107,7 @@ def summarize(
         "accuracy_by_class": {
             name: round(float(right[labels == k].mean()), 5) for k, name in enumerate(classes) if (labels == k).any()
         },
+        "expected_calibration_error": round(expected_calibration_error(probabilities, labels), 5),
     }
     if angles_deg is not None and true_angles_deg is not None:
         errors: dict[str, Any] = dict(angle_error(angles_deg, true_angles_deg))
@@ -78,7 +117,32 @@ def summarize(
                 **angle_error(np.asarray(angles_deg)[clear], np.asarray(true_angles_deg)[clear]),
                 "ambiguous_classes": list(ambiguous),
             }
+        if second_angles_deg is not None:
+            errors["either_of_two"] = _either_error(angles_deg, second_angles_deg, true_angles_deg)
+        if concentrations is not None:
+            errors["by_concentration"] = _error_by_concentration(angles_deg, true_angles_deg, concentrations)
         result["angle_error_deg"] = errors
     if scores is not None and threshold is not None:
         result["accepted"] = round(float((np.asarray(scores) <= threshold).mean()), 5)
     return result
+
+
+def _either_error(
+    first_deg: NDArray[np.floating], second_deg: NDArray[np.floating], true_deg: NDArray[np.floating]
+) -> dict[str, float]:
+    """The angle error of whichever of two angles is nearer to the truth."""
+    first, second = (
+        np.abs(wrap_degrees(np.asarray(angle) - np.asarray(true_deg))) for angle in (first_deg, second_deg)
+    )
+    return angle_error(np.where(second < first, second_deg, first_deg), true_deg)
+
+
+def _error_by_concentration(
+    angles_deg: NDArray[np.floating], true_deg: NDArray[np.floating], concentrations: NDArray[np.floating]
+) -> dict[str, float]:
+    """Median angle error of the half of the images with the surest angles, and of the other half, in degrees."""
+    error = np.abs(wrap_degrees(np.asarray(angles_deg) - np.asarray(true_deg)))
+    order = np.argsort(-np.asarray(concentrations), kind="stable")
+    surer, others = order[: (len(order) + 1) // 2], order[(len(order) + 1) // 2 :]
+    halves = {"median_of_the_surer_half": surer, "median_of_the_other_half": others}
+    return {name: round(float(np.median(error[half])), 3) for name, half in halves.items() if len(half)}

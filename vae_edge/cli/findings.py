@@ -72,13 +72,12 @@ def collect(
 def _row(bundle: Path, entry: Any, turned: Any, upright: Any, opened: Any) -> dict[str, Any]:
     """Accuracy of one precision, through the runtime, on the turned and on the upright images."""
     from vae_edge.runtime import load
-    from vae_edge.training.evaluate import evaluate
+    from vae_edge.training.evaluate import arrays, evaluate
 
     with load(bundle, precision=entry.precision) as classifier:
 
         def run(images: Any) -> Any:
-            predictions = classifier(images)
-            return predictions.probabilities, predictions.angles_deg, predictions.scores
+            return arrays(classifier(images))
 
         about = (opened.classes, opened.threshold, 0.0)
         ambiguous = opened.manifest["data"].get("ambiguous", ())

@@ -50,10 +50,8 @@ def fit(dataset: Any, arguments: argparse.Namespace, how_to_go_on: str) -> dict[
         f"({config.data['held_out']} held out), {len(config.classes)} classes, rotation {settings.rotation}, "
         f"{settings.epochs_for(config.data['trained_on'])} epochs"
     )
-    if settings.rotation != "none" and config.input.background == "none":
-        say(
-            "the images have no even background: turned ones get black corners in training, which real ones do not have"
-        )
+    if config.model.window:
+        say("the images have no even background: they are seen through a round window, whose corners stay black")
     try:
         with training_progress("training") as progress:
             train(dataset, config, arguments.out, resume=bool(getattr(arguments, "resume", False)), progress=progress)
@@ -161,6 +159,7 @@ def _open_checkpoint(path: Path, arguments: argparse.Namespace) -> dict[str, Any
     import torch
 
     from vae_edge.training.checkpoint import load_checkpoint
+    from vae_edge.training.evaluate import arrays
     from vae_edge.training.predict import predict
 
     for name in ("backend", "precision"):
@@ -174,8 +173,7 @@ def _open_checkpoint(path: Path, arguments: argparse.Namespace) -> dict[str, Any
     checkpoint = load_checkpoint(path)
 
     def run(images: Any) -> Any:
-        outputs = predict(checkpoint.model, images)
-        return outputs.probabilities, outputs.angles_deg, outputs.scores
+        return arrays(predict(checkpoint.model, images))
 
     config = checkpoint.config
     return {
@@ -196,13 +194,13 @@ def _open_bundle(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     from vae_edge.bundle import load_bundle
     from vae_edge.export.data import training_data
     from vae_edge.runtime import load
+    from vae_edge.training.evaluate import arrays
 
     bundle = load_bundle(path)
     classifier = load(path, backend=arguments.backend, precision=arguments.precision, threads=arguments.threads)
 
     def run(images: Any) -> Any:
-        predictions = classifier(images)
-        return predictions.probabilities, predictions.angles_deg, predictions.scores
+        return arrays(classifier(images))
 
     return {
         "predict": run,
@@ -224,6 +222,7 @@ def _evaluation_lines(result: dict[str, Any]) -> Iterator[str]:
         f"{result['data']} ({result['split']}), rotation {result['rotation']}"
     )
     yield f"  accuracy     {percent(result['accuracy'])}"
+    yield f"  calibration  {percent(result['expected_calibration_error'])} expected calibration error"
     if "angle_error_deg" in result:
         error = result["angle_error_deg"]
         yield f"  angle error  {_angle_words(error)}"
@@ -231,6 +230,11 @@ def _evaluation_lines(result: dict[str, Any]) -> Iterator[str]:
             clear = error["without_ambiguous"]
             names = ", ".join(clear["ambiguous_classes"])
             yield f"    without {names}: median {clear['median']}°, mean {clear['mean']}°"
+        if "either_of_two" in error:
+            yield f"    the better of the two best angles: {_angle_words(error['either_of_two'])}"
+        if "by_concentration" in error:
+            halves = " and ".join(f"{median}°" for median in error["by_concentration"].values())
+            yield f"    medians of the half with the surest angles, and of the rest: {halves}"
     yield f"  accepted     {percent(result['accepted'])} by the rejection score"
     if "upright" in result:
         yield f"  upright      {percent(result['upright']['accuracy'])}"

@@ -137,15 +137,18 @@ def quantize_bundle(
 def measure(model: onnx.ModelProto, bundle: Bundle, held: LabelledImages) -> dict[str, Any]:
     """Accuracy, angle error and share accepted of a model on labelled images, by ONNX Runtime."""
     outputs = run(model, held.images)
+    turned = held.angles_deg is not None
     return summarize(
         outputs["probabilities"],
         held.labels,
         bundle.classes,
-        np.rad2deg(outputs["angle"]) if held.angles_deg is not None else None,
+        np.rad2deg(outputs["angle"]) if turned else None,
         held.angles_deg,
         outputs["score"],
         bundle.threshold,
         bundle.manifest["data"].get("ambiguous", ()),
+        np.rad2deg(outputs["second_angle"]) if turned and "second_angle" in outputs else None,
+        outputs.get("concentration"),
     )
 
 

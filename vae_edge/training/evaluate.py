@@ -11,8 +11,18 @@ from numpy.typing import NDArray
 from vae_edge.data import LabelledImages, align_classes, rotated
 from vae_edge.metrics import confusion, summarize
 
-Arrays = tuple[NDArray[np.floating], NDArray[np.floating], NDArray[np.floating]]
-Predict = Callable[[NDArray[np.uint8]], Arrays]  # images to probabilities, angles in degrees, scores
+Arrays = tuple[NDArray[np.floating], ...]
+Predict = Callable[[NDArray[np.uint8]], Arrays]
+"""Images to probabilities [N, K], angles [N] in degrees, scores [N]; with a pose trunk also second-best angles [N] in
+degrees and concentrations [N]."""
+
+
+def arrays(predicted: Any) -> Arrays:
+    """What `evaluate` wants, of the runtime's predictions or of PyTorch's outputs."""
+    first = (predicted.probabilities, predicted.angles_deg, predicted.scores)
+    if predicted.second_angles_deg is None:
+        return first
+    return (*first, predicted.second_angles_deg, predicted.concentrations)
 
 
 def evaluate(
@@ -32,8 +42,8 @@ def evaluate(
     A model without an angle encoder (`has_angle` false) gets no angle error.
 
     Returns:
-        `n`, `accuracy`, `accuracy_by_class`, `angle_error_deg`, `accepted`, `confusion` (rows are true classes); and,
-        where the images were turned, `upright` with the figures of the images as they came.
+        what `summarize` gives, `confusion` (rows are true classes); and, where the images were turned, `upright` with
+        the figures of the images as they came.
 
     Raises:
         DataError: if the data does not fit the model's classes.
@@ -41,7 +51,7 @@ def evaluate(
     data = align_classes(data, classes)
 
     def figures(images: LabelledImages) -> dict[str, Any]:
-        probabilities, angles_deg, scores = predict(images.images)
+        probabilities, angles_deg, scores, *doubts = predict(images.images)
         true_deg = images.angles_deg if images.angles_deg is not None else np.zeros(len(images), np.float32)
         result = summarize(
             probabilities,
@@ -52,6 +62,7 @@ def evaluate(
             scores,
             threshold,
             ambiguous,
+            *(doubts if has_angle else ()),
         )
         table = confusion(images.labels, np.asarray(probabilities).argmax(1), len(classes))
         return {**result, "confusion": table.tolist()}

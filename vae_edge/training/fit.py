@@ -3,86 +3,81 @@
 from __future__ import annotations
 
 import json
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 
-from vae_edge.data import Dataset, LabelledImages, check_trainable, holdout, rotated, rotation_range
-from vae_edge.errors import CheckpointError, DataError, VaeEdgeError
+from vae_edge.data import Dataset
+from vae_edge.errors import CheckpointError
 from vae_edge.files import write_text
-from vae_edge.images import measure_input
-from vae_edge.metrics import summarize
-from vae_edge.model import AngleVAE, create_config
+from vae_edge.training.batches import RAMP, Mixture, draw_batch, floats, mix
 from vae_edge.training.checkpoint import (
     CONFIG,
+    GENERATED,
     LOG,
     MODEL,
-    SAMPLE_FILE,
     STATE,
     RunConfig,
     read_config,
+    read_tensors,
     write_config,
     write_tensors,
 )
-from vae_edge.training.config import TrainConfig
-from vae_edge.training.predict import predict
-from vae_edge.training.steps import State, begin, fast_bf16, restore, save, step
-from vae_edge.training.symmetry import ambiguous_classes
+from vae_edge.training.config import TrainConfig, learning_rate
+from vae_edge.training.finish import finish, training_codes
+from vae_edge.training.generate import generate
+from vae_edge.training.interrupt import Interrupted, stop_requested
+from vae_edge.training.parallel import mean_over_processes, open_workers
+from vae_edge.training.planning import Material, plan, sort_out
+from vae_edge.training.pools import GENERATED as GENERATED_STREAM
+from vae_edge.training.pools import LABELLED, UNLABELLED, Pool
+from vae_edge.training.steps import State, begin, fast_bf16, pseudo_labels, restore, save, step, watch
 
-LEAST_IMAGES = 16
-SAMPLES = 256  # held-out images kept with the run, on which later steps check themselves
+__all__ = ["Interrupted", "plan", "train"]
+
+GENERATED_LEAST, GENERATED_MOST = 100, 1000  # generated images of each class
 Progress = Callable[[int, int, dict[str, float]], None]
 
 
-class Interrupted(VaeEdgeError):
-    """Training was stopped by the user; its state is on disk and `--resume` goes on from there."""
+@dataclass(frozen=True)
+class Schedule:
+    """How many steps there are, where the images are generated, and how fast the weights move.
 
-
-def plan(dataset: Dataset, preset: str, training: TrainConfig, **overrides: Any) -> RunConfig:
-    """The configuration of a run on the training half of a data set.
-
-    Raises:
-        DataError: if there is nothing to train on.
-        ConfigError: if the preset or an override is wrong.
+    With generated images there are two cycles of the learning rate, one before and one after.
     """
-    if dataset.train is None:
-        raise DataError(f"{dataset.source} has no training half; give a data set with training images to train on")
-    check_trainable(dataset.train)
-    size, channels = dataset.train.images.shape[1], dataset.train.images.shape[3]
-    kept, held = holdout(dataset.train, training.holdout, training.seed)
-    if len(kept) < LEAST_IMAGES:
-        raise DataError(f"{len(kept)} images to train on (others are held out): at least {LEAST_IMAGES} are needed")
-    spec = measure_input(kept.images)
-    model = create_config(
-        preset,
-        **{
-            "classes": len(dataset.classes),
-            "size": size,
-            "channels": channels,
-            "pose": training.rotation != "none",
-            "fill": spec.fill / 255,
-            **overrides,
-        },
-    )
-    data = {
-        "name": dataset.name,
-        "fingerprint": dataset.fingerprint(),
-        "trained_on": len(kept),
-        "held_out": len(held),
-        "holdout_fraction": training.holdout,
-        "seed": training.seed,
-        "ambiguous": ambiguous_classes(kept) if model.pose and kept.angles_deg is None else [],
-        "absent": [name for k, name in enumerate(kept.classes) if not (kept.labels == k).any()],
-    }
-    return RunConfig(model, training, tuple(dataset.classes), spec, data)
+
+    settings: TrainConfig
+    batch: int
+    per_epoch: int
+    steps: int
+    boundary: int  # the first step that sees generated images; `steps` where none does
+
+    @classmethod
+    def of(cls, settings: TrainConfig, images: int) -> Schedule:
+        """The schedule of a run over so many images."""
+        batch = settings.batch_for(images)
+        per_epoch = max(1, images // batch)
+        steps = per_epoch * settings.epochs_for(images)
+        boundary = max(1, round(settings.pretrain * steps)) if settings.generated else steps
+        return cls(settings, batch, per_epoch, steps, boundary)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        settings = self.settings
+        if step < self.boundary:
+            return learning_rate(step, self.boundary, settings.learning_rate, settings.warmup)
+        return learning_rate(step - self.boundary, self.steps - self.boundary, settings.learning_rate, settings.warmup)
+
+    def ramp(self, step: int) -> float:
+        """How much pseudo-labels count at a step, from 0 to 1."""
+        return min(1.0, step / max(1.0, RAMP * self.steps))
 
 
 def train(
@@ -91,15 +86,19 @@ def train(
     out: str | Path,
     resume: bool = False,
     progress: Progress | None = None,
+    tensorboard: bool = False,
 ) -> Path:
     """Train on the kept part of the training half, fit the score, set its threshold on the held-out part.
 
+    Under `accelerate launch` each process calls this with the same arguments; the first one writes.
+
     Args:
-        dataset: its training half alone is used.
+        dataset: its training half and its unlabelled images are used.
         config: from `plan`.
         out: the run's folder. A finished run is never written over.
         resume: go on from the folder's state where there is one.
-        progress: called after each step with (step, steps, terms of the loss).
+        progress: called after each step with (step, steps, terms of the loss), on the first process.
+        tensorboard: write the terms of each epoch for TensorBoard as well, into the run's folder.
 
     Returns:
         The path of `model.safetensors`.
@@ -109,28 +108,150 @@ def train(
         Interrupted: after Ctrl-C or SIGTERM; the state at that step is on disk.
     """
     folder = Path(out)
-    state = _open_run(folder, config, resume)
-    assert dataset.train is not None
-    kept, held = holdout(dataset.train, config.training.holdout, config.training.seed)
-    with _stop_requested() as stopped:
-        _fit(state, kept, config, folder, stopped, progress)
-    return _finish(state, kept, held, config, folder)
+    workers = open_workers()
+    _check_folder(folder, config, resume)
+    workers.wait_for_everyone()
+    fitting = Fitting(config, sort_out(dataset, config.training), folder, workers)
+    if workers.is_main_process and not (folder / CONFIG).exists():
+        write_config(folder, config)
+    with stop_requested() as stopped:
+        fitting.run(stopped, progress if workers.is_main_process else None, _board(folder, tensorboard, workers))
+    if workers.is_main_process:
+        model = fitting.result()
+        finish(model, fitting.material, config, fitting.state.step, folder)
+    workers.wait_for_everyone()
+    return folder / MODEL
 
 
-def _open_run(folder: Path, config: RunConfig, resume: bool) -> State:
+class Fitting:
+    """A run under way: its images, its state, and what moves it."""
+
+    def __init__(self, config: RunConfig, material: Material, folder: Path, workers: Accelerator) -> None:
+        self.config, self.material, self.folder, self.workers = config, material, folder, workers
+        settings = config.training
+        self.bf16 = settings.bf16 if settings.bf16 is not None else fast_bf16(workers.device)
+        self.schedule = Schedule.of(settings, len(material.labelled) + len(material.unlabelled))
+        self.state = begin(config, workers, self.bf16)
+        if (folder / STATE).exists():
+            restore(self.state, folder)
+        seed, device = settings.seed, workers.device
+        self.pools = {"labelled": Pool.labelled(material.labelled, seed, LABELLED, device)}
+        if len(material.unlabelled):
+            angles = material.unlabelled_angles_deg
+            self.pools["unlabelled"] = Pool.of(material.unlabelled, None, angles, seed, UNLABELLED, device)
+        if material.watched is not None:
+            self.watched = floats(torch.from_numpy(material.watched.images).to(device))
+            self.watched_labels = torch.from_numpy(material.watched.labels).to(device)
+
+    def run(self, stopped: threading.Event, progress: Progress | None, board: Any) -> None:
+        """All steps that are left."""
+        state, schedule, settings = self.state, self.schedule, self.config.training
+        log = _open_log(self.folder, state.step // schedule.per_epoch)
+        began = time.monotonic() - state.seconds
+        while state.step < schedule.steps and not self._had_enough():
+            terms = self._one_step()
+            for name, value in terms.items():
+                state.sums[name] = state.sums.get(name, 0.0) + value
+            state.seconds = time.monotonic() - began
+            if progress is not None:
+                progress(state.step, schedule.steps, terms)
+            stop = mean_over_processes({"stop": float(stopped.is_set())}, self.workers)["stop"] > 0
+            ended = state.step % schedule.per_epoch == 0
+            if ended:
+                epoch = state.step // schedule.per_epoch
+                means = {name: round(total / schedule.per_epoch, 5) for name, total in state.sums.items()}
+                if settings.patience is not None:
+                    means["watched_classes"] = self._watch()
+                log.append(json.dumps({"epoch": epoch, "seconds": round(state.seconds, 2), **means}))
+                state.sums = {}
+                if board is not None:
+                    for name, value in means.items():
+                        board.add_scalar(name, value, state.step)
+                    board.flush()
+            if self.workers.is_main_process and (stop or ended):
+                write_text(self.folder / LOG, "".join(line + "\n" for line in log))
+                save(state, self.folder)
+            if stop:
+                self.workers.wait_for_everyone()
+                raise Interrupted(
+                    f"training stopped at step {state.step} of {schedule.steps}; its state is in {self.folder}"
+                )
+
+    def _one_step(self) -> dict[str, float]:
+        """Draw a batch, and take a step on it; `data_seconds` among the terms is what the drawing took."""
+        state, schedule, workers = self.state, self.schedule, self.workers
+        began = time.perf_counter()
+        batch = draw_batch(
+            self.pools,
+            self._mixture(),
+            state.step,
+            self.config,
+            schedule.ramp(state.step),
+            workers.process_index,
+            workers.num_processes,
+            lambda images: pseudo_labels(state, images, self.bf16),
+        )
+        drawn = time.perf_counter() - began
+        terms = step(state, batch, self.config, workers, schedule.rate(state.step))
+        return {**terms, "data_seconds": drawn}
+
+    def _mixture(self) -> Mixture:
+        """What a step takes now; the generated images are made, or read again, when the first step needs them."""
+        late = self.state.step >= self.schedule.boundary
+        if late and "generated" not in self.pools:
+            self._generate()
+        share = self.config.training.generated if late else 0.0
+        return mix(self.schedule.batch, "unlabelled" in self.pools, share, self.workers.num_processes)
+
+    def _generate(self) -> None:
+        """New images of each class, of the averaged model as it stands at the boundary; written beside the state."""
+        path, config, kept = self.folder / GENERATED, self.config, self.material.labelled
+        if self.state.step == self.schedule.boundary and self.workers.is_main_process:
+            absent = config.data["absent"]
+            present = len(config.classes) - len(absent)
+            per_class = min(GENERATED_MOST, max(GENERATED_LEAST, -(-len(kept) // present)))
+            codes = training_codes(self.state.average, kept, config.training.seed)
+            drawn = generate(
+                self.state.average, config.classes, per_class, seed=config.training.seed, absent=absent, **codes
+            )
+            tensors = {"images": torch.from_numpy(drawn.images), "labels": torch.from_numpy(drawn.labels)}
+            write_tensors(path, tensors, {"step": self.state.step})
+        self.workers.wait_for_everyone()
+        tensors, about = read_tensors(path)
+        if about.get("step") != self.schedule.boundary:
+            raise CheckpointError(f"{path} holds images of step {about.get('step')}, not {self.schedule.boundary}")
+        images, labels = tensors["images"].numpy(), tensors["labels"].numpy()
+        device = self.workers.device
+        self.pools["generated"] = Pool.of(images, labels, None, config.training.seed, GENERATED_STREAM, device)
+
+    def _watch(self) -> float:
+        """The loss on what is watched; remembers the best average and how long ago it was."""
+        state = self.state
+        loss = round(watch(state, self.watched, self.watched_labels), 5)
+        if loss < state.watched.get("loss", np.inf):
+            state.best = {name: tensor.clone() for name, tensor in state.average.state_dict().items()}
+            state.watched = {"loss": loss, "waited": 0}
+        else:
+            state.watched["waited"] += 1
+        return loss
+
+    def _had_enough(self) -> bool:
+        patience = self.config.training.patience
+        return patience is not None and self.state.watched.get("waited", 0) >= patience
+
+    def result(self) -> Any:
+        """The averaged model, as it was at its best where that was watched, on the CPU."""
+        model = self.state.average
+        if self.state.best:
+            model.load_state_dict(self.state.best)
+        return model.cpu()
+
+
+def _check_folder(folder: Path, config: RunConfig, resume: bool) -> None:
     if (folder / MODEL).exists():
         raise CheckpointError(f"{folder} holds a finished run; choose another --out or remove it first")
-    if (folder / CONFIG).exists():
-        _check_same(folder, config, resume)
-    state = begin(config)
-    if (folder / STATE).exists():
-        restore(state, folder)
-    elif not (folder / CONFIG).exists():
-        write_config(folder, config)
-    return state
-
-
-def _check_same(folder: Path, config: RunConfig, resume: bool) -> None:
+    if not (folder / CONFIG).exists():
+        return
     if not resume:
         raise CheckpointError(
             f"{folder} holds an unfinished run; go on with `vae-edge train --resume`, or choose another --out"
@@ -152,130 +273,24 @@ def _check_same(folder: Path, config: RunConfig, resume: bool) -> None:
         )
 
 
-def _fit(
-    state: State,
-    kept: LabelledImages,
-    config: RunConfig,
-    folder: Path,
-    stopped: threading.Event,
-    progress: Progress | None,
-) -> None:
-    """All steps that are left. Every random number comes from the seed and the step alone."""
-    settings = config.training
-    images, labels = torch.from_numpy(kept.images), torch.from_numpy(kept.labels)
-    batch = settings.batch_for(len(labels))
-    per_epoch = len(labels) // batch
-    steps = per_epoch * settings.epochs_for(len(labels))
-    bf16 = settings.bf16 if settings.bf16 is not None else fast_bf16()
-    known = None if kept.angles_deg is None else torch.from_numpy(kept.angles_deg).deg2rad()
-    log = _open_log(folder, state.step // per_epoch)
-    began = time.monotonic() - state.seconds
-    order, ordered = np.empty(0, np.int64), -1
-    while state.step < steps:
-        epoch, index = divmod(state.step, per_epoch)
-        if epoch != ordered:
-            order, ordered = np.random.default_rng([settings.seed, epoch]).permutation(len(labels)), epoch
-        chosen = torch.from_numpy(order[index * batch : (index + 1) * batch])
-        angles = None if known is None else known[chosen]
-        terms = step(state, images[chosen], labels[chosen], angles, config, steps, bf16)
-        for name, value in terms.items():
-            state.sums[name] = state.sums.get(name, 0.0) + value
-        state.seconds = time.monotonic() - began
-        if progress is not None:
-            progress(state.step, steps, terms)
-        if index + 1 == per_epoch:
-            means = {name: round(total / per_epoch, 5) for name, total in state.sums.items()}
-            log.append(json.dumps({"epoch": epoch + 1, "seconds": round(state.seconds, 2), **means}))
-            write_text(folder / LOG, "\n".join(log) + "\n")
-            state.sums = {}
-        if stopped.is_set() or index + 1 == per_epoch:
-            save(state, folder)
-        if stopped.is_set():
-            raise Interrupted(f"training stopped at step {state.step} of {steps}; its state is in {folder}")
-
-
-def _finish(state: State, kept: LabelledImages, held: LabelledImages, config: RunConfig, folder: Path) -> Path:
-    """Fit the score on training images, set its threshold on held-out ones, measure these, write the model."""
-    settings, model = config.training, state.average
-    seen = fit_score(model, kept, config)
-    turned = _as_trained(held, config, settings.seed + 1)
-    outputs = predict(model, turned.images)
-    threshold = float(np.quantile(outputs.scores, 1.0 - settings.reject_rate))
-    if not np.isfinite(threshold):
-        raise CheckpointError(f"the scores of the held-out images are not finite: training in {folder} came to nothing")
-    upright = predict(model, held.images)
-    figures = summarize(
-        outputs.probabilities,
-        turned.labels,
-        config.classes,
-        outputs.angles_deg if config.model.pose else None,
-        turned.angles_deg,
-        outputs.scores,
-        threshold,
-        config.data["ambiguous"],
-    )
-    result = {
-        "step": state.step,
-        "threshold": threshold,
-        "reject_rate": settings.reject_rate,
-        "score_fitted_on": seen,
-        "validation": {**figures, "rotation": settings.rotation},
-        "validation_upright": summarize(upright.probabilities, held.labels, config.classes),
-    }
-    chosen = np.random.default_rng(settings.seed).permutation(len(held))[:SAMPLES]
-    samples = {"images": torch.from_numpy(turned.images[chosen]), "upright": torch.from_numpy(held.images[chosen])}
-    write_tensors(folder / SAMPLE_FILE, {**samples, "labels": torch.from_numpy(held.labels[chosen])}, {})
-    write_tensors(folder / MODEL, model.state_dict(), result)
-    return folder / MODEL
-
-
-def _as_trained(images: LabelledImages, config: RunConfig, seed: int) -> LabelledImages:
-    """Images turned as far as training turned them."""
-    if not config.model.pose:
-        return images
-    return rotated(images, rotation_range(config.training.rotation), seed, config.input.fill)
-
-
-def fit_score(model: AngleVAE, kept: LabelledImages, config: RunConfig, limit: int = 10_000) -> int:
-    """Fit the rejection score on (up to `limit`) training images, turned as in training. Returns how many."""
-    settings = config.training
-    chosen = np.random.default_rng(settings.seed).permutation(len(kept))[:limit]
-    missing = set(range(len(kept.classes))) - set(kept.labels[chosen].tolist())
-    firsts = [int(np.flatnonzero(kept.labels == k)[0]) for k in missing if (kept.labels == k).any()]
-    sample = kept.take(np.concatenate([chosen, np.array(firsts, dtype=np.int64)]))
-    sample = _as_trained(sample, config, settings.seed + 2)
-    outputs = predict(model, sample.images)
-    model.score.fit_codes(outputs.codes, torch.from_numpy(sample.labels))
-    model.score.fit_scale(predict(model, sample.images).parts)
-    return len(sample)
-
-
 def _open_log(folder: Path, epochs: int) -> list[str]:
     """The lines of the epochs that the state has behind it; later ones, from a run that was killed, are dropped."""
     path = folder / LOG
     return path.read_text(encoding="utf-8").splitlines()[:epochs] if path.is_file() else []
 
 
-@contextmanager
-def _stop_requested() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets; a second one interrupts at once.
+def _board(folder: Path, wanted: bool, workers: Accelerator) -> Any:
+    """TensorBoard's writer, on the first process, where it is wanted.
 
-    What the process ignores stays ignored, as in a shell's background job. Outside the main thread it stays unset.
+    Raises:
+        CheckpointError: if TensorBoard is not installed.
     """
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def request(number: int, frame: FrameType | None) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-
-    heard = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, request) for number in heard}
+    if not wanted or not workers.is_main_process:
+        return None
     try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise CheckpointError(
+            f"--tensorboard needs the package tensorboard ({error}): pip install 'vae-edge[tensorboard]'"
+        ) from error
+    return SummaryWriter(folder / "tensorboard")
