@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["describe_machine", "format_table", "run_benchmark"]
+__all__ = ["describe_machine", "format_table", "run_benchmark", "time_in_turns"]
 
 if TYPE_CHECKING:
     from vae_edge.benchmark.machine import describe_machine
     from vae_edge.benchmark.run import run_benchmark
     from vae_edge.benchmark.table import format_table
+    from vae_edge.benchmark.turns import time_in_turns
 
-_HOME = {"describe_machine": "machine", "run_benchmark": "run", "format_table": "table"}
+_HOME = {"describe_machine": "machine", "run_benchmark": "run", "format_table": "table", "time_in_turns": "turns"}
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,8 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,13 @@ import numpy as np
 import vae_edge
 from vae_edge.benchmark.machine import describe_machine
 from vae_edge.benchmark.memory import baseline_memory, peak_memory
+from vae_edge.benchmark.turns import time_in_turns
 from vae_edge.bundle import Bundle, load_bundle
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.runtime import Classifier, installed_backends
 
 SCHEMA = 1
 WARM_CALLS = 3
-LEAST_CALLS = 5
 MEMORY_IS = (
     "peak resident memory of one fresh process that imports, loads, and predicts batches of this size (nothing "
     "subtracted); the baseline is a process that imports NumPy and vae_edge and loads no bundle"
@@ -29,12 +30,11 @@ MEMORY_IS = (
 
 @dataclass
 class Candidate:
-    """One backend in one precision, with the time in ns of each call so far."""
+    """One backend in one precision."""
 
     backend: str
     precision: str
     classifier: Classifier
-    times_ns: list[int] = field(default_factory=list)
 
 
 def run_benchmark(
@@ -131,24 +131,18 @@ def _time_batch(
     opened: list[Candidate], image: np.ndarray, seconds: float, peaks: dict[tuple[str, str, int], int]
 ) -> list[dict[str, Any]]:
     for candidate in opened:
-        candidate.times_ns = []
         candidate.classifier.warmup(len(image))
         for _ in range(WARM_CALLS):
             candidate.classifier(image)
-    deadline = time.perf_counter() + seconds
-    while time.perf_counter() < deadline or len(opened[-1].times_ns) < LEAST_CALLS:
-        for candidate in opened:
-            call = candidate.classifier
-            call(image)
-            for _ in range(4 if len(image) < 32 else 1):
-                start = time.perf_counter_ns()
-                call(image)
-                candidate.times_ns.append(time.perf_counter_ns() - start)
-    return [_summary(candidate, len(image), peaks) for candidate in opened]
+    calls = [partial(candidate.classifier, image) for candidate in opened]
+    times = time_in_turns(calls, seconds, burst=4 if len(image) < 32 else 1)
+    return [_summary(candidate, taken, len(image), peaks) for candidate, taken in zip(opened, times, strict=True)]
 
 
-def _summary(candidate: Candidate, batch: int, peaks: dict[tuple[str, str, int], int]) -> dict[str, Any]:
-    times_us = np.asarray(candidate.times_ns, np.float64) / 1e3
+def _summary(
+    candidate: Candidate, times_ns: list[int], batch: int, peaks: dict[tuple[str, str, int], int]
+) -> dict[str, Any]:
+    times_us = np.asarray(times_ns, np.float64) / 1e3
     p50, p90, p99 = (float(v) for v in np.percentile(times_us, [50, 90, 99]))
     return {
         "backend": candidate.backend,

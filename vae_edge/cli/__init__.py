@@ -48,6 +48,8 @@ _EXTRAS = {
     "mlxtend": "digits",
     "matplotlib": "report",
     "jinja2": "report",
+    "sklearn": "compare",
+    "skl2onnx": "compare",
 }
 
 

@@ -40,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     _train(commands)
     _evaluate(commands)
     _generate(commands)
+    _compare(commands)
     _export(commands)
     _quantize(commands)
     _build(commands)
@@ -183,6 +184,29 @@ def _generate(commands: Commands) -> None:
         type=float,
         help="around, and how far: 0: each class's mean; 1: as wide as training's codes (default: 0.7)",
     )
+    _seed(parser)
+    _json(parser)
+
+
+def _compare(commands: Commands) -> None:
+    parser = _add(commands, "compare", "compare", "train other models on the same images, and compare them with ours")
+    parser.add_argument("--data", required=True, help=DATA_HELP)
+    parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="how often, each time anew (default: 3)")
+    parser.add_argument(
+        "--models", metavar="A,B", help="some of svm, logistic, mlp, cnn, cnn-equal, vae, angle-vae (default: all)"
+    )
+    parser.add_argument("--only", choices=("upright", "turned"), help="only images of this kind (default: both)")
+    parser.add_argument("--generated", type=float, default=0.3, help="share of generated images (default: 0.3)")
+    parser.add_argument("--no-generated", action="store_true", help="leave out training with generated images")
+    parser.add_argument("--train-images", metavar="N", help="images to train on, or all (default: 12000)")
+    parser.add_argument(
+        "--images-seen", type=positive, default=240_000, metavar="N", help="images shown in training (default: 240000)"
+    )
+    parser.add_argument("--preset", default="small", help="of ours: tiny, small (default) or base")
+    parser.add_argument("--size", type=positive, help="resize images to this many pixels (28 to 64)")
+    parser.add_argument("--seconds", type=float, default=30.0, help="time for all latencies (default: 30)")
+    parser.add_argument("--out", default="runs/compare", help="folder of the results; goes on with what is there")
+    _threads(parser)
     _seed(parser)
     _json(parser)
 

@@ -46,7 +46,19 @@ def _render(draw: Draw, colours: Mapping[str, Any], size: tuple[float, float]) -
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    style = {
+    with matplotlib.rc_context(style(colours)):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        draw(axes, colours)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def style(colours: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of matplotlib for all our plots."""
+    return {
         "svg.hashsalt": "vae-edge",
         "svg.fonttype": "path",
         "font.size": 10,
@@ -59,14 +71,6 @@ def _render(draw: Draw, colours: Mapping[str, Any], size: tuple[float, float]) -
         "axes.spines.right": False,
         "legend.frameon": False,
     }
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasSVG(figure)
-        axes = figure.add_subplot()
-        draw(axes, colours)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def picture(image: NDArray[np.uint8]) -> str:

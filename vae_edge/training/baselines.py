@@ -1,0 +1,211 @@
+"""What a user would use instead: a kernel machine, logistic regression, a perceptron, convolutional networks.
+
+The networks are fitted as ours are: AdamW on one cycle, an average of the weights, the same batches, augmentation and
+precision. The two from scikit-learn have no use for augmentation and see each image once.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vae_edge.data import LabelledImages
+from vae_edge.data.augment import affine_augment
+from vae_edge.errors import CheckpointError
+from vae_edge.model import ModelConfig
+from vae_edge.model.network import trunk
+from vae_edge.training.config import TrainConfig, learning_rate
+from vae_edge.training.fit import Progress
+from vae_edge.training.predict import to_floats
+from vae_edge.training.steps import fast_bf16
+
+MLP_HIDDEN = 256
+CNN_WIDTHS = (16, 32, 48)
+WIDTH_STEP = 8  # channel counts are multiples of this, which processors like
+LEAST_HIDDEN = 32
+SVM_C = 10.0
+LOGISTIC_C = 0.1
+LOGISTIC_ITERATIONS = 300
+PREDICTED_AT_ONCE = 500
+
+
+def mlp(config: ModelConfig) -> nn.Sequential:
+    """Pixels, 256 hidden units, classes."""
+    pixels = config.channels * config.size**2
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(pixels, MLP_HIDDEN), nn.ReLU(inplace=True), nn.Linear(MLP_HIDDEN, config.classes)
+    )
+
+
+def cnn(config: ModelConfig) -> nn.Sequential:
+    """A plain small convolutional network, 77k parameters for 28×28 grey pixels and ten classes."""
+    features = _features(CNN_WIDTHS, config)
+    return nn.Sequential(trunk(config.channels, CNN_WIDTHS, config.resolutions()), nn.Linear(features, config.classes))
+
+
+def cnn_of_size(config: ModelConfig, parameters: int) -> nn.Sequential:
+    """The same kind of network with as many parameters as wanted.
+
+    Its three widths stand as 1:2:3 and are as large as leaves room for a hidden layer of 32 units before the classes;
+    the hidden layer then takes what is left, so that the number is met within half a unit of it.
+    """
+    best = _sized(config, 1, parameters)
+    step = 2
+    while (wider := _sized(config, step, parameters))[1] >= LEAST_HIDDEN:
+        best, step = wider, step + 1
+    widths, hidden = best
+    return nn.Sequential(
+        trunk(config.channels, widths, config.resolutions()),
+        nn.Linear(_features(widths, config), max(1, hidden)),
+        nn.ReLU(inplace=True),
+        nn.Linear(max(1, hidden), config.classes),
+    )
+
+
+def _sized(config: ModelConfig, step: int, parameters: int) -> tuple[tuple[int, ...], int]:
+    """Widths of a multiple of 8, and the hidden units with which the network comes nearest to `parameters`."""
+    widths = tuple(WIDTH_STEP * step * k for k in (1, 2, 3))
+    convolutions = sum(p.numel() for p in trunk(config.channels, widths, config.resolutions()).parameters())
+    return widths, round(
+        (parameters - convolutions - config.classes) / (_features(widths, config) + 1 + config.classes)
+    )
+
+
+def _features(widths: tuple[int, ...], config: ModelConfig) -> int:
+    sides = config.resolutions()
+    return widths[min(len(sides), len(widths)) - 1] * sides[-1] ** 2
+
+
+def cross_entropy_of_anything(network: nn.Module, pixels: Tensor) -> Tensor:
+    """The loss on images [N, C, S, S] that all count as the first class: what it costs does not depend on labels."""
+    return F.cross_entropy(network(pixels), torch.zeros(len(pixels), dtype=torch.long))
+
+
+def fit_network(
+    network: nn.Module,
+    images: LabelledImages,
+    settings: TrainConfig,
+    steps: int,
+    fill: float,
+    progress: Progress | None = None,
+) -> nn.Module:
+    """Train a network from float [N, C, S, S] to logits as ours is trained, for a given number of steps.
+
+    Args:
+        network: trained in place; the seed of its first weights is the caller's affair.
+        images: uint8; a step takes `settings.batch_for(len(images))` of them.
+        settings: of which the rotation, the rates, the average and the seed are used.
+        fill: from 0 to 1, what comes in from outside the frame.
+        progress: called after each step with (step, steps, {"total": loss}).
+
+    Returns:
+        the average of the weights, in evaluation mode.
+
+    Raises:
+        CheckpointError: if the gradient is not finite.
+    """
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    average = copy.deepcopy(network).requires_grad_(False)
+    decayed = [p for p in network.parameters() if p.ndim > 1]
+    plain = [p for p in network.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.99))
+    bf16 = settings.bf16 if settings.bf16 is not None else fast_bf16()
+    batch = settings.batch_for(len(images))
+    per_epoch = len(images) // batch
+    everything, labels = torch.from_numpy(images.images), torch.from_numpy(images.labels)
+    order = np.empty(0, np.int64)
+    network.train()
+    for step in range(steps):
+        epoch, index = divmod(step, per_epoch)
+        if index == 0:
+            order = np.random.default_rng([settings.seed, epoch]).permutation(len(images))
+        chosen = torch.from_numpy(order[index * batch : (index + 1) * batch])
+        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
+        pixels = everything[chosen].permute(0, 3, 1, 2).float().div_(255.0)
+        pixels, _ = affine_augment(pixels, generator, **settings.augmentation(), fill=fill)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, settings.learning_rate, settings.warmup)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            logits = network(pixels.contiguous(memory_format=torch.channels_last))
+        loss = F.cross_entropy(logits.float(), labels[chosen], label_smoothing=settings.weights.smoothing)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if not math.isfinite(float(torch.nn.utils.clip_grad_norm_(network.parameters(), settings.gradient_clip))):
+            raise CheckpointError(f"training diverged at step {step} of {steps}: the gradient is not finite")
+        optimizer.step()
+        _follow(average, network, min(settings.ema, (2 + step) / (11 + step)))
+        if progress is not None:
+            progress(step + 1, steps, {"total": float(loss.detach())})
+    return average.eval()
+
+
+@torch.no_grad()
+def _follow(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """Move the average towards the network: weights and the normalization's statistics."""
+    for ours, theirs in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
+        if ours.is_floating_point():
+            ours.lerp_(theirs, 1.0 - decay)
+
+
+@torch.no_grad()
+def network_probabilities(network: nn.Module, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Probabilities [N, K] of uint8 images [N, S, S, C]; the network is put into evaluation mode."""
+    network.eval()
+    starts = range(0, len(images), PREDICTED_AT_ONCE)
+    parts = [network(to_floats(images[i : i + PREDICTED_AT_ONCE])).softmax(1) for i in starts]
+    return torch.cat(parts).numpy()
+
+
+def flat(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """uint8 [N, S, S, C] to float32 [N, S·S·C] in [0, 1]: what scikit-learn's models take."""
+    return images.reshape(len(images), -1).astype(np.float32) / np.float32(255.0)
+
+
+def import_estimators() -> None:
+    """Import scikit-learn, so that the seconds which that takes are not counted as training."""
+    import sklearn.linear_model
+    import sklearn.svm  # noqa: F401
+
+
+def fit_svm(images: LabelledImages) -> Any:
+    """scikit-learn's support vector machine: radial kernel, C = 10, gamma by the pixels' variance ("scale").
+
+    It decides by the highest of its one-against-rest scores, so that a file with these scores decides alike.
+    """
+    from sklearn.svm import SVC
+
+    return SVC(C=SVM_C, gamma="scale", break_ties=True).fit(flat(images.images), images.labels)
+
+
+def fit_logistic(images: LabelledImages) -> Any:
+    """scikit-learn's logistic regression over all classes at once: C = 0.1, L-BFGS, 300 iterations at most."""
+    import warnings
+
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the limit is said above
+        return LogisticRegression(C=LOGISTIC_C, max_iter=LOGISTIC_ITERATIONS).fit(flat(images.images), images.labels)
+
+
+def estimator_cost(estimator: Any) -> tuple[int, int]:
+    """Stored numbers, and multiply-accumulates for one image, of `fit_svm`'s and `fit_logistic`'s results.
+
+    A support vector costs one product of all pixels, and its weights in the classes' votes.
+    """
+    if hasattr(estimator, "support_vectors_"):
+        count, pixels = estimator.support_vectors_.shape
+        numbers = count * pixels + estimator.dual_coef_.size
+        return numbers + estimator.intercept_.size, numbers
+    return estimator.coef_.size + estimator.intercept_.size, estimator.coef_.size

@@ -1,0 +1,284 @@
+"""The comparison with what a user would use instead: one cell for each model, kind of image, mixture and seed.
+
+A finished cell is a file `cells/<name>.json` in the comparison's folder and is taken as it is by the next run, as long
+as settings and data agree. The ONNX files of the first seed stay beside it, to be timed together at the end.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vae_edge.data import Dataset, LabelledImages, holdout, rotated
+from vae_edge.data.sets import join
+from vae_edge.errors import ConfigError, DataError
+from vae_edge.files import sha256, write_bytes, write_json
+from vae_edge.model import AngleVAE
+from vae_edge.training import baselines
+from vae_edge.training.checkpoint import MODEL, load_checkpoint
+from vae_edge.training.compare_ground import Ground
+from vae_edge.training.compare_settings import ESTIMATORS, GENERATORS, INNER, POSE, SCHEMA, Cell, Settings, read_cell
+from vae_edge.training.effort import Decision, Whole
+from vae_edge.training.fit import Progress, plan, train
+from vae_edge.training.generate import CONFIDENCE, generate
+from vae_edge.training.predict import predict
+
+JUDGES, ONCE = 1000, 2000  # added to the seed, for the angles of held-out images and of training images seen once
+
+ToFiles = Callable[[Any, int, int], dict[str, bytes]]  # a fitted model, size and channels, to ONNX files by name
+Watch = Callable[[str], AbstractContextManager[Progress | None]]  # a progress bar for a cell
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained model, how it names the classes of uint8 images, and what went into it."""
+
+    model: Any
+    classify: Callable[[NDArray[np.uint8]], NDArray[np.int64]]
+    images_seen: int
+    training_macs: float | None  # for one image
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Clock:
+    """Wall and processor seconds since it was made; the processor's are those of all threads of this process."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter(), time.process_time()
+
+    def read(self) -> dict[str, float]:
+        """Both, rounded."""
+        wall, processor = time.perf_counter() - self._began[0], time.process_time() - self._began[1]
+        return {"wall_seconds": round(wall, 3), "processor_seconds": round(processor, 3)}
+
+
+class Comparison:
+    """A data set, settings and a folder; `finish` brings a cell's record about, by training or from its file.
+
+    Args:
+        first_seed: the seed whose models are kept as ONNX files.
+        to_files: makes these files; without it there are none.
+
+    Raises:
+        ConfigError: if the folder holds cells of another comparison.
+        DataError: if there is too little to train on or to judge with.
+    """
+
+    def __init__(
+        self, dataset: Dataset, settings: Settings, out: Path, first_seed: int = 0, to_files: ToFiles | None = None
+    ) -> None:
+        self.ground = Ground(dataset, settings)
+        self.out, self.first_seed, self.to_files = out, first_seed, to_files
+        self.fingerprint = dataset.fingerprint()
+        self._check_folder()
+        self.ground.parts(first_seed)
+
+    def run_folder(self, cell: Cell) -> Path:
+        """Where the training run of a model of ours is."""
+        return self.out / "runs" / cell.name
+
+    def cell_file(self, cell: Cell) -> Path:
+        """The file that says that a cell is finished."""
+        return self.out / "cells" / f"{cell.name}.json"
+
+    def finished(self, cell: Cell) -> dict[str, Any] | None:
+        """A cell's record, if its files are all there."""
+        path = self.cell_file(cell)
+        if not path.is_file() or (cell.model in POSE and not (self.run_folder(cell) / MODEL).is_file()):
+            return None
+        record = read_cell(path)
+        if cell.seed == self.first_seed and self.to_files is not None:
+            whole = [_sum_of(path.parent / file["file"]) == file["sha256"] for file in record["files"].values()]
+            if not whole or not all(whole):
+                return None
+        return record
+
+    def needed(self, cells: list[Cell]) -> list[Cell]:
+        """The cells that are still to be trained, with the generators that they need before them."""
+        wanted: dict[Cell, None] = {}
+        for cell in cells:
+            if self.finished(cell) is None:
+                for part in (*([_generator(cell)] if cell.generated else []), cell):
+                    if self.finished(part) is None:
+                        wanted[part] = None
+        return list(wanted)
+
+    def finish(self, cell: Cell, watch: Watch | None = None) -> dict[str, Any]:
+        """A cell's record; the cell, and the generator that it needs, are trained where that is not done yet."""
+        record = self.finished(cell)
+        if record is not None:
+            return record
+        pool, held = self.ground.parts(cell.seed)
+        images, generator = self._mixed(cell, pool, watch) if cell.generated else (pool, None)
+        kept, _ = holdout(images, INNER, cell.seed)
+        if cell.model in ESTIMATORS:
+            baselines.import_estimators()
+        with (watch or _unwatched)(cell.name) as progress:
+            clock = Clock()
+            fitted = self._fit(cell, images, kept, progress)
+            seconds = clock.read()
+        fill = self.ground.fill
+        judges = rotated(held, 180.0, JUDGES + cell.seed, fill) if cell.images == "turned" else held
+        right = fitted.classify(judges.images) == judges.labels
+        macs = None if fitted.training_macs is None else fitted.training_macs * fitted.images_seen
+        record = {
+            "schema": SCHEMA,
+            "cell": asdict(cell),
+            "settings": self.ground.settings.of(cell),
+            "fingerprint": self.fingerprint,
+            "images": {"trained_on": len(kept), "drawn": len(images) - len(pool), "judged_on": len(judges)},
+            "accuracy": float(right.mean()),
+            "training": {**seconds, "images_seen": fitted.images_seen, "macs": macs},
+            "inference": self._inference(cell, fitted),
+            "generator": generator,
+            "files": self._write_files(cell, fitted),
+            "details": fitted.details,
+        }
+        write_json(self.cell_file(cell), record)
+        return record
+
+    def _mixed(self, cell: Cell, pool: LabelledImages, watch: Watch | None) -> tuple[LabelledImages, dict[str, Any]]:
+        """The pool with the wanted share of generated images, upright and as many of each class; how they were made."""
+        drawer = _generator(cell)
+        training = self.finish(drawer, watch)["training"]
+        clock = Clock()
+        checkpoint = load_checkpoint(self.run_folder(drawer))
+        share, absent = self.ground.settings.generated, checkpoint.config.data["absent"]
+        per_class = max(1, round(share / (1 - share) * len(pool) / (len(pool.classes) - len(absent))))
+        known, _ = holdout(pool, INNER, cell.seed)
+        drawn, confidence = draw(checkpoint.model, known, per_class, cell.seed, absent)
+        about = {"cell": drawer.name, "training": training, "drawing": clock.read(), "confidence": confidence}
+        return join([pool, drawn]), about
+
+    def _fit(self, cell: Cell, images: LabelledImages, kept: LabelledImages, progress: Progress | None) -> Fitted:
+        if cell.model in POSE:
+            return self._fit_ours(cell, images, len(kept), progress)
+        if cell.model in ESTIMATORS:
+            return self._fit_estimator(cell, kept)
+        network = self.ground.network(cell.model, cell.seed)
+        steps, macs = self.ground.steps_of(cell, len(kept), network)
+        settings = self.ground.training_config(cell, len(kept))
+        fitted = baselines.fit_network(network, kept, settings, steps, self.ground.fill / 255, progress)
+
+        def classify(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
+            return baselines.network_probabilities(fitted, pixels).argmax(1)
+
+        return Fitted(fitted, classify, steps * settings.batch_for(len(kept)), macs, {"steps": steps})
+
+    def _fit_estimator(self, cell: Cell, kept: LabelledImages) -> Fitted:
+        """Each image once: as it came, or turned by one angle of its own."""
+        turned = cell.images == "turned"
+        seen = rotated(kept, 180.0, ONCE + cell.seed, self.ground.fill) if turned else kept
+        estimator = ESTIMATORS[cell.model](seen)
+        vectors = getattr(estimator, "support_vectors_", None)
+
+        def classify(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
+            return np.asarray(estimator.predict(baselines.flat(pixels)), np.int64)
+
+        return Fitted(
+            estimator, classify, len(seen), None, {} if vectors is None else {"support_vectors": len(vectors)}
+        )
+
+    def _fit_ours(self, cell: Cell, images: LabelledImages, kept: int, progress: Progress | None) -> Fitted:
+        """By the same functions as `vae-edge train`; an unfinished run of an earlier attempt is begun anew."""
+        folder, ground = self.run_folder(cell), self.ground
+        shutil.rmtree(folder, ignore_errors=True)
+        dataset = Dataset(ground.dataset.name, ground.dataset.source, images, None)
+        settings = ground.training_config(cell, kept)
+        config = plan(dataset, ground.settings.preset, settings, pose=POSE[cell.model])
+        train(dataset, config, folder, progress=progress)
+        checkpoint = load_checkpoint(folder)
+
+        def classify(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
+            return predict(checkpoint.model, pixels).probabilities.argmax(1)
+
+        steps = int(checkpoint.result["step"])
+        macs = ground.training_macs(AngleVAE(config.model))
+        return Fitted(checkpoint.model, classify, steps * settings.batch_for(kept), macs, {"steps": steps})
+
+    def _inference(self, cell: Cell, fitted: Fitted) -> dict[str, Any]:
+        """What a decision costs; of ours also with the angle and the rejection score (`whole`)."""
+        if cell.model in ESTIMATORS:
+            parameters, macs = baselines.estimator_cost(fitted.model)
+            return {"decision": {"parameters": parameters, "macs": macs}}
+        if cell.model in POSE:
+            decision = self.ground.cost(cell.model, Decision(fitted.model))
+            return {"decision": decision, "whole": self.ground.cost(f"{cell.model}, whole", Whole(fitted.model))}
+        return {"decision": self.ground.cost(cell.model, fitted.model)}
+
+    def _write_files(self, cell: Cell, fitted: Fitted) -> dict[str, dict[str, Any]]:
+        """The ONNX files of the first seed; a network's of another seed would only differ in the weights."""
+        if cell.seed != self.first_seed or self.to_files is None:
+            return {}
+        config = self.ground.config(pose=True)
+        files = {}
+        for name, content in self.to_files(fitted.model, config.size, config.channels).items():
+            path = self.cell_file(cell).with_suffix(f".{name}.onnx")
+            write_bytes(path, content)
+            files[name] = {"file": path.name, "bytes": len(content), "sha256": sha256(path)}
+        return files
+
+    def _check_folder(self) -> None:
+        """Refuse a folder with a cell of other settings or other images."""
+        for path in sorted((self.out / "cells").glob("*.json")):
+            record = read_cell(path)
+            now = {**self.ground.settings.of(Cell(**record["cell"])), "images": self.fingerprint[:12]}
+            before = {**record["settings"], "images": record["fingerprint"][:12]}
+            odd = [
+                f"{name}: {before.get(name)!r} then, {now.get(name)!r} now"
+                for name in {**before, **now}
+                if before.get(name) != now.get(name)
+            ]
+            if odd:
+                raise ConfigError(
+                    f"{self.out} holds another comparison ({'; '.join(odd)}); use the same settings, or another --out"
+                )
+
+
+def draw(
+    model: AngleVAE, known: LabelledImages, per_class: int, seed: int, absent: Sequence[str] = ()
+) -> tuple[LabelledImages, float]:
+    """Upright images decoded between codes of one class of the known images, and the confidence that they reach.
+
+    That is 0.9 where the model recognizes enough of what it draws, and 0, all that it draws, where it does not.
+    """
+    codes = predict(model, known.images).codes
+
+    def drawn(confidence: float) -> LabelledImages:
+        return generate(
+            model,
+            known.classes,
+            per_class,
+            seed=seed,
+            absent=absent,
+            codes=codes,
+            code_labels=known.labels,
+            confidence=confidence,
+        )
+
+    try:
+        return drawn(CONFIDENCE), CONFIDENCE
+    except DataError:  # too few were recognized
+        return drawn(0.0), 0.0
+
+
+def _generator(cell: Cell) -> Cell:
+    """The cell whose model draws the generated images of this one."""
+    return Cell(GENERATORS[cell.images], cell.images, False, cell.seed)
+
+
+def _sum_of(path: Path) -> str:
+    """The sum of a file's bytes; empty where there is none."""
+    return sha256(path) if path.is_file() else ""
+
+
+def _unwatched(name: str) -> AbstractContextManager[Progress | None]:
+    return nullcontext()
