@@ -75,3 +75,45 @@ def test_generate_mixes_the_codes_that_a_run_keeps(
     ):
         code, _, err = call(capsys, "generate", run, "--out", tmp_path / "no", *options)
         assert code == 2 and says in err and not (tmp_path / "no").exists()
+
+
+def noise(folder: Path, count: int, seed: int) -> None:
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    for index in range(count):
+        Image.fromarray(rng.integers(0, 256, (28, 28), dtype=np.uint8)).save(folder / f"{index}.png")
+
+
+@pytest.mark.parametrize(
+    ("counts", "says"),
+    [
+        ({"a": 30}, "All 30 images are of one class (a)"),
+        ({"a": 30, "b": 1}, "Class b has a single image"),
+        ({"a": 1, "b": 1}, "has a single image"),
+        ({"a": 30, "b": 0}, "b holds no images"),
+        ({"a": 30, "b": 30, "unlabelled": 0}, "unlabelled holds no images"),
+        ({"unlabelled": 30}, "images without labels alone"),
+        ({"a": 30, "copies": 8}, "The 8 images of class copies are copies of one another"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_cannot_be_trained_on_gets_a_sentence(
+    tmp_path: Path, counts: dict[str, int], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, (name, count) in enumerate(counts.items()):
+        noise(tmp_path / "data" / name, count, seed)
+    for file in (tmp_path / "data").glob("copies/*.png"):
+        if file.name != "0.png":
+            shutil.copy(file.with_name("0.png"), file)
+    code, _, err = call(capsys, "train", "--data", tmp_path / "data", "--preset", "tiny", "--out", tmp_path / "run")
+    assert code == 2 and says in err and "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_without_images_get_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "set.npz", labels=np.arange(20) % 2)
+    (tmp_path / "idx").mkdir()
+    (tmp_path / "idx" / "train-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01\0\0\0\x02\0\1")
+    for name, says in (("set.npz", "lacks images"), ("idx", "holds labels but no images file")):
+        code, _, err = call(capsys, "train", "--data", tmp_path / name, "--out", tmp_path / "run")
+        assert code == 2 and says in err and "Traceback" not in err
