@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vae_edge.cli import main
 
 COMMANDS = (
-    *("quickstart", "data", "train", "evaluate", "generate", "export", "quantize"),
+    *("quickstart", "data", "train", "evaluate", "generate", "compare", "export", "quantize"),
     *("build", "predict", "bench", "inspect", "doctor"),
 )
 

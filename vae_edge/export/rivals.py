@@ -52,8 +52,9 @@ def estimator_onnx(estimator: Any, size: int, channels: int, metadata: Mapping[s
 
     pixels = channels * size**2
     example = np.zeros((1, pixels), np.float32)
+    options = {"zipmap": False, "raw_scores": not hasattr(estimator, "predict_proba")}
     with errors_only("skl2onnx"):
-        model = convert(estimator, example, options={id(estimator): {"zipmap": False}}, target_opset=OPSET)
+        model = convert(estimator, example, options={id(estimator): options}, target_opset=OPSET)
     graph = model.graph
     inner, scores = graph.input[0].name, graph.output[1].name
     graph.initializer.append(numpy_helper.from_array(np.array([0, pixels], np.int64), "row_of_pixels"))

@@ -160,7 +160,7 @@ def write_plot(rows: Sequence[Mapping[str, Any]], stem: Path) -> list[Path]:
             axes.set_title(f"{kind} images", fontsize=10)
         panels[0].set_yticks(range(len(models)), models)
         if any(row["generated"] for row in rows):
-            panels[-1].legend(loc="lower right", fontsize=9)
+            figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
         paths = []
         for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
             paths.append(stem.with_suffix(f".{kind}"))

@@ -101,7 +101,7 @@ def fit_network(
     Args:
         network: trained in place; the seed of its first weights is the caller's affair.
         images: uint8; a step takes `settings.batch_for(len(images))` of them.
-        settings: of which the rotation, the rates, the average and the seed are used.
+        settings: of which the augmentation, the rates, the average and the seed are used.
         fill: from 0 to 1, what comes in from outside the frame.
         progress: called after each step with (step, steps, {"total": loss}).
 
@@ -123,6 +123,7 @@ def fit_network(
     batch = settings.batch_for(len(images))
     per_epoch = len(images) // batch
     everything, labels = torch.from_numpy(images.images), torch.from_numpy(images.labels)
+    changes: dict[str, Any] = {**settings.augmentation(len(images)), "mirror": bool(settings.mirror), "fill": fill}
     order = np.empty(0, np.int64)
     network.train()
     for step in range(steps):
@@ -132,7 +133,7 @@ def fit_network(
         chosen = torch.from_numpy(order[index * batch : (index + 1) * batch])
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
         pixels = everything[chosen].permute(0, 3, 1, 2).float().div_(255.0)
-        pixels, _ = affine_augment(pixels, generator, **settings.augmentation(), fill=fill)
+        pixels, _ = affine_augment(pixels, generator, **changes)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, settings.learning_rate, settings.warmup)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from vae_edge.data import Dataset, LabelledImages, holdout, rotated
 from vae_edge.data.sets import join
@@ -26,15 +27,26 @@ from vae_edge.training import baselines
 from vae_edge.training.checkpoint import MODEL, load_checkpoint
 from vae_edge.training.compare_ground import Ground
 from vae_edge.training.compare_settings import ESTIMATORS, GENERATORS, INNER, POSE, SCHEMA, Cell, Settings, read_cell
-from vae_edge.training.effort import Decision, Whole
-from vae_edge.training.fit import Progress, plan, train
+from vae_edge.training.effort import Decision
+from vae_edge.training.fit import Progress, train
 from vae_edge.training.generate import CONFIDENCE, generate
 from vae_edge.training.predict import predict
 
 JUDGES, ONCE = 1000, 2000  # added to the seed, for the angles of held-out images and of training images seen once
 
-ToFiles = Callable[[Any, int, int], dict[str, bytes]]  # a fitted model, size and channels, to ONNX files by name
 Watch = Callable[[str], AbstractContextManager[Progress | None]]  # a progress bar for a cell
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """How models become files, which is another room's affair.
+
+    `files`: a fitted model, the images' size and their channels, to ONNX files: `decision`, and of ours `whole`.
+    `whole`: our model to the graph, from uint8 [N, S, S, C], with all that we give.
+    """
+
+    files: Callable[[Any, int, int], dict[str, bytes]]
+    whole: Callable[[AngleVAE], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,7 @@ class Fitted:
 
     model: Any
     classify: Callable[[NDArray[np.uint8]], NDArray[np.int64]]
+    seconds: dict[str, float]
     images_seen: int
     training_macs: float | None  # for one image
     details: dict[str, Any] = field(default_factory=dict)
@@ -65,7 +78,7 @@ class Comparison:
 
     Args:
         first_seed: the seed whose models are kept as ONNX files.
-        to_files: makes these files; without it there are none.
+        exporter: makes these files; without it there are none.
 
     Raises:
         ConfigError: if the folder holds cells of another comparison.
@@ -73,11 +86,12 @@ class Comparison:
     """
 
     def __init__(
-        self, dataset: Dataset, settings: Settings, out: Path, first_seed: int = 0, to_files: ToFiles | None = None
+        self, dataset: Dataset, settings: Settings, out: Path, first_seed: int = 0, exporter: Exporter | None = None
     ) -> None:
         self.ground = Ground(dataset, settings)
-        self.out, self.first_seed, self.to_files = out, first_seed, to_files
+        self.out, self.first_seed, self.exporter = out, first_seed, exporter
         self.fingerprint = dataset.fingerprint()
+        self._drawn: dict[Cell, tuple[LabelledImages, dict[str, Any]]] = {}
         self._check_folder()
         self.ground.parts(first_seed)
 
@@ -95,7 +109,7 @@ class Comparison:
         if not path.is_file() or (cell.model in POSE and not (self.run_folder(cell) / MODEL).is_file()):
             return None
         record = read_cell(path)
-        if cell.seed == self.first_seed and self.to_files is not None:
+        if cell.seed == self.first_seed and self.exporter is not None:
             whole = [_sum_of(path.parent / file["file"]) == file["sha256"] for file in record["files"].values()]
             if not whole or not all(whole):
                 return None
@@ -122,9 +136,7 @@ class Comparison:
         if cell.model in ESTIMATORS:
             baselines.import_estimators()
         with (watch or _unwatched)(cell.name) as progress:
-            clock = Clock()
             fitted = self._fit(cell, images, kept, progress)
-            seconds = clock.read()
         fill = self.ground.fill
         judges = rotated(held, 180.0, JUDGES + cell.seed, fill) if cell.images == "turned" else held
         right = fitted.classify(judges.images) == judges.labels
@@ -136,7 +148,7 @@ class Comparison:
             "fingerprint": self.fingerprint,
             "images": {"trained_on": len(kept), "drawn": len(images) - len(pool), "judged_on": len(judges)},
             "accuracy": float(right.mean()),
-            "training": {**seconds, "images_seen": fitted.images_seen, "macs": macs},
+            "training": {**fitted.seconds, "images_seen": fitted.images_seen, "macs": macs},
             "inference": self._inference(cell, fitted),
             "generator": generator,
             "files": self._write_files(cell, fitted),
@@ -148,14 +160,17 @@ class Comparison:
     def _mixed(self, cell: Cell, pool: LabelledImages, watch: Watch | None) -> tuple[LabelledImages, dict[str, Any]]:
         """The pool with the wanted share of generated images, upright and as many of each class; how they were made."""
         drawer = _generator(cell)
-        training = self.finish(drawer, watch)["training"]
-        clock = Clock()
-        checkpoint = load_checkpoint(self.run_folder(drawer))
-        share, absent = self.ground.settings.generated, checkpoint.config.data["absent"]
-        per_class = max(1, round(share / (1 - share) * len(pool) / (len(pool.classes) - len(absent))))
-        known, _ = holdout(pool, INNER, cell.seed)
-        drawn, confidence = draw(checkpoint.model, known, per_class, cell.seed, absent)
-        about = {"cell": drawer.name, "training": training, "drawing": clock.read(), "confidence": confidence}
+        if drawer not in self._drawn:
+            training = self.finish(drawer, watch)["training"]
+            clock = Clock()
+            checkpoint = load_checkpoint(self.run_folder(drawer))
+            share, absent = self.ground.settings.generated, checkpoint.config.data["absent"]
+            per_class = max(1, round(share / (1 - share) * len(pool) / (len(pool.classes) - len(absent))))
+            known, _ = holdout(pool, INNER, cell.seed)
+            drawn, confidence = draw(checkpoint.model, known, per_class, cell.seed, absent)
+            about = {"cell": drawer.name, "training": training, "drawing": clock.read(), "confidence": confidence}
+            self._drawn = {drawer: (drawn, about)}  # the cells that follow use the same ones
+        drawn, about = self._drawn[drawer]
         return join([pool, drawn]), about
 
     def _fit(self, cell: Cell, images: LabelledImages, kept: LabelledImages, progress: Progress | None) -> Fitted:
@@ -165,36 +180,41 @@ class Comparison:
             return self._fit_estimator(cell, kept)
         network = self.ground.network(cell.model, cell.seed)
         steps, macs = self.ground.steps_of(cell, len(kept), network)
-        settings = self.ground.training_config(cell, len(kept))
-        fitted = baselines.fit_network(network, kept, settings, steps, self.ground.fill / 255, progress)
+        config = self.ground.plan(cell, images, len(kept))
+        settings = config.training
+        clock = Clock()
+        fitted = baselines.fit_network(network, kept, settings, steps, config.model.fill, progress)
+        seconds = clock.read()
 
         def classify(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
             return baselines.network_probabilities(fitted, pixels).argmax(1)
 
-        return Fitted(fitted, classify, steps * settings.batch_for(len(kept)), macs, {"steps": steps})
+        return Fitted(fitted, classify, seconds, steps * settings.batch_for(len(kept)), macs, {"steps": steps})
 
     def _fit_estimator(self, cell: Cell, kept: LabelledImages) -> Fitted:
         """Each image once: as it came, or turned by one angle of its own."""
         turned = cell.images == "turned"
         seen = rotated(kept, 180.0, ONCE + cell.seed, self.ground.fill) if turned else kept
+        clock = Clock()
         estimator = ESTIMATORS[cell.model](seen)
+        seconds = clock.read()
         vectors = getattr(estimator, "support_vectors_", None)
 
         def classify(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
             return np.asarray(estimator.predict(baselines.flat(pixels)), np.int64)
 
-        return Fitted(
-            estimator, classify, len(seen), None, {} if vectors is None else {"support_vectors": len(vectors)}
-        )
+        details = {} if vectors is None else {"support_vectors": len(vectors)}
+        return Fitted(estimator, classify, seconds, len(seen), None, details)
 
     def _fit_ours(self, cell: Cell, images: LabelledImages, kept: int, progress: Progress | None) -> Fitted:
         """By the same functions as `vae-edge train`; an unfinished run of an earlier attempt is begun anew."""
         folder, ground = self.run_folder(cell), self.ground
         shutil.rmtree(folder, ignore_errors=True)
         dataset = Dataset(ground.dataset.name, ground.dataset.source, images, None)
-        settings = ground.training_config(cell, kept)
-        config = plan(dataset, ground.settings.preset, settings, pose=POSE[cell.model])
+        config = ground.plan(cell, images, kept)
+        clock = Clock()
         train(dataset, config, folder, progress=progress)
+        seconds = clock.read()
         checkpoint = load_checkpoint(folder)
 
         def classify(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -202,25 +222,29 @@ class Comparison:
 
         steps = int(checkpoint.result["step"])
         macs = ground.training_macs(AngleVAE(config.model))
-        return Fitted(checkpoint.model, classify, steps * settings.batch_for(kept), macs, {"steps": steps})
+        return Fitted(
+            checkpoint.model, classify, seconds, steps * config.training.batch_for(kept), macs, {"steps": steps}
+        )
 
     def _inference(self, cell: Cell, fitted: Fitted) -> dict[str, Any]:
-        """What a decision costs; of ours also with the angle and the rejection score (`whole`)."""
+        """What a decision costs; of ours also with all that the exported graph gives (`whole`)."""
         if cell.model in ESTIMATORS:
             parameters, macs = baselines.estimator_cost(fitted.model)
             return {"decision": {"parameters": parameters, "macs": macs}}
         if cell.model in POSE:
-            decision = self.ground.cost(cell.model, Decision(fitted.model))
-            return {"decision": decision, "whole": self.ground.cost(f"{cell.model}, whole", Whole(fitted.model))}
+            costs = {"decision": self.ground.cost(cell.model, Decision(fitted.model))}
+            if self.exporter is not None:
+                costs["whole"] = self.ground.graph_cost(f"{cell.model}, whole", self.exporter.whole(fitted.model))
+            return costs
         return {"decision": self.ground.cost(cell.model, fitted.model)}
 
     def _write_files(self, cell: Cell, fitted: Fitted) -> dict[str, dict[str, Any]]:
         """The ONNX files of the first seed; a network's of another seed would only differ in the weights."""
-        if cell.seed != self.first_seed or self.to_files is None:
+        if cell.seed != self.first_seed or self.exporter is None:
             return {}
         config = self.ground.config(pose=True)
         files = {}
-        for name, content in self.to_files(fitted.model, config.size, config.channels).items():
+        for name, content in self.exporter.files(fitted.model, config.size, config.channels).items():
             path = self.cell_file(cell).with_suffix(f".{name}.onnx")
             write_bytes(path, content)
             files[name] = {"file": path.name, "bytes": len(content), "sha256": sha256(path)}

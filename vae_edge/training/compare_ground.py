@@ -14,8 +14,10 @@ from vae_edge.errors import DataError
 from vae_edge.images import measure_input
 from vae_edge.model import AngleVAE, ModelConfig, create_config
 from vae_edge.training import baselines, effort
-from vae_edge.training.compare_settings import HELD, INNER, LEAST_IMAGES, Cell, Settings
+from vae_edge.training.checkpoint import RunConfig
+from vae_edge.training.compare_settings import HELD, INNER, LEAST_IMAGES, POSE, Cell, Settings
 from vae_edge.training.config import TrainConfig
+from vae_edge.training.fit import plan
 
 
 class Ground:
@@ -83,10 +85,18 @@ class Ground:
         return effort.training_macs(network, loss, config.size, config.channels)
 
     def cost(self, name: str, network: nn.Module) -> dict[str, int]:
-        """Parameters and multiply-accumulates of one decision; `name` names the architecture."""
+        """Parameters and multiply-accumulates for one image of a network that takes pixels; `name` names its form."""
+        config = self.config(pose=True)
+        return self._cost(name, network, torch.zeros(1, config.channels, config.size, config.size))
+
+    def graph_cost(self, name: str, graph: nn.Module) -> dict[str, int]:
+        """The same of a graph that takes bytes."""
+        config = self.config(pose=True)
+        return self._cost(name, graph, torch.zeros(1, config.size, config.size, config.channels, dtype=torch.uint8))
+
+    def _cost(self, name: str, network: nn.Module, image: torch.Tensor) -> dict[str, int]:
         if name not in self._costs:
-            config = self.config(pose=True)
-            self._costs[name] = effort.inference_cost(network, config.size, config.channels)
+            self._costs[name] = effort.inference_cost(network, image)
         return asdict(self._costs[name])
 
     def network(self, model: str, seed: int) -> nn.Module:
@@ -97,6 +107,12 @@ class Ground:
         if model == "cnn-equal":
             return baselines.cnn_of_size(config, ours["parameters"])
         return {"mlp": baselines.mlp, "cnn": baselines.cnn}[model](config)
+
+    def plan(self, cell: Cell, images: LabelledImages, kept: int) -> RunConfig:
+        """What our own training would be told for these images, `kept` of which it keeps; all networks follow it."""
+        dataset = Dataset(self.dataset.name, self.dataset.source, images, None)
+        pose = POSE.get(cell.model, False)
+        return plan(dataset, self.settings.preset, self.training_config(cell, kept), pose=pose)
 
     def training_config(self, cell: Cell, images: int) -> TrainConfig:
         """The recipe for so many images: whole epochs that show about as many images as the settings say.

@@ -29,7 +29,18 @@ POSE = {"vae": False, "angle-vae": True}
 HELD = 0.1  # share of the training half that judges and is never trained on
 INNER = 0.05  # share of what is left that only our models use, for the rejection score's threshold
 LEAST_IMAGES = 32
-TRAINING = ("batch", "learning_rate", "weight_decay", "warmup", "ema", "gradient_clip", "bf16", "weights")
+TRAINING = (
+    "batch",
+    "augment",
+    "mirror",
+    "learning_rate",
+    "weight_decay",
+    "warmup",
+    "ema",
+    "gradient_clip",
+    "bf16",
+    "weights",
+)
 
 
 @dataclass(frozen=True)

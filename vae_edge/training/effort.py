@@ -29,23 +29,22 @@ class Cost:
     macs: int
 
 
-def inference_cost(network: nn.Module, size: int, channels: int) -> Cost:
-    """What `network`, from float [N, C, S, S] to its output, costs for one image.
+def inference_cost(network: nn.Module, image: Tensor) -> Cost:
+    """What `network` costs for one image, given as a batch of one, of the type and form that it takes.
 
     The network is traced and what its output does not depend on is removed, so that only what runs is counted: a
     decoder behind a reconstruction that nobody asked for costs nothing.
     """
-    example = torch.zeros(1, channels, size, size)
     traced = copy.deepcopy(network).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch.export about itself
-        program = torch.export.export(traced, (example,)).run_decompositions({})
+        program = torch.export.export(traced, (image,)).run_decompositions({})
     program.graph.eliminate_dead_code()
     used = {node.name for node in program.graph.nodes if node.op == "placeholder" and node.users}
     names = {name for place, name in program.graph_signature.inputs_to_parameters.items() if place in used}
     parameters = sum(parameter.numel() for name, parameter in traced.named_parameters() if name in names)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        program.module()(example)
+        program.module()(image)
     return Cost(parameters, counter.get_total_flops() // 2)
 
 
@@ -73,20 +72,6 @@ class Decision(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """The logits."""
         return self.model(image).logits
-
-
-class Whole(nn.Module):
-    """Of our network what the exported graph gives: logits, angle and rejection score."""
-
-    def __init__(self, model: AngleVAE) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Logits [N, K], (cos, sin) of the angle and score, each [N]."""
-        output = self.model(image)
-        score = self.model.score(output.upright, output.reconstruction, output.features, output.logits)
-        return output.logits, output.pose.cos + 0.0, output.pose.sin + 0.0, score
 
 
 def our_loss(model: nn.Module, pixels: Tensor) -> Tensor:
