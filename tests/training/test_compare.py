@@ -203,6 +203,7 @@ def test_the_control_is_as_large_and_trains_as_much_as_the_angle_vae(digits: Dat
 def test_the_small_network_is_small():
     parameters = sum(p.numel() for p in baselines.cnn(create_config("small")).parameters())
     assert 70_000 <= parameters <= 90_000
+    assert f"{parameters:,} parameters" in (Path(__file__).parents[2] / "docs" / "compare.md").read_text()
 
 
 class Known(nn.Module):
