@@ -75,8 +75,9 @@ def classifier(
     skip: Collection[str] = (),
     rename: dict[str, str] | None = None,
     cast_first: bool = True,
+    doubts: Collection[str] = (),
 ) -> onnx.ModelProto:
-    """`image` uint8 [N, S, S, C] to probabilities [N, K], angle [N], score [N].
+    """`image` uint8 [N, S, S, C] to probabilities [N, K], angle [N], score [N], and `doubts` as further outputs [N].
 
     `skip` names layers (conv0, conv1, conv2, logits, turn) without Q/DQ; `rename` changes names of inputs and outputs.
     """
@@ -96,6 +97,8 @@ def classifier(
     g.add("Softmax", [logits], "probabilities", axis=1)
     g.add("Squeeze", [turn, axis], "angle")
     g.add("Neg", [g.add("ReduceLogSumExp", [logits, axis], "energy", keepdims=0)], "score")
+    for name in doubts:
+        g.add("Sigmoid", ["angle"], name)
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
         g.nodes,
@@ -104,7 +107,7 @@ def classifier(
         [
             value("probabilities", TensorProto.FLOAT, [batch, classes]),
             value("angle", TensorProto.FLOAT, [batch]),
-            value("score", TensorProto.FLOAT, [batch]),
+            *(value(name, TensorProto.FLOAT, [batch]) for name in ("score", *doubts)),
         ],
         g.weights,
     )

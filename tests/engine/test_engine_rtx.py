@@ -158,12 +158,13 @@ def test_an_int8_or_fp16_file_is_no_fp32_file(tmp_path: Path) -> None:
             r"its one input should be image, uint8 \[N, H, W, 1 or 3\], but it has input",
         ),
         (classifier(rename={"angle": "theta"}), r"its outputs should be probabilities .* but it has .*theta"),
+        (classifier(doubts=["second_angle"]), r"should be .*concentration .*second_share .* but it has .*second_angle"),
         (classifier(batch=4), "has the fixed batch 4"),
         (classifier(channels=2), r"image, uint8 \[N, 28, 28, 2\]"),
         (reconstruction(), "is no classifier of ours"),
         (classifier(cast_first=False), "reads the uint8 image as it is: cast it to a float type"),
     ],
-    ids=["input", "output", "batch", "channels", "role", "transpose"],
+    ids=["input", "output", "doubts", "batch", "channels", "role", "transpose"],
 )
 def test_an_onnx_file_that_is_not_ours_is_refused(tmp_path: Path, model: onnx.ModelProto, words: str) -> None:
     with pytest.raises(EngineError, match=words):

@@ -13,6 +13,7 @@ import vae_edge
 from vae_edge.bundle import Bundle, ModelEntry, create_bundle
 from vae_edge.images import InputSpec
 
+DOUBTS = ("concentration", "second_angle", "second_share")
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -52,9 +53,17 @@ class Graph:
 
 
 def classifier(
-    size: int = 28, channels: int = 1, classes: int = 10, widths: tuple[int, ...] = (16, 32, 64), seed: int = 0
+    size: int = 28,
+    channels: int = 1,
+    classes: int = 10,
+    widths: tuple[int, ...] = (16, 32, 64),
+    seed: int = 0,
+    doubts: tuple[str, ...] = (),
 ) -> onnx.ModelProto:
-    """`image` uint8 [N, S, S, C] to probabilities, angle, score: pose, image turned back, encoder, classes, energy."""
+    """`image` uint8 [N, S, S, C] to probabilities, angle, score: pose, image turned back, encoder, classes, energy.
+
+    `doubts` are further outputs, of those that a model with a pose trunk has.
+    """
     g = Graph(seed)
     x = g.add("Cast", "image", to=TensorProto.FLOAT)
     x = g.add("Mul", g.add("Transpose", x, perm=[0, 3, 1, 2]), g.constant(1 / 255))
@@ -75,7 +84,14 @@ def classifier(
     logits = g.gemm(g.add("Relu", g.gemm(features, count, 32)), 32, classes, 4.0)
     g.add("Softmax", logits, axis=1, out="probabilities")
     g.add("Neg", g.add("ReduceLogSumExp", logits, g.constant([1], np.int64), keepdims=0), out="score")
-    outputs = {"probabilities": ["batch", classes], "angle": ["batch"], "score": ["batch"]}
+    further = {
+        "concentration": ("Sigmoid", "score"),
+        "second_angle": ("Neg", "angle"),
+        "second_share": ("Sigmoid", "angle"),
+    }
+    for name in doubts:
+        g.add(further[name][0], further[name][1], out=name)
+    outputs = {"probabilities": ["batch", classes], **{name: ["batch"] for name in ("angle", "score", *doubts)}}
     return _model(g, [size, size, channels], {k: (TensorProto.FLOAT, v) for k, v in outputs.items()})
 
 
@@ -154,11 +170,12 @@ def make_bundle(
     precisions: tuple[str, ...] = ("fp32", "fp16", "int8"),
     accuracy: dict[str, float] | None = None,
     threshold: float = -3.5,
+    doubts: tuple[str, ...] = (),
 ) -> Bundle:
     """A bundle with the classifier in the given precisions and a reconstruction."""
     work.mkdir(parents=True, exist_ok=True)
     fp32 = work / "fp32.onnx"
-    onnx.save(classifier(size, channels, widths=widths), fp32)
+    onnx.save(classifier(size, channels, widths=widths, doubts=doubts), fp32)
     if "fp16" in precisions:
         to_fp16(fp32, work / "fp16.onnx")
     if "int8" in precisions:

@@ -15,8 +15,8 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 from PIL import Image
+from small_models import DOUBTS, make_bundle, noise
 from small_models import classifier as classifier_model
-from small_models import make_bundle, noise
 
 import vae_edge
 from vae_edge.bundle import Bundle, ModelEntry, add_model
@@ -166,16 +166,43 @@ def test_predictions_say_names_angles_and_acceptance(session_bundle: Bundle) -> 
     assert "50 predictions" in repr(predictions)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_a_model_says_of_its_angles_doubt_comes_along(tmp_path: Path, backend: str) -> None:
+    bundle = make_bundle(tmp_path / "bundle", tmp_path / "work", widths=(16,), precisions=("fp32",), doubts=DOUBTS)
+    images = noise(300)
+    with vae_edge.load(bundle.path, backend, "fp32") as classifier:
+        predictions = classifier(images)
+    model = ReferenceEvaluator(onnx.load(bundle.file(bundle.find())))
+    _, _, _, sure, second, share = model.run(None, {"image": images})
+    np.testing.assert_allclose(predictions.concentrations, sure, atol=1e-4)
+    np.testing.assert_allclose(np.deg2rad(predictions.second_angles_deg), second, atol=1e-3)
+    np.testing.assert_allclose(predictions.second_shares, share, atol=1e-3)
+    row = predictions.to_dicts()[7]
+    assert row["second_angle_deg"] == pytest.approx(-row["angle_deg"], abs=1e-3)
+    assert (row["concentration"], row["second_share"]) == (predictions.concentrations[7], predictions.second_shares[7])
+
+
+def test_a_model_with_three_outputs_says_nothing_of_doubt(session_bundle: Bundle) -> None:
+    with vae_edge.load(session_bundle.path, "onnxruntime", "fp32") as classifier:
+        predictions = classifier(noise(2))
+    assert predictions.concentrations is predictions.second_shares is predictions.second_angles_deg is None
+    assert [predictions.to_dicts()[1][name] for name in ("concentration", "second_angle_deg", "second_share")] == [
+        None
+    ] * 3
+
+
 def test_angles_are_wrapped_to_the_half_open_turn() -> None:
     from vae_edge.runtime import Predictions
 
     rad = np.array([0, 0.5, np.pi, -np.pi, 3.5, -3.5, 2 * np.pi, 7 * np.pi], np.float32)
     one = np.ones(len(rad), np.float32)
-    predictions = Predictions(one[:, None], rad, one, classes=("a",), threshold=0, interpret=lambda n: [])
+    about = {"classes": ("a",), "threshold": 0, "interpret": lambda n: []}
+    predictions = Predictions(one[:, None], rad, one, one, rad, one, **about)
     expected = [0, 28.6479, 180, 180, -159.4648, 159.4648, 0, 180]
     off = np.abs(predictions.angles_deg - np.array(expected, np.float32))
     assert np.minimum(off, 360 - off).max() < 1e-3
     assert (predictions.angles_deg > -180).all() and (predictions.angles_deg <= 180).all()
+    np.testing.assert_array_equal(predictions.second_angles_deg, predictions.angles_deg)
 
 
 def test_inputs_and_outputs_answer_in_onnx_runtimes_words(session_bundle: Bundle) -> None:
@@ -299,6 +326,7 @@ def test_models_that_are_not_ours_are_refused(own_bundle: Bundle, tmp_path: Path
         (classifier_model(size=32, widths=(16,)).SerializeToString(), "inputs should be image"),
         (classifier_model(classes=7, widths=(16,)).SerializeToString(), "outputs should be probabilities"),
         (own_bundle.file(own_bundle.find("reconstruction")).read_bytes(), "outputs should be probabilities"),
+        (classifier_model(widths=(16,), doubts=DOUBTS[:2]).SerializeToString(), "outputs .* second_share"),
         (b"not an ONNX file at all", f"is not a model that {backend} .* can load"),
         (classifier_model(widths=(16,)).SerializeToString()[:3000], f"is not a model that {backend} .* can load"),
     ]
