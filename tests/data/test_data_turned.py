@@ -13,7 +13,7 @@ from vae_edge.data.turned import wrap_deg
 from vae_edge.errors import ConfigError
 
 torch = pytest.importorskip("torch", reason="augmentation is PyTorch's")
-from vae_edge.data.augment import affine_augment, turn  # noqa: E402
+from vae_edge.data.augment import NUMBERS, affine_augment, turn  # noqa: E402
 
 
 def marked(count: int = 300, size: int = 28, channels: int = 1) -> LabelledImages:
@@ -110,7 +110,7 @@ def centre(images: torch.Tensor) -> torch.Tensor:
 
 def test_shifts_are_in_pixels_and_within_their_range() -> None:
     still = tensors(500)
-    moved, angle_rad = affine_augment(still, torch.Generator().manual_seed(0), 0, shift_px=2)
+    moved, angle_rad = affine_augment(still, torch.Generator().manual_seed(0), 0, shift=2 / 28)
     shift = centre(moved) - centre(still)
     assert float(angle_rad.abs().max()) == 0
     assert float(shift.abs().max()) <= 2.01 and float(shift.min()) < -1.8 and float(shift.max()) > 1.8
@@ -136,9 +136,9 @@ def test_shear_moves_the_top_and_leaves_the_middle() -> None:
 def test_all_together_is_the_product_of_its_parts_on_a_far_point() -> None:
     """Scale and turn leave the mark's distance from the middle scaled, wherever the shift then moves it."""
     still = tensors(200)
-    changed, angle_rad = affine_augment(still, torch.Generator().manual_seed(3), 180, scale=0.1, shift_px=2)
-    draws = torch.rand(5, 200, generator=torch.Generator().manual_seed(3)) * 2 - 1
-    size, shift = 1 + draws[1] * 0.1, draws[3:].T * 2
+    changed, angle_rad = affine_augment(still, torch.Generator().manual_seed(3), 180, scale=0.1, shift=2 / 28)
+    draws = torch.rand(200, NUMBERS, generator=torch.Generator().manual_seed(3)).T * 2 - 1
+    size, shift = 1 + draws[1] * 0.1, draws[3:5].T * 2
     x, y = centre(still).T
     cos, sin = angle_rad.cos(), angle_rad.sin()
     expected = torch.stack(((x * cos + y * sin) * size, (-x * sin + y * cos) * size), dim=1) + shift
@@ -153,7 +153,10 @@ def test_augmentation_repeats_for_a_generator_and_keeps_the_dtype() -> None:
     assert affine_augment(tensors().double(), None, 10)[0].dtype == torch.float64
 
 
-@pytest.mark.parametrize("wrong", [{"rotation_deg": 181}, {"scale": 1}, {"shear_deg": 90}, {"shift_px": -1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"rotation_deg": 181}, {"scale": 1}, {"shear_deg": 90}, {"shift": -1}, {"elastic": -0.1}, {"thickness": 2}],
+)
 def test_augmentation_of_no_sense_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="Augmentation takes"):
         affine_augment(tensors(2), None, **{"rotation_deg": 0, **wrong})

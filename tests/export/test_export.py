@@ -45,8 +45,43 @@ def test_the_exported_graph_equals_pytorch_on_real_images(bundle: Path, checkpoi
     reference = predict(checkpoint.model, digits.test.images)
     np.testing.assert_allclose(outputs["probabilities"], reference.probabilities, atol=1e-5)
     np.testing.assert_allclose(outputs["score"], reference.scores, atol=1e-3)
-    apart = np.abs(np.rad2deg(outputs["angle"]) - reference.angles_deg)
-    assert np.quantile(np.minimum(apart, 360 - apart), 0.995) < 0.01
+    assert circular(outputs["angle"], reference.angles_deg, 0.995) < 0.01
+    np.testing.assert_allclose(outputs["concentration"], reference.concentrations, atol=1e-4)
+    assert np.quantile(np.abs(outputs["second_share"] - reference.second_shares), 0.995) < 1e-4
+    told = reference.second_shares > 0.01
+    assert told.sum() > 100
+    assert circular(outputs["second_angle"][told], reference.second_angles_deg[told], 0.99) < 0.1
+
+
+def circular(angles_rad: np.ndarray, angles_deg: np.ndarray, quantile: float) -> float:
+    apart = np.abs(np.rad2deg(angles_rad) - angles_deg)
+    return float(np.quantile(np.minimum(apart, 360 - apart), quantile))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_coarser_precisions_are_about_as_sure_of_the_angle(bundle: Path, digits: Dataset, precision: str):
+    fine, coarse = (run(model_of(bundle, each), digits.test.images) for each in ("fp32", precision))
+    for name in ("concentration", "second_share"):
+        assert np.median(np.abs(coarse[name] - fine[name])) < 0.03
+        assert coarse[name].min() >= 0 and coarse[name].max() <= 1 + 1e-5
+    model = model_of(bundle, precision)
+    made_by = {name: node.op_type for node in model.graph.node for name in node.output}
+    products = [node for node in model.graph.node if node.op_type == "MatMul"]
+    assert products, "what is read off the bins, and the distances of the score"
+    assert all(made_by.get(name) not in ("DequantizeLinear", "Cast") for n in products for name in n.input)
+
+
+def test_the_graph_has_the_temperature_and_the_score_has_it_not(digits: Dataset):
+    torch.manual_seed(0)
+    model = AngleVAE(create_config("tiny")).eval()
+    before = predict(model, digits.test.images[:64])
+    model.temperature.fill_(0.3)
+    graph = ClassifierGraph(model)
+    outputs = run(to_onnx(graph, 28, 1, graph.outputs, {}), digits.test.images[:64])
+    expected = torch.from_numpy(before.logits / 0.3).softmax(1)
+    np.testing.assert_allclose(outputs["probabilities"], expected, atol=1e-5)
+    assert np.abs(outputs["probabilities"] - before.probabilities).max() > 0.01
+    np.testing.assert_allclose(outputs["score"], before.scores, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("count", [1, 3, 64])
@@ -117,6 +152,11 @@ def test_a_graph_that_computes_something_else_is_refused(checkpoint: Checkpoint,
     )
     with pytest.raises(ExportError, match="does not compute"):
         check_parity(graph, model, digits.test.images[:64])
+    model = to_onnx(graph, 28, 1, graph.outputs, {})
+    sums = next(i for i in model.graph.initializer if numpy_helper.to_array(i).shape == (3 * 36, 7))
+    sums.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(sums)[:, [0, 1, 3, 2, 4, 5, 6]], sums.name))
+    with pytest.raises(ExportError, match="second_angle differs"):
+        check_parity(graph, model, digits.test.images[:64])
     with pytest.raises(ExportError, match="real images"):
         check_parity(graph, model, digits.test.images[:0])
 
@@ -128,6 +168,7 @@ def test_other_shapes_and_unturned_models_export_too(pose: bool, size: int, chan
     model = to_onnx(graph, size, channels, graph.outputs, {})
     images = np.random.default_rng(0).integers(0, 256, (5, size, size, channels), dtype=np.uint8)
     check_parity(graph, model, images)
+    assert [output.name for output in model.graph.output] == list(OUTPUTS + DOUBTS if pose else OUTPUTS)
     if not pose:
         np.testing.assert_array_equal(run(model, images)["angle"], np.zeros(5))
 

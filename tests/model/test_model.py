@@ -18,7 +18,7 @@ def test_every_preset_takes_every_size(preset: str, size: int, channels: int, cl
     output = model(torch.rand(3, channels, size, size))
     assert output.logits.shape == (3, classes)
     assert output.reconstruction.shape == output.upright.shape == (3, channels, size, size)
-    torch.testing.assert_close(output.cos**2 + output.sin**2, torch.ones(3))
+    torch.testing.assert_close(output.pose.cos**2 + output.pose.sin**2, torch.ones(3))
 
 
 @pytest.mark.parametrize(
@@ -107,27 +107,68 @@ def test_without_rotation_there_is_no_pose_trunk_and_the_angle_is_zero():
     model = AngleVAE(create_config("tiny", pose=False)).eval()
     image = torch.rand(2, 1, 28, 28)
     output = model(image)
-    assert model.pose is None and output.bins is None
-    torch.testing.assert_close(output.sin, torch.zeros(2))
+    assert model.pose is None and output.pose.bins is None
+    torch.testing.assert_close(output.pose.sin, torch.zeros(2))
     torch.testing.assert_close(output.upright, image)
     terms = losses(model.training_pass(image, torch.tensor([0, 1]), 0, 0), torch.tensor([0, 1]), None, LossWeights())
     assert "angle" not in terms
 
 
-def test_the_score_uses_the_covariance_that_numpy_measures():
+def test_the_codes_are_described_by_the_covariance_that_numpy_measures():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 600)
-    mixing = rng.normal(size=(5, 5))
-    codes = (rng.normal(size=(600, 5)) @ mixing + 4 * rng.normal(size=(3, 5))[labels]).astype(np.float32)
-    score = RejectionScore(3, 5)
+    codes = (rng.normal(size=(600, 5)) @ rng.normal(size=(5, 5)) + 4 * rng.normal(size=(3, 5))[labels]).astype(
+        np.float32
+    )
+    score = RejectionScore(3, 5, 7)
     score.fit_codes(torch.from_numpy(codes), torch.from_numpy(labels))
     means = np.stack([codes[labels == k].mean(0) for k in range(3)])
     centred = codes - means[labels]
     precision = np.linalg.inv(centred.T @ centred / 597)
-    apart = codes[:, None] - means[None]
-    expected = np.sqrt(np.einsum("nkz,zy,nky->nk", apart, precision, apart).min(1))
-    image = torch.rand(600, 1, 28, 28)
-    parts = score.parts(image, image, torch.from_numpy(codes), torch.zeros(600, 3))
-    np.testing.assert_allclose(parts[:, 1].numpy(), expected, rtol=2e-2)
-    assert parts[:, 0].abs().max() == 0
-    np.testing.assert_allclose(parts[:, 2].numpy(), -math.log(3), rtol=1e-5)
+    np.testing.assert_allclose(score.means.numpy(), means, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose((score.whitening @ score.whitening.T).numpy(), precision, rtol=2e-2, atol=2e-3)
+
+
+def test_the_distance_of_features_is_that_to_the_nearest_of_normal_distributions():
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 3, 9000)
+    spread = np.eye(7) * np.array([1, 2, 0.5])[:, None, None] + 0.2 * rng.normal(size=(3, 7, 7))  # one shape a class
+    features = np.einsum("nf,nfg->ng", rng.normal(size=(9000, 7)), spread[labels]) + 3 * rng.normal(size=(3, 7))[labels]
+    features = features.astype(np.float32)
+    score = RejectionScore(3, 5, 7)
+    score.fit_features(torch.from_numpy(features), torch.from_numpy(labels))
+    squared = []
+    for k in range(3):
+        own = features[labels == k]
+        apart = features - own.mean(0)
+        squared.append(np.einsum("nf,fg,ng->n", apart, np.linalg.inv(np.cov(own.T)), apart))
+    expected = np.sqrt(np.min(squared, 0))
+    found = score.distance(torch.from_numpy(features)).numpy()
+    assert np.corrcoef(found, expected)[0, 1] > 0.98
+    assert np.median(np.abs(found / expected - 1)) < 0.05  # but for the ridge and the shrinkage
+
+
+def test_the_score_is_the_sum_of_its_standardized_parts_and_the_light_one_leaves_the_reconstruction_out():
+    torch.manual_seed(0)
+    score = RejectionScore(3, 5, 7)
+    image, other = torch.rand(600, 1, 28, 28), torch.rand(600, 1, 28, 28)
+    features, logits = torch.randn(600, 7), torch.randn(600, 3)
+    parts = score.parts(image, other, features, logits)
+    assert score.parts(image, image, features, logits)[:, 0].abs().max() == 0
+    torch.testing.assert_close(parts[:, 2], -logits.exp().sum(1).log())
+    score.fit_scale(parts)
+    low, middle, high = np.quantile(parts.numpy(), [0.1, 0.5, 0.9], axis=0)
+    expected = (parts.numpy() - middle) / (high - low)
+    whole, light = score(image, other, features, logits), score.light(features, logits)
+    np.testing.assert_allclose(whole.numpy(), expected.sum(1), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(light.numpy(), expected[:, 1:].sum(1), rtol=1e-3, atol=1e-3)
+
+
+def test_a_class_with_few_images_or_none_is_fitted_all_the_same():
+    torch.manual_seed(0)
+    score = RejectionScore(4, 5, 60)
+    labels = torch.tensor([0] * 40 + [1] * 2 + [2])  # class 3 has none
+    features = torch.randn(43, 60)
+    score.fit_features(features, labels)
+    assert torch.isfinite(score.distance(features)).all()
+    assert score.distance(features + 50).min() > score.distance(features).max()

@@ -107,8 +107,33 @@ def test_a_run_that_was_asked_to_stop_inside_an_epoch_logs_that_epoch_whole(few_
 
 def log_of(run: Path) -> list[dict[str, float]]:
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    assert len(rows) == SETTINGS.epochs and all(row.pop("seconds") > 0 for row in rows)
+    assert len(rows) == SETTINGS.epochs
+    assert all(row.pop("seconds") > 0 and row.pop("data_seconds") > 0 for row in rows)
     return rows
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        replace(SETTINGS, rotation="none", labels_per_class=8),
+        replace(SETTINGS, rotation="none", generated=0.5, pretrain=0.5, confidence=0.02, epochs=4),
+        replace(SETTINGS, rotation="none", patience=1, epochs=6),
+        replace(SETTINGS, rotation="30", augment="strong", mirror=True),
+    ],
+    ids=["few labels", "generated", "patience", "strong"],
+)
+def test_every_kind_of_training_resumes_to_the_same_weights(settings: TrainConfig, few_digits: Dataset, tmp_path: Path):
+    whole = fit(few_digits, tmp_path / "whole", settings)
+    for dies_at in (7, 13):
+
+        def die(step: int, steps: int, terms: dict[str, float], last: int = dies_at) -> None:
+            if step == last:
+                raise Stop
+
+        config = plan(few_digits, "tiny", settings)
+        with pytest.raises(Stop):
+            train(few_digits, config, tmp_path / f"{dies_at}", progress=die)
+        assert_equal(whole, fit(few_digits, tmp_path / f"{dies_at}", settings, resume=True))
 
 
 def test_known_angles_are_part_of_the_truth(digits: Dataset, tmp_path: Path):

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 
+def speaks() -> bool:
+    """Whether this process is the one that speaks: of those that a launcher started together, the first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def emit(result: Any, as_json: bool, lines: Callable[[], Iterator[str]] | None = None) -> None:
     """Print a result: as JSON, or as the lines that `lines` gives."""
+    if not speaks():
+        return
     if as_json or lines is None:
         print(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False))
         return
@@ -20,13 +28,14 @@ def emit(result: Any, as_json: bool, lines: Callable[[], Iterator[str]] | None =
 
 def say(sentence: str) -> None:
     """A remark on what is going on, to standard error."""
-    print(sentence, file=sys.stderr, flush=True)
+    if speaks():
+        print(sentence, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def _bar(title: str, total: float | None, middle: str, last: str = "") -> Iterator[tuple[Any, Any] | None]:
     """A bar and its task on standard error; None where that is no terminal. `middle` and `last` format its fields."""
-    if not sys.stderr.isatty():
+    if not (sys.stderr.isatty() and speaks()):
         yield None
         return
     from rich.console import Console

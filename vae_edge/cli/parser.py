@@ -127,12 +127,39 @@ def _train(commands: Commands) -> None:
     parser.add_argument("--size", type=positive, help="resize images to this many pixels (28 to 64)")
     parser.add_argument("--epochs", type=positive, help="passes over the images (default: about 700,000 images in all)")
     parser.add_argument("--batch", type=positive, help="images a step (default: 256; 16 to 128 for sets under 10,000)")
+    parser.add_argument(
+        "--augment", default="auto", choices=("auto", "none", "light", "strong"), help="random changes of the images"
+    )
+    parser.add_argument(
+        "--mirror",
+        action=argparse.BooleanOptionalAction,
+        help="mirror half of the images (default: where it does no harm)",
+    )
+    parser.add_argument(
+        "--labels-per-class",
+        type=positive,
+        metavar="N",
+        help="use N labels a class; the other images count as unlabelled",
+    )
+    parser.add_argument("--labels-only", action="store_true", help="leave the images without labels out")
+    parser.add_argument(
+        "--generated",
+        type=float,
+        metavar="SHARE",
+        help="train on, draw images, then train on both; their share of the labels",
+    )
+    parser.add_argument("--patience", type=positive, metavar="EPOCHS", help="end when a watched tenth gets no better")
     parser.add_argument("--learning-rate", type=float, help="peak of the one-cycle schedule (default: 0.004)")
     parser.add_argument("--beta", type=float, help="weight of the KL divergence (default: 1)")
     parser.add_argument("--gamma", type=float, help="weight of the cross-entropy (default: 100)")
     parser.add_argument("--delta", type=float, help="weight of the angle's term (default: 50)")
     parser.add_argument("--holdout", type=float, help="share of the training half held out (default: 0.1)")
     parser.add_argument("--reject-rate", type=float, help="share of known images to reject (default: 0.01)")
+    parser.add_argument(
+        "--bf16", action=argparse.BooleanOptionalAction, help="bfloat16 arithmetic (default: where the hardware has it)"
+    )
+    parser.add_argument("--compile", action="store_true", help="train through torch.compile")
+    parser.add_argument("--tensorboard", action="store_true", help="write a log for TensorBoard into RUN/tensorboard")
     _threads(parser)
     _seed(parser)
     _json(parser)

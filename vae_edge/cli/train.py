@@ -42,19 +42,39 @@ def fit(dataset: Any, arguments: argparse.Namespace, how_to_go_on: str) -> dict[
         rotation=str(arguments.rotation),
         weights=LossWeights(**given("beta", "gamma", "delta")),
         seed=arguments.seed,
-        **given("epochs", "batch", "learning_rate", "holdout", "reject_rate"),
+        **given(
+            "epochs",
+            "batch",
+            "learning_rate",
+            "holdout",
+            "reject_rate",
+            "augment",
+            "mirror",
+            "labels_per_class",
+            "labels_only",
+            "generated",
+            "patience",
+            "bf16",
+            "compile",
+        ),
     )
     config = plan(dataset, arguments.preset, settings)
+    shown = config.data["trained_on"] + config.data["unlabelled"]
     say(
         f"training {arguments.preset} on {config.data['trained_on']} images of {dataset.name} "
         f"({config.data['held_out']} held out), {len(config.classes)} classes, rotation {settings.rotation}, "
-        f"{settings.epochs_for(config.data['trained_on'])} epochs"
+        f"{settings.epochs_for(shown)} epochs"
     )
+    if config.data["unlabelled"]:
+        say(f"{config.data['unlabelled']} images without labels are learnt from as well")
+    if config.data["copies"]:
+        say(f"{config.data['copies']} images repeat others pixel by pixel; copies are trained on or judge, never both")
     if config.model.window:
         say("the images have no even background: they are seen through a round window, whose corners stay black")
     try:
         with training_progress("training") as progress:
-            train(dataset, config, arguments.out, resume=bool(getattr(arguments, "resume", False)), progress=progress)
+            options = {name: bool(getattr(arguments, name, False)) for name in ("resume", "tensorboard")}
+            train(dataset, config, arguments.out, progress=progress, **options)
     except Interrupted as error:
         raise Interrupted(f"{error}; {how_to_go_on}") from error
     checkpoint = load_checkpoint(arguments.out)

@@ -12,7 +12,7 @@ from vae_edge.errors import DataError
 
 def digests(images: np.ndarray) -> list[bytes]:
     """BLAKE2b (RFC 7693) of each image's pixels, 128 bits; images of one shape, uint8 [N, H, W, C]."""
-    rows = np.ascontiguousarray(images).reshape(len(images), -1)
+    rows = np.ascontiguousarray(images).reshape(len(images), int(np.prod(images.shape[1:])))
     return [hashlib.blake2b(row.data, digest_size=16).digest() for row in rows]
 
 

@@ -22,23 +22,28 @@ class ClassifierGraph(nn.Module):
     """`image` uint8 [N, H, W, C] to `probabilities` [N, K], `angle` [N] in radians and `score` [N].
 
     With a pose trunk also, each [N]: `concentration` (0 is any angle, 1 is certain), `second_angle` in radians, and
-    `second_share`, the probability of the second angle. `outputs` has the names.
+    `second_share`, the probability of the second angle. `outputs` has the names. With `light`, the score is the one
+    without the reconstruction, and the graph has no decoder.
     """
 
-    def __init__(self, model: AngleVAE) -> None:
+    def __init__(self, model: AngleVAE, light: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.light = model, light
         self.outputs = OUTPUTS if model.pose is None else OUTPUTS + DOUBTS
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """The outputs, in the order of `outputs`."""
         output = self.model(to_pixels(image))
         probabilities = self.model.probabilities(output.logits)
-        score = self.model.score(output.upright, output.reconstruction, output.mu, output.logits)
-        doubt = output.doubt
+        rejection, features, logits = self.model.score, output.features, output.logits
+        if self.light:
+            score = rejection.light(features, logits)
+        else:
+            score = rejection(output.upright, output.reconstruction, features, logits)
+        pose, doubt = output.pose, output.pose.doubt
         if doubt is None:
-            return probabilities, output.sin, score
-        angle = torch.atan2(output.sin, output.cos)
+            return probabilities, pose.sin, score
+        angle = torch.atan2(pose.sin, pose.cos)
         return probabilities, angle, score, doubt.concentration, torch.atan2(doubt.sin, doubt.cos), doubt.share
 
 
@@ -54,5 +59,5 @@ class ReconstructionGraph(nn.Module):
         output = self.model(to_pixels(image))
         drawn = output.reconstruction
         if self.model.pose is not None:
-            drawn = turn(drawn, output.cos, output.sin, self.model.config.fill)
+            drawn = turn(drawn, output.pose.cos, output.pose.sin, self.model.config.fill)
         return (drawn * 255.0).round().clamp(0.0, 255.0).permute(0, 2, 3, 1).to(torch.uint8)

@@ -41,12 +41,20 @@ def angle_targets(angle_rad: Tensor, bins: int) -> Tensor:
     return (kappa * (angle_rad[:, None] - centres[None, :]).cos()).softmax(1)
 
 
-def losses(output: Output, labels: Tensor, angle_rad: Tensor | None, weights: LossWeights) -> dict[str, Tensor]:
+def losses(
+    output: Output,
+    labels: Tensor,
+    angle_rad: Tensor | None,
+    weights: LossWeights,
+    trust: Tensor | None = None,
+) -> dict[str, Tensor]:
     """The terms of one batch, means over images in nats, and their weighted sum under `total`.
 
     The reconstruction is the Bernoulli negative log-likelihood of the upright image under the decoder's logits, minus
     the image's own entropy (so that a perfect copy costs 0), scaled to 28×28 pixels of one channel: the balance of the
     terms does not depend on the image's size. The pose trunk's own class logits are trained at half weight.
+
+    `labels` are classes [N]; `trust` [N] weighs each image's label (None: 1 each).
     """
     target = output.upright.float()
     pixels = target[0].numel()
@@ -55,13 +63,19 @@ def losses(output: Output, labels: Tensor, angle_rad: Tensor | None, weights: Lo
     reconstruction = (fit - copy_cost) / len(target) * (REFERENCE_PIXELS / pixels)
     assert output.kl is not None
     kl = output.kl.mean()
-    classes = F.cross_entropy(output.logits.float(), labels, label_smoothing=weights.smoothing)
+
+    def classify(logits: Tensor) -> Tensor:
+        each = F.cross_entropy(logits.float(), labels, label_smoothing=weights.smoothing, reduction="none")
+        return each.mean() if trust is None else (trust * each).mean()
+
+    classes = classify(output.logits)
     terms = {"reconstruction": reconstruction, "kl": kl, "classes": classes}
     total = reconstruction + weights.beta * kl + weights.gamma * classes
-    if output.bins is not None and output.pose_logits is not None and angle_rad is not None:
-        soft = angle_targets(angle_rad, output.bins.shape[1])
-        terms["angle"] = F.cross_entropy(output.bins.float(), soft)
-        terms["pose_classes"] = F.cross_entropy(output.pose_logits.float(), labels)
+    pose = output.pose
+    if pose.bins is not None and pose.logits is not None and angle_rad is not None:
+        soft = angle_targets(angle_rad, pose.bins.shape[1])
+        terms["angle"] = F.cross_entropy(pose.bins.float(), soft)
+        terms["pose_classes"] = classify(pose.logits)
         total = total + weights.delta * terms["angle"] + 0.5 * weights.gamma * terms["pose_classes"]
     terms["total"] = total / weights.gamma
     return terms

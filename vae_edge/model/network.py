@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from vae_edge.ops.turn import turn
 
 WINDOW_BINS = 2  # bins on either side of the best one that take part in the read-out of the angle
 APART_BINS = 2 * WINDOW_BINS  # a second-best bin is further away from the best one than this: their windows do not meet
+TAP = 2  # the layer whose feature maps the rejection score looks at: the last one at half the resolution
 POSE_NOISE_DEG = 4.0  # spread of the error added to the angle in training, so that the encoder bears small ones
 
 
@@ -38,25 +40,48 @@ def channels_last(image: Tensor) -> Tensor:
     return image.contiguous(memory_format=torch.channels_last)
 
 
-class Trunk(nn.Sequential):
-    """Layers in a row; in training the image goes in with its channels last."""
+class Trunk(nn.Module):
+    """Image [N, channels, S, S] to features [N, widths[-1] · s · s] with s = sides[-1], layer by layer.
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Image [N, C, S, S] to features."""
-        return super().forward(channels_last(image) if self.training else image)
+    In training the image goes in with its channels last.
+    """
+
+    def __init__(self, channels: int, widths: tuple[int, ...], sides: list[int]) -> None:
+        super().__init__()
+        layers = [unit(channels, widths[0])]
+        width = widths[0]
+        for level in range(1, len(sides)):
+            wider = widths[min(level, len(widths) - 1)]
+            layers.append(unit(width, wider, stride=2))
+            if level < len(widths):
+                layers.append(unit(wider, wider))
+            width = wider
+        self.layers = nn.ModuleList(layers)
+        self.features = width * sides[-1] ** 2
+        self.tap_width = widths[1]
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [N, F], and the feature maps [N, widths[1], S/2, S/2] of the third layer, for the score."""
+        x = channels_last(image) if self.training else image
+        tap = x
+        for index, layer in enumerate(self.layers):
+            x = layer(x)
+            if index == TAP:
+                tap = x
+        return x.flatten(1), tap
 
 
-def trunk(channels: int, widths: tuple[int, ...], sides: list[int]) -> Trunk:
+class PlainTrunk(Trunk):
+    """A trunk whose tap nobody looks at: image to features [N, F]."""
+
+    def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]
+        """Image [N, channels, S, S] to features [N, F]."""
+        return super().forward(image)[0]
+
+
+def trunk(channels: int, widths: tuple[int, ...], sides: list[int]) -> PlainTrunk:
     """Image [N, channels, S, S] to features [N, widths[-1] · s · s] with s = sides[-1]."""
-    layers = [unit(channels, widths[0])]
-    width = widths[0]
-    for level in range(1, len(sides)):
-        wider = widths[min(level, len(widths) - 1)]
-        layers.append(unit(width, wider, stride=2))
-        if level < len(widths):
-            layers.append(unit(wider, wider))
-        width = wider
-    return Trunk(*layers, nn.Flatten())
+    return PlainTrunk(channels, widths, sides)
 
 
 def round_window(side: int) -> Tensor:
@@ -93,11 +118,9 @@ class PoseTrunk(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        sides = config.resolutions()
-        self.trunk = trunk(config.channels, config.pose_widths, sides)
-        features = config.pose_widths[min(len(sides), len(config.pose_widths)) - 1] * sides[-1] ** 2
-        self.classes = nn.Linear(features, config.classes)
-        self.bins = nn.Linear(features, config.angle_bins)
+        self.trunk = Trunk(config.channels, config.pose_widths, config.resolutions())
+        self.classes = nn.Linear(self.trunk.features, config.classes)
+        self.bins = nn.Linear(self.trunk.features, config.angle_bins)
         count = config.angle_bins
         index = torch.arange(count)
         apart = (index[:, None] - index[None, :]).abs()
@@ -108,10 +131,10 @@ class PoseTrunk(nn.Module):
         self.register_buffer("near", (apart <= APART_BINS).float() * -1e6, persistent=False)  # added to logits
         self.register_buffer("sums", torch.block_diag(axes[:, :2], axes, axes[:, :2]), persistent=False)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Image [N, C, S, S] to class logits [N, classes] and bin logits [N, bins]."""
-        features = self.trunk(image)
-        return self.classes(features), self.bins(features)
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Image [N, C, S, S] to class logits [N, classes], bin logits [N, bins] and the trunk's tapped maps."""
+        features, tap = self.trunk(image)
+        return self.classes(features), self.bins(features), tap
 
     def read(self, bins: Tensor) -> tuple[Tensor, Tensor, Doubt]:
         """Bin logits [N, K] to (cos θ [N], sin θ [N], doubt): θ is the circular mean of the bins around the best one.
@@ -154,10 +177,25 @@ class Decoder(nn.Module):
 
 
 @dataclass
+class Pose:
+    """Which way up an image is: cos θ and sin θ [N]; and, with a pose trunk, how that was read.
+
+    `logits`: the pose trunk's class logits [N, K]; `bins`: those of angle bins [N, bins]; `tap`: maps [N, W, S/2, S/2].
+    """
+
+    cos: Tensor
+    sin: Tensor
+    logits: Tensor | None = None
+    bins: Tensor | None = None
+    doubt: Doubt | None = None
+    tap: Tensor | None = None
+
+
+@dataclass
 class Output:
     """What one pass gives: class logits [N, K], posterior, upright image seen and its reconstruction, angle.
 
-    Without a pose trunk the angle is 0, and `pose_logits`, `bins` and `doubt` are None.
+    `features` [N, F] is what the rejection score looks at; None in training.
     """
 
     logits: Tensor
@@ -166,11 +204,8 @@ class Output:
     kl: Tensor | None
     upright: Tensor
     reconstruction: Tensor
-    cos: Tensor
-    sin: Tensor
-    pose_logits: Tensor | None
-    bins: Tensor | None
-    doubt: Doubt | None
+    pose: Pose
+    features: Tensor | None
 
 
 class AngleVAE(nn.Module):
@@ -188,17 +223,16 @@ class AngleVAE(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        sides = config.resolutions()
-        features = config.widths[min(len(sides), len(config.widths)) - 1] * sides[-1] ** 2
         self.pose = PoseTrunk(config) if config.pose else None
-        self.encoder = trunk(config.channels, config.widths, sides)
-        self.mu = nn.Linear(features, config.latent)
-        self.logvar = nn.Linear(features, config.latent)
+        self.encoder = Trunk(config.channels, config.widths, config.resolutions())
+        self.mu = nn.Linear(self.encoder.features, config.latent)
+        self.logvar = nn.Linear(self.encoder.features, config.latent)
         self.classifier = nn.Sequential(
             nn.Linear(config.latent, config.hidden), nn.ReLU(inplace=True), nn.Linear(config.hidden, config.classes)
         )
         self.decoder = Decoder(config)
-        self.score = RejectionScore(config.classes, config.latent)
+        tapped = self.encoder.tap_width + (self.pose.trunk.tap_width if self.pose is not None else 0)
+        self.score = RejectionScore(config.classes, config.latent, tapped + config.latent)
         self.register_buffer("temperature", torch.ones(()))
         windowed = config.window and config.pose
         self.register_buffer("frame", round_window(config.size) if windowed else None, persistent=False)
@@ -215,49 +249,76 @@ class AngleVAE(nn.Module):
             return image
         return image * self.frame + self.config.fill * (1.0 - self.frame)
 
-    def find_angle(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Doubt | None]:
-        """Image to (cos θ [N], sin θ [N], pose's class logits, angle bins, doubt); without a pose trunk θ is 0."""
+    def find_angle(self, image: Tensor) -> Pose:
+        """Which way up images [N, C, S, S] are; without a pose trunk they are taken as upright."""
         if self.pose is None:
             zero = image.flatten(1).sum(1) * 0.0
-            return zero + 1.0, zero, None, None, None
-        pose_logits, bins = self.pose(image)
+            return Pose(zero + 1.0, zero)
+        logits, bins, tap = self.pose(image)
         cos, sin, doubt = self.pose.read(bins.float().detach())
-        return cos, sin, pose_logits, bins, doubt
+        return Pose(cos, sin, logits, bins, doubt, tap)
 
     def forward(self, image: Tensor) -> Output:
         """The deterministic pass of inference: the content is mu, the class weights are those of the raw logits."""
         image = self.see(image)
-        cos, sin, pose_logits, bins, doubt = self.find_angle(image)
-        upright = turn(image, cos, -sin, self.config.fill) if self.pose is not None else image
-        features = self.encoder(upright)
-        mu, logvar = self.mu(features), self.logvar(features)
-        logits = self.combine(self.classifier(mu), pose_logits)
+        pose = self.find_angle(image)
+        upright = turn(image, pose.cos, -pose.sin, self.config.fill) if self.pose is not None else image
+        encoded, tap = self.encoder(upright)
+        mu, logvar = self.mu(encoded), self.logvar(encoded)
+        logits = self.combine(self.classifier(mu), pose.logits)
         reconstruction = self.decoder(mu, logits.softmax(1)).sigmoid()
-        return Output(logits, mu, logvar, None, upright, reconstruction, cos, sin, pose_logits, bins, doubt)
+        taps = [tap] if pose.tap is None else [tap, pose.tap]
+        features = torch.cat([*(maps.mean((2, 3)) for maps in taps), mu], 1)
+        return Output(logits, mu, logvar, None, upright, reconstruction, pose, features)
 
-    def training_pass(self, image: Tensor, labels: Tensor, seed: int, offset: int) -> Output:
-        """The sampling pass: the content is drawn from the posterior, the decoder is told the true class.
+    def training_pass(
+        self,
+        image: Tensor,
+        classes: Tensor,
+        seed: int,
+        offset: int | Sequence[tuple[int, int]],
+        error_rad: Tensor | None = None,
+    ) -> Output:
+        """The sampling pass: the content is drawn from the posterior, the decoder is told the classes.
 
-        `seed` and `offset` fix the noise of the content; `reconstruction` holds logits.
+        Args:
+            image: float [N, C, S, S].
+            classes: labels int64 [N], or weights of the classes float [N, K].
+            seed: fixes the noise of the content.
+            offset: place of the first image's first number in the noise; or (images, place) for one stretch of images
+                after the other.
+            error_rad: float [N], added to the angle found, so that the encoder bears small errors.
+
+        Returns:
+            `reconstruction` holds logits.
         """
         image = self.see(image)
-        cos, sin, pose_logits, bins, doubt = self.find_angle(image)
+        pose = self.find_angle(image)
         upright = image
         if self.pose is not None:
-            generator = torch.Generator(image.device).manual_seed(seed * 1_000_003 + offset)
-            error = torch.randn(len(image), generator=generator, device=image.device) * math.radians(POSE_NOISE_DEG)
-            noisy_cos = cos * error.cos() - sin * error.sin()
-            noisy_sin = sin * error.cos() + cos * error.sin()
+            error = torch.zeros_like(pose.cos) if error_rad is None else error_rad
+            noisy_cos = pose.cos * error.cos() - pose.sin * error.sin()
+            noisy_sin = pose.sin * error.cos() + pose.cos * error.sin()
             upright = turn(image, noisy_cos, -noisy_sin, self.config.fill)
-        features = self.encoder(upright)
-        mu, logvar = self.mu(features).float(), self.logvar(features).float().clamp(-10.0, 5.0)
-        content, kl = reparameterize(mu, logvar, seed, offset)
-        logits = self.combine(self.classifier(mu), pose_logits)
-        onehot = F.one_hot(labels, self.config.classes).to(content.dtype)
-        reconstruction = self.decoder(content, onehot)
-        return Output(logits, mu, logvar, kl, upright, reconstruction, cos, sin, pose_logits, bins, doubt)
+        encoded, _ = self.encoder(upright)
+        mu, logvar = self.mu(encoded).float(), self.logvar(encoded).float().clamp(-10.0, 5.0)
+        content, kl = _draw(mu, logvar, seed, offset)
+        logits = self.combine(self.classifier(mu), pose.logits)
+        weights = classes if classes.is_floating_point() else F.one_hot(classes, self.config.classes)
+        reconstruction = self.decoder(content, weights.to(content.dtype))
+        return Output(logits, mu, logvar, kl, upright, reconstruction, pose, None)
 
     @staticmethod
     def combine(content_logits: Tensor, pose_logits: Tensor | None) -> Tensor:
         """Both readers of the image vote: the one that saw it turned back, and the one that saw it as it came."""
         return content_logits if pose_logits is None else content_logits + pose_logits
+
+
+def _draw(mu: Tensor, logvar: Tensor, seed: int, offset: int | Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    """Codes [N, Z] and KL divergences [N], stretch by stretch where the noise comes from several places."""
+    if isinstance(offset, int):
+        return reparameterize(mu, logvar, seed, offset)
+    sizes, places = [size for size, _ in offset], [place for _, place in offset]
+    parts = zip(mu.split(sizes), logvar.split(sizes), places, strict=True)
+    codes, divergences = zip(*(reparameterize(m, v, seed, place) for m, v, place in parts), strict=True)
+    return torch.cat(codes), torch.cat(divergences)

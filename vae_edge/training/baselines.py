@@ -85,7 +85,12 @@ def _features(widths: tuple[int, ...], config: ModelConfig) -> int:
 
 def cross_entropy_of_anything(network: nn.Module, pixels: Tensor) -> Tensor:
     """The loss on images [N, C, S, S] that all count as the first class: what it costs does not depend on labels."""
-    return F.cross_entropy(network(pixels), torch.zeros(len(pixels), dtype=torch.long))
+    return F.cross_entropy(network(pixels), torch.zeros(len(pixels), dtype=torch.long, device=pixels.device))
+
+
+def training_device() -> torch.device:
+    """Where networks are trained: on the GPU, if there is one, as our own training does."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def fit_network(
@@ -106,12 +111,13 @@ def fit_network(
         progress: called after each step with (step, steps, {"total": loss}).
 
     Returns:
-        the average of the weights, in evaluation mode.
+        the average of the weights, on the CPU and in evaluation mode.
 
     Raises:
         CheckpointError: if the gradient is not finite.
     """
-    for parameter in network.parameters():
+    device = training_device()
+    for parameter in network.to(device).parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     average = copy.deepcopy(network).requires_grad_(False)
@@ -119,10 +125,10 @@ def fit_network(
     plain = [p for p in network.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.99))
-    bf16 = settings.bf16 if settings.bf16 is not None else fast_bf16()
+    bf16 = settings.bf16 if settings.bf16 is not None else fast_bf16(device)
     batch = settings.batch_for(len(images))
     per_epoch = len(images) // batch
-    everything, labels = torch.from_numpy(images.images), torch.from_numpy(images.labels)
+    everything, labels = torch.from_numpy(images.images).to(device), torch.from_numpy(images.labels).to(device)
     changes: dict[str, Any] = {**settings.augmentation(len(images)), "mirror": bool(settings.mirror), "fill": fill}
     order = np.empty(0, np.int64)
     network.train()
@@ -130,13 +136,13 @@ def fit_network(
         epoch, index = divmod(step, per_epoch)
         if index == 0:
             order = np.random.default_rng([settings.seed, epoch]).permutation(len(images))
-        chosen = torch.from_numpy(order[index * batch : (index + 1) * batch])
+        chosen = torch.from_numpy(order[index * batch : (index + 1) * batch]).to(device)
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
         pixels = everything[chosen].permute(0, 3, 1, 2).float().div_(255.0)
         pixels, _ = affine_augment(pixels, generator, **changes)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, settings.learning_rate, settings.warmup)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             logits = network(pixels.contiguous(memory_format=torch.channels_last))
         loss = F.cross_entropy(logits.float(), labels[chosen], label_smoothing=settings.weights.smoothing)
         optimizer.zero_grad(set_to_none=True)
@@ -147,7 +153,7 @@ def fit_network(
         _follow(average, network, min(settings.ema, (2 + step) / (11 + step)))
         if progress is not None:
             progress(step + 1, steps, {"total": float(loss.detach())})
-    return average.eval()
+    return average.cpu().eval()
 
 
 @torch.no_grad()

@@ -87,6 +87,6 @@ def cross_fitted_ece(logits: NDArray[np.floating], labels: NDArray[np.int64], se
     }
 
 
-def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+def _softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     weights = np.exp(logits - logits.max(1, keepdims=True))
     return weights / weights.sum(1, keepdims=True)

@@ -1,7 +1,8 @@
 """A run's folder: what it was told, where it stands, what came out, and a few held-out images.
 
 `config.json` is written once; training goes on from `state.safetensors`; `model.safetensors` is the result;
-`samples.safetensors` holds held-out images on which later steps check themselves.
+`samples.safetensors` holds held-out images on which later steps check themselves, and codes of training images;
+`generated.safetensors` the images that the run drew to train on, where it did.
 
 Each file is whole or absent. No pickle: tensors are safetensors, everything else is JSON (in the files' own metadata).
 """
@@ -26,7 +27,7 @@ from vae_edge.training.config import TrainConfig
 
 SCHEMA = 1
 CONFIG, STATE, MODEL, LOG = "config.json", "state.safetensors", "model.safetensors", "log.jsonl"
-SAMPLE_FILE = "samples.safetensors"
+SAMPLE_FILE, GENERATED = "samples.safetensors", "generated.safetensors"
 
 
 @dataclass(frozen=True)

@@ -44,17 +44,20 @@ def _by_steps(ground: Ground, cell: Cell) -> Callable[[int, int], float]:
     network = AngleVAE(config) if cell.model in POSE else ground.network(cell.model, 0)
     loss = our_loss if cell.model in POSE else baselines.cross_entropy_of_anything
     settings = ground.training_config(cell, round((1 - INNER) * len(ground.parts(cell.seed)[0])))
-    pixels = torch.zeros(settings.batch or 1, config.channels, config.size, config.size)
-    bf16 = settings.bf16 if settings.bf16 is not None else fast_bf16()
-    network.train()
+    device = baselines.training_device()
+    pixels = torch.zeros(settings.batch or 1, config.channels, config.size, config.size, device=device)
+    bf16 = settings.bf16 if settings.bf16 is not None else fast_bf16(device)
+    longer = ground.angle_vae_macs / ground.training_macs(network) if cell.model == "cnn-equal" else 1.0
+    network.to(device).train()
     times = []
     for _ in range(TRIED_STEPS):
         began = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             value = loss(network, pixels)
         value.backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
-    longer = ground.angle_vae_macs / ground.training_macs(network) if cell.model == "cnn-equal" else 1.0
     return lambda steps, held: AROUND_A_CELL + AROUND_A_STEP * min(times) * steps * longer
 
 

@@ -77,6 +77,6 @@ class Decision(nn.Module):
 def our_loss(model: nn.Module, pixels: Tensor) -> Tensor:
     """Our network's loss on images [N, C, S, S] that all count as the first class and as upright."""
     assert isinstance(model, AngleVAE)
-    output = model.training_pass(pixels, torch.zeros(len(pixels), dtype=torch.long), 0, 0)
-    angles = torch.zeros(len(pixels)) if model.config.pose else None
-    return losses(output, torch.zeros(len(pixels), dtype=torch.long), angles, LossWeights())["total"]
+    labels = torch.zeros(len(pixels), dtype=torch.long, device=pixels.device)
+    angles = torch.zeros(len(pixels), device=pixels.device) if model.config.pose else None
+    return losses(model.training_pass(pixels, labels, 0, 0), labels, angles, LossWeights())["total"]

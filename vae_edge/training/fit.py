@@ -38,7 +38,7 @@ from vae_edge.training.parallel import mean_over_processes, open_workers
 from vae_edge.training.planning import Material, plan, sort_out
 from vae_edge.training.pools import GENERATED as GENERATED_STREAM
 from vae_edge.training.pools import LABELLED, UNLABELLED, Pool
-from vae_edge.training.steps import State, begin, fast_bf16, pseudo_labels, restore, save, step, watch
+from vae_edge.training.steps import begin, fast_bf16, pseudo_labels, restore, save, step, watch
 
 __all__ = ["Interrupted", "plan", "train"]
 
@@ -131,6 +131,7 @@ class Fitting:
         settings = config.training
         self.bf16 = settings.bf16 if settings.bf16 is not None else fast_bf16(workers.device)
         self.schedule = Schedule.of(settings, len(material.labelled) + len(material.unlabelled))
+        mix(self.schedule.batch, len(material.unlabelled) > 0, settings.generated, workers.num_processes)  # or refuse
         self.state = begin(config, workers, self.bf16)
         if (folder / STATE).exists():
             restore(self.state, folder)
@@ -210,9 +211,18 @@ class Fitting:
             absent = config.data["absent"]
             present = len(config.classes) - len(absent)
             per_class = min(GENERATED_MOST, max(GENERATED_LEAST, -(-len(kept) // present)))
-            codes = training_codes(self.state.average, kept, config.training.seed)
+            model, seed = self.state.average, config.training.seed
+            known = training_codes(model, kept, seed)
+            codes, labels = known["codes"], known["code_labels"]
             drawn = generate(
-                self.state.average, config.classes, per_class, seed=config.training.seed, absent=absent, **codes
+                model,
+                config.classes,
+                per_class,
+                seed=seed,
+                absent=absent,
+                codes=codes,
+                code_labels=labels,
+                confidence=config.training.confidence,
             )
             tensors = {"images": torch.from_numpy(drawn.images), "labels": torch.from_numpy(drawn.labels)}
             write_tensors(path, tensors, {"step": self.state.step})
@@ -220,9 +230,9 @@ class Fitting:
         tensors, about = read_tensors(path)
         if about.get("step") != self.schedule.boundary:
             raise CheckpointError(f"{path} holds images of step {about.get('step')}, not {self.schedule.boundary}")
-        images, labels = tensors["images"].numpy(), tensors["labels"].numpy()
-        device = self.workers.device
-        self.pools["generated"] = Pool.of(images, labels, None, config.training.seed, GENERATED_STREAM, device)
+        drawn_images, drawn_labels = tensors["images"].numpy(), tensors["labels"].numpy()
+        seed, device = config.training.seed, self.workers.device
+        self.pools["generated"] = Pool.of(drawn_images, drawn_labels, None, seed, GENERATED_STREAM, device)
 
     def _watch(self) -> float:
         """The loss on what is watched; remembers the best average and how long ago it was."""

@@ -17,7 +17,9 @@ BATCH = 500
 
 @dataclass(frozen=True)
 class Outputs:
-    """Probabilities [N, K], angles [N] in counter-clockwise degrees, scores [N], codes [N, Z], score parts [N, 3].
+    """Probabilities [N, K], angles [N] in counter-clockwise degrees, scores [N], whole and light.
+
+    Also codes [N, Z], the features [N, F] and parts [N, 3] of the score.
 
     `logits` [N, K] are raw, without temperature. Of a model with a pose trunk also, [N]: how sure the angle is (0 to
     1), the second-best angle in degrees, and its probability.
@@ -26,7 +28,9 @@ class Outputs:
     probabilities: NDArray[np.float32]
     angles_deg: NDArray[np.float32]
     scores: NDArray[np.float32]
+    light_scores: NDArray[np.float32]
     codes: torch.Tensor
+    features: torch.Tensor
     parts: torch.Tensor
     logits: NDArray[np.float32]
     concentrations: NDArray[np.float32] | None = None
@@ -46,17 +50,20 @@ def predict(model: AngleVAE, images: NDArray[np.uint8]) -> Outputs:
     found: dict[str, list[torch.Tensor]] = defaultdict(list)
     for start in range(0, len(images), BATCH):
         output = model(to_floats(images[start : start + BATCH]))
-        measures = (output.upright, output.reconstruction, output.mu, output.logits)
+        measures = (output.upright, output.reconstruction, output.features, output.logits)
         found["probabilities"].append(model.probabilities(output.logits))
-        found["angles_deg"].append(torch.atan2(output.sin, output.cos).rad2deg())
+        found["angles_deg"].append(torch.atan2(output.pose.sin, output.pose.cos).rad2deg())
         found["scores"].append(model.score(*measures))
+        found["light_scores"].append(model.score.light(output.features, output.logits))
         found["codes"].append(output.mu)
+        found["features"].append(output.features)
         found["parts"].append(model.score.parts(*measures))
         found["logits"].append(output.logits)
-        if output.doubt is not None:
-            found["concentrations"].append(output.doubt.concentration)
-            found["second_angles_deg"].append(torch.atan2(output.doubt.sin, output.doubt.cos).rad2deg())
-            found["second_shares"].append(output.doubt.share)
+        doubt = output.pose.doubt
+        if doubt is not None:
+            found["concentrations"].append(doubt.concentration)
+            found["second_angles_deg"].append(torch.atan2(doubt.sin, doubt.cos).rad2deg())
+            found["second_shares"].append(doubt.share)
     joined: dict[str, Any] = {name: torch.cat(parts) for name, parts in found.items()}
-    tensors = {name: joined.pop(name) for name in ("codes", "parts")}
+    tensors = {name: joined.pop(name) for name in ("codes", "features", "parts")}
     return Outputs(**tensors, **{name: value.numpy() for name, value in joined.items()})

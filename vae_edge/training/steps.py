@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
 
-from vae_edge.data.augment import affine_augment
 from vae_edge.errors import CheckpointError
 from vae_edge.model import AngleVAE, losses
+from vae_edge.training.batches import Batch
 from vae_edge.training.checkpoint import (
     STATE,
     RunConfig,
@@ -20,7 +24,26 @@ from vae_edge.training.checkpoint import (
     restore_optimizer,
     write_tensors,
 )
-from vae_edge.training.config import learning_rate
+from vae_edge.training.parallel import mean_over_processes, normalize_exactly
+
+
+class TrainingPass(nn.Module):
+    """A batch to the terms of its loss: what is shared out over processes, and what `torch.compile` sees."""
+
+    def __init__(self, model: AngleVAE, config: RunConfig, bf16: bool) -> None:
+        super().__init__()
+        self.model, self.config, self.bf16 = model, config, bf16
+
+    def forward(self, batch: Batch, first: int) -> dict[str, Tensor]:
+        """The terms of `vae_edge.model.losses`; `first` is the number of images that the run has seen before."""
+        latent = self.config.model.latent
+        places = [(count, (first + row) * latent) for count, row in batch.stretches]
+        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.bf16):
+            output = self.model.training_pass(
+                batch.images, batch.class_weights, self.config.training.seed, places, batch.error_rad
+            )
+        angles = batch.angles_rad if self.config.model.pose else None
+        return losses(output, batch.labels, angles, self.config.training.weights, batch.trust)
 
 
 @dataclass
@@ -30,12 +53,15 @@ class State:
     model: AngleVAE
     average: AngleVAE
     optimizer: torch.optim.AdamW
+    forward: Callable[[Batch, int], dict[str, Tensor]]
     step: int = 0
     sums: dict[str, float] = field(default_factory=dict)  # of the terms, over the epoch so far
     seconds: float = 0.0  # spent training
+    best: dict[str, Tensor] = field(default_factory=dict)  # the average at its best epoch, where one is watched
+    watched: dict[str, float] = field(default_factory=dict)  # `loss` of that epoch, `waited` epochs since
 
 
-def begin(config: RunConfig) -> State:
+def begin(config: RunConfig, workers: Accelerator, bf16: bool) -> State:
     """A state before its first step, its weights fixed by the seed."""
     torch.manual_seed(config.training.seed)
     model, average = AngleVAE(config.model), AngleVAE(config.model)
@@ -44,10 +70,78 @@ def begin(config: RunConfig) -> State:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     average.load_state_dict(model.state_dict())
     average.requires_grad_(False)
+    average.eval().to(workers.device)
+    model.to(workers.device)
+    if workers.num_processes > 1 or not bf16:
+        normalize_exactly(model)
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": config.training.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return State(model, average, torch.optim.AdamW(groups, lr=config.training.learning_rate, betas=(0.9, 0.99)))
+    optimizer = torch.optim.AdamW(groups, lr=config.training.learning_rate, betas=(0.9, 0.99))
+    one_pass: Any = TrainingPass(model, config, bf16)
+    forward = workers.prepare_model(one_pass)
+    if config.training.compile:
+        forward = torch.compile(forward)
+    return State(model, average, optimizer, forward)
+
+
+def step(state: State, batch: Batch, config: RunConfig, workers: Accelerator, rate: float) -> dict[str, float]:
+    """Take one step; the terms of the loss, means over the batch of all processes, and the learning rate.
+
+    Raises:
+        CheckpointError: if the gradient is not finite.
+    """
+    settings = config.training
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    state.model.train()
+    terms = state.forward(batch, state.step * len(batch.labels) * workers.num_processes)
+    state.optimizer.zero_grad(set_to_none=True)
+    workers.backward(terms["total"])
+    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), settings.gradient_clip)
+    if not torch.isfinite(norm):
+        raise CheckpointError(
+            f"training diverged at step {state.step} (the gradient is not finite): "
+            f"start again in another --out with a lower --learning-rate than {settings.learning_rate}"
+        )
+    state.optimizer.step()
+    state.step += 1
+    _update_average(state, min(settings.ema, (1 + state.step) / (10 + state.step)))
+    values = torch.stack([value.detach().double() for value in terms.values()]).tolist()
+    return mean_over_processes(dict(zip(terms, values, strict=True)), workers) | {"learning_rate": rate}
+
+
+@torch.no_grad()
+def pseudo_labels(state: State, images: Tensor, bf16: bool) -> Tensor:
+    """Class probabilities [N, K] of images [N, C, S, S] by the averaged model, the steadier one."""
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+        return state.average(images).logits.float().softmax(1)
+
+
+@torch.no_grad()
+def watch(state: State, images: Tensor, labels: Tensor) -> float:
+    """Cross-entropy of the averaged model on images float [N, C, S, S] with labels [N], in nats."""
+    logits = torch.cat([state.average(part).logits.float() for part in images.split(500)])
+    return float(F.cross_entropy(logits, labels))
+
+
+@torch.no_grad()
+def _update_average(state: State, decay: float) -> None:
+    """Exponential moving average of the weights and of the normalization's statistics."""
+    ours = list(state.average.state_dict().values())
+    theirs = list(state.model.state_dict().values())
+    floats = [i for i, tensor in enumerate(ours) if tensor.is_floating_point()]
+    torch._foreach_lerp_([ours[i] for i in floats], [theirs[i] for i in floats], 1.0 - decay)
+
+
+def save(state: State, folder: Path) -> None:
+    """Write the state into a run's folder, wholly or not at all."""
+    tensors = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
+    tensors |= {f"average.{name}": tensor for name, tensor in state.average.state_dict().items()}
+    tensors |= {f"optimizer.{name}": tensor for name, tensor in optimizer_tensors(state.optimizer).items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
+    about = {"step": state.step, "sums": state.sums, "seconds": state.seconds, "watched": state.watched}
+    write_tensors(folder / STATE, tensors, about)
 
 
 def restore(state: State, folder: Path) -> None:
@@ -62,72 +156,11 @@ def restore(state: State, folder: Path) -> None:
     load_state(state.average, part("average."), path)
     restore_optimizer(state.optimizer, part("optimizer."))
     state.step, state.sums, state.seconds = int(metadata["step"]), dict(metadata["sums"]), float(metadata["seconds"])
+    state.best, state.watched = part("best."), dict(metadata["watched"])
 
 
-def save(state: State, folder: Path) -> None:
-    """Write the state into a run's folder, wholly or not at all."""
-    tensors = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
-    tensors |= {f"average.{name}": tensor for name, tensor in state.average.state_dict().items()}
-    tensors |= {f"optimizer.{name}": tensor for name, tensor in optimizer_tensors(state.optimizer).items()}
-    write_tensors(folder / STATE, tensors, {"step": state.step, "sums": state.sums, "seconds": state.seconds})
-
-
-def step(
-    state: State,
-    images: Tensor,
-    labels: Tensor,
-    known_rad: Tensor | None,
-    config: RunConfig,
-    steps: int,
-    bf16: bool,
-) -> dict[str, float]:
-    """Take one step on images uint8 [N, S, S, C] with labels [N]; the terms of the loss and the learning rate.
-
-    `known_rad` [N] is how far the images are turned already, where that is known.
-
-    Every random number comes from the seed and the number of the step.
-
-    Raises:
-        CheckpointError: if the gradient is not finite.
-    """
-    settings = config.training
-    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + state.step)
-    pixels = images.permute(0, 3, 1, 2).float().div_(255.0)
-    pixels, angle_rad = affine_augment(pixels, generator, **settings.augmentation(), fill=config.model.fill)
-    if known_rad is not None:
-        angle_rad = angle_rad + known_rad
-    rate = learning_rate(state.step, steps, settings.learning_rate, settings.warmup)
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
-    state.model.train()
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
-        offset = state.step * config.model.latent * len(labels)
-        output = state.model.training_pass(pixels, labels, settings.seed, offset)
-    terms = losses(output, labels, angle_rad if config.model.pose else None, settings.weights)
-    state.optimizer.zero_grad(set_to_none=True)
-    terms["total"].backward()
-    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), settings.gradient_clip)
-    if not torch.isfinite(norm):
-        raise CheckpointError(
-            f"training diverged at step {state.step} (the gradient is not finite): "
-            f"start again in another --out with a lower --learning-rate than {settings.learning_rate}"
-        )
-    state.optimizer.step()
-    state.step += 1
-    _update_average(state, min(settings.ema, (1 + state.step) / (10 + state.step)))
-    return {name: float(value.detach()) for name, value in terms.items()} | {"learning_rate": rate}
-
-
-@torch.no_grad()
-def _update_average(state: State, decay: float) -> None:
-    """Exponential moving average of the weights and of the normalization's statistics."""
-    ours = list(state.average.state_dict().values())
-    theirs = list(state.model.state_dict().values())
-    floats = [i for i, tensor in enumerate(ours) if tensor.is_floating_point()]
-    torch._foreach_lerp_([ours[i] for i in floats], [theirs[i] for i in floats], 1.0 - decay)
-
-
-def fast_bf16() -> bool:
-    """Whether this processor multiplies bfloat16 in hardware, so that autocast pays."""
+def fast_bf16(device: torch.device | None = None) -> bool:
+    """Whether the GPU, or without one this processor, multiplies bfloat16 in hardware, so that autocast pays."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and bool(torch.cpu._is_avx512_bf16_supported())
