@@ -10,6 +10,8 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from vae_edge.cli import main
+from vae_edge.cli.device import angle_words
+from vae_edge.runtime import Predictions
 
 COMMANDS = (
     *("quickstart", "data", "train", "evaluate", "generate", "compare", "export", "quantize"),
@@ -68,6 +70,23 @@ def test_the_validation_part_is_the_one_that_training_held_out(run: Path, capsys
     assert measured["accuracy"] == told["accuracy"]
 
 
+@pytest.mark.parametrize(
+    ("doubt", "words"),
+    [
+        ((0.95, 170.0, 0.03), "+12°"),
+        ((0.2, -168.4, 0.34), "+12° (or -168°, 34%)"),
+        ((0.4, 100.0, 0.1), "+12° (vague)"),
+        ((None, None, None), "+12°"),
+    ],
+)
+def test_an_angle_in_doubt_is_said_to_be(doubt: tuple[float | None, ...], words: str):
+    sure, second, share = (None if value is None else np.array([value], np.float32) for value in doubt)
+    angle = np.radians([12.3]).astype(np.float32)
+    second = None if second is None else np.radians(second)
+    about = {"classes": ("a",), "threshold": 0.0, "interpret": lambda count: []}
+    assert angle_words(Predictions(np.ones((1, 1)), angle, angle, sure, second, share, **about), 0) == words
+
+
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
 def test_a_drawing_is_understood_and_said_how(
     bundle: Path, drawing: Path, backend: str, capsys: pytest.CaptureFixture[str]
@@ -86,6 +105,7 @@ def test_predictions_come_as_json_too(bundle: Path, drawing: Path, capsys: pytes
     assert [row.pop("image") for row in predictions] == [str(drawing)] * 2
     assert predictions[0] == predictions[1]
     assert predictions[0]["name"] == "7" and isinstance(predictions[0]["accepted"], bool)
+    assert all(0 <= predictions[0][name] <= 1 for name in ("concentration", "second_share"))
 
 
 def test_a_letter_is_scored_stranger_than_digits(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

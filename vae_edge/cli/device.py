@@ -12,7 +12,7 @@ from typing import Any
 
 from vae_edge.cli.console import emit, percent, sharing_progress
 
-WORTH_SAYING = 0.1  # the share from which a second-best angle is printed
+WORTH_SAYING = 0.2  # the share from which a second-best angle is printed
 VAGUE = 0.5  # the concentration below which an angle is called so: that of an even spread over 217°
 
 
@@ -39,7 +39,7 @@ def predict(arguments: argparse.Namespace) -> None:
             accepted = "known" if predictions.accepted[k] else "UNKNOWN: unlike anything it was trained on"
             yield (
                 f"{path}: {name} ({percent(probability)}), "
-                f"{f'turned {_angle_words(predictions, k)}, ' if turns else ''}"
+                f"{f'turned {angle_words(predictions, k)}, ' if turns else ''}"
                 f"score {predictions.scores[k]:.2f} ({accepted})"
             )
             yield f"  {predictions.interpretations[k].sentence()}"
@@ -47,7 +47,7 @@ def predict(arguments: argparse.Namespace) -> None:
     emit(result, arguments.json, lines)
 
 
-def _angle_words(predictions: Any, k: int) -> str:
+def angle_words(predictions: Any, k: int) -> str:
     """The angle, and where it is in doubt the second-best one, or that it is vague."""
     words = f"{round(float(predictions.angles_deg[k])):+d}°"
     if predictions.second_shares is None:
