@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, log_loss, roc_auc_score
+from sklearn.metrics import roc_curve as reference_curve
 
 from vae_edge.metrics import (
     angle_error,
@@ -10,6 +11,7 @@ from vae_edge.metrics import (
     expected_calibration_error,
     negative_log_likelihood,
     reliability,
+    roc_curve,
     summarize,
     wrap_degrees,
 )
@@ -33,6 +35,17 @@ def test_auroc_and_confusion_agree_with_scikit_learn():
     assert auroc(known, unknown) == pytest.approx(expected, abs=1e-12)
     labels, predicted = rng.integers(0, 4, 500), rng.integers(0, 4, 500)
     np.testing.assert_array_equal(confusion(labels, predicted, 4), confusion_matrix(labels, predicted))
+
+
+def test_the_curve_is_scikit_learns_and_its_area_is_the_auroc():
+    rng = np.random.default_rng(1)
+    known, unknown = rng.normal(size=200).round(1), rng.normal(0.7, size=300).round(1)
+    false, true = roc_curve(known, unknown)
+    labels, scores = np.r_[np.zeros(200), np.ones(300)], np.r_[known, unknown]
+    expected_false, expected_true, _ = reference_curve(labels, scores, drop_intermediate=False)
+    np.testing.assert_allclose(false, expected_false, atol=1e-12)
+    np.testing.assert_allclose(true, expected_true, atol=1e-12)
+    assert (np.diff(false) * (true[1:] + true[:-1]) / 2).sum() == pytest.approx(auroc(known, unknown), abs=1e-12)
 
 
 def test_summary_gives_the_angle_error_without_ambiguous_classes():

@@ -40,6 +40,19 @@ def auroc(known: NDArray[np.floating], unknown: NDArray[np.floating]) -> float:
     return float((rank_sum - len(unknown) * (len(unknown) + 1) / 2.0) / (len(known) * len(unknown)))
 
 
+def roc_curve(
+    known: NDArray[np.floating], unknown: NDArray[np.floating]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Shares of known and of unknown images whose score is at least each score that occurs, highest score first.
+
+    Both begin with 0 and end with 1; the area between them, by trapezoids, is `auroc`.
+    """
+    limits = np.unique(np.concatenate([known, unknown]))[::-1]
+    shares = (1.0 - np.searchsorted(np.sort(scores), limits) / len(scores) for scores in (known, unknown))
+    false, true = (np.concatenate([[0.0], share]) for share in shares)
+    return false, true
+
+
 def reliability(
     probabilities: NDArray[np.floating], labels: NDArray[np.int64], bins: int = 15
 ) -> dict[str, NDArray[np.floating]]:
