@@ -12,17 +12,22 @@ KINDS = ("blends of two", "shuffled quarters", "inverted", "drawn letters", "noi
 LETTERS = "ABCDEFGHJKLMNPQRTUVWXYZ"  # without I, O and S, which are digits to any eye
 
 
-def make_unknown(images: NDArray[np.uint8], kind: str, seed: int = 0) -> NDArray[np.uint8]:
+def make_unknown(
+    images: NDArray[np.uint8], kind: str, seed: int = 0, letters_turn_deg: float = 180.0
+) -> NDArray[np.uint8]:
     """As many unknown images as there are known ones.
 
     Args:
         images: known images, uint8 [N, S, S, C].
         kind: one of `KINDS`: the brighter pixel of two images of the set; the quarters exchanged crosswise; dark and
-            bright exchanged; capital letters in a plain font, turned by any angle; uniform noise.
+            bright exchanged; capital letters in a plain font, turned; uniform noise.
+        letters_turn_deg: letters are turned by up to this either way: 180 is any angle, 0 leaves them upright.
 
     Raises:
-        ConfigError: for an unknown kind.
+        ConfigError: for an unknown kind, or a turn that is not between 0 and 180 degrees.
     """
+    if not 0 <= letters_turn_deg <= 180:
+        raise ConfigError(f"Letters are turned by 0 to 180 degrees either way, but {letters_turn_deg} came.")
     rng = np.random.default_rng(seed)
     if kind == "blends of two":
         order = rng.permutation(len(images))
@@ -33,13 +38,13 @@ def make_unknown(images: NDArray[np.uint8], kind: str, seed: int = 0) -> NDArray
     if kind == "inverted":
         return 255 - images
     if kind == "drawn letters":
-        return _letters(images.shape, rng)
+        return _letters(images.shape, rng, letters_turn_deg)
     if kind == "noise":
         return rng.integers(0, 256, images.shape, dtype=np.uint8)
     raise ConfigError(f"unknown kind {kind!r} of unknown images: expected one of {', '.join(KINDS)}")
 
 
-def _letters(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.uint8]:
+def _letters(shape: tuple[int, ...], rng: np.random.Generator, turn_deg: float) -> NDArray[np.uint8]:
     count, side, _, channels = shape
     font = ImageFont.load_default(size=side * 0.75)
     result = np.empty(shape, np.uint8)
@@ -47,6 +52,6 @@ def _letters(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.uin
         page = Image.new("L", (side, side))
         letter = LETTERS[int(rng.integers(len(LETTERS)))]
         ImageDraw.Draw(page).text((side / 2, side / 2), letter, fill=255, font=font, anchor="mm")
-        turned = page.rotate(float(rng.uniform(-180, 180)), Image.Resampling.BILINEAR)
+        turned = page.rotate(float(rng.uniform(-turn_deg, turn_deg)), Image.Resampling.BILINEAR)
         result[index] = np.asarray(turned)[..., None].repeat(channels, 2)
     return result
