@@ -143,6 +143,7 @@ def _set(*keys: Any, to: Any) -> Callable[[dict[str, Any]], None]:
         (_set("score", "threshold", to="1"), "'threshold' should be a finite number"),
         (_set("score", "threshold", to=True), "'threshold' should be a finite number"),
         (_set("score", "reject_rate", to=2), "a share in 0..1"),
+        (_set("score", "kind", to="heavy"), "full, light"),
         (_set("classes", to=[]), "at least one name"),
         (_set("classes", to=["a", 1]), "at least one name"),
         (_set("classes", to=["a", "a"]), "same class twice"),

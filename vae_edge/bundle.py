@@ -7,7 +7,8 @@ two steps leaves a valid bundle, the old one or the new one. What is inside the 
     manifest.json: {
       "schema": 1, "vae_edge": version, "created": ISO date (UTC), "name": text, "classes": [text, ...],
       "input": {"size": pixels, "channels": 1 | 3, "background": "dark" | "light" | "none", "ink": share | null},
-      "rotation": "none" | "full" | degrees, "score": {"threshold": number, "reject_rate": share},
+      "rotation": "none" | "full" | degrees,
+      "score": {"threshold": number, "reject_rate": share, "kind": "full" | "light"},
       "data": {provenance of the training data}, "models": [ModelEntry, ...]}
 """
 
@@ -116,6 +117,11 @@ class Bundle:
         """The share of known images that the threshold rejects."""
         return float(self.manifest["score"]["reject_rate"])
 
+    @property
+    def score_kind(self) -> str:
+        """`full`, or `light`: the rejection score without the reconstruction."""
+        return str(self.manifest["score"].get("kind", "full"))
+
     def select(
         self,
         role: str | None = None,
@@ -171,6 +177,7 @@ def create_bundle(
     input: InputSpec,
     threshold: float,
     reject_rate: float,
+    score_kind: str = "full",
     rotation: str | float = "none",
     data: Mapping[str, Any] | None = None,
     models: Iterable[tuple[str | os.PathLike[str], ModelEntry]] = (),
@@ -192,7 +199,7 @@ def create_bundle(
         "classes": list(classes),
         "input": dataclasses.asdict(input),
         "rotation": rotation,
-        "score": {"threshold": threshold, "reject_rate": reject_rate},
+        "score": {"threshold": threshold, "reject_rate": reject_rate, "kind": score_kind},
         "data": dict(data or {}),
         "models": [],
     }

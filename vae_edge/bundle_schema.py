@@ -16,6 +16,7 @@ MANIFEST_FILE = "manifest.json"
 AUTO_FILE = "auto.json"  # the runtime's memory of its choice: no part of the bundle, not verified
 ROLES = ("classifier", "reconstruction")
 FORMATS = ("onnx", "tensorrt", "tensorrt_rtx")
+SCORES = ("full", "light")  # with the reconstruction, or without it and its decoder
 PRECISIONS = ("fp32", "fp16", "int8", "fp8")
 _LARGEST_MANIFEST = 16 << 20
 _TARGET = re.compile(r"any|[A-Za-z0-9][\w-]{0,31}")
@@ -80,6 +81,8 @@ def check_manifest(manifest: Mapping[str, Any], path: Path) -> None:
     _number(score, "threshold", where + ", score")
     if not 0 <= _number(score, "reject_rate", where + ", score") <= 1:
         _wrong(where + ", score", "reject_rate", "a share in 0..1", score["reject_rate"])
+    if score.get("kind", "full") not in SCORES:
+        _wrong(where + ", score", "kind", "one of " + ", ".join(SCORES), score["kind"])
     _take(manifest, "data", dict, where)
     models = _take(manifest, "models", list, where)
     for index, model in enumerate(models):

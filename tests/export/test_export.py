@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from vae_edge.bundle import load_bundle
 from vae_edge.cli.deploy import export_run
-from vae_edge.data import Dataset
+from vae_edge.data import Dataset, rotated
 from vae_edge.errors import BundleError, ConfigError, ExportError
 from vae_edge.export import quantize_with
 from vae_edge.export.graph import DOUBTS, OUTPUTS, ClassifierGraph
@@ -19,7 +19,8 @@ from vae_edge.export.onnx_file import check_parity, get_metadata, run, to_onnx
 from vae_edge.export.precision import check_rules, convert
 from vae_edge.export.write import load_onnx
 from vae_edge.model import AngleVAE, create_config
-from vae_edge.training.checkpoint import Checkpoint
+from vae_edge.runtime import load
+from vae_edge.training.checkpoint import Checkpoint, load_checkpoint
 from vae_edge.training.predict import predict
 
 
@@ -274,3 +275,20 @@ def test_the_manifest_says_where_everything_comes_from(bundle: Path, run: Path):
     assert by_precision["int8"]["provenance"]["from_sha256"] == by_precision["fp32"]["sha256"]
     assert by_precision["int8"]["provenance"]["calibration_images"] == 512
     assert manifest["data"]["name"] == "digits" and manifest["rotation"] == "full"
+
+
+def test_a_bundle_with_the_light_score_has_no_decoder_and_a_threshold_of_its_own(
+    run: Path, bundle: Path, digits: Dataset, tmp_path: Path
+):
+    export_run(run, str(tmp_path / "light"), score="light")
+    light, full = load_bundle(tmp_path / "light"), load_bundle(bundle)
+    assert (light.score_kind, full.score_kind) == ("light", "full")
+    assert light.threshold != full.threshold
+    nodes = [node.op_type for node in onnx.load(light.file(light.find("classifier", "onnx", "fp32"))).graph.node]
+    assert "Resize" not in nodes and nodes.count("Conv") == 12
+    images = rotated(digits.test, 180.0, 3).images[:400]
+    with load(tmp_path / "light", backend="onnxruntime", precision="fp32") as classifier:
+        predictions = classifier(images)
+    reference = predict(load_checkpoint(run).model, images)
+    np.testing.assert_allclose(predictions.scores, reference.light_scores, rtol=1e-3, atol=1e-3)
+    assert 0.9 < predictions.accepted.mean() < 1.0

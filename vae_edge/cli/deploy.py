@@ -16,7 +16,7 @@ PARITY_IMAGES = 256
 def export(arguments: argparse.Namespace) -> None:
     """`vae-edge export`."""
     with working("exporting, and comparing with PyTorch"):
-        result = export_run(Path(arguments.model), arguments.out, arguments.name)
+        result = export_run(Path(arguments.model), arguments.out, arguments.name, arguments.score)
 
     def lines() -> Iterator[str]:
         yield f"{result['bundle']}: {', '.join(result['files'])}"
@@ -28,8 +28,8 @@ def export(arguments: argparse.Namespace) -> None:
     emit(result, arguments.json, lines)
 
 
-def export_run(run: Path, out: str, name: str | None = None) -> dict[str, Any]:
-    """Export a training run's model into a bundle."""
+def export_run(run: Path, out: str, name: str | None = None, score: str = "full") -> dict[str, Any]:
+    """Export a training run's model into a bundle, with the `full` rejection score or the `light` one."""
     from vae_edge.export import Description, export_bundle
     from vae_edge.files import sha256
     from vae_edge.training.checkpoint import MODEL, load_checkpoint, load_samples
@@ -41,8 +41,9 @@ def export_run(run: Path, out: str, name: str | None = None) -> dict[str, Any]:
         classes=config.classes,
         input=config.input,
         rotation=config.training.rotation,
-        threshold=result["threshold"],
+        threshold=result["threshold" if score == "full" else "threshold_light"],
         reject_rate=result["reject_rate"],
+        score_kind=score,
         data=config.data,
     )
     provenance = {

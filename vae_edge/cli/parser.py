@@ -243,6 +243,12 @@ def _export(commands: Commands) -> None:
     parser.add_argument("model", metavar="RUN", help="folder of a training run")
     parser.add_argument("--out", required=True, metavar="BUNDLE", help="folder of the bundle")
     parser.add_argument("--name", help="name of the bundle (default: the run's)")
+    parser.add_argument(
+        "--score",
+        default="full",
+        choices=("full", "light"),
+        help="the rejection score; light: without the reconstruction and its decoder, cheaper and less sharp",
+    )
     _json(parser)
 
 

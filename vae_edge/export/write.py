@@ -35,6 +35,7 @@ class Description:
     threshold: float
     reject_rate: float
     data: Mapping[str, Any]
+    score_kind: str = "full"
 
 
 def export_bundle(
@@ -57,7 +58,7 @@ def export_bundle(
         BundleError: if `out` is something else than a bundle or an empty folder.
     """
     models = []
-    classifier = ClassifierGraph(model)
+    classifier = ClassifierGraph(model, light=about.score_kind == "light")
     with tempfile.TemporaryDirectory(prefix="vae-edge-export-") as folder:
         for role, graph, names in (
             ("classifier", classifier, classifier.outputs),
@@ -82,6 +83,7 @@ def export_bundle(
             input=about.input,
             threshold=about.threshold,
             reject_rate=about.reject_rate,
+            score_kind=about.score_kind,
             rotation=about.rotation if about.rotation in ("none", "full") else float(about.rotation),
             data=about.data,
             models=models,
@@ -169,6 +171,7 @@ def _metadata(about: Description, role: str) -> dict[str, Any]:
         "role": role,
         "classes": list(about.classes),
         "threshold": about.threshold,
+        "score": about.score_kind,
         "input": asdict(about.input),
         "rotation": about.rotation,
     }
