@@ -18,7 +18,7 @@ LEAST_BATCH, SMALL_BATCH, LARGEST_BATCH = 16, 128, 256
 
 
 LIGHT = {"rotation_deg": 10.0, "scale": 0.1, "shear_deg": 5.0, "shift": 0.07}
-STRONG = {"rotation_deg": 15.0, "scale": 0.2, "shear_deg": 15.0, "shift": 0.1, "elastic": 0.05, "thickness": 0.7}
+STRONG = {"rotation_deg": 20.0, "scale": 0.25, "shear_deg": 20.0, "shift": 0.1, "elastic": 0.054, "thickness": 0.8}
 AUGMENTATIONS = ("auto", "none", "light", "strong")
 FEW_IMAGES = 2_000  # labelled images below which `auto` augments strongly
 
