@@ -233,7 +233,7 @@ def _compare(commands: Commands) -> None:
     parser.add_argument("--size", type=positive, help="resize images to this many pixels (28 to 64)")
     parser.add_argument("--seconds", type=float, default=30.0, help="time for all latencies (default: 30)")
     parser.add_argument("--out", default="runs/compare", help="folder of the results; goes on with what is there")
-    _threads(parser)
+    _threads(parser, "all")
     _seed(parser)
     _json(parser)
 

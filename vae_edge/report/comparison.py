@@ -190,6 +190,7 @@ def _panel(axes: Any, rows: Sequence[Mapping[str, Any]], models: Sequence[str]) 
         )
         named.add(row["generated"])
     errors = [max(1.0 - row["accuracy"]["mean"], least) for row in rows]
+    axes.set_ylim(-0.5, len(models) - 0.5)
     axes.set_xscale("log")
     axes.set_xlim(min(1.0, max(errors) * 1.6), min(errors) / 1.6)
     shown = [tick for tick in TICKS if min(errors) / 1.6 <= 1 - tick <= max(errors) * 1.6]
