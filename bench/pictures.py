@@ -26,8 +26,9 @@ from vae_edge.data import LabelledImages, load_dataset, rotation_range, select_s
 from vae_edge.data.unknown import KINDS, make_unknown
 from vae_edge.errors import VaeEdgeError
 from vae_edge.metrics import wrap_degrees
+from vae_edge.report import galleries
 from vae_edge.report import model_figures as figures
-from vae_edge.report.model_figures import Block, Column, degrees
+from vae_edge.report.galleries import Block, Column, degrees
 from vae_edge.training.calibration import fit_temperature
 from vae_edge.training.checkpoint import Checkpoint, load_checkpoint, load_samples
 from vae_edge.training.finish import as_trained, sample_of
@@ -90,7 +91,7 @@ def look(run: Path, data: str, unknown: Sequence[str], seed: int) -> Seen:
 def draw(seen: Seen) -> dict[str, Any]:
     """The figures by the names of their files; without an angle encoder there is none of the angles."""
     figure = {
-        "turned": figures.turned(turned_lines(seen)),
+        "turned": galleries.turned(turned_lines(seen)),
         "traversal": traversal(seen),
         "generated": generated(seen),
         "roc": roc(seen),
@@ -195,7 +196,7 @@ def traversal(seen: Seen) -> Any:
     shown = [enough[k] for k in np.unique(np.linspace(0, len(enough) - 1, TRAVERSED).round().astype(int))]
     made = [traverse(seen.checkpoint.model, codes[torch.from_numpy(labels == k)], k, DEVIATIONS) for k in shown]
     pictures, shares = (np.stack(parts) for parts in zip(*made, strict=True))
-    return figures.traversal(pictures, shares, [short(seen, k) for k in shown], DEVIATIONS)
+    return galleries.traversal(pictures, shares, [short(seen, k) for k in shown], DEVIATIONS)
 
 
 def generated(seen: Seen) -> Any:
@@ -216,7 +217,7 @@ def generated(seen: Seen) -> Any:
     )
     for name, why in drawn.missing.items():
         print(f"no generated images of {name}: {why}", file=sys.stderr)
-    return figures.generated({name: drawn.images.get(name) for name in config.classes}, angles if reach else None)
+    return galleries.generated({name: drawn.images.get(name) for name in config.classes}, angles if reach else None)
 
 
 def roc(seen: Seen) -> Any:
