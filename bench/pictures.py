@@ -135,7 +135,8 @@ def columns(seen: Seen, chosen: Sequence[int] | NDArray[np.int64]) -> list[Colum
     for place, (k, answer) in enumerate(zip(index, found, strict=True)):
         truth, words = int(seen.images.labels[k]), []
         if answer != truth:
-            words.append(f"{short(seen, truth)} read as {short(seen, answer)}")
+            names = short(seen, truth), short(seen, answer)
+            words += [" read as ".join(names)] if max(map(len, names)) <= 2 else [names[0], "read as", names[1]]
         if angles is not None:
             words += [f"is {degrees(seen.true_deg[k])}", f"found {degrees(angles[k])}"]
         off = angles is not None and seen.errors_deg[k] > FAR_OFF
@@ -153,14 +154,15 @@ def short(seen: Seen, label: int) -> str:
 def two_angles(seen: Seen) -> Block:
     """Images of one class whose second-best angle is most probable, turned back by either angle.
 
-    Of the classes known to pass for upright ones when turned by half it is the most symmetric one; without such
-    classes that whose second-best angles are most probable.
+    Of the classes known to pass for upright ones when turned by half it is the most symmetric one; where there are
+    none, or images are not turned that far, that whose second-best angles are most probable.
     """
     shares, second = seen.outputs.second_shares, seen.outputs.second_angles_deg
     assert shares is not None and second is not None and seen.angles_deg is not None
     labels, classes = seen.images.labels, seen.images.classes
-    ambiguous = [k for k in map(classes.index, seen.checkpoint.config.data["ambiguous"]) if (labels == k).any()]
-    if ambiguous:
+    config = seen.checkpoint.config
+    ambiguous = [k for k in map(classes.index, config.data["ambiguous"]) if (labels == k).any()]
+    if ambiguous and rotation_range(config.training.rotation) == 180:
         chosen, why = max(ambiguous, key=lambda k: symmetry(seen, k)), "looks the same turned by half: two angles"
     else:
         chosen = max(np.unique(labels).tolist(), key=lambda k: float(shares[labels == k].mean()))
@@ -173,7 +175,7 @@ def two_angles(seen: Seen) -> Block:
         Column(
             np.stack([row[place] for row in rows]),
             f"is {degrees(seen.true_deg[k])}\nbest {degrees(seen.angles_deg[k])}\n"
-            f"second {degrees(second[k])}\nat {shares[k]:.0%}",
+            f"2nd {degrees(second[k])}\nat {shares[k]:.0%}",
             bool(seen.errors_deg[k] > FAR_OFF),
         )
         for place, k in enumerate(most)
@@ -204,7 +206,7 @@ def generated(seen: Seen) -> Any:
     config = seen.checkpoint.config
     reach = rotation_range(config.training.rotation) if config.model.pose else 0.0
     angles = (
-        [float(angle) for angle in range(-150, 181, 30)] if reach == 180 else np.linspace(-reach, reach, 9).tolist()
+        [float(angle) for angle in range(-150, 181, 30)] if reach == 180 else np.linspace(-reach, reach, 7).tolist()
     )
     drawn = draw_each(
         seen.checkpoint.model,

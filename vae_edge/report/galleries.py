@@ -79,7 +79,7 @@ def turned(lines: Sequence[Sequence[Block]]) -> Any:
 
 
 def _height(block: Block) -> float:
-    captions = max(column.caption.count("\n") + 1 for column in block.columns)
+    captions = max(len(column.caption.splitlines()) for column in block.columns)
     return TITLE + len(block.rows) * (CELL + GAP) + captions * CAPTION + 0.12
 
 
@@ -150,8 +150,8 @@ def generated(images: Mapping[str, NDArray[np.uint8] | None], angles_deg: Sequen
         angles_deg: the T angles, counter-clockwise; None: all are upright.
     """
     there = [found for found in images.values() if found is not None]
-    steps = len(there[0]) if there else 1
-    blank = np.full_like(there[0], 255) if there else np.full((1, 28, 28, 1), 255, np.uint8)
+    steps = len(there[0]) if there else len(angles_deg or range(12))
+    blank = np.full_like(there[0], 255) if there else np.full((steps, 28, 28, 1), 255, np.uint8)
     rows = np.stack([blank if found is None else found for found in images.values()])
 
     def draw(figure: Any) -> None:

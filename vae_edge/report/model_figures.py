@@ -121,7 +121,8 @@ def angles(
             passes for an upright image; names: these classes.
     """
     parts = [(~alike, "the other classes" if len(names) else "all classes", LIGHT["known"], "o")]
-    parts.append((alike, f"turned, pass for upright: {', '.join(names)}", LIGHT["others"][0], "^"))
+    which = ", ".join(names) if len(", ".join(names)) < 28 else f"{len(names)} classes"
+    parts.append((alike, f"turned, pass for upright: {which}", LIGHT["others"][0], "^"))
     parts = [part for part in parts if part[0].any()]
 
     def draw(figure: Any) -> None:
@@ -152,6 +153,7 @@ def angles(
         ]
         right.set_xticks([1 - c for c in ticks], [f"{c:g}" for c in ticks])
         right.set_yticks([0.1, 1, 10, 100], ["0.1", "1", "10", "100"])
+        right.set_ylim(0.08, 500)
         right.minorticks_off()
         right.set_xlabel("concentration: how sure it is of the angle (log)")
         right.set_title("error by concentration", fontsize=10)
@@ -161,6 +163,7 @@ def angles(
 
 
 LEAST_ERROR = 0.1  # degrees; smaller ones are drawn here
+CONCENTRATIONS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998)
 
 
 def _doubt(concentrations: NDArray[np.floating]) -> NDArray[np.floating]:
