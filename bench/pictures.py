@@ -205,9 +205,8 @@ def generated(seen: Seen) -> Any:
     """New images of each class, at angles over the range of training."""
     config = seen.checkpoint.config
     reach = rotation_range(config.training.rotation) if config.model.pose else 0.0
-    angles = (
-        [float(angle) for angle in range(-150, 181, 30)] if reach == 180 else np.linspace(-reach, reach, 7).tolist()
-    )
+    known = {0.0: [0.0] * 12, 180.0: [float(angle) for angle in range(-150, 181, 30)]}
+    angles = known.get(reach) or np.linspace(-reach, reach, 7).tolist()
     drawn = draw_each(
         seen.checkpoint.model,
         config.classes,

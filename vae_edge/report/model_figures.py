@@ -147,11 +147,10 @@ def angles(
         left.legend(fontsize=8)
         _running_median(right, errors_deg, concentrations)
         right.set(yscale="log", xscale="log", ylabel="error of the angle, degrees (log)")
-        right.invert_xaxis()
-        ticks = [
-            c for c in (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995) if 1 - c >= 0.9 * _doubt(concentrations).min()
-        ]
+        low, high = 0.85 * _doubt(concentrations).min(), 1.15 * _doubt(concentrations).max()
+        ticks = [c for c in CONCENTRATIONS if low <= 1 - c <= high]
         right.set_xticks([1 - c for c in ticks], [f"{c:g}" for c in ticks])
+        right.set_xlim(high, low)
         right.set_yticks([0.1, 1, 10, 100], ["0.1", "1", "10", "100"])
         right.set_ylim(0.08, 500)
         right.minorticks_off()
