@@ -302,3 +302,9 @@ def test_rotation_ranges_and_the_schedule():
     rates = [learning_rate(step, 100, 1.0, 0.15) for step in range(100)]
     assert max(rates) == pytest.approx(1.0, abs=0.02) and rates.index(max(rates)) in (14, 15, 16)
     assert rates[0] < 0.05 and rates[-1] < 0.01
+
+
+def test_mirroring_says_which_classes_it_makes_strange(digits: Dataset):
+    assert plan(digits, "tiny", SETTINGS).data["unlike_mirrored"] == []
+    strange = plan(digits, "tiny", replace(SETTINGS, mirror=True)).data["unlike_mirrored"]
+    assert {"2", "3", "5", "7"} <= set(strange) and "8" not in strange

@@ -130,11 +130,7 @@ def _train(commands: Commands) -> None:
     parser.add_argument(
         "--augment", default="auto", choices=("auto", "none", "light", "strong"), help="random changes of the images"
     )
-    parser.add_argument(
-        "--mirror",
-        action=argparse.BooleanOptionalAction,
-        help="mirror half of the images (default: where it does no harm)",
-    )
+    parser.add_argument("--mirror", action="store_true", help="mirror half of the images, left to right")
     parser.add_argument(
         "--labels-per-class",
         type=positive,

@@ -117,7 +117,7 @@ def draw_batch(
         chosen, labels, known = pools[name].take(step, count, mine)
         pixels, place = floats(chosen), (mine.start, count)
         images, angles = affine_augment(
-            pixels, generator, **changes, mirror=bool(settings.mirror), fill=fill, known_rad=known, part=place
+            pixels, generator, **changes, mirror=settings.mirror, fill=fill, known_rad=known, part=place
         )
         if name == "unlabelled":
             gentle = changes["rotation_deg"] * (0.5 if settings.rotation == "none" else 1.0)

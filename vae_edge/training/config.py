@@ -32,7 +32,7 @@ class TrainConfig:
         epochs: passes over the images; None: so many that about 700,000 are shown.
         batch: images a step over all processes; None: by the number of images.
         augment: `none`, `light`, `strong`, or `auto`: strong where few images are labelled.
-        mirror: whether half of the images are mirrored; None: where the training images show that it does no harm.
+        mirror: whether half of the images are mirrored.
         labels_per_class: how many labels of each class are used; the other images count as unlabelled. None: all.
         labels_only: leave the images without labels out.
         unlabelled: weight of the pseudo-labels of unlabelled images against the labels; 0: their pixels alone teach.
@@ -48,7 +48,7 @@ class TrainConfig:
     epochs: int | None = None
     batch: int | None = None
     augment: str = "auto"
-    mirror: bool | None = None
+    mirror: bool = False
     labels_per_class: int | None = None
     labels_only: bool = False
     unlabelled: float = 1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from vae_edge.images import measure_input
 from vae_edge.model import create_config
 from vae_edge.training.checkpoint import RunConfig
 from vae_edge.training.config import TrainConfig
-from vae_edge.training.symmetry import ambiguous_classes
+from vae_edge.training.symmetry import ALIKE, ambiguous_classes, mirrored_alike
 
 LEAST_IMAGES = 16
 WATCHED = 0.1  # share of the labelled training images that early stopping sets aside to watch
@@ -96,12 +96,11 @@ def plan(dataset: Dataset, preset: str, training: TrainConfig, **overrides: Any)
         },
     )
     upright = kept.angles_deg is None
-    if training.mirror is None:
-        training = replace(training, mirror=False)
     if training.labels_per_class is not None and training.generated and len(kept) < 2 * len(kept.classes):
         raise ConfigError(
             f"generated {training.generated}: images are drawn between two of a class, but there is one label a class"
         )
+    mirrored = mirrored_alike(kept, training.seed) if training.mirror else {}
     assert dataset.train is not None
     data = {
         "name": dataset.name,
@@ -114,6 +113,7 @@ def plan(dataset: Dataset, preset: str, training: TrainConfig, **overrides: Any)
         "holdout_fraction": training.holdout,
         "seed": training.seed,
         "ambiguous": ambiguous_classes(kept) if model.pose and upright else [],
+        "unlike_mirrored": [name for name, share in mirrored.items() if share < ALIKE],
         "absent": [name for k, name in enumerate(kept.classes) if not (kept.labels == k).any()],
     }
     return RunConfig(model, training, tuple(dataset.classes), spec, data)
