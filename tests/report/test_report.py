@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vae_edge.report import Content, SampleSet, write_report
+from vae_edge.report import Calibration, Content, SampleSet, write_report
 
 EVIL = "<script>alert(1)</script>"
 
@@ -44,7 +44,14 @@ def samples(count: int, rng: np.random.Generator, channels: int) -> SampleSet:
         rng.uniform(-180, 180, count),
         rng.normal(size=count),
         rng.random(count) > 0.5,
+        rng.integers(0, 256, (count, 28, 28, channels), dtype=np.uint8),
+        np.full(count, -147.0),
+        np.full(count, 0.38),
     )
+
+
+def certain(probability: float) -> np.ndarray:
+    return np.tile([probability, 1 - probability], (10, 1))
 
 
 @pytest.fixture
@@ -70,7 +77,9 @@ def content() -> Content:
         },
         samples=samples(6, rng, 1),
         mistakes=samples(2, rng, 1),
-        generated=rng.integers(0, 256, (8, 28, 28, 1), dtype=np.uint8),
+        generated={"cat": rng.integers(0, 256, (4, 28, 28, 1), dtype=np.uint8)},
+        not_generated={EVIL: "too few were recognized"},
+        calibration=Calibration(certain(0.95), certain(0.75), np.repeat([0, 1], [9, 1]), 0.4),
         angle_errors_deg=rng.exponential(5, 100),
         known_scores=rng.normal(size=100),
         unknown_scores={"noise": rng.normal(5, 1, 100)},
@@ -111,12 +120,15 @@ def test_every_claim_has_its_figure(content: Content, tmp_path: Path):
         "-1.0",
         "90 µs",
         "Generated images",
+        "too few were recognized",
+        "error 5.00 %; 15.00 % without the temperature of 0.40",
+        "; or -147°, 38 %",
         "Confusion",
         "a processor",
     ):
         assert words in text, words
-    assert sum(address.startswith("data:image/svg") for address in page.loads) == 10  # five plots, light and dark
-    assert sum(address.startswith("data:image/png") for address in page.loads) == 2 * 8 + 2
+    assert sum(address.startswith("data:image/svg") for address in page.loads) == 14  # seven plots, light and dark
+    assert sum(address.startswith("data:image/png") for address in page.loads) == 3 * 8 + 1
 
 
 def test_names_from_outside_stay_text(content: Content, tmp_path: Path):
@@ -131,12 +143,20 @@ def test_a_colour_model_without_angles_has_its_page_too(content: Content, tmp_pa
         content,
         evaluation=evaluation,
         angle_errors_deg=None,
-        samples=samples(3, rng, 3),
-        generated=rng.integers(0, 256, (4, 28, 28, 3), dtype=np.uint8),
+        samples=replace(samples(3, rng, 3), turned_back=None, second_deg=None, second_shares=None),
+        generated={name: rng.integers(0, 256, (4, 28, 28, 3), dtype=np.uint8) for name in content.classes},
+        not_generated={},
         mistakes=samples(0, rng, 3),
     )
     text, _ = parsed(write_report(plain, tmp_path / "report.html"))
     assert "Which way up" not in text and "Where it was wrong" not in text
+    assert "turned back" not in text and "There are none of some classes" not in text
+
+
+def test_a_second_angle_of_small_probability_is_not_told(content: Content, tmp_path: Path):
+    sure = replace(content.samples, second_shares=np.full(6, 0.05))
+    text, _ = parsed(write_report(replace(content, samples=sure, mistakes=sure), tmp_path / "report.html"))
+    assert "turned back" in text and "; or" not in text
 
 
 def test_the_same_content_gives_the_same_page(content: Content, tmp_path: Path):

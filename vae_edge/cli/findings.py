@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vae_edge.report import Content, SampleSet
+from vae_edge.report import Calibration, Content, SampleSet
 
 SAMPLES, MISTAKES, GENERATED, UNKNOWN = 24, 12, 16, 1000
 
@@ -22,8 +22,8 @@ def collect(
     from vae_edge.data import rotated, rotation_range
     from vae_edge.metrics import wrap_degrees
     from vae_edge.runtime import load
-    from vae_edge.training.checkpoint import load_checkpoint
-    from vae_edge.training.generate import generate
+    from vae_edge.training.checkpoint import load_checkpoint, load_samples
+    from vae_edge.training.show import draw_each, turned_back
 
     checkpoint = load_checkpoint(run)
     opened = load_bundle(bundle)
@@ -35,6 +35,16 @@ def collect(
         reconstructions = classifier.reconstruct(turned.images)
         unknown = _unknown(classifier, turned.images[:UNKNOWN], seed)
     predicted = np.asarray(predictions.labels)
+    has_angle = predictions.second_angles_deg is not None
+    drawn = draw_each(
+        checkpoint.model,
+        opened.classes,
+        GENERATED,
+        load_samples(run),
+        checkpoint.config.data["absent"],
+        seed=seed,
+    )
+    temperature = float(checkpoint.model.temperature)
     everything = SampleSet(
         turned.images,
         reconstructions,
@@ -45,6 +55,9 @@ def collect(
         predictions.angles_deg,
         predictions.scores,
         predictions.accepted,
+        turned_back(checkpoint.model, turned.images, predictions.angles_deg) if has_angle else None,
+        predictions.second_angles_deg,
+        predictions.second_shares,
     )
     rng = np.random.default_rng(seed)
     wrong = np.flatnonzero(predicted != turned.labels)
@@ -56,7 +69,14 @@ def collect(
         evaluation={**fp32["evaluation"], "data": data_name, "split": split, "rotation": str(opened.rotation)},
         samples=_pick(everything, rng.permutation(len(predicted))[:SAMPLES]),
         mistakes=_pick(everything, worst),
-        generated=generate(checkpoint.model, opened.classes, GENERATED, seed=seed).images,
+        generated=drawn.images,
+        not_generated=drawn.missing,
+        calibration=Calibration(
+            predictions.probabilities,
+            _without_temperature(predictions.probabilities, temperature),
+            turned.labels,
+            temperature,
+        ),
         angle_errors_deg=np.abs(wrap_degrees(predictions.angles_deg - turned.angles_deg)),
         known_scores=predictions.scores,
         unknown_scores=unknown,
@@ -99,6 +119,12 @@ def _unknown(classifier: Any, images: Any, seed: int) -> dict[str, Any]:
     return {kind: classifier(make_unknown(images, kind, seed)).scores for kind in KINDS}
 
 
+def _without_temperature(probabilities: Any, temperature: float) -> Any:
+    """What the softmax of the raw logits gives: p ∝ exp(z / T), so that p^T ∝ exp(z)."""
+    raw = np.asarray(probabilities, np.float64) ** temperature
+    return raw / raw.sum(1, keepdims=True)
+
+
 def _areas(known: Any, unknown: dict[str, Any]) -> dict[str, float]:
     from vae_edge.metrics import auroc
 
@@ -107,7 +133,7 @@ def _areas(known: Any, unknown: dict[str, Any]) -> dict[str, float]:
 
 def _pick(samples: SampleSet, chosen: Any) -> SampleSet:
     picked: dict[str, Any] = {
-        name: [value[k] for k in chosen] if isinstance(value, list) else value[chosen]
+        name: [value[k] for k in chosen] if isinstance(value, list) else None if value is None else value[chosen]
         for name, value in vars(samples).items()
     }
     return SampleSet(**picked)

@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 
 from vae_edge.files import write_text
-from vae_edge.report import figures
-from vae_edge.report.content import Content, SampleSet
+from vae_edge.metrics import expected_calibration_error
+from vae_edge.report import figures, panels
+from vae_edge.report.content import Calibration, Content, SampleSet
+
+SECOND = 0.1  # probability from which on the second-best angle is told
 
 
 def write_report(content: Content, path: str | os.PathLike[str]) -> Path:
@@ -29,13 +32,10 @@ def write_report(content: Content, path: str | os.PathLike[str]) -> Path:
 
 def _view(content: Content) -> dict[str, Any]:
     """What the template shows."""
-    per_class = len(content.generated) // len(content.classes)
     rows = [
-        {
-            "name": name,
-            "picture": figures.picture(figures.strip(content.generated[k * per_class : (k + 1) * per_class])),
-        }
-        for k, name in enumerate(content.classes)
+        {"name": name, "picture": figures.picture(figures.strip(content.generated[name]))}
+        for name in content.classes
+        if name in content.generated
     ]
     first = [row for row in content.benchmark["results"] if row["batch"] == 1]
     errors = content.angle_errors_deg
@@ -44,12 +44,16 @@ def _view(content: Content) -> dict[str, Any]:
         "classes": list(content.classes),
         "evaluation": content.evaluation,
         "cards": _cards(content, first),
+        "three": content.samples.turned_back is not None,
         "samples": _samples(content.samples),
         "mistakes": _samples(content.mistakes),
         "generated": rows,
+        "not_generated": dict(content.not_generated),
+        "calibration": _calibration(content.calibration),
         "confusion": _confusion(content),
         "angle_plot": None if errors is None else figures.angle_histogram(errors),
         "score_plot": figures.score_histogram(content.known_scores, content.unknown_scores, content.threshold),
+        "roc_plot": _roc(content),
         "auroc": dict(content.auroc),
         "rejected": {
             name: float((scores > content.threshold).mean()) for name, scores in content.unknown_scores.items()
@@ -101,9 +105,48 @@ def _samples(samples: SampleSet) -> list[dict[str, Any]]:
             "true_angle": float(samples.true_deg[k]),
             "score": float(samples.scores[k]),
             "accepted": bool(samples.accepted[k]),
+            "turned_back": None if samples.turned_back is None else figures.picture(samples.turned_back[k]),
+            "second": _second(samples, k),
         }
         for k in range(len(samples.images))
     ]
+
+
+def _second(samples: SampleSet, k: int) -> dict[str, float] | None:
+    """The second-best angle, where there is something to it."""
+    if samples.second_deg is None or samples.second_shares is None or samples.second_shares[k] < SECOND:
+        return None
+    return {"angle": float(samples.second_deg[k]), "share": float(samples.second_shares[k])}
+
+
+def _calibration(given: Calibration) -> dict[str, Any]:
+    kinds = {"with temperature": given.probabilities, "without": given.without_temperature}
+    errors = {name: expected_calibration_error(found, given.labels, panels.BINS) for name, found in kinds.items()}
+
+    def draw(axes: Any, colours: Any) -> None:
+        looks = ((colours["known"], "s"), (colours["others"][0], "o"))
+        for (name, found), (colour, marker) in zip(kinds.items(), looks, strict=True):
+            label = f"{name}: error {100 * errors[name]:.2f}%"
+            panels.reliability_panel(axes, colours, found, given.labels, colour, marker, label)
+        axes.legend(fontsize=9)
+
+    alt = "Reliability diagram: the share that is right against the probability given, with and without temperature"
+    return {
+        "error": errors["with temperature"],
+        "without": errors["without"],
+        "temperature": given.temperature,
+        "plot": figures.plot(draw, alt, (5.4, 3.6)),
+    }
+
+
+def _roc(content: Content) -> figures.Plot | None:
+    if not content.unknown_scores:
+        return None
+
+    def draw(axes: Any, colours: Any) -> None:
+        panels.roc_panel(axes, colours, content.known_scores, content.unknown_scores, content.threshold)
+
+    return figures.plot(draw, "ROC curves of the rejection score for each kind of unknown images", (5.4, 4.4))
 
 
 def _confusion(content: Content) -> list[dict[str, Any]]:
