@@ -86,6 +86,8 @@ def finish(model: AngleVAE, material: Material, config: RunConfig, step: int, fo
         outputs.scores,
         threshold,
         config.data["ambiguous"],
+        second_angles_deg=outputs.second_angles_deg,
+        concentrations=outputs.concentrations,
     )
     result: dict[str, Any] = {
         "step": step,
