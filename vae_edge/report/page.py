@@ -22,7 +22,7 @@ def write_report(content: Content, path: str | os.PathLike[str]) -> Path:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["percent"] = lambda share, digits=2: f"{100 * share:.{digits}f} %"
+    environment.filters["percent"] = lambda share, digits=2: f"{100 * share:.{digits}f}\u00a0%"
     environment.filters["kib"] = lambda count: f"{count / 1024:,.0f} KiB"
     environment.filters["micro"] = lambda value: f"{value:,.0f}"
     source = resources.files("vae_edge.report").joinpath("template.html").read_text(encoding="utf-8")
@@ -128,7 +128,7 @@ def _calibration(given: Calibration) -> dict[str, Any]:
         for (name, found), (colour, marker) in zip(kinds.items(), looks, strict=True):
             label = f"{name}: error {100 * errors[name]:.2f}%"
             panels.reliability_panel(axes, colours, found, given.labels, colour, marker, label)
-        axes.legend(fontsize=9)
+        axes.legend(fontsize=9, loc="lower right")
 
     alt = "Reliability diagram: the share that is right against the probability given, with and without temperature"
     return {
