@@ -1,6 +1,6 @@
 """Curves and histograms of what a trained model does, drawn from arrays, on a light page as wide as a README.
 
-Each function gives a matplotlib figure; `write_png` writes it, the same bytes for the same figure and versions.
+Each function gives a matplotlib figure; `write_png` writes it, the same bytes for the same arrays and versions.
 """
 
 from __future__ import annotations
