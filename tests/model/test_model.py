@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from vae_edge.errors import ConfigError
 from vae_edge.model import PRESETS, AngleVAE, LossWeights, ModelConfig, RejectionScore, create_config, losses
-from vae_edge.model.losses import angle_targets
+from vae_edge.model.losses import angle_targets, mutual_information
 from vae_edge.model.network import PoseTrunk
 
 
@@ -103,6 +103,22 @@ def test_the_terms_of_the_loss_are_what_pytorch_computes():
     torch.testing.assert_close(terms["total"], (expected + 10 * terms["pose_classes"]) / 20)
 
 
+def test_mutual_information_is_what_scikit_learn_computes_from_counts():
+    from sklearn.metrics import mutual_info_score
+
+    rng = np.random.default_rng(0)
+    first = rng.integers(0, 4, 5000)
+    second = np.where(rng.random(5000) < 0.7, first, rng.integers(0, 4, 5000))
+    counts = np.bincount(first * 4 + second, minlength=16).reshape(4, 4)
+    counts = counts + counts.T
+    rows = np.repeat(np.arange(16), counts.ravel())
+    expected = mutual_info_score(rows // 4, rows % 4)
+    joint = torch.from_numpy(counts / counts.sum()).float()
+    assert mutual_information(joint).item() == pytest.approx(expected, abs=1e-4)
+    assert mutual_information(torch.eye(4) / 4).item() == pytest.approx(math.log(4), abs=1e-3)  # agreed and balanced
+    assert mutual_information(torch.full((4, 4), 1 / 16)).item() == pytest.approx(0, abs=1e-5)  # nothing in common
+
+
 def test_without_rotation_there_is_no_pose_trunk_and_the_angle_is_zero():
     model = AngleVAE(create_config("tiny", pose=False)).eval()
     image = torch.rand(2, 1, 28, 28)
@@ -143,7 +159,7 @@ def test_the_distance_of_features_is_that_to_the_nearest_of_normal_distributions
         apart = features - own.mean(0)
         squared.append(np.einsum("nf,fg,ng->n", apart, np.linalg.inv(np.cov(own.T)), apart))
     expected = np.sqrt(np.min(squared, 0))
-    found = score.distance(torch.from_numpy(features)).numpy()
+    found = score.distance(torch.from_numpy(features))[:, 0].numpy()
     assert np.corrcoef(found, expected)[0, 1] > 0.98
     assert np.median(np.abs(found / expected - 1)) < 0.05  # but for the ridge and the shrinkage
 

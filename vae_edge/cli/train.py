@@ -69,9 +69,7 @@ def fit(dataset: Any, arguments: argparse.Namespace, how_to_go_on: str) -> dict[
         say(f"{config.data['unlabelled']} images without labels are learnt from as well")
     if config.data["unlike_mirrored"]:
         names = ", ".join(config.data["unlike_mirrored"])
-        say(
-            f"--mirror: mirrored images of {names} look like none of their class; is mirroring right there?"
-        )
+        say(f"--mirror: mirrored images of {names} look like none of their class; is mirroring right there?")
     if config.data["copies"]:
         say(f"{config.data['copies']} images repeat others pixel by pixel; copies are trained on or judge, never both")
     if config.model.window:

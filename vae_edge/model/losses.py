@@ -41,6 +41,17 @@ def angle_targets(angle_rad: Tensor, bins: int) -> Tensor:
     return (kappa * (angle_rad[:, None] - centres[None, :]).cos()).softmax(1)
 
 
+def mutual_information(joint: Tensor) -> Tensor:
+    """Mutual information, in nats, of two labellings whose joint probabilities are [K, K], made symmetric first.
+
+    Ji, Henriques and Vedaldi, "Invariant information clustering" (2019), eq. 3: it is greatest where both say the same
+    of an image and all classes are said equally often.
+    """
+    joint = ((joint + joint.T) / 2).clamp_min(1e-6)
+    apart = joint.sum(0).log()[None, :] + joint.sum(1).log()[:, None]
+    return (joint * (joint.log() - apart)).sum()
+
+
 def losses(
     output: Output,
     labels: Tensor,

@@ -153,27 +153,26 @@ class PoseTrunk(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Content [N, latent] and class weights [N, K] to the logits of an upright image [N, C, S, S]."""
+    """Content [N, latent] and class weights [N, K] to the logits of an upright image [N, C, S, S].
+
+    Two convolutions on a coarse grid, each of whose cells becomes a block of 4×4 pixels (8×8 for images over 32 pixels)
+    by sub-pixel convolution (Shi et al. 2016): few and small layers, since the rejection score runs them at inference.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.sides = config.resolutions()[::-1]
-        top = len(self.sides) - 1
-        widths = [config.widths[min(level, len(config.widths) - 1)] for level in range(top, 0, -1)] + [config.widths[0]]
-        self.first = nn.Linear(config.latent + config.classes, widths[0] * self.sides[0] ** 2)
-        self.width = widths[0]
-        self.steps = nn.ModuleList(unit(widths[i], widths[i + 1]) for i in range(1, top))
-        self.last = nn.Conv2d(widths[-1], config.channels, 3, padding=1)
+        self.size, self.block = config.size, 4 if config.size <= 32 else 8
+        self.grid = -(-config.size // self.block)
+        self.width = config.widths[0]
+        self.first = nn.Linear(config.latent + config.classes, self.width * self.grid**2)
+        self.middle = unit(self.width, config.widths[-1])
+        self.last = nn.Conv2d(config.widths[-1], config.channels * self.block**2, 3, padding=1)
 
     def forward(self, content: Tensor, classes: Tensor) -> Tensor:
         """Content [N, latent] and class weights [N, K] to logits of pixels [N, C, S, S]."""
-        side = self.sides[0]
-        x = F.relu(self.first(torch.cat([content, classes], 1))).reshape(-1, self.width, side, side)
-        for side, step in zip(self.sides[1:], [*self.steps, self.last], strict=True):
-            x = F.interpolate(channels_last(x) if self.training else x, scale_factor=2.0, mode="nearest")
-            x = x[:, :, :side, :side]
-            x = step(channels_last(x) if self.training else x)
-        return x
+        x = F.relu(self.first(torch.cat([content, classes], 1))).reshape(-1, self.width, self.grid, self.grid)
+        x = self.last(self.middle(channels_last(x) if self.training else x))
+        return F.pixel_shuffle(x, self.block)[:, :, : self.size, : self.size]
 
 
 @dataclass

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 PARTS = ("reconstruction", "features", "energy")
 LIGHT = ("features", "energy")  # what needs no decoder
-COMPONENTS = 48  # principal components of the features, at most
+COMPONENTS = 32  # principal components of the features, at most
 SHRINKAGE = 50.0  # images' worth of the shared covariance in each class's own
 
 
@@ -26,55 +26,55 @@ class RejectionScore(nn.Module):
 
     means: Tensor
     whitening: Tensor
-    feature_mean: Tensor
-    projection: Tensor
-    class_whitening: Tensor
-    class_centres: Tensor
+    feature_whitening: Tensor
+    feature_offset: Tensor
     centre: Tensor
     spread: Tensor
 
     def __init__(self, classes: int, latent: int, features: int) -> None:
         super().__init__()
         self.classes, self.components = classes, min(COMPONENTS, features)
-        wide = classes * self.components
         self.register_buffer("means", torch.zeros(classes, latent))
         self.register_buffer("whitening", torch.eye(latent))
-        self.register_buffer("feature_mean", torch.zeros(features))
-        self.register_buffer("projection", torch.eye(features, self.components))
-        self.register_buffer("class_whitening", torch.eye(self.components).repeat(1, classes))
-        self.register_buffer("class_centres", torch.zeros(wide))
+        self.register_buffer("feature_whitening", torch.eye(features, self.components).repeat(1, classes))
+        self.register_buffer("feature_offset", torch.zeros(classes * self.components))
         self.register_buffer("centre", torch.zeros(len(PARTS)))
         self.register_buffer("spread", torch.ones(len(PARTS)))
 
     def distance(self, features: Tensor) -> Tensor:
-        """Distance [N] of features [N, F] to the nearest class, in its own standard deviations."""
-        reduced = (features - self.feature_mean) @ self.projection
-        white = reduced @ self.class_whitening - self.class_centres
+        """Distance [N, 1] of features [N, F] to the nearest class, in its own standard deviations."""
+        white = features @ self.feature_whitening - self.feature_offset
         squared = white.square().reshape(-1, self.classes, self.components).sum(2)
-        return squared.amin(1).sqrt()
+        return squared.amin(1, keepdim=True).sqrt()
 
     @staticmethod
     def reconstruction_error(upright: Tensor, reconstruction: Tensor) -> Tensor:
-        """Squared error [N] of images [N, C, S, S] over their own variance."""
+        """Squared error [N, 1] of images [N, C, S, S] over their own variance."""
         seen = upright.flatten(1)
-        error = (seen - reconstruction.flatten(1)).square().sum(1)
-        variance = (seen - seen.mean(1, keepdim=True)).square().sum(1)
-        return error / (variance + 1e-3 * seen.shape[1])
+        apart = seen - reconstruction.flatten(1)
+        centred = seen - seen.mean(1, keepdim=True)
+        return _squared_length(apart) / (_squared_length(centred) + 1e-3 * seen.shape[1])
 
     def parts(self, upright: Tensor, reconstruction: Tensor, features: Tensor, logits: Tensor) -> Tensor:
         """The three measures, [N, 3], before they are standardized."""
         error = self.reconstruction_error(upright, reconstruction)
-        return torch.stack([error, self.distance(features), -logits.logsumexp(1)], 1)
+        return torch.cat([error, self._light_parts(features, logits)], 1)
+
+    def _light_parts(self, features: Tensor, logits: Tensor) -> Tensor:
+        return torch.cat([self.distance(features), -logits.logsumexp(1, keepdim=True)], 1)
 
     def forward(self, upright: Tensor, reconstruction: Tensor, features: Tensor, logits: Tensor) -> Tensor:
         """Score [N] of images [N, C, S, S] in [0, 1], their reconstructions, features [N, F] and logits [N, K]."""
-        parts = self.parts(upright, reconstruction, features, logits)
-        return ((parts - self.centre) / self.spread).sum(1)
+        return self._sum(self.parts(upright, reconstruction, features, logits), 0)
 
     def light(self, features: Tensor, logits: Tensor) -> Tensor:
         """The score [N] without the reconstruction, from features [N, F] and logits [N, K]."""
-        parts = torch.stack([self.distance(features), -logits.logsumexp(1)], 1)
-        return ((parts - self.centre[1:]) / self.spread[1:]).sum(1)
+        return self._sum(self._light_parts(features, logits), 1)
+
+    def _sum(self, parts: Tensor, first: int) -> Tensor:
+        """The standardized measures from `first` on, summed: one product, since each operator costs at batch 1."""
+        weights = 1.0 / self.spread[first:]
+        return (parts @ weights[:, None]).squeeze(1) - (self.centre[first:] * weights).sum()
 
     def fit_codes(self, mu: Tensor, labels: Tensor) -> None:
         """Class means and the whitening of the shared covariance, from training codes [N, Z] and labels [N]."""
@@ -102,16 +102,21 @@ class RejectionScore(nn.Module):
             own = centred[labels == k]
             mixed = (own.T @ own + SHRINKAGE * shared) / (len(own) + SHRINKAGE)
             whitenings.append(_whitening(mixed, ridge=1e-2))
-        self.feature_mean.copy_(mean)
-        self.projection.copy_(projection)
-        self.class_whitening.copy_(torch.cat(whitenings, 1))
-        self.class_centres.copy_(torch.cat([means[k] @ whitening for k, whitening in enumerate(whitenings)]))
+        all_classes = torch.cat(whitenings, 1)
+        offsets = [(mean @ projection + means[k]) @ whitening for k, whitening in enumerate(whitenings)]
+        self.feature_whitening.copy_(projection @ all_classes)
+        self.feature_offset.copy_(torch.cat(offsets))
 
     def fit_scale(self, parts: Tensor) -> None:
         """Centre and spread of the measures, from those of the training images, [N, 3]: median and 10-to-90 range."""
         low, middle, high = parts.double().quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64), dim=0)
         self.centre.copy_(middle)
         self.spread.copy_(torch.maximum(high - low, 1e-3 * (1.0 + middle.abs())))
+
+
+def _squared_length(rows: Tensor) -> Tensor:
+    """Sum of squares [N, 1] of rows [N, D]; by the norm, which is one operator of the exported graph."""
+    return torch.linalg.vector_norm(rows, dim=1, keepdim=True).square()
 
 
 def _class_means(values: Tensor, labels: Tensor, classes: int) -> Tensor:

@@ -41,6 +41,7 @@ class Batch:
     trust: Tensor | None
     error_rad: Tensor
     stretches: tuple[tuple[int, int], ...]
+    unlabelled: int  # how many of the images, the last ones, have a guess of the averaged model for their class
 
 
 @dataclass(frozen=True)
@@ -132,5 +133,8 @@ def draw_batch(
         parts.append((images, labels, angles, weights, trust, error[row + mine.start : row + mine.stop].to(images)))
         stretches.append((len(labels), row + mine.start))
         row += count
+    unlabelled = stretches[-1][0] if mixture.unlabelled else 0
     images, labels, angles, weights, trust, error = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Batch(images, labels, angles, weights, trust if mixture.unlabelled else None, error, tuple(stretches))
+    return Batch(
+        images, labels, angles, weights, trust if mixture.unlabelled else None, error, tuple(stretches), unlabelled
+    )

@@ -36,6 +36,8 @@ class TrainConfig:
         labels_per_class: how many labels of each class are used; the other images count as unlabelled. None: all.
         labels_only: leave the images without labels out.
         unlabelled: weight of the pseudo-labels of unlabelled images against the labels; 0: their pixels alone teach.
+        mutual: weight, against the cross-entropy, of the mutual information between what the averaged model and the
+            moving one say of two views of an unlabelled image.
         confidence: probability from which on a pseudo-label is believed, and a generated image is kept.
         generated: share of generated images in a batch in the second part of training; 0: there is no second part.
         pretrain: share of the steps that come before the images are generated.
@@ -52,6 +54,7 @@ class TrainConfig:
     labels_per_class: int | None = None
     labels_only: bool = False
     unlabelled: float = 1.0
+    mutual: float = 0.5
     confidence: float = 0.95
     generated: float = 0.0
     pretrain: float = 0.4
@@ -87,8 +90,10 @@ class TrainConfig:
                 raise ConfigError(f"{name} {value}: expected a number between {low} and {high}")
         if not 0 <= self.generated < 1:
             raise ConfigError(f"generated {self.generated}: expected a share from 0 to below 1")
-        if not (math.isfinite(self.unlabelled) and self.unlabelled >= 0):
-            raise ConfigError(f"unlabelled {self.unlabelled}: expected a finite weight from 0 on")
+        for name in ("unlabelled", "mutual"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ConfigError(f"{name} {value}: expected a finite weight from 0 on")
         if self.augment not in AUGMENTATIONS:
             raise ConfigError(f"augment {self.augment!r}: expected one of {', '.join(AUGMENTATIONS)}")
         if not 0 <= self.seed < 2**31:

@@ -54,9 +54,9 @@ class ExactBatchNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(input)
         x = input.float()
-        mean, processes = _mean_of_means(x.mean((0, 2, 3)))
+        mean, processes = mean_of_means(x.mean((0, 2, 3)))
         apart = x - mean[:, None, None]
-        variance, _ = _mean_of_means(apart.square().mean((0, 2, 3)))
+        variance, _ = mean_of_means(apart.square().mean((0, 2, 3)))
         self._remember(mean.detach(), variance.detach(), input[:, 0].numel() * processes)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return (apart * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
@@ -70,7 +70,7 @@ class ExactBatchNorm(nn.BatchNorm2d):
         self.running_var.lerp_(variance * (count / max(1, count - 1)), self.momentum)
 
 
-def _mean_of_means(value: Tensor) -> tuple[Tensor, int]:
+def mean_of_means(value: Tensor) -> tuple[Tensor, int]:
     """The mean over processes, through which gradients run, and how many there are."""
     if not (dist.is_available() and dist.is_initialized()):
         return value, 1

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vae_edge.errors import CheckpointError
-from vae_edge.model import AngleVAE, losses
+from vae_edge.model import AngleVAE, losses, mutual_information
 from vae_edge.training.batches import Batch
 from vae_edge.training.checkpoint import (
     STATE,
@@ -24,7 +24,7 @@ from vae_edge.training.checkpoint import (
     restore_optimizer,
     write_tensors,
 )
-from vae_edge.training.parallel import mean_over_processes, normalize_exactly
+from vae_edge.training.parallel import mean_of_means, mean_over_processes, normalize_exactly
 
 
 class TrainingPass(nn.Module):
@@ -42,8 +42,16 @@ class TrainingPass(nn.Module):
             output = self.model.training_pass(
                 batch.images, batch.class_weights, self.config.training.seed, places, batch.error_rad
             )
+        settings = self.config.training
         angles = batch.angles_rad if self.config.model.pose else None
-        return losses(output, batch.labels, angles, self.config.training.weights, batch.trust)
+        terms = losses(output, batch.labels, angles, settings.weights, batch.trust)
+        if batch.unlabelled and settings.mutual:
+            said = output.logits[-batch.unlabelled :].float().softmax(1)
+            guessed = batch.class_weights[-batch.unlabelled :]
+            joint, _ = mean_of_means(guessed.T @ said / batch.unlabelled)  # of the batch of all processes
+            terms["mutual_information"] = mutual_information(joint)
+            terms["total"] = terms["total"] - settings.mutual * terms["mutual_information"]
+        return terms
 
 
 @dataclass
