@@ -145,6 +145,24 @@ TEN_ALONE = Row(
     {"rotation": "none", "labels_per_class": 10, "labels_only": True},
     (accuracy(94.5, 96.0), INT8),
 )
+GENERATED_SHARE = 0.5
+
+
+def fewer(row: Row, name: str, labels: int) -> Row:
+    """The same training with other numbers of labels."""
+    what = row.what.replace("10 labels", f"{labels} labels")
+    return replace(row, name=name, what=what, training={**row.training, "labels_per_class": labels}, goals=ALONE)
+
+
+def with_generated(row: Row) -> Row:
+    """The same training with images of its own in its second part."""
+    training = {**row.training, "generated": GENERATED_SHARE}
+    return replace(row, name=f"{row.name}-generated", what=f"{row.what}, with generated images", training=training)
+
+
+ALONE = (accuracy(),)
+FEW_ALONE = (fewer(TEN_ALONE, "hundred-alone", 100), fewer(TEN_ALONE, "thousand-alone", 1000))
+OF_ITS_OWN = tuple(with_generated(replace(row, goals=ALONE)) for row in (TEN_ALONE, *FEW_ALONE))
 FASHION = Row(
     "fashion",
     "Fashion-MNIST upright, base",
@@ -182,6 +200,7 @@ ROWS: dict[str, Row] = {
     row.name: row
     for row in (
         *(UPRIGHT, TURNED, TURNED_12K, EQUAL_CNN, TEN_UNLABELLED, TEN_ALONE),
+        *(*FEW_ALONE, *OF_ITS_OWN),
         *(FASHION, FASHION_TURNED, PHOTOGRAPHS, PHOTOGRAPHS_TURNED),
     )
 }
