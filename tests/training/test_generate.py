@@ -114,3 +114,18 @@ def test_a_class_called_unlabelled_comes_back_with_its_labels(tmp_path: Path) ->
     )
     read = load_dataset(write_generated(data, tmp_path / "out"))
     assert read.unlabelled is None and read.classes == ("class_0_Unlabelled", "x")
+
+
+def test_where_too_few_are_sure_the_surest_take_their_places(
+    checkpoint: Checkpoint, codes: dict[str, np.ndarray]
+) -> None:
+    model, classes = checkpoint.model, checkpoint.config.classes
+    asked = {"per_class": 5, "confidence": 0.9999, **codes}
+    with pytest.raises(DataError, match="recognized only"):
+        generate(model, classes, **asked)
+    made = generate(model, classes, **asked, fill_up=True)
+    anyhow = generate(model, classes, 5 * TRIES, confidence=0, how="between", **codes)
+    assert np.bincount(made.labels).tolist() == [5] * 10
+    known = predict(model, made.images).probabilities[np.arange(50), made.labels].reshape(10, 5)
+    others = predict(model, anyhow.images).probabilities[np.arange(50 * TRIES), anyhow.labels].reshape(10, -1)
+    assert (known.min(1) > np.quantile(others, 0.5, axis=1)).all()

@@ -128,7 +128,10 @@ def _train(commands: Commands) -> None:
     parser.add_argument("--epochs", type=positive, help="passes over the images (default: about 700,000 images in all)")
     parser.add_argument("--batch", type=positive, help="images a step (default: 256; 16 to 128 for sets under 10,000)")
     parser.add_argument(
-        "--augment", default="auto", choices=("auto", "none", "light", "strong"), help="random changes of the images"
+        "--augment",
+        default="auto",
+        choices=("auto", "none", "light", "medium", "strong"),
+        help="random changes of the images",
     )
     parser.add_argument("--mirror", action="store_true", help="mirror half of the images, left to right")
     parser.add_argument(

@@ -101,7 +101,7 @@ def draw_batch(
     """
     settings, fill = config.training, config.model.fill
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
-    changes = settings.augmentation(config.data["trained_on"])
+    changes = settings.augmentation(config.data["trained_on"], config.data["unlabelled"])
     error = torch.randn(mixture.total, generator=generator) * math.radians(POSE_NOISE_DEG)
     certain = mixture.labelled + mixture.generated
     parts: list[tuple[Tensor, ...]] = []

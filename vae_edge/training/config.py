@@ -18,8 +18,9 @@ LEAST_BATCH, SMALL_BATCH, LARGEST_BATCH = 16, 128, 256
 
 
 LIGHT = {"rotation_deg": 10.0, "scale": 0.1, "shear_deg": 5.0, "shift": 0.07}
+MEDIUM = {"rotation_deg": 15.0, "scale": 0.2, "shear_deg": 15.0, "shift": 0.1, "elastic": 0.054}
 STRONG = {"rotation_deg": 20.0, "scale": 0.25, "shear_deg": 20.0, "shift": 0.1, "elastic": 0.054, "thickness": 0.8}
-AUGMENTATIONS = ("auto", "none", "light", "strong")
+AUGMENTATIONS = ("auto", "none", "light", "medium", "strong")
 FEW_IMAGES = 2_000  # labelled images below which `auto` augments strongly
 
 
@@ -31,7 +32,8 @@ class TrainConfig:
         rotation: `none`, `full`, or the largest angle in degrees either way.
         epochs: passes over the images; None: so many that about 700,000 are shown.
         batch: images a step over all processes; None: by the number of images.
-        augment: `none`, `light`, `strong`, or `auto`: strong where few images are labelled.
+        augment: `none`, `light`, `medium`, `strong`, or `auto`: light but where few images are labelled; then medium, and
+            strong where there are no others.
         mirror: whether half of the images are mirrored.
         labels_per_class: how many labels of each class are used; the other images count as unlabelled. None: all.
         labels_only: leave the images without labels out.
@@ -114,19 +116,21 @@ class TrainConfig:
             return LARGEST_BATCH
         return min(SMALL_BATCH, max(LEAST_BATCH, 2 ** int(math.log2(max(1, images / 16)))))
 
-    def augmentation(self, labelled: int = SMALL_SET) -> dict[str, float]:
-        """Arguments of `affine_augment` for a run with so many labelled images.
+    def augmentation(self, labelled: int = SMALL_SET, unlabelled: int = 0) -> dict[str, float]:
+        """Arguments of `affine_augment` for a run with so many labelled and unlabelled images.
 
         Turned training turns by the range asked for; small changes of shape come with it only where few images are
         labelled, because shear makes some classes (6 and 9) alike.
         """
-        kind = self.augment if self.augment != "auto" else ("strong" if labelled < FEW_IMAGES else "light")
+        kind = self.augment
+        if kind == "auto":
+            kind = "light" if labelled >= FEW_IMAGES else ("medium" if unlabelled else "strong")
         turns = {} if self.rotation == "none" else {"rotation_deg": rotation_range(self.rotation)}
         if kind == "none":
             return {"rotation_deg": 0.0, **turns}
-        if kind == "strong":
-            return {**STRONG, **turns}
-        return turns or LIGHT
+        if kind == "light":
+            return turns or LIGHT
+        return {**(MEDIUM if kind == "medium" else STRONG), **turns}
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON stores it."""

@@ -223,6 +223,7 @@ class Fitting:
                 codes=codes,
                 code_labels=labels,
                 confidence=config.training.confidence,
+                fill_up=True,
             )
             tensors = {"images": torch.from_numpy(drawn.images), "labels": torch.from_numpy(drawn.labels)}
             write_tensors(path, tensors, {"step": self.state.step})

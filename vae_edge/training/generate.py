@@ -51,6 +51,7 @@ def generate(
     code_labels: NDArray[np.int64] | torch.Tensor | None = None,
     how: str | None = None,
     confidence: float | None = None,
+    fill_up: bool = False,
 ) -> LabelledImages:
     """Draw `per_class` images of each wanted class.
 
@@ -70,6 +71,7 @@ def generate(
         codes: of training images, [M, Z].
         code_labels: the class of each, [M].
         how: `between` or `around`; by default `between` where each wanted class has two codes.
+        fill_up: where too few images of a class reach the confidence, the surest ones of those drawn take their places.
         confidence: from 0, which keeps every image, to below 1; by default 0.9 for `between` and 0 for `around`.
 
     Returns:
@@ -96,7 +98,9 @@ def generate(
     draw = _between(model, codes, code_labels) if how == "between" else _around(model, spread)
     model.eval()
     found = {
-        name: _recognized(model, draw, label, per_class, least, torch.Generator().manual_seed(seed * 1_000_003 + label))
+        name: _recognized(
+            model, draw, label, per_class, least, fill_up, torch.Generator().manual_seed(seed * 1_000_003 + label)
+        )
         for name, label in zip(names, labels, strict=True)
     }
     short = [f"{len(images)} of {name}" for name, images in found.items() if len(images) < per_class]
@@ -160,12 +164,16 @@ def _between(model: AngleVAE, codes: object, code_labels: object) -> Draw:
 
 
 def _recognized(
-    model: AngleVAE, draw: Draw, label: int, wanted: int, least: float, generator: torch.Generator
+    model: AngleVAE, draw: Draw, label: int, wanted: int, least: float, fill_up: bool, generator: torch.Generator
 ) -> torch.Tensor:
-    """Up to `wanted` upright images uint8 [n, C, S, S] to which the model gives their class at least `least`."""
+    """Up to `wanted` upright images uint8 [n, C, S, S] to which the model gives their class at least `least`.
+
+    With `fill_up` there are `wanted` in any case, the last ones being those that come nearest to it.
+    """
     device = model.score.means.device
     onehot = torch.nn.functional.one_hot(torch.tensor([label]), model.config.classes).float()
     parts: list[torch.Tensor] = []
+    others: list[tuple[torch.Tensor, torch.Tensor]] = []
     count, left = 0, TRIES * wanted if least else wanted
     while count < wanted and left:
         size = min(BATCH, left, max(wanted - count, LEAST_DRAWN))
@@ -173,9 +181,14 @@ def _recognized(
         pixels = (model.decoder(codes, onehot.expand(size, -1).to(device)).sigmoid() * 255).round()
         if least:
             sure = model.probabilities(model(pixels / 255).logits)[:, label]
+            if fill_up:
+                others.append((sure[sure < least], pixels[sure < least].to(torch.uint8).cpu()))
             pixels = pixels[sure >= least]
         parts.append(pixels.to(torch.uint8).cpu())
         count, left = count + len(pixels), left - size
+    if fill_up and count < wanted:
+        order = torch.cat([sure for sure, _ in others]).argsort(descending=True, stable=True).cpu()
+        parts.append(torch.cat([pixels for _, pixels in others])[order[: wanted - count]])
     return torch.cat(parts)[:wanted]
 
 
