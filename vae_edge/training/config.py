@@ -32,8 +32,8 @@ class TrainConfig:
         rotation: `none`, `full`, or the largest angle in degrees either way.
         epochs: passes over the images; None: so many that about 700,000 are shown.
         batch: images a step over all processes; None: by the number of images.
-        augment: `none`, `light`, `medium`, `strong`, or `auto`: light but where few images are labelled; then medium, and
-            strong where there are no others.
+        augment: `none`, `light`, `medium`, `strong`, or `auto`: light; where few images are labelled strong, or medium
+            if there are unlabelled ones.
         mirror: whether half of the images are mirrored.
         labels_per_class: how many labels of each class are used; the other images count as unlabelled. None: all.
         labels_only: leave the images without labels out.
