@@ -168,7 +168,7 @@ FASHION = Row(
     "Fashion-MNIST upright, base",
     "fashion-mnist",
     "base",
-    {"rotation": "none"},
+    {"rotation": "none", "mirror": True},
     (accuracy(93.0, 94.5), INT8),
 )
 FASHION_TURNED = Row(

@@ -16,7 +16,7 @@ from vae_edge.data import Dataset, load_dataset
 if TYPE_CHECKING:
     from vae_edge.training.checkpoint import Checkpoint
 
-EPOCHS = 16
+EPOCHS = 24
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,7 @@ def data(few_digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=["upright", "turned", "few labels"],
 )
 def test_two_processes_give_the_losses_of_one(data: Path, tmp_path: Path, options: tuple[str, ...]):
-    settings = (*options, "--no-bf16", "--learning-rate", "0.001")
+    settings = (*options, "--no-bf16", "--learning-rate", "0.0003")  # rounding grows with the steps' size
     for processes, name in ((1, "one"), (2, "two")):
         done = launch(processes, data, tmp_path / name, *settings)
         assert done.returncode == 0, done.stderr
