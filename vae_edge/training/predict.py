@@ -45,11 +45,12 @@ def to_floats(images: NDArray[np.uint8]) -> torch.Tensor:
 
 @torch.no_grad()
 def predict(model: AngleVAE, images: NDArray[np.uint8]) -> Outputs:
-    """Run the deterministic pass over uint8 images [N, S, S, C]; the model is put into evaluation mode."""
+    """Run the deterministic pass over uint8 images [N, S, S, C] on the model's device; its mode becomes evaluation."""
     model.eval()
+    device = model.temperature.device
     found: dict[str, list[torch.Tensor]] = defaultdict(list)
     for start in range(0, len(images), BATCH):
-        output = model(to_floats(images[start : start + BATCH]))
+        output = model(to_floats(images[start : start + BATCH]).to(device))
         measures = (output.upright, output.reconstruction, output.features, output.logits)
         found["probabilities"].append(model.probabilities(output.logits))
         found["angles_deg"].append(torch.atan2(output.pose.sin, output.pose.cos).rad2deg())
@@ -64,6 +65,6 @@ def predict(model: AngleVAE, images: NDArray[np.uint8]) -> Outputs:
             found["concentrations"].append(doubt.concentration)
             found["second_angles_deg"].append(torch.atan2(doubt.sin, doubt.cos).rad2deg())
             found["second_shares"].append(doubt.share)
-    joined: dict[str, Any] = {name: torch.cat(parts) for name, parts in found.items()}
+    joined: dict[str, Any] = {name: torch.cat(parts).cpu() for name, parts in found.items()}
     tensors = {name: joined.pop(name) for name in ("codes", "features", "parts")}
     return Outputs(**tensors, **{name: value.numpy() for name, value in joined.items()})
