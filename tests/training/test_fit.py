@@ -308,3 +308,12 @@ def test_mirroring_says_which_classes_it_makes_strange(digits: Dataset):
     assert plan(digits, "tiny", SETTINGS).data["unlike_mirrored"] == []
     strange = plan(digits, "tiny", replace(SETTINGS, mirror=True)).data["unlike_mirrored"]
     assert {"2", "3", "5", "7"} <= set(strange) and "8" not in strange
+
+
+def test_without_tensorboard_its_log_is_refused_before_anything_is_written(
+    few_digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(CheckpointError, match=r"vae-edge\[tensorboard\]"):
+        train(few_digits, plan(few_digits, "tiny", SETTINGS), tmp_path / "run", tensorboard=True)
+    assert not (tmp_path / "run").exists()

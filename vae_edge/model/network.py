@@ -71,19 +71,6 @@ class Trunk(nn.Module):
         return x.flatten(1), tap
 
 
-class PlainTrunk(Trunk):
-    """A trunk whose tap nobody looks at: image to features [N, F]."""
-
-    def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]
-        """Image [N, channels, S, S] to features [N, F]."""
-        return super().forward(image)[0]
-
-
-def trunk(channels: int, widths: tuple[int, ...], sides: list[int]) -> PlainTrunk:
-    """Image [N, channels, S, S] to features [N, widths[-1] · s · s] with s = sides[-1]."""
-    return PlainTrunk(channels, widths, sides)
-
-
 def round_window(side: int) -> Tensor:
     """[S, S]: 1 inside the circle inscribed in the frame, 0 outside, falling over the last pixel of its radius.
 

@@ -20,7 +20,7 @@ from vae_edge.data import LabelledImages
 from vae_edge.data.augment import affine_augment
 from vae_edge.errors import CheckpointError
 from vae_edge.model import ModelConfig
-from vae_edge.model.network import trunk
+from vae_edge.model.network import Trunk
 from vae_edge.training.config import TrainConfig, learning_rate
 from vae_edge.training.fit import Progress
 from vae_edge.training.predict import to_floats
@@ -34,6 +34,19 @@ SVM_C = 10.0
 LOGISTIC_C = 0.1
 LOGISTIC_ITERATIONS = 300
 PREDICTED_AT_ONCE = 500
+
+
+class PlainTrunk(Trunk):
+    """A trunk whose tap nobody looks at: image to features [N, F]."""
+
+    def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]
+        """Image [N, channels, S, S] to features [N, F]."""
+        return super().forward(image)[0]
+
+
+def trunk(channels: int, widths: tuple[int, ...], sides: list[int]) -> PlainTrunk:
+    """Image [N, channels, S, S] to features [N, widths[-1] · s · s] with s = sides[-1]."""
+    return PlainTrunk(channels, widths, sides)
 
 
 def mlp(config: ModelConfig) -> nn.Sequential:

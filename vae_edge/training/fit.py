@@ -104,18 +104,19 @@ def train(
         The path of `model.safetensors`.
 
     Raises:
-        CheckpointError: if the folder holds another run, or its state does not fit.
+        CheckpointError: if the folder holds another run, its state does not fit, or TensorBoard is not installed.
         Interrupted: after Ctrl-C or SIGTERM; the state at that step is on disk.
     """
     folder = Path(out)
     workers = open_workers()
     _check_folder(folder, config, resume)
+    board = _board(folder, tensorboard, workers)
     workers.wait_for_everyone()
     fitting = Fitting(config, sort_out(dataset, config.training), folder, workers)
     if workers.is_main_process and not (folder / CONFIG).exists():
         write_config(folder, config)
     with stop_requested() as stopped:
-        fitting.run(stopped, progress if workers.is_main_process else None, _board(folder, tensorboard, workers))
+        fitting.run(stopped, progress if workers.is_main_process else None, board)
     if workers.is_main_process:
         model = fitting.result()
         finish(model, fitting.material, config, fitting.state.step, folder)
