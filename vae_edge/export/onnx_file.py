@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -15,6 +15,9 @@ from torch import nn
 from vae_edge import __version__
 from vae_edge.errors import ExportError
 from vae_edge.export.quiet import errors_only
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 OPSET = 20
 LARGEST_BATCH = 65_536
@@ -104,13 +107,18 @@ def get_metadata(model: onnx.ModelProto, name: object = "this ONNX file") -> dic
     return {key: json.loads(value) for key, value in ours.items()}
 
 
-def run(model: onnx.ModelProto, images: NDArray[np.uint8], batch: int = 250) -> dict[str, NDArray[Any]]:
-    """Run a model on ONNX Runtime's CPU provider over uint8 images [N, H, W, C]; outputs by name, whole set."""
+def open_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    """A model on ONNX Runtime's CPU provider, silent but for errors."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def run(model: onnx.ModelProto, images: NDArray[np.uint8], batch: int = 250) -> dict[str, NDArray[Any]]:
+    """Run a model on ONNX Runtime's CPU provider over uint8 images [N, H, W, C]; outputs by name, whole set."""
+    session = open_session(model)
     names = [output.name for output in session.get_outputs()]
     parts = [session.run(names, {"image": images[i : i + batch]}) for i in range(0, len(images), batch)]
     return {name: np.concatenate([part[k] for part in parts]) for k, name in enumerate(names)}

@@ -142,8 +142,9 @@ class PoseTrunk(nn.Module):
 class Decoder(nn.Module):
     """Content [N, latent] and class weights [N, K] to the logits of an upright image [N, C, S, S].
 
-    Two convolutions on a coarse grid, each of whose cells becomes a block of 4×4 pixels (8×8 for images over 32 pixels)
-    by sub-pixel convolution (Shi et al. 2016): few and small layers, since the rejection score runs them at inference.
+    A convolution on a coarse grid, each of whose cells becomes a block of 4×4 pixels (8×8 for images over 32 pixels)
+    by a product with its features (Shi et al. 2016): few layers and small, since the rejection score runs them at
+    inference.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -153,7 +154,7 @@ class Decoder(nn.Module):
         self.width = config.widths[0]
         self.first = nn.Linear(config.latent + config.classes, self.width * self.grid**2)
         self.middle = unit(self.width, config.widths[-1])
-        self.last = nn.Conv2d(config.widths[-1], config.channels * self.block**2, 3, padding=1)
+        self.last = nn.Conv2d(config.widths[-1], config.channels * self.block**2, 1)
 
     def forward(self, content: Tensor, classes: Tensor) -> Tensor:
         """Content [N, latent] and class weights [N, K] to logits of pixels [N, C, S, S]."""
@@ -218,7 +219,7 @@ class AngleVAE(nn.Module):
         )
         self.decoder = Decoder(config)
         tapped = self.encoder.tap_width + (self.pose.trunk.tap_width if self.pose is not None else 0)
-        self.score = RejectionScore(config.classes, config.latent, tapped + config.latent)
+        self.score = RejectionScore(config.classes, config.latent, tapped + config.latent + config.classes)
         self.register_buffer("temperature", torch.ones(()))
         windowed = config.window and config.pose
         self.register_buffer("frame", round_window(config.size) if windowed else None, persistent=False)
@@ -252,9 +253,10 @@ class AngleVAE(nn.Module):
         encoded, tap = self.encoder(upright)
         mu, logvar = self.mu(encoded), self.logvar(encoded)
         logits = self.combine(self.classifier(mu), pose.logits)
-        reconstruction = self.decoder(mu, logits.softmax(1)).sigmoid()
+        weights = logits.softmax(1)
+        reconstruction = self.decoder(mu, weights).sigmoid()
         taps = [tap] if pose.tap is None else [tap, pose.tap]
-        features = torch.cat([*(maps.mean((2, 3)) for maps in taps), mu], 1)
+        features = torch.cat([*(maps.mean((2, 3)) for maps in taps), mu, weights], 1)
         return Output(logits, mu, logvar, None, upright, reconstruction, pose, features)
 
     def training_pass(

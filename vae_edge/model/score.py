@@ -2,79 +2,104 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 PARTS = ("reconstruction", "features", "energy")
 LIGHT = ("features", "energy")  # what needs no decoder
-COMPONENTS = 32  # principal components of the features, at most
-SHRINKAGE = 50.0  # images' worth of the shared covariance in each class's own
+WEIGHTS = (1.0, 2.0, 1.5)  # of the standardized parts
+COMPONENTS = 48  # principal components of the features, at most
+CLUSTERS = 24  # of one class, at most,
+CLUSTER_IMAGES = 200  # and one for each so many of its images
+ALL_CLUSTERS = 256  # of all classes together, where there are not more classes
+SHRINKAGE = 60.0  # images' worth of the shared covariance in each cluster's own, and of the mean in a regression
+ROUNDS = 25  # of k-means, at most
+CHUNK = 1000  # images scored at a time while fitting
 
 
 class RejectionScore(nn.Module):
-    """The sum of three standardized measures; higher is stranger. Fitted on training data alone.
+    """The weighted sum of three standardized measures; higher is stranger. Fitted on training data alone.
 
-    - relative reconstruction error: squared error over the image's own variance;
-    - distance of the features (means of early feature maps, and mu) to the nearest class, each class a normal
-      distribution with a covariance of its own (Lee et al. 2018, eq. 2, has one for all), in principal components;
+    - reconstruction: squared error over the image's own variance, less what is expected of an image of its code and
+      class weights, by linear regression on training images;
+    - features (means of early feature maps, and mu): in principal components, the distance to the nearest cluster of
+      a class in that cluster's own covariance (Lee et al. 2018, eq. 2, has one normal distribution a class, and one
+      covariance for all);
     - energy: minus the log-sum-exp of the logits (Liu et al. 2020, eq. 4, temperature 1).
 
     The light score leaves the first out, and with it the decoder.
 
+    `features` [N, F] are rows of [means of maps, mu, class weights]. How many clusters there are is found in fitting.
     Beside these, `means` [K, Z] and `whitening` [Z, Z] describe the codes mu of each class, for drawing new ones.
     """
 
     means: Tensor
     whitening: Tensor
-    feature_whitening: Tensor
-    feature_offset: Tensor
+    projection: Tensor
+    offset: Tensor
+    nearest: Tensor
+    nearest_offset: Tensor
+    cluster_whitening: Tensor
+    cluster_offset: Tensor
     centre: Tensor
     spread: Tensor
 
     def __init__(self, classes: int, latent: int, features: int) -> None:
         super().__init__()
-        self.classes, self.components = classes, min(COMPONENTS, features)
+        self.classes, self.latent = classes, latent
+        self.seen = features - classes  # of the features, those whose distribution is looked at
+        self.components = size = min(COMPONENTS, self.seen)
         self.register_buffer("means", torch.zeros(classes, latent))
         self.register_buffer("whitening", torch.eye(latent))
-        self.register_buffer("feature_whitening", torch.eye(features, self.components).repeat(1, classes))
-        self.register_buffer("feature_offset", torch.zeros(classes * self.components))
+        self.register_buffer("projection", torch.eye(features, size + 1))  # the last column: the error to be expected
+        self.register_buffer("offset", torch.zeros(size + 1))
+        self.register_buffer("nearest", torch.zeros(size, 1))
+        self.register_buffer("nearest_offset", torch.zeros(1))
+        self.register_buffer("cluster_whitening", torch.eye(size, dtype=torch.float16)[None])
+        self.register_buffer("cluster_offset", torch.zeros(1, 1, size))
         self.register_buffer("centre", torch.zeros(len(PARTS)))
         self.register_buffer("spread", torch.ones(len(PARTS)))
 
-    def distance(self, features: Tensor) -> Tensor:
-        """Distance [N, 1] of features [N, F] to the nearest class, in its own standard deviations."""
-        white = features @ self.feature_whitening - self.feature_offset
-        squared = white.square().reshape(-1, self.classes, self.components).sum(2)
-        return squared.amin(1, keepdim=True).sqrt()
-
-    @staticmethod
-    def reconstruction_error(upright: Tensor, reconstruction: Tensor) -> Tensor:
-        """Squared error [N, 1] of images [N, C, S, S] over their own variance."""
-        seen = upright.flatten(1)
-        apart = seen - reconstruction.flatten(1)
-        centred = seen - seen.mean(1, keepdim=True)
-        return _squared_length(apart) / (_squared_length(centred) + 1e-3 * seen.shape[1])
-
-    def parts(self, upright: Tensor, reconstruction: Tensor, features: Tensor, logits: Tensor) -> Tensor:
-        """The three measures, [N, 3], before they are standardized."""
-        error = self.reconstruction_error(upright, reconstruction)
-        return torch.cat([error, self._light_parts(features, logits)], 1)
-
-    def _light_parts(self, features: Tensor, logits: Tensor) -> Tensor:
-        return torch.cat([self.distance(features), -logits.logsumexp(1, keepdim=True)], 1)
+    def parts(self, error: Tensor, features: Tensor, logits: Tensor) -> Tensor:
+        """The measures [N, 3], before they are standardized, of errors [N, 1], features [N, F] and logits [N, K]."""
+        components, expected = self._project(features)
+        return torch.cat([error - expected, self._distance(components), _energy(logits)], 1)
 
     def forward(self, upright: Tensor, reconstruction: Tensor, features: Tensor, logits: Tensor) -> Tensor:
         """Score [N] of images [N, C, S, S] in [0, 1], their reconstructions, features [N, F] and logits [N, K]."""
-        return self._sum(self.parts(upright, reconstruction, features, logits), 0)
+        return self.total(self.parts(reconstruction_error(upright, reconstruction), features, logits))
 
     def light(self, features: Tensor, logits: Tensor) -> Tensor:
         """The score [N] without the reconstruction, from features [N, F] and logits [N, K]."""
-        return self._sum(self._light_parts(features, logits), 1)
+        return self.total(torch.cat([self._distance(self._project(features)[0]), _energy(logits)], 1))
 
-    def _sum(self, parts: Tensor, first: int) -> Tensor:
-        """The standardized measures from `first` on, summed: one product, since each operator costs at batch 1."""
-        weights = 1.0 / self.spread[first:]
+    def total(self, parts: Tensor) -> Tensor:
+        """The standardized and weighted measures summed, [N]; of the last two alone for parts [N, 2].
+
+        One product, since each operator costs at batch 1.
+        """
+        first = len(PARTS) - parts.shape[1]
+        weights = torch.tensor(WEIGHTS[first:], device=parts.device) / self.spread[first:]
         return (parts @ weights[:, None]).squeeze(1) - (self.centre[first:] * weights).sum()
+
+    def _project(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [N, F] to white components [N, D], and the error to be expected [N, 1]."""
+        projected = features @ self.projection + self.offset
+        return projected[:, : self.components], projected[:, self.components :]
+
+    def _distance(self, components: Tensor) -> Tensor:
+        """Distance [N, 1] of components [N, D] to the nearest cluster, in its own standard deviations.
+
+        The nearest one is found in the covariance shared by all, so that one cluster's own matrix is read and not all.
+        """
+        cluster = (components @ self.nearest + self.nearest_offset).argmin(1)
+        whitening = self.cluster_whitening.index_select(0, cluster).float()
+        white = components[:, None, :] @ whitening - self.cluster_offset.index_select(0, cluster)
+        return torch.linalg.vector_norm(white, dim=2)
 
     def fit_codes(self, mu: Tensor, labels: Tensor) -> None:
         """Class means and the whitening of the shared covariance, from training codes [N, Z] and labels [N]."""
@@ -84,39 +109,112 @@ class RejectionScore(nn.Module):
         self.whitening.copy_(_whitening(_covariance(mu - means[labels], len(mu) - self.classes)))
 
     def fit_features(self, features: Tensor, labels: Tensor) -> None:
-        """Principal components, and each class's normal distribution, from training features [N, F], labels [N].
+        """Principal components and clusters, from training features [N, F] and labels [N].
 
-        Each class's covariance is drawn towards the shared one by as much as 50 images would weigh (Friedman 1989).
+        A class has one cluster for each 200 images, at most 24 (and 256 in all classes), found by k-means in components
+        that the covariance within classes makes white. Each cluster's covariance is that of the images nearest to its
+        centre, drawn towards the shared one by as much as 60 images would weigh (Friedman 1989).
         """
-        features = features.double()
-        mean, deviation = features.mean(0), features.std(0) + 1e-4
-        axes = torch.linalg.svd((features - mean) / deviation, full_matrices=False).Vh[: self.components].T
-        projection = torch.zeros(features.shape[1], self.components, dtype=torch.float64)
-        projection[:, : axes.shape[1]] = axes / deviation[:, None]
-        reduced = (features - mean) @ projection
-        means = _class_means(reduced, labels, self.classes)
-        centred = reduced - means[labels]
-        shared = _covariance(centred, len(reduced) - self.classes)
+        seen = features[:, : self.seen].double()
+        mean, deviation = seen.mean(0), seen.std(0) + 1e-4
+        scaled = (seen - mean) / deviation
+        axes = torch.linalg.eigh(scaled.T @ scaled).eigenvectors.flip(1)[:, : self.components]
+        reduced = scaled @ axes
+        within = reduced - _class_means(reduced, labels, self.classes)[labels]
+        shared = _whitening(_covariance(within, len(reduced) - self.classes), ridge=1e-2)
+        white = reduced @ shared
+        most = max(1, min(CLUSTERS, ALL_CLUSTERS // self.classes))
+        centres = torch.cat(
+            [
+                _k_means(white[labels == k], max(1, min(most, int((labels == k).sum()) // CLUSTER_IMAGES)))
+                for k in labels.unique().tolist()
+            ]
+        )
+        belongs = torch.cdist(white, centres).argmin(1)
+        taken = belongs.unique()
+        centres, belongs = centres[taken], torch.searchsorted(taken, belongs)
+        means = _class_means(reduced, belongs, len(centres))
+        centred = reduced - means[belongs]
+        common = _covariance(centred, len(reduced))
+        back = torch.linalg.inv(shared)
         whitenings = []
-        for k in range(self.classes):
-            own = centred[labels == k]
-            mixed = (own.T @ own + SHRINKAGE * shared) / (len(own) + SHRINKAGE)
-            whitenings.append(_whitening(mixed, ridge=1e-2))
-        all_classes = torch.cat(whitenings, 1)
-        offsets = [(mean @ projection + means[k]) @ whitening for k, whitening in enumerate(whitenings)]
-        self.feature_whitening.copy_(projection @ all_classes)
-        self.feature_offset.copy_(torch.cat(offsets))
+        for k in range(len(centres)):
+            own = centred[belongs == k]
+            mixed = (own.T @ own + SHRINKAGE * common) / (len(own) + SHRINKAGE)
+            whitenings.append(back @ _whitening(mixed, ridge=1e-2))
+        cluster_whitening = torch.stack(whitenings).to(self.cluster_whitening)
+        projection = (axes / deviation[:, None]) @ shared
+        self.projection[:, : self.components] = 0.0
+        self.projection[: self.seen, : self.components] = projection.to(self.projection)
+        self.offset[: self.components] = -(mean @ projection).to(self.offset)
+        self.nearest = (-2.0 * centres.T).to(self.nearest)
+        self.nearest_offset = centres.square().sum(1).to(self.nearest_offset)
+        self.cluster_whitening = cluster_whitening
+        offsets = ((means @ shared)[:, None, :] @ cluster_whitening.double().to(means.device)).to(self.cluster_offset)
+        self.cluster_offset = offsets
 
-    def fit_scale(self, parts: Tensor) -> None:
-        """Centre and spread of the measures, from those of the training images, [N, 3]: median and 10-to-90 range."""
-        low, middle, high = parts.double().quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64), dim=0)
+    def fit_errors(self, errors: Tensor, features: Tensor) -> None:
+        """What error is to be expected, from errors [N, 1] and features [N, F] of training images: ridge regression."""
+        given = features[:, self.seen - self.latent :].double()
+        mean, deviation = given.mean(0), given.std(0) + 1e-4
+        scaled = (given - mean) / deviation
+        normal = scaled.T @ scaled + SHRINKAGE * torch.eye(scaled.shape[1], dtype=scaled.dtype)
+        error = errors[:, 0].double()
+        slope = torch.linalg.solve(normal, scaled.T @ (error - error.mean())) / deviation
+        self.projection[:, self.components] = 0.0
+        self.projection[self.seen - self.latent :, self.components] = slope.to(self.projection)
+        self.offset[self.components] = (error.mean() - mean @ slope).to(self.offset)
+
+    def fit_scale(self, errors: Tensor, features: Tensor, logits: Tensor) -> None:
+        """Centre and spread of the measures: median and 10-to-90 range of those of training images, as for `parts`."""
+        device = self.centre.device
+        chunks = zip(errors.split(CHUNK), features.split(CHUNK), logits.split(CHUNK), strict=True)
+        parts = torch.cat([self.parts(*(given.to(device) for given in chunk)) for chunk in chunks]).double().cpu()
+        low, middle, high = (parts.quantile(share, dim=0) for share in (0.1, 0.5, 0.9))
         self.centre.copy_(middle)
         self.spread.copy_(torch.maximum(high - low, 1e-3 * (1.0 + middle.abs())))
 
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        """Make room for as many clusters as the stored score has."""
+        for name, dim in (("nearest", 1), ("nearest_offset", 0), ("cluster_whitening", 0), ("cluster_offset", 0)):
+            stored, own = state_dict.get(prefix + name), getattr(self, name)
+            if isinstance(stored, Tensor) and stored.ndim == own.ndim:
+                shape = list(own.shape)
+                shape[dim] = stored.shape[dim]
+                setattr(self, name, own.new_zeros(shape))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
-def _squared_length(rows: Tensor) -> Tensor:
-    """Sum of squares [N, 1] of rows [N, D]; by the norm, which is one operator of the exported graph."""
-    return torch.linalg.vector_norm(rows, dim=1, keepdim=True).square()
+
+def reconstruction_error(upright: Tensor, reconstruction: Tensor) -> Tensor:
+    """Squared error [N, 1] of images [N, C, S, S] over their own variance, which an even image has too little of."""
+    seen = upright.flatten(1)
+    apart = torch.linalg.vector_norm(seen - reconstruction.flatten(1), dim=1, keepdim=True)
+    contrast = torch.linalg.vector_norm(seen - seen.mean(1, keepdim=True), dim=1, keepdim=True)
+    return (apart / (contrast + math.sqrt(1e-3 * seen.shape[1]))).square()
+
+
+def _energy(logits: Tensor) -> Tensor:
+    return -logits.logsumexp(1, keepdim=True)
+
+
+def _k_means(points: Tensor, count: int) -> Tensor:
+    """Centres [count, D] of points [N, D], the first ones drawn far apart (Arthur and Vassilvitskii 2007), seed 0."""
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randint(len(points), (1,), generator=generator)
+    centres = points[first]
+    for _ in range(count - 1):
+        apart = torch.cdist(points, centres).amin(1).square()
+        drawn = torch.multinomial(apart + 1e-12, 1, generator=generator)
+        centres = torch.cat([centres, points[drawn]])
+    belongs = torch.full((len(points),), -1)
+    for _ in range(ROUNDS):
+        before, belongs = belongs, torch.cdist(points, centres).argmin(1)
+        if torch.equal(before, belongs):
+            break
+        sums = torch.zeros_like(centres).index_add_(0, belongs, points)
+        sizes = torch.bincount(belongs, minlength=count)[:, None]
+        centres = torch.where(sizes > 0, sums / sizes.clamp_min(1), centres)
+    return centres
 
 
 def _class_means(values: Tensor, labels: Tensor, classes: int) -> Tensor:

@@ -18,11 +18,11 @@ from vae_edge.model import AngleVAE
 from vae_edge.training.calibration import cross_fitted_ece, fit_temperature
 from vae_edge.training.checkpoint import MODEL, SAMPLE_FILE, RunConfig, write_tensors
 from vae_edge.training.planning import Material
-from vae_edge.training.predict import Outputs, predict
+from vae_edge.training.predict import predict
 
 SAMPLES = 256  # held-out images kept with the run, on which later steps check themselves
 CODES = 200  # codes of training images of each class kept with the run, between which new images are drawn
-FITTED_ON = 10_000  # training images, at most, that the score is fitted on
+FITTED_ON = 60_000  # training images, at most, that the score is fitted on
 
 
 def as_trained(images: LabelledImages, config: RunConfig, seed: int) -> LabelledImages:
@@ -40,15 +40,15 @@ def sample_of(kept: LabelledImages, limit: int, seed: int) -> LabelledImages:
     return kept.take(np.concatenate([chosen, np.array(firsts, dtype=np.int64)]))
 
 
-def fit_score(model: AngleVAE, kept: LabelledImages, config: RunConfig, limit: int = FITTED_ON) -> Outputs:
-    """Fit the rejection score on (up to `limit`) training images, turned as in training; what is predicted of them."""
+def fit_score(model: AngleVAE, kept: LabelledImages, config: RunConfig, limit: int = FITTED_ON) -> int:
+    """Fit the rejection score on (up to `limit`) training images, turned as in training; their number."""
     sample = as_trained(sample_of(kept, limit, config.training.seed), config, config.training.seed + 2)
-    outputs = predict(model, sample.images)
-    model.score.fit_codes(outputs.codes, torch.from_numpy(sample.labels))
-    model.score.fit_features(outputs.features, torch.from_numpy(sample.labels))
-    outputs = predict(model, sample.images)
-    model.score.fit_scale(outputs.parts)
-    return outputs
+    outputs, labels, score = predict(model, sample.images), torch.from_numpy(sample.labels), model.score
+    score.fit_codes(outputs.codes, labels)
+    score.fit_features(outputs.features, labels)
+    score.fit_errors(outputs.errors, outputs.features)
+    score.fit_scale(outputs.errors, outputs.features, torch.from_numpy(outputs.logits))
+    return len(sample)
 
 
 def training_codes(model: AngleVAE, kept: LabelledImages, seed: int, limit: int = CODES) -> dict[str, torch.Tensor]:
@@ -94,7 +94,7 @@ def finish(model: AngleVAE, material: Material, config: RunConfig, step: int, fo
         "threshold": threshold,
         "threshold_light": float(np.quantile(outputs.light_scores, 1.0 - settings.reject_rate)),
         "reject_rate": settings.reject_rate,
-        "score_fitted_on": len(fitted.scores),
+        "score_fitted_on": fitted,
         "calibration": cross_fitted_ece(first.logits, turned.labels, settings.seed),
         "validation": {**figures, "rotation": settings.rotation},
         "validation_upright": summarize(upright.probabilities, held.labels, config.classes),

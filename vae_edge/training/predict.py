@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from vae_edge.model import AngleVAE
+from vae_edge.model.score import reconstruction_error
 
 BATCH = 500
 
@@ -19,7 +20,7 @@ BATCH = 500
 class Outputs:
     """Probabilities [N, K], angles [N] in counter-clockwise degrees, scores [N], whole and light.
 
-    Also codes [N, Z], the features [N, F] and parts [N, 3] of the score.
+    Also codes [N, Z], and what the score is made of: features [N, F] and reconstruction errors [N, 1].
 
     `logits` [N, K] are raw, without temperature. Of a model with a pose trunk also, [N]: how sure the angle is (0 to
     1), the second-best angle in degrees, and its probability.
@@ -31,7 +32,7 @@ class Outputs:
     light_scores: NDArray[np.float32]
     codes: torch.Tensor
     features: torch.Tensor
-    parts: torch.Tensor
+    errors: torch.Tensor
     logits: NDArray[np.float32]
     concentrations: NDArray[np.float32] | None = None
     second_angles_deg: NDArray[np.float32] | None = None
@@ -51,14 +52,15 @@ def predict(model: AngleVAE, images: NDArray[np.uint8]) -> Outputs:
     found: dict[str, list[torch.Tensor]] = defaultdict(list)
     for start in range(0, len(images), BATCH):
         output = model(to_floats(images[start : start + BATCH]).to(device))
-        measures = (output.upright, output.reconstruction, output.features, output.logits)
+        errors = reconstruction_error(output.upright, output.reconstruction)
+        parts = model.score.parts(errors, output.features, output.logits)
         found["probabilities"].append(model.probabilities(output.logits))
         found["angles_deg"].append(torch.atan2(output.pose.sin, output.pose.cos).rad2deg())
-        found["scores"].append(model.score(*measures))
-        found["light_scores"].append(model.score.light(output.features, output.logits))
+        found["scores"].append(model.score.total(parts))
+        found["light_scores"].append(model.score.total(parts[:, 1:]))
         found["codes"].append(output.mu)
         found["features"].append(output.features)
-        found["parts"].append(model.score.parts(*measures))
+        found["errors"].append(errors)
         found["logits"].append(output.logits)
         doubt = output.pose.doubt
         if doubt is not None:
@@ -66,5 +68,5 @@ def predict(model: AngleVAE, images: NDArray[np.uint8]) -> Outputs:
             found["second_angles_deg"].append(torch.atan2(doubt.sin, doubt.cos).rad2deg())
             found["second_shares"].append(doubt.share)
     joined: dict[str, Any] = {name: torch.cat(parts).cpu() for name, parts in found.items()}
-    tensors = {name: joined.pop(name) for name in ("codes", "features", "parts")}
+    tensors = {name: joined.pop(name) for name in ("codes", "features", "errors")}
     return Outputs(**tensors, **{name: value.numpy() for name, value in joined.items()})

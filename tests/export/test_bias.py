@@ -1,0 +1,47 @@
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from test_export import model_of
+
+from vae_edge.data import Dataset
+from vae_edge.export.bias import channel_means, correct_biases
+
+
+def biases_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """The biases of a model's layers, by the name of the layer's output."""
+    values = {initializer.name: initializer for initializer in model.graph.initializer}
+    return {
+        node.output[0]: numpy_helper.to_array(values[node.input[2]])
+        for node in model.graph.node
+        if node.op_type in ("Conv", "Gemm") and len(node.input) > 2
+    }
+
+
+def test_biases_that_were_moved_come_back(bundle: Path, digits: Dataset):
+    model, moved = model_of(bundle, "fp32"), model_of(bundle, "fp32")
+    given = biases_of(model)
+    rng = np.random.default_rng(0)
+    for initializer in moved.graph.initializer:
+        if initializer.dims and any(
+            initializer.name in node.input[2:] for node in moved.graph.node if node.op_type in ("Conv", "Gemm")
+        ):
+            values = numpy_helper.to_array(initializer)
+            shifted = values + 0.05 * rng.normal(size=values.shape).astype(np.float32)
+            initializer.CopyFrom(numpy_helper.from_array(shifted, initializer.name))
+    assert max(np.abs(biases_of(moved)[name] - given[name]).max() for name in given) > 0.1
+    correct_biases(moved, model, digits.train.images[:128])
+    for name, values in biases_of(moved).items():
+        np.testing.assert_allclose(values, given[name], atol=1e-4)
+
+
+def test_the_layers_of_the_int8_file_have_the_means_of_fp32(bundle: Path, digits: Dataset):
+    whole, int8 = model_of(bundle, "fp32"), model_of(bundle, "int8")
+    names = list(biases_of(whole))
+    assert names and set(names) <= set(biases_of(int8))
+    images = digits.train.images[:512]
+    expected, found = channel_means(whole, names, images), channel_means(int8, names, images)
+    for name in names:
+        size = np.abs(expected[name]).mean()
+        assert np.abs(found[name] - expected[name]).mean() < 0.02 * size, name
