@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 PARTS = ("reconstruction", "features", "energy")
@@ -55,7 +56,7 @@ class RejectionScore(nn.Module):
         self.components = size = min(COMPONENTS, self.seen)
         self.register_buffer("means", torch.zeros(classes, latent))
         self.register_buffer("whitening", torch.eye(latent))
-        self.register_buffer("projection", torch.eye(features, size + 1))  # the last column: the error to be expected
+        self.register_buffer("projection", F.pad(torch.eye(features, size), (0, 1)))  # the last column: errors expected
         self.register_buffer("offset", torch.zeros(size + 1))
         self.register_buffer("nearest", torch.zeros(size, 1))
         self.register_buffer("nearest_offset", torch.zeros(1))
