@@ -138,7 +138,7 @@ def test_the_codes_are_described_by_the_covariance_that_numpy_measures():
     codes = (rng.normal(size=(600, 5)) @ rng.normal(size=(5, 5)) + 4 * rng.normal(size=(3, 5))[labels]).astype(
         np.float32
     )
-    score = RejectionScore(3, 5, 10)
+    score = RejectionScore(3, 5, 10, angle=False)
     score.fit_codes(torch.from_numpy(codes), torch.from_numpy(labels))
     means = np.stack([codes[labels == k].mean(0) for k in range(3)])
     centred = codes - means[labels]
@@ -155,7 +155,7 @@ def test_the_distance_of_features_is_that_to_the_nearest_of_normal_distributions
     features = (
         np.einsum("nf,nfg->ng", rng.normal(size=(9000, 7)), spread[labels]) + 9 * rng.normal(size=(30, 7))[labels]
     )
-    score = RejectionScore(30, 5, 7 + 30)
+    score = RejectionScore(30, 5, 7 + 30, angle=False)
     given = torch.cat([torch.from_numpy(features).float(), torch.rand(9000, 30)], 1)
     score.fit_features(given, torch.from_numpy(labels))
     assert score.nearest.shape == (7, 30)
@@ -183,14 +183,14 @@ def test_a_class_of_several_groups_has_several_clusters():
     features[:, 0] += np.where(np.arange(4000) % 2, 8.0, -8.0)
     features[labels == 1, 1] += 30.0
     given = torch.from_numpy(np.c_[features, np.zeros((4000, 2))]).float()
-    score = RejectionScore(2, 3, 8)
+    score = RejectionScore(2, 3, 8, angle=False)
     score.fit_features(given, torch.from_numpy(labels))
     assert 4 <= score.nearest.shape[1] <= 20
     known = distances(score, given)
     between = given.clone()
     between[:, 0] = 0.0
     assert auroc(known, distances(score, between)) > 0.85
-    again = RejectionScore(2, 3, 8)
+    again = RejectionScore(2, 3, 8, angle=False)
     again.load_state_dict(score.state_dict())
     np.testing.assert_array_equal(distances(again, given), known)
 
@@ -200,26 +200,32 @@ def test_a_reconstruction_error_counts_as_far_as_the_code_did_not_foretell_it():
     mu, classes = torch.randn(5000, 4), torch.rand(5000, 3)
     expected = 0.3 + 0.05 * mu[:, :1] + 0.1 * classes[:, 1:2]
     features = torch.cat([torch.randn(5000, 6), mu, classes], 1)
-    score = RejectionScore(3, 4, 13)
+    score = RejectionScore(3, 4, 13, angle=False)
     score.fit_errors(expected + 0.01 * torch.randn(5000, 1), features)
     parts = score.parts(expected + 0.2, features, torch.zeros(5000, 3))
     torch.testing.assert_close(parts[:, 0], torch.full((5000,), 0.2), atol=5e-3, rtol=0)
 
 
-def test_the_score_is_the_weighted_sum_of_its_standardized_parts_and_the_light_one_leaves_the_reconstruction_out():
+@pytest.mark.parametrize("angle", [False, True])
+def test_the_score_is_the_weighted_sum_of_its_standardized_parts_and_the_light_one_leaves_the_reconstruction_out(
+    angle: bool,
+):
     torch.manual_seed(0)
-    score = RejectionScore(3, 4, 9)
+    score = RejectionScore(3, 4, 9 + angle, angle)
     image, other = torch.rand(600, 1, 28, 28), torch.rand(600, 1, 28, 28)
-    features, logits = torch.randn(600, 9), torch.randn(600, 3)
+    features, logits = torch.randn(600, 9 + angle), torch.randn(600, 3)
     errors = reconstruction_error(image, other)
     assert reconstruction_error(image, image).abs().max() == 0
     score.fit_features(features, torch.arange(600) % 3)
     score.fit_errors(errors, features)
     parts = score.parts(errors, features, logits)
     torch.testing.assert_close(parts[:, 2], -logits.exp().sum(1).log())
+    assert parts.shape == (600, 3 + angle)
+    if angle:
+        torch.testing.assert_close(parts[:, 3], features[:, 9])
     score.fit_scale(errors, features, logits)
     low, middle, high = np.quantile(parts.numpy(), [0.1, 0.5, 0.9], axis=0)
-    expected = (parts.numpy() - middle) / (high - low) * np.array([1.0, 2.0, 1.5])
+    expected = (parts.numpy() - middle) / (high - low) * np.array([1.0, 2.0, 1.5, 1.0][: 3 + angle])
     whole, light = score(image, other, features, logits), score.light(features, logits)
     np.testing.assert_allclose(whole.numpy(), expected.sum(1), rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(light.numpy(), expected[:, 1:].sum(1), rtol=1e-3, atol=1e-3)
@@ -227,7 +233,7 @@ def test_the_score_is_the_weighted_sum_of_its_standardized_parts_and_the_light_o
 
 def test_a_class_with_few_images_or_none_is_fitted_all_the_same():
     torch.manual_seed(0)
-    score = RejectionScore(4, 5, 64)
+    score = RejectionScore(4, 5, 64, angle=False)
     labels = torch.tensor([0] * 40 + [1] * 2 + [2])  # class 3 has none
     features = torch.randn(43, 64)
     score.fit_features(features, labels)

@@ -218,8 +218,10 @@ class AngleVAE(nn.Module):
             nn.Linear(config.latent, config.hidden), nn.ReLU(inplace=True), nn.Linear(config.hidden, config.classes)
         )
         self.decoder = Decoder(config)
-        tapped = self.encoder.tap_width + (self.pose.trunk.tap_width if self.pose is not None else 0)
-        self.score = RejectionScore(config.classes, config.latent, tapped + config.latent + config.classes)
+        features = self.encoder.tap_width + config.latent + config.classes
+        if self.pose is not None:
+            features += self.pose.trunk.tap_width + 1
+        self.score = RejectionScore(config.classes, config.latent, features, angle=config.pose)
         self.register_buffer("temperature", torch.ones(()))
         windowed = config.window and config.pose
         self.register_buffer("frame", round_window(config.size) if windowed else None, persistent=False)
@@ -255,9 +257,11 @@ class AngleVAE(nn.Module):
         logits = self.combine(self.classifier(mu), pose.logits)
         weights = logits.softmax(1)
         reconstruction = self.decoder(mu, weights).sigmoid()
-        taps = [tap] if pose.tap is None else [tap, pose.tap]
-        features = torch.cat([*(maps.mean((2, 3)) for maps in taps), mu, weights], 1)
-        return Output(logits, mu, logvar, None, upright, reconstruction, pose, features)
+        features = [tap.mean((2, 3)), mu, weights]
+        if pose.tap is not None and pose.doubt is not None:
+            unsure = (1.001 - pose.doubt.concentration).log()
+            features = [pose.tap.mean((2, 3)), *features, unsure[:, None]]
+        return Output(logits, mu, logvar, None, upright, reconstruction, pose, torch.cat(features, 1))
 
     def training_pass(
         self,

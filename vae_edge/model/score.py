@@ -10,9 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PARTS = ("reconstruction", "features", "energy")
-LIGHT = ("features", "energy")  # what needs no decoder
-WEIGHTS = (1.0, 2.0, 1.5)  # of the standardized parts
+WEIGHTS = {"reconstruction": 1.0, "features": 2.0, "energy": 1.5, "angle": 1.0}  # of the standardized measures
 COMPONENTS = 48  # principal components of the features, at most
 CLUSTERS = 24  # of one class, at most,
 CLUSTER_IMAGES = 200  # and one for each so many of its images
@@ -23,19 +21,21 @@ CHUNK = 1000  # images scored at a time while fitting
 
 
 class RejectionScore(nn.Module):
-    """The weighted sum of three standardized measures; higher is stranger. Fitted on training data alone.
+    """The weighted sum of standardized measures; higher is stranger. Fitted on training data alone.
 
     - reconstruction: squared error over the image's own variance, less what is expected of an image of its code and
       class weights, by linear regression on training images;
     - features (means of early feature maps, and mu): in principal components, the distance to the nearest cluster of
       a class in that cluster's own covariance (Lee et al. 2018, eq. 2, has one normal distribution a class, and one
       covariance for all);
-    - energy: minus the log-sum-exp of the logits (Liu et al. 2020, eq. 4, temperature 1).
+    - energy: minus the log-sum-exp of the logits (Liu et al. 2020, eq. 4, temperature 1);
+    - angle, with a pose trunk: the doubt about it, the logarithm of what its concentration lacks to 1.
 
     The light score leaves the first out, and with it the decoder.
 
-    `features` [N, F] are rows of [means of maps, mu, class weights]. How many clusters there are is found in fitting.
-    Beside these, `means` [K, Z] and `whitening` [Z, Z] describe the codes mu of each class, for drawing new ones.
+    `features` [N, F] are rows of [means of maps, mu, class weights, doubt about the angle where there is one]. How many
+    clusters there are is found in fitting. Beside these, `means` [K, Z] and `whitening` [Z, Z] describe the codes mu of
+    each class, for drawing new ones.
     """
 
     means: Tensor
@@ -49,10 +49,12 @@ class RejectionScore(nn.Module):
     centre: Tensor
     spread: Tensor
 
-    def __init__(self, classes: int, latent: int, features: int) -> None:
+    def __init__(self, classes: int, latent: int, features: int, angle: bool) -> None:
         super().__init__()
         self.classes, self.latent = classes, latent
-        self.seen = features - classes  # of the features, those whose distribution is looked at
+        self.measures = tuple(WEIGHTS) if angle else tuple(WEIGHTS)[:-1]
+        self.told = features - int(angle)  # of the features, those before the doubt about the angle
+        self.seen = self.told - classes  # those whose distribution is looked at
         self.components = size = min(COMPONENTS, self.seen)
         self.register_buffer("means", torch.zeros(classes, latent))
         self.register_buffer("whitening", torch.eye(latent))
@@ -62,13 +64,13 @@ class RejectionScore(nn.Module):
         self.register_buffer("nearest_offset", torch.zeros(1))
         self.register_buffer("cluster_whitening", torch.eye(size, dtype=torch.float16)[None])
         self.register_buffer("cluster_offset", torch.zeros(1, 1, size))
-        self.register_buffer("centre", torch.zeros(len(PARTS)))
-        self.register_buffer("spread", torch.ones(len(PARTS)))
+        self.register_buffer("centre", torch.zeros(len(self.measures)))
+        self.register_buffer("spread", torch.ones(len(self.measures)))
 
     def parts(self, error: Tensor, features: Tensor, logits: Tensor) -> Tensor:
-        """The measures [N, 3], before they are standardized, of errors [N, 1], features [N, F] and logits [N, K]."""
+        """The measures [N, M], before they are standardized, of errors [N, 1], features [N, F] and logits [N, K]."""
         components, expected = self._project(features)
-        return torch.cat([error - expected, self._distance(components), _energy(logits)], 1)
+        return torch.cat([error - expected, *self._light_parts(components, features, logits)], 1)
 
     def forward(self, upright: Tensor, reconstruction: Tensor, features: Tensor, logits: Tensor) -> Tensor:
         """Score [N] of images [N, C, S, S] in [0, 1], their reconstructions, features [N, F] and logits [N, K]."""
@@ -76,15 +78,20 @@ class RejectionScore(nn.Module):
 
     def light(self, features: Tensor, logits: Tensor) -> Tensor:
         """The score [N] without the reconstruction, from features [N, F] and logits [N, K]."""
-        return self.total(torch.cat([self._distance(self._project(features)[0]), _energy(logits)], 1))
+        return self.total(torch.cat(self._light_parts(self._project(features)[0], features, logits), 1))
+
+    def _light_parts(self, components: Tensor, features: Tensor, logits: Tensor) -> list[Tensor]:
+        doubt = [] if self.told == features.shape[1] else [features[:, self.told :]]
+        return [self._distance(components), -logits.logsumexp(1, keepdim=True), *doubt]
 
     def total(self, parts: Tensor) -> Tensor:
-        """The standardized and weighted measures summed, [N]; of the last two alone for parts [N, 2].
+        """The measures [N, M] standardized, weighted and summed, [N]; or those without the first one.
 
         One product, since each operator costs at batch 1.
         """
-        first = len(PARTS) - parts.shape[1]
-        weights = torch.tensor(WEIGHTS[first:], device=parts.device) / self.spread[first:]
+        first = len(self.measures) - parts.shape[1]
+        given = [WEIGHTS[name] for name in self.measures[first:]]
+        weights = torch.tensor(given, device=parts.device) / self.spread[first:]
         return (parts @ weights[:, None]).squeeze(1) - (self.centre[first:] * weights).sum()
 
     def _project(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,14 +163,14 @@ class RejectionScore(nn.Module):
 
     def fit_errors(self, errors: Tensor, features: Tensor) -> None:
         """What error is to be expected, from errors [N, 1] and features [N, F] of training images: ridge regression."""
-        given = features[:, self.seen - self.latent :].double()
+        given = features[:, self.seen - self.latent : self.told].double()
         mean, deviation = given.mean(0), given.std(0) + 1e-4
         scaled = (given - mean) / deviation
         normal = scaled.T @ scaled + SHRINKAGE * torch.eye(scaled.shape[1], dtype=scaled.dtype)
         error = errors[:, 0].double()
         slope = torch.linalg.solve(normal, scaled.T @ (error - error.mean())) / deviation
         self.projection[:, self.components] = 0.0
-        self.projection[self.seen - self.latent :, self.components] = slope.to(self.projection)
+        self.projection[self.seen - self.latent : self.told, self.components] = slope.to(self.projection)
         self.offset[self.components] = (error.mean() - mean @ slope).to(self.offset)
 
     def fit_scale(self, errors: Tensor, features: Tensor, logits: Tensor) -> None:
@@ -192,10 +199,6 @@ def reconstruction_error(upright: Tensor, reconstruction: Tensor) -> Tensor:
     apart = torch.linalg.vector_norm(seen - reconstruction.flatten(1), dim=1, keepdim=True)
     contrast = torch.linalg.vector_norm(seen - seen.mean(1, keepdim=True), dim=1, keepdim=True)
     return (apart / (contrast + math.sqrt(1e-3 * seen.shape[1]))).square()
-
-
-def _energy(logits: Tensor) -> Tensor:
-    return -logits.logsumexp(1, keepdim=True)
 
 
 def _k_means(points: Tensor, count: int) -> Tensor:
