@@ -15,10 +15,12 @@ import torch
 from vae_edge.data import Dataset, LabelledImages, rotated, rotation_range
 from vae_edge.errors import CheckpointError, ConfigError, DataError
 from vae_edge.model import AngleVAE, LossWeights
-from vae_edge.training.checkpoint import MODEL, STATE, Checkpoint, load_checkpoint, load_samples, read_tensors
+from vae_edge.training.checkpoint import CONFIG, MODEL, STATE, Checkpoint, load_checkpoint, load_samples, read_tensors
 from vae_edge.training.config import TrainConfig, learning_rate
+from vae_edge.training.finish import fit_score
 from vae_edge.training.fit import Interrupted, plan, train
 from vae_edge.training.generate import generate
+from vae_edge.training.planning import sort_out
 from vae_edge.training.predict import predict, to_floats
 
 SETTINGS = TrainConfig(epochs=3, batch=64)
@@ -26,6 +28,11 @@ SETTINGS = TrainConfig(epochs=3, batch=64)
 
 class Stop(Exception):
     pass
+
+
+@pytest.fixture(autouse=True)
+def save_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vae_edge.training.fit.SAVED_SECONDS", 0.0)
 
 
 def fit(data: Dataset, out: Path, settings: TrainConfig = SETTINGS, **options) -> dict[str, torch.Tensor]:
@@ -236,6 +243,54 @@ def test_a_full_disk_is_a_sentence_and_the_last_state_stays(few_digits: Dataset,
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "could not be written" in done.stderr or "File too large" in done.stderr
     assert not [path for path in (tmp_path / "r").iterdir() if path.name.endswith(".part")]
+
+
+def test_a_state_without_its_settings_is_not_gone_on_with(few_digits: Dataset, tmp_path: Path):
+    def die(step: int, steps: int, terms: dict[str, float]) -> None:
+        if step == 8:
+            raise Stop
+
+    config = plan(few_digits, "tiny", SETTINGS)
+    with pytest.raises(Stop):
+        train(few_digits, config, tmp_path / "r", progress=die)
+    (tmp_path / "r" / CONFIG).unlink()
+    with pytest.raises(CheckpointError, match=CONFIG):
+        train(few_digits, config, tmp_path / "r")
+
+
+def test_generated_images_need_two_of_each_class_to_draw_between(few_digits: Dataset):
+    half = few_digits.train
+    few = half.take(np.concatenate([np.flatnonzero(half.labels != 3), np.flatnonzero(half.labels == 3)[:2]]))
+    with pytest.raises(ConfigError, match="one labelled training image of 3"):
+        plan(Dataset("few", "digits", few, None), "tiny", replace(SETTINGS, generated=0.5))
+    none = half.take(np.flatnonzero(half.labels != 3))  # a class without any is drawn not at all
+    assert plan(Dataset("few", "digits", none, None), "tiny", replace(SETTINGS, generated=0.5)).data["absent"] == ["3"]
+
+
+def test_images_of_the_test_half_are_not_learnt_from_without_labels(few_digits: Dataset, digits: Dataset):
+    others = np.concatenate([digits.test.images[:30], digits.train.images[-20:]])
+    dataset = Dataset("both", "digits", few_digits.train, digits.test, others)
+    material = sort_out(dataset, SETTINGS)
+    assert len(material.unlabelled) == 20
+    repeated = Dataset("leaky", "digits", few_digits.train, few_digits.train.take(np.arange(40)))
+    assert 30 <= plan(repeated, "tiny", SETTINGS).data["also_tested"] <= 40  # but for those that are held out
+
+
+def test_other_angles_are_other_data(few_digits: Dataset):
+    angles = np.zeros(len(few_digits.train), np.float32)
+    one, other = (
+        Dataset("few", "digits", replace(few_digits.train, angles_deg=angles + turn), None).fingerprint()
+        for turn in (0, 90)
+    )
+    assert one != other
+
+
+def test_a_model_that_came_to_nothing_is_a_sentence(few_digits: Dataset):
+    config = plan(few_digits, "tiny", SETTINGS)
+    model = AngleVAE(config.model)
+    model.mu.weight.data[0, 0] = torch.nan
+    with pytest.raises(CheckpointError, match="came to nothing"):
+        fit_score(model, few_digits.train, config)
 
 
 def test_a_finished_run_is_never_written_over(run: Path, digits: Dataset):

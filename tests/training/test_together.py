@@ -13,7 +13,7 @@ from torch import nn
 
 from vae_edge.data import Dataset
 from vae_edge.errors import ConfigError
-from vae_edge.training.batches import mix
+from vae_edge.training.batches import Mixture, mix
 from vae_edge.training.checkpoint import MODEL, load_checkpoint, read_tensors
 from vae_edge.training.parallel import ExactBatchNorm, normalize_exactly, share_of
 
@@ -98,12 +98,18 @@ def test_a_batch_is_shared_out_without_gaps():
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_every_process_gets_some_of_each_kind(processes: int):
-    mixture = mix(256, unlabelled=True, generated=0.25, processes=processes)
+    mixture = mix(256, 100, 50_000, generated=0.25, processes=processes)
     assert mixture.total == 256 and mixture.labelled + mixture.generated == 64
     assert all(count % processes == 0 for count in (mixture.labelled, mixture.unlabelled, mixture.generated))
     assert mixture.generated == 16
     with pytest.raises(ConfigError, match="--batch"):
-        mix(2, unlabelled=True, generated=0.5, processes=2)
+        mix(2, 10, 10, generated=0.5, processes=2)
+
+
+def test_a_few_images_without_labels_take_no_more_than_their_share_of_a_batch():
+    assert mix(256, 60_000, 20, generated=0.0, processes=1) == Mixture(255, 1, 0)
+    assert mix(256, 30_000, 30_000, generated=0.0, processes=2) == Mixture(128, 128, 0)
+    assert mix(256, 60_000, 0, generated=0.5, processes=1) == Mixture(128, 0, 128)
 
 
 def test_exact_normalization_is_batch_normalization():

@@ -72,6 +72,8 @@ def fit(dataset: Any, arguments: argparse.Namespace, how_to_go_on: str) -> dict[
         say(f"--mirror: mirrored images of {names} look like none of their class; is mirroring right there?")
     if config.data["copies"]:
         say(f"{config.data['copies']} images repeat others pixel by pixel; copies are trained on or judge, never both")
+    if config.data["also_tested"]:
+        say(f"{config.data['also_tested']} images of the test half are training images too: figures on it are too good")
     if config.model.window:
         say("the images have no even background: they are seen through a round window, whose corners stay black")
     try:

@@ -9,15 +9,9 @@ import torch.nn.functional as F
 
 from vae_edge.errors import ConfigError
 from vae_edge.ops.turn import sample
-from vae_edge.ops.turn import turn as turn_by
 
 FIELD = 5  # an elastic change is a smooth field through this many random points each way
 NUMBERS = 8  # uniform random numbers an image, drawn whether they are used or not
-
-
-def turn(images: torch.Tensor, angle_rad: torch.Tensor) -> torch.Tensor:
-    """Turn float [N, C, S, S] counter-clockwise as displayed by float [N] radians: bilinear, zero outside."""
-    return turn_by(images, torch.cos(angle_rad), torch.sin(angle_rad))
 
 
 def affine_augment(

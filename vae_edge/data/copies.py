@@ -52,7 +52,7 @@ def check_apart(kept: LabelledImages, held: LabelledImages, unlabelled: np.ndarr
             )
 
 
-def apart_from(images: np.ndarray, held: LabelledImages) -> np.ndarray:
-    """Unlabelled images [M, H, W, C] less those that are copies of held-out ones; the array itself where none are."""
-    copies = leaked(images, held.images)
+def apart_from(images: np.ndarray, judges: np.ndarray) -> np.ndarray:
+    """Images [M, H, W, C] less those that are copies of ones that judge, [N, H, W, C]; itself where none are."""
+    copies = leaked(images, judges)
     return images[~copies] if copies.any() else images

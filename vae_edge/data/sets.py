@@ -117,13 +117,15 @@ class Dataset:
         return half.classes
 
     def fingerprint(self) -> str:
-        """SHA-256, in hexadecimal, of all images, the labels and the class names; alike on any machine."""
+        """SHA-256, in hexadecimal, of all images, labels, class names, and angles where they are known."""
         digest = hashlib.sha256(repr(self.classes).encode())
         for role, half in (("train", self.train), ("test", self.test)):
             if half is not None:
                 digest.update(f"{role} {half.images.shape}".encode())
                 digest.update(np.ascontiguousarray(half.images).data)
                 digest.update(np.ascontiguousarray(half.labels, dtype="<i8").data)
+                if half.angles_deg is not None:
+                    digest.update(np.ascontiguousarray(half.angles_deg, dtype="<f4").data)
         if self.unlabelled is not None:
             digest.update(f"unlabelled {self.unlabelled.shape}".encode())
             digest.update(np.ascontiguousarray(self.unlabelled).data)

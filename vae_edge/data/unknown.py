@@ -19,8 +19,9 @@ def make_unknown(
 
     Args:
         images: known images, uint8 [N, S, S, C].
-        kind: one of `KINDS`: the brighter pixel of two images of the set; the quarters exchanged crosswise; dark and
-            bright exchanged; capital letters in a plain font, turned; uniform noise.
+        kind: one of `KINDS`: the brighter pixel of two images of the set; the upper and the lower half
+            exchanged, each moved by a quarter of the side; dark and bright exchanged; capital letters in a plain font,
+            white on black, turned; uniform noise.
         letters_turn_deg: letters are turned by up to this either way: 180 is any angle, 0 leaves them upright.
 
     Raises:

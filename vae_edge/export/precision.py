@@ -54,9 +54,7 @@ class Calibration:
 
     def __init__(self, images: NDArray[np.uint8]) -> None:
         step = min(CALIBRATION_BATCH, len(images))
-        self._batches: Iterator[NDArray[np.uint8]] = iter(
-            images[i : i + step] for i in range(0, len(images) - step + 1, step)
-        )
+        self._batches: Iterator[NDArray[np.uint8]] = iter(images[i : i + step] for i in range(0, len(images), step))
 
     def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
         """The next batch by input name, or None at the end."""
@@ -66,6 +64,12 @@ class Calibration:
     def set_range(self, start_index: int, end_index: int) -> None:
         """Part of the calibrator's interface; strided calibration is not used."""
         raise ExportError(f"calibration by ranges ({start_index} to {end_index}) is not supported")
+
+
+def for_calibration(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Those that int8 is calibrated on: up to 512, and as many as make whole batches."""
+    images = images[:CALIBRATION_IMAGES]
+    return images[: len(images) - len(images) % max(1, min(CALIBRATION_BATCH, len(images)))]
 
 
 def to_int8(model: onnx.ModelProto, images: NDArray[np.uint8]) -> onnx.ModelProto:
@@ -82,6 +86,7 @@ def to_int8(model: onnx.ModelProto, images: NDArray[np.uint8]) -> onnx.ModelProt
 
     if len(images) < 16:
         raise ExportError(f"{len(images)} calibration images: int8 needs at least 16 to measure ranges from")
+    images = for_calibration(images)
     silent = contextlib.redirect_stdout(io.StringIO())  # the calibrator prints what it does
     with tempfile.TemporaryDirectory(prefix="vae-edge-int8-") as folder, errors_only(""), silent:
         source, ready, result = (Path(folder) / name for name in ("fp32.onnx", "ready.onnx", "int8.onnx"))
@@ -90,7 +95,7 @@ def to_int8(model: onnx.ModelProto, images: NDArray[np.uint8]) -> onnx.ModelProt
         quantize_static(
             str(ready),
             str(result),
-            Calibration(images[:CALIBRATION_IMAGES]),
+            Calibration(images),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(QUANTIZED),
             nodes_to_quantize=worth_quantizing(model),
@@ -107,7 +112,7 @@ def to_int8(model: onnx.ModelProto, images: NDArray[np.uint8]) -> onnx.ModelProt
             },
         )
         quantized = onnx.load(result)
-        correct_biases(quantized, onnx.load(ready), images[:CALIBRATION_IMAGES])
+        correct_biases(quantized, onnx.load(ready), images)
     check_rules(quantized)
     return quantized
 

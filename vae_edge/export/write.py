@@ -18,7 +18,7 @@ from vae_edge.data import LabelledImages
 from vae_edge.errors import BundleError, ExportError
 from vae_edge.export.graph import RECONSTRUCTION, ClassifierGraph, ReconstructionGraph
 from vae_edge.export.onnx_file import OPSET, check_parity, run, to_onnx
-from vae_edge.export.precision import convert
+from vae_edge.export.precision import convert, for_calibration
 from vae_edge.images import InputSpec
 from vae_edge.metrics import summarize
 from vae_edge.model import AngleVAE
@@ -124,7 +124,8 @@ def quantize_bundle(
     converted = convert(model, precision, calibration)
     before, after = measure(model, bundle, held), measure(converted, bundle, held)
     after_entry = {**after, "fp32_accuracy": before["accuracy"], "measured_on": measured_on}
-    provenance = {"from": source.file, "from_sha256": source.sha256, "calibration_images": len(calibration)}
+    used = len(for_calibration(calibration))
+    provenance = {"from": source.file, "from_sha256": source.sha256, "calibration_images": used}
     with tempfile.TemporaryDirectory(prefix="vae-edge-quantize-") as folder:
         file = Path(folder) / f"{precision}.onnx"
         onnx.save(converted, file)

@@ -249,10 +249,7 @@ class AngleVAE(nn.Module):
 
     def forward(self, image: Tensor) -> Output:
         """The deterministic pass of inference: the content is mu, the class weights are those of the raw logits."""
-        image = self.see(image)
-        pose = self.find_angle(image)
-        upright = turn(image, pose.cos, -pose.sin, self.config.fill) if self.pose is not None else image
-        encoded, tap = self.encoder(upright)
+        pose, upright, encoded, tap = self._encode(image)
         mu, logvar = self.mu(encoded), self.logvar(encoded)
         logits = self.combine(self.classifier(mu), pose.logits)
         weights = logits.softmax(1)
@@ -262,6 +259,18 @@ class AngleVAE(nn.Module):
             unsure = (1.001 - pose.doubt.concentration).log()
             features = [pose.tap.mean((2, 3)), *features, unsure[:, None]]
         return Output(logits, mu, logvar, None, upright, reconstruction, pose, torch.cat(features, 1))
+
+    def classify(self, image: Tensor) -> Tensor:
+        """The logits [N, K] of `forward` alone."""
+        pose, _, encoded, _ = self._encode(image)
+        return self.combine(self.classifier(self.mu(encoded)), pose.logits)
+
+    def _encode(self, image: Tensor) -> tuple[Pose, Tensor, Tensor, Tensor]:
+        """The pose, the image turned back, the encoder's features, and its maps for the score."""
+        image = self.see(image)
+        pose = self.find_angle(image)
+        upright = turn(image, pose.cos, -pose.sin, self.config.fill) if self.pose is not None else image
+        return pose, upright, *self.encoder(upright)
 
     def training_pass(
         self,

@@ -15,6 +15,7 @@ COMPONENTS = 48  # principal components of the features, at most
 CLUSTERS = 24  # of one class, at most,
 CLUSTER_IMAGES = 200  # and one for each so many of its images
 ALL_CLUSTERS = 256  # of all classes together, where there are not more classes
+RIDGE = 1e-2  # of variances that are about 1
 SHRINKAGE = 60.0  # images' worth of the shared covariance in each cluster's own, and of the mean in a regression
 ROUNDS = 25  # of k-means, at most
 CHUNK = 1000  # images scored at a time while fitting
@@ -24,7 +25,7 @@ class RejectionScore(nn.Module):
     """The weighted sum of standardized measures; higher is stranger. Fitted on training data alone.
 
     - reconstruction: squared error over the image's own variance, less what is expected of an image of its code and
-      class weights, by linear regression on training images;
+      class weights, by linear regression on training images and at most the largest of them;
     - features (means of early feature maps, and mu): in principal components, the distance to the nearest cluster of
       a class in that cluster's own covariance (Lee et al. 2018, eq. 2, has one normal distribution a class, and one
       covariance for all);
@@ -42,6 +43,7 @@ class RejectionScore(nn.Module):
     whitening: Tensor
     projection: Tensor
     offset: Tensor
+    most_expected: Tensor
     nearest: Tensor
     nearest_offset: Tensor
     cluster_whitening: Tensor
@@ -60,6 +62,7 @@ class RejectionScore(nn.Module):
         self.register_buffer("whitening", torch.eye(latent))
         self.register_buffer("projection", F.pad(torch.eye(features, size), (0, 1)))  # the last column: errors expected
         self.register_buffer("offset", torch.zeros(size + 1))
+        self.register_buffer("most_expected", torch.full((1, 1), math.inf))
         self.register_buffer("nearest", torch.zeros(size, 1))
         self.register_buffer("nearest_offset", torch.zeros(1))
         self.register_buffer("cluster_whitening", torch.eye(size, dtype=torch.float16)[None])
@@ -70,6 +73,7 @@ class RejectionScore(nn.Module):
     def parts(self, error: Tensor, features: Tensor, logits: Tensor) -> Tensor:
         """The measures [N, M], before they are standardized, of errors [N, 1], features [N, F] and logits [N, K]."""
         components, expected = self._project(features)
+        expected = torch.minimum(expected, self.most_expected)
         return torch.cat([error - expected, *self._light_parts(components, features, logits)], 1)
 
     def forward(self, upright: Tensor, reconstruction: Tensor, features: Tensor, logits: Tensor) -> Tensor:
@@ -109,6 +113,29 @@ class RejectionScore(nn.Module):
         white = components[:, None, :] @ whitening - self.cluster_offset.index_select(0, cluster)
         return torch.linalg.vector_norm(white, dim=2)
 
+    def fit(self, codes: Tensor, features: Tensor, errors: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Fit everything on training images.
+
+        The scale of the measures is cross-fitted: each half of the images is measured by what the other half gave,
+        since an image is nearer to clusters that it is itself a part of. Where there are few, it is much nearer.
+
+        Args:
+            codes: mu, [N, Z].
+            features: [N, F].
+            errors: as of `reconstruction_error`, [N, 1].
+            logits: [N, K].
+            labels: classes [N]; the order of the images is random.
+        """
+        self.fit_codes(codes, labels)
+        halves = torch.arange(len(labels)) % 2
+        parts = torch.zeros(len(labels), len(self.measures), dtype=torch.float64)
+        for half in (0, 1):
+            others, own = halves != half, halves == half
+            self.fit_measures(features[others], errors[others], labels[others])
+            parts[own] = self._parts_by_chunk(errors[own], features[own], logits[own])
+        self.fit_measures(features, errors, labels)
+        self.fit_scale(parts)
+
     def fit_codes(self, mu: Tensor, labels: Tensor) -> None:
         """Class means and the whitening of the shared covariance, from training codes [N, Z] and labels [N]."""
         mu = mu.double()
@@ -116,55 +143,57 @@ class RejectionScore(nn.Module):
         self.means.copy_(means)
         self.whitening.copy_(_whitening(_covariance(mu - means[labels], len(mu) - self.classes)))
 
-    def fit_features(self, features: Tensor, labels: Tensor) -> None:
-        """Principal components and clusters, from training features [N, F] and labels [N].
+    def fit_measures(self, features: Tensor, errors: Tensor, labels: Tensor) -> None:
+        """Clusters, and the error to be expected, from features [N, F], errors [N, 1] and labels [N]."""
+        self._fit_clusters(features, labels)
+        self._fit_errors(errors, features)
+
+    def _fit_clusters(self, features: Tensor, labels: Tensor) -> None:
+        """Principal components and clusters.
 
         A class has one cluster for each 200 images, at most 24 (and 256 in all classes), found by k-means in components
         that the covariance within classes makes white. Each cluster's covariance is that of the images nearest to its
         centre, drawn towards the shared one by as much as 60 images would weigh (Friedman 1989).
         """
         seen = features[:, : self.seen].double()
-        mean, deviation = seen.mean(0), seen.std(0) + 1e-4
+        mean, deviation = seen.mean(0), seen.std(0, correction=0) + 1e-4
         scaled = (seen - mean) / deviation
         axes = torch.linalg.eigh(scaled.T @ scaled).eigenvectors.flip(1)[:, : self.components]
         reduced = scaled @ axes
         within = reduced - _class_means(reduced, labels, self.classes)[labels]
-        shared = _whitening(_covariance(within, len(reduced) - self.classes), ridge=1e-2)
+        shared = _whitening(_covariance(within, len(reduced) - self.classes), ridge=RIDGE)
         white = reduced @ shared
         most = max(1, min(CLUSTERS, ALL_CLUSTERS // self.classes))
-        centres = torch.cat(
-            [
-                _k_means(white[labels == k], max(1, min(most, int((labels == k).sum()) // CLUSTER_IMAGES)))
-                for k in labels.unique().tolist()
-            ]
-        )
+        found = [
+            _k_means(white[labels == k], max(1, min(most, int((labels == k).sum()) // CLUSTER_IMAGES)))
+            for k in labels.unique().tolist()
+        ]
+        centres = torch.cat(found)
         belongs = torch.cdist(white, centres).argmin(1)
         taken = belongs.unique()
         centres, belongs = centres[taken], torch.searchsorted(taken, belongs)
-        means = _class_means(reduced, belongs, len(centres))
-        centred = reduced - means[belongs]
-        common = _covariance(centred, len(reduced))
-        back = torch.linalg.inv(shared)
+        means = _class_means(white, belongs, len(centres))
+        centred = white - means[belongs]
+        common = _covariance(centred, len(white))
         whitenings = []
         for k in range(len(centres)):
             own = centred[belongs == k]
             mixed = (own.T @ own + SHRINKAGE * common) / (len(own) + SHRINKAGE)
-            whitenings.append(back @ _whitening(mixed, ridge=1e-2))
-        cluster_whitening = torch.stack(whitenings).to(self.cluster_whitening)
+            whitenings.append(_inverse_root(mixed + RIDGE * torch.eye(len(mixed), dtype=mixed.dtype)))
+        stored = torch.stack(whitenings).to(self.cluster_whitening)
         projection = (axes / deviation[:, None]) @ shared
         self.projection[:, : self.components] = 0.0
         self.projection[: self.seen, : self.components] = projection.to(self.projection)
         self.offset[: self.components] = -(mean @ projection).to(self.offset)
         self.nearest = (-2.0 * centres.T).to(self.nearest)
         self.nearest_offset = centres.square().sum(1).to(self.nearest_offset)
-        self.cluster_whitening = cluster_whitening
-        offsets = ((means @ shared)[:, None, :] @ cluster_whitening.double().to(means.device)).to(self.cluster_offset)
-        self.cluster_offset = offsets
+        self.cluster_whitening = stored
+        self.cluster_offset = (means[:, None, :] @ stored.to(means)).to(self.cluster_offset)
 
-    def fit_errors(self, errors: Tensor, features: Tensor) -> None:
-        """What error is to be expected, from errors [N, 1] and features [N, F] of training images: ridge regression."""
+    def _fit_errors(self, errors: Tensor, features: Tensor) -> None:
+        """What error is to be expected of an image: ridge regression, and no more than nearly all images had."""
         given = features[:, self.seen - self.latent : self.told].double()
-        mean, deviation = given.mean(0), given.std(0) + 1e-4
+        mean, deviation = given.mean(0), given.std(0, correction=0) + 1e-4
         scaled = (given - mean) / deviation
         normal = scaled.T @ scaled + SHRINKAGE * torch.eye(scaled.shape[1], dtype=scaled.dtype)
         error = errors[:, 0].double()
@@ -172,13 +201,17 @@ class RejectionScore(nn.Module):
         self.projection[:, self.components] = 0.0
         self.projection[self.seen - self.latent : self.told, self.components] = slope.to(self.projection)
         self.offset[self.components] = (error.mean() - mean @ slope).to(self.offset)
+        self.most_expected.copy_((error.mean() + (given - mean) @ slope).quantile(0.999))
 
-    def fit_scale(self, errors: Tensor, features: Tensor, logits: Tensor) -> None:
-        """Centre and spread of the measures: median and 10-to-90 range of those of training images, as for `parts`."""
+    def _parts_by_chunk(self, errors: Tensor, features: Tensor, logits: Tensor) -> Tensor:
+        """`parts` of many images, on the CPU."""
         device = self.centre.device
         chunks = zip(errors.split(CHUNK), features.split(CHUNK), logits.split(CHUNK), strict=True)
-        parts = torch.cat([self.parts(*(given.to(device) for given in chunk)) for chunk in chunks]).double().cpu()
-        low, middle, high = (parts.quantile(share, dim=0) for share in (0.1, 0.5, 0.9))
+        return torch.cat([self.parts(*(given.to(device) for given in chunk)) for chunk in chunks]).double().cpu()
+
+    def fit_scale(self, parts: Tensor) -> None:
+        """Centre and spread of the measures: median and 10-to-90 range of those of known images, [N, M]."""
+        low, middle, high = (parts.double().quantile(share, dim=0) for share in (0.1, 0.5, 0.9))
         self.centre.copy_(middle)
         self.spread.copy_(torch.maximum(high - low, 1e-3 * (1.0 + middle.abs())))
 
@@ -235,4 +268,9 @@ def _whitening(covariance: Tensor, ridge: float = 1e-4) -> Tensor:
     """The matrix W with x @ W white for x of this covariance, which a share of its mean variance makes regular."""
     size = len(covariance)
     regular = covariance + (ridge * covariance.diagonal().mean() + 1e-8) * torch.eye(size, dtype=covariance.dtype)
+    return _inverse_root(regular)
+
+
+def _inverse_root(regular: Tensor) -> Tensor:
+    """The matrix W with W @ W.T the inverse of a regular covariance."""
     return torch.linalg.cholesky(torch.linalg.inv(regular))

@@ -19,8 +19,9 @@ from vae_edge.model.network import POSE_NOISE_DEG
 from vae_edge.training.checkpoint import RunConfig
 from vae_edge.training.parallel import share_of
 from vae_edge.training.pools import Pool
+from vae_edge.training.predict import floats
 
-LABELLED_SHARE = 0.25  # of a batch, where images without labels are trained on beside labelled ones
+LABELLED_SHARE = 0.25  # of a batch at least, where images without labels are trained on beside labelled ones
 RAMP = 0.1  # share of the steps over which pseudo-labels come to their full weight
 
 Classify = Callable[[Tensor], Tensor]
@@ -58,28 +59,28 @@ class Mixture:
         return self.labelled + self.unlabelled + self.generated
 
 
-def mix(batch: int, unlabelled: bool, generated: float, processes: int) -> Mixture:
-    """Share a batch out: a quarter labelled where there are unlabelled images; of the labelled, a share is generated.
+def mix(batch: int, labelled_images: int, unlabelled_images: int, generated: float, processes: int) -> Mixture:
+    """Share a batch out: labelled and unlabelled as many as there are of each, but a quarter at least labelled.
+
+    Of the labelled, a share is generated.
 
     Raises:
         ConfigError: if the batch is too small to have one of each kind on every process.
     """
-    labelled = round(batch * LABELLED_SHARE / processes) * processes if unlabelled else batch
+    unlabelled = unlabelled_images > 0
+    share = max(LABELLED_SHARE, labelled_images / (labelled_images + unlabelled_images))
+    most = batch - processes if unlabelled else batch
+    labelled = min(most, round(batch * share / processes) * processes)
     drawn = round(labelled * generated / processes) * processes
     mixture = Mixture(labelled - drawn, batch - labelled, drawn)
     wanted = [mixture.labelled] + [mixture.unlabelled] * unlabelled + [mixture.generated] * bool(generated)
     if min(wanted) < 1 or any(count % processes for count in wanted):
         raise ConfigError(
-            f"a batch of {batch} images on {processes} processes comes to {mixture.labelled} labelled, "
-            f"{mixture.unlabelled} unlabelled and {mixture.generated} generated ones: give another --batch, "
-            "a multiple of four times the processes"
+            f"a batch of {batch} images, {mixture.labelled} of them labelled, {mixture.unlabelled} unlabelled and "
+            f"{mixture.generated} generated, does not give each of {processes} processes one of each kind and as many "
+            "as the others: give another --batch, a multiple of the processes"
         )
     return mixture
-
-
-def floats(images: Tensor) -> Tensor:
-    """uint8 [N, S, S, C] to float [N, C, S, S] in [0, 1]."""
-    return images.permute(0, 3, 1, 2).float().div_(255.0)
 
 
 def draw_batch(

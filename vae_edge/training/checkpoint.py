@@ -145,7 +145,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def load_samples(path: str | Path) -> dict[str, Tensor]:
-    """Held-out images kept with a run: `images` uint8 [N, S, S, C] as trained (turned), `upright`, and `labels` [N].
+    """What is kept with a run: held-out images, and codes of training images between which new ones are drawn.
+
+    `images` uint8 [N, S, S, C] as trained (turned), `upright` and `labels` [N]; `codes` [M, Z] and `code_labels` [M].
 
     Raises:
         CheckpointError: if the run has none, or the file is damaged.
@@ -162,9 +164,16 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`."""
+    """The inverse of `optimizer_tensors`.
+
+    Raises:
+        ValueError: if they are of other parameters.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     states: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)
+        if int(index) >= len(parameters) or (value.ndim and value.shape != parameters[int(index)].shape):
+            raise ValueError(f"the optimizer's {name} of parameter {index} is of shape {list(value.shape)}")
         states.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -41,13 +41,21 @@ def sample_of(kept: LabelledImages, limit: int, seed: int) -> LabelledImages:
 
 
 def fit_score(model: AngleVAE, kept: LabelledImages, config: RunConfig, limit: int = FITTED_ON) -> int:
-    """Fit the rejection score on (up to `limit`) training images, turned as in training; their number."""
+    """Fit the rejection score on (up to `limit`) training images, turned as in training; their number.
+
+    Raises:
+        CheckpointError: if what the model says of them is not finite.
+    """
     sample = as_trained(sample_of(kept, limit, config.training.seed), config, config.training.seed + 2)
-    outputs, labels, score = predict(model, sample.images), torch.from_numpy(sample.labels), model.score
-    score.fit_codes(outputs.codes, labels)
-    score.fit_features(outputs.features, labels)
-    score.fit_errors(outputs.errors, outputs.features)
-    score.fit_scale(outputs.errors, outputs.features, torch.from_numpy(outputs.logits))
+    outputs, labels = predict(model, sample.images), torch.from_numpy(sample.labels)
+    logits = torch.from_numpy(outputs.logits)
+    for what, values in (("features", outputs.features), ("reconstruction errors", outputs.errors), ("logits", logits)):
+        if not torch.isfinite(values).all():
+            raise CheckpointError(
+                f"the {what} of the training images are not finite: training came to nothing; "
+                "train anew with a lower --learning-rate"
+            )
+    model.score.fit(outputs.codes, outputs.features, outputs.errors, logits, labels)
     return len(sample)
 
 
@@ -70,15 +78,15 @@ def finish(model: AngleVAE, material: Material, config: RunConfig, step: int, fo
     settings, kept, held = config.training, material.labelled, material.held
     fitted = fit_score(model, kept, config)
     turned = as_trained(held, config, settings.seed + 1)
-    first = predict(model, turned.images)
-    if not (np.isfinite(first.scores).all() and np.isfinite(first.logits).all()):
-        raise CheckpointError(f"the scores of the held-out images are not finite: training in {folder} came to nothing")
-    model.temperature.fill_(fit_temperature(first.logits, turned.labels))
     outputs = predict(model, turned.images)
+    if not (np.isfinite(outputs.scores).all() and np.isfinite(outputs.logits).all()):
+        raise CheckpointError(f"the scores of the held-out images are not finite: training in {folder} came to nothing")
+    model.temperature.fill_(fit_temperature(outputs.logits, turned.labels))
+    probabilities = model.probabilities(torch.from_numpy(outputs.logits).to(model.temperature.device)).cpu().numpy()
     threshold = float(np.quantile(outputs.scores, 1.0 - settings.reject_rate))
     upright = predict(model, held.images)
     figures = summarize(
-        outputs.probabilities,
+        probabilities,
         turned.labels,
         config.classes,
         outputs.angles_deg if config.model.pose else None,
@@ -95,7 +103,7 @@ def finish(model: AngleVAE, material: Material, config: RunConfig, step: int, fo
         "threshold_light": float(np.quantile(outputs.light_scores, 1.0 - settings.reject_rate)),
         "reject_rate": settings.reject_rate,
         "score_fitted_on": fitted,
-        "calibration": cross_fitted_ece(first.logits, turned.labels, settings.seed),
+        "calibration": cross_fitted_ece(outputs.logits, turned.labels, settings.seed),
         "validation": {**figures, "rotation": settings.rotation},
         "validation_upright": summarize(upright.probabilities, held.labels, config.classes),
     }

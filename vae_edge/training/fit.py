@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from accelerate import Accelerator
 from vae_edge.data import Dataset
 from vae_edge.errors import CheckpointError
 from vae_edge.files import write_text
-from vae_edge.training.batches import RAMP, Mixture, draw_batch, floats, mix
+from vae_edge.training.batches import RAMP, Mixture, draw_batch, mix
 from vae_edge.training.checkpoint import (
     CONFIG,
     GENERATED,
@@ -31,18 +32,21 @@ from vae_edge.training.checkpoint import (
     write_tensors,
 )
 from vae_edge.training.config import TrainConfig, learning_rate
-from vae_edge.training.finish import finish, training_codes
+from vae_edge.training.finish import as_trained, finish, training_codes
 from vae_edge.training.generate import generate
 from vae_edge.training.interrupt import Interrupted, stop_requested
 from vae_edge.training.parallel import mean_over_processes, open_workers
 from vae_edge.training.planning import Material, plan, sort_out
 from vae_edge.training.pools import GENERATED as GENERATED_STREAM
 from vae_edge.training.pools import LABELLED, UNLABELLED, Pool
+from vae_edge.training.predict import floats
 from vae_edge.training.steps import begin, fast_bf16, pseudo_labels, restore, save, step, watch
 
 __all__ = ["Interrupted", "plan", "train"]
 
 GENERATED_LEAST, GENERATED_MOST = 100, 1000  # generated images of each class
+WATCHED_TURNS = 3  # added to the seed, for the angles of what early stopping watches
+SAVED_SECONDS = 20.0  # of training between two savings, at least: the epochs of a small set take less
 Progress = Callable[[int, int, dict[str, float]], None]
 
 
@@ -132,24 +136,31 @@ class Fitting:
         settings = config.training
         self.bf16 = settings.bf16 if settings.bf16 is not None else fast_bf16(workers.device)
         self.schedule = Schedule.of(settings, len(material.labelled) + len(material.unlabelled))
-        mix(self.schedule.batch, len(material.unlabelled) > 0, settings.generated, workers.num_processes)  # or refuse
+        self._mix(settings.generated)  # or refuse
         self.state = begin(config, workers, self.bf16)
         if (folder / STATE).exists():
             restore(self.state, folder)
+        steps = mean_over_processes({"first": float(self.state.step)}, workers)["first"]
+        if steps != self.state.step:
+            raise CheckpointError(
+                f"{folder}: the processes stand at different steps, this one at {self.state.step}: "
+                "the run's folder must be one that all machines share"
+            )
         seed, device = settings.seed, workers.device
         self.pools = {"labelled": Pool.labelled(material.labelled, seed, LABELLED, device)}
         if len(material.unlabelled):
             angles = material.unlabelled_angles_deg
             self.pools["unlabelled"] = Pool.of(material.unlabelled, None, angles, seed, UNLABELLED, device)
         if material.watched is not None:
-            self.watched = floats(torch.from_numpy(material.watched.images).to(device))
-            self.watched_labels = torch.from_numpy(material.watched.labels).to(device)
+            watched = as_trained(material.watched, config, seed + WATCHED_TURNS)
+            self.watched = floats(torch.from_numpy(watched.images).to(device))
+            self.watched_labels = torch.from_numpy(watched.labels).to(device)
 
     def run(self, stopped: threading.Event, progress: Progress | None, board: Any) -> None:
         """All steps that are left."""
         state, schedule, settings = self.state, self.schedule, self.config.training
         log = _open_log(self.folder, state.step // schedule.per_epoch)
-        began = time.monotonic() - state.seconds
+        began, saved = time.monotonic() - state.seconds, -math.inf
         while state.step < schedule.steps and not self._had_enough():
             terms = self._one_step()
             for name, value in terms.items():
@@ -170,9 +181,11 @@ class Fitting:
                     for name, value in means.items():
                         board.add_scalar(name, value, state.step)
                     board.flush()
-            if self.workers.is_main_process and (stop or ended):
+            done = stop or state.step == schedule.steps or self._had_enough()
+            if self.workers.is_main_process and (done or (ended and state.seconds - saved >= SAVED_SECONDS)):
                 write_text(self.folder / LOG, "".join(line + "\n" for line in log))
                 save(state, self.folder)
+                saved = state.seconds
             if stop:
                 self.workers.wait_for_everyone()
                 raise Interrupted(
@@ -203,7 +216,11 @@ class Fitting:
         if late and "generated" not in self.pools:
             self._generate()
         share = self.config.training.generated if late else 0.0
-        return mix(self.schedule.batch, "unlabelled" in self.pools, share, self.workers.num_processes)
+        return self._mix(share)
+
+    def _mix(self, generated: float) -> Mixture:
+        labelled, unlabelled = len(self.material.labelled), len(self.material.unlabelled)
+        return mix(self.schedule.batch, labelled, unlabelled, generated, self.workers.num_processes)
 
     def _generate(self) -> None:
         """New images of each class, of the averaged model as it stands at the boundary; written beside the state."""
@@ -224,6 +241,7 @@ class Fitting:
                 codes=codes,
                 code_labels=labels,
                 confidence=config.training.confidence,
+                how="between",
                 fill_up=True,
             )
             tensors = {"images": torch.from_numpy(drawn.images), "labels": torch.from_numpy(drawn.labels)}
@@ -252,17 +270,19 @@ class Fitting:
         return patience is not None and self.state.watched.get("waited", 0) >= patience
 
     def result(self) -> Any:
-        """The averaged model, as it was at its best where that was watched, on the CPU."""
+        """The averaged model, as it was at its best where that was watched."""
         model = self.state.average
         if self.state.best:
             model.load_state_dict(self.state.best)
-        return model.cpu()
+        return model
 
 
 def _check_folder(folder: Path, config: RunConfig, resume: bool) -> None:
     if (folder / MODEL).exists():
         raise CheckpointError(f"{folder} holds a finished run; choose another --out or remove it first")
     if not (folder / CONFIG).exists():
+        if (folder / STATE).exists():
+            raise CheckpointError(f"{folder} holds the state of a run without its {CONFIG}; choose another --out")
         return
     if not resume:
         raise CheckpointError(

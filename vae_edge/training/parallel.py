@@ -6,10 +6,12 @@ of the whole batch; gradients and losses are means over it. The number of proces
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.distributed.nn import functional as distributed
 
@@ -23,7 +25,8 @@ def open_workers() -> Accelerator:
     """
     # the statistics of the normalization are alike on all processes already, so nothing is sent before each pass
     quiet = DistributedDataParallelKwargs(broadcast_buffers=False)
-    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no", kwargs_handlers=[quiet])
+    patient = InitProcessGroupKwargs(timeout=timedelta(hours=2))  # while the first process fits the score
+    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no", kwargs_handlers=[quiet, patient])
 
 
 def share_of(total: int, rank: int, processes: int) -> slice:

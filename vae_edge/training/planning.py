@@ -18,6 +18,7 @@ from vae_edge.data import (
     draw_labels,
     holdout,
 )
+from vae_edge.data.copies import leaked
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.images import measure_input
 from vae_edge.model import create_config
@@ -55,14 +56,19 @@ def sort_out(dataset: Dataset, training: TrainConfig) -> Material:
         raise DataError(f"{len(kept)} images to train on (others are held out): at least {LEAST_IMAGES} are needed")
     watched = None
     if training.patience is not None:
-        kept, watched = holdout(kept, WATCHED, training.seed + WATCH_SEED)
+        try:
+            kept, watched = holdout(kept, WATCHED, training.seed + WATCH_SEED)
+        except DataError as error:
+            raise DataError(f"--patience sets one more image of each class aside, to watch: {error}") from error
     unlabelled, angles = kept.images[:0], None
     if training.labels_per_class is not None:
         few = draw_labels(kept, training.labels_per_class, training.seed)
         kept, unlabelled, angles = few.labelled, few.unlabelled, few.unlabelled_angles_deg
     if dataset.unlabelled is not None:
-        others = apart_from(dataset.unlabelled, held)
-        others = others if watched is None else apart_from(others, watched)
+        others = apart_from(dataset.unlabelled, held.images)
+        if dataset.test is not None:
+            others = apart_from(others, dataset.test.images)
+        others = others if watched is None else apart_from(others, watched.images)
         if angles is not None:  # images that came without labels came without angles as well: they count as upright
             angles = np.concatenate([angles, np.zeros(len(others), np.float32)])
         unlabelled = np.concatenate([unlabelled, others])
@@ -96,9 +102,11 @@ def plan(dataset: Dataset, preset: str, training: TrainConfig, **overrides: Any)
         },
     )
     upright = kept.angles_deg is None
-    if training.labels_per_class is not None and training.generated and len(kept) < 2 * len(kept.classes):
+    lone = [name for k, name in enumerate(kept.classes) if (kept.labels == k).sum() == 1]
+    if training.generated and lone:
         raise ConfigError(
-            f"generated {training.generated}: images are drawn between two of a class, but there is one label a class"
+            f"generated {training.generated}: images are drawn between two of a class, "
+            f"but there is one labelled training image of {', '.join(lone)}"
         )
     mirrored = mirrored_alike(kept, training.seed) if training.mirror else {}
     assert dataset.train is not None
@@ -110,6 +118,7 @@ def plan(dataset: Dataset, preset: str, training: TrainConfig, **overrides: Any)
         "watched": len(material.watched) if material.watched is not None else 0,
         "held_out": len(material.held),
         "copies": count_copies(dataset.train),
+        "also_tested": 0 if dataset.test is None else int(leaked(dataset.test.images, kept.images).sum()),
         "holdout_fraction": training.holdout,
         "seed": training.seed,
         "ambiguous": ambiguous_classes(kept) if model.pose and upright else [],

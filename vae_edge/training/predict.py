@@ -39,9 +39,14 @@ class Outputs:
     second_shares: NDArray[np.float32] | None = None
 
 
-def to_floats(images: NDArray[np.uint8]) -> torch.Tensor:
+def floats(images: torch.Tensor) -> torch.Tensor:
     """uint8 [N, H, W, C] to float [N, C, H, W] in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(255.0)
+    return images.permute(0, 3, 1, 2).float().div_(255.0)
+
+
+def to_floats(images: NDArray[np.uint8]) -> torch.Tensor:
+    """As `floats`, of an array."""
+    return floats(torch.from_numpy(np.ascontiguousarray(images)))
 
 
 @torch.no_grad()

@@ -123,13 +123,13 @@ def step(state: State, batch: Batch, config: RunConfig, workers: Accelerator, ra
 def pseudo_labels(state: State, images: Tensor, bf16: bool) -> Tensor:
     """Class probabilities [N, K] of images [N, C, S, S] by the averaged model, the steadier one."""
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-        return state.average(images).logits.float().softmax(1)
+        return state.average.classify(images).float().softmax(1)
 
 
 @torch.no_grad()
 def watch(state: State, images: Tensor, labels: Tensor) -> float:
     """Cross-entropy of the averaged model on images float [N, C, S, S] with labels [N], in nats."""
-    logits = torch.cat([state.average(part).logits.float() for part in images.split(500)])
+    logits = torch.cat([state.average.classify(part).float() for part in images.split(500)])
     return float(F.cross_entropy(logits, labels))
 
 
@@ -162,9 +162,13 @@ def restore(state: State, folder: Path) -> None:
 
     load_state(state.model, part("model."), path)
     load_state(state.average, part("average."), path)
-    restore_optimizer(state.optimizer, part("optimizer."))
-    state.step, state.sums, state.seconds = int(metadata["step"]), dict(metadata["sums"]), float(metadata["seconds"])
-    state.best, state.watched = part("best."), dict(metadata["watched"])
+    try:
+        restore_optimizer(state.optimizer, part("optimizer."))
+        state.step, state.sums = int(metadata["step"]), dict(metadata["sums"])
+        state.seconds, state.watched = float(metadata["seconds"]), dict(metadata["watched"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is not the state of this run: {error}") from error
+    state.best = part("best.")
 
 
 def fast_bf16(device: torch.device | None = None) -> bool:
