@@ -18,6 +18,7 @@ ALL_CLUSTERS = 256  # of all classes together, where there are not more classes
 RIDGE = 1e-2  # of variances that are about 1
 SHRINKAGE = 60.0  # images' worth of the shared covariance in each cluster's own, and of the mean in a regression
 ROUNDS = 25  # of k-means, at most
+FOLDS, MANY = 10, 10_000  # of the images for the scale; two, where there are many
 CHUNK = 1000  # images scored at a time while fitting
 
 
@@ -116,7 +117,7 @@ class RejectionScore(nn.Module):
     def fit(self, codes: Tensor, features: Tensor, errors: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Fit everything on training images.
 
-        The scale of the measures is cross-fitted: each half of the images is measured by what the other half gave,
+        The scale of the measures is cross-fitted: each part of the images is measured by what the other parts gave,
         since an image is nearer to clusters that it is itself a part of. Where there are few, it is much nearer.
 
         Args:
@@ -124,13 +125,15 @@ class RejectionScore(nn.Module):
             features: [N, F].
             errors: as of `reconstruction_error`, [N, 1].
             logits: [N, K].
-            labels: classes [N]; the order of the images is random.
+            labels: classes int64 [N].
         """
         self.fit_codes(codes, labels)
-        halves = torch.arange(len(labels)) % 2
+        folds = 2 if len(labels) >= MANY else min(FOLDS, len(labels))
+        fold = torch.empty_like(labels)
+        fold[labels.argsort(stable=True)] = torch.arange(len(labels)) % folds  # a share of each class
         parts = torch.zeros(len(labels), len(self.measures), dtype=torch.float64)
-        for half in (0, 1):
-            others, own = halves != half, halves == half
+        for k in range(folds):
+            others, own = fold != k, fold == k
             self.fit_measures(features[others], errors[others], labels[others])
             parts[own] = self._parts_by_chunk(errors[own], features[own], logits[own])
         self.fit_measures(features, errors, labels)
