@@ -6,8 +6,9 @@
 The rows and their settings are in bench/model_rows.py. MNIST and Fashion-MNIST come from the folder that VAE_EDGE_DATA
 names, photographs from bench/photographs.py. Judged is on images held out of the training half, of which nothing was
 trained on. Each row and seed is trained alone and written to bench/results/model-ROW.json when it is done; stopped
-anywhere, the same command goes on from there. What was measured with the same settings on the same images is kept;
---again measures it anew (measure), or trains it anew as well (train). --quick runs every line on a few built-in digits.
+anywhere, the same command (without --again) goes on from there; a plain network is trained anew. What was measured with
+the same settings on the same images is kept; --again measures it anew (measure), or trains it anew as well (train).
+--quick runs every line on a few built-in digits, without generated images.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 from model_figures import measure_control, measure_ours
@@ -79,9 +81,14 @@ class Bench:
     def entries(self, row: Row) -> dict[int, Entry]:
         """A row's entries that hold for its settings and the data as they are now."""
         _, fingerprint = self.data(row.data)
-        about = {"name": row.data, "fingerprint": fingerprint, "clothes": self.clothes[1] if row.rejection else None}
-        path = results_file(self.results, row.name)
-        return read_entries(path, lambda seed: {"settings": settings_of(row, seed), "data": about})
+        clothes = self.clothes[1] if row.rejection else None
+
+        def expected(entry: Entry) -> dict[str, Any]:
+            known = entry["data"]["clothes"] if row.rejection and clothes is None else clothes
+            data = {"name": row.data, "fingerprint": fingerprint, "clothes": known}
+            return {"settings": settings_of(row, int(entry["seed"])), "data": data}
+
+        return read_entries(results_file(self.results, row.name), expected)
 
     def row(self, name: str) -> Row:
         """The row of that name, as it is run."""

@@ -58,6 +58,7 @@ def measure_ours(row: Row, ground: Ground, run: Path, clothes: LabelledImages | 
         "calibration": cross_fitted_ece(outputs.logits, ground.judges.labels, seed),
         "false_rejection": false_rejection(outputs, config.training.reject_rate, seed),
         "inference": costs(checkpoint.model),
+        "score_numbers": sum(numbers.numel() for numbers in checkpoint.model.score.buffers()),
     }
     for name, images in (("upright", ground.upright), ("test", turned_test(ground.dataset, config))):
         if images is not None:

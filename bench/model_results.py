@@ -25,8 +25,8 @@ def results_file(results: Path, name: str) -> Path:
     return results / f"model-{name}.json"
 
 
-def read_entries(path: Path, expected: Callable[[int], dict[str, Any]]) -> dict[int, Entry]:
-    """A file's entries by seed: those whose settings and data are what `expected` gives for their seed.
+def read_entries(path: Path, expected: Callable[[Entry], dict[str, Any]]) -> dict[int, Entry]:
+    """A file's entries by seed: those whose settings and data are what `expected` gives for them.
 
     Raises:
         DataError: the file is damaged or of another version.
@@ -38,7 +38,7 @@ def read_entries(path: Path, expected: Callable[[int], dict[str, Any]]) -> dict[
         if record["schema"] != SCHEMA:
             raise DataError(f"{path} has schema {record['schema']!r}; this version reads {SCHEMA}: remove the file.")
         entries = {int(entry["seed"]): entry for entry in record["seeds"]}
-        return {seed: entry for seed, entry in entries.items() if identity(entry) == expected(seed)}
+        return {seed: entry for seed, entry in entries.items() if identity(entry) == expected(entry)}
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged ({error}): remove it, and what is missing is measured again.") from error
 

@@ -78,7 +78,8 @@ def look(run: Path, data: str, unknown: Sequence[str], seed: int) -> Seen:
     split = resolve_split("auto", dataset, config.data, run)
     held = select_split(dataset, split, config.data["holdout_fraction"], config.data["seed"])
     images = held if held.angles_deg is not None else as_trained(held, config, seed + 1)
-    strange = {kind: make_unknown(images.images, kind, seed) for kind in KINDS}
+    letters_turn_deg = rotation_range(config.training.rotation) if config.model.pose else 0.0
+    strange = {kind: make_unknown(images.images, kind, seed, letters_turn_deg) for kind in KINDS}
     for name in unknown:
         other = load_dataset(name, **form)
         half = other.test if other.test is not None else other.train

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from vae_edge.model import PRESETS, AngleVAE, create_config
+
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
     (ROOT / "docs").glob("*.md")
@@ -21,6 +23,15 @@ def test_links_and_pictures_are_there(document: Path) -> None:
         if "://" not in address:
             assert (document.parent / address).exists(), address
     assert not re.search(r"\b(TODO|TBD|FIXME)\b", text)
+
+
+def test_the_parameters_of_the_presets_are_counted() -> None:
+    text = (ROOT / "docs/model.md").read_text(encoding="utf-8")
+    for name in PRESETS:
+        model = AngleVAE(create_config(name))
+        whole = sum(parameter.numel() for parameter in model.parameters())
+        without = whole - sum(parameter.numel() for parameter in model.decoder.parameters())
+        assert re.search(rf"^\| `{name}` .*\| {whole:,} \| {without:,} \|$", text, re.MULTILINE), (name, whole, without)
 
 
 def test_the_readme_gives_the_measured_figures() -> None:

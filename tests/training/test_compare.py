@@ -174,6 +174,14 @@ def test_judges_are_never_trained_on_and_are_others_with_each_seed(few_digits: D
     assert first != second
 
 
+def test_generated_images_change_neither_batch_nor_augmentation(digits: Dataset):
+    ground = Ground(digits, replace(TINY, train_images=1900))
+    real, mixed = (
+        ground.training_config(Cell("cnn", "upright", kind, 0), count) for kind, count in ((0, 1900), (1, 2700))
+    )
+    assert real.augment == mixed.augment == "strong" and real.batch == mixed.batch
+
+
 def test_ours_trains_on_the_images_that_the_others_train_on(few_digits: Dataset, tmp_path: Path):
     """`train` holds images out by itself: they must be the ones that no other model is given."""
     comparison = Comparison(few_digits, TINY, tmp_path)

@@ -40,6 +40,7 @@ def _sentence(error: Exception) -> str:
 _EXTRAS = {
     "torch": "train",
     "safetensors": "train",
+    "accelerate": "train",
     "triton": "train",
     "onnx": "export",
     "onnxscript": "export",

@@ -47,7 +47,9 @@ def compare(arguments: argparse.Namespace) -> None:
         arguments.preset, _train_images(arguments.train_images, dataset), arguments.images_seen, arguments.generated
     )
     out = Path(arguments.out)
-    comparison = Comparison(dataset, settings, out, seeds[0], Exporter(to_files, ClassifierGraph))
+    place = _where(torch.get_num_threads())
+    where = {name: place["machine"][name] for name in ("cpu", "threads", "code")}
+    comparison = Comparison(dataset, settings, out, seeds[0], Exporter(to_files, ClassifierGraph), where)
     records = _finish_all(comparison, cells)
     say("timing one decision of each model, in turns")
     latency = time_files(out / "cells", records, arguments.seconds)
@@ -57,7 +59,7 @@ def compare(arguments: argparse.Namespace) -> None:
         "settings": settings.of(cells[0]) | {"generated": None if arguments.no_generated else settings.generated},
         "seeds": seeds,
         "models": {name: MODELS[name] for name in MODELS if name in models},
-        **_where(torch.get_num_threads()),
+        **place,
         **summarize_cells(records, latency),
         "generators": _generators(records),
         "cells": records,

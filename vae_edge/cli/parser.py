@@ -76,18 +76,16 @@ def _backend(parser: argparse.ArgumentParser) -> None:
 
 def positive(text: str) -> int:
     """A whole number from 1 on, for argparse."""
-    number = int(text)
-    if number < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: expected a whole number from 1 on")
-    return number
+    return int(text)
 
 
 def seed(text: str) -> int:
     """A whole number that every generator of random numbers takes, for argparse."""
-    number = int(text)
-    if not 0 <= number < 2**31:
+    if not text.isdecimal() or int(text) >= 2**31:
         raise argparse.ArgumentTypeError(f"{text}: expected a whole number from 0 to {2**31 - 1}")
-    return number
+    return int(text)
 
 
 def _quickstart(commands: Commands) -> None:

@@ -32,10 +32,19 @@ def quickstart(arguments: argparse.Namespace) -> None:
         say(f"{out} holds the result of the same run already; remove the folder to do it again")
         emit(before, arguments.json, lambda: _lines(before))
         return
+    earlier = _trained_before(out / "run")
     result = {"asked": asked, **_run(dataset, arguments, out)}
-    result["seconds"] = round(time.monotonic() - began, 1)
+    result["seconds"] = round(earlier + time.monotonic() - began, 1)
     write_json(out / RESULT, result)
     emit(result, arguments.json, lambda: _lines(result))
+
+
+def _trained_before(run: Path) -> float:
+    """Seconds of training that an earlier call, which was stopped, has put into the run."""
+    from vae_edge.training.checkpoint import LOG
+
+    lines = (run / LOG).read_text(encoding="utf-8").splitlines() if (run / LOG).is_file() else []
+    return float(json.loads(lines[-1])["seconds"]) if lines else 0.0
 
 
 def _done_before(out: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -86,9 +86,15 @@ class Comparison:
     """
 
     def __init__(
-        self, dataset: Dataset, settings: Settings, out: Path, first_seed: int = 0, exporter: Exporter | None = None
+        self,
+        dataset: Dataset,
+        settings: Settings,
+        out: Path,
+        first_seed: int = 0,
+        exporter: Exporter | None = None,
+        where: Mapping[str, Any] | None = None,
     ) -> None:
-        self.ground = Ground(dataset, settings)
+        self.ground, self.where = Ground(dataset, settings), dict(where or {})
         self.out, self.first_seed, self.exporter = out, first_seed, exporter
         self.fingerprint = dataset.fingerprint()
         self._drawn: dict[Cell, tuple[LabelledImages, dict[str, Any]]] = {}
@@ -153,6 +159,7 @@ class Comparison:
             "generator": generator,
             "files": self._write_files(cell, fitted),
             "details": fitted.details,
+            "where": self.where,
         }
         write_json(self.cell_file(cell), record)
         return record

@@ -117,12 +117,16 @@ class Ground:
     def training_config(self, cell: Cell, images: int) -> TrainConfig:
         """The recipe for so many images: whole epochs that show about as many images as the settings say.
 
-        The batch is that of training on the real images alone, so that a cell with generated ones takes as many steps.
+        Batch and augmentation are those of training on the real images alone, so that a cell with generated ones takes
+        as many steps and changes its images alike.
         """
         rotation = "full" if cell.images == "turned" else "none"
-        batch = TrainConfig().batch_for(round((1 - INNER) * len(self.parts(cell.seed)[0])))
+        real = round((1 - INNER) * len(self.parts(cell.seed)[0]))
+        batch, augment = TrainConfig().batch_for(real), TrainConfig().augmentation_kind(real)
         epochs = max(1, round(self.settings.images_seen / (images // batch * batch)))
-        return TrainConfig(rotation=rotation, epochs=epochs, batch=batch, holdout=INNER, seed=cell.seed)
+        return TrainConfig(
+            rotation=rotation, epochs=epochs, batch=batch, augment=augment, holdout=INNER, seed=cell.seed
+        )
 
     def steps(self, cell: Cell, images: int) -> int:
         """Steps of the angle VAE on so many images; every network but cnn-equal takes as many."""

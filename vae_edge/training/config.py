@@ -116,15 +116,19 @@ class TrainConfig:
             return LARGEST_BATCH
         return min(SMALL_BATCH, max(LEAST_BATCH, 2 ** int(math.log2(max(1, images / 16)))))
 
+    def augmentation_kind(self, labelled: int = SMALL_SET, unlabelled: int = 0) -> str:
+        """`augment`, or what `auto` means for so many labelled and unlabelled images."""
+        if self.augment != "auto":
+            return self.augment
+        return "light" if labelled >= FEW_IMAGES else ("medium" if unlabelled else "strong")
+
     def augmentation(self, labelled: int = SMALL_SET, unlabelled: int = 0) -> dict[str, float]:
         """Arguments of `affine_augment` for a run with so many labelled and unlabelled images.
 
         Turned training turns by the range asked for; small changes of shape come with it only where few images are
         labelled, because shear makes some classes (6 and 9) alike.
         """
-        kind = self.augment
-        if kind == "auto":
-            kind = "light" if labelled >= FEW_IMAGES else ("medium" if unlabelled else "strong")
+        kind = self.augmentation_kind(labelled, unlabelled)
         turns = {} if self.rotation == "none" else {"rotation_deg": rotation_range(self.rotation)}
         if kind == "none":
             return {"rotation_deg": 0.0, **turns}
