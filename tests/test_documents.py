@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,16 @@ def test_links_and_pictures_are_there(document: Path) -> None:
     assert not re.search(r"\b(TODO|TBD|FIXME)\b", text)
 
 
+def test_the_table_of_the_model_is_what_was_measured() -> None:
+    text = (ROOT / "docs/model.md").read_text(encoding="utf-8")
+    shown = subprocess.run(
+        [sys.executable, ROOT / "bench/model.py", "--table"], capture_output=True, text=True, check=True
+    ).stdout
+    assert len(shown.splitlines()) > 10
+    for line in shown.splitlines():
+        assert line in text, line
+
+
 def test_the_parameters_of_the_presets_are_counted() -> None:
     text = (ROOT / "docs/model.md").read_text(encoding="utf-8")
     for name in PRESETS:
@@ -36,17 +48,16 @@ def test_the_parameters_of_the_presets_are_counted() -> None:
 
 def test_the_readme_gives_the_measured_figures() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = json.loads((ROOT / "bench/results/accuracy.json").read_text())["rows"]
+    turned, upright = (
+        json.loads((ROOT / f"bench/results/model-{row}.json").read_text())["figures"] for row in ("turned", "upright")
+    )
     quick = json.loads((ROOT / "bench/results/quickstart.json").read_text())
-    turned, upright = rows["MNIST, turned"], rows["MNIST, upright"]
     fastest = min(row["p50_us"] for row in quick["latency"] if row["batch"] == 1)
     for figure in (
-        f"{100 * turned['fp32']['accuracy']:.2f}%",
-        f"{100 * turned['fp32']['upright']['accuracy']:.2f}%",
-        f"{turned['fp32']['angle_error_deg']['median']:.1f}°",
-        f"{100 * turned['int8']['accuracy']:.2f}%",
-        f"{100 * upright['fp32']['accuracy']:.2f}%",
-        f"{100 * upright['int8']['accuracy']:.2f}%",
+        *(f"{100 * row['precisions']['int8']['accuracy']['mean']:.2f}%" for row in (turned, upright)),
+        *(f"{100 * row['accuracy']['mean']:.2f}%" for row in (turned, upright)),
+        f"{100 * turned['upright']['accuracy']['mean']:.2f}%",
+        f"{turned['angle_error_deg']['median']['mean']:.1f}°",
         f"{100 * quick['accuracy']:.1f}%",
         f"{100 * quick['upright_accuracy']:.1f}%",
         f"{quick['angle_error_deg']['median']:.1f}°",
