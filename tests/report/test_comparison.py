@@ -40,10 +40,17 @@ def result() -> dict:
         "machine": {"cpu": "a processor", "threads": 2, "date": "a day"},
         "versions": {"torch": "9.9", "openvino": None},
         "rows": rows,
+        "cells": [{"where": {"cpu": "a processor", "threads": 2, "code": "abc"}} for _ in rows],
         "generated_helps": [{"images": "turned", "model": "cnn", "points": {"mean": 1.9, "std": 0.2}}],
         "generators": [{"training": {"wall_seconds": 30.0}, "drawing": {"wall_seconds": 2.0}}],
         "sentence": "It is so.",
     }
+
+
+def test_cells_of_several_places_are_told(result: dict):
+    assert "circumstances" not in markdown(result)
+    result["cells"][1]["where"]["threads"] = 1
+    assert "2 different circumstances" in markdown(result) and "threads 1" in markdown(result)
 
 
 def test_a_line_holds_the_figures_of_real_images_and_the_accuracy_of_both(result: dict):

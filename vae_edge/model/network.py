@@ -18,6 +18,7 @@ from vae_edge.ops.turn import turn
 WINDOW_BINS = 2  # bins on either side of the best one that take part in the read-out of the angle
 APART_BINS = 2 * WINDOW_BINS  # a second-best bin is further away from the best one than this: their windows do not meet
 TAP = 2  # the layer whose feature maps the rejection score looks at: the last one at half the resolution
+LEAST_WIDTH = 48  # channels that a cell of the decoder's grid is drawn from, at least
 POSE_NOISE_DEG = 4.0  # spread of the error added to the angle in training, so that the encoder bears small ones
 
 
@@ -153,8 +154,9 @@ class Decoder(nn.Module):
         self.grid = -(-config.size // self.block)
         self.width = config.widths[0]
         self.first = nn.Linear(config.latent + config.classes, self.width * self.grid**2)
-        self.middle = unit(self.width, config.widths[-1])
-        self.last = nn.Conv2d(config.widths[-1], config.channels * self.block**2, 1)
+        width = max(config.widths[-1], LEAST_WIDTH)
+        self.middle = unit(self.width, width)
+        self.last = nn.Conv2d(width, config.channels * self.block**2, 1)
 
     def forward(self, content: Tensor, classes: Tensor) -> Tensor:
         """Content [N, latent] and class weights [N, K] to logits of pixels [N, C, S, S]."""
