@@ -49,7 +49,7 @@ def test_the_exported_classifier_builds_and_most_of_it_runs_in_its_precision(
 ) -> None:
     result = build_engine(exported[precision], precision=precision, targets="sm_80+86+89+120+121")
     assert result.share is not None
-    assert result.share > 0.85, result.reasons
+    assert result.share > 0.8, result.reasons  # but for what is read off the bins and the score's distances
     told = [reason for reason in result.reasons if " runs in " in reason]
     assert len(told) == sum(layer.heavy and layer.precision != precision for layer in result.layers)
 
