@@ -26,7 +26,7 @@ class RejectionScore(nn.Module):
     """The weighted sum of standardized measures; higher is stranger. Fitted on training data alone.
 
     - reconstruction: squared error over the image's own variance, less what is expected of an image of its code and
-      class weights, by linear regression on training images and at most the largest of them;
+      class weights, by linear regression on training images, but no more than is expected of 99.9% of these;
     - features (means of early feature maps, and mu): in principal components, the distance to the nearest cluster of
       a class in that cluster's own covariance (Lee et al. 2018, eq. 2, has one normal distribution a class, and one
       covariance for all);
