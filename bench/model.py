@@ -154,7 +154,7 @@ class Bench:
 def describe(row: Row) -> str:
     """A line of `--list`."""
     told = ", ".join(f"{name} {value}" for name, value in row.training.items())
-    return f"{row.name:<18} {row.what}; {row.preset}, {told}"
+    return f"{row.name:<24} {row.what}; {row.preset}, {told}"
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

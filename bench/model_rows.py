@@ -75,6 +75,19 @@ ANGLE = (
     Goal("angle error, mean", ("angle_error_deg", "mean"), 6, 4.5, "°", 1, lower=True),
     Goal("angle error, beyond 90°", ("angle_error_deg", "beyond_90"), 0.6, 0.4, lower=True),
 )
+SECOND_ANGLE = (
+    Goal("beyond 90°, the better of the two angles", ("angle_error_deg", "either_of_two", "beyond_90"), lower=True),
+    *(
+        Goal(
+            f"angle error, median, of the {half} half by concentration",
+            ("angle_error_deg", "by_concentration", f"median_of_the_{half}_half"),
+            unit="°",
+            scale=1,
+            lower=True,
+        )
+        for half in ("surer", "other")
+    ),
+)
 ANY_ANGLE = tuple(replace(goal, reach=None, aim=None) for goal in ANGLE)
 REJECTION = (
     Goal("AUROC against clothes", ("rejection", "clothes", "auroc"), 99.9, 99.95),
@@ -117,12 +130,21 @@ TURNED = Row(
             STATISTICS,
             UPRIGHT_TOO,
             *ANGLE,
+            *SECOND_ANGLE,
             *CALIBRATION,
             *REJECTION,
         ),
         *(INT8, INT8_ANGLE, INT8_REJECTION),
     ),
     rejection=True,
+)
+TURNED_LITTLE = Row(
+    "turned-30",
+    "MNIST turned by up to 30°",
+    "mnist",
+    "small",
+    {"rotation": "30"},
+    (accuracy(), *ANY_ANGLE, INT8, INT8_ANGLE),
 )
 TURNED_12K = Row(
     "turned-12k",
@@ -221,7 +243,7 @@ PHOTOGRAPHS_TURNED = Row(
 ROWS: dict[str, Row] = {
     row.name: row
     for row in (
-        *(UPRIGHT, TURNED, TURNED_12K, EQUAL_CNN, *OTHER_RATES, TEN_UNLABELLED, TEN_ALONE),
+        *(UPRIGHT, TURNED, TURNED_LITTLE, TURNED_12K, EQUAL_CNN, *OTHER_RATES, TEN_UNLABELLED, TEN_ALONE),
         *(*FEW_ALONE, *OF_ITS_OWN),
         *(FASHION, FASHION_TURNED, PHOTOGRAPHS, PHOTOGRAPHS_TURNED),
     )
