@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from vae_edge.model import PRESETS, AngleVAE, create_config
+from vae_edge.report.comparison import markdown
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
@@ -35,6 +36,28 @@ def test_the_table_of_the_model_is_what_was_measured() -> None:
     assert len(shown.splitlines()) > 10
     for line in shown.splitlines():
         assert line in text, line
+
+
+def test_the_comparison_is_what_was_measured() -> None:
+    text = (ROOT / "docs/model.md").read_text(encoding="utf-8")
+    result = json.loads((ROOT / "bench/results/model-compare.json").read_text(encoding="utf-8"))
+    lines = [line for line in markdown(result).splitlines() if line.startswith(("| ", "- ", "**"))]
+    assert len(lines) > 20
+    for line in lines:
+        assert line in text, line
+
+
+def test_what_generated_images_change_is_what_was_measured() -> None:
+    text = (ROOT / "docs/model.md").read_text(encoding="utf-8")
+    for labels, name in (("10", "ten"), ("100", "hundred"), ("1,000", "thousand")):
+        without, drawn = (
+            json.loads((ROOT / f"bench/results/model-{name}-alone{suffix}.json").read_text())["figures"]["accuracy"]
+            for suffix in ("", "-generated")
+        )
+        pairs = zip(drawn["by_seed"], without["by_seed"], strict=True)
+        changes = ", ".join(f"{100 * (one - other):+.2f}".replace("-", "−") for one, other in pairs)
+        row = f"| {labels} | {100 * without['mean']:.2f}% | {100 * drawn['mean']:.2f}% | {changes} |"
+        assert row in text, row
 
 
 def test_the_parameters_of_the_presets_are_counted() -> None:
