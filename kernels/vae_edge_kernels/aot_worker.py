@@ -19,7 +19,7 @@ from typing import Any
 from vae_edge.errors import KernelError
 from vae_edge_kernels.variants import Variant
 
-OPERATORS = ("reparameterize",)
+OPERATORS = ("reparameterize", "convolution", "convolution_int8", "convolution_fp8", "upsample_convolution")
 SCRATCH = ("global_scratch", "profile_scratch")
 
 
@@ -47,7 +47,7 @@ def compile_variant(variant: Variant, architecture: int) -> tuple[dict[str, Any]
         constexprs={(names.index(name),): value for name, value in variant.constants.items()},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned},
     )
-    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, "enable_fp_fusion": True}
+    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, "enable_fp_fusion": variant.fp_fusion}
     made = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     _refuse_unusual(variant.name, made.metadata)
     cubin = made.asm["cubin"]

@@ -1,9 +1,19 @@
-"""What an operator tells the ahead-of-time compiler about one kernel that it should make."""
+"""What an operator tells the ahead-of-time compiler about the kernels that it should make."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+
+from vae_edge_kernels import configurations
+from vae_edge_kernels.launching import WIDTHS
+
+INTEGERS = (
+    *("rows", "height", "width", "channels", "out_height", "out_width", "outputs"),
+    *("tap_height", "tap_width", "stride", "pad_top", "pad_left", "has_residual", "relu"),
+)
+FLOATS = ("scale", "quantize", "residual_scale", "inverse_scale")
+FIRST_DEPTH = 32  # of the ahead-of-time first layers: 3×3 taps of 1 or 3 channels
 
 
 @dataclass(frozen=True)
@@ -16,16 +26,81 @@ class Variant:
         function: the `@triton.jit` function.
         types: Triton's type of each argument that stays an argument, in any order: "*fp16", "i32", "fp32", ...
         constants: value of each `tl.constexpr` argument.
-        aligned: names of pointers that the caller promises to be multiples of 16 bytes.
+        aligned: names of pointers and integers that the caller promises to be multiples of 16 (bytes, numbers).
         num_warps: warps of a program.
         num_stages: stages of the software pipeline.
+        fp_fusion: whether a product and a sum may become one instruction, which rounds once.
     """
 
     name: str
     operator: str
     function: Any
     types: dict[str, str]
-    constants: dict[str, int]
+    constants: dict[str, Any]
     aligned: tuple[str, ...]
     num_warps: int
     num_stages: int
+    fp_fusion: bool = True
+
+
+def convolution_variants(
+    operator: str,
+    kernel: str,
+    function: Any,
+    tag: str,
+    types: dict[str, str],
+    architecture: int,
+    fp_fusion: bool = True,
+) -> list[Variant]:
+    """A convolution for each width of tile, for any memory and for aligned memory.
+
+    `types` are the pointers' element types; the configuration is the one of x's type, `tag` names the variant.
+    """
+    table = f"{kernel}_{types['x_ptr']}"
+    return [
+        _convolution(f"{operator}_{tag}", operator, f"{table}_{width}", function, types, architecture, aligned, fp_fusion)
+        for width in WIDTHS
+        for aligned in (False, True)
+    ]
+
+
+def first_convolution_variants(
+    operator: str, function: Any, tag: str, types: dict[str, str], architecture: int, fp_fusion: bool = True
+) -> list[Variant]:
+    """A first layer for each width of tile; the image's rows lie as they will, so only the output can be aligned."""
+    return [
+        _convolution(
+            f"{operator}_first_{tag}", operator, f"first_convolution_{types['w_ptr']}_{width}", function, types,
+            architecture, True, fp_fusion,
+        )
+        for width in WIDTHS
+    ]  # fmt: skip
+
+
+def _convolution(
+    stem: str, operator: str, key: str, function: Any, types: dict[str, str], architecture: int, aligned: bool,
+    fp_fusion: bool,
+) -> Variant:  # fmt: skip
+    chosen = {"DEPTH": FIRST_DEPTH, **configurations.choose(operator, key, architecture)}
+    names = function.arg_names
+    pointers = [name for name in names if name.endswith("_ptr")]
+    types = {name: f"*{_triton(types[name])}" for name in pointers}
+    types |= {name: "i32" for name in names if name in INTEGERS} | {name: "fp32" for name in names if name in FLOATS}
+    whole = [name for name in ("channels", "outputs") if name == "outputs" or "first" not in stem]
+    if "first" in stem:
+        pointers.remove("x_ptr")
+    return Variant(
+        name=f"{stem}_{chosen['COLUMNS']}{'_aligned' if aligned else ''}",
+        operator=operator,
+        function=function,
+        types=types,
+        constants={name: chosen[name] for name in ("ROWS", "COLUMNS", "DEPTH")},
+        aligned=(*pointers, *whole) if aligned else (),
+        num_warps=chosen["num_warps"],
+        num_stages=chosen["num_stages"],
+        fp_fusion=fp_fusion,
+    )
+
+
+def _triton(name: str) -> str:
+    return {"fp8": "fp8e4nv"}.get(name, name)

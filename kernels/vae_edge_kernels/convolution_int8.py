@@ -1,0 +1,179 @@
+"""Convolution of int8 by int8 with sums in int32, fused with bias, residual add, ReLU and requantization.
+
+The tiles are those of `convolution`. The integers are exact; what follows them is float32, each operation rounded on
+its own (no fused multiply-add), so that the results are those of the integer reference to the last bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from vae_edge_kernels.launching import Geometry, start_tiles
+from vae_edge_kernels.tiles import at_least, gather, place, round_to_int8, tap_pixels
+from vae_edge_kernels.variants import Variant, convolution_variants, first_convolution_variants
+
+OPERATOR = "convolution_int8"
+OUTPUTS = ("i8", "fp16", "fp32")
+
+
+@triton.jit
+def accumulate(
+    x_ptr, w_ptr, image, oy, ox, inside, column, height, width, channels, outputs,
+    tap_height, tap_width, stride, pad_top, pad_left,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, SUM: tl.constexpr,
+):  # fmt: skip
+    """The convolution at output pixels `image`, `oy`, `ox` [ROWS] and channels `column` [COLUMNS], of type SUM.
+
+    x is [N, height, width, channels]; w is [tap_height · tap_width, outputs, channels]: the matrix units take eight-bit
+    operands with the summed dimension running fastest in both.
+    """
+    total = tl.zeros((ROWS, COLUMNS), dtype=SUM)
+    deep = tl.cdiv(channels, DEPTH)
+    for step in range(tap_height * tap_width * deep):
+        tap = step // deep
+        channel = step % deep * DEPTH + tl.arange(0, DEPTH)
+        pixel, ok = tap_pixels(
+            image, oy, ox, inside, tap // tap_width, tap % tap_width, height, width, stride, pad_top, pad_left, 1
+        )
+        known = channel < channels
+        x = tl.load(x_ptr + pixel[:, None] * channels + channel[None, :], mask=ok[:, None] & known[None, :], other=0.0)
+        w = tl.load(
+            w_ptr + (tap * outputs + column)[None, :] * channels + channel[:, None],
+            mask=known[:, None] & (column < outputs)[None, :],
+            other=0.0,
+        )
+        total = tl.dot(x, w, total, out_dtype=SUM)
+    return total
+
+
+@triton.jit
+def finish(
+    total, scale_ptr, bias_ptr, residual_ptr, y_ptr, row, inside, column, outputs,
+    residual_scale, inverse_scale, has_residual, relu,
+):  # fmt: skip
+    """Sums to values: times `scale` [outputs], plus `bias` [outputs], plus int8 residual · residual_scale; ReLU.
+
+    To int8 it is rounded after multiplication by `inverse_scale`; other types take the value.
+    """
+    known = column < outputs
+    there = inside[:, None] & known[None, :]
+    value = total.to(tl.float32) * tl.load(scale_ptr + column, mask=known, other=0.0)[None, :]
+    value = value + tl.load(bias_ptr + column, mask=known, other=0.0)[None, :]
+    where = row.to(tl.int64)[:, None] * outputs + column[None, :]
+    residual = tl.load(residual_ptr + where, mask=there & (column < outputs * has_residual)[None, :], other=0.0)
+    value = value + residual.to(tl.float32) * residual_scale
+    value = at_least(value, relu)
+    if y_ptr.dtype.element_ty == tl.int8:
+        tl.store(y_ptr + where, round_to_int8(value * inverse_scale), mask=there)
+    else:
+        tl.store(y_ptr + where, value.to(y_ptr.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def convolution_int8(
+    x_ptr, w_ptr, scale_ptr, bias_ptr, residual_ptr, y_ptr, rows, height, width, channels, out_height, out_width,
+    outputs, tap_height, tap_width, stride, pad_top, pad_left, has_residual, relu, residual_scale, inverse_scale,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """x int8 [N, height, width, channels] to y [N, out_height, out_width, outputs], int8, float16 or float32.
+
+    w is int8 [tap_height, tap_width, outputs, channels]; scale (of x times that of w) and bias are float32 [outputs];
+    residual is int8 of y's shape. The grid has cdiv(rows, ROWS) × cdiv(outputs, COLUMNS) programs.
+    """
+    row, image, oy, ox, inside = place(rows, out_height, out_width, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    total = accumulate(
+        x_ptr, w_ptr, image, oy, ox, inside, column, height, width, channels, outputs,
+        tap_height, tap_width, stride, pad_top, pad_left, ROWS, COLUMNS, DEPTH, tl.int32,
+    )  # fmt: skip
+    finish(
+        total, scale_ptr, bias_ptr, residual_ptr, y_ptr, row, inside, column, outputs,
+        residual_scale, inverse_scale, has_residual, relu,
+    )  # fmt: skip
+
+
+@triton.jit
+def first_convolution_int8(
+    x_ptr, w_ptr, scale_ptr, bias_ptr, y_ptr, rows, height, width, channels, out_height, out_width, outputs,
+    tap_height, tap_width, stride, pad_top, pad_left, relu, quantize, inverse_scale,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """The same of few channels, where tap_height · tap_width · channels is at most DEPTH; w is [outputs, taps].
+
+    Bytes (uint8) and floats are multiplied by `quantize` and rounded to int8 first; int8 is taken as it is.
+    """
+    row, image, oy, ox, inside = place(rows, out_height, out_width, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    x = gather(
+        x_ptr, image, oy, ox, inside, height, width, channels, tap_height, tap_width, stride, pad_top, pad_left, DEPTH
+    )
+    if x_ptr.dtype.element_ty != tl.int8:
+        x = round_to_int8(x.to(tl.float32) * quantize)
+    k = tl.arange(0, DEPTH)
+    taps = tap_height * tap_width * channels
+    known = (k < taps)[:, None] & (column < outputs)[None, :]
+    w = tl.load(w_ptr + column[None, :] * taps + k[:, None], mask=known, other=0)
+    total = tl.dot(x, w, out_dtype=tl.int32)
+    finish(
+        total, scale_ptr, bias_ptr, y_ptr, y_ptr, row, inside, column, outputs, 0.0, inverse_scale, 0, relu
+    )  # fmt: skip
+
+
+def forward(
+    x: Any, w: Any, scale: Any, bias: Any, residual: Any | None, y: Any, geometry: Geometry, relu: bool,
+    residual_scale: float, output_scale: float,
+) -> None:  # fmt: skip
+    """Launch on the current device and stream; all tensors are contiguous, y is written.
+
+    Args:
+        x: int8 [N, H, W, C].
+        w: int8 [R, S, K, C].
+        scale: float32 [K]: that of x times that of each channel of w.
+        bias: float32 [K].
+        residual: int8 [N, OH, OW, K], or None; it counts `residual_scale` each.
+        y: [N, OH, OW, K], int8 of `output_scale`, or float16 or float32.
+        geometry: taps, stride and padding.
+        relu: whether negative values become 0.
+    """
+    pointers = (x, w, scale, bias, x if residual is None else residual, y)
+    last = (*geometry.arguments(), int(residual is not None), int(relu), residual_scale, inverse(output_scale))
+    start_tiles(convolution_int8, OPERATOR, "convolution", x, pointers, y, last, enable_fp_fusion=False)
+
+
+def first_forward(
+    x: Any, w: Any, scale: Any, bias: Any, y: Any, geometry: Geometry, relu: bool, quantize: float, output_scale: float
+) -> None:
+    """The same for x of few channels: int8, or uint8 or floats that become int8 after multiplication by `quantize`.
+
+    w is int8 [K, R · S · C] with R · S · C at most 128; no residual.
+    """
+    last = (*geometry.arguments(), int(relu), quantize, inverse(output_scale))
+    depth = geometry.depth(x.shape[3], least=32)
+    start_tiles(
+        first_convolution_int8, OPERATOR, "first_convolution", w, (x, w, scale, bias, y), y, last,
+        DEPTH=depth, enable_fp_fusion=False,
+    )  # fmt: skip
+
+
+def inverse(scale: float) -> float:
+    """1 / scale as a float32 division gives it."""
+    import numpy as np
+
+    return float(np.float32(1.0) / np.float32(scale))
+
+
+def variants(architecture: int) -> list[Variant]:
+    """What the ahead-of-time compiler makes of this operator: each type of output."""
+    made = []
+    for output in OUTPUTS:
+        types = {"x_ptr": "i8", "w_ptr": "i8", "scale_ptr": "fp32", "bias_ptr": "fp32"}
+        types |= {"residual_ptr": "i8", "y_ptr": output}
+        made += convolution_variants(
+            OPERATOR, "convolution", convolution_int8, output, types, architecture, fp_fusion=False
+        )
+    first = {**types, "x_ptr": "u8", "y_ptr": "i8"}
+    made += first_convolution_variants(OPERATOR, first_convolution_int8, "i8", first, architecture, fp_fusion=False)
+    return made
