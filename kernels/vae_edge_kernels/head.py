@@ -1,0 +1,197 @@
+"""The heads of the network: linear layers, the read-out of the angle, softmax and rejection score, one launch each.
+
+A program takes one image, whose vectors stay in registers; where the numbers lie says a `plan.Plan`, by which the
+kernels are specialized. The formulas are those of `vae_edge.model` (network and score). Where layers are int8 their
+inputs are rounded to int8 first: sums of such products stay below 2^24, and so float32 has them exactly.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from vae_edge_kernels import configurations, plan
+from vae_edge_kernels.tiles import round_to_int8
+
+OPERATOR = "head"
+MU, INNER, OUTER, POSE, FIRST = (tl.constexpr(number) for number in (plan.MU, plan.INNER, plan.OUTER, plan.POSE, plan.FIRST))
+WINDOW_BINS = tl.constexpr(2)  # bins on either side of the best one that take part in the read-out of the angle
+APART_BINS = tl.constexpr(4)  # a second-best bin is further away from the best one than this
+
+
+@triton.jit
+def arc_tangent(y, x):
+    """atan2(y, x) in radians, within 3e-7; 0 for (0, 0)."""
+    along, across = tl.abs(x), tl.abs(y)
+    larger = tl.maximum(along, across)
+    ratio = tl.minimum(along, across) / tl.where(larger > 0.0, larger, 1.0)
+    square = ratio * ratio
+    angle = -0.004054544955 * square + 0.02186287737
+    angle = angle * square - 0.05591221063
+    angle = angle * square + 0.09642188823
+    angle = angle * square - 0.1390862623
+    angle = angle * square + 0.1994656499
+    angle = angle * square - 0.3332986073
+    angle = (angle * square + 0.9999993356) * ratio
+    angle = tl.where(across > along, 1.5707963267948966 - angle, angle)
+    angle = tl.where(x < 0.0, 3.141592653589793 - angle, angle)
+    return tl.where(y < 0.0, -angle, angle)
+
+
+@triton.jit
+def product_of_memory(x_ptr, weights_ptr, P: tl.constexpr, I: tl.constexpr, column, known, CHUNK: tl.constexpr):
+    """The vector at x_ptr times columns of a layer's weights: float32, as many as `column` has."""
+    total = tl.zeros((column.shape[0],), dtype=tl.float32)
+    for start in range(0, P.linears[I].inputs, CHUNK):
+        k = start + tl.arange(0, CHUNK)
+        x = tl.load(x_ptr + k, mask=k < P.linears[I].inputs, other=0).to(tl.float32)
+        w = tl.load(
+            weights_ptr + P.linears[I].weights + k[:, None] * P.linears[I].stride + column[None, :],
+            mask=(k < P.linears[I].inputs)[:, None] & known[None, :],
+            other=0,
+        )
+        total += tl.sum(x[:, None] * w.to(tl.float32), 0)
+    return total
+
+
+@triton.jit
+def product(x, matrix_ptr, rows: tl.constexpr, stride: tl.constexpr, column, known):
+    """A vector in registers (zeros behind its first `rows`) times columns of a matrix [rows, stride]: float32."""
+    k = tl.arange(0, x.shape[0])
+    w = tl.load(
+        matrix_ptr + k[:, None] * stride + column[None, :], mask=(k < rows)[:, None] & known[None, :], other=0
+    )
+    return tl.sum(x[:, None] * w.to(tl.float32), 0)
+
+
+@triton.jit
+def rescaled(total, numbers_ptr, P: tl.constexpr, I: tl.constexpr, column, known):
+    """A product to the layer's output: scaled where it was one of integers, plus bias."""
+    if P.int8:
+        total = total * tl.load(numbers_ptr + P.linears[I].scale + column, mask=known, other=0.0)
+    return total + tl.load(numbers_ptr + P.linears[I].bias + column, mask=known, other=0.0)
+
+
+@triton.jit
+def rounded(x, numbers_ptr, P: tl.constexpr, I: tl.constexpr):
+    """What a layer takes of a vector: int8 values where it is quantized."""
+    if P.int8:
+        return round_to_int8(x * tl.load(numbers_ptr + P.linears[I].quantize)).to(tl.float32)
+    return x
+
+
+@triton.jit
+def around(share, axis_ptr, bin, index, BINS: tl.constexpr):
+    """Probability in the window around a bin, and its cosine and sine sums."""
+    apart = tl.abs(index - bin)
+    apart = tl.minimum(apart, BINS - apart)
+    near = tl.where((apart <= WINDOW_BINS) & (index < BINS), share, 0.0)
+    cos = tl.load(axis_ptr + index, mask=index < BINS, other=0.0)
+    sin = tl.load(axis_ptr + BINS + index, mask=index < BINS, other=0.0)
+    return tl.sum(near, 0), tl.sum(near * cos, 0), tl.sum(near * sin, 0)
+
+
+@triton.jit
+def read_pose(
+    features_ptr, weights_ptr, numbers_ptr, P: tl.constexpr, CLASSES: tl.constexpr, BINS: tl.constexpr,
+    CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Features of the pose trunk to (class logits [CLASSES], cos θ, sin θ, concentration, second cos, sin, share)."""
+    column = tl.arange(0, CLASSES)
+    known = column < P.classes
+    logits = product_of_memory(features_ptr, weights_ptr, P, POSE, column, known, CHUNK)
+    logits = rescaled(logits, numbers_ptr, P, POSE, column, known)
+    index = tl.arange(0, BINS)
+    known = index < P.bins
+    bins = product_of_memory(features_ptr, weights_ptr, P, POSE, P.classes + index, known, CHUNK)
+    bins = rescaled(bins, numbers_ptr, P, POSE, P.classes + index, known)
+    bins = tl.where(known, bins, float("-inf"))
+    best = tl.argmax(bins, 0)
+    share = tl.exp(bins - tl.max(bins, 0))
+    share = share / tl.sum(share, 0)
+    apart = tl.abs(index - best)
+    apart = tl.minimum(apart, P.bins - apart)
+    second = tl.argmax(tl.where(known & (apart > APART_BINS), bins, float("-inf")), 0)
+    axis_ptr = numbers_ptr + P.axes
+    _, cos, sin = around(share, axis_ptr, best, index, P.bins)
+    second_share, second_cos, second_sin = around(share, axis_ptr, second, index, P.bins)
+    all_cos = tl.sum(share * tl.load(axis_ptr + index, mask=known, other=0.0), 0)
+    all_sin = tl.sum(share * tl.load(axis_ptr + P.bins + index, mask=known, other=0.0), 0)
+    length = tl.sqrt(cos * cos + sin * sin + 1e-12)
+    concentration = tl.sqrt(all_cos * all_cos + all_sin * all_sin)
+    return logits, cos / length, sin / length, concentration, second_cos, second_sin, second_share
+
+
+@triton.jit
+def read_content(
+    features_ptr, pose_means_ptr, means_ptr, pose_logits, doubt, weights_ptr, numbers_ptr, whitenings_ptr,
+    P: tl.constexpr, CLASSES: tl.constexpr, LATENT: tl.constexpr, HIDDEN: tl.constexpr, TAPS: tl.constexpr,
+    COMPONENTS: tl.constexpr, CLUSTERS: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Features of the encoder to (probabilities [CLASSES], mu [LATENT], class weights [CLASSES], score but for the
+    reconstruction's measure, error to be expected).
+
+    `pose_logits` [CLASSES] are those of the pose trunk; `doubt` is log(1.001 − concentration); both 0 without one.
+    The capitals are the sizes of the plan, as powers of two.
+    """
+    code, klass = tl.arange(0, LATENT), tl.arange(0, CLASSES)
+    known_code, known_class = code < P.latent, klass < P.classes
+    mu = product_of_memory(features_ptr, weights_ptr, P, MU, code, known_code, CHUNK)
+    mu = rescaled(mu, numbers_ptr, P, MU, code, known_code)
+    inner = tl.arange(0, HIDDEN)
+    known = inner < P.hidden
+    x = rounded(mu, numbers_ptr, P, INNER)
+    hidden = product(x, weights_ptr + P.linears[INNER].weights, P.latent, P.linears[INNER].stride, inner, known)
+    hidden = tl.maximum(rescaled(hidden, numbers_ptr, P, INNER, inner, known), 0.0)
+    x = rounded(hidden, numbers_ptr, P, OUTER)
+    logits = product(x, weights_ptr + P.linears[OUTER].weights, P.hidden, P.linears[OUTER].stride, klass, known_class)
+    logits = rescaled(logits, numbers_ptr, P, OUTER, klass, known_class) + pose_logits
+    logits = tl.where(known_class, logits, float("-inf"))
+    largest = tl.max(logits, 0)
+    weights = tl.exp(logits - largest)
+    total = tl.sum(weights, 0)
+    energy = -(largest + tl.log(total))
+    weights = weights / total
+    probabilities = tl.exp((logits - largest) * tl.load(numbers_ptr + P.temperature))
+    probabilities = probabilities / tl.sum(probabilities, 0)
+    ACROSS: tl.constexpr = (P.score.components + 16) // 16 * 16
+    component = tl.arange(0, COMPONENTS)
+    there = component < P.score.components
+    last = tl.full((1,), P.score.components, dtype=tl.int32)
+    always = last >= 0
+    matrix_ptr = numbers_ptr + P.score.project_mu
+    white = product(mu, matrix_ptr, P.latent, ACROSS, component, there)
+    expected = product(mu, matrix_ptr, P.latent, ACROSS, last, always)
+    matrix_ptr = numbers_ptr + P.score.project_classes
+    white += product(weights, matrix_ptr, P.classes, ACROSS, component, there)
+    expected += product(weights, matrix_ptr, P.classes, ACROSS, last, always)
+    tap = tl.arange(0, TAPS)
+    means = tl.load(means_ptr + tap, mask=tap < P.tap, other=0.0)
+    matrix_ptr = numbers_ptr + P.score.project_tap
+    white += product(means, matrix_ptr, P.tap, ACROSS, component, there)
+    expected += product(means, matrix_ptr, P.tap, ACROSS, last, always)
+    if P.bins > 0:
+        means = tl.load(pose_means_ptr + tap, mask=tap < P.pose_tap, other=0.0)
+        matrix_ptr = numbers_ptr + P.score.project_pose
+        white += product(means, matrix_ptr, P.pose_tap, ACROSS, component, there)
+        expected += product(means, matrix_ptr, P.pose_tap, ACROSS, last, always)
+    white += tl.load(numbers_ptr + P.score.offset + component, mask=there, other=0.0)
+    expected = tl.sum(expected, 0) + tl.load(numbers_ptr + P.score.offset + P.score.components)
+    expected = tl.minimum(expected, tl.load(numbers_ptr + P.score.most_expected))
+    SQUARE: tl.constexpr = (P.score.components + 15) // 16 * 16
+    cluster = tl.arange(0, CLUSTERS)
+    known = cluster < P.score.clusters
+    apart = product(
+        white, numbers_ptr + P.score.nearest, P.score.components, (P.score.clusters + 15) // 16 * 16, cluster, known
+    ) + tl.load(numbers_ptr + P.score.nearest_offset + cluster, mask=known, other=0.0)
+    nearest = tl.argmin(tl.where(known, apart, float("inf")), 0)
+    own_ptr = whitenings_ptr + nearest * P.score.components * SQUARE
+    own = product(white, own_ptr, P.score.components, SQUARE, component, there)
+    own -= tl.load(numbers_ptr + P.score.cluster_offset + nearest * SQUARE + component, mask=there, other=0.0)
+    distance = tl.sqrt(tl.sum(own * own, 0))
+    measure_ptr = numbers_ptr + P.score.measures
+    score = tl.load(measure_ptr + 1) * distance + tl.load(measure_ptr + 2) * energy
+    score += tl.load(measure_ptr + 3) * doubt - tl.load(measure_ptr + 4)
+    return probabilities, mu, weights, score, expected

@@ -1,0 +1,124 @@
+"""Turning a batch of images in one pass: bytes or floats in, turned by an angle each, scaled, cast or quantized out.
+
+Bilinear between pixel centres at half-integer coordinates, `fill` outside the frame: the values of
+`torch.nn.functional.grid_sample` (align_corners=False), and those of `vae_edge.ops.turn.turn`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from vae_edge_kernels import configurations
+from vae_edge_kernels.tiles import round_to_int8
+from vae_edge_kernels.variants import Variant
+
+OPERATOR = "turn"
+INPUTS = ("u8", "fp16", "fp32")
+OUTPUTS = ("fp16", "bf16", "fp32", "i8")
+
+
+@triton.jit
+def _corner(x_ptr, y, x, channel, side, channels, scale, fill, inside, WINDOW: tl.constexpr):
+    """The values above `fill` of pixels (y, x); 0 outside the frame, and less towards the edge of a round window."""
+    there = inside & (y >= 0) & (y < side) & (x >= 0) & (x < side)
+    value = tl.load(x_ptr + (y * side + x) * channels + channel, mask=there, other=0).to(tl.float32) * scale - fill
+    if WINDOW:
+        down, along = y.to(tl.float32) + 0.5 - 0.5 * side, x.to(tl.float32) + 0.5 - 0.5 * side
+        seen = 0.5 * side - tl.sqrt(down * down + along * along)
+        value *= tl.minimum(tl.maximum(seen, 0.0), 1.0)
+    return tl.where(there, value, 0.0)
+
+
+@triton.jit
+def turned(x_ptr, element, cos, sin, side, channels, scale, fill, inside, WINDOW: tl.constexpr):
+    """Elements (numbers in [side, side, channels]) of an image turned counter-clockwise: float32.
+
+    The image's values are those in memory times `scale`. With `cos` and minus `sin` of its angle it is turned back.
+    """
+    channel = element % channels
+    pixel = element // channels
+    half = 0.5 * side
+    across = (pixel % side).to(tl.float32) + 0.5 - half
+    down = (pixel // side).to(tl.float32) + 0.5 - half
+    x = across * cos - down * sin + half - 0.5
+    y = across * sin + down * cos + half - 0.5
+    left, top = tl.floor(x), tl.floor(y)
+    right_share, bottom_share = x - left, y - top
+    ix, iy = left.to(tl.int32), top.to(tl.int32)
+    upper_left = _corner(x_ptr, iy, ix, channel, side, channels, scale, fill, inside, WINDOW)
+    upper_right = _corner(x_ptr, iy, ix + 1, channel, side, channels, scale, fill, inside, WINDOW)
+    lower_left = _corner(x_ptr, iy + 1, ix, channel, side, channels, scale, fill, inside, WINDOW)
+    lower_right = _corner(x_ptr, iy + 1, ix + 1, channel, side, channels, scale, fill, inside, WINDOW)
+    upper = upper_left * (1.0 - right_share) + upper_right * right_share
+    lower = lower_left * (1.0 - right_share) + lower_right * right_share
+    return upper * (1.0 - bottom_share) + lower * bottom_share + fill
+
+
+@triton.jit
+def turn(
+    x_ptr, cos_ptr, sin_ptr, y_ptr, side, channels, scale, fill, quantize,
+    ELEMENTS: tl.constexpr, WINDOW: tl.constexpr,
+):  # fmt: skip
+    """x [N, side, side, channels] to y of the same shape, turned by the angles of cos and sin, float32 [N].
+
+    x is multiplied by `scale`; int8 outputs are multiplied by `quantize` and rounded. The grid has N × cdiv(side · side
+    · channels, ELEMENTS) programs.
+    """
+    size = side * side * channels
+    first = tl.program_id(0).to(tl.int64) * size
+    element = tl.program_id(1) * ELEMENTS + tl.arange(0, ELEMENTS)
+    cos, sin = tl.load(cos_ptr + tl.program_id(0)), tl.load(sin_ptr + tl.program_id(0))
+    value = turned(x_ptr + first, element, cos, sin, side, channels, scale, fill, element < size, WINDOW)
+    if y_ptr.dtype.element_ty == tl.int8:
+        tl.store(y_ptr + first + element, round_to_int8(value * quantize), mask=element < size)
+    else:
+        tl.store(y_ptr + first + element, value.to(y_ptr.dtype.element_ty), mask=element < size)
+
+
+def forward(
+    x: Any, cos: Any, sin: Any, y: Any, scale: float, fill: float = 0.0, quantize: float = 1.0, window: bool = False
+) -> None:
+    """Launch on the current device and stream; all tensors are contiguous, y is written.
+
+    Args:
+        x: [N, S, S, C], uint8, float16 or float32.
+        cos, sin: float32 [N], of the angles by which the images are turned, counter-clockwise as displayed.
+        y: [N, S, S, C], float16, bfloat16, float32 or int8.
+        scale: what x is multiplied by: 1/255 for bytes.
+        fill: the value, after `scale`, that comes in from outside the frame.
+        quantize: what values are multiplied by before they are rounded to int8.
+        window: whether only the circle inscribed in x's frame is seen, and `fill` around it.
+    """
+    images, side, _, channels = x.shape
+    if images == 0:
+        return
+    chosen = configurations.choose(OPERATOR, "turn", configurations.current_architecture())
+    grid = (images, triton.cdiv(side * side * channels, chosen["ELEMENTS"]))
+    turn[grid](
+        x, cos, sin, y, side, channels, scale, fill, quantize, WINDOW=window, enable_fp_fusion=True, **chosen
+    )  # fmt: skip
+
+
+def variants(architecture: int) -> list[Variant]:
+    """What the ahead-of-time compiler makes of this operator: from each type to each type, with and without window."""
+    chosen = configurations.choose(OPERATOR, "turn", architecture)
+    return [
+        Variant(
+            name=f"turn_{given}_{made}{'_window' if window else ''}{'_aligned' if aligned else ''}",
+            operator=OPERATOR,
+            function=turn,
+            types={"x_ptr": f"*{given}", "cos_ptr": "*fp32", "sin_ptr": "*fp32", "y_ptr": f"*{made}"}
+            | {"side": "i32", "channels": "i32", "scale": "fp32", "fill": "fp32", "quantize": "fp32"},
+            constants={"ELEMENTS": chosen["ELEMENTS"], "WINDOW": window},
+            aligned=("x_ptr", "y_ptr", "side") if aligned else (),
+            num_warps=chosen["num_warps"],
+            num_stages=chosen["num_stages"],
+        )
+        for given in INPUTS
+        for made in OUTPUTS
+        for window in (False, True)
+        for aligned in (False, True)
+    ]

@@ -1,0 +1,257 @@
+"""A trained network's numbers in the order in which the kernels read them: what `vae_edge_kernels.plan` names places of.
+
+Layers go by the names of their modules: `encoder.layers.0.0`, `pose.bins`, `classifier.2`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from vae_edge_kernels import plan as plans
+from vae_edge_kernels.plan import Layer, Linear, Plan, padded
+
+from vae_edge.errors import KernelError
+
+DEPTH = 4  # measures of the score: reconstruction, features, energy, angle
+
+
+@dataclass(frozen=True)
+class LayerNumbers:
+    """A layer with the normalization behind it folded in: weight [K, C, R, S] or [K, F], and bias float32 [K].
+
+    Of int8 layers the weight is int8, `scale` float32 [K] counts for one of each channel's weights, and `input_scale`
+    for one of the input's integers.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    scale: Tensor | None = None
+    input_scale: float | None = None
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A plan and the three buffers that it describes: see `vae_edge_kernels.network.forward`."""
+
+    plan: Plan
+    weights: Tensor
+    numbers: Tensor
+    whitenings: Tensor
+
+
+def folded(model: nn.Module) -> dict[str, LayerNumbers]:
+    """Every layer of inference, its batch normalization folded in (in float64)."""
+    modules = dict(model.named_modules())
+    layers = {}
+    for name, module in modules.items():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            bias = torch.zeros(module.weight.shape[0]) if module.bias is None else module.bias.detach().cpu()
+            layers[name] = LayerNumbers(module.weight.detach().float().cpu(), bias.float())
+        elif isinstance(module, nn.BatchNorm2d):
+            before = f"{name.rpartition('.')[0]}.0"
+            layers[before] = _with_normalization(layers[before], module)
+    return layers
+
+
+def _with_normalization(layer: LayerNumbers, normalization: nn.BatchNorm2d) -> LayerNumbers:
+    mean, variance, weight, bias = (
+        getattr(normalization, name).detach().double().cpu() for name in ("running_mean", "running_var", "weight", "bias")
+    )
+    factor = weight / (variance + normalization.eps).sqrt()
+    folded_weight = layer.weight.double() * factor[:, None, None, None]
+    return LayerNumbers(folded_weight.float(), (bias + (layer.bias.double() - mean) * factor).float())
+
+
+def plan_of(model: Any, light: bool = False, int8: bool = False) -> Plan:
+    """The plan of an angle VAE."""
+    config, score, decoder = model.config, model.score, model.decoder
+    grid = (decoder.grid, decoder.width, decoder.last.in_channels, decoder.block)
+    return plans.make_plan(
+        sides=config.resolutions(),
+        channels=config.channels,
+        classes=config.classes,
+        bins=config.angle_bins if config.pose else 0,
+        latent=config.latent,
+        hidden=config.hidden,
+        fill=config.fill,
+        window=config.window and config.pose,
+        pose_widths=config.pose_widths,
+        widths=config.widths,
+        components=score.components,
+        clusters=len(score.cluster_whitening),
+        decoder=None if light else grid,
+        int8=int8,
+    )
+
+
+def pack(model: Any, layers: Mapping[str, LayerNumbers], light: bool = False) -> Packed:
+    """An angle VAE's numbers for the kernels.
+
+    Args:
+        model: the network, in evaluation mode.
+        layers: as of `folded`, or the int8 layers of an exported file.
+        light: whether the score is the one without the reconstruction.
+
+    Raises:
+        KernelError: if a layer is missing, or some are int8 and some are not.
+    """
+    int8 = _is_int8(layers)
+    packing = _Packing(plan_of(model, light, int8), layers, int8)
+    packing.trunks(model)
+    packing.heads(model)
+    if not light:
+        packing.decoder(model)
+    packing.score(model, light)
+    return Packed(packing.plan, packing.weights, packing.numbers, packing.whitenings(model))
+
+
+def _is_int8(layers: Mapping[str, LayerNumbers]) -> bool:
+    kinds = {layer.weight.dtype == torch.int8 for layer in layers.values()}
+    if len(kinds) != 1:
+        raise KernelError("the layers to pack must all be int8 or all floating point; some are and some are not")
+    return kinds.pop()
+
+
+class _Packing:
+    """Fills the buffers of a plan."""
+
+    def __init__(self, plan: Plan, layers: Mapping[str, LayerNumbers], int8: bool) -> None:
+        self.plan, self.layers, self.int8 = plan, layers, int8
+        self.weights = torch.zeros(plan.weights_size, dtype=torch.int8 if int8 else torch.float16)
+        self.numbers = torch.zeros(plan.numbers_size)
+
+    def named(self, name: str) -> LayerNumbers:
+        """A layer by its module's name."""
+        if name not in self.layers:
+            raise KernelError(f"layer {name} is missing; there are {', '.join(sorted(self.layers))}")
+        return self.layers[name]
+
+    def put(self, place: int, values: Tensor | float) -> None:
+        """Write numbers, row by row, to their place."""
+        flat = torch.as_tensor(values, dtype=torch.float32).reshape(-1)
+        self.numbers[place : place + len(flat)] = flat
+
+    def put_rows(self, place: int, matrix: Tensor) -> None:
+        """Write a matrix whose rows begin at multiples of 16."""
+        self.put(place, F.pad(matrix.float(), (0, padded(matrix.shape[1]) - matrix.shape[1])))
+
+    def put_weights(self, place: int, values: Tensor) -> None:
+        """Write weights to their place."""
+        flat = values.reshape(-1)
+        self.weights[place : place + len(flat)] = flat.to(self.weights.dtype)
+
+    def convolution(self, layer: Layer, name: str, output_scale: float | None) -> None:
+        """A convolution; int8 outputs are of `output_scale`."""
+        found = self.named(name)
+        if self.int8:
+            few = layer.inputs < plans.ALIGNMENT
+            order = found.weight.permute(0, 2, 3, 1) if few else found.weight.permute(2, 3, 0, 1)
+            self.put(layer.scale, _scales(found))
+            self.put(layer.quantize, 0.0 if output_scale is None else inverse(output_scale))
+        else:
+            order = found.weight.permute(2, 3, 1, 0)
+        self.put_weights(layer.weights, order)
+        self.put(layer.bias, found.bias)
+
+    def linear(self, layer: Linear, found: list[LayerNumbers], columns: Tensor | None = None) -> None:
+        """A linear layer, of several of the same input side by side; `columns` puts its inputs in another order."""
+        weight = torch.cat([one.weight for one in found])
+        if columns is not None:
+            weight = weight[:, columns]
+        self.put_weights(layer.weights, F.pad(weight.T, (0, layer.stride - layer.outputs)))
+        self.put(layer.bias, torch.cat([one.bias for one in found]))
+        if self.int8:
+            self.put(layer.scale, torch.cat([_scales(one) for one in found]))
+            self.put(layer.quantize, inverse(_input_scale(found[0])))
+
+    def trunks(self, model: Any) -> None:
+        """Both trunks; each layer's output has the scale of the next one's input."""
+        first = 0
+        for prefix, count, readers in (
+            ("pose.trunk.layers", self.plan.pose_layers, "pose.bins"),
+            ("encoder.layers", self.plan.trunk_layers, "mu"),
+        ):
+            names = [f"{prefix}.{i}.0" for i in range(count)]
+            for i, name in enumerate(names):
+                after = names[i + 1] if i + 1 < count else readers
+                scale = self.named(after).input_scale if self.int8 else None
+                self.convolution(self.plan.layers[first + i], name, scale)
+            if names and self.int8:
+                place = self.plan.quantize_image if prefix.startswith("pose") else self.plan.quantize_upright
+                self.put(place, inverse(_input_scale(self.named(names[0]))))
+            first += count
+
+    def heads(self, model: Any) -> None:
+        """The linear layers, whose inputs are the last maps with the channels next to each other."""
+        plan, side = self.plan, model.config.resolutions()[-1]
+        trunks = (("pose.trunk", plans.POSE, ["pose.classes", "pose.bins"]), ("encoder", plans.MU, ["mu"]))
+        for prefix, number, names in trunks:
+            layer = plan.linears[number]
+            if layer is not None:
+                order = torch.arange(layer.inputs).reshape(-1, side, side).permute(1, 2, 0).reshape(-1)
+                self.linear(layer, [self.named(name) for name in names], order)
+        for number, name in ((plans.INNER, "classifier.0"), (plans.OUTER, "classifier.2")):
+            layer = plan.linears[number]
+            assert layer is not None
+            self.linear(layer, [self.named(name)])
+        self.put(plan.temperature, 1.0 / float(model.temperature))
+        if plan.bins:
+            centres = torch.arange(plan.bins) * (2 * math.pi / plan.bins)
+            self.put(plan.axes, torch.cat([centres.cos(), centres.sin()]))
+
+    def decoder(self, model: Any) -> None:
+        """The decoder, whose first layer's output is a grid with the channels next to each other."""
+        plan = self.plan
+        layer, found = plan.linears[plans.FIRST], self.named("decoder.first")
+        assert layer is not None
+        order = torch.arange(layer.outputs).reshape(plan.width, plan.grid**2).T.reshape(-1)
+        scale = None if found.scale is None else found.scale[order]
+        self.linear(layer, [LayerNumbers(found.weight[order], found.bias[order], scale, found.input_scale)])
+        middle, last = plan.layers[-2], plan.layers[-1]
+        self.convolution(middle, "decoder.middle.0", self.named("decoder.last").input_scale)
+        self.convolution(last, "decoder.last", None)
+        if self.int8:
+            self.put(plan.quantize_grid, inverse(_input_scale(self.named("decoder.middle.0"))))
+
+    def score(self, model: Any, light: bool) -> None:
+        """The rejection score's numbers."""
+        plan, score, given = self.plan.score, model.score, model.score
+        rows = given.projection.detach().cpu().float()
+        pose_tap, tap, latent, classes = self.plan.pose_tap, self.plan.tap, self.plan.latent, self.plan.classes
+        places = (plan.project_pose, plan.project_tap, plan.project_mu, plan.project_classes)
+        for place, part in zip(places, rows.split([pose_tap, tap, latent, classes, len(rows) - score.told])[:4], strict=True):
+            self.put_rows(place, part)
+        self.put(plan.offset, given.offset.cpu())
+        self.put(plan.most_expected, given.most_expected.cpu())
+        self.put_rows(plan.nearest, given.nearest.cpu())
+        self.put(plan.nearest_offset, given.nearest_offset.cpu())
+        self.put_rows(plan.cluster_offset, given.cluster_offset.cpu()[:, 0])
+        weights, centre = score.coefficients(light)
+        self.put(plan.measures, F.pad(weights, (0, DEPTH - len(weights))))
+        self.put(plan.measures + DEPTH, float((centre * weights).sum()))
+
+    def whitenings(self, model: Any) -> Tensor:
+        """The clusters' matrices, float16 [clusters, components, padded(components)]."""
+        stored = model.score.cluster_whitening.detach().cpu()
+        return F.pad(stored, (0, padded(stored.shape[2]) - stored.shape[2])).contiguous()
+
+
+def inverse(scale: float) -> float:
+    """1 / scale as float32 gives it."""
+    return float(torch.tensor(1.0) / torch.tensor(scale, dtype=torch.float32))
+
+
+def _scales(layer: LayerNumbers) -> Tensor:
+    assert layer.scale is not None
+    return layer.scale.float() * torch.tensor(_input_scale(layer), dtype=torch.float32)
+
+
+def _input_scale(layer: LayerNumbers) -> float:
+    assert layer.input_scale is not None
+    return layer.input_scale
