@@ -181,12 +181,15 @@ def read_content(
     expected = tl.sum(expected, 0) + tl.load(numbers_ptr + P.score.offset + P.score.components)
     expected = tl.minimum(expected, tl.load(numbers_ptr + P.score.most_expected))
     SQUARE: tl.constexpr = (P.score.components + 15) // 16 * 16
-    cluster = tl.arange(0, CLUSTERS)
-    known = cluster < P.score.clusters
-    apart = product(
-        white, numbers_ptr + P.score.nearest, P.score.components, (P.score.clusters + 15) // 16 * 16, cluster, known
-    ) + tl.load(numbers_ptr + P.score.nearest_offset + cluster, mask=known, other=0.0)
-    nearest = tl.argmin(tl.where(known, apart, float("inf")), 0)
+    STRIDE: tl.constexpr = (P.score.clusters + 15) // 16 * 16
+    nearest, least = tl.full((), 0, tl.int32), tl.full((), float("inf"), tl.float32)
+    for start in range(0, P.score.clusters, CLUSTERS):
+        cluster = start + tl.arange(0, CLUSTERS)
+        known = cluster < P.score.clusters
+        apart = product(white, numbers_ptr + P.score.nearest, P.score.components, STRIDE, cluster, known)
+        apart += tl.load(numbers_ptr + P.score.nearest_offset + cluster, mask=known, other=float("inf"))
+        nearest = tl.where(tl.min(apart, 0) < least, start + tl.argmin(apart, 0), nearest)
+        least = tl.minimum(tl.min(apart, 0), least)
     own_ptr = whitenings_ptr + nearest * P.score.components * SQUARE
     own = product(white, own_ptr, P.score.components, SQUARE, component, there)
     own -= tl.load(numbers_ptr + P.score.cluster_offset + nearest * SQUARE + component, mask=there, other=0.0)

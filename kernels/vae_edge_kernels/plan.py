@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 TAP = 2  # the layer whose output's means the rejection score looks at
 ALIGNMENT = 16  # elements that each part's place is a multiple of
+MOST_CLUSTERS = 64  # looked at together
 MU, INNER, OUTER, POSE, FIRST = range(5)  # numbers of the linear layers
 
 
@@ -309,4 +310,4 @@ def sizes(plan: Plan) -> Sizes:
     """The lengths of a plan's vectors."""
     score = plan.score
     exact = (plan.classes, plan.bins, plan.latent, plan.hidden, max(plan.tap, plan.pose_tap))
-    return Sizes(*(max(16, power_of_two(size)) for size in (*exact, score.components, score.clusters)))
+    return Sizes(*(max(16, power_of_two(size)) for size in (*exact, score.components, min(score.clusters, MOST_CLUSTERS))))
