@@ -43,6 +43,13 @@ def keep(value, target_ptr, numbers_ptr, P: tl.constexpr, I: tl.constexpr, row, 
 
 
 @triton.jit
+def row_zero(numbers_ptr, P: tl.constexpr):
+    """0, read from memory: rows counted from it are not known to be those of another layer, whose indices the compiler
+    would otherwise keep in registers until they are wanted again."""
+    return tl.load(numbers_ptr + P.zero).to(tl.int32)
+
+
+@triton.jit
 def first_layer(x_ptr, target_ptr, weights_ptr, numbers_ptr, scale, P: tl.constexpr, I: tl.constexpr):
     """The layer that reads pixels [side, side, few], bytes or floats, after multiplication by `scale`."""
     SIDE: tl.constexpr = P.layers[I].out_side
@@ -52,6 +59,7 @@ def first_layer(x_ptr, target_ptr, weights_ptr, numbers_ptr, scale, P: tl.conste
     TAPS: tl.constexpr = P.layers[I].taps
     SUMMED: tl.constexpr = TAPS * TAPS * P.layers[I].inputs
     OUTPUTS: tl.constexpr = P.layers[I].outputs
+    zero = row_zero(numbers_ptr, P)
     k = tl.arange(0, DEPTH)
     for first in tl.static_range(0, OUTPUTS, COLUMNS):
         column = first + tl.arange(0, COLUMNS)
@@ -63,7 +71,7 @@ def first_layer(x_ptr, target_ptr, weights_ptr, numbers_ptr, scale, P: tl.conste
         else:
             w = tl.load(w_ptr + k[:, None] * P.layers[I].outputs + column[None, :], mask=there, other=0.0)
         for start in range(0, SIDE * SIDE, ROWS):
-            row = start + tl.arange(0, ROWS)
+            row = zero + start + tl.arange(0, ROWS)
             x = gather(
                 x_ptr, row * 0, row // SIDE, row % SIDE, row < SIDE * SIDE, P.layers[I].side, P.layers[I].side,
                 P.layers[I].inputs, TAPS, TAPS, P.layers[I].stride, TAPS // 2, TAPS // 2, DEPTH,
@@ -105,12 +113,13 @@ def layer(source_ptr, target_ptr, means_ptr, weights_ptr, numbers_ptr, P: tl.con
     ROWS: tl.constexpr = P.layers[I].rows
     COLUMNS: tl.constexpr = P.layers[I].columns
     OUTPUTS: tl.constexpr = P.layers[I].outputs
+    zero = row_zero(numbers_ptr, P)
     for first in tl.static_range(0, OUTPUTS, COLUMNS):
         column = first + tl.arange(0, COLUMNS)
         known = column < OUTPUTS
         sums = tl.zeros((COLUMNS,), dtype=tl.float32)
         for start in range(0, PIXELS, ROWS):
-            row = start + tl.arange(0, ROWS)
+            row = zero + start + tl.arange(0, ROWS)
             value = values(tile(source_ptr, weights_ptr, P, I, row, column), numbers_ptr, P, I, column, known)
             keep(value, target_ptr, numbers_ptr, P, I, row, column, known)
             if P.layers[I].tap:
@@ -161,11 +170,12 @@ def error_of_reconstruction(
     apart = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     brightness = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     OUTPUTS: tl.constexpr = P.layers[last].outputs
+    zero = row_zero(numbers_ptr, P)
     for first in tl.static_range(0, OUTPUTS, COLUMNS):
         column = first + tl.arange(0, COLUMNS)
         known = column < OUTPUTS
         for start in range(0, CELLS, ROWS):
-            row = start + tl.arange(0, ROWS)
+            row = zero + start + tl.arange(0, ROWS)
             total = tile(area_ptr + P.area, weights_ptr, P, last, row, column)
             drawn = 1.0 / (1.0 + tl.exp(-values(total, numbers_ptr, P, last, column, known)))
             y = (row // P.grid * BLOCK)[:, None] + (column // BLOCK % BLOCK)[None, :]

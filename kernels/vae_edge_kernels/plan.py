@@ -103,6 +103,7 @@ class Plan:
             before they are rounded to int8.
         axes: place of the cosines and, behind them, the sines of the angle bins.
         temperature: place of 1 / temperature.
+        zero: place of a 0.
     """
 
     side: int
@@ -131,6 +132,7 @@ class Plan:
     quantize_grid: int
     axes: int
     temperature: int
+    zero: int
     weights_size: int
     numbers_size: int
 
@@ -279,6 +281,7 @@ def make_plan(
         quantize_grid=at.number(1),
         axes=at.number(2 * bins),
         temperature=at.number(1),
+        zero=at.number(1),
         weights_size=at.weights,
         numbers_size=at.numbers,
     )
