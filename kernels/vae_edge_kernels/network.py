@@ -46,7 +46,7 @@ def keep(value, target_ptr, numbers_ptr, P: tl.constexpr, I: tl.constexpr, row, 
 def row_zero(numbers_ptr, P: tl.constexpr):
     """0, read from memory: rows counted from it are not known to be those of another layer, whose indices the compiler
     would otherwise keep in registers until they are wanted again."""
-    return tl.load(numbers_ptr + P.zero).to(tl.int32)
+    return tl.multiple_of(tl.load(numbers_ptr + P.zero).to(tl.int32), 16)
 
 
 @triton.jit
@@ -60,9 +60,9 @@ def first_layer(x_ptr, target_ptr, weights_ptr, numbers_ptr, scale, P: tl.conste
     SUMMED: tl.constexpr = TAPS * TAPS * P.layers[I].inputs
     OUTPUTS: tl.constexpr = P.layers[I].outputs
     zero = row_zero(numbers_ptr, P)
-    k = tl.arange(0, DEPTH)
+    k = zero + tl.arange(0, DEPTH)
     for first in tl.static_range(0, OUTPUTS, COLUMNS):
-        column = first + tl.arange(0, COLUMNS)
+        column = zero + first + tl.arange(0, COLUMNS)
         known = column < P.layers[I].outputs
         there = (k < SUMMED)[:, None] & known[None, :]
         w_ptr = weights_ptr + P.layers[I].weights
@@ -115,7 +115,7 @@ def layer(source_ptr, target_ptr, means_ptr, weights_ptr, numbers_ptr, P: tl.con
     OUTPUTS: tl.constexpr = P.layers[I].outputs
     zero = row_zero(numbers_ptr, P)
     for first in tl.static_range(0, OUTPUTS, COLUMNS):
-        column = first + tl.arange(0, COLUMNS)
+        column = zero + first + tl.arange(0, COLUMNS)
         known = column < OUTPUTS
         sums = tl.zeros((COLUMNS,), dtype=tl.float32)
         for start in range(0, PIXELS, ROWS):
@@ -129,14 +129,39 @@ def layer(source_ptr, target_ptr, means_ptr, weights_ptr, numbers_ptr, P: tl.con
     tl.debug_barrier()
 
 
+@triton.jit(noinline=True)
+def call_first_layer(x_ptr, target_ptr, weights_ptr, numbers_ptr, scale, P: tl.constexpr, I: tl.constexpr):
+    """`first_layer` as a function of its own in the machine code."""
+    first_layer(x_ptr, target_ptr, weights_ptr, numbers_ptr, scale, P, I)
+
+
+@triton.jit(noinline=True)
+def call_layer(source_ptr, target_ptr, means_ptr, weights_ptr, numbers_ptr, P: tl.constexpr, I: tl.constexpr):
+    """`layer` as a function of its own in the machine code."""
+    layer(source_ptr, target_ptr, means_ptr, weights_ptr, numbers_ptr, P, I)
+
+
 @triton.jit
-def trunk(x_ptr, area_ptr, means_ptr, weights_ptr, numbers_ptr, scale, P: tl.constexpr, FROM: tl.constexpr, COUNT: tl.constexpr):
-    """A trunk's layers, back and forth between the two areas, from pixels at x_ptr; the features' address."""
-    first_layer(x_ptr, area_ptr, weights_ptr, numbers_ptr, scale, P, FROM)
+def trunk(
+    x_ptr, area_ptr, means_ptr, weights_ptr, numbers_ptr, scale, P: tl.constexpr, CALLS: tl.constexpr,
+    FROM: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
+    """A trunk's layers, back and forth between the two areas, from pixels at x_ptr; the features' address.
+
+    With CALLS each layer is a function of its own. Without, the compiler keeps what two trunks of one shape have in
+    common in registers from the first to the second: twice as many, and spills. Where the matrix units have a memory of
+    their own (sm_100, sm_110) it compiles no such functions.
+    """
+    if CALLS:
+        call_first_layer(x_ptr, area_ptr, weights_ptr, numbers_ptr, scale, P, FROM)
+    else:
+        first_layer(x_ptr, area_ptr, weights_ptr, numbers_ptr, scale, P, FROM)
     for i in tl.static_range(1, COUNT):
-        layer(
-            area_ptr + (i - 1) % 2 * P.area, area_ptr + i % 2 * P.area, means_ptr, weights_ptr, numbers_ptr, P, FROM + i
-        )
+        source_ptr, target_ptr = area_ptr + (i - 1) % 2 * P.area, area_ptr + i % 2 * P.area
+        if CALLS:
+            call_layer(source_ptr, target_ptr, means_ptr, weights_ptr, numbers_ptr, P, FROM + i)
+        else:
+            layer(source_ptr, target_ptr, means_ptr, weights_ptr, numbers_ptr, P, FROM + i)
     return area_ptr + (COUNT - 1) % 2 * P.area
 
 
@@ -172,7 +197,7 @@ def error_of_reconstruction(
     OUTPUTS: tl.constexpr = P.layers[last].outputs
     zero = row_zero(numbers_ptr, P)
     for first in tl.static_range(0, OUTPUTS, COLUMNS):
-        column = first + tl.arange(0, COLUMNS)
+        column = zero + first + tl.arange(0, COLUMNS)
         known = column < OUTPUTS
         for start in range(0, CELLS, ROWS):
             row = zero + start + tl.arange(0, ROWS)
@@ -200,6 +225,7 @@ def network(
     image_ptr, weights_ptr, numbers_ptr, whitenings_ptr, areas_ptr, floats_ptr,
     probabilities_ptr, angle_ptr, score_ptr, doubts_ptr,
     P: tl.constexpr, S: tl.constexpr, ELEMENTS: tl.constexpr, CHUNK: tl.constexpr,
+    CALLS: tl.constexpr,
 ):  # fmt: skip
     """image uint8 [N, side, side, channels] to probabilities [N, classes], angle [N] in radians, score [N] and doubts
     [N, 3] (concentration, second angle, its share), float32. The grid has N programs.
@@ -238,7 +264,7 @@ def network(
         if P.int8:
             given_scale *= tl.load(numbers_ptr + P.quantize_image)
         features_ptr = trunk(
-            given_ptr, area_ptr, pose_means_ptr, weights_ptr, numbers_ptr, given_scale, P, 0, P.pose_layers
+            given_ptr, area_ptr, pose_means_ptr, weights_ptr, numbers_ptr, given_scale, P, CALLS, 0, P.pose_layers
         )
         logits, cos, sin, concentration, second_cos, second_sin, share = read_pose(
             features_ptr, weights_ptr, numbers_ptr, P, S.classes, S.bins, CHUNK
@@ -266,7 +292,8 @@ def network(
     if P.int8:
         pixel_scale = tl.load(numbers_ptr + P.quantize_upright)
     features_ptr = trunk(
-        pixels_ptr, area_ptr, means_ptr, weights_ptr, numbers_ptr, pixel_scale, P, P.pose_layers, P.trunk_layers
+        pixels_ptr, area_ptr, means_ptr, weights_ptr, numbers_ptr, pixel_scale, P, CALLS,
+        P.pose_layers, P.trunk_layers
     )
     probabilities, mu, class_weights, score, expected = read_content(
         features_ptr, pose_means_ptr, means_ptr, logits, doubt, weights_ptr, numbers_ptr, whitenings_ptr, P,
