@@ -143,6 +143,8 @@ def read_content(
     inner = tl.arange(0, HIDDEN)
     known = inner < P.hidden
     x = rounded(mu, numbers_ptr, P, INNER)
+    if P.int8:
+        mu = x * tl.load(numbers_ptr + P.linears[INNER].quantize + 1)
     hidden = product(x, weights_ptr + P.linears[INNER].weights, P.latent, P.linears[INNER].stride, inner, known)
     hidden = tl.maximum(rescaled(hidden, numbers_ptr, P, INNER, inner, known), 0.0)
     x = rounded(hidden, numbers_ptr, P, OUTER)

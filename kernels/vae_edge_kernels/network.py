@@ -43,6 +43,15 @@ def keep(value, target_ptr, numbers_ptr, P: tl.constexpr, I: tl.constexpr, row, 
 
 
 @triton.jit
+def as_kept(value, numbers_ptr, P: tl.constexpr, I: tl.constexpr):
+    """What the next layer takes a tile of a layer's output for."""
+    if P.int8:
+        quantize_ptr = numbers_ptr + P.layers[I].quantize
+        value = round_to_int8(value * tl.load(quantize_ptr)).to(tl.float32) * tl.load(quantize_ptr + 1)
+    return value
+
+
+@triton.jit
 def row_zero(numbers_ptr, P: tl.constexpr):
     """0, read from memory: rows counted from it are not known to be those of another layer, whose indices the compiler
     would otherwise keep in registers until they are wanted again."""
@@ -123,6 +132,7 @@ def layer(source_ptr, target_ptr, means_ptr, weights_ptr, numbers_ptr, P: tl.con
             value = values(tile(source_ptr, weights_ptr, P, I, row, column), numbers_ptr, P, I, column, known)
             keep(value, target_ptr, numbers_ptr, P, I, row, column, known)
             if P.layers[I].tap:
+                value = as_kept(value, numbers_ptr, P, I)
                 sums += tl.sum(tl.where((row < PIXELS)[:, None], value, 0.0), 0)
         if P.layers[I].tap:
             tl.store(means_ptr + column, sums * (1.0 / PIXELS), mask=known)

@@ -19,8 +19,8 @@ MU, INNER, OUTER, POSE, FIRST = range(5)  # numbers of the linear layers
 class Layer:
     """A convolution with ReLU, of square images and zero padding, taps × taps.
 
-    `weights` is a place in the weights, and in the numbers are `scale` and `bias` (one a channel) and `quantize`, what
-    the output is multiplied by before it is rounded to int8. A program makes tiles of `rows` output pixels × `columns`
+    `weights` is a place in the weights, and in the numbers are `scale` and `bias` (one a channel) and `quantize`: what
+    the output is multiplied by before it is rounded to int8, and what the integers then count. A program makes tiles of `rows` output pixels × `columns`
     channels in steps of `depth`.
     """
 
@@ -45,7 +45,8 @@ class Layer:
 class Linear:
     """A linear layer of one vector; its weights [inputs, stride] hold `outputs` columns, and zeros behind them.
 
-    `quantize` is the place of what its input is multiplied by before it is rounded to int8.
+    `quantize` is the place of what its input is multiplied by before it is rounded to int8, and of what the integers
+    count.
     """
 
     inputs: int

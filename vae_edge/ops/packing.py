@@ -153,7 +153,7 @@ class _Packing:
             few = layer.inputs < plans.ALIGNMENT
             order = found.weight.permute(0, 2, 3, 1) if few else found.weight.permute(2, 3, 0, 1)
             self.put(layer.scale, _scales(found))
-            self.put(layer.quantize, 0.0 if output_scale is None else inverse(output_scale))
+            self.put(layer.quantize, torch.zeros(2) if output_scale is None else both_ways(output_scale))
         else:
             order = found.weight.permute(2, 3, 1, 0)
         self.put_weights(layer.weights, order)
@@ -168,7 +168,7 @@ class _Packing:
         self.put(layer.bias, torch.cat([one.bias for one in found]))
         if self.int8:
             self.put(layer.scale, torch.cat([_scales(one) for one in found]))
-            self.put(layer.quantize, inverse(_input_scale(found[0])))
+            self.put(layer.quantize, both_ways(_input_scale(found[0])))
 
     def trunks(self, model: Any) -> None:
         """Both trunks; each layer's output has the scale of the next one's input."""
@@ -240,6 +240,11 @@ class _Packing:
         """The clusters' matrices, float16 [clusters, components, padded(components)]."""
         stored = model.score.cluster_whitening.detach().cpu()
         return F.pad(stored, (0, padded(stored.shape[2]) - stored.shape[2])).contiguous()
+
+
+def both_ways(scale: float) -> Tensor:
+    """What a value is multiplied by to become an integer, and what an integer counts."""
+    return torch.tensor([inverse(scale), scale])
 
 
 def inverse(scale: float) -> float:
