@@ -200,3 +200,103 @@ def read_content(
     score = tl.load(measure_ptr + 1) * distance + tl.load(measure_ptr + 2) * energy
     score += tl.load(measure_ptr + 3) * doubt - tl.load(measure_ptr + 4)
     return probabilities, mu, weights, score, expected
+
+
+@triton.jit
+def pose_head(
+    features_ptr, weights_ptr, numbers_ptr, logits_ptr, pose_ptr,
+    P: tl.constexpr, S: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Features [N, inputs] of the pose trunk to class logits [N, classes] and pose [N, 6], float32; N programs.
+
+    The pose is cos θ, sin θ, θ, concentration, second-best angle, its share.
+    """
+    n = tl.program_id(0).to(tl.int64)
+    logits, cos, sin, concentration, second_cos, second_sin, share = read_pose(
+        features_ptr + n * P.linears[POSE].inputs, weights_ptr, numbers_ptr, P, S.classes, S.bins, CHUNK
+    )
+    klass = tl.arange(0, S.classes)
+    tl.store(logits_ptr + n * P.classes + klass, logits, mask=klass < P.classes)
+    pose_ptr += n * 6
+    tl.store(pose_ptr, cos)
+    tl.store(pose_ptr + 1, sin)
+    tl.store(pose_ptr + 2, arc_tangent(sin, cos))
+    tl.store(pose_ptr + 3, concentration)
+    tl.store(pose_ptr + 4, arc_tangent(second_sin, second_cos))
+    tl.store(pose_ptr + 5, share)
+
+
+@triton.jit
+def content_head(
+    features_ptr, pose_means_ptr, means_ptr, logits_ptr, pose_ptr, weights_ptr, numbers_ptr, whitenings_ptr,
+    probabilities_ptr, code_ptr, score_ptr,
+    P: tl.constexpr, S: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Features [N, inputs] of the encoder to probabilities [N, classes], code [N, latent + classes] (mu, then class
+    weights) and score [N, 2] (but for the reconstruction's measure; the error to be expected), float32; N programs.
+
+    pose_means [N, pose_tap], means [N, tap], logits [N, classes] and pose [N, 6] are float32; without a pose trunk the
+    first, third and fourth are not read.
+    """
+    n = tl.program_id(0).to(tl.int64)
+    klass = tl.arange(0, S.classes)
+    logits = tl.zeros((S.classes,), dtype=tl.float32)
+    doubt = 0.0
+    if P.bins > 0:
+        logits = tl.load(logits_ptr + n * P.classes + klass, mask=klass < P.classes, other=0.0)
+        doubt = tl.log(1.001 - tl.load(pose_ptr + n * 6 + 3))
+    probabilities, mu, class_weights, score, expected = read_content(
+        features_ptr + n * P.linears[MU].inputs, pose_means_ptr + n * P.pose_tap, means_ptr + n * P.tap, logits, doubt,
+        weights_ptr, numbers_ptr, whitenings_ptr, P, S.classes, S.latent, S.hidden, S.taps, S.components, S.clusters,
+        CHUNK,
+    )  # fmt: skip
+    tl.store(probabilities_ptr + n * P.classes + klass, probabilities, mask=klass < P.classes)
+    code = tl.arange(0, S.latent)
+    code_ptr += n * (P.latent + P.classes)
+    tl.store(code_ptr + code, mu, mask=code < P.latent)
+    tl.store(code_ptr + P.latent + klass, class_weights, mask=klass < P.classes)
+    tl.store(score_ptr + n * 2, score)
+    tl.store(score_ptr + n * 2 + 1, expected)
+
+
+def pose_forward(given: plan.Plan, features: Any, weights: Any, numbers: Any, logits: Any, pose: Any) -> None:
+    """Launch on the current device and stream; all tensors are contiguous.
+
+    Args:
+        given: what the network is.
+        features: [N, F], float16, or int8 where the network is; the pixels of the last maps, channels next to each
+            other.
+        weights, numbers: see `plan`.
+        logits: float32 [N, K], written.
+        pose: float32 [N, 6], written: cos θ, sin θ, θ, concentration, second-best angle, its share.
+    """
+    if features.shape[0]:
+        chosen = configurations.choose(OPERATOR, "pose_head", configurations.current_architecture())
+        pose_head[(features.shape[0],)](
+            features, weights, numbers, logits, pose, P=given, S=plan.sizes(given),
+            enable_fp_fusion=not given.int8, **chosen,
+        )  # fmt: skip
+
+
+def content_forward(
+    given: plan.Plan, features: Any, pose_means: Any, means: Any, logits: Any, pose: Any,
+    weights: Any, numbers: Any, whitenings: Any, probabilities: Any, code: Any, score: Any,
+) -> None:  # fmt: skip
+    """Launch on the current device and stream; all tensors are contiguous, the last three are written, float32.
+
+    Args:
+        given: what the network is.
+        features: [N, F] of the encoder, as in `pose_forward`.
+        pose_means, means: float32 [N, W], means of the tapped layers.
+        logits, pose: as written by `pose_forward`.
+        weights, numbers, whitenings: see `plan`.
+        probabilities: [N, K].
+        code: [N, Z + K]: mu and class weights.
+        score: [N, 2]: all of the score but the reconstruction's measure, and the error to be expected.
+    """
+    if features.shape[0]:
+        chosen = configurations.choose(OPERATOR, "content_head", configurations.current_architecture())
+        content_head[(features.shape[0],)](
+            features, pose_means, means, logits, pose, weights, numbers, whitenings, probabilities, code, score,
+            P=given, S=plan.sizes(given), enable_fp_fusion=not given.int8, **chosen,
+        )  # fmt: skip

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vae_edge.model.config import ModelConfig
 from vae_edge.model.score import RejectionScore
 from vae_edge.ops.reparameterize import reparameterize
-from vae_edge.ops.turn import turn
+from vae_edge.ops.turn import round_window, turn
 
 WINDOW_BINS = 2  # bins on either side of the best one that take part in the read-out of the angle
 APART_BINS = 2 * WINDOW_BINS  # a second-best bin is further away from the best one than this: their windows do not meet
@@ -70,16 +70,6 @@ class Trunk(nn.Module):
             if index == TAP:
                 tap = x
         return x.flatten(1), tap
-
-
-def round_window(side: int) -> Tensor:
-    """[S, S]: 1 inside the circle inscribed in the frame, 0 outside, falling over the last pixel of its radius.
-
-    A pixel with any weight is at least partly within half the frame of the centre: when a full image is turned, what
-    comes in from outside the frame stays (but for a trace in that last pixel) where the weight is 0.
-    """
-    line = torch.arange(side) + 0.5 - side / 2
-    return (side / 2 - torch.hypot(line[:, None], line[None, :])).clamp(0.0, 1.0)
 
 
 @dataclass

@@ -1,0 +1,164 @@
+"""Convolution of fp8 e4m3 by fp8 e4m3 with sums in float32, channels last, for GPUs of sm_89 and later.
+
+As `convolution_int8`, with float8_e4m3fn in the place of int8: value = sum · scale + bias (+ residual · residual_scale),
+ReLU, and for fp8 outputs value / output_scale, held to ±448 and rounded to the nearest e4m3 number.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vae_edge.errors import KernelError
+from vae_edge.ops.checks import expect, expect_geometry, launcher
+from vae_edge.ops.convolution import out_sides
+
+FP8 = torch.float8_e4m3fn
+LARGEST = 448.0
+OUTPUTS = (FP8, torch.float16)
+FIRST_CAPABILITY = (8, 9)
+
+
+def convolution_fp8(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    residual: Tensor | None = None,
+    stride: int = 1,
+    padding: tuple[int, int] = (0, 0),
+    relu: bool = False,
+    residual_scale: float = 1.0,
+    output_scale: float = 1.0,
+    dtype: torch.dtype = FP8,
+) -> Tensor:
+    """Convolve, add, cut off, round.
+
+    Args:
+        x: float8_e4m3fn [N, H, W, C].
+        weight: float8_e4m3fn [R, S, K, C].
+        scale: float32 [K]: the scale of x times that of each channel of the weights.
+        bias: float32 [K].
+        residual: float8_e4m3fn [N, OH, OW, K], multiplied by `residual_scale`; added before the ReLU.
+        output_scale: what 1.0 of an fp8 output counts.
+        dtype: of the output: float8_e4m3fn or float16.
+
+    Returns:
+        [N, OH, OW, K].
+
+    Raises:
+        KernelError: for tensors that do not fit together, or a GPU without fp8; it names the argument.
+    """
+    sides = (padding[0], padding[1])
+    return _convolution(x, weight, scale, bias, residual, stride, *sides, relu, residual_scale, output_scale, dtype)
+
+
+@torch.library.custom_op("vae_edge::convolution_fp8", mutates_args=(), device_types="cpu")
+def _convolution(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    stride: int,
+    pad_top: int,
+    pad_left: int,
+    relu: bool,
+    residual_scale: float,
+    output_scale: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    _shape(x, weight, scale, bias, residual, stride, pad_top, pad_left, output_scale, dtype)
+    image = x.float().permute(0, 3, 1, 2)
+    total = F.conv2d(image, weight.float().permute(2, 3, 0, 1), None, stride, (pad_top, pad_left)).permute(0, 2, 3, 1)
+    value = total * scale + bias
+    if residual is not None:
+        value = value + residual.float() * residual_scale
+    if relu:
+        value = torch.where(value < 0.0, 0.0, value)
+    if dtype == FP8:
+        value = (value * (1.0 / output_scale)).clamp(-LARGEST, LARGEST)
+    return value.to(dtype).contiguous()
+
+
+@_convolution.register_kernel("cuda")
+def _convolution_cuda(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    stride: int,
+    pad_top: int,
+    pad_left: int,
+    relu: bool,
+    residual_scale: float,
+    output_scale: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    shape = _shape(x, weight, scale, bias, residual, stride, pad_top, pad_left, output_scale, dtype)
+    capability = torch.cuda.get_device_capability(x.device)
+    if capability < FIRST_CAPABILITY:
+        raise KernelError(
+            f"convolution_fp8 needs a GPU of compute capability 8.9 or later; x is on one of "
+            f"{capability[0]}.{capability[1]}: use convolution_int8 or convolution there."
+        )
+    geometry = launcher("convolution_fp8", "launching").Geometry(*weight.shape[:2], stride, pad_top, pad_left)
+    y = x.new_empty(shape, dtype=dtype)
+    tensors = (x.contiguous(), weight.contiguous(), scale.contiguous(), bias.contiguous())
+    given = None if residual is None else residual.contiguous()
+    with torch.cuda.device(x.device):
+        launcher("convolution_fp8", "convolution_fp8").forward(
+            *tensors, given, y, geometry, relu, residual_scale, output_scale
+        )
+    return y
+
+
+@_convolution.register_fake
+def _convolution_fake(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    stride: int,
+    pad_top: int,
+    pad_left: int,
+    relu: bool,
+    residual_scale: float,
+    output_scale: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    shape = _shape(x, weight, scale, bias, residual, stride, pad_top, pad_left, output_scale, dtype)
+    return x.new_empty(shape, dtype=dtype)
+
+
+def _shape(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    stride: int,
+    pad_top: int,
+    pad_left: int,
+    output_scale: float,
+    dtype: torch.dtype,
+) -> list[int]:
+    operator = "convolution_fp8"
+    expect(operator, "x", x, "N H W C", (FP8,), x)
+    expect(operator, "weight", weight, "R S K C", (FP8,), x, (None, None, None, x.shape[3]))
+    rows, columns, outputs, _ = weight.shape
+    expect(operator, "scale", scale, "K", (torch.float32,), x, (outputs,))
+    expect(operator, "bias", bias, "K", (torch.float32,), x, (outputs,))
+    if not output_scale > 0.0:
+        raise KernelError(f"{operator} expects output_scale above 0; got {output_scale}.")
+    if dtype not in OUTPUTS:
+        raise KernelError(f"{operator} gives float8_e4m3fn or float16; dtype is {dtype}.")
+    sides = out_sides(x, (rows, columns), stride, (pad_top, pad_left))
+    expect_geometry(operator, stride, pad_top, pad_left, sides)
+    shape = [x.shape[0], *sides, outputs]
+    if residual is not None:
+        expect(operator, "residual", residual, "N OH OW K", (FP8,), x, shape)
+    return shape

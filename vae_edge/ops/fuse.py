@@ -1,0 +1,59 @@
+"""A trained network for inference: normalization folded in, weights laid out for the kernels, fp16 or int8."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vae_edge.errors import KernelError
+from vae_edge.ops.head import plan_text
+from vae_edge.ops.network import by_layers, network
+from vae_edge.ops.packing import LayerNumbers, Packed, folded, pack
+
+ONE_LAUNCH_UP_TO = 1024  # images; beyond, layer by layer
+
+
+class FusedNetwork(nn.Module):
+    """The exported graph's function on the toolkit's operators: on CUDA the Triton kernels, on a CPU their references.
+
+    `forward` takes uint8 [N, S, S, C] and gives float32 probabilities [N, K], angle [N] in radians, score [N], and
+    doubts [N, 3] (concentration, second-best angle, its share).
+    """
+
+    weights: Tensor
+    numbers: Tensor
+    whitenings: Tensor
+
+    def __init__(self, packed: Packed) -> None:
+        super().__init__()
+        self.plan, self.text = packed.plan, plan_text(packed.plan)
+        self.register_buffer("weights", packed.weights)
+        self.register_buffer("numbers", packed.numbers)
+        self.register_buffer("whitenings", packed.whitenings)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Answers to a batch, in one launch or, where there are many images, in one a layer."""
+        if image.shape[0] <= ONE_LAUNCH_UP_TO:
+            return network(image, self.weights, self.numbers, self.whitenings, self.text)
+        return by_layers(self.plan, image, self.weights, self.numbers, self.whitenings)
+
+
+def fuse(model: Any, quantized: Mapping[str, LayerNumbers] | None = None, light: bool = False) -> FusedNetwork:
+    """The network of inference.
+
+    Args:
+        model: a trained `vae_edge.model.AngleVAE`.
+        quantized: its int8 layers, as `vae_edge.export.layers.read_layers` reads them from a quantized file; without,
+            the network is fp16.
+        light: whether the score is the one without the reconstruction.
+
+    Raises:
+        KernelError: if the model is none of ours, or layers are missing.
+    """
+    if not all(hasattr(model, name) for name in ("config", "encoder", "classifier", "decoder", "score")):
+        raise KernelError(f"fuse expects an AngleVAE; got {type(model).__name__}.")
+    with torch.no_grad():
+        return FusedNetwork(pack(model, folded(model) if quantized is None else quantized, light))

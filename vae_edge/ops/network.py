@@ -1,0 +1,200 @@
+"""The whole network as one operator: bytes in, answers out. On CUDA it is one launch (`vae_edge_kernels.network`).
+
+The reference goes layer by layer through the single operators, on the same packed numbers; `by_layers` does that on any
+device.
+"""
+
+from __future__ import annotations
+
+
+import torch
+from torch import Tensor
+from vae_edge_kernels import plan as plans
+from vae_edge_kernels.plan import Layer, Plan, padded
+
+from vae_edge.ops.checks import expect, launcher
+from vae_edge.ops.convolution import MOST_FIRST, convolution, first_convolution
+from vae_edge.ops.convolution_int8 import convolution_int8, first_convolution_int8, to_int8
+from vae_edge.ops.head import POSE, content_head, linear_of, means, plan_from, plan_text, pose_head, reconstruction_error
+from vae_edge.ops.turn import turn_pixels
+
+DOUBTS = slice(3, 6)  # of a pose: concentration, second-best angle, its share
+
+
+@torch.library.custom_op("vae_edge::network", mutates_args=(), device_types="cpu")
+def network(
+    image: Tensor, weights: Tensor, numbers: Tensor, whitenings: Tensor, plan: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Images to answers.
+
+    Args:
+        image: uint8 [N, S, S, C].
+        weights, numbers, whitenings: as `vae_edge.ops.packing.pack` makes them.
+        plan: what `vae_edge.ops.head.plan_text` makes of their plan.
+
+    Returns:
+        Float32: probabilities [N, K]; angle [N] in radians; score [N]; doubts [N, 3]: concentration, second-best angle
+        and its share (zeros without a pose trunk).
+    """
+    given = _check(image, weights, numbers, whitenings, plan)
+    return by_layers(given, image, weights, numbers, whitenings)
+
+
+@network.register_kernel("cuda")
+def _network_cuda(
+    image: Tensor, weights: Tensor, numbers: Tensor, whitenings: Tensor, plan: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    given = _check(image, weights, numbers, whitenings, plan)
+    n = len(image)
+    areas = weights.new_empty((n, 2, given.area))
+    floats = numbers.new_empty((n, given.floats))
+    probabilities, angle, score, doubts = (
+        numbers.new_zeros(shape) for shape in ((n, given.classes), (n,), (n,), (n, 3))
+    )
+    with torch.cuda.device(image.device):
+        launcher("network", "network").forward(
+            given, image.contiguous(), weights, numbers, whitenings, areas, floats, probabilities, angle, score, doubts
+        )
+    return probabilities, angle, score, doubts
+
+
+@network.register_fake
+def _network_fake(
+    image: Tensor, weights: Tensor, numbers: Tensor, whitenings: Tensor, plan: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    given = _check(image, weights, numbers, whitenings, plan)
+    n = image.shape[0]
+    first, second, third, fourth = (
+        numbers.new_empty(shape) for shape in ((n, given.classes), (n,), (n,), (n, 3))
+    )
+    return first, second, third, fourth
+
+
+def by_layers(
+    plan: Plan, image: Tensor, weights: Tensor, numbers: Tensor, whitenings: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `network` gives, by one operator after the other."""
+    text, n = plan_text(plan), image.shape[0]
+    whole = numbers.new_zeros((n,))
+    upright_cos, upright_sin = whole + 1.0, whole
+    pose_means, logits = numbers.new_zeros((n, plan.pose_tap)), numbers.new_zeros((n, plan.classes))
+    pose = numbers.new_zeros((n, POSE))
+    dtype = torch.float32 if plan.int8 else torch.float16
+
+    def turned(cos: Tensor, sin: Tensor) -> Tensor:
+        return turn_pixels(image, cos, sin, 1.0 / 255.0, plan.fill, plan.window, dtype)
+
+    if plan.bins:
+        seen, scale = (turned(upright_cos, upright_sin), 1.0) if plan.window else (image, 1.0 / 255.0)
+        features, pose_means = _trunk(plan, seen, scale, weights, numbers, 0, plan.pose_layers, plan.quantize_image)
+        logits, pose = pose_head(features, weights, numbers, text)
+        upright = turned(pose[:, 0].contiguous(), -pose[:, 1])
+    else:
+        upright = turned(upright_cos, upright_sin)
+    features, tap_means = _trunk(
+        plan, upright, 1.0, weights, numbers, plan.pose_layers, plan.trunk_layers, plan.quantize_upright
+    )
+    probabilities, code, parts = content_head(
+        features, pose_means, tap_means, logits, pose, weights, numbers, whitenings, text
+    )
+    score = parts[:, 0].contiguous()
+    if not plan.score.light:
+        drawn = _draw(plan, code, weights, numbers)
+        measure = numbers[plan.score.measures : plan.score.measures + 1]
+        score = reconstruction_error(drawn, upright, parts, measure, plan.block)
+    return probabilities, pose[:, 2].contiguous(), score, pose[:, DOUBTS].contiguous()
+
+
+def _trunk(
+    plan: Plan, seen: Tensor, scale: float, weights: Tensor, numbers: Tensor, first: int, count: int, quantize: int
+) -> tuple[Tensor, Tensor]:
+    """Pixels [N, S, S, C] to features [N, F] and the means of the tapped layer [N, W]."""
+    x, tapped = seen, numbers.new_zeros((seen.shape[0], 0))
+    for index in range(first, first + count):
+        layer = plan.layers[index]
+        if index > first:
+            x = _layer(plan, layer, x, weights, numbers)
+        elif plan.int8:
+            x = _first_int8(layer, x, scale * float(numbers[quantize]), weights, numbers)
+        else:
+            filter, bias = _filter(layer, weights), _bias(layer, numbers)
+            x = first_convolution(x, filter, bias, layer.stride, _pads(layer), layer.relu, scale)
+        if layer.tap:
+            tapped = means(x, float(numbers[layer.quantize + 1]) if plan.int8 else 1.0)
+    return x.reshape(x.shape[0], -1), tapped
+
+
+def _layer(
+    plan: Plan, layer: Layer, x: Tensor, weights: Tensor, numbers: Tensor, dtype: torch.dtype = torch.int8
+) -> Tensor:
+    filter, bias = _filter(layer, weights, plan.int8), _bias(layer, numbers)
+    if not plan.int8:
+        return convolution(x, filter, bias, None, layer.stride, _pads(layer), layer.relu)
+    scale = numbers[layer.scale : layer.scale + layer.outputs]
+    counts = float(numbers[layer.quantize + 1]) or 1.0
+    return convolution_int8(
+        x, filter, scale, bias, None, layer.stride, _pads(layer), layer.relu, output_scale=counts, dtype=dtype
+    )
+
+
+def _first_int8(layer: Layer, x: Tensor, quantize: float, weights: Tensor, numbers: Tensor) -> Tensor:
+    shape = (layer.outputs, layer.taps, layer.taps, layer.inputs)
+    filter = weights[layer.weights : layer.weights + layer.outputs * layer.taps**2 * layer.inputs].reshape(shape)
+    scale, counts = numbers[layer.scale : layer.scale + layer.outputs], float(numbers[layer.quantize + 1])
+    return first_convolution_int8(
+        x, filter, scale, _bias(layer, numbers), layer.stride, _pads(layer), layer.relu, quantize, counts
+    )
+
+
+def _draw(plan: Plan, code: Tensor, weights: Tensor, numbers: Tensor) -> Tensor:
+    """Code [N, Z + K] to the decoder's logits [N, G, G, P]."""
+    first = linear_of(plan, plans.FIRST)
+    matrix = weights[first.weights : first.weights + first.inputs * first.stride].reshape(first.inputs, -1)
+    bias = numbers[first.bias : first.bias + first.outputs]
+    x = code[:, None, None, :].contiguous()
+    if plan.int8:
+        scale = numbers[first.scale : first.scale + first.outputs]
+        filter, counts = matrix[:, : first.outputs].T.contiguous(), 1.0 / float(numbers[plan.quantize_grid])
+        if first.inputs <= MOST_FIRST:
+            quantize = float(numbers[first.quantize])
+            x = first_convolution_int8(x, filter[:, None, None, :], scale, bias, 1, (0, 0), True, quantize, counts)
+        else:
+            x = to_int8(x * numbers[first.quantize])
+            x = convolution_int8(x, filter[None, None], scale, bias, None, 1, (0, 0), True, output_scale=counts)
+    else:
+        filter = matrix[None, None, :, : first.outputs].contiguous()
+        if first.inputs <= MOST_FIRST:
+            x = first_convolution(x, filter, bias, 1, (0, 0), True)
+        else:
+            x = convolution(x.half(), filter, bias, None, 1, (0, 0), True)
+    x = x.reshape(-1, plan.grid, plan.grid, plan.width)
+    x = _layer(plan, plan.layers[-2], x, weights, numbers)
+    return _layer(plan, plan.layers[-1], x, weights, numbers, torch.float32)
+
+
+def _filter(layer: Layer, weights: Tensor, int8: bool = False) -> Tensor:
+    """A layer's weights as its operator takes them."""
+    flat = weights[layer.weights : layer.weights + layer.taps**2 * layer.inputs * layer.outputs]
+    last = (layer.outputs, layer.inputs) if int8 else (layer.inputs, layer.outputs)
+    return flat.reshape(layer.taps, layer.taps, *last)
+
+
+def _bias(layer: Layer, numbers: Tensor) -> Tensor:
+    return numbers[layer.bias : layer.bias + layer.outputs]
+
+
+def _pads(layer: Layer) -> tuple[int, int]:
+    return layer.taps // 2, layer.taps // 2
+
+
+def _check(image: Tensor, weights: Tensor, numbers: Tensor, whitenings: Tensor, plan: str) -> Plan:
+    operator, given = "network", plan_from(plan)
+    shape = (None, given.side, given.side, given.channels)
+    expect(operator, "image", image, "N S S C", (torch.uint8,), image, shape)
+    dtype = torch.int8 if given.int8 else torch.float16
+    expect(operator, "weights", weights, "W", (dtype,), image, (given.weights_size,))
+    expect(operator, "numbers", numbers, "W", (torch.float32,), image, (given.numbers_size,))
+    score = given.score
+    clusters = (score.clusters, score.components, padded(score.components))
+    expect(operator, "whitenings", whitenings, "M D D", (torch.float16,), image, clusters)
+    return given
