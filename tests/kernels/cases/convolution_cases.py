@@ -1,0 +1,234 @@
+"""The convolution kernels against float64 convolutions and the integer reference, over shapes, strides and dtypes.
+
+`test_cases.py` runs this file under the interpreter, and compiled where there is a GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from vae_edge_kernels import convolution, convolution_fp8, convolution_int8, upsample_convolution
+from vae_edge_kernels.launching import Geometry
+from where import DEVICE, INTERPRETED, poison
+
+HALF = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# float32 is exact under the interpreter; on a GPU its operands are tf32, of 10 bits
+TOLERANCE = {torch.float32: 2e-6 if INTERPRETED else 2e-3, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A convolution's sizes."""
+
+    images: int
+    height: int
+    width: int
+    channels: int
+    outputs: int
+    taps: tuple[int, int]
+    stride: int
+    pads: tuple[int, int]
+    seed: int
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(*self.taps, self.stride, *self.pads)
+
+    def out(self, upsampling: int = 1) -> tuple[int, int, int, int]:
+        sides = (
+            (side * upsampling + 2 * pad - tap) // self.stride + 1
+            for side, pad, tap in zip((self.height, self.width), self.pads, self.taps, strict=True)
+        )
+        return (self.images, *sides, self.outputs)
+
+
+@st.composite
+def shapes(draw: st.DrawFn, most_channels: int = 33) -> Shape:
+    taps = draw(st.sampled_from([(1, 1), (3, 3), (5, 5), (3, 1)]))
+    sides = [draw(st.integers(tap, 8)) for tap in taps]
+    return Shape(
+        draw(st.integers(0, 2)),
+        *sides,
+        draw(st.integers(1, most_channels)),
+        draw(st.integers(1, 33)),
+        taps,
+        draw(st.integers(1, 2)),
+        (draw(st.integers(0, 2)), draw(st.integers(0, 2))),
+        draw(st.integers(0, 2**31)),
+    )
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def integers(*shape: int, seed: int) -> Tensor:
+    return torch.randint(-128, 128, shape, generator=torch.Generator().manual_seed(seed)).to(torch.int8)
+
+
+def exact(x: Tensor, w: Tensor, shape: Shape, upsampling: int = 1) -> Tensor:
+    """Float64 sums [N, OH, OW, K] of x [N, H, W, C] and w [R, S, C, K]."""
+    image = x.cpu().double().permute(0, 3, 1, 2)
+    if image.shape[0] == 0:
+        return torch.zeros(shape.out(upsampling), dtype=torch.float64)
+    if upsampling > 1:
+        image = image.repeat_interleave(upsampling, 2).repeat_interleave(upsampling, 3)
+    sums = F.conv2d(image, w.cpu().double().permute(3, 2, 0, 1), None, shape.stride, shape.pads)
+    return sums.permute(0, 2, 3, 1)
+
+
+@HALF
+@given(shapes(), st.sampled_from(DTYPES), st.booleans(), st.booleans(), st.sampled_from([1, 2]))
+def test_a_convolution_is_that_of_float64(
+    shape: Shape, dtype: torch.dtype, relu: bool, has_residual: bool, upsampling: int
+) -> None:
+    rows, columns = shape.taps
+    x = normal(shape.images, shape.height, shape.width, shape.channels, seed=shape.seed).to(dtype)
+    w = normal(rows, columns, shape.channels, shape.outputs, seed=shape.seed + 1)
+    w = (w / (rows * columns * shape.channels) ** 0.5).to(dtype)
+    bias, residual = normal(shape.outputs, seed=shape.seed + 2), normal(*shape.out(upsampling), seed=3).to(dtype)
+    expected = exact(x, w, shape, upsampling) + bias.double() + (residual.double() if has_residual else 0.0)
+    expected = expected.relu() if relu else expected
+    y = poison(shape.out(upsampling), dtype)
+    kernels = convolution if upsampling == 1 else upsample_convolution
+    given_residual = residual.to(DEVICE) if has_residual else None
+    kernels.forward(x.to(DEVICE), w.to(DEVICE), bias.to(DEVICE), given_residual, y, shape.geometry, relu)
+    tolerance = TOLERANCE[dtype]
+    torch.testing.assert_close(y.cpu().double(), expected, rtol=4 * tolerance, atol=4 * tolerance)
+
+
+@HALF
+@given(shapes(most_channels=3), st.sampled_from(DTYPES), st.booleans(), st.booleans())
+def test_a_first_layer_reads_bytes(shape: Shape, dtype: torch.dtype, relu: bool, bytes_in: bool) -> None:
+    rows, columns = shape.taps
+    size = (shape.images, shape.height, shape.width, shape.channels)
+    x = normal(*size, seed=shape.seed)
+    if bytes_in:
+        x = (integers(*size, seed=shape.seed).int() + 128).to(torch.uint8)
+    w = (normal(rows, columns, shape.channels, shape.outputs, seed=shape.seed + 1) / 3.0).to(dtype)
+    bias, scale = normal(shape.outputs, seed=shape.seed + 2), 1.0 / 255.0 if bytes_in else 1.0
+    seen = (x.float() * scale).to(dtype)
+    expected = exact(seen, w, shape) + bias.double()
+    expected = expected.relu() if relu else expected
+    y = poison(shape.out(), dtype)
+    convolution.first_forward(x.to(DEVICE), w.to(DEVICE), bias.to(DEVICE), y, shape.geometry, relu, scale)
+    torch.testing.assert_close(y.cpu().double(), expected, rtol=4 * TOLERANCE[dtype], atol=8 * TOLERANCE[dtype])
+
+
+def finished(total: Tensor, scale: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, counts: float) -> Tensor:
+    """Integer sums to values in float32, by NumPy, one rounding after the other."""
+    value = total.numpy().astype(np.float32) * scale.numpy() + bias.numpy()
+    if residual is not None:
+        value = value + residual.numpy().astype(np.float32) * np.float32(counts)
+    return torch.from_numpy(np.where(relu & (value < 0), np.float32(0), value).astype(np.float32))
+
+
+def quantized(value: Tensor, output_scale: float) -> Tensor:
+    inverse = np.float32(1.0) / np.float32(output_scale)
+    return torch.from_numpy(np.rint(np.clip(value.numpy() * inverse, -128, 127)).astype(np.int8))
+
+
+@HALF
+@given(shapes(), st.sampled_from([torch.int8, torch.float16, torch.float32]), st.booleans(), st.booleans())
+def test_an_int8_convolution_has_the_bits_of_the_integer_reference(
+    shape: Shape, dtype: torch.dtype, relu: bool, has_residual: bool
+) -> None:
+    rows, columns = shape.taps
+    x = integers(shape.images, shape.height, shape.width, shape.channels, seed=shape.seed)
+    w = integers(rows, columns, shape.outputs, shape.channels, seed=shape.seed + 1)
+    scale = normal(shape.outputs, seed=shape.seed + 2).abs() / (100.0 * rows * columns * shape.channels**0.5)
+    bias, residual = normal(shape.outputs, seed=4), integers(*shape.out(), seed=5)
+    total = exact(x, w.permute(0, 1, 3, 2), shape)
+    value = finished(total, scale, bias, residual if has_residual else None, relu, 0.03)
+    expected = quantized(value, 0.05) if dtype == torch.int8 else value.to(dtype)
+    y = poison(shape.out(), dtype)
+    tensors = (x.to(DEVICE), w.to(DEVICE), scale.to(DEVICE), bias.to(DEVICE))
+    given_residual = residual.to(DEVICE) if has_residual else None
+    convolution_int8.forward(*tensors, given_residual, y, shape.geometry, relu, 0.03, 0.05)
+    assert torch.equal(y.cpu(), expected)
+
+
+@HALF
+@given(shapes(most_channels=3), st.sampled_from([torch.uint8, torch.int8, torch.float32]), st.booleans())
+def test_a_first_int8_layer_has_the_bits_of_the_integer_reference(
+    shape: Shape, given_dtype: torch.dtype, relu: bool
+) -> None:
+    rows, columns = shape.taps
+    size = (shape.images, shape.height, shape.width, shape.channels)
+    x, quantize = integers(*size, seed=shape.seed), 0.4983
+    if given_dtype == torch.uint8:
+        x = (x.int() + 128).to(torch.uint8)
+    if given_dtype == torch.float32:
+        x, quantize = normal(*size, seed=shape.seed), 60.0
+    seen = x if given_dtype == torch.int8 else quantized(x.float(), 1.0 / np.float32(quantize))
+    w = integers(shape.outputs, rows, columns, shape.channels, seed=shape.seed + 1)
+    scale, bias = normal(shape.outputs, seed=2).abs() / 3000.0, normal(shape.outputs, seed=3)
+    if given_dtype != torch.int8:
+        product = x.float().numpy() * np.float32(quantize)
+        seen = torch.from_numpy(np.rint(np.clip(product, -128, 127)).astype(np.int8))
+    expected = quantized(finished(exact(seen, w.permute(1, 2, 3, 0), shape), scale, bias, None, relu, 0.0), 0.02)
+    y = poison(shape.out(), torch.int8)
+    tensors = (x.to(DEVICE), w.to(DEVICE), scale.to(DEVICE), bias.to(DEVICE))
+    convolution_int8.first_forward(*tensors, y, shape.geometry, relu, quantize, 0.02)
+    assert torch.equal(y.cpu(), expected)
+
+
+def fp8_runs() -> bool:
+    return INTERPRETED or torch.cuda.get_device_capability() >= (8, 9)
+
+
+@pytest.mark.skipif("not fp8_runs()")
+@HALF
+@given(shapes(), st.booleans(), st.booleans(), st.booleans())
+def test_an_fp8_convolution_is_that_of_float64(shape: Shape, relu: bool, has_residual: bool, fp8_out: bool) -> None:
+    fp8 = torch.float8_e4m3fn
+    rows, columns = shape.taps
+    x = normal(shape.images, shape.height, shape.width, shape.channels, seed=shape.seed).to(fp8)
+    w = normal(rows, columns, shape.outputs, shape.channels, seed=shape.seed + 1).to(fp8)
+    scale = normal(shape.outputs, seed=2).abs() / (rows * columns * shape.channels) ** 0.5
+    bias, residual = normal(shape.outputs, seed=3), normal(*shape.out(), seed=4).to(fp8)
+    expected = exact(x.float(), w.float().permute(0, 1, 3, 2), shape) * scale.double() + bias.double()
+    expected = expected + (residual.double() * 0.5 if has_residual else 0.0)
+    expected = expected.relu() if relu else expected
+    y = poison(shape.out(), fp8 if fp8_out else torch.float16)
+    tensors = (x.to(DEVICE), w.to(DEVICE), scale.to(DEVICE), bias.to(DEVICE))
+    given_residual = residual.to(DEVICE) if has_residual else None
+    convolution_fp8.forward(*tensors, given_residual, y, shape.geometry, relu, 0.5, 0.25)
+    got = y.float().cpu().double() * (0.25 if fp8_out else 1.0)
+    torch.testing.assert_close(got, expected, rtol=0.07 if fp8_out else 4e-3, atol=0.01)
+
+
+def test_a_nan_stays_one_and_int8_is_held_to_its_range() -> None:
+    x, w = torch.ones(1, 2, 2, 16), torch.ones(1, 1, 16, 16)
+    x[0, 0, 0, 3] = float("nan")
+    y = poison((1, 2, 2, 16), torch.float32)
+    convolution.forward(x.to(DEVICE), w.to(DEVICE), torch.zeros(16, device=DEVICE), None, y, Geometry(1, 1), True)
+    assert y[0, 0, 0].isnan().all() and not y[0, 1:].isnan().any()
+    many = torch.full((1, 1, 2, 32), 127, dtype=torch.int8)
+    many[0, 0, 1] = -128
+    filter = torch.full((1, 1, 16, 32), 127, dtype=torch.int8)
+    out = poison((1, 1, 2, 16), torch.int8)
+    ones, zeros = torch.ones(16, device=DEVICE), torch.zeros(16, device=DEVICE)
+    tensors = (many.to(DEVICE), filter.to(DEVICE), ones, zeros)
+    convolution_int8.forward(*tensors, None, out, Geometry(1, 1), False, 1.0, 1.0)
+    assert (out[0, 0, 0] == 127).all() and (out[0, 0, 1] == -128).all()
+
+
+def test_nothing_is_written_beyond_a_tensor_that_is_not_aligned() -> None:
+    memory = poison((1000,), torch.float16)
+    y = memory[7 : 7 + 2 * 3 * 3 * 5].view(2, 3, 3, 5)
+    x = normal(2 * 3 * 3 * 7 + 1, seed=0).half()[1:].view(2, 3, 3, 7)
+    w = normal(3 * 3 * 7 * 5 + 3, seed=1).half()[3:].view(3, 3, 7, 5)
+    shape = Shape(2, 3, 3, 7, 5, (3, 3), 1, (1, 1), 0)
+    zeros = torch.zeros(5, device=DEVICE)
+    convolution.forward(x.to(DEVICE), w.to(DEVICE), zeros, None, y, shape.geometry, False)
+    torch.testing.assert_close(y.cpu().double(), exact(x, w, shape), rtol=4e-3, atol=1e-2)
+    assert memory[:7].isnan().all() and memory[7 + y.numel() :].isnan().all()
