@@ -13,13 +13,14 @@ import fnmatch
 import hashlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from vae_edge.errors import KernelError
 from vae_edge_kernels.variants import Variant
 
-OPERATORS = ("reparameterize", "convolution", "convolution_int8", "convolution_fp8", "upsample_convolution")
+OPERATORS = ("reparameterize", "convolution", "convolution_int8", "convolution_fp8", "upsample_convolution", "turn")
 SCRATCH = ("global_scratch", "profile_scratch")
 
 
@@ -28,6 +29,18 @@ def operators() -> list[Any]:
     from importlib import import_module
 
     return [import_module(f"vae_edge_kernels.{name}") for name in OPERATORS]
+
+
+def wanted(architecture: int, plan: Path | None) -> Iterator[Variant]:
+    """The kernels to compile: the library's, or the network of a plan."""
+    if plan is None:
+        for module in operators():
+            yield from module.variants(architecture)
+    else:
+        from vae_edge_kernels import network
+        from vae_edge_kernels.plan import from_text
+
+        yield network.variant(from_text(plan.read_text(encoding="utf-8")), architecture)
 
 
 def compile_variant(variant: Variant, architecture: int) -> tuple[dict[str, Any], bytes, str]:
@@ -64,7 +77,7 @@ def compile_variant(variant: Variant, architecture: int) -> tuple[dict[str, Any]
         "arguments": arguments,
         "cubin": {
             "architecture": architecture,
-            "constants": variant.constants,
+            "constants": {name: value for name, value in variant.constants.items() if isinstance(value, int)},
             "warps": made.metadata.num_warps,
             "shared_bytes": made.metadata.shared,
             "bytes": len(cubin),
@@ -98,19 +111,19 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("architecture", type=int)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--ptx", action="store_true", help="write the PTX beside the machine code")
+    parser.add_argument("--network", type=Path, help="compile the network of the plan in this file, and nothing else")
     parser.add_argument("--only", default="*", help="compile the kernels whose names fit this pattern")
     options = parser.parse_args(arguments)
     entries = []
     try:
-        for module in operators():
-            for variant in module.variants(options.architecture):
-                if not fnmatch.fnmatchcase(variant.name, options.only):
-                    continue
-                entry, cubin, ptx = compile_variant(variant, options.architecture)
-                (options.folder / f"{variant.name}.cubin").write_bytes(cubin)
-                if options.ptx:
-                    (options.folder / f"{variant.name}.ptx").write_text(ptx, encoding="utf-8")
-                entries.append(entry)
+        for variant in wanted(options.architecture, options.network):
+            if not fnmatch.fnmatchcase(variant.name, options.only):
+                continue
+            entry, cubin, ptx = compile_variant(variant, options.architecture)
+            (options.folder / f"{variant.name}.cubin").write_bytes(cubin)
+            if options.ptx:
+                (options.folder / f"{variant.name}.ptx").write_text(ptx, encoding="utf-8")
+            entries.append(entry)
     except KernelError as error:
         print(error, file=sys.stderr)
         return 2

@@ -15,6 +15,7 @@ import triton.language as tl
 from vae_edge_kernels import configurations, convolution, convolution_int8
 from vae_edge_kernels.head import FIRST, arc_tangent, product, read_content, read_pose, rescaled, rounded
 from vae_edge_kernels.plan import Plan, sizes, tiled
+from vae_edge_kernels.variants import Variant
 from vae_edge_kernels.tiles import at_least, gather, operand, round_to_int8
 from vae_edge_kernels.turn import turned
 
@@ -346,3 +347,23 @@ def forward(
         image, weights, numbers, whitenings, areas, floats, probabilities, angle, score, doubts,
         P=tiles, S=sizes(plan), enable_fp_fusion=not plan.int8, **chosen,
     )  # fmt: skip
+
+
+def variant(plan: Plan, architecture: int) -> Variant:
+    """The network of a plan for the ahead-of-time compiler. Images and answers may lie anywhere."""
+    chosen = dict(configurations.choose(OPERATOR, "int8" if plan.int8 else "fp16", architecture))
+    tiles = tiled(plan, chosen.pop("ROWS"), chosen.pop("COLUMNS"), chosen.pop("DEPTH"))
+    activations = "*i8" if plan.int8 else "*fp16"
+    types = {name: "*fp32" for name in network.arg_names if name.endswith("_ptr")}
+    types |= {"image_ptr": "*u8", "weights_ptr": activations, "areas_ptr": activations, "whitenings_ptr": "*fp16"}
+    return Variant(
+        name="network",
+        operator=OPERATOR,
+        function=network,
+        types=types,
+        constants={"P": tiles, "S": sizes(plan), **{name: chosen[name] for name in ("ELEMENTS", "CHUNK", "CALLS")}},
+        aligned=("weights_ptr", "numbers_ptr", "whitenings_ptr", "areas_ptr", "floats_ptr"),
+        num_warps=chosen["num_warps"],
+        num_stages=chosen["num_stages"],
+        fp_fusion=not plan.int8,
+    )

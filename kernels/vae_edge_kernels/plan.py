@@ -6,8 +6,10 @@ Kernels are specialized by it at compile time, and what fills the memory follows
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 
 TAP = 2  # the layer whose output's means the rejection score looks at
 ALIGNMENT = 16  # elements that each part's place is a multiple of
@@ -315,3 +317,26 @@ def sizes(plan: Plan) -> Sizes:
     score = plan.score
     exact = (plan.classes, plan.bins, plan.latent, plan.hidden, max(plan.tap, plan.pose_tap))
     return Sizes(*(max(16, power_of_two(size)) for size in (*exact, score.components, min(score.clusters, MOST_CLUSTERS))))
+
+
+@cache
+def to_text(plan: Plan) -> str:
+    """A plan as JSON, which is what operators and the ahead-of-time compiler take."""
+    return json.dumps(asdict(plan), separators=(",", ":"))
+
+
+@cache
+def from_text(text: str) -> Plan:
+    """The plan of a text.
+
+    Raises:
+        ValueError: if the text is not one of a plan.
+    """
+    try:
+        values = json.loads(text)
+        values["layers"] = tuple(Layer(**layer) for layer in values["layers"])
+        values["linears"] = tuple(None if linear is None else Linear(**linear) for linear in values["linears"])
+        values["score"] = Score(**values["score"])
+        return Plan(**values)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"it lacks something, or has something else: {error}") from error

@@ -1,21 +1,17 @@
 """The heads of the network: read-outs of angle, classes and rejection score, one operator each for a whole batch.
 
 What they compute is in `vae_edge.model` (network and score); where their numbers lie says a `vae_edge_kernels.plan`,
-which an operator is given as the text of `plan_text`. On CUDA the Triton kernels `vae_edge_kernels.head`, `means` and
+which an operator is given as the text that `plan.to_text` makes of it. On CUDA the Triton kernels `vae_edge_kernels.head`, `means` and
 `reconstruction_error` compute it.
 """
 
 from __future__ import annotations
 
-import functools
-import json
-from dataclasses import asdict
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from vae_edge_kernels import plan as plans
-from vae_edge_kernels.plan import Layer, Linear, Plan, Score, padded
+from vae_edge_kernels.plan import Linear, Plan, padded
 
 from vae_edge.errors import KernelError
 from vae_edge.ops.checks import expect, launcher
@@ -26,26 +22,15 @@ FEATURES = (torch.float16, torch.int8)
 POSE = 6  # cos θ, sin θ, θ, concentration, second-best angle, its share
 
 
-@functools.cache
-def plan_text(plan: Plan) -> str:
-    """A plan as JSON, which is what operators take."""
-    return json.dumps(asdict(plan), separators=(",", ":"))
-
-
-@functools.cache
 def plan_from(text: str) -> Plan:
-    """The plan of a text.
+    """The plan of a text that `plans.to_text` wrote.
 
     Raises:
         KernelError: if the text is not one of a plan.
     """
     try:
-        values = json.loads(text)
-        values["layers"] = tuple(Layer(**layer) for layer in values["layers"])
-        values["linears"] = tuple(None if linear is None else Linear(**linear) for linear in values["linears"])
-        values["score"] = Score(**values["score"])
-        return Plan(**values)
-    except (ValueError, KeyError, TypeError) as error:
+        return plans.from_text(text)
+    except ValueError as error:
         raise KernelError(f"this is no plan of a network: {error}") from error
 
 

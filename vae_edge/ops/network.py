@@ -15,7 +15,7 @@ from vae_edge_kernels.plan import Layer, Plan, padded
 from vae_edge.ops.checks import expect, launcher
 from vae_edge.ops.convolution import MOST_FIRST, convolution, first_convolution
 from vae_edge.ops.convolution_int8 import convolution_int8, first_convolution_int8, to_int8
-from vae_edge.ops.head import POSE, content_head, linear_of, means, plan_from, plan_text, pose_head, reconstruction_error
+from vae_edge.ops.head import POSE, content_head, linear_of, means, plan_from, pose_head, reconstruction_error
 from vae_edge.ops.turn import turn_pixels
 
 DOUBTS = slice(3, 6)  # of a pose: concentration, second-best angle, its share
@@ -30,7 +30,7 @@ def network(
     Args:
         image: uint8 [N, S, S, C].
         weights, numbers, whitenings: as `vae_edge.ops.packing.pack` makes them.
-        plan: what `vae_edge.ops.head.plan_text` makes of their plan.
+        plan: what `vae_edge_kernels.plan.to_text` makes of their plan.
 
     Returns:
         Float32: probabilities [N, K]; angle [N] in radians; score [N]; doubts [N, 3]: concentration, second-best angle
@@ -74,7 +74,7 @@ def by_layers(
     plan: Plan, image: Tensor, weights: Tensor, numbers: Tensor, whitenings: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What `network` gives, by one operator after the other."""
-    text, n = plan_text(plan), image.shape[0]
+    text, n = plans.to_text(plan), image.shape[0]
     whole = numbers.new_zeros((n,))
     upright_cos, upright_sin = whole + 1.0, whole
     pose_means, logits = numbers.new_zeros((n, plan.pose_tap)), numbers.new_zeros((n, plan.classes))

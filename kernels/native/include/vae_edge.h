@@ -34,7 +34,8 @@ typedef enum ve_status {
     VE_ERROR_NOT_INITIALIZED = 5,  /* ve_initialize was not called for the device */
     VE_ERROR_UNKNOWN_KERNEL = 6,   /* no kernel has that name or number */
     VE_ERROR_DRIVER = 7,           /* the driver refused; the sentence has its words */
-    VE_ERROR_OUT_OF_MEMORY = 8     /* host memory */
+    VE_ERROR_OUT_OF_MEMORY = 8,    /* host memory, or the device's */
+    VE_ERROR_FILE = 9              /* a file that is not there, or damaged, or of another kind */
 } ve_status;
 
 typedef enum ve_dtype { VE_FLOAT32 = 0, VE_FLOAT16 = 1, VE_BFLOAT16 = 2 } ve_dtype;
@@ -90,6 +91,36 @@ VE_API ve_status ve_launch_reparameterize_backward(const void *grad_z, const flo
                                                    const void *logvar, void *grad_mu, void *grad_logvar, int rows,
                                                    int columns, uint64_t seed, uint64_t offset, ve_dtype dtype,
                                                    void *stream);
+
+/* A network file, as vae_edge.ops.fuse(model).save(path) writes it, opened on a device: one thread at a time may use a handle;
+ * several handles, several threads. */
+typedef struct ve_network ve_network;
+
+/* What a network is. All memory belongs to the handle. */
+typedef struct ve_network_info {
+    int side, channels, classes;    /* images are uint8 [side, side, channels] */
+    const char *const *class_names; /* `classes` of them, UTF-8 */
+    float threshold;                /* a score up to it is accepted; higher is stranger */
+    int has_angle;                  /* 0 where the network was trained on upright images: its angles are 0 */
+} ve_network_info;
+
+/* Read a network file, verify it, load its machine code and its numbers onto a device. Needs no ve_initialize. */
+VE_API ve_status ve_open(const char *path, int device, ve_network **network);
+
+/* Classify n images, uint8 [n, side, side, channels], and wait for the answer. probabilities: float [n, classes]; angles: float
+ * [n], radians counter-clockwise as displayed, in (-pi, pi]; scores: float [n]. Each pointer may be one to host or to device
+ * memory; any of the last three may be NULL. Nothing is allocated. n = 0 does nothing. */
+VE_API ve_status ve_classify(ve_network *network, const uint8_t *images, int n, float *probabilities, float *angles,
+                             float *scores);
+
+/* The same with doubts: float [n, 3]: how sure the angle is (0 to 1), the second-best angle, and its share of probability. */
+VE_API ve_status ve_classify_with_doubts(ve_network *network, const uint8_t *images, int n, float *probabilities,
+                                         float *angles, float *scores, float *doubts);
+
+VE_API ve_status ve_describe(const ve_network *network, ve_network_info *info);
+
+/* Give back all that the handle holds; the handle must not be used again. NULL does nothing. */
+VE_API ve_status ve_close(ve_network *network);
 
 #ifdef __cplusplus
 }

@@ -20,7 +20,7 @@ void ve_devices_release(void) { (void)pthread_rwlock_unlock(&lock); }
 
 /* Machine code of Ampere and Ada runs on desktop GPUs of its own major version from its minor version up. That of Orin (8.7) runs on
  * Orin alone, and from 9.0 on the compiler writes architecture-specific code, which runs on exactly its own. */
-static int runs_on(int code, int device) {
+int ve_runs_on(int code, int device) {
     if (code == device) return 1;
     return code / 10 == 8 && device / 10 == 8 && code != 87 && device != 87 && code < device;
 }
@@ -28,7 +28,7 @@ static int runs_on(int code, int device) {
 static int choose(const ve_kernel *kernel, int architecture) {
     int best = -1;
     for (int i = 0; i < kernel->architecture_count; i++)
-        if (runs_on(kernel->architectures[i], architecture) &&
+        if (ve_runs_on(kernel->architectures[i], architecture) &&
             (best < 0 || kernel->architectures[i] > kernel->architectures[best]))
             best = i;
     return best;
@@ -92,16 +92,28 @@ static ve_status open_device(int ordinal, ve_device *device) {
     return status;
 }
 
+/* The lock is held for writing. */
+static ve_status open_driver(const char *caller) {
+    if (driver_open) return VE_OK;
+    ve_status status = ve_driver_open(caller, &driver);
+    driver_open = status == VE_OK;
+    return status;
+}
+
+ve_status ve_driver_of_library(const char *caller, const ve_driver **used) {
+    (void)pthread_rwlock_wrlock(&lock);
+    ve_status status = open_driver(caller);
+    (void)pthread_rwlock_unlock(&lock);
+    *used = &driver;
+    return status;
+}
+
 ve_status ve_initialize(int device) {
     if (device < 0 || device >= MOST_DEVICES)
         return ve_fail(VE_ERROR_INVALID_ARGUMENT, "ve_initialize: device must be from 0 to %d; got %d.",
                        MOST_DEVICES - 1, device);
     (void)pthread_rwlock_wrlock(&lock);
-    ve_status status = VE_OK;
-    if (!driver_open) {
-        status = ve_driver_open(&driver);
-        driver_open = status == VE_OK;
-    }
+    ve_status status = open_driver("ve_initialize");
     if (status == VE_OK && !devices[device].ready) {
         ve_device opened = {0};
         status = open_device(device, &opened);

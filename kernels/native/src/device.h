@@ -27,6 +27,12 @@ void ve_devices_release(void);
 /* The driver and the device that a launch of this thread goes to, while held; *push says that its context must be pushed first. */
 ve_status ve_device_of_thread(const char *caller, const ve_driver **driver, const ve_device **device, int *push);
 
+/* The driver, opened and started if it is not. It stays open while the library is loaded. */
+ve_status ve_driver_of_library(const char *caller, const ve_driver **used);
+
+/* Whether machine code for one architecture runs on a device of another (87 is sm_87). */
+int ve_runs_on(int code, int device);
+
 /* The number of a kernel in the table, or -1 with the error set. */
 int ve_find_kernel(const char *caller, const char *name);
 

@@ -13,17 +13,17 @@ const char *ve_driver_words(const ve_driver *driver, CUresult error) {
     return text;
 }
 
-static ve_status start(const ve_driver *driver) {
+static ve_status start(const char *caller, const ve_driver *driver) {
     CUresult result = driver->init(0);
     if (result == CUDA_SUCCESS) return VE_OK;
     if (result == CUDA_ERROR_NO_DEVICE)
-        return ve_fail(VE_ERROR_NO_DEVICE, "ve_initialize: the NVIDIA driver finds no GPU on this machine (%s).",
+        return ve_fail(VE_ERROR_NO_DEVICE, "%s: the NVIDIA driver finds no GPU on this machine (%s).", caller,
                        ve_driver_words(driver, result));
-    return ve_fail(VE_ERROR_NO_DRIVER, "ve_initialize: the NVIDIA driver does not start: error %d, %s.", result,
+    return ve_fail(VE_ERROR_NO_DRIVER, "%s: the NVIDIA driver does not start: error %d, %s.", caller, result,
                    ve_driver_words(driver, result));
 }
 
-ve_status ve_driver_open(ve_driver *driver) {
+ve_status ve_driver_open(const char *caller, ve_driver *driver) {
     const struct {
         void *function;
         const char *name;
@@ -42,22 +42,37 @@ ve_status ve_driver_open(ve_driver *driver) {
         {&driver->library_kernel, "cuLibraryGetKernel"},
         {&driver->kernel_set, "cuKernelSetAttribute"},
         {&driver->launch, "cuLaunchKernel"},
+        {&driver->memory_take, "cuMemAlloc_v2"},
+        {&driver->memory_give, "cuMemFree_v2"},
+        {&driver->host_take, "cuMemAllocHost_v2"},
+        {&driver->host_give, "cuMemFreeHost"},
+        {&driver->pointer_attribute, "cuPointerGetAttribute"},
+        {&driver->copy, "cuMemcpyAsync"},
+        {&driver->stream_make, "cuStreamCreate"},
+        {&driver->stream_end, "cuStreamDestroy_v2"},
+        {&driver->stream_wait, "cuStreamSynchronize"},
+        {&driver->capture_begin, "cuStreamBeginCapture_v2"},
+        {&driver->capture_end, "cuStreamEndCapture"},
+        {&driver->graph_ready, "cuGraphInstantiateWithFlags"},
+        {&driver->graph_launch, "cuGraphLaunch"},
+        {&driver->graph_end, "cuGraphDestroy"},
+        {&driver->graph_ready_end, "cuGraphExecDestroy"},
     };
     void *library = dlopen(VE_DRIVER_FILE, RTLD_NOW | RTLD_LOCAL);
     if (library == NULL)
         return ve_fail(VE_ERROR_NO_DRIVER,
-                       "ve_initialize: no NVIDIA driver on this machine (%s); install one, or use another backend.",
+                       "%s: no NVIDIA driver on this machine (%s); install one, or use another backend.", caller,
                        dlerror());
     for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
         void *symbol = dlsym(library, wanted[i].name);
         if (symbol == NULL) {
             (void)dlclose(library);
             return ve_fail(VE_ERROR_NO_DRIVER,
-                           "ve_initialize: the NVIDIA driver is too old: it lacks %s; CUDA 12.0 or newer is needed.",
+                           "%s: the NVIDIA driver is too old: it lacks %s; CUDA 12.0 or newer is needed.", caller,
                            wanted[i].name);
         }
         memcpy(wanted[i].function, &symbol, sizeof symbol);
     }
     /* A driver that once started stays open: it has threads of its own and does not bear being unloaded. */
-    return start(driver);
+    return start(caller, driver);
 }

@@ -3,6 +3,9 @@
 #ifndef VE_DRIVER_H
 #define VE_DRIVER_H
 
+#include <stddef.h>
+#include <stdint.h>
+
 #include "vae_edge.h"
 
 typedef int CUresult;
@@ -12,16 +15,24 @@ typedef struct CUlib_st *CUlibrary;
 typedef struct CUkern_st *CUkernel;
 typedef struct CUfunc_st *CUfunction;
 typedef struct CUstream_st *CUstream;
+typedef struct CUgraph_st *CUgraph;
+typedef struct CUgraphExec_st *CUgraphExec;
+typedef uint64_t CUdeviceptr;
 
 enum {
     CUDA_SUCCESS = 0,
+    CUDA_ERROR_OUT_OF_MEMORY = 2,
     CUDA_ERROR_NOT_INITIALIZED = 3,
     CUDA_ERROR_NO_DEVICE = 100,
     CUDA_ERROR_INVALID_DEVICE = 101,
     CUDA_ERROR_INVALID_CONTEXT = 201,
     CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR = 75,
     CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR = 76,
-    CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
+    CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8,
+    CU_POINTER_ATTRIBUTE_MEMORY_TYPE = 2,
+    CU_MEMORYTYPE_HOST = 1,
+    CU_STREAM_NON_BLOCKING = 1,
+    CU_STREAM_CAPTURE_MODE_THREAD_LOCAL = 1
 };
 
 typedef struct ve_driver {
@@ -43,10 +54,25 @@ typedef struct ve_driver {
     CUresult (*launch)(CUfunction function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
                        unsigned int block_x, unsigned int block_y, unsigned int block_z, unsigned int shared_bytes,
                        CUstream stream, void **arguments, void **extra);
+    CUresult (*memory_take)(CUdeviceptr *pointer, size_t bytes);
+    CUresult (*memory_give)(CUdeviceptr pointer);
+    CUresult (*host_take)(void **pointer, size_t bytes);
+    CUresult (*host_give)(void *pointer);
+    CUresult (*pointer_attribute)(void *value, int attribute, CUdeviceptr pointer);
+    CUresult (*copy)(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream);
+    CUresult (*stream_make)(CUstream *stream, unsigned int flags);
+    CUresult (*stream_end)(CUstream stream);
+    CUresult (*stream_wait)(CUstream stream);
+    CUresult (*capture_begin)(CUstream stream, int mode);
+    CUresult (*capture_end)(CUstream stream, CUgraph *graph);
+    CUresult (*graph_ready)(CUgraphExec *ready, CUgraph graph, unsigned long long flags);
+    CUresult (*graph_launch)(CUgraphExec ready, CUstream stream);
+    CUresult (*graph_end)(CUgraph graph);
+    CUresult (*graph_ready_end)(CUgraphExec ready);
 } ve_driver;
 
 /* Open and start the driver into *driver. On a failure nothing stays open. The caller holds the library's lock. */
-ve_status ve_driver_open(ve_driver *driver);
+ve_status ve_driver_open(const char *caller, ve_driver *driver);
 
 /* The driver's words for an error. */
 const char *ve_driver_words(const ve_driver *driver, CUresult error);
