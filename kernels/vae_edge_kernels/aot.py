@@ -96,6 +96,7 @@ def compile_all(
     only: str = "*",
     jobs: int | None = None,
     progress: Callable[[str], None] | None = None,
+    network: str | None = None,
 ) -> dict[str, Any]:
     """Compile every kernel for each architecture into the folder `out`, and give the manifest that was written there.
 
@@ -106,6 +107,7 @@ def compile_all(
         only: pattern of kernels' names.
         jobs: processes at a time; the number of CPUs if None.
         progress: called with a line when an architecture is done.
+        network: the text of a `plan`, whose network is compiled in the place of the library's kernels.
 
     Raises:
         KernelError: if a tool is missing, a kernel does not compile, or no kernel fits `only`.
@@ -116,7 +118,7 @@ def compile_all(
 
     def one(architecture: int) -> list[dict[str, Any]]:
         start = time.monotonic()
-        entries = _compile_architecture(folder, architecture, ptx, only)
+        entries = _compile_architecture(folder, architecture, ptx, only, network)
         if progress is not None:
             size = sum(entry["cubin"]["bytes"] for entry in entries)
             seconds = time.monotonic() - start
@@ -132,12 +134,18 @@ def compile_all(
     return manifest
 
 
-def _compile_architecture(folder: Path, architecture: int, ptx: bool, only: str) -> list[dict[str, Any]]:
+def _compile_architecture(
+    folder: Path, architecture: int, ptx: bool, only: str, network: str | None
+) -> list[dict[str, Any]]:
     """Compile in a process of its own, into a folder that takes its place only when it is complete."""
     with tempfile.TemporaryDirectory(prefix=".compiling-", dir=folder) as scratch:
         made = Path(scratch) / f"sm_{architecture}"
         made.mkdir()
         command = [sys.executable, "-m", "vae_edge_kernels.aot_worker", str(architecture), str(made), "--only", only]
+        if network is not None:
+            plan = Path(scratch) / "plan.json"
+            plan.write_text(network, encoding="utf-8")
+            command += ["--network", str(plan)]
         environment = _worker_environment(Path(scratch) / "cache")
         done = subprocess.run(
             command + ["--ptx"] * ptx, env=environment, capture_output=True, text=True, check=False, cwd=scratch

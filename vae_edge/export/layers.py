@@ -10,15 +10,15 @@ import torch
 from onnx import numpy_helper
 
 from vae_edge.errors import ExportError
-from vae_edge.ops.packing import LayerNumbers
+from vae_edge.ops.packing import LayerNumbers, QuantizedNetwork
 
 LAYERS = ("Conv", "Gemm")
 PREFIX = "model."  # of the network in the exported graph
 SUFFIX = ".weight_DequantizeLinear_Output"
 
 
-def read_layers(model: onnx.ModelProto) -> dict[str, LayerNumbers]:
-    """Each quantized layer by the name of its module: int8 weights, their scales, bias, and the scale of its input.
+def read_layers(model: onnx.ModelProto) -> QuantizedNetwork:
+    """The quantized layers: int8 weights, their scales, biases, and the scales of inputs; and the score's offsets.
 
     Raises:
         ExportError: if the file has no int8 layers, or a layer's weights or input are not quantized as `to_int8` does.
@@ -47,4 +47,6 @@ def read_layers(model: onnx.ModelProto) -> dict[str, LayerNumbers]:
         )
     if not layers:
         raise ExportError("the file has no int8 layers; quantize the bundle to int8 first")
-    return layers
+    offsets = (f"{PREFIX}score.{name}" for name in ("offset", "nearest_offset"))
+    first, second = (torch.tensor(value(name)) if name in constants else None for name in offsets)
+    return QuantizedNetwork(layers, first, second)

@@ -95,9 +95,13 @@ class RejectionScore(nn.Module):
         One product, since each operator costs at batch 1.
         """
         first = len(self.measures) - parts.shape[1]
-        given = [WEIGHTS[name] for name in self.measures[first:]]
-        weights = torch.tensor(given, device=parts.device) / self.spread[first:]
-        return (parts @ weights[:, None]).squeeze(1) - (self.centre[first:] * weights).sum()
+        weights, offsets = self.coefficients()
+        return (parts @ weights[first:, None]).squeeze(1) - offsets[first:].sum()
+
+    def coefficients(self) -> tuple[Tensor, Tensor]:
+        """What each measure is multiplied by, and what is then taken off for it, both [M]."""
+        weights = torch.tensor([WEIGHTS[name] for name in self.measures], device=self.spread.device) / self.spread
+        return weights, self.centre * weights
 
     def _project(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Features [N, F] to white components [N, D], and the error to be expected [N, 1]."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vae_edge.errors import KernelError
-from vae_edge.ops.head import plan_text
 from vae_edge.ops.network import by_layers, network
-from vae_edge.ops.packing import LayerNumbers, Packed, folded, pack
+from vae_edge.ops.packing import Packed, QuantizedNetwork, pack
+from vae_edge_kernels.plan import to_text
 
 ONE_LAUNCH_UP_TO = 1024  # images; beyond, layer by layer
 
@@ -29,7 +30,7 @@ class FusedNetwork(nn.Module):
 
     def __init__(self, packed: Packed) -> None:
         super().__init__()
-        self.plan, self.text = packed.plan, plan_text(packed.plan)
+        self.plan, self.text = packed.plan, to_text(packed.plan)
         self.register_buffer("weights", packed.weights)
         self.register_buffer("numbers", packed.numbers)
         self.register_buffer("whitenings", packed.whitenings)
@@ -40,13 +41,35 @@ class FusedNetwork(nn.Module):
             return network(image, self.weights, self.numbers, self.whitenings, self.text)
         return by_layers(self.plan, image, self.weights, self.numbers, self.whitenings)
 
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        classes: Sequence[str],
+        threshold: float,
+        architectures: Sequence[int] = (87,),
+    ) -> None:
+        """Write the network file that the native library opens; see `vae_edge.ops.network_file`.
 
-def fuse(model: Any, quantized: Mapping[str, LayerNumbers] | None = None, light: bool = False) -> FusedNetwork:
+        Args:
+            classes: names.
+            threshold: a score up to it is accepted.
+            architectures: of the GPUs to compile for: 87 is Jetson Orin.
+
+        Raises:
+            KernelError: if the names do not fit, or the network does not compile for an architecture.
+        """
+        from vae_edge.ops.network_file import write_network
+
+        packed = Packed(self.plan, self.weights, self.numbers, self.whitenings)
+        write_network(path, packed, classes, threshold, architectures)
+
+
+def fuse(model: Any, quantized: QuantizedNetwork | None = None, light: bool = False) -> FusedNetwork:
     """The network of inference.
 
     Args:
         model: a trained `vae_edge.model.AngleVAE`.
-        quantized: its int8 layers, as `vae_edge.export.layers.read_layers` reads them from a quantized file; without,
+        quantized: its int8 layers, as `vae_edge.export.layers.read_layers` reads them from a quantized file; without them
             the network is fp16.
         light: whether the score is the one without the reconstruction.
 
@@ -56,4 +79,4 @@ def fuse(model: Any, quantized: Mapping[str, LayerNumbers] | None = None, light:
     if not all(hasattr(model, name) for name in ("config", "encoder", "classifier", "decoder", "score")):
         raise KernelError(f"fuse expects an AngleVAE; got {type(model).__name__}.")
     with torch.no_grad():
-        return FusedNetwork(pack(model, folded(model) if quantized is None else quantized, light))
+        return FusedNetwork(pack(model, quantized, light))

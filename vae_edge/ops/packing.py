@@ -18,7 +18,7 @@ from vae_edge_kernels.plan import Layer, Linear, Plan, padded
 
 from vae_edge.errors import KernelError
 
-DEPTH = 4  # measures of the score: reconstruction, features, energy, angle
+MEASURES = 4  # measures of the score: reconstruction, features, energy, angle
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,16 @@ class LayerNumbers:
     bias: Tensor
     scale: Tensor | None = None
     input_scale: float | None = None
+
+
+@dataclass(frozen=True)
+class QuantizedNetwork:
+    """The int8 layers of a network by the names of their modules, and the rejection score's offsets, which were
+    corrected with the layers' biases; None where the file has none of its own."""
+
+    layers: Mapping[str, LayerNumbers]
+    offset: Tensor | None = None
+    nearest_offset: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -90,32 +100,25 @@ def plan_of(model: Any, light: bool = False, int8: bool = False) -> Plan:
     )
 
 
-def pack(model: Any, layers: Mapping[str, LayerNumbers], light: bool = False) -> Packed:
-    """An angle VAE's numbers for the kernels.
+def pack(model: Any, quantized: QuantizedNetwork | None = None, light: bool = False) -> Packed:
+    """An angle VAE's numbers for the kernels, float16 or int8.
 
     Args:
         model: the network, in evaluation mode.
-        layers: as of `folded`, or the int8 layers of an exported file.
+        quantized: its int8 layers, as an exported file has them.
         light: whether the score is the one without the reconstruction.
 
     Raises:
-        KernelError: if a layer is missing, or some are int8 and some are not.
+        KernelError: if a layer is missing.
     """
-    int8 = _is_int8(layers)
-    packing = _Packing(plan_of(model, light, int8), layers, int8)
-    packing.trunks(model)
+    int8 = quantized is not None
+    packing = _Packing(plan_of(model, light, int8), folded(model) if quantized is None else quantized.layers, int8)
+    packing.trunks()
     packing.heads(model)
     if not light:
-        packing.decoder(model)
-    packing.score(model, light)
+        packing.decoder()
+    packing.score(model, light, quantized or QuantizedNetwork({}))
     return Packed(packing.plan, packing.weights, packing.numbers, packing.whitenings(model))
-
-
-def _is_int8(layers: Mapping[str, LayerNumbers]) -> bool:
-    kinds = {layer.weight.dtype == torch.int8 for layer in layers.values()}
-    if len(kinds) != 1:
-        raise KernelError("the layers to pack must all be int8 or all floating point; some are and some are not")
-    return kinds.pop()
 
 
 class _Packing:
@@ -170,7 +173,7 @@ class _Packing:
             self.put(layer.scale, torch.cat([_scales(one) for one in found]))
             self.put(layer.quantize, both_ways(_input_scale(found[0])))
 
-    def trunks(self, model: Any) -> None:
+    def trunks(self) -> None:
         """Both trunks; each layer's output has the scale of the next one's input."""
         first = 0
         for prefix, count, readers in (
@@ -205,7 +208,7 @@ class _Packing:
             centres = torch.arange(plan.bins) * (2 * math.pi / plan.bins)
             self.put(plan.axes, torch.cat([centres.cos(), centres.sin()]))
 
-    def decoder(self, model: Any) -> None:
+    def decoder(self) -> None:
         """The decoder, whose first layer's output is a grid with the channels next to each other."""
         plan = self.plan
         layer, found = plan.linears[plans.FIRST], self.named("decoder.first")
@@ -219,22 +222,25 @@ class _Packing:
         if self.int8:
             self.put(plan.quantize_grid, inverse(_input_scale(self.named("decoder.middle.0"))))
 
-    def score(self, model: Any, light: bool) -> None:
+    def score(self, model: Any, light: bool, quantized: QuantizedNetwork) -> None:
         """The rejection score's numbers."""
-        plan, score, given = self.plan.score, model.score, model.score
-        rows = given.projection.detach().cpu().float()
-        pose_tap, tap, latent, classes = self.plan.pose_tap, self.plan.tap, self.plan.latent, self.plan.classes
+        plan, score = self.plan.score, model.score
+        rows = score.projection.detach().cpu().float()
+        sizes = (self.plan.pose_tap, self.plan.tap, self.plan.latent, self.plan.classes)
         places = (plan.project_pose, plan.project_tap, plan.project_mu, plan.project_classes)
-        for place, part in zip(places, rows.split([pose_tap, tap, latent, classes, len(rows) - score.told])[:4], strict=True):
+        for place, part in zip(places, rows[: sum(sizes)].split(sizes), strict=True):
             self.put_rows(place, part)
-        self.put(plan.offset, given.offset.cpu())
-        self.put(plan.most_expected, given.most_expected.cpu())
-        self.put_rows(plan.nearest, given.nearest.cpu())
-        self.put(plan.nearest_offset, given.nearest_offset.cpu())
-        self.put_rows(plan.cluster_offset, given.cluster_offset.cpu()[:, 0])
-        weights, centre = score.coefficients(light)
-        self.put(plan.measures, F.pad(weights, (0, DEPTH - len(weights))))
-        self.put(plan.measures + DEPTH, float((centre * weights).sum()))
+        offset, nearest_offset = quantized.offset, quantized.nearest_offset
+        self.put(plan.offset, score.offset.cpu() if offset is None else offset)
+        self.put(plan.most_expected, score.most_expected.cpu())
+        self.put_rows(plan.nearest, score.nearest.cpu())
+        self.put(plan.nearest_offset, score.nearest_offset.cpu() if nearest_offset is None else nearest_offset)
+        self.put_rows(plan.cluster_offset, score.cluster_offset.cpu()[:, 0])
+        weights, offsets = (given.detach().cpu() for given in score.coefficients())
+        if light:
+            weights, offsets = (F.pad(given[1:], (1, 0)) for given in (weights, offsets))
+        self.put(plan.measures, F.pad(weights, (0, MEASURES - len(weights))))
+        self.put(plan.measures + MEASURES, float(offsets.sum()))
 
     def whitenings(self, model: Any) -> Tensor:
         """The clusters' matrices, float16 [clusters, components, padded(components)]."""

@@ -1,0 +1,91 @@
+"""Network files: a fused network with its machine code in one safetensors file, which the native library opens.
+
+The file's tensors are `weights`, `numbers` and `whitenings` (see `vae_edge_kernels.plan`), `cubin.NN` (machine code for
+sm_NN) and `about`, lines of key=value in UTF-8:
+
+    side, channels, classes, has_angle   of images and answers
+    threshold_bits                       the threshold of the score, as the bits of a float32
+    area_bytes, floats                   scratch of an image
+    class.0, class.1, ...                names
+    kernel.NN                            entry, warps and bytes of shared memory of the machine code for sm_NN
+
+Its metadata are `format` and `sha256`, the digest of everything behind the header.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+from vae_edge_kernels import aot, plan
+
+from vae_edge.errors import KernelError
+from vae_edge.files import write_bytes
+from vae_edge.ops.packing import Packed
+
+FORMAT = "vae-edge-network-1"
+ARCHITECTURES = (87,)
+PREFIX = 8  # bytes that hold the header's length
+
+
+def write_network(
+    path: str | os.PathLike[str],
+    packed: Packed,
+    classes: Sequence[str],
+    threshold: float,
+    architectures: Sequence[int] = ARCHITECTURES,
+) -> None:
+    """Compile a network for some GPUs and write its file.
+
+    Args:
+        classes: names, as many as the network has.
+        threshold: a score up to it is accepted.
+        architectures: 87 is Jetson Orin; see `vae_edge_kernels.aot.ARCHITECTURES`.
+
+    Raises:
+        KernelError: if names do not fit the network, or it does not compile for an architecture.
+    """
+    given = packed.plan
+    if len(classes) != given.classes:
+        raise KernelError(f"the network has {given.classes} classes; got {len(classes)} names: {', '.join(classes)}")
+    odd = [name for name in classes if "\n" in name or "\0" in name]
+    if odd:
+        raise KernelError(f"a class name must be one line; got {odd[0]!r}")
+    element = 1 if given.int8 else 2
+    about = {
+        "side": given.side,
+        "channels": given.channels,
+        "classes": given.classes,
+        "has_angle": int(given.bins > 0),
+        "threshold_bits": struct.unpack("<I", struct.pack("<f", threshold))[0],
+        "area_bytes": 2 * given.area * element,
+        "floats": given.floats,
+        **{f"class.{number}": name for number, name in enumerate(classes)},
+    }
+    tensors = {"weights": packed.weights, "numbers": packed.numbers, "whitenings": packed.whitenings}
+    with tempfile.TemporaryDirectory(prefix="vae-edge-network-") as folder:
+        manifest = aot.compile_all(folder, architectures, network=plan.to_text(given))
+        (kernel,) = manifest["kernels"]
+        for cubin in kernel["cubins"]:
+            number = cubin["architecture"]
+            about[f"kernel.{number}"] = f"{kernel['entry']} {cubin['warps']} {cubin['shared_bytes']}"
+            tensors[f"cubin.{number}"] = _bytes((Path(folder) / cubin["file"]).read_bytes())
+    tensors["about"] = _bytes("".join(f"{key}={value}\n" for key, value in about.items()).encode())
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    plain = save(tensors, {"format": FORMAT, "sha256": "0" * 64})
+    (header,) = struct.unpack("<Q", plain[:PREFIX])
+    digest = hashlib.sha256(plain[PREFIX + header :]).hexdigest()
+    content = save(tensors, {"format": FORMAT, "sha256": digest})
+    assert len(content) == len(plain)  # digests are of one length, so the data begin where they did
+    write_bytes(Path(path), content)
+
+
+def _bytes(content: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
