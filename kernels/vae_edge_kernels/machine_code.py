@@ -1,4 +1,4 @@
-"""What the compiler made of a kernel: registers, stack, shared memory, spills, and how wide it loads and stores.
+"""What the compiler made of a kernel: registers, stack, shared memory, spills, matrix instructions, widths of access.
 
 Without a GPU this is the evidence of speed that there is. Spills are judged by what `ptxas -v` says of spill stores:
 local stores in the listing also come from other sources, and a spilling kernel can report few registers.
@@ -11,18 +11,27 @@ import json
 import re
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vae_edge.errors import KernelError
 from vae_edge_kernels import configurations
+from vae_edge_kernels.occupancy import occupancy
 
+MATRIX = {
+    "HMMA": ("HMMA", "HGMMA", "UTCHMMA"),
+    "IMMA": ("IMMA", "IGMMA", "UTCIMMA"),
+    "QMMA": ("QMMA", "QGMMA", "UTCQMMA"),
+}
+"""Families of matrix instructions (floating point, int8, fp8), each by a warp, by a group of warps, and in Blackwell's
+tensor cores."""
 _WIDTH_BITS = {"128": 128, "64": 64, "U16": 16, "S16": 16, "U8": 8, "S8": 8}
 
 
 @dataclass(frozen=True)
 class MachineCode:
-    """Figures of one compiled kernel; `load_bits` and `store_bits` count its global accesses by width in bits."""
+    """Figures of one compiled kernel; `load_bits` and `store_bits` count its global accesses by width in bits, `matrix`
+    its matrix instructions by name, and `occupancy` is the share of a multiprocessor's warps that it can fill."""
 
     registers: int
     stack_bytes: int
@@ -30,21 +39,31 @@ class MachineCode:
     spill_store_bytes: int
     load_bits: dict[int, int]
     store_bits: dict[int, int]
+    matrix: dict[str, int] = field(default_factory=dict)
+    occupancy: float = 1.0
+    code_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a kernel may cost at most, and how wide its widest global load and store must be at least."""
+    """What a kernel may cost at most, how wide its widest global load and store must be at least, which family of
+    matrix instructions it must have (see MATRIX; none where empty), and the least occupancy."""
 
     registers: int
     stack_bytes: int
     shared_bytes: int
     spill_store_bytes: int
     access_bits: int
+    matrix: str = ""
+    occupancy: float = 0.0
 
 
-def inspect(ptx: Path, cubin: Path, architecture: int) -> MachineCode:
+def inspect(ptx: Path, cubin: Path, architecture: int, warps: int = 4, shared_bytes: int | None = None) -> MachineCode:
     """Read a kernel's figures: `ptx` is assembled once more for the spills, `cubin` is listed for the rest.
+
+    Args:
+        warps: of a program.
+        shared_bytes: of a program at launch; what the machine code itself says, if None.
 
     Raises:
         KernelError: if a tool of the Triton wheel is missing or fails, or says something that is not understood.
@@ -55,13 +74,19 @@ def inspect(ptx: Path, cubin: Path, architecture: int) -> MachineCode:
     figures = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage)
     if figures is None:
         raise KernelError(f"cuobjdump says nothing of the resources of {cubin.name}; it printed: {usage.strip()[:200]}")
+    shared = int(figures[3]) if shared_bytes is None else shared_bytes
+    names = [name for family in MATRIX.values() for name in family]
+    counts = {name: len(re.findall(rf"\b{name}(?![A-Z])", listing)) for name in names}
     return MachineCode(
         registers=int(figures[1]),
         stack_bytes=int(figures[2]),
-        shared_bytes=int(figures[3]),
+        shared_bytes=shared,
         spill_store_bytes=_spill_store_bytes(ptx, architecture),
         load_bits=_widths(listing, "LDG"),
         store_bits=_widths(listing, "STG"),
+        matrix={name: count for name, count in counts.items() if count},
+        occupancy=occupancy(architecture, int(figures[1]), warps, shared),
+        code_bytes=cubin.stat().st_size,
     )
 
 
@@ -85,6 +110,11 @@ def check(name: str, code: MachineCode, budget: Budget) -> None:
         widest = max(counts, default=0)
         if widest < budget.access_bits:
             faults.append(f"the widest global {what} is {widest} bits, at least {budget.access_bits} expected")
+    if budget.matrix and not any(name in code.matrix for name in MATRIX[budget.matrix]):
+        found = ", ".join(code.matrix) or "none"
+        faults.append(f"matrix instructions are {found}, {' or '.join(MATRIX[budget.matrix])} expected")
+    if code.occupancy < budget.occupancy:
+        faults.append(f"occupancy is {code.occupancy:.1%}, at least {budget.occupancy:.0%} expected")
     if faults:
         raise KernelError(
             f"Kernel {name} is over its budget: {'; '.join(faults)}. Mend the kernel, or raise the budget in configs/."
@@ -124,9 +154,9 @@ def _spill_store_bytes(ptx: Path, architecture: int) -> int:
 
 
 def _widths(listing: str, instruction: str) -> dict[int, int]:
-    """Count global accesses by width; an instruction without a width is 32 bits, and one copy of 16 bytes is 128."""
+    """Count global accesses by width, those straight to shared memory (LDGSTS) among the loads; 32 bits without one."""
     counts: dict[int, int] = {}
-    for suffixes in re.findall(rf"\b{instruction}((?:\.\w+)*)", listing):
+    for suffixes in re.findall(rf"\b{instruction}(?:STS)?(?![A-Z])((?:\.\w+)*)", listing):
         width = next((_WIDTH_BITS[part] for part in suffixes.split(".") if part in _WIDTH_BITS), 32)
         counts[width] = counts.get(width, 0) + 1
     return counts

@@ -48,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     _bench(commands)
     _inspect(commands)
     _doctor(commands)
+    _kernels(commands)
     return parser
 
 
@@ -322,3 +323,16 @@ def _inspect(commands: Commands) -> None:
 def _doctor(commands: Commands) -> None:
     parser = _add(commands, "doctor", "device", "what this machine has, what is missing, and what to install")
     _json(parser)
+
+
+def _kernels(commands: Commands) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser("kernels", help="compile the GPU kernels and look at them")
+    parts = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    check = parts.add_parser("check", help="what the compiler made of each kernel, against its budget; needs no GPU")
+    check.set_defaults(run=command("kernels", "check"))
+    check.add_argument("--arch", default="87,90", help="architectures: 87 is Jetson Orin (default: 87,90)")
+    check.add_argument("--only", default="*", help="kernels whose names fit this pattern")
+    check.add_argument(
+        "--networks", default="small", metavar="A,B", help="presets whose whole network is compiled, or none"
+    )
+    _json(check)
