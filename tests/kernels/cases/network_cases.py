@@ -1,0 +1,166 @@
+"""The turn, the heads and the whole network in Triton against the operators' references on the CPU."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from vae_edge_kernels import head, reconstruction_error, turn
+from vae_edge_kernels import means as means_kernel
+from vae_edge_kernels import network as kernels
+from vae_edge_kernels.plan import to_text
+from where import DEVICE, poison
+
+from vae_edge.model import AngleVAE, create_config
+from vae_edge.ops import head as references
+from vae_edge.ops.network import by_layers
+from vae_edge.ops.packing import LayerNumbers, QuantizedNetwork, folded, pack
+from vae_edge.ops.turn import turn_pixels
+
+FEW = settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+def bytes_of(*shape: int, seed: int) -> Tensor:
+    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
+
+
+@FEW
+@given(
+    st.integers(0, 3), st.integers(1, 17), st.sampled_from([1, 3]), st.sampled_from([0.0, 0.5]), st.booleans(),
+    st.sampled_from([torch.float32, torch.float16, torch.int8]), st.floats(-4.0, 4.0),
+)  # fmt: skip
+def test_turned_pixels_are_those_of_the_reference(
+    images: int, side: int, channels: int, fill: float, window: bool, dtype: torch.dtype, angle: float
+) -> None:
+    x = bytes_of(images, side, side, channels, seed=side)
+    angles = torch.full((images,), angle)
+    cos, sin = angles.cos(), angles.sin()
+    expected = turn_pixels(x, cos, sin, 1 / 255, fill, window, dtype, 127.0)
+    y = poison(x.shape, dtype)
+    turn.forward(x.to(DEVICE), cos.to(DEVICE), sin.to(DEVICE), y, 1 / 255, fill, 127.0, window)
+    allowed = {torch.float32: 1e-5, torch.float16: 1e-3, torch.int8: 1.0}[dtype]
+    assert images == 0 or (y.cpu().double() - expected.double()).abs().max() <= allowed
+
+
+def test_the_arc_tangent_is_that_of_the_library_in_every_direction() -> None:
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def directions(y_ptr, x_ptr, out_ptr, COUNT: tl.constexpr):
+        i = tl.arange(0, COUNT)
+        tl.store(out_ptr + i, head.arc_tangent(tl.load(y_ptr + i), tl.load(x_ptr + i)))
+
+    angle = torch.linspace(-math.pi, math.pi, 1024)
+    length = torch.logspace(-6, 6, 1024)
+    y, x = length * angle.sin(), length * angle.cos()
+    y[0], x[0] = 0.0, 0.0
+    out = poison((1024,), torch.float32)
+    directions[(1,)](y.to(DEVICE), x.to(DEVICE), out, COUNT=1024)
+    assert (out.cpu() - torch.atan2(y, x)).abs().max() < 1e-6
+
+
+@FEW
+@given(st.integers(0, 2), st.integers(1, 9), st.integers(1, 70), st.sampled_from([torch.float16, torch.int8]))
+def test_means_are_those_of_the_reference(images: int, side: int, channels: int, dtype: torch.dtype) -> None:
+    x = torch.randint(-100, 100, (images, side, side + 1, channels)).to(dtype)
+    y = poison((images, channels), torch.float32)
+    means_kernel.forward(x.to(DEVICE), y, 0.5)
+    torch.testing.assert_close(y.cpu(), references.means(x, 0.5), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("side, block, channels", [(28, 4, 1), (33, 8, 3), (7, 4, 1)])
+def test_the_error_of_a_reconstruction_is_that_of_the_reference(side: int, block: int, channels: int) -> None:
+    generator = torch.Generator().manual_seed(side)
+    grid = -(-side // block)
+    drawn = torch.randn(2, grid, grid, channels * block * block, generator=generator)
+    upright = torch.rand(2, side, side, channels, generator=generator)
+    score, measure = torch.randn(2, 2, generator=generator), torch.tensor([3.0])
+    total = poison((2,), torch.float32)
+    given_there = [tensor.to(DEVICE) for tensor in (drawn, upright, score, measure)]
+    reconstruction_error.forward(*given_there, total, block)
+    expected = references.reconstruction_error(drawn, upright, score, measure, block)
+    torch.testing.assert_close(total.cpu(), expected, rtol=1e-5, atol=1e-5)
+
+
+def untrained(preset: str, **changes: object) -> AngleVAE:
+    """A network of random weights whose score has clusters, and whose normalization does something."""
+    torch.manual_seed(0)
+    model = AngleVAE(create_config(preset, **changes)).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, std=0.1)
+            module.running_mean.normal_(0.0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    count, config = 60, model.config
+    images = torch.rand(count, config.channels, config.size, config.size)
+    with torch.no_grad():
+        output = model(images)
+        errors = torch.rand(count, 1)
+        labels = torch.arange(count) % config.classes
+        model.score.fit(output.mu, output.features, errors, output.logits, labels)
+    return model
+
+
+def quantized(model: AngleVAE) -> QuantizedNetwork:
+    """Its layers in int8, with scales made up: what matters here is that two ways of computing it agree."""
+    layers = {}
+    for name, layer in folded(model).items():
+        axes = tuple(range(1, layer.weight.ndim))
+        scale = layer.weight.abs().amax(axes).clamp_min(1e-6) / 127
+        weight = (layer.weight / scale.reshape(-1, *(1 for _ in axes))).round().to(torch.int8)
+        layers[name] = LayerNumbers(weight, layer.bias, scale, 1 / 127 if name.endswith("layers.0.0") else 0.02)
+    return QuantizedNetwork(layers)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("light", [False, True])
+@pytest.mark.parametrize(
+    "preset, changes",
+    [("tiny", {}), ("tiny", {"pose": False}), ("tiny", {"size": 33, "channels": 3, "window": True, "fill": 0.5})],
+)
+def test_one_launch_gives_what_the_operators_give(
+    preset: str, changes: dict[str, object], light: bool, int8: bool
+) -> None:
+    model = untrained(preset, **changes)
+    packed = pack(model, quantized(model) if int8 else None, light)
+    plan, config = packed.plan, model.config
+    images = bytes_of(2, config.size, config.size, config.channels, seed=1)
+    buffers = (packed.weights, packed.numbers, packed.whitenings)
+    expected = by_layers(plan, images, *buffers)
+    areas, floats = poison((2, 2, plan.area), packed.weights.dtype), poison((2, plan.floats), torch.float32)
+    made = [poison(shape, torch.float32) for shape in ((2, plan.classes), (2,), (2,), (2, 3))]
+    there = [tensor.to(DEVICE) for tensor in (images, *buffers)]
+    kernels.forward(plan, *there, areas, floats, *made)
+    probabilities, angle, score, doubts = (tensor.cpu() for tensor in made)
+    torch.testing.assert_close(probabilities, expected[0], rtol=0, atol=2e-3)
+    torch.testing.assert_close(score, expected[2], rtol=2e-2, atol=2e-2)
+    apart = (angle - expected[1] + math.pi) % (2 * math.pi) - math.pi
+    assert apart.abs().max() < 5e-3
+    if plan.bins:
+        torch.testing.assert_close(doubts[:, [0, 2]], expected[3][:, [0, 2]], rtol=0, atol=2e-3)
+
+
+def test_the_heads_alone_give_what_their_references_give() -> None:
+    model = untrained("tiny")
+    packed = pack(model)
+    plan, text = packed.plan, to_text(packed.plan)
+    generator = torch.Generator().manual_seed(3)
+    features = torch.rand(2, plan.linears[3].inputs, generator=generator).half()
+    logits, pose = references.pose_head(features, packed.weights, packed.numbers, text)
+    got = poison(logits.shape, torch.float32), poison(pose.shape, torch.float32)
+    there = [tensor.to(DEVICE) for tensor in (features, packed.weights, packed.numbers)]
+    head.pose_forward(plan, *there, *got)
+    torch.testing.assert_close((got[0].cpu(), got[1].cpu()), (logits, pose), rtol=1e-4, atol=1e-4)
+    means = torch.rand(2, plan.tap, generator=generator)
+    given_tensors = (features, means, means.flip(0), logits, pose, packed.weights, packed.numbers, packed.whitenings)
+    expected = references.content_head(*given_tensors, text)
+    made = [poison(tensor.shape, torch.float32) for tensor in expected]
+    read = [tensor.contiguous().to(DEVICE) for tensor in given_tensors]
+    head.content_forward(plan, *read, *made)
+    torch.testing.assert_close([tensor.cpu() for tensor in made], list(expected), rtol=1e-3, atol=1e-3)

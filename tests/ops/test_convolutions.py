@@ -1,0 +1,153 @@
+"""The convolutions, the turn and the heads as operators: schemas, fakes, and refusals that name the argument."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from vae_edge.errors import KernelError
+from vae_edge.ops.convolution import convolution, first_convolution
+from vae_edge.ops.convolution_fp8 import convolution_fp8
+from vae_edge.ops.convolution_int8 import convolution_int8, first_convolution_int8
+from vae_edge.ops.head import means, reconstruction_error
+from vae_edge.ops.turn import turn, turn_pixels
+
+OPS = torch.ops.vae_edge
+FP8 = torch.float8_e4m3fn
+
+
+def floats(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def whole(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randint(-128, 128, shape, generator=torch.Generator().manual_seed(seed)).to(torch.int8)
+
+
+EIGHT = (floats(4).abs(), floats(4), None, 1, 1, 1, True, 1.0, 0.5)
+CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "convolution": (
+        OPS.convolution,
+        (floats(2, 5, 4, 3), floats(3, 3, 3, 4), floats(4), floats(2, 5, 4, 4), 1, 1, 1, True, 1),
+    ),
+    "convolution upsampled": (
+        OPS.convolution,
+        (floats(2, 5, 4, 3).half(), floats(1, 1, 3, 4).half(), floats(4), None, 1, 0, 0, False, 2),
+    ),
+    "first_convolution": (
+        OPS.first_convolution,
+        (whole(2, 5, 4, 1).view(torch.uint8), floats(3, 3, 1, 4).half(), floats(4), 2, 1, 1, True, 1 / 255),
+    ),
+    "convolution_int8": (OPS.convolution_int8, (whole(2, 5, 4, 3), whole(3, 3, 4, 3), *EIGHT, torch.int8)),
+    "convolution_int8 to half": (OPS.convolution_int8, (whole(2, 5, 4, 3), whole(3, 3, 4, 3), *EIGHT, torch.float16)),
+    "first_convolution_int8": (
+        OPS.first_convolution_int8,
+        (floats(2, 5, 4, 1), whole(4, 3, 3, 1), floats(4).abs(), floats(4), 1, 1, 1, True, 50.0, 0.5),
+    ),
+    "convolution_fp8": (
+        OPS.convolution_fp8,
+        (floats(2, 5, 4, 3).to(FP8), floats(3, 3, 4, 3).to(FP8), *EIGHT, torch.float16),
+    ),
+    "turn_pixels": (
+        OPS.turn_pixels,
+        (whole(2, 6, 6, 3).view(torch.uint8), floats(2).cos(), floats(2).sin(), 1 / 255, 0.5, True, torch.int8, 127.0),
+    ),
+    "means": (OPS.means, (whole(2, 5, 4, 3), 0.5)),
+    "reconstruction_error": (
+        OPS.reconstruction_error,
+        (floats(2, 2, 2, 16), floats(2, 7, 7, 1).sigmoid(), floats(2, 2), floats(1), 4),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_it_passes_opcheck(name: str) -> None:
+    operator, arguments = CALLS[name]
+    torch.library.opcheck(operator.default, arguments)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    st.integers(1, 20), st.integers(1, 20), st.sampled_from([1, 3, 5]), st.integers(1, 2), st.integers(0, 2),
+    st.booleans(),
+)  # fmt: skip
+def test_a_convolution_is_that_of_pytorch(
+    channels: int, outputs: int, taps: int, stride: int, pad: int, relu: bool
+) -> None:
+    x, weight, bias = floats(2, 6, 7, channels), floats(taps, taps, channels, outputs, seed=1), floats(outputs, seed=2)
+    expected = F.conv2d(x.permute(0, 3, 1, 2), weight.permute(3, 2, 0, 1), bias, stride, pad).permute(0, 2, 3, 1)
+    got = convolution(x, weight, bias, None, stride, (pad, pad), relu)
+    torch.testing.assert_close(got, expected.relu() if relu else expected)
+
+
+def test_an_int8_convolution_of_scaled_numbers_is_near_that_of_the_numbers() -> None:
+    x, weight, bias = floats(2, 6, 6, 16), floats(3, 3, 16, 8, seed=1) / 12, floats(8, seed=2)
+    x_scale, w_scale = x.abs().max() / 127, weight.abs().amax((0, 1, 2)) / 127
+    rounded = (weight / w_scale).round().to(torch.int8).permute(0, 1, 3, 2).contiguous()
+    got = convolution_int8(
+        (x / x_scale).round().to(torch.int8), rounded, x_scale * w_scale, bias, None, 1, (1, 1), True, dtype=torch.float32
+    )
+    expected = convolution(x, weight, bias, None, 1, (1, 1), True)
+    assert (got - expected).abs().max() < 0.05
+    bytes_out = convolution_int8(
+        (x / x_scale).round().to(torch.int8), rounded, x_scale * w_scale, bias, None, 1, (1, 1), True, output_scale=0.03
+    )
+    assert torch.equal(bytes_out, (got / 0.03).clamp(-128, 127).round().to(torch.int8))
+
+
+def test_pixels_are_turned_counter_clockwise_as_displayed() -> None:
+    image = torch.zeros(1, 28, 28, 1, dtype=torch.uint8)
+    image[0, 13:15, 20:27] = 255  # a stroke to the right
+    quarter = torch.tensor([torch.pi / 2])
+    turned = turn_pixels(image, quarter.cos(), quarter.sin(), dtype=torch.float32)
+    assert turned[0, 1:8, 13:15].min() > 0.99 and turned.sum() == pytest.approx(14, abs=1e-3)  # now it points up
+    angle = floats(3)
+    images = whole(3, 28, 28, 3).view(torch.uint8)
+    expected = turn((images.float() / 255).permute(0, 3, 1, 2), angle.cos(), angle.sin(), 0.25).permute(0, 2, 3, 1)
+    got = turn_pixels(images, angle.cos(), angle.sin(), fill=0.25, dtype=torch.float32)
+    torch.testing.assert_close(got, expected)
+
+
+X, W, B = floats(1, 4, 4, 3), floats(3, 3, 3, 4), floats(4)
+I, V = whole(1, 4, 4, 3), whole(3, 3, 4, 3)
+S = floats(4).abs()
+COS = torch.ones(1)
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: convolution(X[0], W, B), r"convolution expects x as \[N, H, W, C\]; got shape \[4, 4, 3\]"),
+        (lambda: convolution(X.double(), W, B), "convolution expects x in float32 or float16 or bfloat16; got float64"),
+        (lambda: convolution(X, W.half(), B), "convolution expects weight in float32; got float16"),
+        (lambda: convolution(X, W[:, :, :2], B), r"weight of shape \[R, S, 3, K\]; got \[3, 3, 2, 4\]"),
+        (lambda: convolution(X, W, B[:2]), r"convolution expects bias of shape \[4\]; got \[2\]"),
+        (lambda: convolution(X, W, B, X), r"convolution expects residual of shape \[1, 2, 2, 4\]"),
+        (lambda: convolution(X, W, B, None, 0), "convolution expects stride of at least 1; got 0"),
+        (lambda: convolution(X, W, B, None, 1, (-1, 0)), "padding of at least 0; got -1 and 0"),
+        (lambda: convolution(X[:, :2], W, B), "at least as large as its filter"),
+        (lambda: convolution(X, W, B, upsampling=3), "upsampling of 1 or 2; got 3"),
+        (lambda: convolution(X, W.to("meta"), B), "all tensors on one device; weight is on meta"),
+        (lambda: first_convolution(floats(1, 9, 9, 15), floats(3, 3, 15, 4), B), r"at most 128; got 3 · 3 · 15"),
+        (lambda: convolution_int8(X, V, S, B), "convolution_int8 expects x in int8; got float32"),
+        (lambda: convolution_int8(I, V, S[:3], B), r"convolution_int8 expects scale of shape \[4\]; got \[3\]"),
+        (lambda: convolution_int8(I, V, S, B, output_scale=0.0), "expects output_scale above 0; got 0.0"),
+        (lambda: convolution_int8(I, V, S, B, dtype=torch.int32), "gives int8, float16 or float32"),
+        (lambda: first_convolution_int8(I, V, S, B), r"weight of shape \[K, R, S, 3\]"),
+        (lambda: convolution_fp8(I, V, S, B), "convolution_fp8 expects x in float8_e4m3fn; got int8"),
+        (lambda: turn_pixels(X, COS, COS, dtype=torch.int32), "turn_pixels gives float16"),
+        (lambda: turn_pixels(X[:, :3], COS, COS), r"turn_pixels expects x of shape \[N, S, 3, C\]"),
+        (lambda: turn_pixels(X, floats(2), COS), r"turn_pixels expects cos of shape \[1\]; got \[2\]"),
+        (lambda: means(X[0], 1.0), "means expects x as"),
+        (lambda: reconstruction_error(X, X, floats(1, 2), B, 4), "reconstruction_error expects drawn of shape"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(call: Any, words: str) -> None:
+    with pytest.raises(KernelError, match=words):
+        call()
