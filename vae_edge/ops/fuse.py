@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from vae_edge_kernels.plan import to_text
 
 from vae_edge.errors import KernelError
 from vae_edge.ops.network import by_layers, network
 from vae_edge.ops.packing import Packed, QuantizedNetwork, pack
-from vae_edge_kernels.plan import to_text
 
 ONE_LAUNCH_UP_TO = 1024  # images; beyond, layer by layer
 
@@ -48,7 +48,7 @@ class FusedNetwork(nn.Module):
         threshold: float,
         architectures: Sequence[int] = (87,),
     ) -> None:
-        """Write the network file that the native library opens; see `vae_edge.ops.network_file`.
+        """Write the network file that the native library opens; see `vae_edge_kernels.network_file`.
 
         Args:
             classes: names.
@@ -58,10 +58,10 @@ class FusedNetwork(nn.Module):
         Raises:
             KernelError: if the names do not fit, or the network does not compile for an architecture.
         """
-        from vae_edge.ops.network_file import write_network
+        from vae_edge_kernels.network_file import write_network
 
-        packed = Packed(self.plan, self.weights, self.numbers, self.whitenings)
-        write_network(path, packed, classes, threshold, architectures)
+        buffers = {name: buffer.detach().cpu().contiguous().numpy() for name, buffer in self.named_buffers()}
+        write_network(path, self.plan, buffers, classes, threshold, architectures)
 
 
 def fuse(model: Any, quantized: QuantizedNetwork | None = None, light: bool = False) -> FusedNetwork:

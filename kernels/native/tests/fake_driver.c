@@ -8,8 +8,9 @@
 #define EXPORT __attribute__((visibility("default")))
 #define MOST_CONTEXTS 16
 #define MOST_KERNELS 4096
+#define MOST_OPERATIONS 16
 
-enum { INVALID_VALUE = 1, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, NO_BINARY = 209, NOT_FOUND = 500 };
+enum { INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, NO_BINARY = 209, NOT_FOUND = 500 };
 enum { ATTRIBUTE_REQUIRED_THREADS = 0x10, ATTRIBUTE_PARAMETER = 0x17, FORMAT_SIZED = 4 };
 
 typedef struct library {
@@ -17,6 +18,19 @@ typedef struct library {
     int architecture;
     int loaded;
 } library;
+
+/* Something that a stream does: a copy where `bytes` is above 0, else a launch. */
+typedef struct operation {
+    uint64_t to, from;
+    size_t bytes;
+    fake_launch launch;
+} operation;
+
+/* A stream, and what was recorded on it: a graph is the same. */
+typedef struct stream {
+    int capturing, count;
+    operation operations[MOST_OPERATIONS];
+} stream;
 
 typedef struct kernel {
     library *from;
@@ -32,6 +46,8 @@ static library libraries[MOST_KERNELS];
 static kernel kernels[MOST_KERNELS];
 static int library_count, kernel_count, launch_count, initialized;
 static fake_launch last;
+static fake_kernel run_kernel;
+static int memory_count, host_count, stream_count, graph_count;
 static _Thread_local int *stack[MOST_CONTEXTS];
 static _Thread_local int depth;
 
@@ -49,6 +65,8 @@ EXPORT void fake_set_current(int handle) {
     depth = 0;
     if (handle >= 0) stack[depth++] = &contexts[handle - FAKE_FIRST_HANDLE];
 }
+EXPORT void fake_run_with(fake_kernel kernel) { run_kernel = kernel; }
+EXPORT int fake_things_held(void) { return memory_count + host_count + stream_count + graph_count; }
 EXPORT int fake_contexts_retained(void) {
     int sum = 0;
     for (int i = 0; i < MOST_CONTEXTS; i++) sum += contexts[i];
@@ -190,6 +208,8 @@ EXPORT int cuKernelSetAttribute(int attribute, int value, kernel *which, int dev
     return attribute == 8 && value > 49152 && which->from->loaded && device >= FAKE_FIRST_HANDLE ? 0 : INVALID_VALUE;
 }
 
+static int do_or_record(operation what, void *where);
+
 EXPORT int cuLaunchKernel(kernel *which, unsigned int gx, unsigned int gy, unsigned int gz, unsigned int bx,
                           unsigned int by, unsigned int bz, unsigned int shared_bytes, void *stream, void **arguments,
                           void **extra) {
@@ -210,11 +230,135 @@ EXPORT int cuLaunchKernel(kernel *which, unsigned int gx, unsigned int gy, unsig
         launch.sizes[i] = which->sizes[i];
         memcpy(&launch.values[i], arguments[i], (size_t)which->sizes[i]);
     }
+    return do_or_record((operation){.launch = launch}, stream);
+}
+
+/* Device memory is host memory with a mark in its highest bits, so that neither passes for the other. */
+#define DEVICE_MARK (UINT64_C(0x7d) << 56)
+#define MARK_BITS (UINT64_C(0xff) << 56)
+
+static int is_device(uint64_t pointer) { return (pointer & MARK_BITS) == DEVICE_MARK; }
+
+static void perform(const operation *what) {
+    if (what->bytes > 0) {
+        memcpy((void *)(uintptr_t)(what->to & ~MARK_BITS), (const void *)(uintptr_t)(what->from & ~MARK_BITS), what->bytes);
+        return;
+    }
     pthread_mutex_lock(&lock);
-    last = launch;
+    last = what->launch;
     launch_count++;
     pthread_mutex_unlock(&lock);
+    if (run_kernel != NULL) {
+        fake_launch seen = what->launch;
+        for (int i = 0; i < seen.parameter_count; i++)
+            if (is_device(seen.values[i])) seen.values[i] &= ~MARK_BITS;
+        run_kernel(&seen);
+    }
+}
+
+static int do_or_record(operation what, void *where) {
+    stream *on = where;
+    if (on != NULL && on->capturing) {
+        if (on->count == MOST_OPERATIONS) return INVALID_VALUE;
+        on->operations[on->count++] = what;
+    } else {
+        perform(&what);
+    }
     return 0;
 }
+
+EXPORT int cuMemAlloc_v2(uint64_t *pointer, size_t bytes) {
+    if (current() == NULL || bytes == 0) return INVALID_VALUE;
+    if (number("FAKE_MEMORY", 1 << 30) <= memory_count) return OUT_OF_MEMORY;
+    void *memory = malloc(bytes);
+    memset(memory, 0xa5, bytes);
+    *pointer = (uint64_t)(uintptr_t)memory | DEVICE_MARK;
+    memory_count++;
+    return 0;
+}
+
+EXPORT int cuMemFree_v2(uint64_t pointer) {
+    if (!is_device(pointer)) return INVALID_VALUE;
+    free((void *)(uintptr_t)(pointer & ~MARK_BITS));
+    memory_count--;
+    return 0;
+}
+
+EXPORT int cuMemAllocHost_v2(void **pointer, size_t bytes) {
+    *pointer = malloc(bytes);
+    host_count++;
+    return 0;
+}
+
+EXPORT int cuMemFreeHost(void *pointer) {
+    free(pointer);
+    host_count--;
+    return 0;
+}
+
+EXPORT int cuPointerGetAttribute(void *value, int attribute, uint64_t pointer) {
+    if (attribute != 2) return INVALID_VALUE;
+    if (!is_device(pointer)) return INVALID_VALUE; /* the driver does not know ordinary memory */
+    *(unsigned int *)value = 2;
+    return 0;
+}
+
+EXPORT int cuMemcpyAsync(uint64_t to, uint64_t from, size_t bytes, void *where) {
+    if (current() == NULL || bytes == 0) return INVALID_VALUE;
+    return do_or_record((operation){.to = to, .from = from, .bytes = bytes}, where);
+}
+
+EXPORT int cuStreamCreate(stream **made, unsigned int flags) {
+    if (current() == NULL || flags != 1) return INVALID_VALUE;
+    *made = calloc(1, sizeof **made);
+    stream_count++;
+    return 0;
+}
+
+EXPORT int cuStreamDestroy_v2(stream *which) {
+    free(which);
+    stream_count--;
+    return 0;
+}
+
+EXPORT int cuStreamSynchronize(stream *which) { return which == NULL || which->capturing ? INVALID_VALUE : 0; }
+
+EXPORT int cuStreamBeginCapture_v2(stream *which, int mode) {
+    if (which->capturing || mode != 1) return INVALID_VALUE;
+    which->capturing = 1;
+    which->count = 0;
+    return 0;
+}
+
+EXPORT int cuStreamEndCapture(stream *which, stream **graph) {
+    if (!which->capturing) return INVALID_VALUE;
+    which->capturing = 0;
+    *graph = malloc(sizeof **graph);
+    **graph = *which;
+    graph_count++;
+    return 0;
+}
+
+EXPORT int cuGraphInstantiateWithFlags(stream **ready, const stream *graph, unsigned long long flags) {
+    if (flags != 0) return INVALID_VALUE;
+    *ready = malloc(sizeof **ready);
+    **ready = *graph;
+    graph_count++;
+    return 0;
+}
+
+EXPORT int cuGraphLaunch(const stream *ready, stream *on) {
+    if (current() == NULL || on->capturing) return INVALID_VALUE;
+    for (int i = 0; i < ready->count; i++) perform(&ready->operations[i]);
+    return 0;
+}
+
+EXPORT int cuGraphDestroy(stream *graph) {
+    free(graph);
+    graph_count--;
+    return 0;
+}
+
+EXPORT int cuGraphExecDestroy(stream *ready) { return cuGraphDestroy(ready); }
 
 #endif

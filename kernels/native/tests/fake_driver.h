@@ -25,6 +25,13 @@ typedef struct fake_launch {
     uint64_t values[FAKE_MOST_PARAMETERS];
 } fake_launch;
 
+/* What a launch does, if anything: it sees device pointers as pointers that it can follow. */
+typedef void (*fake_kernel)(const fake_launch *launch);
+void fake_run_with(fake_kernel kernel);
+
+/* Allocations, streams and graphs that were not given back. FAKE_MEMORY: how many device allocations there are room for. */
+int fake_things_held(void);
+
 /* How many launches there were, and the last one. */
 int fake_launch_count(void);
 void fake_last_launch(fake_launch *launch);

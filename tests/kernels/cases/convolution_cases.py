@@ -185,7 +185,7 @@ def fp8_runs() -> bool:
     return INTERPRETED or torch.cuda.get_device_capability() >= (8, 9)
 
 
-@pytest.mark.skipif("not fp8_runs()")
+@pytest.mark.skipif(not fp8_runs(), reason="needs a GPU with fp8")
 @HALF
 @given(shapes(), st.booleans(), st.booleans(), st.booleans())
 def test_an_fp8_convolution_is_that_of_float64(shape: Shape, relu: bool, has_residual: bool, fp8_out: bool) -> None:

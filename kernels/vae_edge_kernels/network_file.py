@@ -20,31 +20,31 @@ import struct
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-
-import torch
-from safetensors.torch import save
-from torch import Tensor
-from vae_edge_kernels import aot, plan
+from typing import Any
 
 from vae_edge.errors import KernelError
 from vae_edge.files import write_bytes
-from vae_edge.ops.packing import Packed
+from vae_edge_kernels import aot
+from vae_edge_kernels.plan import Plan, to_text
 
 FORMAT = "vae-edge-network-1"
-ARCHITECTURES = (87,)
+ORIN = (87,)
 PREFIX = 8  # bytes that hold the header's length
 
 
 def write_network(
     path: str | os.PathLike[str],
-    packed: Packed,
+    given: Plan,
+    buffers: dict[str, Any],
     classes: Sequence[str],
     threshold: float,
-    architectures: Sequence[int] = ARCHITECTURES,
+    architectures: Sequence[int] = ORIN,
 ) -> None:
     """Compile a network for some GPUs and write its file.
 
     Args:
+        given: what the network is.
+        buffers: NumPy arrays `weights`, `numbers` and `whitenings`, as the plan says.
         classes: names, as many as the network has.
         threshold: a score up to it is accepted.
         architectures: 87 is Jetson Orin; see `vae_edge_kernels.aot.ARCHITECTURES`.
@@ -52,7 +52,9 @@ def write_network(
     Raises:
         KernelError: if names do not fit the network, or it does not compile for an architecture.
     """
-    given = packed.plan
+    import numpy as np
+    from safetensors.numpy import save
+
     if len(classes) != given.classes:
         raise KernelError(f"the network has {given.classes} classes; got {len(classes)} names: {', '.join(classes)}")
     odd = [name for name in classes if "\n" in name or "\0" in name]
@@ -69,23 +71,18 @@ def write_network(
         "floats": given.floats,
         **{f"class.{number}": name for number, name in enumerate(classes)},
     }
-    tensors = {"weights": packed.weights, "numbers": packed.numbers, "whitenings": packed.whitenings}
+    tensors = dict(buffers)
     with tempfile.TemporaryDirectory(prefix="vae-edge-network-") as folder:
-        manifest = aot.compile_all(folder, architectures, network=plan.to_text(given))
+        manifest = aot.compile_all(folder, architectures, network=to_text(given))
         (kernel,) = manifest["kernels"]
         for cubin in kernel["cubins"]:
             number = cubin["architecture"]
             about[f"kernel.{number}"] = f"{kernel['entry']} {cubin['warps']} {cubin['shared_bytes']}"
-            tensors[f"cubin.{number}"] = _bytes((Path(folder) / cubin["file"]).read_bytes())
-    tensors["about"] = _bytes("".join(f"{key}={value}\n" for key, value in about.items()).encode())
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            tensors[f"cubin.{number}"] = np.frombuffer((Path(folder) / cubin["file"]).read_bytes(), np.uint8)
+    tensors["about"] = np.frombuffer("".join(f"{key}={value}\n" for key, value in about.items()).encode(), np.uint8)
     plain = save(tensors, {"format": FORMAT, "sha256": "0" * 64})
     (header,) = struct.unpack("<Q", plain[:PREFIX])
     digest = hashlib.sha256(plain[PREFIX + header :]).hexdigest()
     content = save(tensors, {"format": FORMAT, "sha256": digest})
     assert len(content) == len(plain)  # digests are of one length, so the data begin where they did
     write_bytes(Path(path), content)
-
-
-def _bytes(content: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8)

@@ -1,0 +1,130 @@
+/* Network files, against a test double of the driver: reading, refusing, the way of images and answers, giving back.
+ * Arguments: a network file of two classes or more with machine code for the double's device, and a folder to write in. */
+#include <stdint.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "fake_driver.h"
+
+#define MOST 200
+
+static int side, channels, classes;
+static uint8_t images[MOST * 64 * 64 * 3];
+static float probabilities[MOST * 64], angles[MOST], scores[MOST], doubts[MOST * 3];
+
+/* In the network's place: answers that say which image they belong to. */
+static void answer(const fake_launch *launch) {
+    CHECK(launch->parameter_count == 12 && launch->grid[1] == 1 && launch->grid[2] == 1);
+    CHECK(launch->values[10] == 0 && launch->values[11] == 0);
+    const uint8_t *image = (const uint8_t *)(uintptr_t)launch->values[0];
+    float *first = (float *)(uintptr_t)launch->values[6], *angle = (float *)(uintptr_t)launch->values[7];
+    float *score = (float *)(uintptr_t)launch->values[8], *doubt = (float *)(uintptr_t)launch->values[9];
+    for (unsigned int n = 0; n < launch->grid[0]; n++) {
+        float mark = image[(size_t)n * (size_t)(side * side * channels)];
+        for (int k = 0; k < classes; k++) first[n * (unsigned int)classes + (unsigned int)k] = mark + (float)k / 1000.0f;
+        angle[n] = -mark;
+        score[n] = 1000.0f + mark;
+        for (unsigned int i = 0; i < 3; i++) doubt[3 * n + i] = 2000.0f * (float)i + mark;
+    }
+}
+
+static void check_answers(int n) {
+    for (int i = 0; i < n; i++) {
+        float mark = (float)(i % 251);
+        CHECK(probabilities[i * classes] == mark && probabilities[i * classes + classes - 1] == mark + (float)(classes - 1) / 1000.0f);
+        CHECK(angles[i] == -mark && scores[i] == 1000.0f + mark && doubts[3 * i + 2] == 4000.0f + mark);
+    }
+}
+
+static void forget(void) {
+    memset(probabilities, 0, sizeof probabilities);
+    memset(angles, 0, sizeof angles);
+    memset(scores, 0, sizeof scores);
+    memset(doubts, 0, sizeof doubts);
+}
+
+/* A copy of the file with one byte changed, or its end cut off. */
+static void write_damaged(const char *from, const char *to, long at, long length) {
+    FILE *in = fopen(from, "rb"), *out = fopen(to, "wb");
+    CHECK(in != NULL && out != NULL);
+    int c;
+    for (long i = 0; (c = fgetc(in)) != EOF && i < length; i++) CHECK(fputc(i == at ? c ^ 1 : c, out) != EOF);
+    (void)fclose(in);
+    (void)fclose(out);
+}
+
+static void check_refusals(const char *path, const char *folder) {
+    ve_network *network = NULL;
+    char damaged[512];
+    (void)snprintf(damaged, sizeof damaged, "%s/damaged.ve", folder);
+    CHECK_FAILS(ve_open(NULL, 0, &network), VE_ERROR_INVALID_ARGUMENT, "must not be NULL");
+    CHECK_FAILS(ve_open(path, -1, &network), VE_ERROR_INVALID_ARGUMENT, "device is -1");
+    CHECK_FAILS(ve_open(path, 7, &network), VE_ERROR_NO_DEVICE, "no CUDA device number 7");
+    CHECK_FAILS(ve_open("/nowhere.ve", 0, &network), VE_ERROR_FILE, "/nowhere.ve cannot be opened");
+    CHECK_FAILS(ve_open(folder, 0, &network), VE_ERROR_FILE, folder);
+    FILE *file = fopen(path, "rb");
+    CHECK(file != NULL && fseek(file, 0, SEEK_END) == 0);
+    long size = ftell(file);
+    (void)fclose(file);
+    write_damaged(path, damaged, size - 100, size);
+    CHECK_FAILS(ve_open(damaged, 0, &network), VE_ERROR_FILE, "its SHA-256 is");
+    write_damaged(path, damaged, 9, size);
+    CHECK_FAILS(ve_open(damaged, 0, &network), VE_ERROR_FILE, "damaged");
+    write_damaged(path, damaged, -1, size / 2);
+    CHECK_FAILS(ve_open(damaged, 0, &network), VE_ERROR_FILE, "damaged");
+    write_damaged(path, damaged, -1, 5);
+    CHECK_FAILS(ve_open(damaged, 0, &network), VE_ERROR_FILE, "it has 5 bytes");
+    write_damaged(path, damaged, 6, size);
+    CHECK_FAILS(ve_open(damaged, 0, &network), VE_ERROR_FILE, "its header would have");
+    char own[16];
+    (void)snprintf(own, sizeof own, "%s", getenv("FAKE_CC"));
+    CHECK(setenv("FAKE_CC", "75", 1) == 0);
+    CHECK_FAILS(ve_open(path, 0, &network), VE_ERROR_UNSUPPORTED_DEVICE, "the device is sm_75");
+    CHECK(setenv("FAKE_CC", own, 1) == 0);
+    for (int room = 0; room < 7; room++) {
+        char text[8];
+        (void)snprintf(text, sizeof text, "%d", room);
+        CHECK(setenv("FAKE_MEMORY", text, 1) == 0);
+        CHECK_FAILS(ve_open(path, 0, &network), VE_ERROR_OUT_OF_MEMORY, "error 2");
+    }
+    CHECK(unsetenv("FAKE_MEMORY") == 0);
+    CHECK(network == NULL && fake_things_held() == 0 && fake_contexts_retained() == 0 && fake_libraries_loaded() == 0);
+}
+
+int main(int count, char **values) {
+    CHECK(count == 3 && getenv("FAKE_CC") != NULL);
+    check_refusals(values[1], values[2]);
+    ve_network *network = NULL;
+    ve_network_info info;
+    CHECK(ve_open(values[1], 0, &network) == VE_OK && network != NULL);
+    CHECK(fake_current() == -1); /* the thread's context is as it was */
+    CHECK(ve_describe(network, &info) == VE_OK);
+    side = info.side, channels = info.channels, classes = info.classes;
+    CHECK(side >= 28 && side <= 64 && classes >= 2 && classes <= 64 && strlen(info.class_names[classes - 1]) > 0);
+    size_t each = (size_t)(side * side * channels);
+    for (int i = 0; i < MOST; i++) images[(size_t)i * each] = (uint8_t)(i % 251);
+    fake_run_with(answer);
+    int held = fake_things_held();
+    const int batches[] = {1, 3, 1, 16, 17, 64, 65, 200, 3};
+    for (size_t i = 0; i < sizeof batches / sizeof *batches; i++) {
+        forget();
+        CHECK(ve_classify_with_doubts(network, images, batches[i], probabilities, angles, scores, doubts) == VE_OK);
+        check_answers(batches[i]);
+        if (batches[i] < MOST) CHECK(scores[batches[i]] == 0.0f); /* nothing behind the last */
+    }
+    CHECK(fake_things_held() - held <= 5); /* a graph for each of the small batches: 1, 3, 16, and of 65 and 200 the rest */
+    forget();
+    CHECK(ve_classify(network, images, 2, NULL, NULL, scores) == VE_OK && scores[1] == 1001.0f && angles[1] == 0.0f);
+    CHECK(ve_classify(network, images, 0, NULL, NULL, NULL) == VE_OK);
+    CHECK_FAILS(ve_classify(network, NULL, 1, NULL, NULL, NULL), VE_ERROR_INVALID_ARGUMENT, "must not be NULL");
+    CHECK_FAILS(ve_classify(network, images, -1, NULL, NULL, NULL), VE_ERROR_INVALID_ARGUMENT, "n is -1");
+    CHECK(setenv("FAKE_LAUNCH_ERROR", "209", 1) == 0);
+    CHECK_FAILS(ve_classify(network, images, 2 * MOST / 10, NULL, NULL, scores), VE_ERROR_DRIVER, "no kernel image");
+    CHECK(unsetenv("FAKE_LAUNCH_ERROR") == 0);
+    CHECK(ve_classify(network, images, 1, NULL, NULL, scores) == VE_OK);
+    CHECK_FAILS(ve_describe(network, NULL), VE_ERROR_INVALID_ARGUMENT, "must not be NULL");
+    CHECK(ve_close(network) == VE_OK && ve_close(NULL) == VE_OK);
+    CHECK(fake_things_held() == 0 && fake_contexts_retained() == 0 && fake_libraries_loaded() == 0 && fake_current() == -1);
+    return 0;
+}
