@@ -1,0 +1,146 @@
+"""Network files through the native library: a driver and one shared library, no TensorRT, PyTorch, Triton or compiler.
+
+`vae_edge.ops.fuse(model).save(path)` writes such a file; `make native` builds the library. Not verified on hardware.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vae_edge.errors import BackendError, BundleError, PredictError
+
+LIBRARY = "libvae_edge_kernels.so"
+VARIABLE = "VAE_EDGE_NATIVE"
+INVALID_ARGUMENT, FILE = 1, 9  # of ve_status: mistakes of the caller, and files that cannot be used
+DOUBTS = 3
+
+
+class _Info(ctypes.Structure):
+    """ve_network_info of vae_edge.h."""
+
+    _fields_ = (
+        ("side", ctypes.c_int),
+        ("channels", ctypes.c_int),
+        ("classes", ctypes.c_int),
+        ("class_names", ctypes.POINTER(ctypes.c_char_p)),
+        ("threshold", ctypes.c_float),
+        ("has_angle", ctypes.c_int),
+    )
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a network says of N images, float32.
+
+    `probabilities` [N, K]; `angles_rad` [N], counter-clockwise as displayed; `scores` [N], higher is stranger;
+    `concentrations`, `second_angles_rad`, `second_shares` [N]: how sure the angle is, and where else up may be.
+    """
+
+    probabilities: NDArray[np.float32]
+    angles_rad: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    concentrations: NDArray[np.float32]
+    second_angles_rad: NDArray[np.float32]
+    second_shares: NDArray[np.float32]
+
+
+def find_library(path: str | os.PathLike[str] | None = None) -> Path | str:
+    """Where the native library is: as given, as $VAE_EDGE_NATIVE says, or wherever the loader finds it."""
+    return Path(path) if path is not None else os.environ.get(VARIABLE) or LIBRARY
+
+
+def load_library(path: str | os.PathLike[str] | None = None) -> ctypes.CDLL:
+    """The native library, its functions declared.
+
+    Raises:
+        BackendError: if it is not there, or is another one.
+    """
+    found = find_library(path)
+    try:
+        library = ctypes.CDLL(str(found))
+    except OSError as error:
+        raise BackendError(
+            f"the native library cannot be loaded ({error}); build it with `make native`, and name it in ${VARIABLE}"
+        ) from error
+    handle, status = ctypes.c_void_p, ctypes.c_int
+    try:
+        library.ve_last_error.restype = ctypes.c_char_p
+        library.ve_open.argtypes = (ctypes.c_char_p, ctypes.c_int, ctypes.POINTER(handle))
+        library.ve_describe.argtypes = (handle, ctypes.POINTER(_Info))
+        library.ve_classify_with_doubts.argtypes = (handle, handle, ctypes.c_int, *4 * (handle,))
+        library.ve_close.argtypes = (handle,)
+        for name in ("ve_open", "ve_describe", "ve_classify_with_doubts", "ve_close"):
+            getattr(library, name).restype = status
+    except AttributeError as error:
+        raise BackendError(f"{found} is not a native library of this version ({error}); build it again") from error
+    return library
+
+
+class NativeNetwork:
+    """A network file opened on a GPU. One thread at a time may use it; open one for each thread.
+
+    Args:
+        path: the network file.
+        device: number of the GPU.
+        library: the native library; see `find_library`.
+
+    Raises:
+        BackendError: if there is no library, driver or GPU, or the file has no machine code for the GPU.
+        BundleError: if the file is not there, damaged, or of another version.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], device: int = 0, library: str | os.PathLike[str] | None = None
+    ) -> None:
+        self._handle = ctypes.c_void_p()
+        self._library = load_library(library)
+        self._check(self._library.ve_open(os.fsencode(path), device, ctypes.byref(self._handle)))
+        info = _Info()
+        self._check(self._library.ve_describe(self._handle, ctypes.byref(info)))
+        self.size, self.channels, self.threshold = info.side, info.channels, float(info.threshold)
+        self.has_angle = bool(info.has_angle)
+        self.classes = tuple(info.class_names[number].decode() for number in range(info.classes))
+
+    def classify(self, images: NDArray[np.uint8]) -> Answers:
+        """Classify uint8 [N, S, S, C].
+
+        Raises:
+            PredictError: for images of another shape or type, or a network that is closed.
+            BackendError: if the GPU fails.
+        """
+        shape = (self.size, self.size, self.channels)
+        if images.dtype != np.uint8 or images.shape[1:] != shape:
+            wanted = ", ".join(map(str, shape))
+            raise PredictError(f"images must be uint8 [N, {wanted}]; got {images.dtype} {list(images.shape)}")
+        if not self._handle:
+            raise PredictError("the network is closed; open it again")
+        given, n = np.ascontiguousarray(images), len(images)
+        made = [np.empty((n, width), np.float32) for width in (len(self.classes), 1, 1, DOUBTS)]
+        pointers = [array.ctypes.data for array in (given, *made)]
+        self._check(self._library.ve_classify_with_doubts(self._handle, pointers[0], n, *pointers[1:]))
+        probabilities, angles, scores, doubts = made
+        return Answers(probabilities, angles[:, 0], scores[:, 0], doubts[:, 0], doubts[:, 1], doubts[:, 2])
+
+    def close(self) -> None:
+        """Give everything on the GPU back. May be called again."""
+        if self._handle:
+            self._library.ve_close(self._handle)
+            self._handle = ctypes.c_void_p()
+
+    def __enter__(self) -> NativeNetwork:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.close()
+
+    def _check(self, status: int) -> None:
+        if status != 0:
+            sentence = self._library.ve_last_error().decode(errors="replace")
+            raise (BundleError if status in (INVALID_ARGUMENT, FILE) else BackendError)(sentence)
