@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_edge.errors import BackendError, BundleError, PredictError
+from vae_edge.errors import BackendError, BundleError, DataError
 
 LIBRARY = "libvae_edge_kernels.so"
 VARIABLE = "VAE_EDGE_NATIVE"
@@ -112,15 +112,15 @@ class NativeNetwork:
         """Classify uint8 [N, S, S, C].
 
         Raises:
-            PredictError: for images of another shape or type, or a network that is closed.
+            DataError: for images of another shape or type, or a network that is closed.
             BackendError: if the GPU fails.
         """
         shape = (self.size, self.size, self.channels)
         if images.dtype != np.uint8 or images.shape[1:] != shape:
             wanted = ", ".join(map(str, shape))
-            raise PredictError(f"images must be uint8 [N, {wanted}]; got {images.dtype} {list(images.shape)}")
+            raise DataError(f"images must be uint8 [N, {wanted}]; got {images.dtype} {list(images.shape)}")
         if not self._handle:
-            raise PredictError("the network is closed; open it again")
+            raise DataError("the network is closed; open it again")
         given, n = np.ascontiguousarray(images), len(images)
         made = [np.empty((n, width), np.float32) for width in (len(self.classes), 1, 1, DOUBTS)]
         pointers = [array.ctypes.data for array in (given, *made)]
