@@ -87,6 +87,14 @@ def test_the_error_of_a_reconstruction_is_that_of_the_reference(side: int, block
     torch.testing.assert_close(total.cpu(), expected, rtol=1e-5, atol=1e-5)
 
 
+def blotches(images: int, side: int, channels: int, seed: int) -> Tensor:
+    """Soft patterns uint8 [N, S, S, C], of many brightnesses: images that differ in more than noise."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(images, channels, 6, 6, generator=generator).square()
+    fine = torch.nn.functional.interpolate(coarse, size=side, mode="bilinear")
+    return (fine * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
 def untrained(preset: str, **changes: object) -> AngleVAE:
     """A network of random weights whose score has clusters, and whose normalization does something."""
     torch.manual_seed(0)
@@ -97,8 +105,8 @@ def untrained(preset: str, **changes: object) -> AngleVAE:
             torch.nn.init.normal_(module.bias, std=0.1)
             module.running_mean.normal_(0.0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
-    count, config = 60, model.config
-    images = torch.rand(count, config.channels, config.size, config.size)
+    count, config = 200, model.config
+    images = blotches(count, config.size, config.channels, seed=0).permute(0, 3, 1, 2) / 255
     with torch.no_grad():
         output = model(images)
         errors = torch.rand(count, 1)
@@ -130,7 +138,7 @@ def test_one_launch_gives_what_the_operators_give(
     model = untrained(preset, **changes)
     packed = pack(model, quantized(model) if int8 else None, light)
     plan, config = packed.plan, model.config
-    images = bytes_of(2, config.size, config.size, config.channels, seed=1)
+    images = blotches(2, config.size, config.channels, seed=1)
     buffers = (packed.weights, packed.numbers, packed.whitenings)
     expected = by_layers(plan, images, *buffers)
     areas, floats = poison((2, 2, plan.area), packed.weights.dtype), poison((2, plan.floats), torch.float32)
