@@ -45,7 +45,7 @@ def accumulate(
             mask=known[:, None] & (column < outputs)[None, :],
             other=0.0,
         )
-        total = tl.dot(x, w, total, out_dtype=SUM)
+        total = tl.dot(x, w, total, out_dtype=SUM, max_num_imprecise_acc=0)
     return total
 
 

@@ -2,7 +2,7 @@
 
 A program takes one image, whose vectors stay in registers; where the numbers lie says a `plan.Plan`, by which the
 kernels are specialized. The formulas are those of `vae_edge.model` (network and score). Where layers are int8 their
-inputs are rounded to int8 first: sums of such products stay below 2^24, and so float32 has them exactly.
+inputs are rounded to int8 first, and their products are summed in int32.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from vae_edge_kernels import configurations, plan
-from vae_edge_kernels.tiles import round_to_int8
+from vae_edge_kernels.tiles import at_least, round_to_int8
 
 OPERATOR = "head"
 MU, INNER, OUTER, POSE, FIRST = (tl.constexpr(number) for number in (plan.MU, plan.INNER, plan.OUTER, plan.POSE, plan.FIRST))
@@ -43,27 +43,31 @@ def arc_tangent(y, x):
 @triton.jit
 def product_of_memory(x_ptr, weights_ptr, P: tl.constexpr, I: tl.constexpr, column, known, CHUNK: tl.constexpr):
     """The vector at x_ptr times columns of a layer's weights: float32, as many as `column` has."""
-    total = tl.zeros((column.shape[0],), dtype=tl.float32)
+    SUM: tl.constexpr = tl.int32 if P.int8 else tl.float32
+    total = tl.zeros((column.shape[0],), dtype=SUM)
     for start in range(0, P.linears[I].inputs, CHUNK):
         k = start + tl.arange(0, CHUNK)
-        x = tl.load(x_ptr + k, mask=k < P.linears[I].inputs, other=0).to(tl.float32)
+        x = tl.load(x_ptr + k, mask=k < P.linears[I].inputs, other=0).to(SUM)
         w = tl.load(
             weights_ptr + P.linears[I].weights + k[:, None] * P.linears[I].stride + column[None, :],
             mask=(k < P.linears[I].inputs)[:, None] & known[None, :],
             other=0,
         )
-        total += tl.sum(x[:, None] * w.to(tl.float32), 0)
-    return total
+        total += tl.sum(x[:, None] * w.to(SUM), 0)
+    return total.to(tl.float32)
 
 
 @triton.jit
 def product(x, matrix_ptr, rows: tl.constexpr, stride: tl.constexpr, column, known):
-    """A vector in registers (zeros behind its first `rows`) times columns of a matrix [rows, stride]: float32."""
+    """A vector in registers (zeros behind its first `rows`) times columns of a matrix [rows, stride]: float32.
+
+    Sums are of the vector's type: float32, or int32 where the matrix is int8.
+    """
     k = tl.arange(0, x.shape[0])
     w = tl.load(
         matrix_ptr + k[:, None] * stride + column[None, :], mask=(k < rows)[:, None] & known[None, :], other=0
     )
-    return tl.sum(x[:, None] * w.to(tl.float32), 0)
+    return tl.sum(x[:, None] * w.to(x.dtype), 0).to(tl.float32)
 
 
 @triton.jit
@@ -78,7 +82,7 @@ def rescaled(total, numbers_ptr, P: tl.constexpr, I: tl.constexpr, column, known
 def rounded(x, numbers_ptr, P: tl.constexpr, I: tl.constexpr):
     """What a layer takes of a vector: int8 values where it is quantized."""
     if P.int8:
-        return round_to_int8(x * tl.load(numbers_ptr + P.linears[I].quantize)).to(tl.float32)
+        return round_to_int8(x * tl.load(numbers_ptr + P.linears[I].quantize)).to(tl.int32)
     return x
 
 
@@ -144,9 +148,9 @@ def read_content(
     known = inner < P.hidden
     x = rounded(mu, numbers_ptr, P, INNER)
     if P.int8:
-        mu = x * tl.load(numbers_ptr + P.linears[INNER].quantize + 1)
+        mu = x.to(tl.float32) * tl.load(numbers_ptr + P.linears[INNER].quantize + 1)
     hidden = product(x, weights_ptr + P.linears[INNER].weights, P.latent, P.linears[INNER].stride, inner, known)
-    hidden = tl.maximum(rescaled(hidden, numbers_ptr, P, INNER, inner, known), 0.0)
+    hidden = at_least(rescaled(hidden, numbers_ptr, P, INNER, inner, known), 1)
     x = rounded(hidden, numbers_ptr, P, OUTER)
     logits = product(x, weights_ptr + P.linears[OUTER].weights, P.hidden, P.linears[OUTER].stride, klass, known_class)
     logits = rescaled(logits, numbers_ptr, P, OUTER, klass, known_class) + pose_logits
@@ -181,7 +185,8 @@ def read_content(
         expected += product(means, matrix_ptr, P.pose_tap, ACROSS, last, always)
     white += tl.load(numbers_ptr + P.score.offset + component, mask=there, other=0.0)
     expected = tl.sum(expected, 0) + tl.load(numbers_ptr + P.score.offset + P.score.components)
-    expected = tl.minimum(expected, tl.load(numbers_ptr + P.score.most_expected))
+    most_expected = tl.load(numbers_ptr + P.score.most_expected)
+    expected = tl.where(expected > most_expected, most_expected, expected)
     SQUARE: tl.constexpr = (P.score.components + 15) // 16 * 16
     STRIDE: tl.constexpr = (P.score.clusters + 15) // 16 * 16
     nearest, least = tl.full((), 0, tl.int32), tl.full((), float("inf"), tl.float32)

@@ -182,7 +182,6 @@ def error_of_reconstruction(
 ):
     """The decoder's image compared with the upright one: squared error over the variance, see `vae_edge.model.score`."""
     CELLS: tl.constexpr = P.grid * P.grid
-    LATENT: tl.constexpr = mu.shape[0]
     mu, class_weights = rounded(mu, numbers_ptr, P, FIRST), rounded(class_weights, numbers_ptr, P, FIRST)
     first_ptr = weights_ptr + P.linears[FIRST].weights
     middle: tl.constexpr = P.pose_layers + P.trunk_layers
@@ -294,6 +293,8 @@ def network(
             tl.store(pixels_ptr + element, upright, mask=element < SIZE)
     else:
         tl.store(angle_ptr + n, 0.0)
+        for i in tl.static_range(3):
+            tl.store(doubts_ptr + n * 3 + i, 0.0)
         for start in range(0, SIZE, ELEMENTS):
             element = start + tl.arange(0, ELEMENTS)
             pixel = tl.load(image_ptr + element, mask=element < SIZE, other=0).to(tl.float32) * scale
@@ -336,7 +337,7 @@ def forward(
         floats: scratch float32, at least [N, plan.floats].
         probabilities: float32 [N, K].
         angle, score: float32 [N].
-        doubts: float32 [N, 3]: concentration, second angle, its share; left alone without a pose trunk.
+        doubts: float32 [N, 3]: concentration, second angle, its share; zeros without a pose trunk.
     """
     if image.shape[0] == 0:
         return

@@ -66,9 +66,9 @@ def at_least(value, relu):
 
 @triton.jit
 def round_to_int8(value):
-    """Float32 to int8, the nearest even, saturated at -128 and 127.
+    """Float32 to int8, the nearest even, saturated at -128 and 127; a NaN is 0.
 
     Adding 1.5 · 2^23 leaves no bits behind the point of a small number: the addition itself rounds.
     """
-    value = tl.minimum(tl.maximum(value, -128.0), 127.0)
+    value = tl.where(value == value, tl.minimum(tl.maximum(value, -128.0), 127.0), 0.0)
     return ((value + 12582912.0) - 12582912.0).to(tl.int8)

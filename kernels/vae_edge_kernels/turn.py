@@ -16,8 +16,8 @@ from vae_edge_kernels.tiles import round_to_int8
 from vae_edge_kernels.variants import Variant
 
 OPERATOR = "turn"
-INPUTS = ("u8", "fp16", "fp32")
-OUTPUTS = ("fp16", "bf16", "fp32", "i8")
+INPUTS = ("u8", "fp16")
+OUTPUTS = ("fp16", "fp32", "i8")
 
 
 @triton.jit
@@ -59,15 +59,14 @@ def turned(x_ptr, element, cos, sin, side, channels, scale, fill, inside, WINDOW
 
 @triton.jit
 def turn(
-    x_ptr, cos_ptr, sin_ptr, y_ptr, side, channels, scale, fill, quantize,
+    x_ptr, cos_ptr, sin_ptr, y_ptr, size, side, channels, scale, fill, quantize,
     ELEMENTS: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     """x [N, side, side, channels] to y of the same shape, turned by the angles of cos and sin, float32 [N].
 
-    x is multiplied by `scale`; int8 outputs are multiplied by `quantize` and rounded. The grid has N × cdiv(side · side
-    · channels, ELEMENTS) programs.
+    `size` is side · side · channels. x is multiplied by `scale`; int8 outputs are multiplied by `quantize` and rounded.
+    The grid has N × cdiv(size, ELEMENTS) programs.
     """
-    size = side * side * channels
     first = tl.program_id(0).to(tl.int64) * size
     element = tl.program_id(1) * ELEMENTS + tl.arange(0, ELEMENTS)
     cos, sin = tl.load(cos_ptr + tl.program_id(0)), tl.load(sin_ptr + tl.program_id(0))
@@ -96,9 +95,11 @@ def forward(
     if images == 0:
         return
     chosen = configurations.choose(OPERATOR, "turn", configurations.current_architecture())
-    grid = (images, triton.cdiv(side * side * channels, chosen["ELEMENTS"]))
+    size = side * side * channels
+    grid = (images, triton.cdiv(size, chosen["ELEMENTS"]))
     turn[grid](
-        x, cos, sin, y, side, channels, scale, fill, quantize, WINDOW=window, enable_fp_fusion=True, **chosen
+        x, cos, sin, y, size, side, channels, scale, fill, quantize,
+        WINDOW=int(window), enable_fp_fusion=True, **chosen,
     )  # fmt: skip
 
 
@@ -111,9 +112,9 @@ def variants(architecture: int) -> list[Variant]:
             operator=OPERATOR,
             function=turn,
             types={"x_ptr": f"*{given}", "cos_ptr": "*fp32", "sin_ptr": "*fp32", "y_ptr": f"*{made}"}
-            | {"side": "i32", "channels": "i32", "scale": "fp32", "fill": "fp32", "quantize": "fp32"},
-            constants={"ELEMENTS": chosen["ELEMENTS"], "WINDOW": window},
-            aligned=("x_ptr", "y_ptr", "side") if aligned else (),
+            | {"size": "i32", "side": "i32", "channels": "i32", "scale": "fp32", "fill": "fp32", "quantize": "fp32"},
+            constants={"ELEMENTS": chosen["ELEMENTS"], "WINDOW": int(window)},
+            aligned=("x_ptr", "y_ptr", "size") if aligned else (),
             num_warps=chosen["num_warps"],
             num_stages=chosen["num_stages"],
         )

@@ -38,7 +38,8 @@ def outcomes(stem: str, interpreted: bool, folder: Path) -> dict[str, list[str]]
     found: dict[str, list[str]] = {}
     for case in ElementTree.parse(report).iter("testcase"):
         failures = found.setdefault(case.attrib["name"].split("[")[0], [])
-        failures += [child.text or child.tag for child in case if child.tag in ("failure", "error", "skipped")]
+        bad = ("failure", "error", "skipped") if interpreted else ("failure", "error")
+        failures += [child.text or child.tag for child in case if child.tag in bad]
     return found
 
 

@@ -139,7 +139,7 @@ COS = torch.ones(1)
         (lambda: convolution_int8(I, V, S[:3], B), r"convolution_int8 expects scale of shape \[4\]; got \[3\]"),
         (lambda: convolution_int8(I, V, S, B, output_scale=0.0), "expects output_scale above 0; got 0.0"),
         (lambda: convolution_int8(I, V, S, B, dtype=torch.int32), "gives int8, float16 or float32"),
-        (lambda: first_convolution_int8(I, V, S, B), r"weight of shape \[K, R, S, 3\]"),
+        (lambda: first_convolution_int8(I, whole(4, 3, 3, 2), S, B), r"weight of shape \[K, R, S, 3\]"),
         (lambda: convolution_fp8(I, V, S, B), "convolution_fp8 expects x in float8_e4m3fn; got int8"),
         (lambda: turn_pixels(X, COS, COS, dtype=torch.int32), "turn_pixels gives float16"),
         (lambda: turn_pixels(X[:, :3], COS, COS), r"turn_pixels expects x of shape \[N, S, 3, C\]"),

@@ -18,7 +18,7 @@ from vae_edge.export.graph import ClassifierGraph
 from vae_edge.export.layers import read_layers
 from vae_edge.model import AngleVAE, create_config
 from vae_edge.ops.fuse import fuse
-from vae_edge.ops.network import by_layers, network
+from vae_edge.ops.network import network
 from vae_edge.ops.packing import QuantizedNetwork, pack, plan_of
 from vae_edge.training.checkpoint import Checkpoint
 
@@ -88,12 +88,11 @@ def logit_step(fused: torch.nn.Module) -> float:
     return float(scale.max()) * 127
 
 
-def test_one_launch_and_one_operator_a_layer_give_the_same(checkpoint: Checkpoint, images: np.ndarray) -> None:
-    fused, few = fuse(checkpoint.model), torch.from_numpy(images[:8])
-    buffers = (fused.weights, fused.numbers, fused.whitenings)
-    whole = network(few, *buffers, fused.text)
-    for one, other in zip(whole, by_layers(fused.plan, few, *buffers), strict=True):
-        assert torch.equal(one, other)
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_the_answers_to_some_images_are_those_to_all(checkpoint: Checkpoint, images: np.ndarray, count: int) -> None:
+    fused, few = fuse(checkpoint.model), torch.from_numpy(images[:5])
+    for one, other in zip(fused(few[:count]), fused(few), strict=True):
+        torch.testing.assert_close(one, other[:count], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("light", [False, True])
@@ -115,7 +114,7 @@ def test_any_shape_of_network_is_fused(preset: str, changes: dict[str, int], lig
 
 def test_the_network_is_a_proper_operator_and_one_node_of_an_exported_program(checkpoint: Checkpoint) -> None:
     fused = fuse(checkpoint.model)
-    images = torch.randint(0, 256, (2, 28, 28, 1), dtype=torch.uint8)
+    images = torch.randint(0, 256, (1, 28, 28, 1), dtype=torch.uint8)
     arguments = (images, fused.weights, fused.numbers, fused.whitenings, fused.text)
     torch.library.opcheck(torch.ops.vae_edge.network.default, arguments)
     batch = torch.export.Dim("batch", min=1, max=1024)

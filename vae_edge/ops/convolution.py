@@ -1,7 +1,7 @@
 """Convolution with bias, residual add and ReLU in one operator, channels last, in floating point.
 
 Tensors are [N, H, W, C], and weights lie as the kernel reads them: [R, S, C, K]. Sums are float32 whatever the tensors
-hold. On CUDA the Triton kernels `vae_edge_kernels.convolution` and `upsample_convolution` compute it.
+hold; on CUDA float32 factors are rounded to tf32 (10 bits) first. There the Triton kernels `vae_edge_kernels.convolution` and `upsample_convolution` compute it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vae_edge.errors import KernelError
-from vae_edge.ops.checks import expect, expect_geometry, launcher
+from vae_edge.ops.checks import expect, launcher, out_sides
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MOST_FIRST = 128  # taps · channels of a first layer
@@ -176,14 +176,6 @@ def reference(
     return (y.relu() if relu else y).contiguous()
 
 
-def out_sides(x: Tensor, taps: tuple[int, int], stride: int, pads: tuple[int, int], upsampling: int = 1) -> list[int]:
-    """Height and width of the output."""
-    return [
-        (side * upsampling + 2 * pad - tap) // stride + 1
-        for side, tap, pad in zip(x.shape[1:3], taps, pads, strict=True)
-    ]
-
-
 def _shape(
     operator: str,
     x: Tensor,
@@ -202,8 +194,8 @@ def _shape(
     if upsampling not in (1, 2):
         raise KernelError(f"{operator} expects upsampling of 1 or 2; got {upsampling}.")
     rows, columns, _, outputs = weight.shape
-    sides = out_sides(x, (rows, columns), stride, (pad_top, pad_left), upsampling)
-    expect_geometry(operator, stride, pad_top, pad_left, sides)
+    seen = [side * upsampling for side in x.shape[1:3]]
+    sides = out_sides(operator, seen, (rows, columns), stride, (pad_top, pad_left))
     shape = [x.shape[0], *sides, outputs]
     if residual is not None:
         expect(operator, "residual", residual, "N OH OW K", (x.dtype,), x, shape)
@@ -221,6 +213,5 @@ def _first_shape(x: Tensor, weight: Tensor, bias: Tensor, stride: int, pad_top: 
             f"{operator} expects R · S · C of at most {MOST_FIRST}; got {rows} · {columns} · {channels}: "
             "use convolution for images of many channels."
         )
-    sides = out_sides(x, (rows, columns), stride, (pad_top, pad_left))
-    expect_geometry(operator, stride, pad_top, pad_left, sides)
+    sides = out_sides(operator, x.shape[1:3], (rows, columns), stride, (pad_top, pad_left))
     return [x.shape[0], *sides, outputs]

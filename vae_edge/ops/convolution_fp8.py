@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vae_edge.errors import KernelError
-from vae_edge.ops.checks import expect, expect_geometry, launcher
-from vae_edge.ops.convolution import out_sides
+from vae_edge.ops.checks import expect, launcher, out_sides
 
 FP8 = torch.float8_e4m3fn
 LARGEST = 448.0
@@ -156,8 +155,7 @@ def _shape(
         raise KernelError(f"{operator} expects output_scale above 0; got {output_scale}.")
     if dtype not in OUTPUTS:
         raise KernelError(f"{operator} gives float8_e4m3fn or float16; dtype is {dtype}.")
-    sides = out_sides(x, (rows, columns), stride, (pad_top, pad_left))
-    expect_geometry(operator, stride, pad_top, pad_left, sides)
+    sides = out_sides(operator, x.shape[1:3], (rows, columns), stride, (pad_top, pad_left))
     shape = [x.shape[0], *sides, outputs]
     if residual is not None:
         expect(operator, "residual", residual, "N OH OW K", (FP8,), x, shape)

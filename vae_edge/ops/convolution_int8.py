@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vae_edge.errors import KernelError
-from vae_edge.ops.checks import expect, expect_geometry, launcher
-from vae_edge.ops.convolution import MOST_FIRST, out_sides
+from vae_edge.ops.checks import expect, launcher, out_sides
+from vae_edge.ops.convolution import MOST_FIRST
 
 OUTPUTS = (torch.int8, torch.float16, torch.float32)
 
@@ -234,8 +234,8 @@ def finished(
 
 
 def to_int8(value: Tensor) -> Tensor:
-    """Float32 to int8: the nearest, half to even, held to −128 to 127."""
-    return value.clamp(-128.0, 127.0).round().to(torch.int8)
+    """Float32 to int8: the nearest, half to even, held to −128 to 127; a NaN is 0."""
+    return value.nan_to_num(0.0, 127.0, -128.0).clamp(-128.0, 127.0).round().to(torch.int8)
 
 
 def _shape(
@@ -257,8 +257,7 @@ def _shape(
     _expect_numbers(operator, scale, bias, outputs, output_scale, x)
     if dtype not in OUTPUTS:
         raise KernelError(f"{operator} gives int8, float16 or float32; dtype is {dtype}.")
-    sides = out_sides(x, (rows, columns), stride, (pad_top, pad_left))
-    expect_geometry(operator, stride, pad_top, pad_left, sides)
+    sides = out_sides(operator, x.shape[1:3], (rows, columns), stride, (pad_top, pad_left))
     shape = [x.shape[0], *sides, outputs]
     if residual is not None:
         expect(operator, "residual", residual, "N OH OW K", (torch.int8,), x, shape)
@@ -282,8 +281,7 @@ def _first_shape(
     if rows * columns * channels > MOST_FIRST:
         raise KernelError(f"{operator} expects R · S · C of at most {MOST_FIRST}; got {rows} · {columns} · {channels}.")
     _expect_numbers(operator, scale, bias, outputs, output_scale, x)
-    sides = out_sides(x, (rows, columns), stride, (pad_top, pad_left))
-    expect_geometry(operator, stride, pad_top, pad_left, sides)
+    sides = out_sides(operator, x.shape[1:3], (rows, columns), stride, (pad_top, pad_left))
     return [x.shape[0], *sides, outputs]
 
 

@@ -30,7 +30,7 @@ class FusedNetwork(nn.Module):
 
     def __init__(self, packed: Packed) -> None:
         super().__init__()
-        self.plan, self.text = packed.plan, to_text(packed.plan)
+        self.plan, self.text, self._scalars = packed.plan, to_text(packed.plan), packed.numbers.cpu()
         self.register_buffer("weights", packed.weights)
         self.register_buffer("numbers", packed.numbers)
         self.register_buffer("whitenings", packed.whitenings)
@@ -39,7 +39,7 @@ class FusedNetwork(nn.Module):
         """Answers to a batch, in one launch or, where there are many images, in one a layer."""
         if image.shape[0] <= ONE_LAUNCH_UP_TO:
             return network(image, self.weights, self.numbers, self.whitenings, self.text)
-        return by_layers(self.plan, image, self.weights, self.numbers, self.whitenings)
+        return by_layers(self.plan, image, self.weights, self.numbers, self.whitenings, self._scalars)
 
     def save(
         self,

@@ -106,7 +106,9 @@ def _pose_head_cuda(features: Tensor, weights: Tensor, numbers: Tensor, plan: st
     given = _check_pose(features, weights, numbers, plan)
     logits, pose = numbers.new_empty((len(features), given.classes)), numbers.new_empty((len(features), POSE))
     with torch.cuda.device(features.device):
-        launcher("pose_head", "head").pose_forward(given, features.contiguous(), weights, numbers, logits, pose)
+        launcher("pose_head", "head").pose_forward(
+            given, features.contiguous(), weights.contiguous(), numbers.contiguous(), logits, pose
+        )
     return logits, pose
 
 
@@ -180,9 +182,10 @@ def _content_head_cuda(
     given = _check_content(features, pose_means, means, logits, pose, weights, numbers, whitenings, plan)
     n = len(features)
     made = [numbers.new_empty((n, size)) for size in (given.classes, given.latent + given.classes, 2)]
-    read = [tensor.contiguous() for tensor in (features, pose_means, means, logits, pose)]
+    given_tensors = (features, pose_means, means, logits, pose, weights, numbers, whitenings)
+    read = [tensor.contiguous() for tensor in given_tensors]
     with torch.cuda.device(features.device):
-        launcher("content_head", "head").content_forward(given, *read, weights, numbers, whitenings, *made)
+        launcher("content_head", "head").content_forward(given, *read, *made)
     return made[0], made[1], made[2]
 
 

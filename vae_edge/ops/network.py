@@ -46,6 +46,7 @@ def _network_cuda(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     given = _check(image, weights, numbers, whitenings, plan)
     n = len(image)
+    buffers = [buffer.contiguous() for buffer in (weights, numbers, whitenings)]
     areas = weights.new_empty((n, 2, given.area))
     floats = numbers.new_empty((n, given.floats))
     probabilities, angle, score, doubts = (
@@ -53,7 +54,7 @@ def _network_cuda(
     )
     with torch.cuda.device(image.device):
         launcher("network", "network").forward(
-            given, image.contiguous(), weights, numbers, whitenings, areas, floats, probabilities, angle, score, doubts
+            given, image.contiguous(), *buffers, areas, floats, probabilities, angle, score, doubts
         )
     return probabilities, angle, score, doubts
 
@@ -71,9 +72,13 @@ def _network_fake(
 
 
 def by_layers(
-    plan: Plan, image: Tensor, weights: Tensor, numbers: Tensor, whitenings: Tensor
+    plan: Plan, image: Tensor, weights: Tensor, numbers: Tensor, whitenings: Tensor, scalars: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `network` gives, by one operator after the other."""
+    """What `network` gives, by one operator after the other.
+
+    `scalars` are the numbers on the CPU, where some of them are looked at: with them nothing waits for a GPU.
+    """
+    scalars = numbers.cpu() if scalars is None else scalars
     text, n = plans.to_text(plan), image.shape[0]
     whole = numbers.new_zeros((n,))
     upright_cos, upright_sin = whole + 1.0, whole
@@ -86,67 +91,85 @@ def by_layers(
 
     if plan.bins:
         seen, scale = (turned(upright_cos, upright_sin), 1.0) if plan.window else (image, 1.0 / 255.0)
-        features, pose_means = _trunk(plan, seen, scale, weights, numbers, 0, plan.pose_layers, plan.quantize_image)
+        features, pose_means = _trunk(
+            plan, seen, scale, weights, numbers, scalars, 0, plan.pose_layers, plan.quantize_image
+        )
         logits, pose = pose_head(features, weights, numbers, text)
         upright = turned(pose[:, 0].contiguous(), -pose[:, 1])
     else:
         upright = turned(upright_cos, upright_sin)
     features, tap_means = _trunk(
-        plan, upright, 1.0, weights, numbers, plan.pose_layers, plan.trunk_layers, plan.quantize_upright
+        plan, upright, 1.0, weights, numbers, scalars, plan.pose_layers, plan.trunk_layers, plan.quantize_upright
     )
     probabilities, code, parts = content_head(
         features, pose_means, tap_means, logits, pose, weights, numbers, whitenings, text
     )
-    score = parts[:, 0].contiguous()
+    score = parts[:, 0].clone()
     if not plan.score.light:
-        drawn = _draw(plan, code, weights, numbers)
+        drawn = _draw(plan, code, weights, numbers, scalars)
         measure = numbers[plan.score.measures : plan.score.measures + 1]
         score = reconstruction_error(drawn, upright, parts, measure, plan.block)
-    return probabilities, pose[:, 2].contiguous(), score, pose[:, DOUBTS].contiguous()
+    return probabilities, pose[:, 2].clone(), score, pose[:, DOUBTS].clone()
 
 
 def _trunk(
-    plan: Plan, seen: Tensor, scale: float, weights: Tensor, numbers: Tensor, first: int, count: int, quantize: int
+    plan: Plan,
+    seen: Tensor,
+    scale: float,
+    weights: Tensor,
+    numbers: Tensor,
+    scalars: Tensor,
+    first: int,
+    count: int,
+    quantize: int,
 ) -> tuple[Tensor, Tensor]:
     """Pixels [N, S, S, C] to features [N, F] and the means of the tapped layer [N, W]."""
     x, tapped = seen, numbers.new_zeros((seen.shape[0], 0))
     for index in range(first, first + count):
         layer = plan.layers[index]
         if index > first:
-            x = _layer(plan, layer, x, weights, numbers)
+            x = _layer(plan, layer, x, weights, numbers, scalars)
         elif plan.int8:
-            x = _first_int8(layer, x, scale * float(numbers[quantize]), weights, numbers)
+            x = _first_int8(layer, x, float(torch.tensor(scale) * scalars[quantize]), weights, numbers, scalars)
         else:
             filter, bias = _filter(layer, weights), _bias(layer, numbers)
             x = first_convolution(x, filter, bias, layer.stride, _pads(layer), layer.relu, scale)
         if layer.tap:
-            tapped = means(x, float(numbers[layer.quantize + 1]) if plan.int8 else 1.0)
-    return x.reshape(x.shape[0], -1), tapped
+            tapped = means(x, float(scalars[layer.quantize + 1]) if plan.int8 else 1.0)
+    return x.flatten(1), tapped
 
 
 def _layer(
-    plan: Plan, layer: Layer, x: Tensor, weights: Tensor, numbers: Tensor, dtype: torch.dtype = torch.int8
+    plan: Plan,
+    layer: Layer,
+    x: Tensor,
+    weights: Tensor,
+    numbers: Tensor,
+    scalars: Tensor,
+    dtype: torch.dtype = torch.int8,
 ) -> Tensor:
     filter, bias = _filter(layer, weights, plan.int8), _bias(layer, numbers)
     if not plan.int8:
         return convolution(x, filter, bias, None, layer.stride, _pads(layer), layer.relu)
     scale = numbers[layer.scale : layer.scale + layer.outputs]
-    counts = float(numbers[layer.quantize + 1]) or 1.0
+    counts = float(scalars[layer.quantize + 1]) or 1.0
     return convolution_int8(
         x, filter, scale, bias, None, layer.stride, _pads(layer), layer.relu, output_scale=counts, dtype=dtype
     )
 
 
-def _first_int8(layer: Layer, x: Tensor, quantize: float, weights: Tensor, numbers: Tensor) -> Tensor:
+def _first_int8(
+    layer: Layer, x: Tensor, quantize: float, weights: Tensor, numbers: Tensor, scalars: Tensor
+) -> Tensor:
     shape = (layer.outputs, layer.taps, layer.taps, layer.inputs)
     filter = weights[layer.weights : layer.weights + layer.outputs * layer.taps**2 * layer.inputs].reshape(shape)
-    scale, counts = numbers[layer.scale : layer.scale + layer.outputs], float(numbers[layer.quantize + 1])
+    scale, counts = numbers[layer.scale : layer.scale + layer.outputs], float(scalars[layer.quantize + 1])
     return first_convolution_int8(
         x, filter, scale, _bias(layer, numbers), layer.stride, _pads(layer), layer.relu, quantize, counts
     )
 
 
-def _draw(plan: Plan, code: Tensor, weights: Tensor, numbers: Tensor) -> Tensor:
+def _draw(plan: Plan, code: Tensor, weights: Tensor, numbers: Tensor, scalars: Tensor) -> Tensor:
     """Code [N, Z + K] to the decoder's logits [N, G, G, P]."""
     first = linear_of(plan, plans.FIRST)
     matrix = weights[first.weights : first.weights + first.inputs * first.stride].reshape(first.inputs, -1)
@@ -154,9 +177,9 @@ def _draw(plan: Plan, code: Tensor, weights: Tensor, numbers: Tensor) -> Tensor:
     x = code[:, None, None, :].contiguous()
     if plan.int8:
         scale = numbers[first.scale : first.scale + first.outputs]
-        filter, counts = matrix[:, : first.outputs].T.contiguous(), 1.0 / float(numbers[plan.quantize_grid])
+        filter, counts = matrix[:, : first.outputs].T.contiguous(), float(scalars[plan.quantize_grid + 1])
         if first.inputs <= MOST_FIRST:
-            quantize = float(numbers[first.quantize])
+            quantize = float(scalars[first.quantize])
             x = first_convolution_int8(x, filter[:, None, None, :], scale, bias, 1, (0, 0), True, quantize, counts)
         else:
             x = to_int8(x * numbers[first.quantize])
@@ -168,8 +191,8 @@ def _draw(plan: Plan, code: Tensor, weights: Tensor, numbers: Tensor) -> Tensor:
         else:
             x = convolution(x.half(), filter, bias, None, 1, (0, 0), True)
     x = x.reshape(-1, plan.grid, plan.grid, plan.width)
-    x = _layer(plan, plan.layers[-2], x, weights, numbers)
-    return _layer(plan, plan.layers[-1], x, weights, numbers, torch.float32)
+    x = _layer(plan, plan.layers[-2], x, weights, numbers, scalars)
+    return _layer(plan, plan.layers[-1], x, weights, numbers, scalars, torch.float32)
 
 
 def _filter(layer: Layer, weights: Tensor, int8: bool = False) -> Tensor:

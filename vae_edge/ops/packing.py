@@ -220,7 +220,7 @@ class _Packing:
         self.convolution(middle, "decoder.middle.0", self.named("decoder.last").input_scale)
         self.convolution(last, "decoder.last", None)
         if self.int8:
-            self.put(plan.quantize_grid, inverse(_input_scale(self.named("decoder.middle.0"))))
+            self.put(plan.quantize_grid, both_ways(_input_scale(self.named("decoder.middle.0"))))
 
     def score(self, model: Any, light: bool, quantized: QuantizedNetwork) -> None:
         """The rejection score's numbers."""

@@ -89,7 +89,7 @@ def _turn(
         images = images * seen + fill * (1.0 - seen)
     turned = turn(images, cos, sin, fill).permute(0, 2, 3, 1)
     if dtype == torch.int8:
-        turned = (turned * quantize).clamp(-128.0, 127.0).round()
+        turned = (turned * quantize).nan_to_num(0.0).clamp(-128.0, 127.0).round()
     return turned.to(dtype).contiguous()
 
 
