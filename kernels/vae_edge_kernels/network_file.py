@@ -6,6 +6,7 @@ sm_NN) and `about`, lines of key=value in UTF-8:
     side, channels, classes, has_angle   of images and answers
     threshold_bits                       the threshold of the score, as the bits of a float32
     area_bytes, floats                   scratch of an image
+    weights_bytes, numbers_bytes, whitenings_bytes
     class.0, class.1, ...                names
     kernel.NN                            entry, warps and bytes of shared memory of the machine code for sm_NN
 
@@ -25,7 +26,7 @@ from typing import Any
 from vae_edge.errors import KernelError
 from vae_edge.files import write_bytes
 from vae_edge_kernels import aot
-from vae_edge_kernels.plan import Plan, to_text
+from vae_edge_kernels.plan import Plan, padded, to_text
 
 FORMAT = "vae-edge-network-1"
 ORIN = (87,)
@@ -57,6 +58,19 @@ def write_network(
 
     if len(classes) != given.classes:
         raise KernelError(f"the network has {given.classes} classes; got {len(classes)} names: {', '.join(classes)}")
+    score = given.score
+    shapes = {
+        "weights": ((given.weights_size,), np.int8 if given.int8 else np.float16),
+        "numbers": ((given.numbers_size,), np.float32),
+        "whitenings": ((score.clusters, score.components, padded(score.components)), np.float16),
+    }
+    for name, (shape, dtype) in shapes.items():
+        found = buffers.get(name)
+        if found is None or found.shape != shape or found.dtype != dtype:
+            came = "nothing" if found is None else f"{found.dtype} {list(found.shape)}"
+            raise KernelError(f"{name} must be {np.dtype(dtype)} {list(shape)}, as the plan says; got {came}")
+    if not np.isfinite(np.float32(threshold)):
+        raise KernelError(f"the threshold must be a finite number; got {threshold}")
     odd = [name for name in classes if "\n" in name or "\0" in name]
     if odd:
         raise KernelError(f"a class name must be one line; got {odd[0]!r}")
@@ -69,6 +83,7 @@ def write_network(
         "threshold_bits": struct.unpack("<I", struct.pack("<f", threshold))[0],
         "area_bytes": 2 * given.area * element,
         "floats": given.floats,
+        **{f"{name}_bytes": buffer.nbytes for name, buffer in buffers.items()},
         **{f"class.{number}": name for number, name in enumerate(classes)},
     }
     tensors = dict(buffers)

@@ -190,7 +190,7 @@ def _draw(plan: Plan, code: Tensor, weights: Tensor, numbers: Tensor, scalars: T
             x = first_convolution(x, filter, bias, 1, (0, 0), True)
         else:
             x = convolution(x.half(), filter, bias, None, 1, (0, 0), True)
-    x = x.reshape(-1, plan.grid, plan.grid, plan.width)
+    x = x.reshape(code.shape[0], plan.grid, plan.grid, plan.width)
     x = _layer(plan, plan.layers[-2], x, weights, numbers, scalars)
     return _layer(plan, plan.layers[-1], x, weights, numbers, scalars, torch.float32)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from vae_edge.errors import BackendError, BundleError, DataError
 
 LIBRARY = "libvae_edge_kernels.so"
 VARIABLE = "VAE_EDGE_NATIVE"
-INVALID_ARGUMENT, FILE = 1, 9  # of ve_status: mistakes of the caller, and files that cannot be used
+FILE = 9  # of ve_status: a file that cannot be used
 DOUBTS = 3
 
 
@@ -102,11 +103,13 @@ class NativeNetwork:
         self._handle = ctypes.c_void_p()
         self._library = load_library(library)
         self._check(self._library.ve_open(os.fsencode(path), device, ctypes.byref(self._handle)))
+        self._finalizer = weakref.finalize(self, self._library.ve_close, self._handle)
         info = _Info()
         self._check(self._library.ve_describe(self._handle, ctypes.byref(info)))
         self.size, self.channels, self.threshold = info.side, info.channels, float(info.threshold)
         self.has_angle = bool(info.has_angle)
-        self.classes = tuple(info.class_names[number].decode() for number in range(info.classes))
+        names = (info.class_names[number] for number in range(info.classes))
+        self.classes = tuple(name.decode(errors="replace") for name in names)
 
     def classify(self, images: NDArray[np.uint8]) -> Answers:
         """Classify uint8 [N, S, S, C].
@@ -119,7 +122,7 @@ class NativeNetwork:
         if images.dtype != np.uint8 or images.shape[1:] != shape:
             wanted = ", ".join(map(str, shape))
             raise DataError(f"images must be uint8 [N, {wanted}]; got {images.dtype} {list(images.shape)}")
-        if not self._handle:
+        if not self._finalizer.alive:
             raise DataError("the network is closed; open it again")
         given, n = np.ascontiguousarray(images), len(images)
         made = [np.empty((n, width), np.float32) for width in (len(self.classes), 1, 1, DOUBTS)]
@@ -130,9 +133,7 @@ class NativeNetwork:
 
     def close(self) -> None:
         """Give everything on the GPU back. May be called again."""
-        if self._handle:
-            self._library.ve_close(self._handle)
-            self._handle = ctypes.c_void_p()
+        self._finalizer()
 
     def __enter__(self) -> NativeNetwork:
         return self
@@ -143,4 +144,4 @@ class NativeNetwork:
     def _check(self, status: int) -> None:
         if status != 0:
             sentence = self._library.ve_last_error().decode(errors="replace")
-            raise (BundleError if status in (INVALID_ARGUMENT, FILE) else BackendError)(sentence)
+            raise (BundleError if status == FILE else BackendError)(sentence)

@@ -1,7 +1,7 @@
 /* VAE Edge's kernels, compiled ahead of time, behind a C interface.
  *
  * The library needs an NVIDIA driver of CUDA 12.0 or newer at run time and nothing else: it opens libcuda.so.1 itself when
- * ve_initialize is called. Where there is no driver it loads all the same, and ve_initialize returns VE_ERROR_NO_DRIVER.
+ * ve_initialize or ve_open is called. Where there is no driver it loads all the same, and they return VE_ERROR_NO_DRIVER.
  *
  * No function exits, aborts or prints. Each returns a status; ve_last_error() then has a sentence for the calling thread.
  * Every function may be called from any thread. A launch is asynchronous on its stream, as cuLaunchKernel is.
@@ -30,7 +30,7 @@ typedef enum ve_status {
     VE_ERROR_INVALID_ARGUMENT = 1, /* a pointer, size, dtype or count that the function does not take */
     VE_ERROR_NO_DRIVER = 2,        /* libcuda.so.1 is not there, is too old, or does not start */
     VE_ERROR_NO_DEVICE = 3,        /* the machine has no device of that number */
-    VE_ERROR_UNSUPPORTED_DEVICE = 4, /* the library carries no machine code for the device */
+    VE_ERROR_UNSUPPORTED_DEVICE = 4, /* the library, or the network file, has no machine code for the device */
     VE_ERROR_NOT_INITIALIZED = 5,  /* ve_initialize was not called for the device */
     VE_ERROR_UNKNOWN_KERNEL = 6,   /* no kernel has that name or number */
     VE_ERROR_DRIVER = 7,           /* the driver refused; the sentence has its words */
@@ -46,8 +46,8 @@ typedef struct ve_kernel {
     const char *name;
     int argument_count;
     const char *const *argument_names;
-    const char *const *argument_types; /* "*fp32", "*fp16", "*bf16", "i32", "i64", "fp32": a star is a device pointer */
-    const int *argument_alignments;    /* bytes that a pointer must be a multiple of; 1 for other types */
+    const char *const *argument_types; /* "*fp32", "*fp16", "*bf16", "*i8", "*u8", "*fp8e4nv", "i32", "i64", "fp32": a star is a device pointer */
+    const int *argument_alignments;    /* what a pointer (in bytes) or an integer must be a multiple of */
     int architecture_count;
     const int *architectures; /* 87 is sm_87 */
     const int *warps;         /* warps of a program, by architecture */
@@ -67,7 +67,7 @@ VE_API ve_status ve_kernel_info(int index, ve_kernel *kernel);
 /* Open the driver, take the device's primary context and load the kernels for it. Calling it again does nothing. */
 VE_API ve_status ve_initialize(int device);
 
-/* Unload everything and release the contexts. No launch may be going on; ve_initialize may be called again. */
+/* Unload all kernels and release the contexts; networks stay open. No launch may be going on; ve_initialize may be called again. */
 VE_API ve_status ve_shutdown(void);
 
 /* Launch a kernel by name on a grid. arguments[i] points to argument i as ve_kernel_info lists it (a device pointer as uint64_t
@@ -104,12 +104,14 @@ typedef struct ve_network_info {
     int has_angle;                  /* 0 where the network was trained on upright images: its angles are 0 */
 } ve_network_info;
 
-/* Read a network file, verify it, load its machine code and its numbers onto a device. Needs no ve_initialize. */
+/* Read a network file, verify it, load its machine code and its numbers onto a device, and run it once. Needs no ve_initialize.
+ * The file holds code that the GPU executes: its digest tells damage, not who wrote it. Open files that you trust. */
 VE_API ve_status ve_open(const char *path, int device, ve_network **network);
 
 /* Classify n images, uint8 [n, side, side, channels], and wait for the answer. probabilities: float [n, classes]; angles: float
- * [n], radians counter-clockwise as displayed, in (-pi, pi]; scores: float [n]. Each pointer may be one to host or to device
- * memory; any of the last three may be NULL. Nothing is allocated. n = 0 does nothing. */
+ * [n], radians counter-clockwise as displayed, -pi to pi; scores: float [n]. Each pointer may be one to host memory or to memory of
+ * the handle's device, on which no other work may be going on then: the network runs on a stream of its own. Any of the last
+ * three may be NULL. Nothing is allocated. n = 0 does nothing. */
 VE_API ve_status ve_classify(ve_network *network, const uint8_t *images, int n, float *probabilities, float *angles,
                              float *scores);
 

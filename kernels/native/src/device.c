@@ -44,11 +44,7 @@ static void unload(ve_device *device) {
 
 static ve_status load_one(const ve_table_entry *entry, CUdevice handle, int architecture, ve_loaded *loaded) {
     int chosen = choose(&entry->kernel, architecture);
-    if (chosen < 0)
-        return ve_fail(VE_ERROR_UNSUPPORTED_DEVICE,
-                       "ve_initialize: the library carries no machine code of %s for sm_%d; build it with "
-                       "-DVAE_EDGE_ARCHITECTURES=%d.",
-                       entry->kernel.name, architecture, architecture);
+    if (chosen < 0) return VE_OK; /* one that this device cannot run, such as fp8 on an older one */
     loaded->code = &entry->codes[chosen];
     loaded->warps = (unsigned int)entry->kernel.warps[chosen];
     loaded->shared_bytes = (unsigned int)entry->kernel.shared_bytes[chosen];
@@ -85,8 +81,16 @@ static ve_status open_device(int ordinal, ve_device *device) {
     if (result != CUDA_SUCCESS)
         status = ve_fail(VE_ERROR_DRIVER, "ve_initialize: the driver does not enter device %d: error %d, %s.", ordinal,
                          result, ve_driver_words(&driver, result));
-    for (int i = 0; i < ve_table_count && status == VE_OK; i++)
+    int loaded = 0;
+    for (int i = 0; i < ve_table_count && status == VE_OK; i++) {
         status = load_one(&ve_table[i], device->handle, major * 10 + minor, &device->loaded[i]);
+        loaded += device->loaded[i].library != NULL;
+    }
+    if (status == VE_OK && loaded == 0)
+        status = ve_fail(VE_ERROR_UNSUPPORTED_DEVICE,
+                         "ve_initialize: the library carries no machine code for sm_%d; build it with "
+                         "-DVAE_EDGE_ARCHITECTURES=%d.",
+                         major * 10 + minor, major * 10 + minor);
     if (result == CUDA_SUCCESS) (void)driver.context_pop(&(CUcontext){NULL});
     if (status != VE_OK) unload(device);
     return status;

@@ -5,6 +5,7 @@
 #include "driver.h"
 #include "table.h"
 
+/* A kernel on a device; `library` is NULL where the kernel has no machine code for it. */
 typedef struct ve_loaded {
     const ve_code *code;
     unsigned int warps;

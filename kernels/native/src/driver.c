@@ -74,5 +74,7 @@ ve_status ve_driver_open(const char *caller, ve_driver *driver) {
         memcpy(wanted[i].function, &symbol, sizeof symbol);
     }
     /* A driver that once started stays open: it has threads of its own and does not bear being unloaded. */
-    return start(caller, driver);
+    ve_status status = start(caller, driver);
+    if (status != VE_OK) (void)dlclose(library); /* the loader keeps it while the driver itself holds on to it */
+    return status;
 }

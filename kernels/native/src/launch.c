@@ -35,6 +35,13 @@ static ve_status check_arguments(const ve_kernel *kernel, void *const *arguments
         if (arguments[i] == NULL)
             return ve_fail(VE_ERROR_INVALID_ARGUMENT, "ve_launch: argument %d (%s) of %s is NULL; give its address.", i,
                            kernel->argument_names[i], kernel->name);
+        if (strcmp(kernel->argument_types[i], "i32") == 0) {
+            int32_t number;
+            memcpy(&number, arguments[i], sizeof number);
+            if (number % kernel->argument_alignments[i] != 0)
+                return ve_fail(VE_ERROR_INVALID_ARGUMENT, "ve_launch: argument %d (%s) of %s must be a multiple of %d; got %d.", i,
+                               kernel->argument_names[i], kernel->name, kernel->argument_alignments[i], (int)number);
+        }
         if (kernel->argument_types[i][0] != '*') continue;
         uint64_t address;
         memcpy(&address, arguments[i], sizeof address);
@@ -52,6 +59,8 @@ static ve_status launch_held(int index, const unsigned int grid[3], void *const 
                              const ve_driver *driver, const ve_device *device, int push) {
     const ve_kernel *kernel = &ve_table[index].kernel;
     const ve_loaded *loaded = &device->loaded[index];
+    if (loaded->library == NULL)
+        return ve_fail(VE_ERROR_UNSUPPORTED_DEVICE, "ve_launch: the library has no machine code of %s for this device.", kernel->name);
     void *scratch[2] = {NULL, NULL};
     void *all[VE_MOST_ARGUMENTS + 2];
     for (int i = 0; i < kernel->argument_count; i++) all[i] = arguments[i];
@@ -96,7 +105,9 @@ ve_status ve_kernel_constant(const char *name, const char *wanted, int *value) {
     int push = 0;
     ve_devices_hold();
     ve_status status = ve_device_of_thread("ve_kernel_constant", &driver, &device, &push);
-    if (status == VE_OK && !constant(device->loaded[index].code, wanted, value))
+    if (status == VE_OK && device->loaded[index].library == NULL)
+        status = ve_fail(VE_ERROR_UNSUPPORTED_DEVICE, "ve_kernel_constant: the library has no machine code of %s for this device.", name);
+    else if (status == VE_OK && !constant(device->loaded[index].code, wanted, value))
         status = ve_fail(VE_ERROR_INVALID_ARGUMENT, "ve_kernel_constant: %s has no constant '%s'.", name, wanted);
     ve_devices_release();
     return status;

@@ -25,6 +25,7 @@ struct ve_network {
     CUstream stream;
     unsigned int threads, shared_bytes;
     ve_network_info info;
+    void *code;  /* the machine code */
     char *about; /* the file's description, in which class_names point */
     const char **names;
     size_t image_bytes;
@@ -47,12 +48,12 @@ static const char *value_of(const char *about, const char *key) {
     return NULL;
 }
 
-static ve_status number_of(const ve_network *network, const char *path, const char *key, long most, long *number) {
+static ve_status number_of(const ve_network *network, const char *path, const char *key, long least, long most, long *number) {
     const char *text = value_of(network->about, key);
     char *end = NULL;
     *number = text == NULL ? -1 : strtol(text, &end, 10);
-    if (text != NULL && end != text && *end == 0 && *number >= 0 && *number <= most) return VE_OK;
-    return ve_fail(VE_ERROR_FILE, "ve_open: %s is damaged: '%s' must be a number from 0 to %ld; it is '%s'.", path, key, most,
+    if (text != NULL && end != text && *end == 0 && *number >= least && *number <= most) return VE_OK;
+    return ve_fail(VE_ERROR_FILE, "ve_open: %s is damaged: '%s' must be a number from %ld to %ld; it is '%s'.", path, key, least, most,
                    text == NULL ? "missing" : text);
 }
 
@@ -73,19 +74,18 @@ static ve_status read_about(ve_network *network, const char *path, const ve_tens
 
 static ve_status read_info(ve_network *network, const char *path, long *area_bytes, long *floats) {
     long side = 0, channels = 0, classes = 0, angle = 0;
-    ve_status status = number_of(network, path, "side", 1 << 12, &side);
-    if (status == VE_OK) status = number_of(network, path, "channels", 16, &channels);
-    if (status == VE_OK) status = number_of(network, path, "classes", MOST_CLASSES, &classes);
-    if (status == VE_OK) status = number_of(network, path, "has_angle", 1, &angle);
-    if (status == VE_OK) status = number_of(network, path, "area_bytes", 1l << 28, area_bytes);
-    if (status == VE_OK) status = number_of(network, path, "floats", 1l << 28, floats);
+    ve_status status = number_of(network, path, "side", 1, 1 << 12, &side);
+    if (status == VE_OK) status = number_of(network, path, "channels", 1, 16, &channels);
+    if (status == VE_OK) status = number_of(network, path, "classes", 2, MOST_CLASSES, &classes);
+    if (status == VE_OK) status = number_of(network, path, "has_angle", 0, 1, &angle);
+    if (status == VE_OK) status = number_of(network, path, "area_bytes", 1, 1l << 28, area_bytes);
+    if (status == VE_OK) status = number_of(network, path, "floats", 1, 1l << 28, floats);
     if (status != VE_OK) return status;
     long bits = 0; /* of a float, so that no locale matters */
-    status = number_of(network, path, "threshold_bits", UINT32_MAX, &bits);
+    status = number_of(network, path, "threshold_bits", 0, UINT32_MAX, &bits);
     if (status != VE_OK) return status;
     uint32_t threshold = (uint32_t)bits;
     memcpy(&network->info.threshold, &threshold, sizeof threshold);
-    if (classes < 2) return ve_fail(VE_ERROR_FILE, "ve_open: %s is damaged: it has %ld classes.", path, classes);
     network->names = calloc((size_t)classes, sizeof *network->names);
     if (network->names == NULL) return ve_fail(VE_ERROR_OUT_OF_MEMORY, "ve_open: no memory for %ld class names.", classes);
     for (int i = 0; i < classes; i++) {
@@ -106,6 +106,7 @@ static ve_status read_info(ve_network *network, const char *path, long *area_byt
 /* Of the machine codes in the file, the best for the device: "kernel.87=ENTRY WARPS SHARED_BYTES" and tensor "cubin.87". */
 static ve_status load_code(ve_network *network, const char *path, const ve_tensors *file) {
     int major = 0, minor = 0, best = 0;
+    const ve_tensor *code = NULL;
     char have[256] = "";
     CUresult result = network->driver->device_attribute(&major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, network->device);
     if (result == CUDA_SUCCESS)
@@ -113,10 +114,13 @@ static ve_status load_code(ve_network *network, const char *path, const ve_tenso
     if (result != CUDA_SUCCESS) return driver_fails(network, "ve_open", "tell the device's capability", result);
     for (int i = 0; i < file->count; i++) {
         int architecture = 0;
-        if (sscanf(file->tensors[i].name, "cubin.%d", &architecture) != 1) continue;
+        if (sscanf(file->tensors[i].name, "cubin.%3d", &architecture) != 1) continue;
         size_t used = strlen(have);
         (void)snprintf(have + used, sizeof have - used, "%ssm_%d", used > 0 ? ", " : "", architecture);
-        if (ve_runs_on(architecture, major * 10 + minor) && architecture > best) best = architecture;
+        if (ve_runs_on(architecture, major * 10 + minor) && architecture > best) {
+            best = architecture;
+            code = &file->tensors[i];
+        }
     }
     if (best == 0)
         return ve_fail(VE_ERROR_UNSUPPORTED_DEVICE, "ve_open: %s has machine code for %s; the device is sm_%d: save it for that too.",
@@ -129,9 +133,13 @@ static ve_status load_code(ve_network *network, const char *path, const ve_tenso
         return ve_fail(VE_ERROR_FILE, "ve_open: %s is damaged: '%s' must be an entry, warps and bytes; it is '%s'.", path, key,
                        line == NULL ? "missing" : line);
     network->threads = 32 * warps;
-    (void)snprintf(key, sizeof key, "cubin.%d", best);
-    const void *code = ve_tensors_find(file, key)->data;
-    result = network->driver->library_load(&network->library, code, NULL, NULL, 0, NULL, NULL, 0);
+    /* The driver is not told how long the code is, and wants it aligned: it gets a copy with zeros behind it. */
+    unsigned char *copy = aligned_alloc(64, (code->bytes / 64 + 2) * 64);
+    if (copy == NULL) return ve_fail(VE_ERROR_OUT_OF_MEMORY, "ve_open: no memory for the machine code of %s.", path);
+    memset(copy, 0, (code->bytes / 64 + 2) * 64);
+    memcpy(copy, code->data, code->bytes);
+    result = network->driver->library_load(&network->library, copy, NULL, NULL, 0, NULL, NULL, 0);
+    network->code = copy;
     if (result == CUDA_SUCCESS) result = network->driver->library_kernel(&network->kernel, network->library, entry);
     if (result == CUDA_SUCCESS && network->shared_bytes > STATIC_LIMIT_BYTES)
         result = network->driver->kernel_set(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, (int)network->shared_bytes,
@@ -142,14 +150,22 @@ static ve_status load_code(ve_network *network, const char *path, const ve_tenso
 /* A tensor of the file in device memory. */
 static ve_status upload(ve_network *network, const char *path, const ve_tensors *file, const char *name, CUdeviceptr *to) {
     const ve_tensor *tensor = ve_tensors_find(file, name);
-    if (tensor == NULL || tensor->bytes == 0)
-        return ve_fail(VE_ERROR_FILE, "ve_open: %s is damaged: it has no '%s'.", path, name);
+    char key[32];
+    long bytes = 0;
+    (void)snprintf(key, sizeof key, "%s_bytes", name);
+    ve_status status = number_of(network, path, key, 1, 1l << 30, &bytes);
+    if (status != VE_OK) return status;
+    if (tensor == NULL || tensor->bytes != (size_t)bytes)
+        return ve_fail(VE_ERROR_FILE, "ve_open: %s is damaged: '%s' must be of %ld bytes; it is of %zu.", path, name, bytes,
+                       tensor == NULL ? (size_t)0 : tensor->bytes);
     CUresult result = network->driver->memory_take(to, tensor->bytes);
     if (result == CUDA_SUCCESS)
         result = network->driver->copy(*to, (CUdeviceptr)(uintptr_t)tensor->data, tensor->bytes, network->stream);
     if (result == CUDA_SUCCESS) result = network->driver->stream_wait(network->stream);
     return result == CUDA_SUCCESS ? VE_OK : driver_fails(network, "ve_open", "take the network's numbers", result);
 }
+
+static ve_status warm_up(ve_network *network);
 
 static size_t answer_count(const ve_network *network) { return (size_t)network->info.classes + 2 + DOUBTS; }
 
@@ -181,7 +197,8 @@ static ve_status fill(ve_network *network, const char *path, const ve_tensors *f
     status = upload(network, path, file, "weights", &network->weights);
     if (status == VE_OK) status = upload(network, path, file, "numbers", &network->numbers);
     if (status == VE_OK) status = upload(network, path, file, "whitenings", &network->whitenings);
-    return status == VE_OK ? take_memory(network, (size_t)area_bytes, (size_t)floats) : status;
+    if (status == VE_OK) status = take_memory(network, (size_t)area_bytes, (size_t)floats);
+    return status == VE_OK ? warm_up(network) : status;
 }
 
 static ve_status enter(const ve_network *network, const char *caller) {
@@ -243,6 +260,7 @@ ve_status ve_close(ve_network *network) {
         if (inside) leave(network);
         (void)driver->primary_release(network->device);
     }
+    free(network->code);
     free(network->about);
     free(network->names);
     free(network);
@@ -280,7 +298,7 @@ static CUresult record(const ve_network *network, int n) {
     return result;
 }
 
-/* The graph of n images from pinned memory to pinned memory, made when it is first wanted. */
+/* The graph of n images from pinned memory to pinned memory. */
 static CUresult graph_of(ve_network *network, int n, CUgraphExec *graph) {
     const ve_driver *driver = network->driver;
     if (network->graphs[n] == NULL) {
@@ -298,11 +316,21 @@ static CUresult graph_of(ve_network *network, int n, CUgraphExec *graph) {
     return CUDA_SUCCESS;
 }
 
+/* One run, since the driver may load code only when it is first launched; then every graph, so that no call has to make one. */
+static ve_status warm_up(ve_network *network) {
+    memset(network->host_images, 0, MOST_AT_ONCE * network->image_bytes);
+    CUresult result = record(network, 1);
+    if (result == CUDA_SUCCESS) result = network->driver->stream_wait(network->stream);
+    CUgraphExec graph = NULL;
+    for (int n = 1; n <= MOST_GRAPHS && result == CUDA_SUCCESS; n++) result = graph_of(network, n, &graph);
+    return result == CUDA_SUCCESS ? VE_OK : driver_fails(network, "ve_open", "run the network", result);
+}
+
 /* Whether memory is the host's: what the driver does not know is. */
 static int is_host(const ve_network *network, const void *pointer) {
-    unsigned int kind = CU_MEMORYTYPE_HOST;
+    unsigned int kind = 0;
     CUresult result = network->driver->pointer_attribute(&kind, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, (CUdeviceptr)(uintptr_t)pointer);
-    return result != CUDA_SUCCESS || kind == CU_MEMORYTYPE_HOST;
+    return result != CUDA_SUCCESS || (kind != CU_MEMORYTYPE_DEVICE && kind != CU_MEMORYTYPE_UNIFIED);
 }
 
 /* One piece, at most MOST_AT_ONCE images; the answers' fields are given where they are wanted. */

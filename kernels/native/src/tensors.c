@@ -76,7 +76,7 @@ static void read_metadata(reader *r, ve_tensors *tensors) {
 }
 
 /* {"dtype": "F16", "shape": [1, 2], "data_offsets": [0, 4]}; of these the last is what matters here. */
-static void read_tensor(reader *r, ve_tensor *tensor, const unsigned char *data, size_t data_bytes) {
+static void read_tensor(reader *r, ve_tensor *tensor, const unsigned char *data, size_t first, size_t data_bytes) {
     uint64_t offsets[2] = {1, 0};
     expect(r, '{');
     while (!r->bad && !next_is(r, '}')) {
@@ -97,13 +97,15 @@ static void read_tensor(reader *r, ve_tensor *tensor, const unsigned char *data,
         if (!next_is(r, '}')) expect(r, ',');
     }
     expect(r, '}');
-    if (offsets[0] > offsets[1] || offsets[1] > data_bytes) r->bad = 1;
+    /* One behind the other and without gaps, as the format asks: then no digit of the header can be another. */
+    if (offsets[0] != first || offsets[0] > offsets[1] || offsets[1] > data_bytes) r->bad = 1;
     if (r->bad) return;
     tensor->data = data + offsets[0];
     tensor->bytes = (size_t)(offsets[1] - offsets[0]);
 }
 
 static void read_header(reader *r, ve_tensors *tensors, const unsigned char *data, size_t data_bytes) {
+    size_t taken = 0;
     expect(r, '{');
     while (!r->bad && !next_is(r, '}')) {
         char name[64];
@@ -116,13 +118,14 @@ static void read_header(reader *r, ve_tensors *tensors, const unsigned char *dat
         } else {
             ve_tensor *tensor = &tensors->tensors[tensors->count++];
             memcpy(tensor->name, name, sizeof name);
-            read_tensor(r, tensor, data, data_bytes);
+            read_tensor(r, tensor, data, taken, data_bytes);
+            taken += tensor->bytes;
         }
         if (!next_is(r, '}')) expect(r, ',');
     }
     expect(r, '}');
     skip_space(r);
-    if (r->at != r->end) r->bad = 1;
+    if (r->at != r->end || taken != data_bytes) r->bad = 1;
 }
 
 static ve_status read_file(const char *path, unsigned char **bytes, size_t *count) {
