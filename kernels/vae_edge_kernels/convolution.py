@@ -14,9 +14,9 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from vae_edge_kernels.launching import Geometry, start_tiles
+from vae_edge_kernels.launching import WIDTHS, Geometry, start_tiles
 from vae_edge_kernels.tiles import at_least, gather, operand, place, tap_pixels
-from vae_edge_kernels.variants import Variant, convolution_variants, first_convolution_variants
+from vae_edge_kernels.variants import ONE_WIDTH, Variant, convolution_variants, first_convolution_variants
 
 OPERATOR = "convolution"
 DTYPES = ("fp32", "fp16", "bf16")
@@ -138,7 +138,8 @@ def variants(architecture: int) -> list[Variant]:
     made = []
     for dtype in DTYPES:
         types = {"x_ptr": dtype, "w_ptr": dtype, "bias_ptr": "fp32", "residual_ptr": dtype, "y_ptr": dtype}
-        made += convolution_variants(OPERATOR, "convolution", convolution, dtype, types, architecture)
+        widths = WIDTHS if dtype == "fp16" else ONE_WIDTH
+        made += convolution_variants(OPERATOR, "convolution", convolution, dtype, types, architecture, widths=widths)
         first = {**types, "x_ptr": "u8"}
-        made += first_convolution_variants(OPERATOR, first_convolution, dtype, first, architecture)
+        made += first_convolution_variants(OPERATOR, first_convolution, dtype, first, architecture, widths=widths)
     return made

@@ -9,14 +9,13 @@ import triton
 import triton.language as tl
 
 from vae_edge_kernels.convolution_int8 import accumulate
-from vae_edge_kernels.launching import Geometry, start_tiles
+from vae_edge_kernels.launching import WIDTHS, Geometry, start_tiles
 from vae_edge_kernels.tiles import at_least, place
-from vae_edge_kernels.variants import Variant, convolution_variants
+from vae_edge_kernels.variants import ONE_WIDTH, Variant, convolution_variants
 
 OPERATOR = "convolution_fp8"
 OUTPUTS = ("fp8", "fp16")
 FIRST_ARCHITECTURE = 89
-LARGEST = 448.0  # of e4m3: beyond it there is no number, so values are held to it
 
 
 @triton.jit
@@ -68,5 +67,8 @@ def variants(architecture: int) -> list[Variant]:
     for output in OUTPUTS:
         types = {"x_ptr": "fp8", "w_ptr": "fp8", "scale_ptr": "fp32", "bias_ptr": "fp32"}
         types |= {"residual_ptr": "fp8", "y_ptr": output}
-        made += convolution_variants(OPERATOR, "convolution", convolution_fp8, output, types, architecture)
+        widths = WIDTHS if output == "fp8" else ONE_WIDTH
+        made += convolution_variants(
+            OPERATOR, "convolution", convolution_fp8, output, types, architecture, widths=widths
+        )
     return made

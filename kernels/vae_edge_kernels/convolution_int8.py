@@ -11,9 +11,9 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from vae_edge_kernels.launching import Geometry, start_tiles
+from vae_edge_kernels.launching import WIDTHS, Geometry, start_tiles
 from vae_edge_kernels.tiles import at_least, gather, place, round_to_int8, tap_pixels
-from vae_edge_kernels.variants import Variant, convolution_variants, first_convolution_variants
+from vae_edge_kernels.variants import ONE_WIDTH, Variant, convolution_variants, first_convolution_variants
 
 OPERATOR = "convolution_int8"
 OUTPUTS = ("i8", "fp16", "fp32")
@@ -172,8 +172,9 @@ def variants(architecture: int) -> list[Variant]:
         types = {"x_ptr": "i8", "w_ptr": "i8", "scale_ptr": "fp32", "bias_ptr": "fp32"}
         types |= {"residual_ptr": "i8", "y_ptr": output}
         made += convolution_variants(
-            OPERATOR, "convolution", convolution_int8, output, types, architecture, fp_fusion=False
-        )
+            OPERATOR, "convolution", convolution_int8, output, types, architecture, fp_fusion=False,
+            widths=WIDTHS if output == "i8" else ONE_WIDTH,
+        )  # fmt: skip
     first = {**types, "x_ptr": "u8", "y_ptr": "i8"}
     made += first_convolution_variants(OPERATOR, first_convolution_int8, "i8", first, architecture, fp_fusion=False)
     return made

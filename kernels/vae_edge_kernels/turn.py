@@ -16,8 +16,7 @@ from vae_edge_kernels.tiles import round_to_int8
 from vae_edge_kernels.variants import Variant
 
 OPERATOR = "turn"
-INPUTS = ("u8", "fp16")
-OUTPUTS = ("fp16", "fp32", "i8")
+MADE = (("u8", "fp16", False), ("u8", "fp16", True), ("u8", "fp32", False), ("u8", "i8", False))  # ahead of time
 
 
 @triton.jit
@@ -118,8 +117,6 @@ def variants(architecture: int) -> list[Variant]:
             num_warps=chosen["num_warps"],
             num_stages=chosen["num_stages"],
         )
-        for given in INPUTS
-        for made in OUTPUTS
-        for window in (False, True)
+        for given, made, window in MADE
         for aligned in (False, True)
     ]

@@ -11,11 +11,10 @@ import triton.language as tl
 from vae_edge_kernels.convolution import accumulate, finish
 from vae_edge_kernels.launching import Geometry, start_tiles
 from vae_edge_kernels.tiles import place
-from vae_edge_kernels.variants import Variant, convolution_variants
+from vae_edge_kernels.variants import ONE_WIDTH, Variant, convolution_variants
 
 OPERATOR = "upsample_convolution"
-DTYPES = ("fp32", "fp16", "bf16")
-FACTOR = 2
+AHEAD_OF_TIME = ("fp16",)
 
 
 @triton.jit
@@ -44,7 +43,9 @@ def forward(x: Any, w: Any, bias: Any, residual: Any | None, y: Any, geometry: G
 def variants(architecture: int) -> list[Variant]:
     """What the ahead-of-time compiler makes of this operator."""
     made = []
-    for dtype in DTYPES:
+    for dtype in AHEAD_OF_TIME:
         types = {"x_ptr": dtype, "w_ptr": dtype, "bias_ptr": "fp32", "residual_ptr": dtype, "y_ptr": dtype}
-        made += convolution_variants(OPERATOR, "upsample_convolution", upsample_convolution, dtype, types, architecture)
+        made += convolution_variants(
+            OPERATOR, "upsample_convolution", upsample_convolution, dtype, types, architecture, widths=ONE_WIDTH
+        )
     return made

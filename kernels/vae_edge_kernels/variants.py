@@ -8,8 +8,9 @@ from typing import Any
 from vae_edge_kernels import configurations
 from vae_edge_kernels.launching import WIDTHS
 
+ONE_WIDTH = (32,)  # for what the network itself does not use
 INTEGERS = (
-    *("rows", "height", "width", "channels", "out_height", "out_width", "outputs"),
+    *("rows", "size", "height", "width", "channels", "out_height", "out_width", "outputs"),
     *("tap_height", "tap_width", "stride", "pad_top", "pad_left", "has_residual", "relu"),
 )
 FLOATS = ("scale", "quantize", "residual_scale", "inverse_scale")
@@ -21,7 +22,7 @@ class Variant:
     """One kernel with its types and constants fixed, ready to be compiled.
 
     Attributes:
-        name: unique in the native library, `<operator>_<kernel>_<dtype>[_quads]`.
+        name: unique in the native library: operator, dtypes, columns of a tile, and what it asks of memory.
         operator: the operator's name, as in `configs/`.
         function: the `@triton.jit` function.
         types: Triton's type of each argument that stays an argument, in any order: "*fp16", "i32", "fp32", ...
@@ -51,6 +52,7 @@ def convolution_variants(
     types: dict[str, str],
     architecture: int,
     fp_fusion: bool = True,
+    widths: tuple[int, ...] = WIDTHS,
 ) -> list[Variant]:
     """A convolution for each width of tile, for any memory and for aligned memory.
 
@@ -59,21 +61,27 @@ def convolution_variants(
     table = f"{kernel}_{types['x_ptr']}"
     return [
         _convolution(f"{operator}_{tag}", operator, f"{table}_{width}", function, types, architecture, aligned, fp_fusion)
-        for width in WIDTHS
+        for width in widths
         for aligned in (False, True)
     ]
 
 
 def first_convolution_variants(
-    operator: str, function: Any, tag: str, types: dict[str, str], architecture: int, fp_fusion: bool = True
+    operator: str,
+    function: Any,
+    tag: str,
+    types: dict[str, str],
+    architecture: int,
+    fp_fusion: bool = True,
+    widths: tuple[int, ...] = WIDTHS,
 ) -> list[Variant]:
-    """A first layer for each width of tile; the image's rows lie as they will, so only the output can be aligned."""
+    """A first layer of up to 32 taps · channels for each width of tile; the image lies as it will, the rest is aligned."""
     return [
         _convolution(
             f"{operator}_first_{tag}", operator, f"first_convolution_{types['w_ptr']}_{width}", function, types,
             architecture, True, fp_fusion,
         )
-        for width in WIDTHS
+        for width in widths
     ]  # fmt: skip
 
 

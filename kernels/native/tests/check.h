@@ -26,4 +26,15 @@
         CHECK(strstr(ve_last_error(), (words)) != NULL);       \
     } while (0)
 
+/* How many kernels have machine code made for just this architecture. */
+static inline int kernels_for(int architecture) {
+    int count = 0;
+    for (int i = 0; i < ve_kernel_count(); i++) {
+        ve_kernel kernel;
+        CHECK(ve_kernel_info(i, &kernel) == VE_OK);
+        for (int j = 0; j < kernel.architecture_count; j++) count += kernel.architectures[j] == architecture;
+    }
+    return count;
+}
+
 #endif

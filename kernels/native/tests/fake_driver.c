@@ -9,6 +9,7 @@
 #define MOST_CONTEXTS 16
 #define MOST_KERNELS 4096
 #define MOST_OPERATIONS 16
+#define MOST_STREAMS 64
 
 enum { INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, NO_BINARY = 209, NOT_FOUND = 500 };
 enum { ATTRIBUTE_REQUIRED_THREADS = 0x10, ATTRIBUTE_PARAMETER = 0x17, FORMAT_SIZED = 4 };
@@ -26,7 +27,7 @@ typedef struct operation {
     fake_launch launch;
 } operation;
 
-/* A stream, and what was recorded on it: a graph is the same. */
+/* A stream, and what it is to do: at its synchronization, or when it is captured, never. A graph is the same. */
 typedef struct stream {
     int capturing, count;
     operation operations[MOST_OPERATIONS];
@@ -47,7 +48,7 @@ static kernel kernels[MOST_KERNELS];
 static int library_count, kernel_count, launch_count, initialized;
 static fake_launch last;
 static fake_kernel run_kernel;
-static int memory_count, host_count, stream_count, graph_count;
+static int memory_count, host_count, stream_count, graph_count, graph_launch_count;
 static _Thread_local int *stack[MOST_CONTEXTS];
 static _Thread_local int depth;
 
@@ -66,6 +67,7 @@ EXPORT void fake_set_current(int handle) {
     if (handle >= 0) stack[depth++] = &contexts[handle - FAKE_FIRST_HANDLE];
 }
 EXPORT void fake_run_with(fake_kernel kernel) { run_kernel = kernel; }
+EXPORT int fake_graph_launch_count(void) { return graph_launch_count; }
 EXPORT int fake_things_held(void) { return memory_count + host_count + stream_count + graph_count; }
 EXPORT int fake_contexts_retained(void) {
     int sum = 0;
@@ -208,6 +210,7 @@ EXPORT int cuKernelSetAttribute(int attribute, int value, kernel *which, int dev
     return attribute == 8 && value > 49152 && which->from->loaded && device >= FAKE_FIRST_HANDLE ? 0 : INVALID_VALUE;
 }
 
+static stream *streams[MOST_STREAMS];
 static int do_or_record(operation what, void *where);
 
 EXPORT int cuLaunchKernel(kernel *which, unsigned int gx, unsigned int gy, unsigned int gz, unsigned int bx,
@@ -256,16 +259,23 @@ static void perform(const operation *what) {
     }
 }
 
+/* Streams of the double put off what they do until they are synchronized; a handle that it does not know does it at once. */
 static int do_or_record(operation what, void *where) {
-    stream *on = where;
-    if (on != NULL && on->capturing) {
-        if (on->count == MOST_OPERATIONS) return INVALID_VALUE;
-        on->operations[on->count++] = what;
-    } else {
+    stream *on = NULL;
+    pthread_mutex_lock(&lock);
+    for (int i = 0; i < MOST_STREAMS; i++)
+        if (where != NULL && streams[i] == where) on = where;
+    pthread_mutex_unlock(&lock);
+    if (on == NULL) {
         perform(&what);
+        return 0;
     }
+    if (on->count == MOST_OPERATIONS) return INVALID_VALUE;
+    on->operations[on->count++] = what;
     return 0;
 }
+
+static int no_context(void) { return current() == NULL || *current() == 0; }
 
 EXPORT int cuMemAlloc_v2(uint64_t *pointer, size_t bytes) {
     if (current() == NULL || bytes == 0) return INVALID_VALUE;
@@ -278,19 +288,21 @@ EXPORT int cuMemAlloc_v2(uint64_t *pointer, size_t bytes) {
 }
 
 EXPORT int cuMemFree_v2(uint64_t pointer) {
-    if (!is_device(pointer)) return INVALID_VALUE;
+    if (no_context() || !is_device(pointer)) return INVALID_VALUE;
     free((void *)(uintptr_t)(pointer & ~MARK_BITS));
     memory_count--;
     return 0;
 }
 
 EXPORT int cuMemAllocHost_v2(void **pointer, size_t bytes) {
+    if (no_context()) return INVALID_CONTEXT;
     *pointer = malloc(bytes);
     host_count++;
     return 0;
 }
 
 EXPORT int cuMemFreeHost(void *pointer) {
+    if (no_context()) return INVALID_CONTEXT;
     free(pointer);
     host_count--;
     return 0;
@@ -311,22 +323,36 @@ EXPORT int cuMemcpyAsync(uint64_t to, uint64_t from, size_t bytes, void *where) 
 EXPORT int cuStreamCreate(stream **made, unsigned int flags) {
     if (current() == NULL || flags != 1) return INVALID_VALUE;
     *made = calloc(1, sizeof **made);
+    pthread_mutex_lock(&lock);
+    int slot = 0;
+    while (slot < MOST_STREAMS - 1 && streams[slot] != NULL) slot++;
+    streams[slot] = *made;
     stream_count++;
+    pthread_mutex_unlock(&lock);
     return 0;
 }
 
 EXPORT int cuStreamDestroy_v2(stream *which) {
-    free(which);
+    if (no_context()) return INVALID_CONTEXT;
+    pthread_mutex_lock(&lock);
+    for (int i = 0; i < MOST_STREAMS; i++)
+        if (streams[i] == which) streams[i] = NULL;
     stream_count--;
+    pthread_mutex_unlock(&lock);
+    free(which);
     return 0;
 }
 
-EXPORT int cuStreamSynchronize(stream *which) { return which == NULL || which->capturing ? INVALID_VALUE : 0; }
+EXPORT int cuStreamSynchronize(stream *which) {
+    if (which == NULL || which->capturing || no_context()) return INVALID_VALUE;
+    for (int i = 0; i < which->count; i++) perform(&which->operations[i]);
+    which->count = 0;
+    return 0;
+}
 
 EXPORT int cuStreamBeginCapture_v2(stream *which, int mode) {
-    if (which->capturing || mode != 1) return INVALID_VALUE;
+    if (which->capturing || mode != 1 || which->count != 0 || no_context()) return INVALID_VALUE;
     which->capturing = 1;
-    which->count = 0;
     return 0;
 }
 
@@ -335,6 +361,7 @@ EXPORT int cuStreamEndCapture(stream *which, stream **graph) {
     which->capturing = 0;
     *graph = malloc(sizeof **graph);
     **graph = *which;
+    which->count = 0;
     graph_count++;
     return 0;
 }
@@ -348,12 +375,14 @@ EXPORT int cuGraphInstantiateWithFlags(stream **ready, const stream *graph, unsi
 }
 
 EXPORT int cuGraphLaunch(const stream *ready, stream *on) {
-    if (current() == NULL || on->capturing) return INVALID_VALUE;
-    for (int i = 0; i < ready->count; i++) perform(&ready->operations[i]);
+    if (no_context() || on->capturing || on->count + ready->count > MOST_OPERATIONS) return INVALID_VALUE;
+    for (int i = 0; i < ready->count; i++) on->operations[on->count++] = ready->operations[i];
+    graph_launch_count++;
     return 0;
 }
 
 EXPORT int cuGraphDestroy(stream *graph) {
+    if (no_context()) return INVALID_CONTEXT;
     free(graph);
     graph_count--;
     return 0;

@@ -31,6 +31,7 @@ void fake_run_with(fake_kernel kernel);
 
 /* Allocations, streams and graphs that were not given back. FAKE_MEMORY: how many device allocations there are room for. */
 int fake_things_held(void);
+int fake_graph_launch_count(void);
 
 /* How many launches there were, and the last one. */
 int fake_launch_count(void);

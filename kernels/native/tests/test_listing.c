@@ -13,11 +13,13 @@ static void the_listing_is_complete(void) {
         CHECK(strlen(kernel.name) > 0 && kernel.argument_count > 0 && kernel.architecture_count > 0);
         for (int j = 0; j < kernel.architecture_count; j++)
             CHECK(kernel.architectures[j] >= 80 && kernel.warps[j] >= 1 && kernel.shared_bytes[j] >= 0);
-        int quads = strstr(kernel.name, "_quads") != NULL;
+        int quads = strstr(kernel.name, "_quads") != NULL, aligned = strstr(kernel.name, "_aligned") != NULL;
         for (int j = 0; j < kernel.argument_count; j++) {
             CHECK(strstr(kernel.argument_names[j], "scratch") == NULL);
-            int pointer = kernel.argument_types[j][0] == '*';
-            CHECK(kernel.argument_alignments[j] == (pointer && quads ? 16 : 1));
+            int pointer = kernel.argument_types[j][0] == '*', alignment = kernel.argument_alignments[j];
+            CHECK(alignment == 1 || (alignment == 16 && (quads || aligned)));
+            if (quads) CHECK((alignment == 16) == pointer);
+            if (aligned && strcmp(kernel.argument_names[j], "y_ptr") == 0) CHECK(alignment == 16);
         }
         if (strcmp(kernel.name, "reparameterize_backward_bf16") == 0) {
             backward = 1;

@@ -9,6 +9,10 @@
 
 #define MOST 200
 
+int cuMemAlloc_v2(uint64_t *pointer, size_t bytes);
+int cuMemFree_v2(uint64_t pointer);
+int cuMemcpyAsync(uint64_t to, uint64_t from, size_t bytes, void *stream);
+
 static int side, channels, classes;
 static uint8_t images[MOST * 64 * 64 * 3];
 static float probabilities[MOST * 64], angles[MOST], scores[MOST], doubts[MOST * 3];
@@ -89,7 +93,35 @@ static void check_refusals(const char *path, const char *folder) {
         CHECK_FAILS(ve_open(path, 0, &network), VE_ERROR_OUT_OF_MEMORY, "error 2");
     }
     CHECK(unsetenv("FAKE_MEMORY") == 0);
+    CHECK(setenv("FAKE_LAUNCH_ERROR", "209", 1) == 0);
+    CHECK_FAILS(ve_open(path, 0, &network), VE_ERROR_DRIVER, "no kernel image");
+    CHECK(unsetenv("FAKE_LAUNCH_ERROR") == 0);
     CHECK(network == NULL && fake_things_held() == 0 && fake_contexts_retained() == 0 && fake_libraries_loaded() == 0);
+}
+
+/* Images and answers in device memory, each alone and all together, for one piece and for several. */
+static void check_device_pointers(ve_network *network) {
+    const int batches[] = {2, 65, 200};
+    fake_set_current(FAKE_FIRST_HANDLE);
+    uint64_t memory[5];
+    const size_t sizes[5] = {sizeof probabilities, sizeof angles, sizeof scores, sizeof doubts, sizeof images};
+    float *const host[4] = {probabilities, angles, scores, doubts};
+    for (int i = 0; i < 5; i++) CHECK(cuMemAlloc_v2(&memory[i], sizes[i]) == 0);
+    CHECK(cuMemcpyAsync(memory[4], (uint64_t)(uintptr_t)images, sizeof images, NULL) == 0);
+    for (int which = 0; which < 6; which++)
+        for (size_t b = 0; b < 3; b++) {
+            void *fields[4];
+            for (int i = 0; i < 4; i++) fields[i] = which == i || which == 5 ? (void *)(uintptr_t)memory[i] : (void *)host[i];
+            const void *from = which >= 4 ? (const void *)(uintptr_t)memory[4] : (const void *)images;
+            forget();
+            CHECK(ve_classify_with_doubts(network, from, batches[b], fields[0], fields[1], fields[2], fields[3]) == VE_OK);
+            for (int i = 0; i < 4; i++)
+                if (fields[i] != host[i])
+                    CHECK(cuMemcpyAsync((uint64_t)(uintptr_t)host[i], memory[i], sizes[i], NULL) == 0);
+            check_answers(batches[b]);
+        }
+    for (int i = 0; i < 5; i++) CHECK(cuMemFree_v2(memory[i]) == 0);
+    fake_set_current(-1);
 }
 
 int main(int count, char **values) {
@@ -113,7 +145,9 @@ int main(int count, char **values) {
         check_answers(batches[i]);
         if (batches[i] < MOST) CHECK(scores[batches[i]] == 0.0f); /* nothing behind the last */
     }
-    CHECK(fake_things_held() - held <= 5); /* a graph for each of the small batches: 1, 3, 16, and of 65 and 200 the rest */
+    CHECK(fake_things_held() == held); /* classifying takes nothing */
+    CHECK(fake_graph_launch_count() == 7); /* 1, 3, 1, 16 and 3, and what is left of 65 and of 200 */
+    check_device_pointers(network);
     forget();
     CHECK(ve_classify(network, images, 2, NULL, NULL, scores) == VE_OK && scores[1] == 1001.0f && angles[1] == 0.0f);
     CHECK(ve_classify(network, images, 0, NULL, NULL, NULL) == VE_OK);
