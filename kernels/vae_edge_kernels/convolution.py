@@ -58,7 +58,9 @@ def finish(total, bias_ptr, residual_ptr, y_ptr, row, inside, column, outputs, h
     there = inside[:, None] & (column < outputs)[None, :]
     total += tl.load(bias_ptr + column, mask=column < outputs, other=0.0)[None, :]
     where = row.to(tl.int64)[:, None] * outputs + column[None, :]
-    total += tl.load(residual_ptr + where, mask=there & (column < outputs * has_residual)[None, :], other=0.0).to(tl.float32)
+    total += tl.load(residual_ptr + where, mask=there & (column < outputs * has_residual)[None, :], other=0.0).to(
+        tl.float32
+    )
     total = at_least(total, relu)
     tl.store(y_ptr + where, total.to(y_ptr.dtype.element_ty), mask=there)
 

@@ -70,9 +70,7 @@ def _library(architecture: int) -> list[Any]:
 
 def _find(folder: Path, kernel: dict[str, Any], cubin: dict[str, Any], name: str) -> Finding:
     path, architecture = folder / cubin["file"], cubin["architecture"]
-    code = machine_code.inspect(
-        path.with_suffix(".ptx"), path, architecture, cubin["warps"], cubin["shared_bytes"]
-    )
+    code = machine_code.inspect(path.with_suffix(".ptx"), path, architecture, cubin["warps"], cubin["shared_bytes"])
     try:
         machine_code.check(name, code, machine_code.budget(kernel["operator"], name))
         fault = None

@@ -16,7 +16,9 @@ from vae_edge_kernels import configurations, plan
 from vae_edge_kernels.tiles import at_least, round_to_int8
 
 OPERATOR = "head"
-MU, INNER, OUTER, POSE, FIRST = (tl.constexpr(number) for number in (plan.MU, plan.INNER, plan.OUTER, plan.POSE, plan.FIRST))
+MU, INNER, OUTER, POSE, FIRST = (
+    tl.constexpr(number) for number in (plan.MU, plan.INNER, plan.OUTER, plan.POSE, plan.FIRST)
+)
 WINDOW_BINS = tl.constexpr(2)  # bins on either side of the best one that take part in the read-out of the angle
 APART_BINS = tl.constexpr(4)  # a second-best bin is further away from the best one than this
 
@@ -64,9 +66,7 @@ def product(x, matrix_ptr, rows: tl.constexpr, stride: tl.constexpr, column, kno
     Sums are of the vector's type: float32, or int32 where the matrix is int8.
     """
     k = tl.arange(0, x.shape[0])
-    w = tl.load(
-        matrix_ptr + k[:, None] * stride + column[None, :], mask=(k < rows)[:, None] & known[None, :], other=0
-    )
+    w = tl.load(matrix_ptr + k[:, None] * stride + column[None, :], mask=(k < rows)[:, None] & known[None, :], other=0)
     return tl.sum(x[:, None] * w.to(x.dtype), 0).to(tl.float32)
 
 

@@ -15,7 +15,7 @@ OPERATOR = "means"
 
 @triton.jit
 def means(x_ptr, y_ptr, pixels, channels, scale, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """x [N, pixels, channels] to its means times `scale`, float32 [N, channels]; N × cdiv(channels, COLUMNS) programs."""
+    """x [N, pixels, channels] to means times `scale`, float32 [N, channels]; N × cdiv(channels, COLUMNS) programs."""
     n = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     known = column < channels

@@ -15,9 +15,9 @@ import triton.language as tl
 from vae_edge_kernels import configurations, convolution, convolution_int8
 from vae_edge_kernels.head import FIRST, arc_tangent, product, read_content, read_pose, rescaled, rounded
 from vae_edge_kernels.plan import Plan, sizes, tiled
-from vae_edge_kernels.variants import Variant
 from vae_edge_kernels.tiles import at_least, gather, operand, round_to_int8
 from vae_edge_kernels.turn import turned
+from vae_edge_kernels.variants import Variant
 
 OPERATOR = "network"
 
@@ -180,7 +180,7 @@ def trunk(
 def error_of_reconstruction(
     mu, class_weights, upright_ptr, area_ptr, weights_ptr, numbers_ptr, P: tl.constexpr, CHUNK: tl.constexpr
 ):
-    """The decoder's image compared with the upright one: squared error over the variance, see `vae_edge.model.score`."""
+    """The decoder's image against the upright one: squared error over the variance, see `vae_edge.model.score`."""
     CELLS: tl.constexpr = P.grid * P.grid
     mu, class_weights = rounded(mu, numbers_ptr, P, FIRST), rounded(class_weights, numbers_ptr, P, FIRST)
     first_ptr = weights_ptr + P.linears[FIRST].weights
@@ -287,9 +287,7 @@ def network(
         tl.debug_barrier()
         for start in range(0, SIZE, ELEMENTS):
             element = start + tl.arange(0, ELEMENTS)
-            upright = turned(
-                image_ptr, element, cos, -sin, P.side, P.channels, scale, P.fill, element < SIZE, P.window
-            )
+            upright = turned(image_ptr, element, cos, -sin, P.side, P.channels, scale, P.fill, element < SIZE, P.window)
             tl.store(pixels_ptr + element, upright, mask=element < SIZE)
     else:
         tl.store(angle_ptr + n, 0.0)
@@ -304,8 +302,7 @@ def network(
     if P.int8:
         pixel_scale = tl.load(numbers_ptr + P.quantize_upright)
     features_ptr = trunk(
-        pixels_ptr, area_ptr, means_ptr, weights_ptr, numbers_ptr, pixel_scale, P, CALLS,
-        P.pose_layers, P.trunk_layers
+        pixels_ptr, area_ptr, means_ptr, weights_ptr, numbers_ptr, pixel_scale, P, CALLS, P.pose_layers, P.trunk_layers
     )
     probabilities, mu, class_weights, score, expected = read_content(
         features_ptr, pose_means_ptr, means_ptr, logits, doubt, weights_ptr, numbers_ptr, whitenings_ptr, P,
@@ -314,9 +311,7 @@ def network(
     tl.store(probabilities_ptr + n * P.classes + klass, probabilities, mask=klass < P.classes)
     if not P.score.light:
         tl.debug_barrier()
-        error = error_of_reconstruction(
-            mu, class_weights, pixels_ptr, area_ptr, weights_ptr, numbers_ptr, P, CHUNK
-        )
+        error = error_of_reconstruction(mu, class_weights, pixels_ptr, area_ptr, weights_ptr, numbers_ptr, P, CHUNK)
         score += tl.load(numbers_ptr + P.score.measures) * (error - expected)
     tl.store(score_ptr + n, score)
 

@@ -1,8 +1,8 @@
 """How many warps of a kernel a multiprocessor holds at once, by the architecture's published limits.
 
-NVIDIA, "CUDA Programming Guide", appendix "Compute Capabilities": resident warps and blocks, registers and shared memory
-of a multiprocessor. Registers are given out 256 at a time to a warp, shared memory 128 bytes at a time to a block, which
-also takes 1 KiB of it for itself (compute capability 8.0 and later).
+NVIDIA, "CUDA Programming Guide", appendix "Compute Capabilities": resident warps and blocks, registers and shared
+memory of a multiprocessor. Registers are given out 256 at a time to a warp, shared memory 128 bytes at a time to a
+block, which also takes 1 KiB of it for itself (compute capability 8.0 and later).
 """
 
 from __future__ import annotations
@@ -53,9 +53,7 @@ def occupancy(architecture: int, registers: int, warps: int, shared_bytes: int) 
     limits = LIMITS[architecture]
     of_warp = _up(max(registers, 1) * 32, REGISTER_UNIT)
     of_block = _up(shared_bytes, SHARED_UNIT) + SHARED_OF_BLOCK
-    blocks = min(
-        limits.blocks, limits.warps // warps, REGISTERS // of_warp // warps, limits.shared_bytes // of_block
-    )
+    blocks = min(limits.blocks, limits.warps // warps, REGISTERS // of_warp // warps, limits.shared_bytes // of_block)
     return blocks * warps / limits.warps
 
 

@@ -22,8 +22,8 @@ class Layer:
     """A convolution with ReLU, of square images and zero padding, taps × taps.
 
     `weights` is a place in the weights, and in the numbers are `scale` and `bias` (one a channel) and `quantize`: what
-    the output is multiplied by before it is rounded to int8, and what the integers then count. A program makes tiles of `rows` output pixels × `columns`
-    channels in steps of `depth`.
+    the output is multiplied by before it is rounded to int8, and what the integers then count. A program makes tiles of
+    `rows` output pixels × `columns` channels in steps of `depth`.
     """
 
     side: int
@@ -102,8 +102,8 @@ class Plan:
         grid, width, block: of the decoder, whose grid × grid cells become block × block pixels each.
         tap, pose_tap: channels of the tapped layers.
         area: elements of one of the two areas of activations; `floats` float32 scratch of an image.
-        quantize_image, quantize_upright, quantize_grid: places of what pixels, and the decoder's grid, are multiplied by
-            before they are rounded to int8.
+        quantize_image, quantize_upright, quantize_grid: places of what pixels, and the decoder's grid, are multiplied
+            by before they are rounded to int8.
         axes: place of the cosines and, behind them, the sines of the angle bins.
         temperature: place of 1 / temperature.
         zero: place of a 0.
@@ -316,7 +316,9 @@ def sizes(plan: Plan) -> Sizes:
     """The lengths of a plan's vectors."""
     score = plan.score
     exact = (plan.classes, plan.bins, plan.latent, plan.hidden, max(plan.tap, plan.pose_tap))
-    return Sizes(*(max(16, power_of_two(size)) for size in (*exact, score.components, min(score.clusters, MOST_CLUSTERS))))
+    return Sizes(
+        *(max(16, power_of_two(size)) for size in (*exact, score.components, min(score.clusters, MOST_CLUSTERS)))
+    )
 
 
 @cache

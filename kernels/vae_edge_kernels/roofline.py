@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from vae_edge_kernels import plan as plans
 from vae_edge_kernels.plan import Layer, Plan
 
-LAUNCH_US = 2.5  # what a launch costs at least, in a CUDA graph a little less; a round number for counting
-
 
 @dataclass(frozen=True)
 class Device:
@@ -30,7 +28,7 @@ class Device:
 DEVICES = (
     # Jetson AGX Orin Series technical brief: 204.8 GB/s; GPU 85 dense INT8 TOPS, half of that in FP16.
     Device("Jetson AGX Orin 64 GB", 87, 204.8e9, 42.5e12 / 2, 85e12 / 2),
-    # Jetson Thor (T5000) datasheet: 273 GB/s; 2070 sparse FP4 TFLOPS, of which dense FP8 and INT8 a quarter, FP16 an eighth.
+    # Jetson Thor (T5000) datasheet: 273 GB/s; 2070 sparse FP4 TFLOPS: dense FP8 and INT8 a quarter, FP16 an eighth.
     Device("Jetson AGX Thor", 110, 273e9, 258e12 / 2, 517e12 / 2),
     # H100 SXM5 datasheet: 3.35 TB/s; 989 dense FP16 TFLOPS, 1979 dense INT8 TOPS.
     Device("H100 SXM", 90, 3.35e12, 989e12 / 2, 1979e12 / 2),
@@ -109,8 +107,8 @@ def one_launch(plan: Plan) -> Work:
 def unfused_bytes(plan: Plan) -> int:
     """Bytes of activations of an image where bias, ReLU, scaling and cast are operators of their own.
 
-    Each convolution's output is then read and written twice more (bias or normalization, ReLU), and the image is scaled,
-    cast and turned one after the other.
+    Each convolution's output is then read and written twice more (bias or normalization, ReLU), and the image is
+    scaled, cast and turned one after the other.
     """
     element = 1 if plan.int8 else 2
     pixels = plan.side**2 * plan.channels

@@ -60,7 +60,9 @@ def convolution_variants(
     """
     table = f"{kernel}_{types['x_ptr']}"
     return [
-        _convolution(f"{operator}_{tag}", operator, f"{table}_{width}", function, types, architecture, aligned, fp_fusion)
+        _convolution(
+            f"{operator}_{tag}", operator, f"{table}_{width}", function, types, architecture, aligned, fp_fusion
+        )
         for width in widths
         for aligned in (False, True)
     ]
@@ -75,7 +77,7 @@ def first_convolution_variants(
     fp_fusion: bool = True,
     widths: tuple[int, ...] = WIDTHS,
 ) -> list[Variant]:
-    """A first layer of up to 32 taps · channels for each width of tile; the image lies as it will, the rest is aligned."""
+    """A first layer of up to 32 taps · channels for each width of tile; all but the image is aligned."""
     return [
         _convolution(
             f"{operator}_first_{tag}", operator, f"first_convolution_{types['w_ptr']}_{width}", function, types,

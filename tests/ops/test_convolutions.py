@@ -91,7 +91,15 @@ def test_an_int8_convolution_of_scaled_numbers_is_near_that_of_the_numbers() -> 
     x_scale, w_scale = x.abs().max() / 127, weight.abs().amax((0, 1, 2)) / 127
     rounded = (weight / w_scale).round().to(torch.int8).permute(0, 1, 3, 2).contiguous()
     got = convolution_int8(
-        (x / x_scale).round().to(torch.int8), rounded, x_scale * w_scale, bias, None, 1, (1, 1), True, dtype=torch.float32
+        (x / x_scale).round().to(torch.int8),
+        rounded,
+        x_scale * w_scale,
+        bias,
+        None,
+        1,
+        (1, 1),
+        True,
+        dtype=torch.float32,
     )
     expected = convolution(x, weight, bias, None, 1, (1, 1), True)
     assert (got - expected).abs().max() < 0.05

@@ -14,7 +14,6 @@ from vae_edge.errors import BackendError
 from vae_edge.runtime.native import load_library
 
 ROOT = Path(__file__).parents[2]
-BUILD = ROOT / "build"
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +31,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(built: Path, code: str, **more: str) -> subprocess.CompletedProcess[str]:
     """Python code in a process of its own, with the double as the driver."""
     tests = built / "kernels/native/tests"
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(tests / "fake_driver"), **more}
+    path = os.pathsep.join([str(tests / "fake_driver"), os.environ.get("LD_LIBRARY_PATH", "")]).rstrip(os.pathsep)
+    environment = {**os.environ, "LD_LIBRARY_PATH": path, "FAKE_CC": "87", **more}
     environment["VAE_EDGE_NATIVE"] = str(built / "lib/libvae_edge_kernels.so")
-    code = f"import numpy as np\nfrom vae_edge.runtime.native import NativeNetwork\nfile = {str(tests / 'network.ve')!r}\n{code}"
+    before = (
+        f"import numpy as np\nfrom vae_edge.runtime.native import NativeNetwork\nfile = {str(tests / 'network.ve')!r}\n"
+    )
+    code = before + code
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
 
 
@@ -63,10 +66,10 @@ print("torch" in sys.modules, "triton" in sys.modules)
     "code, more, words",
     [
         ("NativeNetwork('/nowhere.ve')", {}, "BundleError: ve_open: /nowhere.ve cannot be opened"),
-        ("NativeNetwork(file)", {"FAKE_CC": "90"}, "BackendError: ve_open: .* has machine code for sm_87; the device is sm_90"),
+        ("NativeNetwork(file)", {"FAKE_CC": "90"}, "BackendError: .* has machine code for sm_87; the device is sm_90"),
         ("NativeNetwork(file, 5)", {}, "BackendError: ve_open: this machine has no CUDA device number 5"),
-        ("NativeNetwork(file).classify(np.zeros((1, 3), np.uint8))", {}, r"DataError: images must be uint8 \[N, 28, 28, 1\]"),
-        ("n = NativeNetwork(file); n.close(); n.close(); n.classify(np.zeros((1, 28, 28, 1), np.uint8))", {}, "is closed"),
+        ("NativeNetwork(file).classify(np.zeros((1, 3), np.uint8))", {}, r"DataError: images must be uint8 \[N, 28, 28"),
+        ("n = NativeNetwork(file); n.close(); n.close(); n.classify(np.zeros((1, 28, 28, 1), np.uint8))", {}, "closed"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_told(built: Path, code: str, more: dict[str, str], words: str) -> None:

@@ -40,7 +40,9 @@ def expect(
         raise KernelError(
             f"{operator} expects all tensors on one device; {name} is on {tensor.device}, another on {like.device}."
         )
-    if shape is not None and any(want is not None and want != got for want, got in zip(shape, tensor.shape, strict=True)):
+    if shape is not None and any(
+        want is not None and want != got for want, got in zip(shape, tensor.shape, strict=True)
+    ):
         wanted = ", ".join(dim if want is None else str(want) for dim, want in zip(names, shape, strict=True))
         raise KernelError(f"{operator} expects {name} of shape [{wanted}]; got {list(tensor.shape)}.")
 
@@ -82,5 +84,5 @@ def launcher(operator: str, module: str) -> Any:
         return import_module(f"vae_edge_kernels.{module}")
     except ImportError as error:
         raise KernelError(
-            f"{operator} needs Triton on CUDA, and it cannot be imported ({error}); install it with: pip install triton."
+            f"{operator} needs Triton on CUDA, and it cannot be imported ({error}); install it: pip install triton."
         ) from error

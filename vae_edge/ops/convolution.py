@@ -1,7 +1,8 @@
 """Convolution with bias, residual add and ReLU in one operator, channels last, in floating point.
 
 Tensors are [N, H, W, C], and weights lie as the kernel reads them: [R, S, C, K]. Sums are float32 whatever the tensors
-hold; on CUDA float32 factors are rounded to tf32 (10 bits) first. There the Triton kernels `vae_edge_kernels.convolution` and `upsample_convolution` compute it.
+hold. On CUDA the Triton kernels `vae_edge_kernels.convolution` and `upsample_convolution` compute it; there float32
+factors are rounded to tf32 (10 bits) first.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def first_convolution(
     relu: bool = False,
     scale: float = 1.0,
 ) -> Tensor:
-    """The same of an image of few channels: bytes or floats, multiplied by `scale` and cast to the weights' dtype first.
+    """The same of an image of few channels: bytes or floats, first multiplied by `scale` and cast to the weights' dtype.
 
     Args:
         x: [N, H, W, C], uint8, float32 or float16.

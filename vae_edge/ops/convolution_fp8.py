@@ -1,7 +1,7 @@
 """Convolution of fp8 e4m3 by fp8 e4m3 with sums in float32, channels last, for GPUs of sm_89 and later.
 
-As `convolution_int8`, with float8_e4m3fn in the place of int8: value = sum · scale + bias (+ residual · residual_scale),
-ReLU, and for fp8 outputs value / output_scale, held to ±448 and rounded to the nearest e4m3 number.
+As `convolution_int8`, with float8_e4m3fn in the place of int8: value = sum · scale + bias (+ residual ·
+residual_scale), ReLU, and for fp8 outputs value / output_scale, held to ±448 and rounded to the nearest e4m3 number.
 """
 
 from __future__ import annotations

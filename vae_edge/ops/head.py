@@ -1,8 +1,8 @@
 """The heads of the network: read-outs of angle, classes and rejection score, one operator each for a whole batch.
 
 What they compute is in `vae_edge.model` (network and score); where their numbers lie says a `vae_edge_kernels.plan`,
-which an operator is given as the text that `plan.to_text` makes of it. On CUDA the Triton kernels `vae_edge_kernels.head`, `means` and
-`reconstruction_error` compute it.
+which an operator is given as the text that `plan.to_text` makes of it. On CUDA the Triton kernels
+`vae_edge_kernels.head`, `means` and `reconstruction_error` compute it.
 """
 
 from __future__ import annotations
@@ -243,9 +243,7 @@ def _reconstruction_error_fake(drawn: Tensor, upright: Tensor, score: Tensor, me
     return score.new_empty(score.shape[0])
 
 
-def apply_linear(
-    x: Tensor, weights: Tensor, numbers: Tensor, plan: Plan, number: int, taken: bool = False
-) -> Tensor:
+def apply_linear(x: Tensor, weights: Tensor, numbers: Tensor, plan: Plan, number: int, taken: bool = False) -> Tensor:
     """A linear layer of packed numbers, float32 [N, outputs]; `taken` says that x is already as the layer takes it."""
     layer = linear_of(plan, number)
     matrix = weights[layer.weights : layer.weights + layer.inputs * layer.stride].reshape(layer.inputs, -1)

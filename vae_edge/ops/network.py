@@ -6,7 +6,6 @@ device.
 
 from __future__ import annotations
 
-
 import torch
 from torch import Tensor
 from vae_edge_kernels import plan as plans
@@ -65,9 +64,7 @@ def _network_fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     given = _check(image, weights, numbers, whitenings, plan)
     n = image.shape[0]
-    first, second, third, fourth = (
-        numbers.new_empty(shape) for shape in ((n, given.classes), (n,), (n,), (n, 3))
-    )
+    first, second, third, fourth = (numbers.new_empty(shape) for shape in ((n, given.classes), (n,), (n,), (n, 3)))
     return first, second, third, fourth
 
 
@@ -158,9 +155,7 @@ def _layer(
     )
 
 
-def _first_int8(
-    layer: Layer, x: Tensor, quantize: float, weights: Tensor, numbers: Tensor, scalars: Tensor
-) -> Tensor:
+def _first_int8(layer: Layer, x: Tensor, quantize: float, weights: Tensor, numbers: Tensor, scalars: Tensor) -> Tensor:
     shape = (layer.outputs, layer.taps, layer.taps, layer.inputs)
     filter = weights[layer.weights : layer.weights + layer.outputs * layer.taps**2 * layer.inputs].reshape(shape)
     scale, counts = numbers[layer.scale : layer.scale + layer.outputs], float(scalars[layer.quantize + 1])

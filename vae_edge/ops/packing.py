@@ -1,4 +1,4 @@
-"""A trained network's numbers in the order in which the kernels read them: what `vae_edge_kernels.plan` names places of.
+"""A trained network's numbers in the order in which the kernels read them, at places that `vae_edge_kernels.plan` names.
 
 Layers go by the names of their modules: `encoder.layers.0.0`, `pose.bins`, `classifier.2`.
 """
@@ -71,7 +71,8 @@ def folded(model: nn.Module) -> dict[str, LayerNumbers]:
 
 def _with_normalization(layer: LayerNumbers, normalization: nn.BatchNorm2d) -> LayerNumbers:
     mean, variance, weight, bias = (
-        getattr(normalization, name).detach().double().cpu() for name in ("running_mean", "running_var", "weight", "bias")
+        getattr(normalization, name).detach().double().cpu()
+        for name in ("running_mean", "running_var", "weight", "bias")
     )
     factor = weight / (variance + normalization.eps).sqrt()
     folded_weight = layer.weight.double() * factor[:, None, None, None]
@@ -193,8 +194,7 @@ class _Packing:
     def heads(self, model: Any) -> None:
         """The linear layers, whose inputs are the last maps with the channels next to each other."""
         plan, side = self.plan, model.config.resolutions()[-1]
-        trunks = (("pose.trunk", plans.POSE, ["pose.classes", "pose.bins"]), ("encoder", plans.MU, ["mu"]))
-        for prefix, number, names in trunks:
+        for number, names in ((plans.POSE, ["pose.classes", "pose.bins"]), (plans.MU, ["mu"])):
             layer = plan.linears[number]
             if layer is not None:
                 order = torch.arange(layer.inputs).reshape(-1, side, side).permute(1, 2, 0).reshape(-1)
