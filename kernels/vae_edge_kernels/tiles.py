@@ -70,5 +70,5 @@ def round_to_int8(value):
 
     Adding 1.5 · 2^23 leaves no bits behind the point of a small number: the addition itself rounds.
     """
-    value = tl.where(value == value, tl.minimum(tl.maximum(value, -128.0), 127.0), 0.0)  # noqa: PLR0124: not a NaN
+    value = tl.where(value == value, tl.minimum(tl.maximum(value, -128.0), 127.0), 0.0)  # noqa: PLR0124
     return ((value + 12582912.0) - 12582912.0).to(tl.int8)

@@ -111,7 +111,7 @@ def first_convolution(
     relu: bool = False,
     scale: float = 1.0,
 ) -> Tensor:
-    """The same of an image of few channels: bytes or floats, first multiplied by `scale` and cast to the weights' dtype.
+    """`convolution` of an image of few channels: bytes or floats, multiplied by `scale` and cast as the weights first.
 
     Args:
         x: [N, H, W, C], uint8, float32 or float16.

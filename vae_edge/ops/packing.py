@@ -1,4 +1,4 @@
-"""A trained network's numbers in the order in which the kernels read them, at places that `vae_edge_kernels.plan` names.
+"""A trained network's numbers in the order in which kernels read them, at places that `vae_edge_kernels.plan` names.
 
 Layers go by the names of their modules: `encoder.layers.0.0`, `pose.bins`, `classifier.2`.
 """
