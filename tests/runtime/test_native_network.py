@@ -68,7 +68,7 @@ print("torch" in sys.modules, "triton" in sys.modules)
         ("NativeNetwork('/nowhere.ve')", {}, "BundleError: ve_open: /nowhere.ve cannot be opened"),
         ("NativeNetwork(file)", {"FAKE_CC": "90"}, "BackendError: .* has machine code for sm_87; the device is sm_90"),
         ("NativeNetwork(file, 5)", {}, "BackendError: ve_open: this machine has no CUDA device number 5"),
-        ("NativeNetwork(file).classify(np.zeros((1, 3), np.uint8))", {}, r"DataError: images must be uint8 \[N, 28, 28"),
+        ("NativeNetwork(file).classify(np.zeros((1, 3), np.uint8))", {}, r"DataError: images must be uint8"),
         ("n = NativeNetwork(file); n.close(); n.close(); n.classify(np.zeros((1, 28, 28, 1), np.uint8))", {}, "closed"),
     ],
 )  # fmt: skip
