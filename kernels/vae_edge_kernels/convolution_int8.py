@@ -11,7 +11,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from vae_edge_kernels.launching import WIDTHS, Geometry, start_tiles
+from vae_edge_kernels.launching import WIDTHS, Geometry, inverse, start_tiles
 from vae_edge_kernels.tiles import at_least, gather, place, round_to_int8, tap_pixels
 from vae_edge_kernels.variants import ONE_WIDTH, Variant, convolution_variants, first_convolution_variants
 
@@ -156,13 +156,6 @@ def first_forward(
         first_convolution_int8, OPERATOR, "first_convolution", w, (x, w, scale, bias, y), y, last,
         DEPTH=depth, enable_fp_fusion=False,
     )  # fmt: skip
-
-
-def inverse(scale: float) -> float:
-    """1 / scale as a float32 division gives it."""
-    import numpy as np
-
-    return float(np.float32(1.0) / np.float32(scale))
 
 
 def variants(architecture: int) -> list[Variant]:

@@ -74,3 +74,10 @@ def dtype_name(tensor: Any) -> str:
         KeyError: for any other dtype.
     """
     return NAMES[str(tensor.dtype).rpartition(".")[2]]
+
+
+def inverse(scale: float) -> float:
+    """1 / scale as a float32 division gives it."""
+    import numpy as np
+
+    return float(np.float32(1.0) / np.float32(scale))

@@ -260,10 +260,14 @@ def network(
     doubt = 0.0
     scale = 1.0 / 255.0
     if P.bins > 0:
+        inverse, counts = 1.0, 1.0
+        if P.int8:
+            inverse = tl.load(numbers_ptr + P.quantize_image)
+            counts = tl.load(numbers_ptr + P.quantize_image + 1)
         if P.window:
             for start in range(0, SIZE, ELEMENTS):
                 element = start + tl.arange(0, ELEMENTS)
-                seen = turned(image_ptr, element, 1.0, 0.0, P.side, P.channels, scale, P.fill, element < SIZE, True)
+                seen = turned(image_ptr, element, 1.0, 0.0, P.side, P.channels, scale, P.fill, 1.0, 1.0, element < SIZE, True, False)
                 tl.store(pixels_ptr + element, seen, mask=element < SIZE)
             tl.debug_barrier()
             given_ptr = pixels_ptr
@@ -272,7 +276,7 @@ def network(
             given_ptr = image_ptr
             given_scale = scale
         if P.int8:
-            given_scale *= tl.load(numbers_ptr + P.quantize_image)
+            given_scale *= inverse
         features_ptr = trunk(
             given_ptr, area_ptr, pose_means_ptr, weights_ptr, numbers_ptr, given_scale, P, CALLS, 0, P.pose_layers
         )
@@ -287,7 +291,7 @@ def network(
         tl.debug_barrier()
         for start in range(0, SIZE, ELEMENTS):
             element = start + tl.arange(0, ELEMENTS)
-            upright = turned(image_ptr, element, cos, -sin, P.side, P.channels, scale, P.fill, element < SIZE, P.window)
+            upright = turned(image_ptr, element, cos, -sin, P.side, P.channels, scale, P.fill, inverse, counts, element < SIZE, P.window, P.int8)
             tl.store(pixels_ptr + element, upright, mask=element < SIZE)
     else:
         tl.store(angle_ptr + n, 0.0)

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from vae_edge_kernels import configurations
+from vae_edge_kernels.launching import inverse
 from vae_edge_kernels.tiles import round_to_int8
 from vae_edge_kernels.variants import Variant
 
@@ -20,7 +21,10 @@ MADE = (("u8", "fp16", False), ("u8", "fp16", True), ("u8", "fp32", False), ("u8
 
 
 @triton.jit
-def _corner(x_ptr, y, x, channel, side, channels, scale, fill, inside, WINDOW: tl.constexpr):
+def _corner(
+    x_ptr, y, x, channel, side, channels, scale, fill, inverse, counts, inside,
+    WINDOW: tl.constexpr, ROUNDED: tl.constexpr,
+):  # fmt: skip
     """The values above `fill` of pixels (y, x); 0 outside the frame, and less towards the edge of a round window."""
     there = inside & (y >= 0) & (y < side) & (x >= 0) & (x < side)
     value = tl.load(x_ptr + (y * side + x) * channels + channel, mask=there, other=0).to(tl.float32) * scale - fill
@@ -28,14 +32,20 @@ def _corner(x_ptr, y, x, channel, side, channels, scale, fill, inside, WINDOW: t
         down, along = y.to(tl.float32) + 0.5 - 0.5 * side, x.to(tl.float32) + 0.5 - 0.5 * side
         seen = 0.5 * side - tl.sqrt(down * down + along * along)
         value *= tl.minimum(tl.maximum(seen, 0.0), 1.0)
+    if ROUNDED:
+        value = round_to_int8((value + fill) * inverse).to(tl.float32) * counts - fill
     return tl.where(there, value, 0.0)
 
 
 @triton.jit
-def turned(x_ptr, element, cos, sin, side, channels, scale, fill, inside, WINDOW: tl.constexpr):
+def turned(
+    x_ptr, element, cos, sin, side, channels, scale, fill, inverse, counts, inside,
+    WINDOW: tl.constexpr, ROUNDED: tl.constexpr,
+):  # fmt: skip
     """Elements (numbers in [side, side, channels]) of an image turned counter-clockwise: float32.
 
-    The image's values are those in memory times `scale`. With `cos` and minus `sin` of its angle it is turned back.
+    The image's values are those in memory times `scale`; with ROUNDED they are rounded to int8 first, after
+    multiplication by `inverse`, and each of these counts `counts`. With `cos` and minus `sin` of its angle it is turned back.
     """
     channel = element % channels
     pixel = element // channels
@@ -47,10 +57,10 @@ def turned(x_ptr, element, cos, sin, side, channels, scale, fill, inside, WINDOW
     left, top = tl.floor(x), tl.floor(y)
     right_share, bottom_share = x - left, y - top
     ix, iy = left.to(tl.int32), top.to(tl.int32)
-    upper_left = _corner(x_ptr, iy, ix, channel, side, channels, scale, fill, inside, WINDOW)
-    upper_right = _corner(x_ptr, iy, ix + 1, channel, side, channels, scale, fill, inside, WINDOW)
-    lower_left = _corner(x_ptr, iy + 1, ix, channel, side, channels, scale, fill, inside, WINDOW)
-    lower_right = _corner(x_ptr, iy + 1, ix + 1, channel, side, channels, scale, fill, inside, WINDOW)
+    upper_left = _corner(x_ptr, iy, ix, channel, side, channels, scale, fill, inverse, counts, inside, WINDOW, ROUNDED)
+    upper_right = _corner(x_ptr, iy, ix + 1, channel, side, channels, scale, fill, inverse, counts, inside, WINDOW, ROUNDED)
+    lower_left = _corner(x_ptr, iy + 1, ix, channel, side, channels, scale, fill, inverse, counts, inside, WINDOW, ROUNDED)
+    lower_right = _corner(x_ptr, iy + 1, ix + 1, channel, side, channels, scale, fill, inverse, counts, inside, WINDOW, ROUNDED)
     upper = upper_left * (1.0 - right_share) + upper_right * right_share
     lower = lower_left * (1.0 - right_share) + lower_right * right_share
     return upper * (1.0 - bottom_share) + lower * bottom_share + fill
@@ -58,8 +68,8 @@ def turned(x_ptr, element, cos, sin, side, channels, scale, fill, inside, WINDOW
 
 @triton.jit
 def turn(
-    x_ptr, cos_ptr, sin_ptr, y_ptr, size, side, channels, scale, fill, quantize,
-    ELEMENTS: tl.constexpr, WINDOW: tl.constexpr,
+    x_ptr, cos_ptr, sin_ptr, y_ptr, size, side, channels, scale, fill, inverse, counts, quantize,
+    ELEMENTS: tl.constexpr, WINDOW: tl.constexpr, ROUNDED: tl.constexpr,
 ):  # fmt: skip
     """x [N, side, side, channels] to y of the same shape, turned by the angles of cos and sin, float32 [N].
 
@@ -69,7 +79,9 @@ def turn(
     first = tl.program_id(0).to(tl.int64) * size
     element = tl.program_id(1) * ELEMENTS + tl.arange(0, ELEMENTS)
     cos, sin = tl.load(cos_ptr + tl.program_id(0)), tl.load(sin_ptr + tl.program_id(0))
-    value = turned(x_ptr + first, element, cos, sin, side, channels, scale, fill, element < size, WINDOW)
+    value = turned(
+        x_ptr + first, element, cos, sin, side, channels, scale, fill, inverse, counts, element < size, WINDOW, ROUNDED
+    )
     if y_ptr.dtype.element_ty == tl.int8:
         tl.store(y_ptr + first + element, round_to_int8(value * quantize), mask=element < size)
     else:
@@ -77,8 +89,9 @@ def turn(
 
 
 def forward(
-    x: Any, cos: Any, sin: Any, y: Any, scale: float, fill: float = 0.0, quantize: float = 1.0, window: bool = False
-) -> None:
+    x: Any, cos: Any, sin: Any, y: Any, scale: float, fill: float = 0.0, quantize: float = 1.0, window: bool = False,
+    rounded_to: float = 0.0,
+) -> None:  # fmt: skip
     """Launch on the current device and stream; all tensors are contiguous, y is written.
 
     Args:
@@ -89,6 +102,7 @@ def forward(
         fill: the value, after `scale`, that comes in from outside the frame.
         quantize: what values are multiplied by before they are rounded to int8.
         window: whether only the circle inscribed in x's frame is seen, and `fill` around it.
+        rounded_to: what one of the int8 numbers counts to which the image is rounded before it is turned; 0: it is not.
     """
     images, side, _, channels = x.shape
     if images == 0:
@@ -97,8 +111,8 @@ def forward(
     size = side * side * channels
     grid = (images, triton.cdiv(size, chosen["ELEMENTS"]))
     turn[grid](
-        x, cos, sin, y, size, side, channels, scale, fill, quantize,
-        WINDOW=int(window), enable_fp_fusion=True, **chosen,
+        x, cos, sin, y, size, side, channels, scale, fill, inverse(rounded_to or 1.0), rounded_to, quantize,
+        WINDOW=int(window), ROUNDED=int(rounded_to > 0), enable_fp_fusion=True, **chosen,
     )  # fmt: skip
 
 
@@ -111,8 +125,9 @@ def variants(architecture: int) -> list[Variant]:
             operator=OPERATOR,
             function=turn,
             types={"x_ptr": f"*{given}", "cos_ptr": "*fp32", "sin_ptr": "*fp32", "y_ptr": f"*{made}"}
-            | {"size": "i32", "side": "i32", "channels": "i32", "scale": "fp32", "fill": "fp32", "quantize": "fp32"},
-            constants={"ELEMENTS": chosen["ELEMENTS"], "WINDOW": int(window)},
+            | {"size": "i32", "side": "i32", "channels": "i32", "scale": "fp32", "fill": "fp32"}
+            | {"inverse": "fp32", "counts": "fp32", "quantize": "fp32"},
+            constants={"ELEMENTS": chosen["ELEMENTS"], "WINDOW": int(window), "ROUNDED": 0},
             aligned=("x_ptr", "y_ptr", "size") if aligned else (),
             num_warps=chosen["num_warps"],
             num_stages=chosen["num_stages"],

@@ -83,8 +83,8 @@ def by_layers(
     pose = numbers.new_zeros((n, POSE))
     dtype = torch.float32 if plan.int8 else torch.float16
 
-    def turned(cos: Tensor, sin: Tensor) -> Tensor:
-        return turn_pixels(image, cos, sin, 1.0 / 255.0, plan.fill, plan.window, dtype)
+    def turned(cos: Tensor, sin: Tensor, rounded_to: float = 0.0) -> Tensor:
+        return turn_pixels(image, cos, sin, 1.0 / 255.0, plan.fill, plan.window, dtype, rounded_to=rounded_to)
 
     if plan.bins:
         seen, scale = (turned(upright_cos, upright_sin), 1.0) if plan.window else (image, 1.0 / 255.0)
@@ -92,7 +92,8 @@ def by_layers(
             plan, seen, scale, weights, numbers, scalars, 0, plan.pose_layers, plan.quantize_image
         )
         logits, pose = pose_head(features, weights, numbers, text)
-        upright = turned(pose[:, 0].contiguous(), -pose[:, 1])
+        counts = float(scalars[plan.quantize_image + 1]) if plan.int8 else 0.0
+        upright = turned(pose[:, 0].contiguous(), -pose[:, 1], counts)
     else:
         upright = turned(upright_cos, upright_sin)
     features, tap_means = _trunk(

@@ -188,7 +188,7 @@ class _Packing:
                 self.convolution(self.plan.layers[first + i], name, scale)
             if names and self.int8:
                 place = self.plan.quantize_image if prefix.startswith("pose") else self.plan.quantize_upright
-                self.put(place, inverse(_input_scale(self.named(names[0]))))
+                self.put(place, both_ways(_input_scale(self.named(names[0]))))
             first += count
 
     def heads(self, model: Any) -> None:

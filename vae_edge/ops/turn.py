@@ -57,6 +57,7 @@ def turn_pixels(
     window: bool = False,
     dtype: torch.dtype = torch.float16,
     quantize: float = 1.0,
+    rounded_to: float = 0.0,
 ) -> Tensor:
     """Scale, turn and cast images in one pass.
 
@@ -68,6 +69,7 @@ def turn_pixels(
         window: whether only the circle inscribed in x's frame is seen, and `fill` around it.
         dtype: of the output: float16, bfloat16, float32 or int8.
         quantize: what values are multiplied by before they are rounded to int8.
+        rounded_to: what one of the int8 numbers counts to which the image is rounded before it is turned; 0: it is not.
 
     Returns:
         [N, S, S, C].
@@ -75,18 +77,29 @@ def turn_pixels(
     Raises:
         KernelError: for tensors that do not fit together; it names the argument.
     """
-    return _turn(x, cos, sin, scale, fill, window, dtype, quantize)
+    return _turn(x, cos, sin, scale, fill, window, dtype, quantize, rounded_to)
 
 
 @torch.library.custom_op("vae_edge::turn_pixels", mutates_args=(), device_types="cpu")
 def _turn(
-    x: Tensor, cos: Tensor, sin: Tensor, scale: float, fill: float, window: bool, dtype: torch.dtype, quantize: float
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    scale: float,
+    fill: float,
+    window: bool,
+    dtype: torch.dtype,
+    quantize: float,
+    rounded_to: float,
 ) -> Tensor:
     _check(x, cos, sin, dtype)
     images = x.float().permute(0, 3, 1, 2) * scale
     if window:
         seen = round_window(x.shape[1]).to(images)
         images = images * seen + fill * (1.0 - seen)
+    if rounded_to > 0:
+        counts = torch.tensor(rounded_to, dtype=torch.float32)
+        images = (images * (torch.tensor(1.0) / counts)).clamp(-128.0, 127.0).round() * counts
     turned = turn(images, cos, sin, fill).permute(0, 2, 3, 1)
     if dtype == torch.int8:
         turned = (turned * quantize).nan_to_num(0.0).clamp(-128.0, 127.0).round()
@@ -95,20 +108,36 @@ def _turn(
 
 @_turn.register_kernel("cuda")
 def _turn_cuda(
-    x: Tensor, cos: Tensor, sin: Tensor, scale: float, fill: float, window: bool, dtype: torch.dtype, quantize: float
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    scale: float,
+    fill: float,
+    window: bool,
+    dtype: torch.dtype,
+    quantize: float,
+    rounded_to: float,
 ) -> Tensor:
     _check(x, cos, sin, dtype)
     y = x.new_empty(x.shape, dtype=dtype)
     with torch.cuda.device(x.device):
         launcher("turn_pixels", "turn").forward(
-            x.contiguous(), cos.contiguous(), sin.contiguous(), y, scale, fill, quantize, window
+            x.contiguous(), cos.contiguous(), sin.contiguous(), y, scale, fill, quantize, window, rounded_to
         )
     return y
 
 
 @_turn.register_fake
 def _turn_fake(
-    x: Tensor, cos: Tensor, sin: Tensor, scale: float, fill: float, window: bool, dtype: torch.dtype, quantize: float
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    scale: float,
+    fill: float,
+    window: bool,
+    dtype: torch.dtype,
+    quantize: float,
+    rounded_to: float,
 ) -> Tensor:
     _check(x, cos, sin, dtype)
     return x.new_empty(x.shape, dtype=dtype)

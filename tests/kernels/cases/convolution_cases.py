@@ -203,7 +203,8 @@ def test_an_fp8_convolution_is_that_of_float64(shape: Shape, relu: bool, has_res
     given_residual = residual.to(DEVICE) if has_residual else None
     convolution_fp8.forward(*tensors, given_residual, y, shape.geometry, relu, 0.5, 0.25)
     got = y.float().cpu().double() * (0.25 if fp8_out else 1.0)
-    torch.testing.assert_close(got, expected, rtol=0.07 if fp8_out else 4e-3, atol=0.01)
+    rounding = 0.13 if INTERPRETED else 0.07  # three bits, which the interpreter cuts off and hardware rounds
+    torch.testing.assert_close(got, expected, rtol=rounding if fp8_out else 4e-3, atol=0.01)
 
 
 def test_a_nan_stays_one_and_int8_is_held_to_its_range() -> None:
