@@ -10,7 +10,7 @@ import triton
 from vae_edge_kernels import configurations
 
 WIDTHS = (16, 32, 64)  # output channels of a tile; the smallest that holds the layer's is taken
-MOST_DEPTH = 128  # taps · channels of a first layer, at most
+ALIGNED = 16  # channels, so that 16 bytes are read and written at once
 NAMES = {
     "float32": "fp32",
     "float16": "fp16",
@@ -54,12 +54,19 @@ def start_tiles(
     rows = images * out_height * out_width
     if rows == 0:
         return
-    chosen = configurations.choose(
-        operator, f"{kernel}_{dtype_name(typed)}_{columns_for(outputs)}", configurations.current_architecture()
-    )
+    first = kernel.startswith("first")
+    aligned = first or all(size % ALIGNED == 0 for size in (x.shape[3], outputs))
+    key = table_key(f"{kernel}_{dtype_name(typed)}", columns_for(outputs), aligned)
+    chosen = configurations.choose(operator, key, configurations.current_architecture())
     sizes = (rows, *x.shape[1:4], out_height, out_width, outputs)
     grid = (triton.cdiv(rows, chosen["ROWS"]), triton.cdiv(outputs, chosen["COLUMNS"]))
     function[grid](*pointers, *sizes, *last, **{**chosen, "enable_fp_fusion": True, **options})
+
+
+def table_key(kernel: str, width: int, aligned: bool) -> str:
+    """The name of a tile's configuration. Where channels are no multiples of 16 every element is read alone, which
+    takes many registers: such tiles are smaller."""
+    return f"{kernel}_{width}{'' if aligned else '_any'}"
 
 
 def columns_for(outputs: int) -> int:

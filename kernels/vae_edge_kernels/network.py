@@ -267,7 +267,21 @@ def network(
         if P.window:
             for start in range(0, SIZE, ELEMENTS):
                 element = start + tl.arange(0, ELEMENTS)
-                seen = turned(image_ptr, element, 1.0, 0.0, P.side, P.channels, scale, P.fill, 1.0, 1.0, element < SIZE, True, False)
+                seen = turned(
+                    image_ptr,
+                    element,
+                    1.0,
+                    0.0,
+                    P.side,
+                    P.channels,
+                    scale,
+                    P.fill,
+                    1.0,
+                    1.0,
+                    element < SIZE,
+                    True,
+                    False,
+                )
                 tl.store(pixels_ptr + element, seen, mask=element < SIZE)
             tl.debug_barrier()
             given_ptr = pixels_ptr
@@ -291,7 +305,21 @@ def network(
         tl.debug_barrier()
         for start in range(0, SIZE, ELEMENTS):
             element = start + tl.arange(0, ELEMENTS)
-            upright = turned(image_ptr, element, cos, -sin, P.side, P.channels, scale, P.fill, inverse, counts, element < SIZE, P.window, P.int8)
+            upright = turned(
+                image_ptr,
+                element,
+                cos,
+                -sin,
+                P.side,
+                P.channels,
+                scale,
+                P.fill,
+                inverse,
+                counts,
+                element < SIZE,
+                P.window,
+                P.int8,
+            )
             tl.store(pixels_ptr + element, upright, mask=element < SIZE)
     else:
         tl.store(angle_ptr + n, 0.0)

@@ -268,7 +268,10 @@ def make_plan(
         score=Score(
             components,
             clusters,
-            *(at.number(rows * across) for rows in (pose_tap, tap, latent, classes)),
+            project_pose=at.number(pose_tap * across),
+            project_tap=at.number(tap * across),
+            project_mu=at.number(latent * across),
+            project_classes=at.number(classes * across),
             offset=at.number(across),
             most_expected=at.number(1),
             nearest=at.number(components * padded(clusters)),

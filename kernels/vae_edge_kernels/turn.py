@@ -45,7 +45,8 @@ def turned(
     """Elements (numbers in [side, side, channels]) of an image turned counter-clockwise: float32.
 
     The image's values are those in memory times `scale`; with ROUNDED they are rounded to int8 first, after
-    multiplication by `inverse`, and each of these counts `counts`. With `cos` and minus `sin` of its angle it is turned back.
+    multiplication by `inverse`, and each of these counts `counts`. With `cos` and minus `sin` of its angle it is
+    turned back.
     """
     channel = element % channels
     pixel = element // channels
@@ -58,9 +59,15 @@ def turned(
     right_share, bottom_share = x - left, y - top
     ix, iy = left.to(tl.int32), top.to(tl.int32)
     upper_left = _corner(x_ptr, iy, ix, channel, side, channels, scale, fill, inverse, counts, inside, WINDOW, ROUNDED)
-    upper_right = _corner(x_ptr, iy, ix + 1, channel, side, channels, scale, fill, inverse, counts, inside, WINDOW, ROUNDED)
-    lower_left = _corner(x_ptr, iy + 1, ix, channel, side, channels, scale, fill, inverse, counts, inside, WINDOW, ROUNDED)
-    lower_right = _corner(x_ptr, iy + 1, ix + 1, channel, side, channels, scale, fill, inverse, counts, inside, WINDOW, ROUNDED)
+    upper_right = _corner(
+        x_ptr, iy, ix + 1, channel, side, channels, scale, fill, inverse, counts, inside, WINDOW, ROUNDED
+    )
+    lower_left = _corner(
+        x_ptr, iy + 1, ix, channel, side, channels, scale, fill, inverse, counts, inside, WINDOW, ROUNDED
+    )
+    lower_right = _corner(
+        x_ptr, iy + 1, ix + 1, channel, side, channels, scale, fill, inverse, counts, inside, WINDOW, ROUNDED
+    )
     upper = upper_left * (1.0 - right_share) + upper_right * right_share
     lower = lower_left * (1.0 - right_share) + lower_right * right_share
     return upper * (1.0 - bottom_share) + lower * bottom_share + fill

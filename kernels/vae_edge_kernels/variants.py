@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vae_edge_kernels import configurations
-from vae_edge_kernels.launching import WIDTHS
+from vae_edge_kernels.launching import WIDTHS, table_key
 
 ONE_WIDTH = (32,)  # for what the network itself does not use
 INTEGERS = (
@@ -61,7 +61,14 @@ def convolution_variants(
     table = f"{kernel}_{types['x_ptr']}"
     return [
         _convolution(
-            f"{operator}_{tag}", operator, f"{table}_{width}", function, types, architecture, aligned, fp_fusion
+            f"{operator}_{tag}",
+            operator,
+            table_key(table, width, aligned),
+            function,
+            types,
+            architecture,
+            aligned,
+            fp_fusion,
         )
         for width in widths
         for aligned in (False, True)

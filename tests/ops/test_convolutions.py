@@ -56,7 +56,17 @@ CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     ),
     "turn_pixels": (
         OPS.turn_pixels,
-        (whole(2, 6, 6, 3).view(torch.uint8), floats(2).cos(), floats(2).sin(), 1 / 255, 0.5, True, torch.int8, 127.0, 0.01),
+        (
+            whole(2, 6, 6, 3).view(torch.uint8),
+            floats(2).cos(),
+            floats(2).sin(),
+            1 / 255,
+            0.5,
+            True,
+            torch.int8,
+            127.0,
+            0.01,
+        ),
     ),
     "means": (OPS.means, (whole(2, 5, 4, 3), 0.5)),
     "reconstruction_error": (

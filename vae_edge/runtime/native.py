@@ -124,8 +124,9 @@ class NativeNetwork:
             raise DataError(f"images must be uint8 [N, {wanted}]; got {images.dtype} {list(images.shape)}")
         if not self._finalizer.alive:
             raise DataError("the network is closed; open it again")
-        given, n = np.ascontiguousarray(images), len(images)
-        made = [np.empty((n, width), np.float32) for width in (len(self.classes), 1, 1, DOUBTS)]
+        given: NDArray[Any] = np.ascontiguousarray(images)
+        n = len(images)
+        made: list[NDArray[Any]] = [np.empty((n, width), np.float32) for width in (len(self.classes), 1, 1, DOUBTS)]
         pointers = [array.ctypes.data for array in (given, *made)]
         self._check(self._library.ve_classify_with_doubts(self._handle, pointers[0], n, *pointers[1:]))
         probabilities, angles, scores, doubts = made

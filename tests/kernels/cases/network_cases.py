@@ -34,7 +34,14 @@ def bytes_of(*shape: int, seed: int) -> Tensor:
     st.sampled_from([torch.float32, torch.float16, torch.int8]), st.floats(-4.0, 4.0), st.sampled_from([0.0, 0.01]),
 )  # fmt: skip
 def test_turned_pixels_are_those_of_the_reference(
-    images: int, side: int, channels: int, fill: float, window: bool, dtype: torch.dtype, angle: float, rounded_to: float
+    images: int,
+    side: int,
+    channels: int,
+    fill: float,
+    window: bool,
+    dtype: torch.dtype,
+    angle: float,
+    rounded_to: float,
 ) -> None:
     x = bytes_of(images, side, side, channels, seed=side)
     angles = torch.full((images,), angle)
