@@ -187,8 +187,9 @@ def fp8_runs() -> bool:
 
 @pytest.mark.skipif(not fp8_runs(), reason="needs a GPU with fp8")
 @HALF
-@given(shapes(), st.booleans(), st.booleans(), st.booleans())
+@given(shapes(), st.booleans(), st.booleans(), st.booleans() if not INTERPRETED else st.just(False))
 def test_an_fp8_convolution_is_that_of_float64(shape: Shape, relu: bool, has_residual: bool, fp8_out: bool) -> None:
+    """Outputs in fp8 are for a GPU: the interpreter does not round to it as hardware does."""
     fp8 = torch.float8_e4m3fn
     rows, columns = shape.taps
     x = normal(shape.images, shape.height, shape.width, shape.channels, seed=shape.seed).to(fp8)
@@ -203,8 +204,7 @@ def test_an_fp8_convolution_is_that_of_float64(shape: Shape, relu: bool, has_res
     given_residual = residual.to(DEVICE) if has_residual else None
     convolution_fp8.forward(*tensors, given_residual, y, shape.geometry, relu, 0.5, 0.25)
     got = y.float().cpu().double() * (0.25 if fp8_out else 1.0)
-    rounding = 0.13 if INTERPRETED else 0.07  # three bits, which the interpreter cuts off and hardware rounds
-    torch.testing.assert_close(got, expected, rtol=rounding if fp8_out else 4e-3, atol=0.01)
+    torch.testing.assert_close(got, expected, rtol=0.07 if fp8_out else 4e-3, atol=0.01)
 
 
 def test_a_nan_stays_one_and_int8_is_held_to_its_range() -> None:

@@ -1,6 +1,6 @@
 """Tests of the kernels under Triton's interpreter.
 
-`test_interpreter.py` runs this file in a process of its own: the interpreter is chosen when the kernels are imported,
+`test_cases.py` runs this file in a process of its own: the interpreter is chosen when the kernels are imported,
 and other tests need the compiler.
 """
 
