@@ -82,7 +82,7 @@ def rescaled(total, numbers_ptr, P: tl.constexpr, I: tl.constexpr, column, known
 def rounded(x, numbers_ptr, P: tl.constexpr, I: tl.constexpr):
     """What a layer takes of a vector: int8 values where it is quantized."""
     if P.int8:
-        return round_to_int8(x * tl.load(numbers_ptr + P.linears[I].quantize)).to(tl.int32)
+        x = round_to_int8(x * tl.load(numbers_ptr + P.linears[I].quantize)).to(tl.int32)
     return x
 
 
@@ -192,9 +192,9 @@ def read_content(
     nearest, least = tl.full((), 0, tl.int32), tl.full((), float("inf"), tl.float32)
     for start in range(0, P.score.clusters, CLUSTERS):
         cluster = start + tl.arange(0, CLUSTERS)
-        known = cluster < P.score.clusters
-        apart = product(white, numbers_ptr + P.score.nearest, P.score.components, STRIDE, cluster, known)
-        apart += tl.load(numbers_ptr + P.score.nearest_offset + cluster, mask=known, other=float("inf"))
+        near = cluster < P.score.clusters
+        apart = product(white, numbers_ptr + P.score.nearest, P.score.components, STRIDE, cluster, near)
+        apart += tl.load(numbers_ptr + P.score.nearest_offset + cluster, mask=near, other=float("inf"))
         nearest = tl.where(tl.min(apart, 0) < least, start + tl.argmin(apart, 0), nearest)
         least = tl.minimum(tl.min(apart, 0), least)
     own_ptr = whitenings_ptr + nearest * P.score.components * SQUARE
