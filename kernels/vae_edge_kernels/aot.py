@@ -97,6 +97,7 @@ def compile_all(
     jobs: int | None = None,
     progress: Callable[[str], None] | None = None,
     network: str | None = None,
+    label: str = "",
 ) -> dict[str, Any]:
     """Compile every kernel for each architecture into the folder `out`, and give the manifest that was written there.
 
@@ -107,7 +108,8 @@ def compile_all(
         only: pattern of kernels' names.
         jobs: processes at a time; the number of CPUs if None.
         progress: called with a line when an architecture is done.
-        network: the text of a `plan`, whose network is compiled in the place of the library's kernels.
+        network: the text of a `plan`, whose network's kernels are compiled in the place of the library's.
+        label: what stands behind the names of these.
 
     Raises:
         KernelError: if a tool is missing, a kernel does not compile, or no kernel fits `only`.
@@ -118,7 +120,7 @@ def compile_all(
 
     def one(architecture: int) -> list[dict[str, Any]]:
         start = time.monotonic()
-        entries = _compile_architecture(folder, architecture, ptx, only, network)
+        entries = _compile_architecture(folder, architecture, ptx, only, network, label)
         if progress is not None:
             size = sum(entry["cubin"]["bytes"] for entry in entries)
             seconds = time.monotonic() - start
@@ -135,7 +137,7 @@ def compile_all(
 
 
 def _compile_architecture(
-    folder: Path, architecture: int, ptx: bool, only: str, network: str | None
+    folder: Path, architecture: int, ptx: bool, only: str, network: str | None = None, label: str = ""
 ) -> list[dict[str, Any]]:
     """Compile in a process of its own, into a folder that takes its place only when it is complete."""
     with tempfile.TemporaryDirectory(prefix=".compiling-", dir=folder) as scratch:
@@ -145,7 +147,7 @@ def _compile_architecture(
         if network is not None:
             plan = Path(scratch) / "plan.json"
             plan.write_text(network, encoding="utf-8")
-            command += ["--network", str(plan)]
+            command += ["--network", str(plan), "--label", label]
         environment = _worker_environment(Path(scratch) / "cache")
         done = subprocess.run(
             command + ["--ptx"] * ptx, env=environment, capture_output=True, text=True, check=False, cwd=scratch

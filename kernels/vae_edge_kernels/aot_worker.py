@@ -14,13 +14,18 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vae_edge.errors import KernelError
 from vae_edge_kernels.variants import Variant
 
-OPERATORS = ("reparameterize", "convolution", "convolution_int8", "convolution_fp8", "upsample_convolution", "turn")
+OPERATORS = (
+    *("reparameterize", "convolution", "convolution_int8", "convolution_fp8", "upsample_convolution", "turn"),
+    *("means", "reconstruction_error"),
+)
+SPREAD = 8  # programs that an image is spread over, where it is
 SCRATCH = ("global_scratch", "profile_scratch")
 
 
@@ -31,16 +36,19 @@ def operators() -> list[Any]:
     return [import_module(f"vae_edge_kernels.{name}") for name in OPERATORS]
 
 
-def wanted(architecture: int, plan: Path | None) -> Iterator[Variant]:
-    """The kernels to compile: the library's, or the network of a plan."""
+def wanted(architecture: int, plan: str | None = None, label: str = "") -> Iterator[Variant]:
+    """The kernels to compile: the library's, or those of the network of a plan, their names with `label` behind."""
     if plan is None:
         for module in operators():
             yield from module.variants(architecture)
     else:
-        from vae_edge_kernels import network
+        from vae_edge_kernels import head, network
         from vae_edge_kernels.plan import from_text
 
-        yield network.variant(from_text(plan.read_text(encoding="utf-8")), architecture)
+        given = from_text(plan)
+        whole = [network.variant(given, architecture), network.variant(given, architecture, SPREAD)]
+        for variant in whole + head.plan_variants(given, architecture):
+            yield replace(variant, name=f"{variant.name}{label}")
 
 
 def compile_variant(variant: Variant, architecture: int) -> tuple[dict[str, Any], bytes, str]:
@@ -112,11 +120,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--ptx", action="store_true", help="write the PTX beside the machine code")
     parser.add_argument("--network", type=Path, help="compile the network of the plan in this file, and nothing else")
+    parser.add_argument("--label", default="", help="what stands behind the names of a network's kernels")
     parser.add_argument("--only", default="*", help="compile the kernels whose names fit this pattern")
     options = parser.parse_args(arguments)
     entries = []
     try:
-        for variant in wanted(options.architecture, options.network):
+        plan = None if options.network is None else options.network.read_text(encoding="utf-8")
+        for variant in wanted(options.architecture, plan, options.label):
             if not fnmatch.fnmatchcase(variant.name, options.only):
                 continue
             entry, cubin, ptx = compile_variant(variant, options.architecture)

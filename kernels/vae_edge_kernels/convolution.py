@@ -15,41 +15,11 @@ import triton
 import triton.language as tl
 
 from vae_edge_kernels.launching import WIDTHS, Geometry, start_tiles
-from vae_edge_kernels.tiles import at_least, gather, operand, place, tap_pixels
+from vae_edge_kernels.tiles import accumulate, at_least, gather, operand, place
 from vae_edge_kernels.variants import ONE_WIDTH, Variant, convolution_variants, first_convolution_variants
 
 OPERATOR = "convolution"
 DTYPES = ("fp32", "fp16", "bf16")
-
-
-@triton.jit
-def accumulate(
-    x_ptr, w_ptr, image, oy, ox, inside, column, height, width, channels, outputs,
-    tap_height, tap_width, stride, pad_top, pad_left,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, UPSAMPLING: tl.constexpr,
-):  # fmt: skip
-    """The convolution at output pixels `image`, `oy`, `ox` [ROWS] and channels `column` [COLUMNS]: float32.
-
-    x is [N, height, width, channels]; w is [tap_height · tap_width · channels, outputs].
-    """
-    total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-    deep = tl.cdiv(channels, DEPTH)
-    for step in range(tap_height * tap_width * deep):
-        tap = step // deep
-        channel = step % deep * DEPTH + tl.arange(0, DEPTH)
-        pixel, ok = tap_pixels(
-            image, oy, ox, inside, tap // tap_width, tap % tap_width, height, width, stride, pad_top, pad_left,
-            UPSAMPLING,
-        )  # fmt: skip
-        known = channel < channels
-        x = tl.load(x_ptr + pixel[:, None] * channels + channel[None, :], mask=ok[:, None] & known[None, :], other=0.0)
-        w = tl.load(
-            w_ptr + (tap * channels + channel)[:, None] * outputs + column[None, :],
-            mask=known[:, None] & (column < outputs)[None, :],
-            other=0.0,
-        )
-        total = tl.dot(operand(x), operand(w), total, input_precision="tf32")
-    return total
 
 
 @triton.jit
@@ -79,8 +49,8 @@ def convolution(
     row, image, oy, ox, inside = place(rows, out_height, out_width, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     total = accumulate(
-        x_ptr, w_ptr, image, oy, ox, inside, column, height, width, channels, outputs,
-        tap_height, tap_width, stride, pad_top, pad_left, ROWS, COLUMNS, DEPTH, 1,
+        x_ptr, w_ptr, image, oy, ox, inside, tl.program_id(1) * COLUMNS, height, width, channels, outputs,
+        tap_height, tap_width, stride, pad_top, pad_left, ROWS, COLUMNS, DEPTH, 1, tl.float32, 0, 0,
     )  # fmt: skip
     finish(total, bias_ptr, residual_ptr, y_ptr, row, inside, column, outputs, has_residual, relu)
 

@@ -8,9 +8,8 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from vae_edge_kernels.convolution_int8 import accumulate
 from vae_edge_kernels.launching import WIDTHS, Geometry, start_tiles
-from vae_edge_kernels.tiles import at_least, place
+from vae_edge_kernels.tiles import accumulate, at_least, place
 from vae_edge_kernels.variants import ONE_WIDTH, Variant, convolution_variants
 
 OPERATOR = "convolution_fp8"
@@ -22,7 +21,7 @@ FIRST_ARCHITECTURE = 89
 def convolution_fp8(
     x_ptr, w_ptr, scale_ptr, bias_ptr, residual_ptr, y_ptr, rows, height, width, channels, out_height, out_width,
     outputs, tap_height, tap_width, stride, pad_top, pad_left, has_residual, relu, residual_scale, inverse_scale,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PAIRED: tl.constexpr,
 ):  # fmt: skip
     """x e4m3 [N, height, width, channels] to y [N, out_height, out_width, outputs], e4m3 or float16.
 
@@ -32,8 +31,8 @@ def convolution_fp8(
     row, image, oy, ox, inside = place(rows, out_height, out_width, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     total = accumulate(
-        x_ptr, w_ptr, image, oy, ox, inside, column, height, width, channels, outputs,
-        tap_height, tap_width, stride, pad_top, pad_left, ROWS, COLUMNS, DEPTH, tl.float32,
+        x_ptr, w_ptr, image, oy, ox, inside, tl.program_id(1) * COLUMNS, height, width, channels, outputs,
+        tap_height, tap_width, stride, pad_top, pad_left, ROWS, COLUMNS, DEPTH, 1, tl.float32, 1, PAIRED,
     )  # fmt: skip
     known = column < outputs
     there = inside[:, None] & known[None, :]

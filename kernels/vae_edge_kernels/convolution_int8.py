@@ -12,42 +12,11 @@ import triton
 import triton.language as tl
 
 from vae_edge_kernels.launching import WIDTHS, Geometry, inverse, start_tiles
-from vae_edge_kernels.tiles import at_least, gather, place, round_to_int8, tap_pixels
+from vae_edge_kernels.tiles import accumulate, at_least, gather, place, round_to_int8
 from vae_edge_kernels.variants import ONE_WIDTH, Variant, convolution_variants, first_convolution_variants
 
 OPERATOR = "convolution_int8"
 OUTPUTS = ("i8", "fp16", "fp32")
-
-
-@triton.jit
-def accumulate(
-    x_ptr, w_ptr, image, oy, ox, inside, column, height, width, channels, outputs,
-    tap_height, tap_width, stride, pad_top, pad_left,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, SUM: tl.constexpr,
-):  # fmt: skip
-    """The convolution at output pixels `image`, `oy`, `ox` [ROWS] and channels `column` [COLUMNS], of type SUM.
-
-    x is [N, height, width, channels]; w is [tap_height · tap_width, outputs, channels]: the matrix units take eight-bit
-    operands with the summed dimension running fastest in both. (fp8 tensor cores of sm_90 have few bits in their sums:
-    those of one step are added up in float32.)
-    """
-    total = tl.zeros((ROWS, COLUMNS), dtype=SUM)
-    deep = tl.cdiv(channels, DEPTH)
-    for step in range(tap_height * tap_width * deep):
-        tap = step // deep
-        channel = step % deep * DEPTH + tl.arange(0, DEPTH)
-        pixel, ok = tap_pixels(
-            image, oy, ox, inside, tap // tap_width, tap % tap_width, height, width, stride, pad_top, pad_left, 1
-        )
-        known = channel < channels
-        x = tl.load(x_ptr + pixel[:, None] * channels + channel[None, :], mask=ok[:, None] & known[None, :], other=0.0)
-        w = tl.load(
-            w_ptr + (tap * outputs + column)[None, :] * channels + channel[:, None],
-            mask=known[:, None] & (column < outputs)[None, :],
-            other=0.0,
-        )
-        total = tl.dot(x, w, total, out_dtype=SUM, max_num_imprecise_acc=DEPTH)
-    return total
 
 
 @triton.jit
@@ -77,7 +46,7 @@ def finish(
 def convolution_int8(
     x_ptr, w_ptr, scale_ptr, bias_ptr, residual_ptr, y_ptr, rows, height, width, channels, out_height, out_width,
     outputs, tap_height, tap_width, stride, pad_top, pad_left, has_residual, relu, residual_scale, inverse_scale,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PAIRED: tl.constexpr,
 ):  # fmt: skip
     """x int8 [N, height, width, channels] to y [N, out_height, out_width, outputs], int8, float16 or float32.
 
@@ -87,8 +56,8 @@ def convolution_int8(
     row, image, oy, ox, inside = place(rows, out_height, out_width, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     total = accumulate(
-        x_ptr, w_ptr, image, oy, ox, inside, column, height, width, channels, outputs,
-        tap_height, tap_width, stride, pad_top, pad_left, ROWS, COLUMNS, DEPTH, tl.int32,
+        x_ptr, w_ptr, image, oy, ox, inside, tl.program_id(1) * COLUMNS, height, width, channels, outputs,
+        tap_height, tap_width, stride, pad_top, pad_left, ROWS, COLUMNS, DEPTH, 1, tl.int32, 1, PAIRED,
     )  # fmt: skip
     finish(
         total, scale_ptr, bias_ptr, residual_ptr, y_ptr, row, inside, column, outputs,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from vae_edge.errors import KernelError
 from vae_edge_kernels import aot, machine_code
+from vae_edge_kernels.aot_worker import wanted
 from vae_edge_kernels.machine_code import MachineCode
 
 
@@ -35,40 +37,32 @@ def gather(
 
     Args:
         architectures: 87 is sm_87.
-        only: pattern of kernels' names; those of the networks are `network_NAME`.
+        only: pattern of kernels' names; those of a network end with its own.
         networks: texts of plans by name.
         progress: called with a line when something is compiled.
 
     Raises:
         KernelError: if something does not compile.
     """
-    from fnmatch import fnmatchcase
-
     findings: list[Finding] = []
+    jobs = [(f"_{name}", text) for name, text in (networks or {}).items()]
     with tempfile.TemporaryDirectory(prefix="vae-edge-kernels-") as folder:
-        jobs: list[tuple[str, dict[str, Any]]] = []
-        for name, text in (networks or {}).items():
-            if fnmatchcase(f"network_{name}", only):
-                jobs.append((f"network_{name}", {"network": text}))
-        if any(fnmatchcase(variant.name, only) for number in architectures for variant in _library(number)):
-            jobs.append(("", {"only": only}))
-        for name, options in jobs:
-            out = Path(folder) / (name or "library")
-            manifest = aot.compile_all(out, architectures, ptx=True, progress=progress, **options)
+        for label, text in [*jobs, ("", None)]:
+            if not any(fnmatchcase(kernel.name, only) for n in architectures for kernel in wanted(n, text, label)):
+                continue
+            out = Path(folder) / (label or "library")
+            manifest = aot.compile_all(
+                out, architectures, ptx=True, only=only, progress=progress, network=text, label=label
+            )
             for kernel in manifest["kernels"]:
-                findings += [_find(out, kernel, cubin, name or kernel["name"]) for cubin in kernel["cubins"]]
+                findings += [_find(out, kernel, cubin) for cubin in kernel["cubins"]]
     if not findings:
         raise KernelError(f"No kernel's name fits {only!r}.")
     return sorted(findings, key=lambda finding: (finding.operator, finding.kernel, finding.architecture))
 
 
-def _library(architecture: int) -> list[Any]:
-    from vae_edge_kernels import aot_worker
-
-    return list(aot_worker.wanted(architecture, None))
-
-
-def _find(folder: Path, kernel: dict[str, Any], cubin: dict[str, Any], name: str) -> Finding:
+def _find(folder: Path, kernel: dict[str, Any], cubin: dict[str, Any]) -> Finding:
+    name = kernel["name"]
     path, architecture = folder / cubin["file"], cubin["architecture"]
     code = machine_code.inspect(path.with_suffix(".ptx"), path, architecture, cubin["warps"], cubin["shared_bytes"])
     try:

@@ -14,6 +14,7 @@ import triton.language as tl
 
 from vae_edge_kernels import configurations, plan
 from vae_edge_kernels.tiles import at_least, round_to_int8
+from vae_edge_kernels.variants import Variant
 
 OPERATOR = "head"
 MU, INNER, OUTER, POSE, FIRST = (
@@ -43,8 +44,8 @@ def arc_tangent(y, x):
 
 
 @triton.jit
-def product_of_memory(x_ptr, weights_ptr, P: tl.constexpr, I: tl.constexpr, column, known, CHUNK: tl.constexpr):
-    """The vector at x_ptr times columns of a layer's weights: float32, as many as `column` has."""
+def product_of_memory(x_ptr, weights_ptr, P: tl.constexpr, I: tl.constexpr, column, CHUNK: tl.constexpr):
+    """The vector at x_ptr times columns of a layer's weights: float32, as many as `column` has; 0 behind the last."""
     SUM: tl.constexpr = tl.int32 if P.int8 else tl.float32
     total = tl.zeros((column.shape[0],), dtype=SUM)
     for start in range(0, P.linears[I].inputs, CHUNK):
@@ -52,7 +53,7 @@ def product_of_memory(x_ptr, weights_ptr, P: tl.constexpr, I: tl.constexpr, colu
         x = tl.load(x_ptr + k, mask=k < P.linears[I].inputs, other=0).to(SUM)
         w = tl.load(
             weights_ptr + P.linears[I].weights + k[:, None] * P.linears[I].stride + column[None, :],
-            mask=(k < P.linears[I].inputs)[:, None] & known[None, :],
+            mask=(k < P.linears[I].inputs)[:, None] & (column < P.linears[I].stride)[None, :],
             other=0,
         )
         total += tl.sum(x[:, None] * w.to(SUM), 0)
@@ -87,42 +88,41 @@ def rounded(x, numbers_ptr, P: tl.constexpr, I: tl.constexpr):
 
 
 @triton.jit
-def around(share, axis_ptr, bin, index, BINS: tl.constexpr):
-    """Probability in the window around a bin, and its cosine and sine sums."""
+def around(share, axis_cos, axis_sin, bin, index, BINS: tl.constexpr):
+    """Probability in the window around a bin, and its cosine and sine sums; all are 0 where there is no bin."""
     apart = tl.abs(index - bin)
     apart = tl.minimum(apart, BINS - apart)
-    near = tl.where((apart <= WINDOW_BINS) & (index < BINS), share, 0.0)
-    cos = tl.load(axis_ptr + index, mask=index < BINS, other=0.0)
-    sin = tl.load(axis_ptr + BINS + index, mask=index < BINS, other=0.0)
-    return tl.sum(near, 0), tl.sum(near * cos, 0), tl.sum(near * sin, 0)
+    near = tl.where(apart <= WINDOW_BINS, share, 0.0)
+    return tl.sum(near, 0), tl.sum(near * axis_cos, 0), tl.sum(near * axis_sin, 0)
 
 
 @triton.jit
 def read_pose(
-    features_ptr, weights_ptr, numbers_ptr, P: tl.constexpr, CLASSES: tl.constexpr, BINS: tl.constexpr,
-    CHUNK: tl.constexpr,
+    features_ptr, weights_ptr, numbers_ptr, P: tl.constexpr, SIZE: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Features of the pose trunk to (class logits [CLASSES], cos θ, sin θ, concentration, second cos, sin, share)."""
-    column = tl.arange(0, CLASSES)
-    known = column < P.classes
-    logits = product_of_memory(features_ptr, weights_ptr, P, POSE, column, known, CHUNK)
+    """Features of the pose trunk to (class logits, cos θ, sin θ, concentration, second cos, sin, share).
+
+    The logits are the first `classes` elements of a vector [SIZE], behind which come those of the angle bins.
+    """
+    column = tl.arange(0, SIZE)
+    known = column < P.classes + P.bins
+    logits = product_of_memory(features_ptr, weights_ptr, P, POSE, column, CHUNK)
     logits = rescaled(logits, numbers_ptr, P, POSE, column, known)
-    index = tl.arange(0, BINS)
-    known = index < P.bins
-    bins = product_of_memory(features_ptr, weights_ptr, P, POSE, P.classes + index, known, CHUNK)
-    bins = rescaled(bins, numbers_ptr, P, POSE, P.classes + index, known)
-    bins = tl.where(known, bins, float("-inf"))
-    best = tl.argmax(bins, 0)
+    index = column - P.classes
+    known = (index >= 0) & (index < P.bins)
+    bins = tl.where(known, logits, float("-inf"))
+    best = tl.argmax(bins, 0) - P.classes
     share = tl.exp(bins - tl.max(bins, 0))
     share = share / tl.sum(share, 0)
     apart = tl.abs(index - best)
     apart = tl.minimum(apart, P.bins - apart)
-    second = tl.argmax(tl.where(known & (apart > APART_BINS), bins, float("-inf")), 0)
-    axis_ptr = numbers_ptr + P.axes
-    _, cos, sin = around(share, axis_ptr, best, index, P.bins)
-    second_share, second_cos, second_sin = around(share, axis_ptr, second, index, P.bins)
-    all_cos = tl.sum(share * tl.load(axis_ptr + index, mask=known, other=0.0), 0)
-    all_sin = tl.sum(share * tl.load(axis_ptr + P.bins + index, mask=known, other=0.0), 0)
+    second = tl.argmax(tl.where(known & (apart > APART_BINS), bins, float("-inf")), 0) - P.classes
+    axis_cos = tl.load(numbers_ptr + P.axes + index, mask=known, other=0.0)
+    axis_sin = tl.load(numbers_ptr + P.axes + P.bins + index, mask=known, other=0.0)
+    _, cos, sin = around(share, axis_cos, axis_sin, best, index, P.bins)
+    second_share, second_cos, second_sin = around(share, axis_cos, axis_sin, second, index, P.bins)
+    all_cos = tl.sum(share * axis_cos, 0)
+    all_sin = tl.sum(share * axis_sin, 0)
     length = tl.sqrt(cos * cos + sin * sin + 1e-12)
     concentration = tl.sqrt(all_cos * all_cos + all_sin * all_sin)
     return logits, cos / length, sin / length, concentration, second_cos, second_sin, second_share
@@ -142,7 +142,7 @@ def read_content(
     """
     code, klass = tl.arange(0, LATENT), tl.arange(0, CLASSES)
     known_code, known_class = code < P.latent, klass < P.classes
-    mu = product_of_memory(features_ptr, weights_ptr, P, MU, code, known_code, CHUNK)
+    mu = product_of_memory(features_ptr, weights_ptr, P, MU, code, CHUNK)
     mu = rescaled(mu, numbers_ptr, P, MU, code, known_code)
     inner = tl.arange(0, HIDDEN)
     known = inner < P.hidden
@@ -218,9 +218,9 @@ def pose_head(
     """
     n = tl.program_id(0).to(tl.int64)
     logits, cos, sin, concentration, second_cos, second_sin, share = read_pose(
-        features_ptr + n * P.linears[POSE].inputs, weights_ptr, numbers_ptr, P, S.classes, S.bins, CHUNK
+        features_ptr + n * P.linears[POSE].inputs, weights_ptr, numbers_ptr, P, S.pose, CHUNK
     )
-    klass = tl.arange(0, S.classes)
+    klass = tl.arange(0, S.pose)
     tl.store(logits_ptr + n * P.classes + klass, logits, mask=klass < P.classes)
     pose_ptr += n * 6
     tl.store(pose_ptr, cos)
@@ -305,3 +305,30 @@ def content_forward(
             features, pose_means, means, logits, pose, weights, numbers, whitenings, probabilities, code, score,
             P=given, S=plan.sizes(given), enable_fp_fusion=not given.int8, **chosen,
         )  # fmt: skip
+
+
+def plan_variants(given: plan.Plan, architecture: int) -> list[Variant]:
+    """What the ahead-of-time compiler makes of this operator for a network: its heads."""
+    return [
+        _variant(function, given, architecture) for function in ([pose_head] if given.bins else []) + [content_head]
+    ]
+
+
+def _variant(function: Any, given: plan.Plan, architecture: int) -> Variant:
+    name = function.__name__
+    chosen = configurations.choose(OPERATOR, name, architecture)
+    types = {pointer: "*fp32" for pointer in function.arg_names if pointer.endswith("_ptr")}
+    inner = "*i8" if given.int8 else "*fp16"
+    read = {"features_ptr": inner, "weights_ptr": inner, "numbers_ptr": "*fp32", "whitenings_ptr": "*fp16"}
+    read = {pointer: kind for pointer, kind in read.items() if pointer in types}
+    return Variant(
+        name=name,
+        operator=OPERATOR,
+        function=function,
+        types=types | read,
+        constants={"P": given, "S": plan.sizes(given), "CHUNK": chosen["CHUNK"]},
+        aligned=tuple(read),
+        num_warps=chosen["num_warps"],
+        num_stages=chosen["num_stages"],
+        fp_fusion=not given.int8,
+    )

@@ -57,7 +57,10 @@ def start_tiles(
     first = kernel.startswith("first")
     aligned = first or all(size % ALIGNED == 0 for size in (x.shape[3], outputs))
     key = table_key(f"{kernel}_{dtype_name(typed)}", columns_for(outputs), aligned)
-    chosen = configurations.choose(operator, key, configurations.current_architecture())
+    architecture = configurations.current_architecture()
+    chosen = configurations.choose(operator, key, architecture)
+    if "PAIRED" in function.arg_names:
+        options["PAIRED"] = paired(architecture)
     sizes = (rows, *x.shape[1:4], out_height, out_width, outputs)
     grid = (triton.cdiv(rows, chosen["ROWS"]), triton.cdiv(outputs, chosen["COLUMNS"]))
     function[grid](*pointers, *sizes, *last, **{**chosen, "enable_fp_fusion": True, **options})
@@ -67,6 +70,11 @@ def table_key(kernel: str, width: int, aligned: bool) -> str:
     """The name of a tile's configuration. Where channels are no multiples of 16 every element is read alone, which
     takes many registers: such tiles are smaller."""
     return f"{kernel}_{width}{'' if aligned else '_any'}"
+
+
+def paired(architecture: int | None) -> int:
+    """Whether eight-bit operands are multiplied in pairs of products: see `tiles.accumulate`."""
+    return int(architecture is not None and architecture // 10 == 8)
 
 
 def columns_for(outputs: int) -> int:

@@ -25,13 +25,19 @@ MATRIX = {
 }
 """Families of matrix instructions (floating point, int8, fp8), each by a warp, by a group of warps, and in Blackwell's
 tensor cores."""
+_INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+([^;]*?)\s*;")
+_PREDICATE = re.compile(r"^@!?U?P\w+\s+")
 _WIDTH_BITS = {"128": 128, "64": 64, "U16": 16, "S16": 16, "U8": 8, "S8": 8}
 
 
 @dataclass(frozen=True)
 class MachineCode:
-    """Figures of one compiled kernel; `load_bits` and `store_bits` count its global accesses by width in bits, `matrix`
-    its matrix instructions by name, and `occupancy` is the share of a multiprocessor's warps that it can fill."""
+    """Figures of one compiled kernel.
+
+    `load_bits` and `store_bits` count its global accesses by width in bits, `matrix` its matrix instructions by name;
+    `loop` is how many instructions are in its longest innermost loop around matrix instructions (0 without one), and
+    `loop_matrix` how many of them are such; `occupancy` is the share of a multiprocessor's warps that it can fill.
+    """
 
     registers: int
     stack_bytes: int
@@ -42,12 +48,15 @@ class MachineCode:
     matrix: dict[str, int] = field(default_factory=dict)
     occupancy: float = 1.0
     code_bytes: int = 0
+    loop: int = 0
+    loop_matrix: int = 0
 
 
 @dataclass(frozen=True)
 class Budget:
     """What a kernel may cost at most, how wide its widest global load and store must be at least, which family of
-    matrix instructions it must have (see MATRIX; none where empty), and the least occupancy."""
+    matrix instructions it must have (see MATRIX; none where empty), the least occupancy, and the most instructions in
+    its loop (any number where 0). Where `store_bits` is given it is the least width of stores."""
 
     registers: int
     stack_bytes: int
@@ -56,6 +65,8 @@ class Budget:
     access_bits: int
     matrix: str = ""
     occupancy: float = 0.0
+    loop: int = 0
+    store_bits: int | None = None
 
 
 def inspect(ptx: Path, cubin: Path, architecture: int, warps: int = 4, shared_bytes: int | None = None) -> MachineCode:
@@ -77,6 +88,7 @@ def inspect(ptx: Path, cubin: Path, architecture: int, warps: int = 4, shared_by
     shared = int(figures[3]) if shared_bytes is None else shared_bytes
     names = [name for family in MATRIX.values() for name in family]
     counts = {name: len(re.findall(rf"\b{name}(?![A-Z])", listing)) for name in names}
+    loop, loop_matrix = _loop(listing, set(names))
     return MachineCode(
         registers=int(figures[1]),
         stack_bytes=int(figures[2]),
@@ -87,6 +99,8 @@ def inspect(ptx: Path, cubin: Path, architecture: int, warps: int = 4, shared_by
         matrix={name: count for name, count in counts.items() if count},
         occupancy=occupancy(architecture, int(figures[1]), warps, shared),
         code_bytes=cubin.stat().st_size,
+        loop=loop,
+        loop_matrix=loop_matrix,
     )
 
 
@@ -103,13 +117,15 @@ def check(name: str, code: MachineCode, budget: Budget) -> None:
             ("stack_bytes", code.stack_bytes, budget.stack_bytes),
             ("shared_bytes", code.shared_bytes, budget.shared_bytes),
             ("spill_store_bytes", code.spill_store_bytes, budget.spill_store_bytes),
+            ("instructions in the loop", code.loop, budget.loop or code.loop),
         )
         if got > allowed
     ]
-    for what, counts in (("load", code.load_bits), ("store", code.store_bits)):
+    stores = budget.access_bits if budget.store_bits is None else budget.store_bits
+    for what, counts, bits in (("load", code.load_bits, budget.access_bits), ("store", code.store_bits, stores)):
         widest = max(counts, default=0)
-        if widest < budget.access_bits:
-            faults.append(f"the widest global {what} is {widest} bits, at least {budget.access_bits} expected")
+        if widest < bits:
+            faults.append(f"the widest global {what} is {widest} bits, at least {bits} expected")
     if budget.matrix and not any(name in code.matrix for name in MATRIX[budget.matrix]):
         found = ", ".join(code.matrix) or "none"
         faults.append(f"matrix instructions are {found}, {' or '.join(MATRIX[budget.matrix])} expected")
@@ -151,6 +167,26 @@ def _spill_store_bytes(ptx: Path, architecture: int) -> int:
     if not spills:
         raise KernelError(f"ptxas says nothing of spills for {ptx.name}; it printed: {text.strip()[:200]}")
     return sum(map(int, spills))
+
+
+def _loop(listing: str, matrix: set[str]) -> tuple[int, int]:
+    """Instructions, and matrix instructions among them, of the longest innermost loop that has any of these: from a
+    backward branch's target to the branch."""
+    found: list[tuple[int, str]] = []
+    loops: list[tuple[int, int]] = []
+    for part in listing.split("Function :"):
+        code = [(int(address, 16), text) for address, text in _INSTRUCTION.findall(part)]
+        start = len(found)
+        place = {address: start + i for i, (address, _) in enumerate(code)}
+        for i, (address, text) in enumerate(code):
+            name = _PREDICATE.sub("", text).split()[0].split(".")[0]
+            found.append((address, name))
+            target = re.search(r"0x([0-9a-f]+)", text) if name == "BRA" else None
+            if target and int(target[1], 16) < address and int(target[1], 16) in place:
+                loops.append((place[int(target[1], 16)], start + i))
+    inner = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
+    counts = [(last + 1 - first, sum(name in matrix for _, name in found[first : last + 1])) for first, last in inner]
+    return max((count for count in counts if count[1]), default=(0, 0))
 
 
 def _widths(listing: str, instruction: str) -> dict[int, int]:

@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 
 from vae_edge_kernels import configurations
-from vae_edge_kernels.launching import columns_for
+from vae_edge_kernels.launching import WIDTHS, columns_for
+from vae_edge_kernels.variants import Variant
 
 OPERATOR = "means"
 
@@ -45,3 +46,23 @@ def forward(x: Any, y: Any, scale: float) -> None:
         columns = columns_for(channels)
         grid = (images, triton.cdiv(channels, columns))
         means[grid](x, y, height * width, channels, scale, COLUMNS=columns, enable_fp_fusion=True, **chosen)
+
+
+def variants(architecture: int) -> list[Variant]:
+    """What the ahead-of-time compiler makes of this operator: each type and width of tile, for channels that are
+    multiples of 16."""
+    chosen = configurations.choose(OPERATOR, "means", architecture)
+    return [
+        Variant(
+            name=f"means_{dtype}_{width}",
+            operator=OPERATOR,
+            function=means,
+            types={"x_ptr": f"*{dtype}", "y_ptr": "*fp32", "pixels": "i32", "channels": "i32", "scale": "fp32"},
+            constants={"ROWS": chosen["ROWS"], "COLUMNS": width},
+            aligned=("x_ptr", "y_ptr", "channels"),
+            num_warps=chosen["num_warps"],
+            num_stages=chosen["num_stages"],
+        )
+        for dtype in ("fp16", "i8")
+        for width in WIDTHS
+    ]

@@ -12,10 +12,11 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from vae_edge_kernels import configurations, convolution, convolution_int8
+from vae_edge_kernels import configurations
 from vae_edge_kernels.head import FIRST, arc_tangent, product, read_content, read_pose, rescaled, rounded
+from vae_edge_kernels.launching import paired
 from vae_edge_kernels.plan import Plan, sizes, tiled
-from vae_edge_kernels.tiles import at_least, gather, operand, round_to_int8
+from vae_edge_kernels.tiles import accumulate, at_least, gather, operand, round_to_int8
 from vae_edge_kernels.turn import turned
 from vae_edge_kernels.variants import Variant
 
@@ -60,7 +61,22 @@ def row_zero(numbers_ptr, P: tl.constexpr):
 
 
 @triton.jit
-def first_layer(x_ptr, target_ptr, weights_ptr, numbers_ptr, scale, P: tl.constexpr, I: tl.constexpr):
+def meet(meeting_ptr, P: tl.constexpr):
+    """Wait until all threads of the image's programs have come here; they see what the others have stored.
+
+    The number at meeting_ptr counts arrivals and is never set back: it goes on from launch to launch, and may overflow.
+    """
+    tl.debug_barrier()
+    if P.programs > 1:
+        came = tl.atomic_add(meeting_ptr, 1, sem="acq_rel", scope="gpu")
+        goal = (came | (P.programs - 1)) + 1
+        while goal - tl.atomic_add(meeting_ptr, 0, sem="acq_rel", scope="gpu") > 0:
+            pass
+        tl.debug_barrier()
+
+
+@triton.jit
+def first_layer(x_ptr, target_ptr, weights_ptr, numbers_ptr, scale, part, P: tl.constexpr, I: tl.constexpr):
     """The layer that reads pixels [side, side, few], bytes or floats, after multiplication by `scale`."""
     SIDE: tl.constexpr = P.layers[I].out_side
     ROWS: tl.constexpr = P.layers[I].rows
@@ -80,7 +96,7 @@ def first_layer(x_ptr, target_ptr, weights_ptr, numbers_ptr, scale, P: tl.conste
             w = tl.load(w_ptr + column[None, :] * SUMMED + k[:, None], mask=there, other=0)
         else:
             w = tl.load(w_ptr + k[:, None] * P.layers[I].outputs + column[None, :], mask=there, other=0.0)
-        for start in range(0, SIDE * SIDE, ROWS):
+        for start in range(part * ROWS, SIDE * SIDE, ROWS * P.programs):
             row = zero + start + tl.arange(0, ROWS)
             x = gather(
                 x_ptr, row * 0, row // SIDE, row % SIDE, row < SIDE * SIDE, P.layers[I].side, P.layers[I].side,
@@ -92,267 +108,348 @@ def first_layer(x_ptr, target_ptr, weights_ptr, numbers_ptr, scale, P: tl.conste
                 total = tl.dot(operand((x * scale).to(w.dtype)), operand(w), input_precision="tf32")
             value = values(total, numbers_ptr, P, I, column, known)
             keep(value, target_ptr, numbers_ptr, P, I, row, column, known)
-    tl.debug_barrier()
 
 
 @triton.jit
-def tile(source_ptr, weights_ptr, P: tl.constexpr, I: tl.constexpr, row, column):
-    """A layer's outputs' sums at pixels `row` and channels `column` of the image at source_ptr."""
+def tile(source_ptr, weights_ptr, P: tl.constexpr, I: tl.constexpr, row, first):
+    """A layer's outputs' sums at pixels `row` and channels from `first` on of the image at source_ptr."""
     SIDE: tl.constexpr = P.layers[I].out_side
     TAPS: tl.constexpr = P.layers[I].taps
     image, oy, ox, inside = row * 0, row // SIDE, row % SIDE, row < SIDE * SIDE
-    if P.int8:
-        total = convolution_int8.accumulate(
-            source_ptr, weights_ptr + P.layers[I].weights, image, oy, ox, inside, column, P.layers[I].side,
-            P.layers[I].side, P.layers[I].inputs, P.layers[I].outputs, TAPS, TAPS, P.layers[I].stride, TAPS // 2,
-            TAPS // 2, P.layers[I].rows, P.layers[I].columns, P.layers[I].depth, tl.int32,
-        )  # fmt: skip
-    else:
-        total = convolution.accumulate(
-            source_ptr, weights_ptr + P.layers[I].weights, image, oy, ox, inside, column, P.layers[I].side,
-            P.layers[I].side, P.layers[I].inputs, P.layers[I].outputs, TAPS, TAPS, P.layers[I].stride, TAPS // 2,
-            TAPS // 2, P.layers[I].rows, P.layers[I].columns, P.layers[I].depth, 1,
-        )  # fmt: skip
-    return total
+    return accumulate(
+        source_ptr, weights_ptr + P.layers[I].weights, image, oy, ox, inside, first, P.layers[I].side,
+        P.layers[I].side, P.layers[I].inputs, P.layers[I].outputs, TAPS, TAPS, P.layers[I].stride, TAPS // 2,
+        TAPS // 2, P.layers[I].rows, P.layers[I].columns, P.layers[I].depth, 1, tl.int32 if P.int8 else tl.float32,
+        1 if P.int8 else 0, P.paired,
+    )  # fmt: skip
 
 
 @triton.jit
-def layer(source_ptr, target_ptr, means_ptr, weights_ptr, numbers_ptr, P: tl.constexpr, I: tl.constexpr):
-    """A convolution of one image from one area to the other; of a tapped layer also its outputs' means by channel."""
+def layer(source_ptr, target_ptr, sums_ptr, weights_ptr, numbers_ptr, part, P: tl.constexpr, I: tl.constexpr):
+    """A convolution of one image from one area to the other; of a tapped layer also the sums by channel of each of its
+    tiles, [tiles of rows, outputs]."""
     PIXELS: tl.constexpr = P.layers[I].out_side * P.layers[I].out_side
     ROWS: tl.constexpr = P.layers[I].rows
     COLUMNS: tl.constexpr = P.layers[I].columns
     OUTPUTS: tl.constexpr = P.layers[I].outputs
+    ACROSS: tl.constexpr = (OUTPUTS + COLUMNS - 1) // COLUMNS
+    DOWN: tl.constexpr = (PIXELS + ROWS - 1) // ROWS
     zero = row_zero(numbers_ptr, P)
-    for first in tl.static_range(0, OUTPUTS, COLUMNS):
-        column = zero + first + tl.arange(0, COLUMNS)
+    for number in range(part, DOWN * ACROSS, P.programs):
+        first = zero + number % ACROSS * COLUMNS
+        row = zero + number // ACROSS * ROWS + tl.arange(0, ROWS)
+        column = first + tl.arange(0, COLUMNS)
         known = column < OUTPUTS
-        sums = tl.zeros((COLUMNS,), dtype=tl.float32)
-        for start in range(0, PIXELS, ROWS):
-            row = zero + start + tl.arange(0, ROWS)
-            value = values(tile(source_ptr, weights_ptr, P, I, row, column), numbers_ptr, P, I, column, known)
-            keep(value, target_ptr, numbers_ptr, P, I, row, column, known)
-            if P.layers[I].tap:
-                value = as_kept(value, numbers_ptr, P, I)
-                sums += tl.sum(tl.where((row < PIXELS)[:, None], value, 0.0), 0)
+        value = values(tile(source_ptr, weights_ptr, P, I, row, first), numbers_ptr, P, I, column, known)
+        keep(value, target_ptr, numbers_ptr, P, I, row, column, known)
         if P.layers[I].tap:
-            tl.store(means_ptr + column, sums * (1.0 / PIXELS), mask=known)
-    tl.debug_barrier()
-
-
-@triton.jit(noinline=True)
-def call_first_layer(x_ptr, target_ptr, weights_ptr, numbers_ptr, scale, P: tl.constexpr, I: tl.constexpr):
-    """`first_layer` as a function of its own in the machine code."""
-    first_layer(x_ptr, target_ptr, weights_ptr, numbers_ptr, scale, P, I)
-
-
-@triton.jit(noinline=True)
-def call_layer(source_ptr, target_ptr, means_ptr, weights_ptr, numbers_ptr, P: tl.constexpr, I: tl.constexpr):
-    """`layer` as a function of its own in the machine code."""
-    layer(source_ptr, target_ptr, means_ptr, weights_ptr, numbers_ptr, P, I)
+            value = tl.where((row < PIXELS)[:, None], as_kept(value, numbers_ptr, P, I), 0.0)
+            tl.store(sums_ptr + number // ACROSS * OUTPUTS + column, tl.sum(value, 0), mask=known)
 
 
 @triton.jit
-def trunk(
-    x_ptr, area_ptr, means_ptr, weights_ptr, numbers_ptr, scale, P: tl.constexpr, CALLS: tl.constexpr,
-    FROM: tl.constexpr, COUNT: tl.constexpr,
-):  # fmt: skip
-    """A trunk's layers, back and forth between the two areas, from pixels at x_ptr; the features' address.
-
-    With CALLS each layer is a function of its own. Without, the compiler keeps what two trunks of one shape have in
-    common in registers from the first to the second: twice as many, and spills. Where the matrix units have a memory of
-    their own (sm_100, sm_110) it compiles no such functions.
-    """
-    if CALLS:
-        call_first_layer(x_ptr, area_ptr, weights_ptr, numbers_ptr, scale, P, FROM)
-    else:
-        first_layer(x_ptr, area_ptr, weights_ptr, numbers_ptr, scale, P, FROM)
-    for i in tl.static_range(1, COUNT):
-        source_ptr, target_ptr = area_ptr + (i - 1) % 2 * P.area, area_ptr + i % 2 * P.area
-        if CALLS:
-            call_layer(source_ptr, target_ptr, means_ptr, weights_ptr, numbers_ptr, P, FROM + i)
+def look(image_ptr, floats_ptr, numbers_ptr, part, P: tl.constexpr, ELEMENTS: tl.constexpr, ROUNDED: tl.constexpr):
+    """The image turned back by the angle whose cosine and sine are in `pose`, and seen through the window."""
+    SIZE: tl.constexpr = P.side * P.side * P.channels
+    scale = 1.0 / 255.0
+    cos, sin = tl.load(floats_ptr + P.scratch.pose), tl.load(floats_ptr + P.scratch.pose + 1)
+    inverse, counts = 1.0, 1.0
+    if ROUNDED:
+        inverse = tl.load(numbers_ptr + P.quantize_image)
+        counts = tl.load(numbers_ptr + P.quantize_image + 1)
+    for start in range(part * ELEMENTS, SIZE, ELEMENTS * P.programs):
+        element = start + tl.arange(0, ELEMENTS)
+        if P.bins > 0:
+            seen = turned(
+                image_ptr, element, cos, -sin, P.side, P.channels, scale, P.fill, inverse, counts, element < SIZE,
+                P.window, ROUNDED,
+            )  # fmt: skip
         else:
-            layer(source_ptr, target_ptr, means_ptr, weights_ptr, numbers_ptr, P, FROM + i)
-    return area_ptr + (COUNT - 1) % 2 * P.area
+            seen = tl.load(image_ptr + element, mask=element < SIZE, other=0).to(tl.float32) * scale
+        tl.store(floats_ptr + P.scratch.upright + element, seen, mask=element < SIZE)
 
 
 @triton.jit
-def error_of_reconstruction(
-    mu, class_weights, upright_ptr, area_ptr, weights_ptr, numbers_ptr, P: tl.constexpr, CHUNK: tl.constexpr
+def know_pose(
+    features_ptr, floats_ptr, angle_ptr, doubts_ptr, weights_ptr, numbers_ptr, part, P: tl.constexpr, S: tl.constexpr,
+    CHUNK: tl.constexpr,
+):  # fmt: skip
+    """The pose trunk's features to class logits, cosine and sine of the angle, and doubts. Every program makes them."""
+    logits, cos, sin, concentration, second_cos, second_sin, share = read_pose(
+        features_ptr, weights_ptr, numbers_ptr, P, S.pose, CHUNK
+    )
+    klass = tl.arange(0, S.pose)
+    tl.store(floats_ptr + P.scratch.logits + klass, logits, mask=klass < P.classes)
+    tl.store(floats_ptr + P.scratch.pose, cos)
+    tl.store(floats_ptr + P.scratch.pose + 1, sin)
+    tl.store(floats_ptr + P.scratch.pose + 2, tl.log(1.001 - concentration))
+    here = part == 0
+    tl.store(angle_ptr, arc_tangent(sin, cos), mask=here)
+    tl.store(doubts_ptr, concentration, mask=here)
+    tl.store(doubts_ptr + 1, arc_tangent(second_sin, second_cos), mask=here)
+    tl.store(doubts_ptr + 2, share, mask=here)
+
+
+@triton.jit
+def know_no_pose(floats_ptr, angle_ptr, doubts_ptr, part, P: tl.constexpr, S: tl.constexpr):
+    """What stands in the place of a pose: upright, with nothing to say about it."""
+    klass = tl.arange(0, S.classes)
+    tl.store(floats_ptr + P.scratch.logits + klass, tl.zeros((S.classes,), dtype=tl.float32), mask=klass < P.classes)
+    tl.store(floats_ptr + P.scratch.pose, 1.0)
+    tl.store(floats_ptr + P.scratch.pose + 1, 0.0)
+    tl.store(floats_ptr + P.scratch.pose + 2, 0.0)
+    here = part == 0
+    tl.store(angle_ptr, 0.0, mask=here)
+    for i in tl.static_range(3):
+        tl.store(doubts_ptr + i, 0.0, mask=here)
+
+
+@triton.jit
+def add_sums(sums_ptr, means_ptr, P: tl.constexpr, S: tl.constexpr, FROM: tl.constexpr, COUNT: tl.constexpr):
+    """The means by channel of a trunk's tapped layer, from the sums of its tiles."""
+    channel = tl.arange(0, S.taps)
+    for i in tl.static_range(FROM, FROM + COUNT):
+        if P.layers[i].tap:
+            PIXELS: tl.constexpr = P.layers[i].out_side * P.layers[i].out_side
+            total = tl.zeros((S.taps,), dtype=tl.float32)
+            for down in range(0, (PIXELS + P.layers[i].rows - 1) // P.layers[i].rows):
+                at = down * P.layers[i].outputs + channel
+                total += tl.load(sums_ptr + at, mask=channel < P.layers[i].outputs, other=0.0)
+            tl.store(means_ptr + channel, total * (1.0 / PIXELS), mask=channel < P.layers[i].outputs)
+
+
+@triton.jit
+def know_content(
+    features_ptr, floats_ptr, probabilities_ptr, score_ptr, weights_ptr, numbers_ptr, whitenings_ptr, part,
+    P: tl.constexpr, S: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """The encoder's features to probabilities, and score but for the reconstruction; and for it mu, the classes'
+    weights and the error to be expected. Every program makes them."""
+    add_sums(floats_ptr + P.scratch.pose_sums, floats_ptr + P.scratch.pose_means, P, S, 0, P.pose_layers)
+    add_sums(floats_ptr + P.scratch.sums, floats_ptr + P.scratch.means, P, S, P.pose_layers, P.trunk_layers)
+    tl.debug_barrier()
+    klass, code = tl.arange(0, S.classes), tl.arange(0, S.latent)
+    logits = tl.load(floats_ptr + P.scratch.logits + klass, mask=klass < P.classes, other=0.0)
+    doubt = tl.load(floats_ptr + P.scratch.pose + 2)
+    probabilities, mu, class_weights, score, expected = read_content(
+        features_ptr, floats_ptr + P.scratch.pose_means, floats_ptr + P.scratch.means, logits, doubt, weights_ptr,
+        numbers_ptr, whitenings_ptr, P, S.classes, S.latent, S.hidden, S.taps, S.components, S.clusters, CHUNK,
+    )  # fmt: skip
+    tl.store(probabilities_ptr + klass, probabilities, mask=klass < P.classes * (1 - part))
+    if P.score.light:
+        tl.store(score_ptr, score, mask=part == 0)
+    else:
+        tl.store(floats_ptr + P.scratch.code + code, mu, mask=code < P.latent)
+        tl.store(floats_ptr + P.scratch.code + P.latent + klass, class_weights, mask=klass < P.classes)
+        tl.store(floats_ptr + P.scratch.parts, score)
+        tl.store(floats_ptr + P.scratch.parts + 1, expected)
+
+
+@triton.jit
+def draw_grid(
+    floats_ptr, area_ptr, weights_ptr, numbers_ptr, part, P: tl.constexpr, S: tl.constexpr, CHUNK: tl.constexpr
 ):
-    """The decoder's image against the upright one: squared error over the variance, see `vae_edge.model.score`."""
-    CELLS: tl.constexpr = P.grid * P.grid
-    mu, class_weights = rounded(mu, numbers_ptr, P, FIRST), rounded(class_weights, numbers_ptr, P, FIRST)
+    """The decoder's linear layer: mu and the classes' weights to the grid that its convolutions go on from."""
+    code, klass = tl.arange(0, S.latent), tl.arange(0, S.classes)
+    mu = tl.load(floats_ptr + P.scratch.code + code, mask=code < P.latent, other=0.0)
+    weights = tl.load(floats_ptr + P.scratch.code + P.latent + klass, mask=klass < P.classes, other=0.0)
+    mu, weights = rounded(mu, numbers_ptr, P, FIRST), rounded(weights, numbers_ptr, P, FIRST)
     first_ptr = weights_ptr + P.linears[FIRST].weights
-    middle: tl.constexpr = P.pose_layers + P.trunk_layers
-    last: tl.constexpr = middle + 1
-    for start in range(0, P.linears[FIRST].outputs, CHUNK):
+    for start in range(part * CHUNK, P.linears[FIRST].outputs, CHUNK * P.programs):
         column = start + tl.arange(0, CHUNK)
         known = column < P.linears[FIRST].outputs
         x = product(mu, first_ptr, P.latent, P.linears[FIRST].stride, column, known)
         code_rows = P.latent * P.linears[FIRST].stride
-        x += product(class_weights, first_ptr + code_rows, P.classes, P.linears[FIRST].stride, column, known)
+        x += product(weights, first_ptr + code_rows, P.classes, P.linears[FIRST].stride, column, known)
         x = at_least(rescaled(x, numbers_ptr, P, FIRST, column, known), 1)
         if P.int8:
             x = round_to_int8(x * tl.load(numbers_ptr + P.quantize_grid))
         tl.store(area_ptr + column, x.to(area_ptr.dtype.element_ty), mask=known)
-    tl.debug_barrier()
-    layer(area_ptr, area_ptr + P.area, area_ptr, weights_ptr, numbers_ptr, P, middle)
-    ROWS: tl.constexpr = P.layers[last].rows
-    COLUMNS: tl.constexpr = P.layers[last].columns
+
+
+@triton.jit
+def compare(floats_ptr, area_ptr, weights_ptr, numbers_ptr, part, P: tl.constexpr, I: tl.constexpr):
+    """The decoder's last layer, against the upright image: this program's part of the squared error."""
+    CELLS: tl.constexpr = P.grid * P.grid
+    ROWS: tl.constexpr = P.layers[I].rows
+    COLUMNS: tl.constexpr = P.layers[I].columns
+    OUTPUTS: tl.constexpr = P.layers[I].outputs
     BLOCK: tl.constexpr = P.block
-    SIZE: tl.constexpr = P.side * P.side * P.channels
+    ACROSS: tl.constexpr = (OUTPUTS + COLUMNS - 1) // COLUMNS
+    DOWN: tl.constexpr = (CELLS + ROWS - 1) // ROWS
     apart = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-    brightness = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-    OUTPUTS: tl.constexpr = P.layers[last].outputs
     zero = row_zero(numbers_ptr, P)
-    for first in tl.static_range(0, OUTPUTS, COLUMNS):
-        column = zero + first + tl.arange(0, COLUMNS)
+    for number in range(part, DOWN * ACROSS, P.programs):
+        first = zero + number % ACROSS * COLUMNS
+        row = zero + number // ACROSS * ROWS + tl.arange(0, ROWS)
+        column = first + tl.arange(0, COLUMNS)
         known = column < OUTPUTS
-        for start in range(0, CELLS, ROWS):
-            row = zero + start + tl.arange(0, ROWS)
-            total = tile(area_ptr + P.area, weights_ptr, P, last, row, column)
-            drawn = 1.0 / (1.0 + tl.exp(-values(total, numbers_ptr, P, last, column, known)))
-            y = (row // P.grid * BLOCK)[:, None] + (column // BLOCK % BLOCK)[None, :]
-            x = (row % P.grid * BLOCK)[:, None] + (column % BLOCK)[None, :]
-            there = (row < CELLS)[:, None] & known[None, :] & (y < P.side) & (x < P.side)
-            where = (y * P.side + x) * P.channels + (column // (BLOCK * BLOCK))[None, :]
-            seen = tl.load(upright_ptr + where, mask=there, other=0.0)
-            apart += tl.where(there, (seen - drawn) * (seen - drawn), 0.0)
-            brightness += seen
-    mean = tl.sum(tl.sum(brightness, 1), 0) / SIZE
-    contrast = 0.0
-    for start in range(0, SIZE, 1024):
-        element = start + tl.arange(0, 1024)
-        seen = tl.load(upright_ptr + element, mask=element < SIZE, other=0.0)
-        contrast += tl.sum(tl.where(element < SIZE, (seen - mean) * (seen - mean), 0.0), 0)
-    root = tl.sqrt(contrast) + tl.sqrt(0.001 * SIZE)
-    return tl.sum(tl.sum(apart, 1), 0) / (root * root)
+        total = tile(area_ptr, weights_ptr, P, I, row, first)
+        drawn = 1.0 / (1.0 + tl.exp(-values(total, numbers_ptr, P, I, column, known)))
+        y = (row // P.grid * BLOCK)[:, None] + (column // BLOCK % BLOCK)[None, :]
+        x = (row % P.grid * BLOCK)[:, None] + (column % BLOCK)[None, :]
+        there = (row < CELLS)[:, None] & known[None, :] & (y < P.side) & (x < P.side)
+        where = (y * P.side + x) * P.channels + (column // (BLOCK * BLOCK))[None, :]
+        seen = tl.load(floats_ptr + P.scratch.upright + where, mask=there, other=0.0)
+        apart += tl.where(there, (seen - drawn) * (seen - drawn), 0.0)
+    tl.store(floats_ptr + P.scratch.errors + part, tl.sum(tl.sum(apart, 1), 0))
+
+
+@triton.jit
+def judge(floats_ptr, numbers_ptr, score_ptr, part, P: tl.constexpr, ELEMENTS: tl.constexpr):
+    """The whole score, once all parts of the error are there: see `vae_edge.model.score`."""
+    SIZE: tl.constexpr = P.side * P.side * P.channels
+    total = tl.zeros((ELEMENTS,), dtype=tl.float32)
+    for start in range(0, SIZE, ELEMENTS):
+        element = start + tl.arange(0, ELEMENTS)
+        total += tl.load(floats_ptr + P.scratch.upright + element, mask=element < SIZE, other=0.0)
+    mean = tl.sum(total, 0) / SIZE
+    total = tl.zeros((ELEMENTS,), dtype=tl.float32)
+    for start in range(0, SIZE, ELEMENTS):
+        element = start + tl.arange(0, ELEMENTS)
+        seen = tl.load(floats_ptr + P.scratch.upright + element, mask=element < SIZE, other=0.0)
+        total += tl.where(element < SIZE, (seen - mean) * (seen - mean), 0.0)
+    root = tl.sqrt(tl.sum(total, 0)) + tl.sqrt(0.001 * SIZE)
+    apart = 0.0
+    PROGRAMS: tl.constexpr = P.programs
+    for i in tl.static_range(PROGRAMS):
+        apart += tl.load(floats_ptr + P.scratch.errors + i)
+    error = apart / (root * root) - tl.load(floats_ptr + P.scratch.parts + 1)
+    score = tl.load(floats_ptr + P.scratch.parts) + tl.load(numbers_ptr + P.score.measures) * error
+    tl.store(score_ptr, score, mask=part == 0)
+
+
+# The same as functions of their own in the machine code.
+first_layer_apart = triton.jit(first_layer.fn, noinline=True)
+layer_apart = triton.jit(layer.fn, noinline=True)
+look_apart = triton.jit(look.fn, noinline=True)
+know_pose_apart = triton.jit(know_pose.fn, noinline=True)
+know_content_apart = triton.jit(know_content.fn, noinline=True)
+draw_grid_apart = triton.jit(draw_grid.fn, noinline=True)
+compare_apart = triton.jit(compare.fn, noinline=True)
+judge_apart = triton.jit(judge.fn, noinline=True)
+
+
+@triton.jit
+def trunk(
+    x_ptr, area_ptr, sums_ptr, weights_ptr, numbers_ptr, meeting_ptr, scale, part, P: tl.constexpr,
+    FROM: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
+    """A trunk's layers, back and forth between the two areas, from pixels at x_ptr; the features' address."""
+    first: tl.constexpr = first_layer_apart if P.calls else first_layer
+    next: tl.constexpr = layer_apart if P.calls else layer
+    first(x_ptr, area_ptr, weights_ptr, numbers_ptr, scale, part, P, FROM)
+    meet(meeting_ptr, P)
+    for i in tl.static_range(1, COUNT):
+        source_ptr, target_ptr = area_ptr + (i - 1) % 2 * P.area, area_ptr + i % 2 * P.area
+        next(source_ptr, target_ptr, sums_ptr, weights_ptr, numbers_ptr, part, P, FROM + i)
+        meet(meeting_ptr, P)
+    return area_ptr + (COUNT - 1) % 2 * P.area
+
+
+@triton.jit
+def classify(
+    image_ptr, weights_ptr, numbers_ptr, whitenings_ptr, area_ptr, floats_ptr, meeting_ptr,
+    probabilities_ptr, angle_ptr, score_ptr, doubts_ptr, part,
+    P: tl.constexpr, S: tl.constexpr, ELEMENTS: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """One image, all pointers at what is its own."""
+    look_: tl.constexpr = look_apart if P.calls else look
+    pose_: tl.constexpr = know_pose_apart if P.calls else know_pose
+    content_: tl.constexpr = know_content_apart if P.calls else know_content
+    upright_ptr = floats_ptr + P.scratch.upright
+    if P.bins == 0 or P.window:
+        know_no_pose(floats_ptr, angle_ptr, doubts_ptr, part, P, S)
+    if P.bins > 0:
+        scale = 1.0 / 255.0
+        seen_ptr = image_ptr
+        if P.window:
+            tl.debug_barrier()
+            look_(image_ptr, floats_ptr, numbers_ptr, part, P, ELEMENTS, False)
+            scale = 1.0
+            seen_ptr = upright_ptr
+            meet(meeting_ptr, P)
+        if P.int8:
+            scale *= tl.load(numbers_ptr + P.quantize_image)
+        features_ptr = trunk(
+            seen_ptr, area_ptr, floats_ptr + P.scratch.pose_sums, weights_ptr, numbers_ptr, meeting_ptr, scale, part,
+            P, 0, P.pose_layers,
+        )  # fmt: skip
+        pose_(features_ptr, floats_ptr, angle_ptr, doubts_ptr, weights_ptr, numbers_ptr, part, P, S, CHUNK)
+    tl.debug_barrier()
+    look_(image_ptr, floats_ptr, numbers_ptr, part, P, ELEMENTS, P.int8 and P.bins > 0)
+    meet(meeting_ptr, P)
+    upright_scale = 1.0
+    if P.int8:
+        upright_scale = tl.load(numbers_ptr + P.quantize_upright)
+    features_ptr = trunk(
+        upright_ptr, area_ptr, floats_ptr + P.scratch.sums, weights_ptr, numbers_ptr, meeting_ptr, upright_scale, part,
+        P, P.pose_layers, P.trunk_layers,
+    )  # fmt: skip
+    content_(
+        features_ptr, floats_ptr, probabilities_ptr, score_ptr, weights_ptr, numbers_ptr, whitenings_ptr, part,
+        P, S, CHUNK,
+    )  # fmt: skip
+    if not P.score.light:
+        grid_: tl.constexpr = draw_grid_apart if P.calls else draw_grid
+        layer_: tl.constexpr = layer_apart if P.calls else layer
+        compare_: tl.constexpr = compare_apart if P.calls else compare
+        judge_: tl.constexpr = judge_apart if P.calls else judge
+        middle: tl.constexpr = P.pose_layers + P.trunk_layers
+        meet(meeting_ptr, P)
+        grid_(floats_ptr, area_ptr, weights_ptr, numbers_ptr, part, P, S, CHUNK)
+        meet(meeting_ptr, P)
+        drawn_ptr = area_ptr + P.area
+        layer_(area_ptr, drawn_ptr, floats_ptr, weights_ptr, numbers_ptr, part, P, middle)
+        meet(meeting_ptr, P)
+        compare_(floats_ptr, drawn_ptr, weights_ptr, numbers_ptr, part, P, middle + 1)
+        meet(meeting_ptr, P)
+        judge_(floats_ptr, numbers_ptr, score_ptr, part, P, ELEMENTS)
 
 
 @triton.jit
 def network(
-    image_ptr, weights_ptr, numbers_ptr, whitenings_ptr, areas_ptr, floats_ptr,
-    probabilities_ptr, angle_ptr, score_ptr, doubts_ptr,
+    image_ptr, weights_ptr, numbers_ptr, whitenings_ptr, areas_ptr, floats_ptr, meetings_ptr,
+    probabilities_ptr, angle_ptr, score_ptr, doubts_ptr, images,
     P: tl.constexpr, S: tl.constexpr, ELEMENTS: tl.constexpr, CHUNK: tl.constexpr,
-    CALLS: tl.constexpr,
 ):  # fmt: skip
     """image uint8 [N, side, side, channels] to probabilities [N, classes], angle [N] in radians, score [N] and doubts
-    [N, 3] (concentration, second angle, its share), float32. The grid has N programs.
+    [N, 3] (concentration, second angle, its share), float32.
+
+    The grid has places × P.programs programs. Those of one place work on the same image and then on the one that is so
+    many places further on; where they are more than one they must all be on the GPU at the same time.
+
+    With P.calls each step is a function of its own in the machine code. Without, the compiler keeps what steps have in
+    common in registers from one to the other: twice as many, and spills. Where the matrix units have a memory of their
+    own (sm_100, sm_110) it compiles no such functions.
 
     Args:
         weights_ptr, numbers_ptr, whitenings_ptr: what the plan P names places of.
-        areas_ptr: scratch, [N, 2, area], of the weights' type.
-        floats_ptr: scratch, float32 [N, floats].
+        areas_ptr: scratch, [places, 2, area], of the weights' type.
+        floats_ptr: scratch, float32 [places, floats].
+        meetings_ptr: int32 [places], zeros before the first launch; read with more than one program alone.
+        images: N.
         S: sizes of the vectors, powers of two.
     """
-    n = tl.program_id(0).to(tl.int64)
     SIZE: tl.constexpr = P.side * P.side * P.channels
-    PIXELS: tl.constexpr = (SIZE + 15) // 16 * 16
-    POSE_TAPS: tl.constexpr = (P.pose_tap + 15) // 16 * 16
-    image_ptr += n * SIZE
-    area_ptr = areas_ptr + n * 2 * P.area
-    pixels_ptr = floats_ptr + n * P.floats
-    pose_means_ptr = pixels_ptr + PIXELS
-    means_ptr = pose_means_ptr + POSE_TAPS
-    klass = tl.arange(0, S.classes)
-    logits = tl.zeros((S.classes,), dtype=tl.float32)
-    doubt = 0.0
-    scale = 1.0 / 255.0
-    if P.bins > 0:
-        inverse, counts = 1.0, 1.0
-        if P.int8:
-            inverse = tl.load(numbers_ptr + P.quantize_image)
-            counts = tl.load(numbers_ptr + P.quantize_image + 1)
-        if P.window:
-            for start in range(0, SIZE, ELEMENTS):
-                element = start + tl.arange(0, ELEMENTS)
-                seen = turned(
-                    image_ptr,
-                    element,
-                    1.0,
-                    0.0,
-                    P.side,
-                    P.channels,
-                    scale,
-                    P.fill,
-                    1.0,
-                    1.0,
-                    element < SIZE,
-                    True,
-                    False,
-                )
-                tl.store(pixels_ptr + element, seen, mask=element < SIZE)
-            tl.debug_barrier()
-            given_ptr = pixels_ptr
-            given_scale = 1.0
-        else:
-            given_ptr = image_ptr
-            given_scale = scale
-        if P.int8:
-            given_scale *= inverse
-        features_ptr = trunk(
-            given_ptr, area_ptr, pose_means_ptr, weights_ptr, numbers_ptr, given_scale, P, CALLS, 0, P.pose_layers
-        )
-        logits, cos, sin, concentration, second_cos, second_sin, share = read_pose(
-            features_ptr, weights_ptr, numbers_ptr, P, S.classes, S.bins, CHUNK
-        )
-        doubt = tl.log(1.001 - concentration)
-        tl.store(angle_ptr + n, arc_tangent(sin, cos))
-        tl.store(doubts_ptr + n * 3, concentration)
-        tl.store(doubts_ptr + n * 3 + 1, arc_tangent(second_sin, second_cos))
-        tl.store(doubts_ptr + n * 3 + 2, share)
-        tl.debug_barrier()
-        for start in range(0, SIZE, ELEMENTS):
-            element = start + tl.arange(0, ELEMENTS)
-            upright = turned(
-                image_ptr,
-                element,
-                cos,
-                -sin,
-                P.side,
-                P.channels,
-                scale,
-                P.fill,
-                inverse,
-                counts,
-                element < SIZE,
-                P.window,
-                P.int8,
-            )
-            tl.store(pixels_ptr + element, upright, mask=element < SIZE)
-    else:
-        tl.store(angle_ptr + n, 0.0)
-        for i in tl.static_range(3):
-            tl.store(doubts_ptr + n * 3 + i, 0.0)
-        for start in range(0, SIZE, ELEMENTS):
-            element = start + tl.arange(0, ELEMENTS)
-            pixel = tl.load(image_ptr + element, mask=element < SIZE, other=0).to(tl.float32) * scale
-            tl.store(pixels_ptr + element, pixel, mask=element < SIZE)
-    tl.debug_barrier()
-    pixel_scale = 1.0
-    if P.int8:
-        pixel_scale = tl.load(numbers_ptr + P.quantize_upright)
-    features_ptr = trunk(
-        pixels_ptr, area_ptr, means_ptr, weights_ptr, numbers_ptr, pixel_scale, P, CALLS, P.pose_layers, P.trunk_layers
-    )
-    probabilities, mu, class_weights, score, expected = read_content(
-        features_ptr, pose_means_ptr, means_ptr, logits, doubt, weights_ptr, numbers_ptr, whitenings_ptr, P,
-        S.classes, S.latent, S.hidden, S.taps, S.components, S.clusters, CHUNK,
-    )  # fmt: skip
-    tl.store(probabilities_ptr + n * P.classes + klass, probabilities, mask=klass < P.classes)
-    if not P.score.light:
-        tl.debug_barrier()
-        error = error_of_reconstruction(mu, class_weights, pixels_ptr, area_ptr, weights_ptr, numbers_ptr, P, CHUNK)
-        score += tl.load(numbers_ptr + P.score.measures) * (error - expected)
-    tl.store(score_ptr + n, score)
+    place, part = tl.program_id(0), tl.program_id(1)
+    far = place.to(tl.int64)
+    area_ptr, place_ptr = areas_ptr + far * 2 * P.area, floats_ptr + far * P.floats
+    for image in range(place, images, tl.num_programs(0)):
+        n = far * 0 + image
+        classify(
+            image_ptr + n * SIZE, weights_ptr, numbers_ptr, whitenings_ptr, area_ptr, place_ptr, meetings_ptr + place,
+            probabilities_ptr + n * P.classes, angle_ptr + n, score_ptr + n, doubts_ptr + n * 3, part,
+            P, S, ELEMENTS, CHUNK,
+        )  # fmt: skip
+        meet(meetings_ptr + place, P)
 
 
 def forward(
-    plan: Plan, image: Any, weights: Any, numbers: Any, whitenings: Any, areas: Any, floats: Any,
-    probabilities: Any, angle: Any, score: Any, doubts: Any,
+    plan: Plan, image: Any, weights: Any, numbers: Any, whitenings: Any, areas: Any, floats: Any, meetings: Any,
+    probabilities: Any, angle: Any, score: Any, doubts: Any, programs: int = 1,
 ) -> None:  # fmt: skip
-    """Launch on the current device and stream; all tensors are contiguous, the last six are written.
+    """Launch on the current device and stream; all tensors are contiguous, the last seven are written.
 
     Args:
         plan: what the network is.
@@ -360,36 +457,46 @@ def forward(
         weights: float16 or int8 [plan.weights_size].
         numbers: float32 [plan.numbers_size].
         whitenings: float16 [clusters, components, padded(components)].
-        areas: scratch of the weights' dtype, at least [N, 2, plan.area].
-        floats: scratch float32, at least [N, plan.floats].
+        areas: scratch of the weights' dtype, [places, 2, plan.area]: so many images are worked on at a time.
+        floats: scratch float32, [places, plan.floats].
+        meetings: int32 [places], zeros when it is used for the first time; looked at with more than one program alone.
         probabilities: float32 [N, K].
         angle, score: float32 [N].
         doubts: float32 [N, 3]: concentration, second angle, its share; zeros without a pose trunk.
+        programs: that work on an image together, a power of two. There must be room on the GPU for those of all places.
     """
     if image.shape[0] == 0:
         return
-    kernel = "int8" if plan.int8 else "fp16"
-    chosen = dict(configurations.choose(OPERATOR, kernel, configurations.current_architecture()))
-    tiles = tiled(plan, chosen.pop("ROWS"), chosen.pop("COLUMNS"), chosen.pop("DEPTH"))
-    network[(image.shape[0],)](
-        image, weights, numbers, whitenings, areas, floats, probabilities, angle, score, doubts,
-        P=tiles, S=sizes(plan), enable_fp_fusion=not plan.int8, **chosen,
+    tiles, chosen = configured(plan, configurations.current_architecture(), programs)
+    together = {"launch_cooperative_grid": True} if programs > 1 else {}
+    network[(min(image.shape[0], areas.shape[0]), programs)](
+        image, weights, numbers, whitenings, areas, floats, meetings, probabilities, angle, score, doubts,
+        image.shape[0], P=tiles, S=sizes(plan), enable_fp_fusion=not plan.int8, **together, **chosen,
     )  # fmt: skip
 
 
-def variant(plan: Plan, architecture: int) -> Variant:
+def configured(plan: Plan, architecture: int | None, programs: int = 1) -> tuple[Plan, dict[str, int]]:
+    """The plan with its tiles, and what else the kernel's configuration on an architecture says."""
+    kernel = f"{'int8' if plan.int8 else 'fp16'}{'_spread' if programs > 1 else ''}"
+    chosen = dict(configurations.choose(OPERATOR, kernel, architecture))
+    tile = [chosen.pop(name) for name in ("ROWS", "COLUMNS", "DEPTH", "TILE", "CALLS")]
+    pairs = paired(architecture) if plan.int8 else 0
+    return tiled(plan, *tile, pairs, programs), chosen
+
+
+def variant(plan: Plan, architecture: int, programs: int = 1) -> Variant:
     """The network of a plan for the ahead-of-time compiler. Images and answers may lie anywhere."""
-    chosen = dict(configurations.choose(OPERATOR, "int8" if plan.int8 else "fp16", architecture))
-    tiles = tiled(plan, chosen.pop("ROWS"), chosen.pop("COLUMNS"), chosen.pop("DEPTH"))
+    tiles, chosen = configured(plan, architecture, programs)
     activations = "*i8" if plan.int8 else "*fp16"
     types = {name: "*fp32" for name in network.arg_names if name.endswith("_ptr")}
     types |= {"image_ptr": "*u8", "weights_ptr": activations, "areas_ptr": activations, "whitenings_ptr": "*fp16"}
+    types |= {"meetings_ptr": "*i32", "images": "i32"}
     return Variant(
-        name="network",
+        name="network" if programs == 1 else f"network_spread_{programs}",
         operator=OPERATOR,
         function=network,
         types=types,
-        constants={"P": tiles, "S": sizes(plan), **{name: chosen[name] for name in ("ELEMENTS", "CHUNK", "CALLS")}},
+        constants={"P": tiles, "S": sizes(plan), "ELEMENTS": chosen["ELEMENTS"], "CHUNK": chosen["CHUNK"]},
         aligned=("weights_ptr", "numbers_ptr", "whitenings_ptr", "areas_ptr", "floats_ptr"),
         num_warps=chosen["num_warps"],
         num_stages=chosen["num_stages"],

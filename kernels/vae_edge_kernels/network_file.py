@@ -88,7 +88,7 @@ def write_network(
     }
     tensors = dict(buffers)
     with tempfile.TemporaryDirectory(prefix="vae-edge-network-") as folder:
-        manifest = aot.compile_all(folder, architectures, network=to_text(given))
+        manifest = aot.compile_all(folder, architectures, network=to_text(given), only="network")
         (kernel,) = manifest["kernels"]
         for cubin in kernel["cubins"]:
             number = cubin["architecture"]

@@ -14,6 +14,8 @@ from functools import cache
 TAP = 2  # the layer whose output's means the rejection score looks at
 ALIGNMENT = 16  # elements that each part's place is a multiple of
 MOST_CLUSTERS = 64  # looked at together
+MOST_PROGRAMS = 32  # that work on one image
+LEAST_ROWS = 16  # pixels of a tile
 MU, INNER, OUTER, POSE, FIRST = range(5)  # numbers of the linear layers
 
 
@@ -87,6 +89,28 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Scratch:
+    """Places in an image's float32 scratch.
+
+    `upright` is the image turned back [side, side, channels]; `pose_sums` and `sums` are sums by channel of the tapped
+    layers' tiles, `pose_means` and `means` what they become; `logits` are the pose trunk's [classes]; `pose` is cosine
+    and sine of the angle and log(1.001 − concentration); `code` is mu and the classes' weights; `parts` the score but
+    for the reconstruction, and the error to be expected; `errors` the parts of the reconstruction's error.
+    """
+
+    upright: int
+    pose_sums: int
+    sums: int
+    pose_means: int
+    means: int
+    logits: int
+    pose: int
+    code: int
+    parts: int
+    errors: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """A whole network.
 
@@ -101,12 +125,16 @@ class Plan:
         linears: by number (MU, INNER, ...); None where there is none.
         grid, width, block: of the decoder, whose grid × grid cells become block × block pixels each.
         tap, pose_tap: channels of the tapped layers.
-        area: elements of one of the two areas of activations; `floats` float32 scratch of an image.
+        scratch: places in the float32 scratch of an image, which has `floats` elements.
+        area: elements of one of the two areas of activations.
         quantize_image, quantize_upright, quantize_grid: places of what pixels, and the decoder's grid, are multiplied
             by before they are rounded to int8.
         axes: place of the cosines and, behind them, the sines of the angle bins.
         temperature: place of 1 / temperature.
         zero: place of a 0.
+        calls: whether each layer is a function of its own in the machine code.
+        paired: whether 8-bit operands are multiplied in pairs of products: see `tiles.accumulate`.
+        programs: that work on one image; a power of two.
     """
 
     side: int
@@ -128,6 +156,7 @@ class Plan:
     tap: int
     pose_tap: int
     score: Score
+    scratch: Scratch
     area: int
     floats: int
     quantize_image: int
@@ -138,6 +167,9 @@ class Plan:
     zero: int
     weights_size: int
     numbers_size: int
+    calls: int = 0
+    paired: int = 0
+    programs: int = 1
 
 
 @dataclass(frozen=True)
@@ -145,7 +177,7 @@ class Sizes:
     """The lengths of a plan's vectors, as powers of two, of which kernels make their registers."""
 
     classes: int
-    bins: int
+    pose: int
     latent: int
     hidden: int
     taps: int
@@ -157,7 +189,7 @@ class Buffers:
     """Gives places in the buffers, one behind the other."""
 
     def __init__(self) -> None:
-        self.weights = self.numbers = 0
+        self.weights = self.numbers = self.floats = 0
 
     def weight(self, size: int) -> int:
         """A place for so many weights."""
@@ -167,6 +199,11 @@ class Buffers:
     def number(self, size: int) -> int:
         """A place for so many numbers."""
         place, self.numbers = self.numbers, self.numbers + padded(size)
+        return place
+
+    def float(self, size: int) -> int:
+        """A place for so many floats of scratch."""
+        place, self.floats = self.floats, self.floats + padded(size)
         return place
 
     def layer(
@@ -247,6 +284,18 @@ def make_plan(
     grid, width, middle, block = decoder or (0, 0, 0, 0)
     drawn = [at.layer(grid, width, middle), at.layer(grid, middle, channels * block**2, taps=1, relu=False)]
     layers = [*pose, *trunk, *(drawn if decoder else ())]
+    scratch = Scratch(
+        upright=at.float(sides[0] ** 2 * channels),
+        pose_sums=at.float(_sums(pose)),
+        sums=at.float(_sums(trunk)),
+        pose_means=at.float(pose_tap),
+        means=at.float(tap),
+        logits=at.float(classes),
+        pose=at.float(3),
+        code=at.float(latent + classes),
+        parts=at.float(2),
+        errors=at.float(MOST_PROGRAMS),
+    )
     sizes = [size for n in layers for size in (n.out_side**2 * n.outputs, n.side**2 * n.inputs * (n.inputs >= 16))]
     return Plan(
         *(sides[0], channels, classes, bins, latent, hidden, fill, window, int8),
@@ -280,8 +329,9 @@ def make_plan(
             measures=at.number(5),
             light=decoder is None,
         ),
+        scratch=scratch,
         area=padded(max(sizes)),
-        floats=padded(sides[0] ** 2 * channels) + padded(pose_tap) + padded(tap),
+        floats=at.floats,
         quantize_image=at.number(1),
         quantize_upright=at.number(1),
         quantize_grid=at.number(1),
@@ -293,21 +343,32 @@ def make_plan(
     )
 
 
-def tiled(plan: Plan, rows: int, columns: int, depth: int) -> Plan:
-    """The plan with the sizes of its tiles: at most these, and powers of two that suit each layer."""
+def _sums(layers: Sequence[Layer]) -> int:
+    """Sums by channel of a trunk's tapped layer, of tiles of at least LEAST_ROWS pixels."""
+    return sum(-(-(layer.out_side**2) // LEAST_ROWS) * layer.outputs for layer in layers if layer.tap)
+
+
+def tiled(
+    plan: Plan, rows: int, columns: int, depth: int, size: int, calls: int = 0, paired: int = 0, programs: int = 1
+) -> Plan:
+    """The plan as it is compiled: with its tiles (sides at most these, and powers of two that suit each layer; of at
+    most `size` elements), and how they are computed."""
     least = 32 if plan.int8 else 16
 
     def one(layer: Layer) -> Layer:
         few = layer.inputs < ALIGNMENT
         wanted = layer.taps**2 * layer.inputs if few else min(depth, layer.inputs)
+        across = max(16, min(columns, power_of_two(layer.outputs)))
         return replace(
             layer,
-            rows=max(16, min(rows, power_of_two(layer.out_side**2))),
-            columns=max(16, min(columns, power_of_two(layer.outputs))),
+            rows=max(LEAST_ROWS, min(rows, power_of_two(layer.out_side**2), size // across)),
+            columns=across,
             depth=max(least, power_of_two(wanted)),
         )
 
-    return replace(plan, layers=tuple(one(layer) for layer in plan.layers))
+    return replace(
+        plan, layers=tuple(one(layer) for layer in plan.layers), calls=calls, paired=paired, programs=programs
+    )
 
 
 def power_of_two(size: int) -> int:
@@ -318,7 +379,7 @@ def power_of_two(size: int) -> int:
 def sizes(plan: Plan) -> Sizes:
     """The lengths of a plan's vectors."""
     score = plan.score
-    exact = (plan.classes, plan.bins, plan.latent, plan.hidden, max(plan.tap, plan.pose_tap))
+    exact = (plan.classes, plan.classes + plan.bins, plan.latent, plan.hidden, max(plan.tap, plan.pose_tap))
     return Sizes(
         *(max(16, power_of_two(size)) for size in (*exact, score.components, min(score.clusters, MOST_CLUSTERS)))
     )
@@ -342,6 +403,7 @@ def from_text(text: str) -> Plan:
         values["layers"] = tuple(Layer(**layer) for layer in values["layers"])
         values["linears"] = tuple(None if linear is None else Linear(**linear) for linear in values["linears"])
         values["score"] = Score(**values["score"])
+        values["scratch"] = Scratch(**values["scratch"])
         return Plan(**values)
     except (KeyError, TypeError) as error:
         raise ValueError(f"it lacks something, or has something else: {error}") from error

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from vae_edge_kernels import configurations
+from vae_edge_kernels.variants import Variant
 
 OPERATOR = "reconstruction_error"
 
@@ -71,3 +72,24 @@ def forward(drawn: Any, upright: Any, score: Any, measure: Any, total: Any, bloc
             drawn, upright, score, measure, total, drawn.shape[1], block, side, channels,
             enable_fp_fusion=True, **chosen,
         )  # fmt: skip
+
+
+def variants(architecture: int) -> list[Variant]:
+    """What the ahead-of-time compiler makes of this operator: for each type that the network draws in."""
+    chosen = configurations.choose(OPERATOR, "reconstruction_error", architecture)
+    names = reconstruction_error.arg_names
+    return [
+        Variant(
+            name=f"reconstruction_error_{dtype}",
+            operator=OPERATOR,
+            function=reconstruction_error,
+            types={name: "*fp32" for name in names if name.endswith("_ptr")}
+            | {"drawn_ptr": f"*{dtype}", "upright_ptr": f"*{dtype}"}
+            | dict.fromkeys(("grid", "block", "side", "channels"), "i32"),
+            constants={"ELEMENTS": chosen["ELEMENTS"]},
+            aligned=("drawn_ptr",),
+            num_warps=chosen["num_warps"],
+            num_stages=chosen["num_stages"],
+        )
+        for dtype in ("fp16", "fp32")
+    ]

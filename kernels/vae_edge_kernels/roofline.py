@@ -7,11 +7,14 @@ rate. Launches are not in it: they are counted beside.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from vae_edge_kernels import plan as plans
 from vae_edge_kernels.plan import Layer, Plan
+
+BATCHES = (1, 256)
+POSE_VALUES = 6  # cos θ, sin θ, θ, concentration, second-best angle, its share
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,13 @@ class Device:
 
 
 DEVICES = (
-    # Jetson AGX Orin Series technical brief: 204.8 GB/s; GPU 85 dense INT8 TOPS, half of that in FP16.
-    Device("Jetson AGX Orin 64 GB", 87, 204.8e9, 42.5e12 / 2, 85e12 / 2),
-    # Jetson Thor (T5000) datasheet: 273 GB/s; 2070 sparse FP4 TFLOPS: dense FP8 and INT8 a quarter, FP16 an eighth.
-    Device("Jetson AGX Thor", 110, 273e9, 258e12 / 2, 517e12 / 2),
+    # Jetson AGX Orin Series technical brief: 204.8 GB/s; GPU 170 sparse INT8 TOPS, so dense 85, and half of it in FP16.
+    Device("Orin", 87, 204.8e9, 42.5e12 / 2, 85e12 / 2),
+    # Jetson Thor (T5000) datasheet: 273 GB/s; 2070 sparse FP4 TFLOPS, so dense FP8 a quarter and FP16 an eighth of it.
+    # It says nothing of INT8, which other GPUs of this generation do at FP8's rate.
+    Device("Thor", 110, 273e9, 258e12 / 2, 517e12 / 2),
     # H100 SXM5 datasheet: 3.35 TB/s; 989 dense FP16 TFLOPS, 1979 dense INT8 TOPS.
-    Device("H100 SXM", 90, 3.35e12, 989e12 / 2, 1979e12 / 2),
+    Device("H100", 90, 3.35e12, 989e12 / 2, 1979e12 / 2),
 )
 
 
@@ -63,31 +67,40 @@ def works(plan: Plan) -> list[Work]:
 def _works(plan: Plan) -> Iterator[Work]:
     element = 1 if plan.int8 else 2
     pixels = plan.side**2 * plan.channels
-    seen = 4 if plan.int8 else 2
-    for number, layer in enumerate(plan.layers[: plan.pose_layers]):
-        yield _convolution(f"pose {number}", layer, element, pixels if number == 0 else None)
+    whole = 4 if plan.int8 else 2  # bytes of an element of what stays floating point
     if plan.bins:
-        yield _linear("pose head", plan, plans.POSE, element, 4 * (plan.classes + 6))
-    yield Work("turn", pixels, seen * pixels, 0, 4 * pixels)
-    for number, layer in enumerate(plan.layers[plan.pose_layers : plan.pose_layers + plan.trunk_layers]):
-        yield _convolution(f"encoder {number}", layer, element, seen * pixels if number == 0 else None)
-    score = plan.score
-    features = plan.pose_tap + plan.tap + plan.latent + plan.classes
-    fitted = features * (score.components + 1) + score.components * score.clusters + score.components**2
-    head = _linear("head", plan, plans.MU, element, 4 * (plan.classes + 2))
-    yield Work(head.name, head.inputs, head.outputs, head.weights + 4 * fitted, head.macs + fitted)
-    if not score.light:
+        if plan.window:
+            yield Work("window", pixels, whole * pixels, 0, 4 * pixels)
+        seen = whole * pixels if plan.window else pixels
+        yield from _trunk("pose", plan.layers[: plan.pose_layers], element, seen)
+        yield _linear("pose head", plan, plans.POSE, element, 4 * (plan.classes + POSE_VALUES))
+    yield Work("turn", pixels, whole * pixels, 0, 4 * pixels)
+    encoder = plan.layers[plan.pose_layers : plan.pose_layers + plan.trunk_layers]
+    yield from _trunk("encoder", encoder, element, whole * pixels)
+    yield _head(plan, element)
+    if not plan.score.light:
+        middle, last = plan.layers[-2:]
         yield _linear("decoder 0", plan, plans.FIRST, element, element * plan.grid**2 * plan.width)
-        for number, layer in enumerate(plan.layers[-2:], 1):
-            yield _convolution(f"decoder {number}", layer, element, None)
-        yield Work("error", seen * 2 * pixels, 4, 0, 8 * pixels)
+        yield _convolution("decoder 1", middle, element, element)
+        yield _convolution("decoder 2", last, element, whole)
+        drawn = whole * last.out_side**2 * last.outputs
+        yield Work("error", drawn + whole * pixels, 4, 0, 8 * pixels)
 
 
-def _convolution(name: str, layer: Layer, element: int, given: int | None) -> Work:
-    inputs = element * layer.side**2 * layer.inputs if given is None else given
+def _trunk(name: str, layers: Sequence[Layer], element: int, seen: int) -> Iterator[Work]:
+    for number, layer in enumerate(layers):
+        step = _convolution(f"{name} {number}", layer, element, element)
+        yield replace(step, inputs=seen) if number == 0 else step
+        if layer.tap:
+            places = layer.out_side**2 * layer.outputs
+            yield Work(f"{name} means", element * places, 4 * layer.outputs, 0, places)
+
+
+def _convolution(name: str, layer: Layer, element: int, out_element: int) -> Work:
     weights = layer.taps**2 * layer.inputs * layer.outputs
     places = layer.out_side**2
-    return Work(name, inputs, element * places * layer.outputs, element * weights, places * weights)
+    inputs = element * layer.side**2 * layer.inputs
+    return Work(name, inputs, out_element * places * layer.outputs, element * weights, places * weights)
 
 
 def _linear(name: str, plan: Plan, number: int, element: int, outputs: int) -> Work:
@@ -97,6 +110,18 @@ def _linear(name: str, plan: Plan, number: int, element: int, outputs: int) -> W
     return Work(name, element * layer.inputs, outputs, element * weights, weights)
 
 
+def _head(plan: Plan, element: int) -> Work:
+    """Linear layers to mu, hidden and logits; the score's projection (float32) and one whitening (float16)."""
+    layers = [layer for number in (plans.MU, plans.INNER, plans.OUTER) if (layer := plan.linears[number]) is not None]
+    linear = sum(layer.inputs * layer.outputs for layer in layers)
+    score = plan.score
+    features = plan.pose_tap + plan.tap + plan.latent + plan.classes
+    fitted, whitening = features * (score.components + 1) + score.components * score.clusters, score.components**2
+    inputs = element * layers[0].inputs + 4 * (plan.pose_tap + plan.tap + plan.classes + POSE_VALUES)
+    outputs = 4 * (plan.latent + 2 * plan.classes + 2)
+    return Work("head", inputs, outputs, element * linear + 4 * fitted + 2 * whitening, linear + fitted + whitening)
+
+
 def one_launch(plan: Plan) -> Work:
     """The whole network in one launch, whose activations stay in the cache."""
     steps = works(plan)
@@ -104,28 +129,34 @@ def one_launch(plan: Plan) -> Work:
     return Work("one launch", plan.side**2 * plan.channels, 4 * (plan.classes + 5), weights, macs)
 
 
-def unfused_bytes(plan: Plan) -> int:
-    """Bytes of activations of an image where bias, ReLU, scaling and cast are operators of their own.
+def moved_bytes(plan: Plan) -> tuple[int, int, int]:
+    """Bytes of an image's activations that go through the GPU's memory: with one operator after the other as eager
+    PyTorch runs them, with fused operators, and in one launch.
 
-    Each convolution's output is then read and written twice more (bias or normalization, ReLU), and the image is
-    scaled, cast and turned one after the other.
+    Unfused, each convolution's output is read and written twice more (bias with normalization, then ReLU), and an
+    image is cast, scaled and turned one after the other.
     """
     element = 1 if plan.int8 else 2
     pixels = plan.side**2 * plan.channels
-    extra = sum(4 * element * layer.out_side**2 * layer.outputs for layer in plan.layers if layer.relu)
-    return sum(step.inputs + step.outputs for step in works(plan)) + extra + 2 * (4 + 4) * pixels
+    fused = sum(step.inputs + step.outputs for step in works(plan))
+    again = sum(4 * element * layer.out_side**2 * layer.outputs for layer in plan.layers if layer.relu)
+    single = one_launch(plan)
+    return fused + again + 2 * (4 + 4) * pixels, fused, single.inputs + single.outputs
 
 
-def table(plan: Plan, batches: tuple[int, ...] = (1, 256)) -> str:
-    """The roofline of a network as a Markdown table: a line for each layer, one for the whole, one for one launch."""
+def table(plan: Plan, batches: tuple[int, ...] = BATCHES) -> str:
+    """The roofline of a network as a Markdown table: a line for each launch, one for their sum, one for one launch."""
     steps = works(plan)
-    heads = [f"{device.name}, batch {batch}, µs" for device in DEVICES for batch in batches]
-    lines = [f"| layer | KiB in, out | KiB weights | MMAC | {' | '.join(heads)} |", "|---" * (4 + len(heads)) + "|"]
+    heads = [f"{device.name} {batch}" for device in DEVICES for batch in batches]
+    lines = [
+        f"| launch | KiB in | out | weights | MMAC | {' | '.join(heads)} |",
+        "|---" + "|--:" * (4 + len(heads)) + "|",
+    ]
 
     def line(name: str, step: Work, floors: list[float]) -> str:
-        moved = f"{step.inputs / 1024:.1f}, {step.outputs / 1024:.1f}"
-        told = " | ".join(f"{floor:.3g}" for floor in floors)
-        return f"| {name} | {moved} | {step.weights / 1024:.1f} | {step.macs / 1e6:.3f} | {told} |"
+        sizes = (f"{size / 1024:.1f}" for size in (step.inputs, step.outputs, step.weights))
+        told = (f"{floor:.3f}" if floor < 10 else f"{floor:.1f}" for floor in floors)
+        return f"| {' | '.join((name, *sizes, f'{step.macs / 1e6:.3f}', *told))} |"
 
     def floors(step: Work) -> list[float]:
         return [step.floor_us(device, batch, plan.int8) for device in DEVICES for batch in batches]
@@ -133,7 +164,19 @@ def table(plan: Plan, batches: tuple[int, ...] = (1, 256)) -> str:
     lines += [line(step.name, step, floors(step)) for step in steps]
     sums = [sum(column) for column in zip(*map(floors, steps), strict=True)]
     whole = Work("", *(sum(getattr(step, name) for step in steps) for name in ("inputs", "outputs", "weights", "macs")))
-    lines.append(line(f"**layer by layer, {len(steps)} launches**", whole, sums))
+    lines.append(line(f"**all {len(steps)}**", whole, sums))
     single = one_launch(plan)
     lines.append(line("**one launch**", single, floors(single)))
+    return "\n".join(lines)
+
+
+def savings(named: Mapping[str, Plan]) -> str:
+    """What fusion saves, as a Markdown table: bytes of an image's activations through memory, and launches."""
+    lines = [
+        "| network | unfused, KiB an image | fused operators | one launch | launches, fused | in one |",
+        "|---" + "|--:" * 5 + "|",
+    ]
+    for name, plan in named.items():
+        told = (f"{size / 1024:.1f}" for size in moved_bytes(plan))
+        lines.append(f"| {' | '.join((name, *told, str(len(works(plan))), '1'))} |")
     return "\n".join(lines)

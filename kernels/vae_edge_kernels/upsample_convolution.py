@@ -8,9 +8,9 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from vae_edge_kernels.convolution import accumulate, finish
+from vae_edge_kernels.convolution import finish
 from vae_edge_kernels.launching import Geometry, start_tiles
-from vae_edge_kernels.tiles import place
+from vae_edge_kernels.tiles import accumulate, place
 from vae_edge_kernels.variants import ONE_WIDTH, Variant, convolution_variants
 
 OPERATOR = "upsample_convolution"
@@ -27,8 +27,8 @@ def upsample_convolution(
     row, image, oy, ox, inside = place(rows, out_height, out_width, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     total = accumulate(
-        x_ptr, w_ptr, image, oy, ox, inside, column, height, width, channels, outputs,
-        tap_height, tap_width, stride, pad_top, pad_left, ROWS, COLUMNS, DEPTH, 2,
+        x_ptr, w_ptr, image, oy, ox, inside, tl.program_id(1) * COLUMNS, height, width, channels, outputs,
+        tap_height, tap_width, stride, pad_top, pad_left, ROWS, COLUMNS, DEPTH, 2, tl.float32, 0, 0,
     )  # fmt: skip
     finish(total, bias_ptr, residual_ptr, y_ptr, row, inside, column, outputs, has_residual, relu)
 

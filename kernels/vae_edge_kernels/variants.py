@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vae_edge_kernels import configurations
-from vae_edge_kernels.launching import WIDTHS, table_key
+from vae_edge_kernels.launching import WIDTHS, paired, table_key
 
 ONE_WIDTH = (32,)  # for what the network itself does not use
 INTEGERS = (
@@ -106,12 +106,15 @@ def _convolution(
     whole = [name for name in ("channels", "outputs") if name == "outputs" or "first" not in stem]
     if "first" in stem:
         pointers.remove("x_ptr")
+    constants = {name: chosen[name] for name in ("ROWS", "COLUMNS", "DEPTH")}
+    if "PAIRED" in names:
+        constants["PAIRED"] = paired(architecture)
     return Variant(
         name=f"{stem}_{chosen['COLUMNS']}{'_aligned' if aligned else ''}",
         operator=operator,
         function=function,
         types=types,
-        constants={name: chosen[name] for name in ("ROWS", "COLUMNS", "DEPTH")},
+        constants=constants,
         aligned=(*pointers, *whole) if aligned else (),
         num_warps=chosen["num_warps"],
         num_stages=chosen["num_stages"],

@@ -9,7 +9,7 @@ from typing import Any
 
 from vae_edge.cli.console import emit, say
 
-HEADINGS = ("kernel", "sm", "registers", "shared", "spills", "occupancy", "matrix", "16-byte", "code", "")
+HEADINGS = ("kernel", "sm", "registers", "shared", "spills", "occupancy", "matrix", "loop", "16-byte", "code", "")
 
 
 def check(arguments: argparse.Namespace) -> int:
@@ -28,28 +28,55 @@ def check(arguments: argparse.Namespace) -> int:
     return 2 if faults else 0
 
 
-def _networks(names: str) -> dict[str, str]:
-    """Plans of presets, fp16 and int8, as texts by name."""
+def roofline(arguments: argparse.Namespace) -> int:
+    """`vae-edge kernels roofline`: the floor under each launch's time, on paper."""
+    from vae_edge_kernels import roofline as paper
+
+    plans = _plans(arguments.networks)
+    emit(
+        {name: [asdict(step) for step in paper.works(plan)] for name, plan in plans.items()},
+        arguments.json,
+        lambda: _tables(plans),
+    )
+    return 0
+
+
+def _tables(plans: dict[str, Any]) -> Iterator[str]:
+    from vae_edge_kernels import roofline as paper
+
+    for name, plan in plans.items():
+        yield f"{name}: microseconds at batch {' and '.join(map(str, paper.BATCHES))}"
+        yield ""
+        yield paper.table(plan)
+        yield ""
+    yield paper.savings(plans)
+
+
+def _plans(names: str) -> dict[str, Any]:
+    """Plans of presets, in fp16 and int8, by name."""
     if names == "none":
         return {}
+    from vae_edge.export.plans import plan_of_preset
+
+    return {
+        f"{name}_{'int8' if int8 else 'fp16'}": plan_of_preset(name, int8=int8)
+        for name in map(str.strip, names.split(","))
+        for int8 in (False, True)
+    }
+
+
+def _networks(names: str) -> dict[str, str]:
+    """The same plans as texts."""
     from vae_edge_kernels.plan import to_text
 
-    from vae_edge.model import AngleVAE, create_config
-    from vae_edge.ops.packing import plan_of
-
-    plans = {}
-    for name in names.split(","):
-        model = AngleVAE(create_config(name.strip()))
-        for int8 in (False, True):
-            plans[f"{name.strip()}_{'int8' if int8 else 'fp16'}"] = to_text(plan_of(model, int8=int8))
-    return plans
+    return {name: to_text(plan) for name, plan in _plans(names).items()}
 
 
 def _lines(findings: Sequence[Any]) -> Iterator[str]:
     rows = [HEADINGS, *map(_row, findings)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
     for row in rows:
-        first, *others = (cell.ljust(width) if i in (0, 6, 9) else cell.rjust(width)
+        first, *others = (cell.ljust(width) if i in (0, 6, 10) else cell.rjust(width)
                           for i, (cell, width) in enumerate(zip(row, widths, strict=True)))  # fmt: skip
         yield "  ".join((first, *others)).rstrip()
 
@@ -65,6 +92,7 @@ def _row(finding: Any) -> tuple[str, ...]:
         str(code.spill_store_bytes),
         f"{code.occupancy:.0%}",
         " ".join(f"{count} {name}" for name, count in code.matrix.items()) or "–",
+        f"{code.loop_matrix} of {code.loop}" if code.loop else "–",
         wide,
         f"{code.code_bytes:,}",
         "" if finding.fault is None else "over",

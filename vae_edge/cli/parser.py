@@ -336,3 +336,7 @@ def _kernels(commands: Commands) -> None:
         "--networks", default="small", metavar="A,B", help="presets whose whole network is compiled, or none"
     )
     _json(check)
+    paper = parts.add_parser("roofline", help="the floor under each launch's time, from published rates; needs no GPU")
+    paper.set_defaults(run=command("kernels", "roofline"))
+    paper.add_argument("--networks", default="tiny,small,base", metavar="A,B", help="presets (default: all three)")
+    _json(paper)

@@ -155,6 +155,10 @@ class RejectionScore(nn.Module):
         self._fit_clusters(features, labels)
         self._fit_errors(errors, features)
 
+    def most_clusters(self) -> int:
+        """Clusters that a class may have."""
+        return max(1, min(CLUSTERS, ALL_CLUSTERS // self.classes))
+
     def _fit_clusters(self, features: Tensor, labels: Tensor) -> None:
         """Principal components and clusters.
 
@@ -170,7 +174,7 @@ class RejectionScore(nn.Module):
         within = reduced - _class_means(reduced, labels, self.classes)[labels]
         shared = _whitening(_covariance(within, len(reduced) - self.classes), ridge=RIDGE)
         white = reduced @ shared
-        most = max(1, min(CLUSTERS, ALL_CLUSTERS // self.classes))
+        most = self.most_clusters()
         found = [
             _k_means(white[labels == k], max(1, min(most, int((labels == k).sum()) // CLUSTER_IMAGES)))
             for k in labels.unique().tolist()

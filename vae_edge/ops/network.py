@@ -17,6 +17,7 @@ from vae_edge.ops.convolution_int8 import convolution_int8, first_convolution_in
 from vae_edge.ops.head import POSE, content_head, linear_of, means, plan_from, pose_head, reconstruction_error
 from vae_edge.ops.turn import turn_pixels
 
+PLACES = 512  # images that are worked on at a time, each with scratch of its own
 DOUBTS = slice(3, 6)  # of a pose: concentration, second-best angle, its share
 
 
@@ -46,14 +47,15 @@ def _network_cuda(
     given = _check(image, weights, numbers, whitenings, plan)
     n = len(image)
     buffers = [buffer.contiguous() for buffer in (weights, numbers, whitenings)]
-    areas = weights.new_empty((n, 2, given.area))
-    floats = numbers.new_empty((n, given.floats))
+    places = min(n, PLACES)
+    areas, floats = weights.new_empty((places, 2, given.area)), numbers.new_empty((places, given.floats))
+    meetings = weights.new_zeros((places,), dtype=torch.int32)
     probabilities, angle, score, doubts = (
         numbers.new_zeros(shape) for shape in ((n, given.classes), (n,), (n,), (n, 3))
     )
     with torch.cuda.device(image.device):
         launcher("network", "network").forward(
-            given, image.contiguous(), *buffers, areas, floats, probabilities, angle, score, doubts
+            given, image.contiguous(), *buffers, areas, floats, meetings, probabilities, angle, score, doubts
         )
     return probabilities, angle, score, doubts
 

@@ -13,7 +13,7 @@
 #define MOST_GRAPHS 16   /* batches of up to so many images each have a graph of their own */
 #define MOST_CLASSES 4096
 #define DOUBTS 3
-#define ARGUMENTS 12     /* of the kernel: ten pointers, and two of Triton's scratch memory */
+#define ARGUMENTS 14     /* of the kernel: eleven pointers, the number of images, and two of Triton's scratch memory */
 #define STATIC_LIMIT_BYTES 49152
 
 struct ve_network {
@@ -278,11 +278,12 @@ static CUresult start(const ve_network *network, CUdeviceptr images, int n) {
     size_t k = (size_t)network->info.classes, count = (size_t)n;
     CUdeviceptr angles = network->answers + count * k * sizeof(float), scores = angles + count * sizeof(float);
     CUdeviceptr doubts = scores + count * sizeof(float), nothing = 0;
-    CUdeviceptr values[ARGUMENTS] = {images,         network->weights, network->numbers, network->whitenings,
-                                     network->areas, network->floats,  network->answers, angles,
-                                     scores,         doubts,           nothing,          nothing};
-    void *arguments[ARGUMENTS];
-    for (int i = 0; i < ARGUMENTS; i++) arguments[i] = &values[i];
+    CUdeviceptr meetings = 0; /* of several programs that work on one image: here there is one */
+    CUdeviceptr from = images, weights = network->weights, numbers = network->numbers, whitenings = network->whitenings;
+    CUdeviceptr areas = network->areas, floats = network->floats, probabilities = network->answers;
+    int32_t number = n;
+    void *arguments[ARGUMENTS] = {&from,          &weights, &numbers, &whitenings, &areas,  &floats,  &meetings,
+                                  &probabilities, &angles,  &scores,  &doubts,     &number, &nothing, &nothing};
     return network->driver->launch((CUfunction)network->kernel, (unsigned int)n, 1, 1, network->threads, 1, 1,
                                    network->shared_bytes, network->stream, arguments, NULL);
 }

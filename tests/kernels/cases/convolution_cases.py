@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from vae_edge_kernels import convolution, convolution_fp8, convolution_int8, upsample_convolution
+from vae_edge_kernels import convolution, convolution_fp8, convolution_int8, launching, upsample_convolution
 from vae_edge_kernels.launching import Geometry
 from where import DEVICE, INTERPRETED, poison
 
@@ -137,9 +137,12 @@ def quantized(value: Tensor, output_scale: float) -> Tensor:
 
 
 @HALF
-@given(shapes(), st.sampled_from([torch.int8, torch.float16, torch.float32]), st.booleans(), st.booleans())
+@given(
+    shapes(), st.sampled_from([torch.int8, torch.float16, torch.float32]), st.booleans(), st.booleans(),
+    st.sampled_from([0, 1]),
+)  # fmt: skip
 def test_an_int8_convolution_has_the_bits_of_the_integer_reference(
-    shape: Shape, dtype: torch.dtype, relu: bool, has_residual: bool
+    shape: Shape, dtype: torch.dtype, relu: bool, has_residual: bool, paired: int
 ) -> None:
     rows, columns = shape.taps
     x = integers(shape.images, shape.height, shape.width, shape.channels, seed=shape.seed)
@@ -152,7 +155,9 @@ def test_an_int8_convolution_has_the_bits_of_the_integer_reference(
     y = poison(shape.out(), dtype)
     tensors = (x.to(DEVICE), w.to(DEVICE), scale.to(DEVICE), bias.to(DEVICE))
     given_residual = residual.to(DEVICE) if has_residual else None
-    convolution_int8.forward(*tensors, given_residual, y, shape.geometry, relu, 0.03, 0.05)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launching, "paired", lambda architecture: paired)
+        convolution_int8.forward(*tensors, given_residual, y, shape.geometry, relu, 0.03, 0.05)
     assert torch.equal(y.cpu(), expected)
 
 
