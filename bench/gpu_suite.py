@@ -1,12 +1,12 @@
 """Check the kernels on the GPU that is here, then measure them.
 
-    python bench/gpu_suite.py [--native LIBRARY] [--out FILE]
+    python bench/gpu_suite.py [--native LIBRARY] [--seconds 420] [--out FOLDER]
 
-Correctness comes first, against the CPU reference, for several sizes and dtypes, and, with --native, through the
-native library. Only when all of it holds are times taken (median of `triton.testing.do_bench`): the fused operator
-against the same arithmetic in eager PyTorch, and the bandwidth that it reaches against the bandwidth of a plain copy
-measured in the same run. Writes bench/results/<device>.json with device, driver, versions and date. Exit codes: 0
-done; 1 a kernel computes something else; 2 no GPU, or something is not installed.
+Correctness comes first: the operators and the tests' cases against the CPU references and, with --native, kernels and
+network files through the native library. Only then are times taken (bench/kernels.py), and the bandwidth that is
+reached is compared with that of a plain copy measured in the same run. Writes `<device>.json` with device, driver,
+versions and date, and `kernels-<device>.csv`. Exit codes: 0 done; 1 a kernel computes something else; 2 no GPU, or
+something is not installed.
 """
 
 from __future__ import annotations
@@ -17,25 +17,35 @@ import datetime
 import platform
 import re
 import shutil
+import statistics
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import kernel_cases
+import numpy as np
 import torch
 from torch import Tensor
 
+import kernels
 from vae_edge.errors import KernelError
 from vae_edge.files import write_json
+from vae_edge.ops.fuse import fuse
+from vae_edge.ops.network import by_layers
 from vae_edge.ops.reparameterize import reparameterize
+from vae_edge.runtime.native import NativeNetwork
 
 RESULTS = Path(__file__).parent / "results"
+TESTS = Path(__file__).parents[1] / "tests" / "kernels" / "test_cases.py"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TOLERANCES = {"fp32": (1e-4, 2e-5), "fp16": (2e-3, 1e-3), "bf16": (1.6e-2, 1e-2)}  # relative, absolute
 # rows, columns, offset: one element; a training batch; widths in and out of quads; beyond 32 bits of counter; many rows
 CHECKED = [(1, 1, 0), (256, 32, 8), (257, 24, 3), (300, 37, 5), (64, 128, 2**40), (8192, 64, 4), (1000, 1, 1)]
-MEASURED = [(256, 32), (4096, 32), (65536, 64), (1048576, 64)]
 SEED = 2**40 + 12345
 
 
@@ -117,10 +127,60 @@ def check_native(path: str) -> dict[str, Any]:
     return {"version": library.ve_version().decode(), "cases": len(CHECKED) * len(DTYPES)}
 
 
-def eager(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
-    """What a model without the kernel does, in eager PyTorch, with PyTorch's own noise."""
-    z = mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
-    return z, -0.5 * (1 + logvar - mu.square() - logvar.exp()).float().sum(1)
+def check_cases() -> dict[str, Any]:
+    """The kernels' test cases, compiled, in processes of their own; how many passed and failed.
+
+    Raises:
+        KernelError: if one fails.
+    """
+    if find_spec("pytest") is None or find_spec("hypothesis") is None:
+        return {"passed": 0, "skipped": "pytest or hypothesis is not installed"}
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(TESTS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    passed = re.search(r"(\d+) passed", done.stdout)
+    if done.returncode != 0 or passed is None:
+        raise KernelError(f"The kernels' cases fail:\n{done.stdout[-4000:]}{done.stderr[-1000:]}")
+    return {"passed": int(passed[1])}
+
+
+def check_network(path: str, name: str, int8: bool) -> dict[str, Any]:
+    """A network file of a preset (of random weights) through the native library: its answers against those of the
+    operators one by one on the CPU, and the time of a call from host memory to host memory.
+
+    Raises:
+        KernelError: if the answers differ.
+    """
+    model = kernel_cases.untrained(name)
+    quantized = kernel_cases.made_up(model) if int8 else None
+    fused = fuse(model, quantized)
+    images = kernel_cases.blotches(fused.plan, 256).numpy()
+    major, minor = torch.cuda.get_device_capability()
+    times: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "network.ve"
+        fused.save(file, [str(number) for number in range(fused.plan.classes)], 1.0, [10 * major + minor])
+        with NativeNetwork(file, library=path) as network:
+            answers = network.classify(images[:64])
+            expected = by_layers(
+                fused.plan, torch.from_numpy(images[:64]), fused.weights, fused.numbers, fused.whitenings
+            )
+            apart = float(np.abs(answers.probabilities - expected[0].numpy()).max())
+            if not apart <= 5e-3:
+                raise KernelError(f"native network {name}: probabilities are off by {apart:.3g}")
+            for batch in (1, 32, 256):
+                times[f"batch_{batch}_us"] = call_us(lambda n=batch: network.classify(images[:n]))
+    return {"network": name, "int8": int8, "largest_error": apart, **times}
+
+
+def call_us(function: Callable[[], object], calls: int = 500) -> float:
+    """Median wall-clock microseconds of a call that waits for its answer."""
+    taken = []
+    for number in range(calls + 20):
+        start = time.perf_counter_ns()
+        function()
+        if number >= 20:
+            taken.append(time.perf_counter_ns() - start)
+    return statistics.median(taken) / 1e3
 
 
 def median_us(function: Callable[[], object]) -> float:
@@ -137,26 +197,15 @@ def copy_bandwidth() -> float:
     return 2 * source.nbytes / (median_us(lambda: target.copy_(source)) * 1e-6)
 
 
-def measure(rows: int, columns: int, dtype: str, copy_bytes_per_s: float) -> dict[str, Any]:
-    """Times of forward and backward, fused and eager, and the share of a copy's bandwidth that the fused ones reach."""
-    mu, logvar = (t.cuda() for t in posterior(rows, columns, DTYPES[dtype]))
-    z, kl = reparameterize(mu, logvar, SEED, 0)
-    leaves = mu.clone().requires_grad_(), logvar.clone().requires_grad_()
-    outputs = eager(*leaves)
-    backward = torch.ops.vae_edge.reparameterize_backward.default
-    times = {
-        "forward_us": median_us(lambda: reparameterize(mu, logvar, SEED, 0)),
-        "forward_eager_us": median_us(lambda: eager(mu, logvar)),
-        "backward_us": median_us(lambda: backward(z, kl, mu, logvar, SEED, 0)),
-        "backward_eager_us": median_us(lambda: torch.autograd.grad(outputs, leaves, (z, kl), retain_graph=True)),
-    }
-    shares = {
-        f"{direction}_share_of_copy_bandwidth": (tensors * mu.nbytes + kl.nbytes)
-        / (times[f"{direction}_us"] * 1e-6)
-        / copy_bytes_per_s
-        for direction, tensors in (("forward", 3), ("backward", 5))
-    }
-    return {"rows": rows, "columns": columns, "dtype": dtype, **times, **shares}
+def bandwidth_shares(lines: list[dict[str, Any]], limit: float) -> dict[str, float]:
+    """The largest case of each kernel that only moves memory: its share of a copy's bandwidth."""
+    shares = {}
+    for kernel in ("reparameterize_fp32", "reparameterize_fp16", "turn_u8_fp16"):
+        found = [line for line in lines if line["kernel"] == kernel]
+        if found:
+            line = max(found, key=lambda line: line["batch"])
+            shares[f"{kernel}, {line['layer']}, {line['batch']}"] = line["gb_per_s"] * 1e9 / limit
+    return shares
 
 
 def machine() -> dict[str, Any]:
@@ -186,17 +235,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Check, measure and write the results; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--native", help="the native library, to be checked too: build/lib/libvae_edge_kernels.so")
-    parser.add_argument("--out", type=Path, help="file of results (default: bench/results/<device>.json)")
+    parser.add_argument("--seconds", type=float, default=420.0, help="after so many, nothing more by torch.compile")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of results (default: bench/results)")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("No CUDA GPU is available to PyTorch on this machine; run this where one is.", file=sys.stderr)
         return 2
+    start = time.monotonic()
     try:
-        result: dict[str, Any] = {"machine": machine(), "correctness": check_operator()}
-        print(f"correct: {len(result['correctness'])} cases on {result['machine']['device']}", flush=True)
+        result: dict[str, Any] = {"machine": machine(), "correctness": check_operator(), "cases": check_cases()}
+        print(f"correct: {len(result['correctness'])} + {result['cases']['passed']} cases", flush=True)
         if options.native:
             result["native"] = check_native(options.native)
-            print(f"native library correct: {result['native']['cases']} cases", flush=True)
+            result["native"]["networks"] = [
+                check_network(options.native, name, int8) for name in kernel_cases.PRESETS for int8 in (False, True)
+            ]
+            print(f"native library correct: {result['native']}", flush=True)
+        left = options.seconds - (time.monotonic() - start)
+        lines = kernels.measure_all(kernel_cases.cases(), left, lambda line: print(line, flush=True))
     except (KernelError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -205,18 +261,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     limit = copy_bandwidth()
     result["machine"]["copy_bytes_per_s"] = limit
-    result["measurements"] = [measure(*shape, dtype, limit) for shape in MEASURED for dtype in DTYPES]
-    for row in result["measurements"]:
-        print(
-            f"{row['rows']:>8} x {row['columns']:<4} {row['dtype']}: forward {row['forward_us']:8.1f} us "
-            f"(eager {row['forward_eager_us']:8.1f}, {row['forward_share_of_copy_bandwidth']:.0%} of a copy), backward "
-            f"{row['backward_us']:8.1f} us (eager {row['backward_eager_us']:8.1f}, "
-            f"{row['backward_share_of_copy_bandwidth']:.0%})"
-        )
-    slug = re.sub(r"[^a-z0-9]+", "-", result["machine"]["device"].lower()).strip("-")
-    path = options.out or RESULTS / f"{slug}.json"
-    write_json(path, result)
-    print(path)
+    result["shares_of_copy_bandwidth"] = bandwidth_shares(lines, limit)
+    result["times_as_fast"] = kernels.summary(lines)
+    name = kernels.slug(result["machine"]["device"])
+    kernels.write_csv(options.out / f"kernels-{name}.csv", lines)
+    write_json(options.out / f"{name}.json", result)
+    for what, value in {**result["shares_of_copy_bandwidth"], **result["times_as_fast"]}.items():
+        print(f"{what}: {'not measured' if value is None else f'{value:.2f}'}")
+    print(options.out / f"{name}.json")
     return 0
 
 

@@ -8,7 +8,11 @@ from __future__ import annotations
 import functools
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from vae_edge.files import write_text
 
 FOLDER = Path(__file__).parent / "configs"
 
@@ -28,8 +32,43 @@ def table(operator: str) -> dict[str, dict[str, dict[str, int]]]:
 
 def choose(operator: str, kernel: str, architecture: int | None) -> dict[str, int]:
     """The configuration of a kernel on an architecture (87 is sm_87): its own where it has one, else the default."""
+    if (operator, kernel) in _tried:
+        return _tried[operator, kernel]
     entries = table(operator)[kernel]
     return entries.get(str(architecture), entries["default"])
+
+
+_tried: dict[tuple[str, str], dict[str, int]] = {}
+
+
+@contextmanager
+def trying(operator: str, kernel: str, configuration: dict[str, int]) -> Iterator[None]:
+    """Choose this configuration for a kernel, whatever the table says, in all threads; for the tuner."""
+    _tried[operator, kernel] = configuration
+    try:
+        yield
+    finally:
+        del _tried[operator, kernel]
+
+
+def write(operator: str, kernel: str, architecture: int, configuration: dict[str, int], measured_on: str) -> None:
+    """Put a configuration into an operator's file, for one architecture, and say on which device it was measured.
+
+    Raises:
+        KeyError: if the file has no such kernel.
+    """
+    path = FOLDER / f"{operator}.json"
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    whole["kernels"][kernel][str(architecture)] = configuration
+    whole["measured_on"] = sorted({*whole["measured_on"], measured_on})
+    kernels = ",\n".join(f"    {json.dumps(name)}: {json.dumps(entry)}" for name, entry in whole["kernels"].items())
+    budgets = ",\n".join(f"    {json.dumps(budget)}" for budget in whole["budgets"])
+    write_text(
+        path,
+        f'{{\n  "schema": {whole["schema"]},\n  "measured_on": {json.dumps(whole["measured_on"])},\n'
+        f'  "kernels": {{\n{kernels}\n  }},\n  "budgets": [\n{budgets}\n  ]\n}}\n',
+    )
+    table.cache_clear()
 
 
 def current_architecture() -> int | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -11,8 +13,9 @@ from typing import Any
 
 from vae_edge.errors import KernelError
 from vae_edge_kernels import aot, machine_code
-from vae_edge_kernels.aot_worker import wanted
+from vae_edge_kernels.aot_worker import compile_variant, wanted
 from vae_edge_kernels.machine_code import MachineCode
+from vae_edge_kernels.variants import Variant
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,26 @@ def gather(
             manifest = aot.compile_all(
                 out, architectures, ptx=True, only=only, progress=progress, network=text, label=label
             )
-            for kernel in manifest["kernels"]:
-                findings += [_find(out, kernel, cubin) for cubin in kernel["cubins"]]
+            pairs = [(kernel, cubin) for kernel in manifest["kernels"] for cubin in kernel["cubins"]]
+            with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+                findings += pool.map(lambda pair, out=out: _find(out, *pair), pairs)
     if not findings:
         raise KernelError(f"No kernel's name fits {only!r}.")
     return sorted(findings, key=lambda finding: (finding.operator, finding.kernel, finding.architecture))
+
+
+def look(variant: Variant, architecture: int) -> Finding:
+    """Compile one kernel, in this process, and say what became of it.
+
+    Raises:
+        KernelError: if the machine code cannot be read, or the kernel has no budget.
+    """
+    entry, cubin, ptx = compile_variant(variant, architecture)
+    with tempfile.TemporaryDirectory(prefix="vae-edge-kernels-") as folder:
+        path = Path(folder) / f"{variant.name}.cubin"
+        path.write_bytes(cubin)
+        path.with_suffix(".ptx").write_text(ptx, encoding="utf-8")
+        return _find(Path(folder), entry, {**entry["cubin"], "file": path.name})
 
 
 def _find(folder: Path, kernel: dict[str, Any], cubin: dict[str, Any]) -> Finding:

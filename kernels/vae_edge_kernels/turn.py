@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from vae_edge_kernels import configurations
-from vae_edge_kernels.launching import inverse
+from vae_edge_kernels.launching import dtype_name, inverse
 from vae_edge_kernels.tiles import round_to_int8
 from vae_edge_kernels.variants import Variant
 
@@ -114,7 +114,7 @@ def forward(
     images, side, _, channels = x.shape
     if images == 0:
         return
-    chosen = configurations.choose(OPERATOR, "turn", configurations.current_architecture())
+    chosen = configurations.choose(OPERATOR, _entry(dtype_name(y)), configurations.current_architecture())
     size = side * side * channels
     grid = (images, triton.cdiv(size, chosen["ELEMENTS"]))
     turn[grid](
@@ -123,9 +123,14 @@ def forward(
     )  # fmt: skip
 
 
+def _entry(made: str) -> str:
+    """The table's entry for a type of output."""
+    return "turn_i8" if made == "i8" else "turn"
+
+
 def variants(architecture: int) -> list[Variant]:
     """What the ahead-of-time compiler makes of this operator: from each type to each type, with and without window."""
-    chosen = configurations.choose(OPERATOR, "turn", architecture)
+    table = {made: configurations.choose(OPERATOR, _entry(made), architecture) for _, made, _ in MADE}
     return [
         Variant(
             name=f"turn_{given}_{made}{'_window' if window else ''}{'_aligned' if aligned else ''}",
@@ -134,10 +139,10 @@ def variants(architecture: int) -> list[Variant]:
             types={"x_ptr": f"*{given}", "cos_ptr": "*fp32", "sin_ptr": "*fp32", "y_ptr": f"*{made}"}
             | {"size": "i32", "side": "i32", "channels": "i32", "scale": "fp32", "fill": "fp32"}
             | {"inverse": "fp32", "counts": "fp32", "quantize": "fp32"},
-            constants={"ELEMENTS": chosen["ELEMENTS"], "WINDOW": int(window), "ROUNDED": 0},
+            constants={"ELEMENTS": table[made]["ELEMENTS"], "WINDOW": int(window), "ROUNDED": 0},
             aligned=("x_ptr", "y_ptr", "size") if aligned else (),
-            num_warps=chosen["num_warps"],
-            num_stages=chosen["num_stages"],
+            num_warps=table[made]["num_warps"],
+            num_stages=table[made]["num_stages"],
         )
         for given, made, window in MADE
         for aligned in (False, True)

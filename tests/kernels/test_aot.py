@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from vae_edge_kernels import aot, aot_worker, configurations, embed, machine_code
+from vae_edge_kernels import aot, aot_worker, configurations, convolution, embed, evidence, machine_code
 from vae_edge_kernels import reparameterize as kernels
 from vae_edge_kernels.machine_code import Budget, MachineCode
-from vae_edge_kernels.variants import Variant
+from vae_edge_kernels.plan import make_plan, to_text
 
 from vae_edge.errors import KernelError
 
@@ -91,14 +93,29 @@ def test_every_kernel_is_within_its_budget(architecture: int, compiled: tuple[Pa
 def test_a_kernel_that_spills_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     usual = next(v for v in kernels.variants(87) if v.name == "reparameterize_backward_fp32_quads")
-    wide = {**vars(usual), "constants": {"ROWS": 32, "COLUMNS": 64, "QUADS": 1}, "num_warps": 1}
-    _, cubin, ptx = aot_worker.compile_variant(Variant(**wide), 87)
-    (tmp_path / "wide.cubin").write_bytes(cubin)
-    (tmp_path / "wide.ptx").write_text(ptx)
-    code = machine_code.inspect(tmp_path / "wide.ptx", tmp_path / "wide.cubin", 87)
-    assert code.spill_store_bytes > 0
-    with pytest.raises(KernelError, match=r"spill_store_bytes is \d+, at most 0 allowed"):
-        machine_code.check("wide", code, machine_code.budget("reparameterize", usual.name))
+    wide = {"constants": {"ROWS": 32, "COLUMNS": 64, "QUADS": 1}, "num_warps": 1}
+    found = evidence.look(replace(usual, **wide), 87)
+    assert found.code.spill_store_bytes > 0
+    assert found.fault is not None
+    assert re.search(r"spill_store_bytes is \d+, at most 0 allowed", found.fault)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"aligned": ()}, r"the widest global load is \d+ bits, at least 128 expected"),
+        ({"constants": {"ROWS": 256, "COLUMNS": 256, "DEPTH": 64}}, r"spill_store_bytes is \d+, at most 0"),
+    ],
+)
+def test_a_convolution_without_hints_and_one_with_too_large_a_tile_are_refused(
+    changes: dict[str, Any], words: str, architecture: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    usual = next(v for v in convolution.variants(architecture) if v.name == "convolution_fp16_64_aligned")
+    assert evidence.look(usual, architecture).fault is None
+    fault = evidence.look(replace(usual, **changes), architecture).fault
+    assert fault is not None and re.search(words, fault)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +170,7 @@ def test_a_compiler_that_dies_is_told_and_what_stood_there_stands(tmp_path: Path
     with pytest.raises(
         KernelError, match=r"Compiling for sm_101 failed: the compiler's process ended with (signal|code)"
     ):
-        aot._compile_architecture(tmp_path, 101, False, "reparameterize_forward_fp32", None)
+        aot._compile_architecture(tmp_path, 101, False, "reparameterize_forward_fp32")
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["old.cubin"]
 
 
@@ -209,18 +226,35 @@ def test_the_build_and_the_command_have_the_same_default_architectures() -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", [80, 110])
-def test_kernels_of_all_dtypes_are_within_their_budgets(architecture: int, tmp_path: Path) -> None:
-    try:
-        aot.check_tools([architecture])
-    except KernelError as error:
-        pytest.skip(str(error))
-    manifest = aot.compile_all(tmp_path, [architecture], ptx=True)
-    assert len(manifest["kernels"]) == len(list(aot_worker.wanted(architecture, None)))
-    for kernel in manifest["kernels"]:
-        cubin = tmp_path / kernel["cubins"][0]["file"]
-        shape = next(made for made in kernel["cubins"] if made["architecture"] == architecture)
-        code = machine_code.inspect(
-            cubin.with_suffix(".ptx"), cubin, architecture, shape["warps"], shape["shared_bytes"]
-        )
-        machine_code.check(kernel["name"], code, machine_code.budget(kernel["operator"], kernel["name"]))
+def test_the_command_finds_every_kernel_within_its_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    from vae_edge.cli import main
+
+    assert main(["kernels", "check", "--arch", "87,90", "--networks", "small", "--json"]) == 0
+    findings = json.loads(capsys.readouterr().out)
+    library = {variant.name for variant in aot_worker.wanted(90)}
+    names = {finding["kernel"] for finding in findings if finding["architecture"] == 90}
+    assert library < names
+    assert {f"{kernel}_small_{dtype}" for kernel in ("network", "content_head") for dtype in ("fp16", "int8")} < names
+    for finding in findings:
+        code = finding["code"]
+        assert code["spill_store_bytes"] == 0
+        if "convolution" in finding["kernel"] or finding["operator"] == "network":
+            assert code["matrix"]
+        if finding["kernel"].endswith("_aligned") and "first" not in finding["kernel"]:
+            assert code["occupancy"] >= 0.25
+
+
+def test_a_network_is_compiled_to_the_same_bytes_again(tmp_path: Path) -> None:
+    plan = small_plan()
+    made = [aot.compile_all(tmp_path / name, (87,), only="network", network=plan) for name in ("one", "two")]
+    first, second = (manifest["kernels"][0]["cubins"][0]["sha256"] for manifest in made)
+    assert first == second
+
+
+def small_plan() -> str:
+    """The plan of a network without pose and decoder, which compiles fast."""
+    plan = make_plan(
+        sides=[8, 4, 2, 1], channels=1, classes=3, bins=0, latent=4, hidden=4, fill=0.0, window=False, pose_widths=(),
+        widths=(16, 16, 16), components=4, clusters=3, decoder=None, int8=False,
+    )  # fmt: skip
+    return to_text(plan)

@@ -55,7 +55,7 @@ def test_ctest_passes(build: Path) -> None:
 
 def test_the_library_loads_from_python_and_tells_its_version(library: ctypes.CDLL) -> None:
     assert library.ve_version().decode() == vae_edge.__version__
-    assert library.ve_kernel_count() == len(list(aot_worker.wanted(90, None)))
+    assert library.ve_kernel_count() == len(list(aot_worker.wanted(90)))
 
 
 def test_without_a_driver_initializing_fails_with_a_sentence(library: ctypes.CDLL) -> None:
@@ -97,7 +97,7 @@ def test_a_program_builds_against_the_installed_library(build: Path, tmp_path: P
         tmp_path / "program",
     )
     output = run(tmp_path / "program", env={**os.environ, "LD_LIBRARY_PATH": str(folder)})
-    assert output == f"{vae_edge.__version__} {len(list(aot_worker.wanted(90, None)))}"
+    assert output == f"{vae_edge.__version__} {len(list(aot_worker.wanted(90)))}"
 
 
 def test_a_python_without_triton_is_told_at_configuration(tmp_path: Path) -> None:

@@ -1,0 +1,554 @@
+"""What the kernels' benchmark runs: each kernel on some shapes, what it should give, and what others need for the same.
+
+A case makes its tensors when it is asked for its `Run`, so that only one is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from vae_edge_kernels import (
+    convolution,
+    convolution_fp8,
+    convolution_int8,
+    reconstruction_error,
+    reparameterize,
+    turn,
+    upsample_convolution,
+)
+from vae_edge_kernels import means as means_kernel
+from vae_edge_kernels import network as network_kernel
+from vae_edge_kernels.launching import Geometry
+from vae_edge_kernels.plan import Layer, Plan
+
+from vae_edge.export.plans import plan_of_preset
+from vae_edge.model import AngleVAE, create_config
+from vae_edge.ops import head as heads
+from vae_edge.ops.network import by_layers
+from vae_edge.ops.packing import LayerNumbers, QuantizedNetwork, folded, pack
+from vae_edge.ops.reparameterize import reparameterize as reparameterize_op
+from vae_edge.ops.turn import turn_pixels
+
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+PRESETS = ("tiny", "small", "base")
+BATCHES = (1, 32, 256)
+LARGE = (  # side, inputs, outputs, stride, taps
+    *((56, 64, 64, 1, 3), (28, 128, 128, 1, 3), (14, 256, 256, 1, 3), (56, 128, 128, 2, 3)),
+    *((56, 64, 256, 1, 1), (28, 256, 128, 1, 1), (28, 64, 64, 1, 5)),
+)
+LARGE_BATCHES = (32, 256)
+SPREADS = (4, 8, 16)  # programs that one image is spread over
+SCALE = 1.0 / 255.0
+
+
+@dataclass
+class Run:
+    """A case with its tensors.
+
+    `ours` launches the kernel and gives what it wrote, `check` says how far that is from what it should be (at most
+    `allowed`), `rivals` do the same in another way. `moved` is bytes read and written, `macs` multiply-accumulates.
+    """
+
+    ours: Callable[[], Any]
+    check: Callable[[], float]
+    allowed: float
+    rivals: dict[str, Callable[[], Any]]
+    moved: int
+    macs: int = 0
+    compile: Callable[[], Any] | None = None  # what `torch.compile` is given
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the benchmark."""
+
+    kernel: str
+    layer: str
+    batch: int
+    make: Callable[[], Run] = field(compare=False)
+
+
+def preset_layers() -> dict[tuple[int, int, int, int, int], str]:
+    """The presets' convolutions, each shape once: (side, inputs, outputs, stride, taps) to where it is first found."""
+    found: dict[tuple[int, int, int, int, int], str] = {}
+    for name in PRESETS:
+        for layer in plan_of_preset(name).layers:
+            found.setdefault(shape_of(layer), name)
+    return found
+
+
+def shape_of(layer: Layer) -> tuple[int, int, int, int, int]:
+    """A layer's sizes, as in LARGE."""
+    return layer.side, layer.inputs, layer.outputs, layer.stride, layer.taps
+
+
+def label(shape: tuple[int, int, int, int, int]) -> str:
+    """A convolution in words."""
+    side, inputs, outputs, stride, taps = shape
+    return f"{side}×{side}×{inputs} to {outputs}, {taps}×{taps}{' / 2' if stride == 2 else ''}"
+
+
+def cases(large: bool = True) -> Iterator[Case]:
+    """Every case: kernels on the presets' layers, then on large shapes, then the whole networks."""
+    shapes = [(shape, batch) for shape in preset_layers() for batch in BATCHES]
+    shapes += [(shape, batch) for shape in LARGE for batch in LARGE_BATCHES] if large else []
+    for shape, batch in shapes:
+        made = convolution_cases(shape, batch) if shape[1] >= 16 else first_cases(shape, batch)
+        yield from made
+    for batch in BATCHES:
+        yield Case("upsample_convolution_fp16", "7×7×64 drawn twice, to 64, 3×3", batch, lambda n=batch: upsampling(n))
+    for side, channels, batch in ((28, 1, 1), (28, 1, 32), (28, 1, 256), (64, 3, 4096)):
+        layer = f"{side}×{side}×{channels}"
+        yield Case("turn_u8_fp16", layer, batch, lambda s=side, c=channels, n=batch: turning(s, c, n))
+    for rows, columns in ((1, 24), (256, 24), (65536, 64), (1048576, 64)):
+        for name in ("fp32", "fp16"):
+            yield Case(
+                f"reparameterize_{name}", f"{columns} columns", rows, lambda r=rows, c=columns, d=name: noise(r, c, d)
+            )
+    for batch in BATCHES:
+        yield Case("means_fp16", "14×14×32", batch, lambda n=batch: averaging(n))
+        yield Case("reconstruction_error_fp16", "28×28×1", batch, lambda n=batch: comparing(n))
+        yield Case("pose_head_fp16", "small", batch, lambda n=batch: pose(n))
+    for name in PRESETS:
+        for int8 in (False, True):
+            kernel = f"network_{'int8' if int8 else 'fp16'}"
+            for batch in BATCHES:
+                yield Case(kernel, name, batch, lambda p=name, n=batch, q=int8: whole(p, n, q, 1))
+            for programs in SPREADS if DEVICE == "cuda" else ():  # the interpreter runs one program after the other
+                yield Case(f"{kernel}_spread_{programs}", name, 1, lambda p=name, k=programs, q=int8: whole(p, 1, q, k))
+
+
+def convolution_cases(shape: tuple[int, int, int, int, int], batch: int) -> Iterator[Case]:
+    """A convolution in each precision."""
+    for kernel, make in (("fp16", half), ("int8", integers), ("fp8", eights)):
+        if kernel == "fp8" and torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9):
+            continue
+        yield Case(f"convolution_{kernel}", label(shape), batch, lambda s=shape, n=batch, m=make: m(s, n))
+
+
+def first_cases(shape: tuple[int, int, int, int, int], batch: int) -> Iterator[Case]:
+    """A first layer from bytes, in each precision."""
+    yield Case("first_convolution_fp16", label(shape), batch, lambda: first_half(shape, batch))
+    yield Case("first_convolution_int8", label(shape), batch, lambda: first_integers(shape, batch))
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    """Normal numbers on the GPU, the same each time."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape))).to(DEVICE)
+
+
+def small_integers(*shape: int, seed: int = 0) -> Tensor:
+    """int8 on the GPU, the same each time."""
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randint(-127, 128, shape, generator=generator, dtype=torch.int8).to(DEVICE)
+
+
+def pixels(*shape: int) -> Tensor:
+    """Bytes on the GPU."""
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).to(DEVICE)
+
+
+def far(got: Tensor, expected: Tensor) -> float:
+    """The largest difference, as a share of the largest value that was expected."""
+    return float((got.double() - expected.double()).abs().max() / expected.double().abs().max().clamp_min(1e-9))
+
+
+def exact(x: Tensor, w: Tensor, stride: int) -> Tensor:
+    """Float64 convolution of x [N, H, W, C] and w [R, S, C, K], image by image where there are many."""
+    w = w.double().permute(3, 2, 0, 1)
+    parts = [F.conv2d(part.double().permute(0, 3, 1, 2), w, None, stride, w.shape[2] // 2) for part in x.split(32)]
+    return torch.cat(parts).permute(0, 2, 3, 1)
+
+
+def sizes(shape: tuple[int, int, int, int, int], batch: int, element: int) -> tuple[int, int]:
+    """Bytes and multiply-accumulates of a convolution."""
+    side, inputs, outputs, stride, taps = shape
+    out = -(-side // stride)
+    weights = taps * taps * inputs * outputs
+    return element * (batch * (side * side * inputs + out * out * outputs) + weights), batch * out * out * weights
+
+
+def half_rivals(x: Tensor, w: Tensor, bias: Tensor, stride: int) -> dict[str, Callable[[], Any]]:
+    """A convolution with bias and ReLU by PyTorch, on the same memory seen as channels-last."""
+    pad = w.shape[0] // 2
+    image, filter, offset = x.permute(0, 3, 1, 2), w.permute(3, 2, 0, 1).contiguous(), bias.half()
+    filter = filter.contiguous(memory_format=torch.channels_last)
+
+    def fused() -> Tensor:
+        return torch.cudnn_convolution_relu(image, filter, offset, [stride] * 2, [pad] * 2, [1, 1], 1)
+
+    return {"eager": lambda: F.relu(F.conv2d(image, filter, offset, stride, pad)), "cudnn": fused}
+
+
+def half(shape: tuple[int, int, int, int, int], batch: int) -> Run:
+    """A convolution in float16."""
+    side, inputs, outputs, stride, taps = shape
+    x = random(batch, side, side, inputs).half()
+    w = (random(taps, taps, inputs, outputs) / (taps * inputs**0.5)).half()
+    bias, out = random(outputs), -(-side // stride)
+    y = x.new_full((batch, out, out, outputs), float("nan"))
+    geometry = Geometry(taps, taps, stride, taps // 2, taps // 2)
+
+    def ours() -> Tensor:
+        convolution.forward(x, w, bias, None, y, geometry, True)
+        return y
+
+    rivals = half_rivals(x, w, bias, stride)
+    moved, macs = sizes(shape, batch, 2)
+
+    def check() -> float:
+        return far(ours(), (exact(x, w, stride) + bias.double()).relu())
+
+    return Run(ours, check, 2e-3, rivals, moved, macs, rivals["eager"])
+
+
+def integers(shape: tuple[int, int, int, int, int], batch: int) -> Run:
+    """A convolution in int8, to int8; the rival is cuDNN in float16."""
+    side, inputs, outputs, stride, taps = shape
+    x, w = small_integers(batch, side, side, inputs), small_integers(taps, taps, outputs, inputs)
+    scale = random(outputs).abs() / (1000.0 * taps * inputs**0.5)
+    bias, out = random(outputs), -(-side // stride)
+    y = torch.full((batch, out, out, outputs), 85, dtype=torch.int8, device=DEVICE)
+    geometry = Geometry(taps, taps, stride, taps // 2, taps // 2)
+
+    def ours() -> Tensor:
+        convolution_int8.forward(x, w, scale, bias, None, y, geometry, True, 1.0, 0.05)
+        return y
+
+    def check() -> float:
+        sums = exact(x, w.permute(0, 1, 3, 2), stride).float()
+        value = (sums * scale + bias).relu() * (torch.ones((), device=DEVICE) / 0.05)
+        return float((value.clamp(-128, 127).round() != ours()).sum())
+
+    moved, macs = sizes(shape, batch, 1)
+    rivals = half_rivals(x.half(), w.permute(0, 1, 3, 2).half(), bias, stride)
+    return Run(ours, check, 0.0, {"cudnn fp16": rivals["cudnn"]}, moved, macs)
+
+
+def eights(shape: tuple[int, int, int, int, int], batch: int) -> Run:
+    """A convolution in fp8, to float16; the rival is cuDNN in float16."""
+    side, inputs, outputs, stride, taps = shape
+    x = random(batch, side, side, inputs).to(torch.float8_e4m3fn)
+    w = random(taps, taps, outputs, inputs).to(torch.float8_e4m3fn)
+    scale = random(outputs).abs() / (taps * inputs**0.5)
+    bias, out = random(outputs), -(-side // stride)
+    y = torch.full((batch, out, out, outputs), float("nan"), dtype=torch.float16, device=DEVICE)
+    geometry = Geometry(taps, taps, stride, taps // 2, taps // 2)
+
+    def ours() -> Tensor:
+        convolution_fp8.forward(x, w, scale, bias, None, y, geometry, True, 1.0, 1.0)
+        return y
+
+    def check() -> float:
+        sums = exact(x.float(), w.float().permute(0, 1, 3, 2), stride)
+        return far(ours(), (sums * scale.double() + bias.double()).relu())
+
+    moved, macs = sizes(shape, batch, 1)
+    rivals = half_rivals(x.half(), w.permute(0, 1, 3, 2).half(), bias, stride)
+    return Run(ours, check, 5e-3, {"cudnn fp16": rivals["cudnn"]}, moved, macs)
+
+
+def first_half(shape: tuple[int, int, int, int, int], batch: int) -> Run:
+    """A first layer in float16, from bytes; the rivals scale and cast before."""
+    side, inputs, outputs, stride, taps = shape
+    x, w = pixels(batch, side, side, inputs), random(taps, taps, inputs, outputs).half()
+    bias, out = random(outputs), -(-side // stride)
+    y = torch.full((batch, out, out, outputs), float("nan"), dtype=torch.float16, device=DEVICE)
+    geometry = Geometry(taps, taps, stride, taps // 2, taps // 2)
+
+    def ours() -> Tensor:
+        convolution.first_forward(x, w, bias, y, geometry, True, SCALE)
+        return y
+
+    filter, offset = w.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last), bias.half()
+
+    def eager() -> Tensor:
+        image = (x.permute(0, 3, 1, 2).float() * SCALE).half()
+        return F.relu(F.conv2d(image, filter, offset, stride, taps // 2))
+
+    def check() -> float:
+        return far(ours(), (exact((x.float() * SCALE).half(), w, stride) + bias.double()).relu())
+
+    _, macs = sizes(shape, batch, 2)
+    moved = x.nbytes + y.nbytes + w.nbytes
+    return Run(ours, check, 2e-3, {"eager": eager}, moved, macs, eager)
+
+
+def first_integers(shape: tuple[int, int, int, int, int], batch: int) -> Run:
+    """A first layer in int8, from bytes."""
+    side, inputs, outputs, stride, taps = shape
+    x, w = pixels(batch, side, side, inputs), small_integers(outputs, taps, taps, inputs)
+    scale, bias, out = random(outputs).abs() / 5000.0, random(outputs), -(-side // stride)
+    y = torch.full((batch, out, out, outputs), 85, dtype=torch.int8, device=DEVICE)
+    geometry, quantize = Geometry(taps, taps, stride, taps // 2, taps // 2), 0.4980392  # 127 / 255
+
+    def ours() -> Tensor:
+        convolution_int8.first_forward(x, w, scale, bias, y, geometry, True, quantize, 0.05)
+        return y
+
+    def check() -> float:
+        seen = (x.float() * torch.tensor(quantize, device=DEVICE)).round()
+        sums = exact(seen, w.permute(1, 2, 3, 0), stride).float()
+        value = (sums * scale + bias).relu() * (torch.ones((), device=DEVICE) / 0.05)
+        return float((value.clamp(-128, 127).round() != ours()).sum())
+
+    return Run(ours, check, 0.0, {}, x.nbytes + y.nbytes + w.nbytes, sizes(shape, batch, 1)[1])
+
+
+def upsampling(batch: int) -> Run:
+    """A convolution of an image of twice the side."""
+    x, w, bias = random(batch, 7, 7, 64).half(), (random(3, 3, 64, 64) / 24).half(), random(64)
+    y = x.new_full((batch, 14, 14, 64), float("nan"))
+
+    def ours() -> Tensor:
+        upsample_convolution.forward(x, w, bias, None, y, Geometry(3, 3, 1, 1, 1), True)
+        return y
+
+    image, filter = x.permute(0, 3, 1, 2), w.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
+
+    def eager() -> Tensor:
+        return F.relu(F.conv2d(F.interpolate(image, scale_factor=2), filter, bias.half(), 1, 1))
+
+    def check() -> float:
+        return far(ours(), (exact(x.repeat_interleave(2, 1).repeat_interleave(2, 2), w, 1) + bias.double()).relu())
+
+    macs = batch * 14 * 14 * 9 * 64 * 64
+    moved = x.nbytes + y.nbytes + w.nbytes
+    return Run(ours, check, 2e-3, {"eager": eager}, moved, macs, eager)
+
+
+def turning(side: int, channels: int, batch: int) -> Run:
+    """Bytes turned back, scaled and cast; the rivals use grid_sample."""
+    x = pixels(batch, side, side, channels)
+    angle = random(batch)
+    cos, sin = angle.cos(), angle.sin()
+    y = torch.full(x.shape, float("nan"), dtype=torch.float16, device=DEVICE)
+
+    def ours() -> Tensor:
+        turn.forward(x, cos, sin, y, SCALE, 0.0, 127.0, False, 0.0)
+        return y
+
+    def check() -> float:
+        few = slice(0, 64)
+        dtype = torch.float16
+        expected = turn_pixels(x[few].cpu(), cos[few].cpu(), sin[few].cpu(), SCALE, 0.0, False, dtype, 127.0, 0.0)
+        return far(ours()[few].cpu(), expected)
+
+    def eager() -> Tensor:
+        image = x.permute(0, 3, 1, 2).float() * SCALE
+        zero = torch.zeros_like(cos)
+        matrix = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3)
+        grid = F.affine_grid(matrix, list(image.shape), align_corners=False)
+        return F.grid_sample(image, grid, align_corners=False).half()
+
+    return Run(ours, check, 2e-3, {"eager": eager}, x.nbytes + y.nbytes, 0, eager)
+
+
+def noise(rows: int, columns: int, name: str) -> Run:
+    """Sampling and KL; the rivals draw their own noise."""
+    dtype = {"fp32": torch.float32, "fp16": torch.float16}[name]
+    mu, logvar = random(rows, columns).to(dtype), random(rows, columns, seed=1).to(dtype)
+    z, kl = torch.empty_like(mu), torch.empty(rows, device=DEVICE)
+
+    def ours() -> Tensor:
+        reparameterize.forward(mu, logvar, z, kl, 7, 0)
+        return z
+
+    def eager() -> tuple[Tensor, Tensor]:
+        drawn = mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
+        return drawn, -0.5 * (1 + logvar - mu.square() - logvar.exp()).float().sum(1)
+
+    def check() -> float:
+        few = slice(0, 4096)
+        expected = reparameterize_op(mu[few].cpu(), logvar[few].cpu(), 7, 0)
+        return max(far(ours()[few].cpu(), expected[0]), far(kl[few].cpu(), expected[1]))
+
+    return Run(ours, check, 2e-3, {"eager": eager}, 3 * mu.nbytes + kl.nbytes, 0, eager)
+
+
+def averaging(batch: int) -> Run:
+    """Means by channel."""
+    x, y = random(batch, 14, 14, 32).half(), torch.full((batch, 32), float("nan"), device=DEVICE)
+
+    def ours() -> Tensor:
+        means_kernel.forward(x, y, 1.0)
+        return y
+
+    def eager() -> Tensor:
+        return x.float().mean((1, 2))
+
+    return Run(ours, lambda: far(ours(), eager()), 1e-3, {"eager": eager}, x.nbytes + y.nbytes, 0, eager)
+
+
+def comparing(batch: int) -> Run:
+    """The error of a reconstruction, and the score."""
+    drawn, upright = random(batch, 7, 7, 16).half(), random(batch, 28, 28, 1).sigmoid().half()
+    score, measure, total = random(batch, 2), random(1), torch.full((batch,), float("nan"), device=DEVICE)
+
+    def ours() -> Tensor:
+        reconstruction_error.forward(drawn, upright, score, measure, total, 4)
+        return total
+
+    def eager() -> Tensor:
+        picture = F.pixel_shuffle(drawn.permute(0, 3, 1, 2), 4).float().sigmoid().flatten(1)
+        seen = upright.float().flatten(1)
+        root = torch.linalg.vector_norm(seen - seen.mean(1, keepdim=True), dim=1) + (0.001 * 784) ** 0.5
+        error = (torch.linalg.vector_norm(seen - picture, dim=1) / root).square()
+        return score[:, 0] + measure * (error - score[:, 1])
+
+    def check() -> float:
+        expected = heads.reconstruction_error(*(tensor.cpu() for tensor in (drawn, upright, score, measure)), 4)
+        return far(ours().cpu(), expected)
+
+    moved = drawn.nbytes + upright.nbytes
+    return Run(ours, check, 2e-3, {"eager": eager}, moved, 0, eager)
+
+
+def pose(batch: int) -> Run:
+    """The pose trunk's linear layer and the read-out of the angle."""
+    from vae_edge_kernels import head
+    from vae_edge_kernels.plan import to_text
+
+    model = untrained("small")
+    packed = pack(model)
+    plan = packed.plan
+    trunk = model.pose
+    assert trunk is not None
+    features = random(batch, trunk.trunk.features).half()
+    weights, numbers = packed.weights.to(DEVICE), packed.numbers.to(DEVICE)
+    logits = torch.full((batch, plan.classes), float("nan"), device=DEVICE)
+    found = torch.full((batch, heads.POSE), float("nan"), device=DEVICE)
+
+    def ours() -> Tensor:
+        head.pose_forward(plan, features, weights, numbers, logits, found)
+        return found
+
+    on_gpu = trunk.half().to(DEVICE)
+
+    def eager() -> Any:
+        return on_gpu.classes(features), on_gpu.read(on_gpu.bins(features))
+
+    def check() -> float:
+        expected = heads.pose_head(features.cpu(), packed.weights, packed.numbers, to_text(plan))
+        ours()
+        return max(far(logits.cpu(), expected[0]), far(found[:, :2].cpu(), expected[1][:, :2]))
+
+    moved = features.nbytes + 2 * trunk.trunk.features * (plan.classes + plan.bins)
+    return Run(ours, check, 5e-3, {"eager": eager}, moved, 0, eager)
+
+
+def untrained(name: str) -> AngleVAE:
+    """A preset of random weights, whose score has as many clusters as training may find."""
+    torch.manual_seed(0)
+    model = AngleVAE(create_config(name)).eval()
+    score = model.score
+    count, size = model.config.classes * score.most_clusters(), score.components
+    generator = torch.Generator().manual_seed(0)
+    score.nearest = 0.1 * torch.randn(size, count, generator=generator)
+    score.nearest_offset = torch.randn(count, generator=generator)
+    score.cluster_whitening = torch.eye(size, dtype=torch.float16).repeat(count, 1, 1)
+    score.cluster_offset = 0.1 * torch.randn(count, 1, size, generator=generator)
+    return model
+
+
+def made_up(model: AngleVAE) -> QuantizedNetwork:
+    """A network's layers in int8, with scales that nobody calibrated: for times, and to compare two ways."""
+    layers = {}
+    for name, layer in folded(model).items():
+        axes = tuple(range(1, layer.weight.ndim))
+        scale = layer.weight.abs().amax(axes).clamp_min(1e-6) / 127
+        weight = (layer.weight / scale.reshape(-1, *(1 for _ in axes))).round().to(torch.int8)
+        layers[name] = LayerNumbers(weight, layer.bias, scale, 1 / 127 if name.endswith("layers.0.0") else 0.02)
+    return QuantizedNetwork(layers)
+
+
+def blotches(plan: Plan, batch: int) -> Tensor:
+    """Soft patterns, uint8 [N, S, S, C]."""
+    coarse = torch.rand(batch, plan.channels, 6, 6, generator=torch.Generator().manual_seed(batch)).square()
+    fine = F.interpolate(coarse, size=plan.side, mode="bilinear")
+    return (fine * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def whole(name: str, batch: int, int8: bool, programs: int) -> Run:
+    """A whole network in one launch; the rivals are the exported graph in float16, and our operators one by one."""
+    model = untrained(name)
+    packed = pack(model, made_up(model) if int8 else None)
+    plan, images = packed.plan, blotches(packed.plan, batch)
+    there = [tensor.to(DEVICE) for tensor in (images, packed.weights, packed.numbers, packed.whitenings)]
+    places = 1 if programs > 1 else min(batch, 512)
+    areas = torch.zeros((places, 2, plan.area), dtype=packed.weights.dtype, device=DEVICE)
+    floats = torch.zeros((places, plan.floats), device=DEVICE)
+    meetings = torch.zeros(places, dtype=torch.int32, device=DEVICE)
+    shapes = ((batch, plan.classes), (batch,), (batch,), (batch, 3))
+    made = [torch.full(shape, float("nan"), device=DEVICE) for shape in shapes]
+
+    def ours() -> Tensor:
+        network_kernel.forward(plan, *there, areas, floats, meetings, *made, programs=programs)
+        return made[0]
+
+    def check() -> float:
+        few = slice(0, 16)
+        expected = by_layers(plan, images[few], packed.weights, packed.numbers, packed.whitenings)
+        return float((ours()[few].cpu() - expected[0]).abs().max())
+
+    scalars, image, inference = packed.numbers, there[0], as_inference(model)
+    rivals: dict[str, Callable[[], Any]] = {
+        "layer by layer": lambda: by_layers(plan, *there, scalars),
+        "eager": lambda: inference(image),
+    }
+    moved = image.nbytes + there[1].nbytes
+    return Run(ours, check, 5e-3, rivals, moved, 0, rivals["eager"])
+
+
+def as_inference(model: AngleVAE, device: str = DEVICE) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """A model's inference as one would write it in PyTorch: layers in float16 and channels-last, normalization folded,
+    the read-out and the score in float32, turning by grid_sample. Made of a copy."""
+    model = fuse_conv_bn(copy.deepcopy(model)).half().to(device, memory_format=torch.channels_last)
+    trunk = model.pose
+    assert trunk is not None
+    for module in (trunk, model.score):
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.is_floating_point() and name != "cluster_whitening":
+                setattr(module, name, buffer.float())
+
+    @torch.no_grad()
+    def infer(image: Tensor) -> tuple[Tensor, ...]:
+        seen = (image.permute(0, 3, 1, 2).float() * SCALE).half()
+        logits, bins, tap = trunk(seen)
+        cos, sin, doubt = trunk.read(bins.float())
+        zero = torch.zeros_like(cos)
+        matrix = torch.stack([cos, sin, zero, -sin, cos, zero], 1).view(-1, 2, 3)
+        grid = F.affine_grid(matrix, list(seen.shape), align_corners=False).half()
+        upright = F.grid_sample(seen, grid, align_corners=False)
+        encoded, own = model.encoder(upright)
+        mu = model.mu(encoded)
+        logits = (model.classifier(mu) + logits).float()
+        weights = logits.softmax(1)
+        drawn = model.decoder(mu, weights.half()).float().sigmoid()
+        unsure = (1.001 - doubt.concentration).log()[:, None]
+        features = torch.cat([tap.float().mean((2, 3)), own.float().mean((2, 3)), mu.float(), weights, unsure], 1)
+        score = model.score(upright.float(), drawn, features, logits)
+        return (logits / model.temperature.float()).softmax(1), torch.atan2(sin, cos), score
+
+    return infer
+
+
+def fuse_conv_bn(model: AngleVAE) -> AngleVAE:
+    """Each batch normalization folded into the convolution before it."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Sequential):
+            for number in range(len(module) - 1):
+                first, second = module[number], module[number + 1]
+                if isinstance(first, torch.nn.Conv2d) and isinstance(second, torch.nn.BatchNorm2d):
+                    module[number] = fuse_conv_bn_eval(first, second)
+                    module[number + 1] = torch.nn.Identity()
+    return model

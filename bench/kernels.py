@@ -1,0 +1,224 @@
+"""Measure every kernel against PyTorch, `torch.compile` and cuDNN: first that it is right, then how long it takes.
+
+    python bench/kernels.py [--only 'convolution_*'] [--no-large] [--seconds 420] [--out bench/results]
+    python bench/kernels.py --check [--most 32]
+    python bench/kernels.py --plot bench/results/kernels-nvidia-h100.csv
+
+Shapes are the presets' layers at batch 1, 32 and 256, and some large ones. Times are medians of
+`triton.testing.do_bench_cudagraph`: what the GPU needs, launches out of a CUDA graph, for ours and for the others.
+Writes `kernels-<device>.csv`; after --seconds nothing more is compiled by `torch.compile`, and what it would have shown
+stays empty. With --check only the results are looked at, which Triton's interpreter can do too (TRITON_INTERPRET=1).
+Exit codes: 0 done; 1 a kernel computes something else; 2 no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import fnmatch
+import io
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from kernel_cases import DEVICE, Case, Run, cases
+
+from vae_edge.errors import KernelError
+from vae_edge.files import write_text
+
+RESULTS = Path(__file__).parent / "results"
+FIELDS = (
+    *("kernel", "layer", "batch", "error", "ours_us", "eager_us", "compiled_us", "cudnn_us", "layers_us"),
+    *("gb_per_s", "tflop_per_s"),
+)
+RIVALS = {"eager": "eager_us", "cudnn": "cudnn_us", "cudnn fp16": "cudnn_us", "layer by layer": "layers_us"}
+
+
+def median_us(function: Callable[[], object]) -> float:
+    """Median microseconds of a call on the GPU, launched from a CUDA graph."""
+    from triton.testing import do_bench_cudagraph
+
+    with torch.cuda.stream(torch.cuda.Stream()):
+        return 1000.0 * float(do_bench_cudagraph(function, return_mode="median"))
+
+
+def measure(case: Case, compile_until: float) -> dict[str, Any]:
+    """A line of results.
+
+    Raises:
+        KernelError: if the kernel's result is too far from what it should be.
+    """
+    run = case.make()
+    error = checked(case, run)
+    ours = median_us(run.ours)
+    line: dict[str, Any] = {"kernel": case.kernel, "layer": case.layer, "batch": case.batch, "error": error}
+    line |= {"ours_us": ours, "gb_per_s": run.moved / ours / 1e3, "tflop_per_s": 2 * run.macs / ours / 1e6}
+    for name, rival in run.rivals.items():
+        line[RIVALS[name]] = median_us(rival)
+    if run.compile is not None and time.monotonic() < compile_until:
+        line["compiled_us"] = median_us(compiled(run, case))
+    return line
+
+
+def checked(case: Case, run: Run) -> float:
+    """How far a kernel's result is from what it should be.
+
+    Raises:
+        KernelError: if that is too far.
+    """
+    error = run.check()
+    if not error <= run.allowed:
+        raise KernelError(f"{case.kernel}, {case.layer}, {case.batch}: off by {error:.3g}; {run.allowed} allowed")
+    return error
+
+
+def compiled(run: Run, case: Case) -> Callable[[], Any]:
+    """The rival after `torch.compile`; whole networks with autotuning. CUDA graphs are recorded around it."""
+    torch._dynamo.reset()
+    mode = "max-autotune-no-cudagraphs" if case.kernel.startswith("network") else "default"
+    function: Callable[[], Any] = torch.compile(run.compile, mode=mode, dynamic=False)
+    function()
+    return function
+
+
+def measure_all(chosen: Iterable[Case], seconds: float, show: Callable[[str], object] = print) -> list[dict[str, Any]]:
+    """Lines of results, each said as it is there."""
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    compile_until, lines = time.monotonic() + seconds, []
+    for case in chosen:
+        line = measure(case, compile_until)
+        lines.append(line)
+        told = ", ".join(f"{name[:-3]} {line[name]:.1f}" for name in FIELDS if name.endswith("_us") and name in line)
+        show(f"{case.kernel}, {case.layer}, {case.batch}: {told} us")
+        torch.cuda.empty_cache()
+    return lines
+
+
+def ratio(lines: Iterable[dict[str, Any]], kernel: str, rival: str) -> float | None:
+    """Geometric mean of how many times as long the rival takes, over the lines of a kernel that have it."""
+    logs = [
+        math.log(float(line[rival]) / float(line["ours_us"]))
+        for line in lines
+        if fnmatch.fnmatchcase(line["kernel"], kernel) and line.get(rival)
+    ]
+    return math.exp(sum(logs) / len(logs)) if logs else None
+
+
+def summary(lines: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """How many times as fast as others, by kernel and rival; None where nothing was measured."""
+    kernels = sorted({line["kernel"] for line in lines})
+    found = {
+        f"{kernel} against {rival[:-3]}": ratio(lines, kernel, rival)
+        for kernel in kernels
+        for rival in ("eager_us", "compiled_us", "cudnn_us", "layers_us")
+    }
+    found = {name: value for name, value in found.items() if value is not None}
+    halves = {(line["layer"], line["batch"]): line["ours_us"] for line in lines if line["kernel"] == "convolution_fp16"}
+    paired = [
+        {**line, "half_us": halves[line["layer"], line["batch"]]}
+        for line in lines
+        if line["kernel"] == "convolution_int8" and (line["layer"], line["batch"]) in halves
+    ]
+    return {**found, "convolution_int8 against our fp16": ratio(paired, "*", "half_us")}
+
+
+def slug(name: str) -> str:
+    """A device's name for the name of a file."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def write_csv(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+    """Write lines of results, times with three decimals."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+    writer.writeheader()
+    for line in lines:
+        writer.writerow({key: f"{value:.4g}" if isinstance(value, float) else value for key, value in line.items()})
+    write_text(path, text.getvalue())
+
+
+def read_csv(path: Path) -> list[dict[str, Any]]:
+    """Lines as `write_csv` wrote them; numbers as floats, what is missing left out."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [
+            {key: value if key in ("kernel", "layer") else float(value) for key, value in line.items() if value != ""}
+            for line in csv.DictReader(file)
+        ]
+
+
+def plot(lines: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+    """How many times as fast as others: a bar for each kernel, rival and batch (geometric means over the layers)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    kernels = sorted({line["kernel"] for line in lines if not line["kernel"].startswith("network")})
+    kernels += sorted({line["kernel"] for line in lines if re.fullmatch(r"network_(fp16|int8)", line["kernel"])})
+    rivals = {"eager_us": "eager PyTorch", "compiled_us": "torch.compile", "cudnn_us": "cuDNN, bias and ReLU fused"}
+    figure, axis = plt.subplots(figsize=(10, 0.5 * len(kernels) + 1.5), layout="constrained")
+    for number, (rival, name) in enumerate(rivals.items()):
+        values = [ratio(lines, kernel, rival) or 0.0 for kernel in kernels]
+        places = [place + 0.25 * (number - 1) for place in range(len(kernels))]
+        bars = axis.barh(places, values, height=0.23, label=f"against {name}")
+        axis.bar_label(bars, [f"{value:.2f}" if value else "not measured" for value in values], padding=3, fontsize=7)
+    axis.axvline(1.0, color="black", linewidth=0.8)
+    axis.set_yticks(range(len(kernels)), kernels)
+    axis.invert_yaxis()
+    axis.set_xscale("log", base=2)
+    axis.set_xlabel("times as fast (geometric mean over layers and batches)")
+    axis.set_title(title)
+    axis.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and write, or plot what was written; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="*", help="kernels whose names fit this pattern")
+    parser.add_argument("--no-large", action="store_true", help="the presets' shapes alone")
+    parser.add_argument("--most", type=int, default=1 << 30, help="batches of at most so many")
+    parser.add_argument("--check", action="store_true", help="no times")
+    parser.add_argument("--seconds", type=float, default=1e9, help="after so many, nothing more by torch.compile")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the table")
+    parser.add_argument("--plot", type=Path, metavar="CSV", help="only draw what is in this table, beside it")
+    options = parser.parse_args(arguments)
+    if options.plot is not None:
+        picture = options.plot.with_suffix(".png")
+        plot(read_csv(options.plot), picture, options.plot.stem)
+        print(picture)
+        return 0
+    if DEVICE == "cuda" and not torch.cuda.is_available():
+        print("No CUDA GPU is available to PyTorch on this machine; run this where one is.", file=sys.stderr)
+        return 2
+    chosen = [
+        case
+        for case in cases(not options.no_large)
+        if fnmatch.fnmatchcase(case.kernel, options.only) and case.batch <= options.most
+    ]
+    try:
+        if options.check:
+            errors = {case: checked(case, case.make()) for case in chosen}
+            print(f"{len(errors)} cases of {len({case.kernel for case in chosen})} kernels are right")
+            return 0
+        lines = measure_all(chosen, options.seconds)
+    except KernelError as error:
+        print(error, file=sys.stderr)
+        return 1
+    for name, value in summary(lines).items():
+        print(f"{name}: {'not measured' if value is None else f'{value:.2f}'}")
+    path = options.out / f"kernels-{slug(torch.cuda.get_device_name())}.csv"
+    write_csv(path, lines)
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""Find each kernel's fastest launch configuration on the GPU that is here, and write it into the tables.
+
+    python bench/tune.py [--only 'convolution_fp16*'] [--seconds 900] [--dry-run]
+
+A table's entry serves several layers: each candidate is checked and timed on all of the benchmark's cases that use the
+entry, and the one with the smallest geometric mean wins, if it is right everywhere, within the kernel's budget and
+faster than what is there by 2%. The ahead-of-time compiler reads the same tables. Exit codes: 0 done; 2 no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import itertools
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from kernel_cases import Case, Run, cases
+from triton.runtime.errors import OutOfResources
+from vae_edge_kernels import aot_worker, configurations, evidence
+from vae_edge_kernels.variants import Variant
+
+from kernels import median_us
+
+GAIN = 0.98
+CHOICES = {
+    "ROWS": (16, 32, 64, 128),
+    "DEPTH": (32, 64, 128),
+    "TILE": (2048, 4096, 8192),
+    "ELEMENTS": (256, 512, 1024, 2048),
+    "CHUNK": (32, 64, 128),
+    "num_warps": (2, 4, 8),
+    "num_stages": (1, 2, 3, 4),
+}
+NETWORK_CHOICES = {"ROWS": (16, 32, 64), "TILE": (4096, 8192), "num_warps": (4, 8), "num_stages": (2, 3)}
+
+Key = tuple[str, str]
+
+
+def candidates(operator: str, now: dict[str, int]) -> Iterator[dict[str, int]]:
+    """Configurations to try: what is there first, then every combination of what may be changed in it."""
+    yield now
+    choices = NETWORK_CHOICES if operator == "network" else CHOICES
+    names = [name for name in choices if name in now]
+    for values in itertools.product(*(choices[name] for name in names)):
+        made = {**now, **dict(zip(names, values, strict=True))}
+        if made != now:
+            yield made
+
+
+def entries_of(run: Run) -> set[Key]:
+    """The tables' entries that a case's kernel asks for."""
+    asked: set[Key] = set()
+    choose = configurations.choose
+
+    def listen(operator: str, kernel: str, architecture: int | None) -> dict[str, int]:
+        asked.add((operator, kernel))
+        return choose(operator, kernel, architecture)
+
+    configurations.choose = listen
+    try:
+        run.ours()
+    finally:
+        configurations.choose = choose
+    return asked
+
+
+def mean_us(runs: Sequence[Run], key: Key, candidate: dict[str, int], clock: Callable[..., float]) -> float:
+    """Geometric mean of the runs' times with a candidate; infinity where one is wrong or does not fit the GPU."""
+    logs = []
+    try:
+        with configurations.trying(*key, candidate):
+            for run in runs:
+                if not run.check() <= run.allowed:
+                    return math.inf
+                logs.append(math.log(clock(run.ours)))
+    except OutOfResources:
+        return math.inf
+    return math.exp(sum(logs) / len(logs))
+
+
+def within_budget(key: Key, candidate: dict[str, int], architecture: int, variants: Sequence[Variant]) -> bool:
+    """Whether the kernels that the ahead-of-time compiler makes of an entry stay within their budgets."""
+    with configurations.trying(*key, candidate):
+        made = {variant.name: variant for variant in aot_worker.wanted(architecture)}
+    changed = [made[was.name] for was in variants if made[was.name] != was]
+    return all(evidence.look(variant, architecture).fault is None for variant in changed)
+
+
+def fastest(
+    key: Key, runs: Sequence[Run], architecture: int, until: float, clock: Callable[..., float] = median_us
+) -> tuple[dict[str, int], float, float]:
+    """The best configuration of an entry, its mean time, and the mean time of what is there."""
+    now = configurations.choose(*key, architecture)
+    usual = list(aot_worker.wanted(architecture))
+    times: list[tuple[float, dict[str, int]]] = []
+    for candidate in candidates(key[0], now):
+        if times and time.monotonic() > until:
+            break
+        times.append((mean_us(runs, key, candidate, clock), candidate))
+    before = times[0][0]
+    for spent, candidate in sorted(times, key=lambda timed: timed[0]):
+        if spent > GAIN * before:
+            break
+        if within_budget(key, candidate, architecture, usual):
+            return candidate, spent, before
+    return now, before, before
+
+
+def grouped(chosen: Sequence[Case]) -> dict[Key, list[Case]]:
+    """The cases by the entry that they use; those that use several are the last one's."""
+    groups: dict[Key, list[Case]] = {}
+    for case in chosen:
+        for key in sorted(entries_of(case.make()))[-1:]:
+            groups.setdefault(key, []).append(case)
+        torch.cuda.empty_cache()
+    return groups
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Tune and write; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="*", help="kernels of the benchmark whose names fit this pattern")
+    parser.add_argument("--seconds", type=float, default=1e9, help="stop trying after so many")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be written, and write nothing")
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        print("No CUDA GPU is available to PyTorch on this machine; run this where one is.", file=sys.stderr)
+        return 2
+    architecture = configurations.current_architecture()
+    assert architecture is not None
+    until = time.monotonic() + options.seconds
+    groups = grouped([case for case in cases() if fnmatch.fnmatchcase(case.kernel, options.only)])
+    share = options.seconds / max(1, len(groups))
+    for key, members in groups.items():
+        runs: list[Any] = [case.make() for case in members]
+        best, after, before = fastest(key, runs, architecture, min(until, time.monotonic() + share))
+        print(f"{key[0]} {key[1]}: {before:.2f} to {after:.2f} us, {best}", flush=True)
+        if after < before and not options.dry_run:
+            configurations.write(*key, architecture, best, torch.cuda.get_device_name())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
