@@ -27,6 +27,7 @@ from vae_edge.errors import KernelError
 from vae_edge.files import write_json
 
 SCHEMA = 1
+SPREAD = 8  # programs that an image is spread over, where it is
 # Architecture: where it is found.
 ARCHITECTURES = {
     80: "A100",
@@ -98,6 +99,7 @@ def compile_all(
     progress: Callable[[str], None] | None = None,
     network: str | None = None,
     label: str = "",
+    programs: int = SPREAD,
 ) -> dict[str, Any]:
     """Compile every kernel for each architecture into the folder `out`, and give the manifest that was written there.
 
@@ -110,6 +112,7 @@ def compile_all(
         progress: called with a line when an architecture is done.
         network: the text of a `plan`, whose network's kernels are compiled in the place of the library's.
         label: what stands behind the names of these.
+        programs: that an image is spread over, in the kernel that does.
 
     Raises:
         KernelError: if a tool is missing, a kernel does not compile, or no kernel fits `only`.
@@ -120,7 +123,7 @@ def compile_all(
 
     def one(architecture: int) -> list[dict[str, Any]]:
         start = time.monotonic()
-        entries = _compile_architecture(folder, architecture, ptx, only, network, label)
+        entries = _compile_architecture(folder, architecture, ptx, only, network, label, programs)
         if progress is not None:
             size = sum(entry["cubin"]["bytes"] for entry in entries)
             seconds = time.monotonic() - start
@@ -137,7 +140,13 @@ def compile_all(
 
 
 def _compile_architecture(
-    folder: Path, architecture: int, ptx: bool, only: str, network: str | None = None, label: str = ""
+    folder: Path,
+    architecture: int,
+    ptx: bool,
+    only: str,
+    network: str | None = None,
+    label: str = "",
+    programs: int = SPREAD,
 ) -> list[dict[str, Any]]:
     """Compile in a process of its own, into a folder that takes its place only when it is complete."""
     with tempfile.TemporaryDirectory(prefix=".compiling-", dir=folder) as scratch:
@@ -147,7 +156,7 @@ def _compile_architecture(
         if network is not None:
             plan = Path(scratch) / "plan.json"
             plan.write_text(network, encoding="utf-8")
-            command += ["--network", str(plan), "--label", label]
+            command += ["--network", str(plan), "--label", label, "--programs", str(programs)]
         environment = _worker_environment(Path(scratch) / "cache")
         done = subprocess.run(
             command + ["--ptx"] * ptx, env=environment, capture_output=True, text=True, check=False, cwd=scratch

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from vae_edge.errors import KernelError
+from vae_edge_kernels.aot import SPREAD
 from vae_edge_kernels.variants import Variant
 
 OPERATORS = (
     *("reparameterize", "convolution", "convolution_int8", "convolution_fp8", "upsample_convolution", "turn"),
     *("means", "reconstruction_error"),
 )
-SPREAD = 8  # programs that an image is spread over, where it is
 SCRATCH = ("global_scratch", "profile_scratch")
 
 
@@ -36,7 +36,7 @@ def operators() -> list[Any]:
     return [import_module(f"vae_edge_kernels.{name}") for name in OPERATORS]
 
 
-def wanted(architecture: int, plan: str | None = None, label: str = "") -> Iterator[Variant]:
+def wanted(architecture: int, plan: str | None = None, label: str = "", programs: int = SPREAD) -> Iterator[Variant]:
     """The kernels to compile: the library's, or those of the network of a plan, their names with `label` behind."""
     if plan is None:
         for module in operators():
@@ -46,7 +46,7 @@ def wanted(architecture: int, plan: str | None = None, label: str = "") -> Itera
         from vae_edge_kernels.plan import from_text
 
         given = from_text(plan)
-        whole = [network.variant(given, architecture), network.variant(given, architecture, SPREAD)]
+        whole = [network.variant(given, architecture), network.variant(given, architecture, programs)]
         for variant in whole + head.plan_variants(given, architecture):
             yield replace(variant, name=f"{variant.name}{label}")
 
@@ -120,13 +120,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--ptx", action="store_true", help="write the PTX beside the machine code")
     parser.add_argument("--network", type=Path, help="compile the network of the plan in this file, and nothing else")
+    parser.add_argument("--programs", type=int, default=SPREAD, help="that an image is spread over, where it is")
     parser.add_argument("--label", default="", help="what stands behind the names of a network's kernels")
     parser.add_argument("--only", default="*", help="compile the kernels whose names fit this pattern")
     options = parser.parse_args(arguments)
     entries = []
     try:
         plan = None if options.network is None else options.network.read_text(encoding="utf-8")
-        for variant in wanted(options.architecture, plan, options.label):
+        for variant in wanted(options.architecture, plan, options.label, options.programs):
             if not fnmatch.fnmatchcase(variant.name, options.only):
                 continue
             entry, cubin, ptx = compile_variant(variant, options.architecture)

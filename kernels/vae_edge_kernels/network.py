@@ -492,7 +492,7 @@ def variant(plan: Plan, architecture: int, programs: int = 1) -> Variant:
     types |= {"image_ptr": "*u8", "weights_ptr": activations, "areas_ptr": activations, "whitenings_ptr": "*fp16"}
     types |= {"meetings_ptr": "*i32", "images": "i32"}
     return Variant(
-        name="network" if programs == 1 else f"network_spread_{programs}",
+        name="network" if programs == 1 else "network_spread",
         operator=OPERATOR,
         function=network,
         types=types,

@@ -8,7 +8,8 @@ sm_NN) and `about`, lines of key=value in UTF-8:
     area_bytes, floats                   scratch of an image
     weights_bytes, numbers_bytes, whitenings_bytes
     class.0, class.1, ...                names
-    kernel.NN                            entry, warps and bytes of shared memory of the machine code for sm_NN
+    kernel.NN                            entry, warps, bytes of shared memory and programs an image (1) of cubin.NN
+    spread.NN                            the same of tensor spread.NN, by which several programs work on one image
 
 Its metadata are `format` and `sha256`, the digest of everything behind the header.
 """
@@ -26,10 +27,11 @@ from typing import Any
 from vae_edge.errors import KernelError
 from vae_edge.files import write_bytes
 from vae_edge_kernels import aot
-from vae_edge_kernels.plan import Plan, padded, to_text
+from vae_edge_kernels.plan import MOST_PROGRAMS, Plan, padded, to_text
 
-FORMAT = "vae-edge-network-1"
+FORMAT = "vae-edge-network-2"
 ORIN = (87,)
+POWERS = tuple(1 << n for n in range(MOST_PROGRAMS.bit_length()))
 PREFIX = 8  # bytes that hold the header's length
 
 
@@ -40,6 +42,7 @@ def write_network(
     classes: Sequence[str],
     threshold: float,
     architectures: Sequence[int] = ORIN,
+    programs: int = 1,
 ) -> None:
     """Compile a network for some GPUs and write its file.
 
@@ -49,6 +52,8 @@ def write_network(
         classes: names, as many as the network has.
         threshold: a score up to it is accepted.
         architectures: 87 is Jetson Orin; see `vae_edge_kernels.aot.ARCHITECTURES`.
+        programs: above 1, the file also has machine code by which so many programs (a power of two, at most 32) work on
+            one image, for batches that leave every one of them a multiprocessor.
 
     Raises:
         KernelError: if names do not fit the network, or it does not compile for an architecture.
@@ -69,6 +74,8 @@ def write_network(
         if found is None or found.shape != shape or found.dtype != dtype:
             came = "nothing" if found is None else f"{found.dtype} {list(found.shape)}"
             raise KernelError(f"{name} must be {np.dtype(dtype)} {list(shape)}, as the plan says; got {came}")
+    if programs not in POWERS:
+        raise KernelError(f"programs must be a power of two up to {POWERS[-1]}; got {programs}")
     if not np.isfinite(np.float32(threshold)):
         raise KernelError(f"the threshold must be a finite number; got {threshold}")
     odd = [name for name in classes if "\n" in name or "\0" in name]
@@ -88,12 +95,16 @@ def write_network(
     }
     tensors = dict(buffers)
     with tempfile.TemporaryDirectory(prefix="vae-edge-network-") as folder:
-        manifest = aot.compile_all(folder, architectures, network=to_text(given), only="network")
-        (kernel,) = manifest["kernels"]
-        for cubin in kernel["cubins"]:
-            number = cubin["architecture"]
-            about[f"kernel.{number}"] = f"{kernel['entry']} {cubin['warps']} {cubin['shared_bytes']}"
-            tensors[f"cubin.{number}"] = np.frombuffer((Path(folder) / cubin["file"]).read_bytes(), np.uint8)
+        wanted = "network*" if programs > 1 else "network"
+        manifest = aot.compile_all(folder, architectures, network=to_text(given), only=wanted, programs=programs)
+        for kernel in manifest["kernels"]:
+            alone = kernel["name"] == "network"
+            for cubin in kernel["cubins"]:
+                number = cubin["architecture"]
+                figures = f"{cubin['warps']} {cubin['shared_bytes']} {1 if alone else programs}"
+                about[f"{'kernel' if alone else 'spread'}.{number}"] = f"{kernel['entry']} {figures}"
+                code = np.frombuffer((Path(folder) / cubin["file"]).read_bytes(), np.uint8)
+                tensors[f"{'cubin' if alone else 'spread'}.{number}"] = code
     tensors["about"] = np.frombuffer("".join(f"{key}={value}\n" for key, value in about.items()).encode(), np.uint8)
     plain = save(tensors, {"format": FORMAT, "sha256": "0" * 64})
     (header,) = struct.unpack("<Q", plain[:PREFIX])

@@ -47,6 +47,7 @@ class FusedNetwork(nn.Module):
         classes: Sequence[str],
         threshold: float,
         architectures: Sequence[int] = (87,),
+        programs: int = 1,
     ) -> None:
         """Write the network file that the native library opens; see `vae_edge_kernels.network_file`.
 
@@ -54,6 +55,7 @@ class FusedNetwork(nn.Module):
             classes: names.
             threshold: a score up to it is accepted.
             architectures: of the GPUs to compile for: 87 is Jetson Orin.
+            programs: above 1 (a power of two), small batches are worked on by so many programs an image.
 
         Raises:
             KernelError: if the names do not fit, or the network does not compile for an architecture.
@@ -61,7 +63,7 @@ class FusedNetwork(nn.Module):
         from vae_edge_kernels.network_file import write_network
 
         buffers = {name: buffer.detach().cpu().contiguous().numpy() for name, buffer in self.named_buffers()}
-        write_network(path, self.plan, buffers, classes, threshold, architectures)
+        write_network(path, self.plan, buffers, classes, threshold, architectures, programs)
 
 
 def fuse(model: Any, quantized: QuantizedNetwork | None = None, light: bool = False) -> FusedNetwork:

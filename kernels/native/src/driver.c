@@ -42,6 +42,7 @@ ve_status ve_driver_open(const char *caller, ve_driver *driver) {
         {&driver->library_kernel, "cuLibraryGetKernel"},
         {&driver->kernel_set, "cuKernelSetAttribute"},
         {&driver->launch, "cuLaunchKernel"},
+        {&driver->launch_together, "cuLaunchCooperativeKernel"},
         {&driver->memory_take, "cuMemAlloc_v2"},
         {&driver->memory_give, "cuMemFree_v2"},
         {&driver->host_take, "cuMemAllocHost_v2"},

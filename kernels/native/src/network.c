@@ -8,28 +8,35 @@
 #include "error.h"
 #include "tensors.h"
 
-#define FORMAT "vae-edge-network-1"
+#define FORMAT "vae-edge-network-2"
 #define MOST_AT_ONCE 64  /* images in one launch; more are taken piece by piece */
 #define MOST_GRAPHS 16   /* batches of up to so many images each have a graph of their own */
 #define MOST_CLASSES 4096
 #define DOUBTS 3
 #define ARGUMENTS 14     /* of the kernel: eleven pointers, the number of images, and two of Triton's scratch memory */
+#define MOST_PROGRAMS 32 /* that work on one image */
 #define STATIC_LIMIT_BYTES 49152
+
+/* Machine code of the network, by which `programs` programs work on an image; `kernel` is NULL where the file has none. */
+typedef struct code {
+    CUlibrary library;
+    CUkernel kernel;
+    unsigned int threads, shared_bytes, programs;
+    void *memory;
+} code;
 
 struct ve_network {
     const ve_driver *driver;
     CUdevice device;
     CUcontext context;
-    CUlibrary library;
-    CUkernel kernel;
     CUstream stream;
-    unsigned int threads, shared_bytes;
+    int multiprocessors;
+    code alone, spread;
     ve_network_info info;
-    void *code;  /* the machine code */
     char *about; /* the file's description, in which class_names point */
     const char **names;
     size_t image_bytes;
-    CUdeviceptr weights, numbers, whitenings, images, areas, floats, answers;
+    CUdeviceptr weights, numbers, whitenings, images, areas, floats, meetings, answers;
     unsigned char *host_images;
     float *host_answers;
     CUgraphExec graphs[MOST_GRAPHS + 1];
@@ -103,48 +110,72 @@ static ve_status read_info(ve_network *network, const char *path, long *area_byt
     return VE_OK;
 }
 
-/* Of the machine codes in the file, the best for the device: "kernel.87=ENTRY WARPS SHARED_BYTES" and tensor "cubin.87". */
-static ve_status load_code(ve_network *network, const char *path, const ve_tensors *file) {
-    int major = 0, minor = 0, best = 0;
-    const ve_tensor *code = NULL;
-    char have[256] = "";
+/* The place of the tensor "KIND.NN" whose NN is the best for the device, or NULL; `have` takes the names of all of them. */
+static const ve_tensor *best_code(const ve_tensors *file, const char *kind, int device, int *architecture, char *have, size_t room) {
+    const ve_tensor *best = NULL;
+    size_t length = strlen(kind);
+    *architecture = 0;
+    for (int i = 0; i < file->count; i++) {
+        int number = 0;
+        const char *name = file->tensors[i].name;
+        if (strncmp(name, kind, length) != 0 || sscanf(name + length, ".%3d", &number) != 1) continue;
+        size_t used = strlen(have);
+        (void)snprintf(have + used, room - used, "%ssm_%d", used > 0 ? ", " : "", number);
+        if (ve_runs_on(number, device) && number > *architecture) {
+            *architecture = number;
+            best = &file->tensors[i];
+        }
+    }
+    return best;
+}
+
+/* Load machine code: tensor "cubin.87" or "spread.87", and line "KEY.87=ENTRY WARPS SHARED_BYTES PROGRAMS". */
+static ve_status load(ve_network *network, const char *path, const ve_tensor *tensor, const char *name, int architecture, code *to) {
+    char key[32], entry[128];
+    unsigned int warps = 0;
+    (void)snprintf(key, sizeof key, "%s.%d", name, architecture);
+    const char *line = value_of(network->about, key);
+    if (line == NULL || sscanf(line, "%127s %u %u %u", entry, &warps, &to->shared_bytes, &to->programs) != 4 || warps < 1 ||
+        warps > 32 || to->programs < 1 || to->programs > MOST_PROGRAMS)
+        return ve_fail(VE_ERROR_FILE, "ve_open: %s is damaged: '%s' must be an entry, warps, bytes and programs; it is '%s'.", path,
+                       key, line == NULL ? "missing" : line);
+    to->threads = 32 * warps;
+    /* The driver is not told how long the code is, and wants it aligned: it gets a copy with zeros behind it. */
+    unsigned char *copy = aligned_alloc(64, (tensor->bytes / 64 + 2) * 64);
+    if (copy == NULL) return ve_fail(VE_ERROR_OUT_OF_MEMORY, "ve_open: no memory for the machine code of %s.", path);
+    memset(copy, 0, (tensor->bytes / 64 + 2) * 64);
+    memcpy(copy, tensor->data, tensor->bytes);
+    to->memory = copy;
+    CUresult result = network->driver->library_load(&to->library, copy, NULL, NULL, 0, NULL, NULL, 0);
+    if (result == CUDA_SUCCESS) result = network->driver->library_kernel(&to->kernel, to->library, entry);
+    if (result == CUDA_SUCCESS && to->shared_bytes > STATIC_LIMIT_BYTES)
+        result = network->driver->kernel_set(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, (int)to->shared_bytes, to->kernel,
+                                             network->device);
+    return result == CUDA_SUCCESS ? VE_OK : driver_fails(network, "ve_open", "load the network's machine code", result);
+}
+
+static ve_status load_codes(ve_network *network, const char *path, const ve_tensors *file) {
+    int major = 0, minor = 0, architecture = 0;
+    char have[256] = "", unused[256] = "";
     CUresult result = network->driver->device_attribute(&major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, network->device);
     if (result == CUDA_SUCCESS)
         result = network->driver->device_attribute(&minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, network->device);
-    if (result != CUDA_SUCCESS) return driver_fails(network, "ve_open", "tell the device's capability", result);
-    for (int i = 0; i < file->count; i++) {
-        int architecture = 0;
-        if (sscanf(file->tensors[i].name, "cubin.%3d", &architecture) != 1) continue;
-        size_t used = strlen(have);
-        (void)snprintf(have + used, sizeof have - used, "%ssm_%d", used > 0 ? ", " : "", architecture);
-        if (ve_runs_on(architecture, major * 10 + minor) && architecture > best) {
-            best = architecture;
-            code = &file->tensors[i];
-        }
-    }
-    if (best == 0)
+    if (result == CUDA_SUCCESS)
+        result = network->driver->device_attribute(&network->multiprocessors, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
+                                                   network->device);
+    if (result != CUDA_SUCCESS) return driver_fails(network, "ve_open", "tell what the device is", result);
+    int device = major * 10 + minor;
+    const ve_tensor *found = best_code(file, "cubin", device, &architecture, have, sizeof have);
+    if (found == NULL)
         return ve_fail(VE_ERROR_UNSUPPORTED_DEVICE, "ve_open: %s has machine code for %s; the device is sm_%d: save it for that too.",
-                       path, have[0] ? have : "no architecture", major * 10 + minor);
-    char key[32], entry[128];
-    unsigned int warps = 0;
-    (void)snprintf(key, sizeof key, "kernel.%d", best);
-    const char *line = value_of(network->about, key);
-    if (line == NULL || sscanf(line, "%127s %u %u", entry, &warps, &network->shared_bytes) != 3 || warps < 1 || warps > 32)
-        return ve_fail(VE_ERROR_FILE, "ve_open: %s is damaged: '%s' must be an entry, warps and bytes; it is '%s'.", path, key,
-                       line == NULL ? "missing" : line);
-    network->threads = 32 * warps;
-    /* The driver is not told how long the code is, and wants it aligned: it gets a copy with zeros behind it. */
-    unsigned char *copy = aligned_alloc(64, (code->bytes / 64 + 2) * 64);
-    if (copy == NULL) return ve_fail(VE_ERROR_OUT_OF_MEMORY, "ve_open: no memory for the machine code of %s.", path);
-    memset(copy, 0, (code->bytes / 64 + 2) * 64);
-    memcpy(copy, code->data, code->bytes);
-    result = network->driver->library_load(&network->library, copy, NULL, NULL, 0, NULL, NULL, 0);
-    network->code = copy;
-    if (result == CUDA_SUCCESS) result = network->driver->library_kernel(&network->kernel, network->library, entry);
-    if (result == CUDA_SUCCESS && network->shared_bytes > STATIC_LIMIT_BYTES)
-        result = network->driver->kernel_set(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, (int)network->shared_bytes,
-                                             network->kernel, network->device);
-    return result == CUDA_SUCCESS ? VE_OK : driver_fails(network, "ve_open", "load the network's machine code", result);
+                       path, have[0] ? have : "no architecture", device);
+    ve_status status = load(network, path, found, "kernel", architecture, &network->alone);
+    if (status == VE_OK && network->alone.programs != 1)
+        return ve_fail(VE_ERROR_FILE, "ve_open: %s is damaged: 'kernel.%d' must be of 1 program; it is of %u.", path, architecture,
+                       network->alone.programs);
+    if (status == VE_OK && (found = best_code(file, "spread", device, &architecture, unused, sizeof unused)) != NULL)
+        status = load(network, path, found, "spread", architecture, &network->spread);
+    return status;
 }
 
 /* A tensor of the file in device memory. */
@@ -169,6 +200,8 @@ static ve_status warm_up(ve_network *network);
 
 static size_t answer_count(const ve_network *network) { return (size_t)network->info.classes + 2 + DOUBTS; }
 
+static const int32_t nobody_yet[MOST_AT_ONCE]; /* how many programs have come together, for each image worked on */
+
 /* All memory that classifying needs. */
 static ve_status take_memory(ve_network *network, size_t area_bytes, size_t floats) {
     const ve_driver *driver = network->driver;
@@ -178,6 +211,10 @@ static ve_status take_memory(ve_network *network, size_t area_bytes, size_t floa
     if (result == CUDA_SUCCESS) result = driver->memory_take(&network->areas, MOST_AT_ONCE * area_bytes);
     if (result == CUDA_SUCCESS) result = driver->memory_take(&network->floats, MOST_AT_ONCE * floats * sizeof(float));
     if (result == CUDA_SUCCESS) result = driver->memory_take(&network->answers, answers);
+    if (result == CUDA_SUCCESS) result = driver->memory_take(&network->meetings, sizeof nobody_yet);
+    if (result == CUDA_SUCCESS)
+        result = driver->copy(network->meetings, (CUdeviceptr)(uintptr_t)nobody_yet, sizeof nobody_yet, network->stream);
+    if (result == CUDA_SUCCESS) result = driver->stream_wait(network->stream);
     if (result == CUDA_SUCCESS) result = driver->host_take(&host[0], MOST_AT_ONCE * network->image_bytes);
     network->host_images = host[0];
     if (result == CUDA_SUCCESS) result = driver->host_take(&host[1], answers);
@@ -190,7 +227,7 @@ static ve_status fill(ve_network *network, const char *path, const ve_tensors *f
     long area_bytes = 0, floats = 0;
     ve_status status = read_about(network, path, file);
     if (status == VE_OK) status = read_info(network, path, &area_bytes, &floats);
-    if (status == VE_OK) status = load_code(network, path, file);
+    if (status == VE_OK) status = load_codes(network, path, file);
     if (status != VE_OK) return status;
     CUresult result = network->driver->stream_make(&network->stream, CU_STREAM_NON_BLOCKING);
     if (result != CUDA_SUCCESS) return driver_fails(network, "ve_open", "make a stream", result);
@@ -242,25 +279,33 @@ ve_status ve_open(const char *path, int device, ve_network **made) {
     return status;
 }
 
+static void end_graphs(ve_network *network) {
+    for (int i = 0; i <= MOST_GRAPHS; i++) {
+        if (network->graphs[i] != NULL) (void)network->driver->graph_ready_end(network->graphs[i]);
+        network->graphs[i] = NULL;
+    }
+}
+
 ve_status ve_close(ve_network *network) {
     if (network == NULL) return VE_OK;
     const ve_driver *driver = network->driver;
     if (network->context != NULL) {
         int inside = driver->context_push(network->context) == CUDA_SUCCESS;
-        for (int i = 0; i <= MOST_GRAPHS; i++)
-            if (network->graphs[i] != NULL) (void)driver->graph_ready_end(network->graphs[i]);
+        end_graphs(network);
         const CUdeviceptr memory[] = {network->weights, network->numbers, network->whitenings, network->images,
-                                      network->areas,   network->floats,  network->answers};
+                                      network->areas,   network->floats,  network->answers,    network->meetings};
         for (size_t i = 0; i < sizeof memory / sizeof *memory; i++)
             if (memory[i] != 0) (void)driver->memory_give(memory[i]);
         if (network->host_images != NULL) (void)driver->host_give(network->host_images);
         if (network->host_answers != NULL) (void)driver->host_give(network->host_answers);
         if (network->stream != NULL) (void)driver->stream_end(network->stream);
-        if (network->library != NULL) (void)driver->library_unload(network->library);
+        if (network->alone.library != NULL) (void)driver->library_unload(network->alone.library);
+        if (network->spread.library != NULL) (void)driver->library_unload(network->spread.library);
         if (inside) leave(network);
         (void)driver->primary_release(network->device);
     }
-    free(network->code);
+    free(network->alone.memory);
+    free(network->spread.memory);
     free(network->about);
     free(network->names);
     free(network);
@@ -273,19 +318,30 @@ ve_status ve_describe(const ve_network *network, ve_network_info *info) {
     return VE_OK;
 }
 
+/* The machine code for so many images: spread where all its programs have a multiprocessor of their own. */
+static const code *code_for(const ve_network *network, int n) {
+    int fits = network->spread.kernel != NULL && (unsigned int)n * network->spread.programs <= (unsigned int)network->multiprocessors;
+    return fits ? &network->spread : &network->alone;
+}
+
 /* Start the kernel on n images at `images`; the answers lie one field behind the other. */
 static CUresult start(const ve_network *network, CUdeviceptr images, int n) {
     size_t k = (size_t)network->info.classes, count = (size_t)n;
     CUdeviceptr angles = network->answers + count * k * sizeof(float), scores = angles + count * sizeof(float);
     CUdeviceptr doubts = scores + count * sizeof(float), nothing = 0;
-    CUdeviceptr meetings = 0; /* of several programs that work on one image: here there is one */
+    CUdeviceptr meetings = network->meetings;
     CUdeviceptr from = images, weights = network->weights, numbers = network->numbers, whitenings = network->whitenings;
     CUdeviceptr areas = network->areas, floats = network->floats, probabilities = network->answers;
     int32_t number = n;
     void *arguments[ARGUMENTS] = {&from,          &weights, &numbers, &whitenings, &areas,  &floats,  &meetings,
                                   &probabilities, &angles,  &scores,  &doubts,     &number, &nothing, &nothing};
-    return network->driver->launch((CUfunction)network->kernel, (unsigned int)n, 1, 1, network->threads, 1, 1,
-                                   network->shared_bytes, network->stream, arguments, NULL);
+    const code *with = code_for(network, n);
+    CUfunction function = (CUfunction)with->kernel;
+    if (with->programs > 1)
+        return network->driver->launch_together(function, (unsigned int)n, with->programs, 1, with->threads, 1, 1,
+                                                with->shared_bytes, network->stream, arguments);
+    return network->driver->launch(function, (unsigned int)n, 1, 1, with->threads, 1, 1, with->shared_bytes, network->stream,
+                                   arguments, NULL);
 }
 
 static CUresult record(const ve_network *network, int n) {
@@ -317,13 +373,27 @@ static CUresult graph_of(ve_network *network, int n, CUgraphExec *graph) {
     return CUDA_SUCCESS;
 }
 
-/* One run, since the driver may load code only when it is first launched; then every graph, so that no call has to make one. */
-static ve_status warm_up(ve_network *network) {
-    memset(network->host_images, 0, MOST_AT_ONCE * network->image_bytes);
-    CUresult result = record(network, 1);
-    if (result == CUDA_SUCCESS) result = network->driver->stream_wait(network->stream);
+/* One run of each machine code, since the driver may load code only when it is first launched; then every graph, so that no
+ * call has to make one. */
+static CUresult run_all(ve_network *network) {
+    CUresult result = record(network, MOST_AT_ONCE);
+    if (result == CUDA_SUCCESS) result = record(network, 1);
+    CUresult waited = network->driver->stream_wait(network->stream);
+    if (result == CUDA_SUCCESS) result = waited;
     CUgraphExec graph = NULL;
     for (int n = 1; n <= MOST_GRAPHS && result == CUDA_SUCCESS; n++) result = graph_of(network, n, &graph);
+    return result;
+}
+
+/* Where the device cannot run several programs for an image together, each image has one. */
+static ve_status warm_up(ve_network *network) {
+    memset(network->host_images, 0, MOST_AT_ONCE * network->image_bytes);
+    CUresult result = run_all(network);
+    if (result != CUDA_SUCCESS && network->spread.kernel != NULL) {
+        network->spread.kernel = NULL;
+        end_graphs(network);
+        result = run_all(network);
+    }
     return result == CUDA_SUCCESS ? VE_OK : driver_fails(network, "ve_open", "run the network", result);
 }
 

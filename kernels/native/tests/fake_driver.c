@@ -11,7 +11,7 @@
 #define MOST_OPERATIONS 16
 #define MOST_STREAMS 64
 
-enum { INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, NO_BINARY = 209, NOT_FOUND = 500 };
+enum { INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, NO_BINARY = 209, NOT_FOUND = 500, TOO_LARGE = 720 };
 enum { ATTRIBUTE_REQUIRED_THREADS = 0x10, ATTRIBUTE_PARAMETER = 0x17, FORMAT_SIZED = 4 };
 
 typedef struct library {
@@ -102,7 +102,11 @@ EXPORT int cuDeviceGet(int *device, int ordinal) {
 }
 
 EXPORT int cuDeviceGetAttribute(int *value, int attribute, int device) {
-    if (device < FAKE_FIRST_HANDLE || (attribute != 75 && attribute != 76)) return INVALID_VALUE;
+    if (device < FAKE_FIRST_HANDLE || (attribute != 16 && attribute != 75 && attribute != 76)) return INVALID_VALUE;
+    if (attribute == 16) {
+        *value = number("FAKE_MULTIPROCESSORS", 16);
+        return 0;
+    }
     int capability = number("FAKE_CC", 87);
     *value = attribute == 75 ? capability / 10 : capability % 10;
     return 0;
@@ -213,16 +217,34 @@ EXPORT int cuKernelSetAttribute(int attribute, int value, kernel *which, int dev
 static stream *streams[MOST_STREAMS];
 static int do_or_record(operation what, void *where);
 
+static int launch_kernel(kernel *which, int together, unsigned int gx, unsigned int gy, unsigned int gz, unsigned int bx,
+                         unsigned int by, unsigned int bz, unsigned int shared_bytes, void *stream, void **arguments);
+
 EXPORT int cuLaunchKernel(kernel *which, unsigned int gx, unsigned int gy, unsigned int gz, unsigned int bx,
                           unsigned int by, unsigned int bz, unsigned int shared_bytes, void *stream, void **arguments,
                           void **extra) {
+    if (extra != NULL) return INVALID_VALUE;
+    return launch_kernel(which, 0, gx, gy, gz, bx, by, bz, shared_bytes, stream, arguments);
+}
+
+/* There is room for one program on each multiprocessor. */
+EXPORT int cuLaunchCooperativeKernel(kernel *which, unsigned int gx, unsigned int gy, unsigned int gz, unsigned int bx,
+                                     unsigned int by, unsigned int bz, unsigned int shared_bytes, void *stream,
+                                     void **arguments) {
+    if (gx * gy * gz > (unsigned int)number("FAKE_ROOM", number("FAKE_MULTIPROCESSORS", 16))) return TOO_LARGE;
+    return launch_kernel(which, 1, gx, gy, gz, bx, by, bz, shared_bytes, stream, arguments);
+}
+
+static int launch_kernel(kernel *which, int together, unsigned int gx, unsigned int gy, unsigned int gz, unsigned int bx,
+                         unsigned int by, unsigned int bz, unsigned int shared_bytes, void *stream, void **arguments) {
     int error = number("FAKE_LAUNCH_ERROR", 0);
     if (error != 0) return error;
     if (current() == NULL || *current() == 0) return INVALID_CONTEXT;
-    if (!which->from->loaded || extra != NULL || bx * by * bz != which->required_threads) return INVALID_VALUE;
+    if (!which->from->loaded || bx * by * bz != which->required_threads) return INVALID_VALUE;
     fake_launch launch = {.architecture = which->from->architecture,
                           .image = which->from->image,
                           .device = fake_current(),
+                          .together = together,
                           .grid = {gx, gy, gz},
                           .block = {bx, by, bz},
                           .shared_bytes = shared_bytes,

@@ -3,7 +3,8 @@
  * It is built as libcuda.so.1 in a folder of its own, which tests put on the loader's path. From each machine code (ELF) it reads
  * the architecture and the parameters that the entry takes, and it copies exactly those from a launch: so a launch that passes
  * too few, too many or wrongly sized arguments shows. Environment: FAKE_CC (compute capability, 87), FAKE_DEVICES (how many),
- * FAKE_INIT_ERROR and FAKE_LAUNCH_ERROR (codes to return).
+ * FAKE_INIT_ERROR and FAKE_LAUNCH_ERROR (codes to return), FAKE_MULTIPROCESSORS (16), FAKE_ROOM (programs of a cooperative launch
+ * that there is room for: one on each multiprocessor).
  */
 #ifndef VE_FAKE_DRIVER_H
 #define VE_FAKE_DRIVER_H
@@ -18,6 +19,7 @@ typedef struct fake_launch {
     int architecture;  /* of the machine code */
     const void *image; /* the machine code itself */
     int device;       /* handle of the device of the context that was current */
+    int together; /* whether it was a cooperative launch */
     unsigned int grid[3], block[3], shared_bytes;
     void *stream;
     int parameter_count; /* as the machine code says */

@@ -1,6 +1,6 @@
 """Writes a network file for the tests in C: a small plan, numbers that are all zero, real machine code.
 
-python make_network.py FILE ARCHITECTURE
+python make_network.py FILE ARCHITECTURE PROGRAMS
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from vae_edge_kernels.network_file import write_network
 from vae_edge_kernels.plan import make_plan, padded
 
 
-def main(path: str, architecture: int) -> None:
+def main(path: str, architecture: int, programs: int) -> None:
     """Write the file."""
     plan = make_plan(
         sides=[28, 14, 7, 4],
@@ -35,8 +35,8 @@ def main(path: str, architecture: int) -> None:
         "numbers": np.zeros(plan.numbers_size, np.float32),
         "whitenings": np.zeros((3, 4, padded(4)), np.float16),
     }
-    write_network(path, plan, buffers, ["one", "t=wo", "drei äöü"], 0.5, (architecture,))
+    write_network(path, plan, buffers, ["one", "t=wo", "drei äöü"], 0.5, (architecture,), programs)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

@@ -17,13 +17,21 @@ static int side, channels, classes;
 static uint8_t images[MOST * 64 * 64 * 3];
 static float probabilities[MOST * 64], angles[MOST], scores[MOST], doubts[MOST * 3];
 
+/* Programs that work on one image, in a file that has machine code for that. */
+#define MULTIPROCESSORS 16
+static int programs;
+
 /* In the network's place: answers that say which image they belong to. */
 static void answer(const fake_launch *launch) {
-    CHECK(launch->parameter_count == 12 && launch->grid[1] == 1 && launch->grid[2] == 1);
-    CHECK(launch->values[10] == 0 && launch->values[11] == 0);
+    int spread = launch->grid[0] * (unsigned int)programs <= MULTIPROCESSORS && programs > 1 && getenv("FAKE_ROOM") == NULL;
+    CHECK(launch->parameter_count == 14 && launch->grid[2] == 1);
+    CHECK(launch->together == spread && launch->grid[1] == (spread ? (unsigned int)programs : 1));
+    CHECK(launch->sizes[11] == 4 && launch->values[11] == launch->grid[0] && launch->values[12] == 0 && launch->values[13] == 0);
+    const int32_t *meetings = (const int32_t *)(uintptr_t)launch->values[6];
+    for (unsigned int n = 0; n < launch->grid[0]; n++) CHECK(meetings[n] == 0);
     const uint8_t *image = (const uint8_t *)(uintptr_t)launch->values[0];
-    float *first = (float *)(uintptr_t)launch->values[6], *angle = (float *)(uintptr_t)launch->values[7];
-    float *score = (float *)(uintptr_t)launch->values[8], *doubt = (float *)(uintptr_t)launch->values[9];
+    float *first = (float *)(uintptr_t)launch->values[7], *angle = (float *)(uintptr_t)launch->values[8];
+    float *score = (float *)(uintptr_t)launch->values[9], *doubt = (float *)(uintptr_t)launch->values[10];
     for (unsigned int n = 0; n < launch->grid[0]; n++) {
         float mark = image[(size_t)n * (size_t)(side * side * channels)];
         for (int k = 0; k < classes; k++) first[n * (unsigned int)classes + (unsigned int)k] = mark + (float)k / 1000.0f;
@@ -61,7 +69,7 @@ static void write_damaged(const char *from, const char *to, long at, long length
 static void check_refusals(const char *path, const char *folder) {
     ve_network *network = NULL;
     char damaged[512];
-    (void)snprintf(damaged, sizeof damaged, "%s/damaged.ve", folder);
+    (void)snprintf(damaged, sizeof damaged, "%s/damaged-%ld.ve", folder, (long)getpid());
     CHECK_FAILS(ve_open(NULL, 0, &network), VE_ERROR_INVALID_ARGUMENT, "must not be NULL");
     CHECK_FAILS(ve_open(path, -1, &network), VE_ERROR_INVALID_ARGUMENT, "device is -1");
     CHECK_FAILS(ve_open(path, 7, &network), VE_ERROR_NO_DEVICE, "no CUDA device number 7");
@@ -86,7 +94,7 @@ static void check_refusals(const char *path, const char *folder) {
     CHECK(setenv("FAKE_CC", "75", 1) == 0);
     CHECK_FAILS(ve_open(path, 0, &network), VE_ERROR_UNSUPPORTED_DEVICE, "the device is sm_75");
     CHECK(setenv("FAKE_CC", own, 1) == 0);
-    for (int room = 0; room < 7; room++) {
+    for (int room = 0; room < 8; room++) {
         char text[8];
         (void)snprintf(text, sizeof text, "%d", room);
         CHECK(setenv("FAKE_MEMORY", text, 1) == 0);
@@ -125,7 +133,8 @@ static void check_device_pointers(ve_network *network) {
 }
 
 int main(int count, char **values) {
-    CHECK(count == 3 && getenv("FAKE_CC") != NULL);
+    CHECK(count == 4 && getenv("FAKE_CC") != NULL);
+    programs = atoi(values[3]);
     check_refusals(values[1], values[2]);
     ve_network *network = NULL;
     ve_network_info info;
