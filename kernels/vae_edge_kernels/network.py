@@ -479,9 +479,9 @@ def configured(plan: Plan, architecture: int | None, programs: int = 1) -> tuple
     """The plan with its tiles, and what else the kernel's configuration on an architecture says."""
     kernel = f"{'int8' if plan.int8 else 'fp16'}{'_spread' if programs > 1 else ''}"
     chosen = dict(configurations.choose(OPERATOR, kernel, architecture))
-    tile = [chosen.pop(name) for name in ("ROWS", "COLUMNS", "DEPTH", "TILE", "CALLS")]
+    rows, columns, depth, size, calls = (chosen.pop(name) for name in ("ROWS", "COLUMNS", "DEPTH", "TILE", "CALLS"))
     pairs = paired(architecture) if plan.int8 else 0
-    return tiled(plan, *tile, pairs, programs), chosen
+    return tiled(plan, rows, columns, depth, size, calls, pairs, programs), chosen
 
 
 def variant(plan: Plan, architecture: int, programs: int = 1) -> Variant:

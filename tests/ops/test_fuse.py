@@ -145,6 +145,8 @@ def test_what_does_not_fit_is_refused_by_name(checkpoint: Checkpoint, bundle: Pa
         fused(torch.zeros(1, 32, 32, 1, dtype=torch.uint8))
     with pytest.raises(KernelError, match="network expects weights in float16; got int8"):
         network(images, fused.weights.to(torch.int8), fused.numbers, fused.whitenings, fused.text)
+    with pytest.raises(KernelError, match="network expects programs as a power of two up to 32; got 3"):
+        network(images, fused.weights, fused.numbers, fused.whitenings, fused.text, 3)
     with pytest.raises(KernelError, match="fuse expects an AngleVAE; got Linear"):
         fuse(torch.nn.Linear(2, 2))
     with pytest.raises(KernelError, match=r"layer pose\.trunk\.layers\.1\.0 is missing|layer \S+ is missing"):

@@ -28,8 +28,9 @@ class FusedNetwork(nn.Module):
     numbers: Tensor
     whitenings: Tensor
 
-    def __init__(self, packed: Packed) -> None:
+    def __init__(self, packed: Packed, programs: int = 1) -> None:
         super().__init__()
+        self.programs = programs
         self.plan, self.text, self._scalars = packed.plan, to_text(packed.plan), packed.numbers.cpu()
         self.register_buffer("weights", packed.weights)
         self.register_buffer("numbers", packed.numbers)
@@ -38,7 +39,8 @@ class FusedNetwork(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Answers to a batch, in one launch or, where there are many images, in one a layer."""
         if image.shape[0] <= ONE_LAUNCH_UP_TO:
-            return network(image, self.weights, self.numbers, self.whitenings, self.text)
+            programs = self.programs if image.shape[0] == 1 else 1
+            return network(image, self.weights, self.numbers, self.whitenings, self.text, programs)
         return by_layers(self.plan, image, self.weights, self.numbers, self.whitenings, self._scalars)
 
     def save(
@@ -47,15 +49,15 @@ class FusedNetwork(nn.Module):
         classes: Sequence[str],
         threshold: float,
         architectures: Sequence[int] = (87,),
-        programs: int = 1,
     ) -> None:
         """Write the network file that the native library opens; see `vae_edge_kernels.network_file`.
+
+        With `programs` above 1 it also has machine code by which so many work on an image.
 
         Args:
             classes: names.
             threshold: a score up to it is accepted.
             architectures: of the GPUs to compile for: 87 is Jetson Orin.
-            programs: above 1 (a power of two), small batches are worked on by so many programs an image.
 
         Raises:
             KernelError: if the names do not fit, or the network does not compile for an architecture.
@@ -63,10 +65,10 @@ class FusedNetwork(nn.Module):
         from vae_edge_kernels.network_file import write_network
 
         buffers = {name: buffer.detach().cpu().contiguous().numpy() for name, buffer in self.named_buffers()}
-        write_network(path, self.plan, buffers, classes, threshold, architectures, programs)
+        write_network(path, self.plan, buffers, classes, threshold, architectures, self.programs)
 
 
-def fuse(model: Any, quantized: QuantizedNetwork | None = None, light: bool = False) -> FusedNetwork:
+def fuse(model: Any, quantized: QuantizedNetwork | None = None, light: bool = False, programs: int = 1) -> FusedNetwork:
     """The network of inference.
 
     Args:
@@ -74,6 +76,7 @@ def fuse(model: Any, quantized: QuantizedNetwork | None = None, light: bool = Fa
         quantized: its int8 layers, as `vae_edge.export.layers.read_layers` reads them from a quantized file; without
             them the network is fp16.
         light: whether the score is the one without the reconstruction.
+        programs: that work together on CUDA where there is one image alone; a power of two.
 
     Raises:
         KernelError: if the model is none of ours, or layers are missing.
@@ -81,4 +84,4 @@ def fuse(model: Any, quantized: QuantizedNetwork | None = None, light: bool = Fa
     if not all(hasattr(model, name) for name in ("config", "encoder", "classifier", "decoder", "score")):
         raise KernelError(f"fuse expects an AngleVAE; got {type(model).__name__}.")
     with torch.no_grad():
-        return FusedNetwork(pack(model, quantized, light))
+        return FusedNetwork(pack(model, quantized, light), programs)

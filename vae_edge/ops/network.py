@@ -11,19 +11,20 @@ from torch import Tensor
 from vae_edge_kernels import plan as plans
 from vae_edge_kernels.plan import Layer, Plan, padded
 
+from vae_edge.errors import KernelError
 from vae_edge.ops.checks import expect, launcher
 from vae_edge.ops.convolution import MOST_FIRST, convolution, first_convolution
 from vae_edge.ops.convolution_int8 import convolution_int8, first_convolution_int8, to_int8
 from vae_edge.ops.head import POSE, content_head, linear_of, means, plan_from, pose_head, reconstruction_error
 from vae_edge.ops.turn import turn_pixels
 
-PLACES = 512  # images that are worked on at a time, each with scratch of its own
+PLACES = 2  # programs on a multiprocessor: so many images are worked on at a time, each with scratch of its own
 DOUBTS = slice(3, 6)  # of a pose: concentration, second-best angle, its share
 
 
 @torch.library.custom_op("vae_edge::network", mutates_args=(), device_types="cpu")
 def network(
-    image: Tensor, weights: Tensor, numbers: Tensor, whitenings: Tensor, plan: str
+    image: Tensor, weights: Tensor, numbers: Tensor, whitenings: Tensor, plan: str, programs: int = 1
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images to answers.
 
@@ -31,23 +32,25 @@ def network(
         image: uint8 [N, S, S, C].
         weights, numbers, whitenings: as `vae_edge.ops.packing.pack` makes them.
         plan: what `vae_edge_kernels.plan.to_text` makes of their plan.
+        programs: that work on one image on CUDA, a power of two; so many for each image must fit on the GPU at once.
 
     Returns:
         Float32: probabilities [N, K]; angle [N] in radians; score [N]; doubts [N, 3]: concentration, second-best angle
         and its share (zeros without a pose trunk).
     """
-    given = _check(image, weights, numbers, whitenings, plan)
+    given = _check(image, weights, numbers, whitenings, plan, programs)
     return by_layers(given, image, weights, numbers, whitenings)
 
 
 @network.register_kernel("cuda")
 def _network_cuda(
-    image: Tensor, weights: Tensor, numbers: Tensor, whitenings: Tensor, plan: str
+    image: Tensor, weights: Tensor, numbers: Tensor, whitenings: Tensor, plan: str, programs: int = 1
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    given = _check(image, weights, numbers, whitenings, plan)
+    given = _check(image, weights, numbers, whitenings, plan, programs)
     n = len(image)
     buffers = [buffer.contiguous() for buffer in (weights, numbers, whitenings)]
-    places = min(n, PLACES)
+    multiprocessors = torch.cuda.get_device_properties(image.device).multi_processor_count
+    places = max(1, min(n, PLACES * multiprocessors // programs))
     areas, floats = weights.new_empty((places, 2, given.area)), numbers.new_empty((places, given.floats))
     meetings = weights.new_zeros((places,), dtype=torch.int32)
     probabilities, angle, score, doubts = (
@@ -55,16 +58,16 @@ def _network_cuda(
     )
     with torch.cuda.device(image.device):
         launcher("network", "network").forward(
-            given, image.contiguous(), *buffers, areas, floats, meetings, probabilities, angle, score, doubts
+            given, image.contiguous(), *buffers, areas, floats, meetings, probabilities, angle, score, doubts, programs
         )
     return probabilities, angle, score, doubts
 
 
 @network.register_fake
 def _network_fake(
-    image: Tensor, weights: Tensor, numbers: Tensor, whitenings: Tensor, plan: str
+    image: Tensor, weights: Tensor, numbers: Tensor, whitenings: Tensor, plan: str, programs: int = 1
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    given = _check(image, weights, numbers, whitenings, plan)
+    given = _check(image, weights, numbers, whitenings, plan, programs)
     n = image.shape[0]
     first, second, third, fourth = (numbers.new_empty(shape) for shape in ((n, given.classes), (n,), (n,), (n, 3)))
     return first, second, third, fourth
@@ -208,8 +211,10 @@ def _pads(layer: Layer) -> tuple[int, int]:
     return layer.taps // 2, layer.taps // 2
 
 
-def _check(image: Tensor, weights: Tensor, numbers: Tensor, whitenings: Tensor, plan: str) -> Plan:
+def _check(image: Tensor, weights: Tensor, numbers: Tensor, whitenings: Tensor, plan: str, programs: int) -> Plan:
     operator, given = "network", plan_from(plan)
+    if not 1 <= programs <= plans.MOST_PROGRAMS or programs & (programs - 1):
+        raise KernelError(f"{operator} expects programs as a power of two up to {plans.MOST_PROGRAMS}; got {programs}.")
     shape = (None, given.side, given.side, given.channels)
     expect(operator, "image", image, "N S S C", (torch.uint8,), image, shape)
     dtype = torch.int8 if given.int8 else torch.float16
