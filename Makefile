@@ -14,8 +14,10 @@ comma := ,
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := torch>=2.10,<2.14
+OLDEST := $(VENV)-oldest-triton
+KERNEL_TESTS := tests/kernels/test_aot.py tests/kernels/test_cases.py tests/ops/test_convolutions.py
 
-.PHONY: quickstart test test-fast lint format native install clean
+.PHONY: quickstart test test-fast test-oldest-triton lint format native install clean
 
 quickstart: install
 	$(BIN)/vae-edge quickstart
@@ -25,6 +27,10 @@ test: install
 
 test-fast: install
 	$(BIN)/python -m pytest -m "not slow"
+
+# The kernels' tests once more, with the oldest Triton that is supported. Its interpreter wants NumPy below 2.4.
+test-oldest-triton: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest $(KERNEL_TESTS)
 
 lint: install
 	$(BIN)/ruff check .
@@ -52,5 +58,14 @@ $(STAMP): pyproject.toml
 	$(PIP) install --quiet --progress-bar off --editable ".[$(EXTRAS)]"
 	touch $@
 
+$(OLDEST)/.installed: pyproject.toml
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off \
+	  $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	$(OLDEST)/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off \
+	  "triton==3.6.*" "numpy<2.4" pillow safetensors onnx onnxruntime pytest pytest-timeout hypothesis
+	$(OLDEST)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --editable .
+	touch $@
+
 clean:
-	rm -rf build $(VENV)
+	rm -rf build $(VENV) $(OLDEST)

@@ -244,8 +244,9 @@ def content_head(
     first, third and fourth are not read.
     """
     n = tl.program_id(0).to(tl.int64)
-    klass = tl.arange(0, S.classes)
-    logits = tl.zeros((S.classes,), dtype=tl.float32)
+    CLASSES: tl.constexpr = S.classes
+    klass = tl.arange(0, CLASSES)
+    logits = tl.zeros((CLASSES,), dtype=tl.float32)
     doubt = 0.0
     if P.bins > 0:
         logits = tl.load(logits_ptr + n * P.classes + klass, mask=klass < P.classes, other=0.0)

@@ -193,8 +193,9 @@ def know_pose(
 @triton.jit
 def know_no_pose(floats_ptr, angle_ptr, doubts_ptr, part, P: tl.constexpr, S: tl.constexpr):
     """What stands in the place of a pose: upright, with nothing to say about it."""
-    klass = tl.arange(0, S.classes)
-    tl.store(floats_ptr + P.scratch.logits + klass, tl.zeros((S.classes,), dtype=tl.float32), mask=klass < P.classes)
+    CLASSES: tl.constexpr = S.classes
+    klass = tl.arange(0, CLASSES)
+    tl.store(floats_ptr + P.scratch.logits + klass, tl.zeros((CLASSES,), dtype=tl.float32), mask=klass < P.classes)
     tl.store(floats_ptr + P.scratch.pose, 1.0)
     tl.store(floats_ptr + P.scratch.pose + 1, 0.0)
     tl.store(floats_ptr + P.scratch.pose + 2, 0.0)
@@ -207,11 +208,12 @@ def know_no_pose(floats_ptr, angle_ptr, doubts_ptr, part, P: tl.constexpr, S: tl
 @triton.jit
 def add_sums(sums_ptr, means_ptr, P: tl.constexpr, S: tl.constexpr, FROM: tl.constexpr, COUNT: tl.constexpr):
     """The means by channel of a trunk's tapped layer, from the sums of its tiles."""
-    channel = tl.arange(0, S.taps)
+    TAPS: tl.constexpr = S.taps
+    channel = tl.arange(0, TAPS)
     for i in tl.static_range(FROM, FROM + COUNT):
         if P.layers[i].tap:
             PIXELS: tl.constexpr = P.layers[i].out_side * P.layers[i].out_side
-            total = tl.zeros((S.taps,), dtype=tl.float32)
+            total = tl.zeros((TAPS,), dtype=tl.float32)
             for down in range(0, (PIXELS + P.layers[i].rows - 1) // P.layers[i].rows):
                 at = down * P.layers[i].outputs + channel
                 total += tl.load(sums_ptr + at, mask=channel < P.layers[i].outputs, other=0.0)

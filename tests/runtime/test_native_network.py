@@ -35,7 +35,8 @@ def run(built: Path, code: str, **more: str) -> subprocess.CompletedProcess[str]
     environment = {**os.environ, "LD_LIBRARY_PATH": path, "FAKE_CC": "87", **more}
     environment["VAE_EDGE_NATIVE"] = str(built / "lib/libvae_edge_kernels.so")
     before = (
-        f"import numpy as np\nfrom vae_edge.runtime.native import NativeNetwork\nfile = {str(tests / 'network_1.ve')!r}\n"
+        "import numpy as np\nfrom vae_edge.runtime.native import NativeNetwork\n"
+        f"file = {str(tests / 'network_1.ve')!r}\n"
     )
     code = before + code
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
