@@ -58,7 +58,7 @@ $(STAMP): pyproject.toml
 	$(PIP) install --quiet --progress-bar off --editable ".[$(EXTRAS)]"
 	touch $@
 
-$(OLDEST)/.installed: pyproject.toml
+$(OLDEST)/.installed: pyproject.toml Makefile
 	$(PYTHON) -m venv --clear $(OLDEST)
 	$(OLDEST)/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off \
 	  $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"

@@ -1,10 +1,11 @@
-"""Measure every kernel against PyTorch, `torch.compile` and cuDNN: first that it is right, then how long it takes.
+"""Measure the kernels against PyTorch, `torch.compile` and cuDNN: first that it is right, then how long it takes.
 
     python bench/kernels.py [--only 'convolution_*'] [--no-large] [--seconds 420] [--out bench/results]
     python bench/kernels.py --check [--most 32]
     python bench/kernels.py --plot bench/results/kernels-nvidia-h100.csv
 
-Shapes are the presets' layers at batch 1, 32 and 256, and some large ones. Times are medians of
+Shapes are the presets' layers at batch 1, 32 and 256, and some large ones. The rivals of int8 and fp8 convolutions, and
+of networks in int8, are in float16. Times are medians of
 `triton.testing.do_bench_cudagraph`: what the GPU needs, launches out of a CUDA graph, for ours and for the others.
 Writes `kernels-<device>.csv`; after --seconds nothing more is compiled by `torch.compile`, and what it would have shown
 stays empty. With --check only the results are looked at, which Triton's interpreter can do too (TRITON_INTERPRET=1).
@@ -33,10 +34,22 @@ from vae_edge.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
 FIELDS = (
-    *("kernel", "layer", "batch", "error", "ours_us", "eager_us", "compiled_us", "cudnn_us", "layers_us"),
+    *(
+        "kernel",
+        "layer",
+        "batch",
+        "error",
+        "ours_us",
+        "eager_us",
+        "compiled_us",
+        "cudnn_us",
+        "cudnn_fp16_us",
+        "layers_us",
+    ),
     *("gb_per_s", "tflop_per_s"),
 )
-RIVALS = {"eager": "eager_us", "cudnn": "cudnn_us", "cudnn fp16": "cudnn_us", "layer by layer": "layers_us"}
+RIVALS = {"eager": "eager_us", "cudnn": "cudnn_us", "cudnn fp16": "cudnn_fp16_us", "layer by layer": "layers_us"}
+TIMES = tuple(name for name in FIELDS if name.endswith("_us") and name != "ours_us")
 
 
 def median_us(function: Callable[[], object]) -> float:
@@ -47,8 +60,8 @@ def median_us(function: Callable[[], object]) -> float:
         return 1000.0 * float(do_bench_cudagraph(function, return_mode="median"))
 
 
-def measure(case: Case, compile_until: float) -> dict[str, Any]:
-    """A line of results.
+def measure(case: Case, compile_until: float, show: Callable[[str], object]) -> dict[str, Any]:
+    """A line of results. A rival that fails has no time, and its error is shown: this is about ours.
 
     Raises:
         KernelError: if the kernel's result is too far from what it should be.
@@ -58,10 +71,15 @@ def measure(case: Case, compile_until: float) -> dict[str, Any]:
     ours = median_us(run.ours)
     line: dict[str, Any] = {"kernel": case.kernel, "layer": case.layer, "batch": case.batch, "error": error}
     line |= {"ours_us": ours, "gb_per_s": run.moved / ours / 1e3, "tflop_per_s": 2 * run.macs / ours / 1e6}
-    for name, rival in run.rivals.items():
-        line[RIVALS[name]] = median_us(rival)
+    rivals = {RIVALS[name]: lambda rival=rival: rival for name, rival in run.rivals.items()}
     if run.compile is not None and time.monotonic() < compile_until:
-        line["compiled_us"] = median_us(compiled(run, case))
+        rivals["compiled_us"] = lambda: compiled(run, case)
+    for name, made in rivals.items():
+        try:
+            line[name] = median_us(made())
+        except Exception as error:  # noqa: PERF203 - whatever PyTorch raises, shown
+            show(f"{case.kernel}, {case.layer}, {case.batch}: {name} failed: {str(error).splitlines()[:1]}")
+            torch.cuda.synchronize()
     return line
 
 
@@ -86,14 +104,17 @@ def compiled(run: Run, case: Case) -> Callable[[], Any]:
     return function
 
 
-def measure_all(chosen: Iterable[Case], seconds: float, show: Callable[[str], object] = print) -> list[dict[str, Any]]:
-    """Lines of results, each said as it is there."""
+def measure_all(
+    chosen: Iterable[Case], seconds: float, path: Path, show: Callable[[str], object] = print
+) -> list[dict[str, Any]]:
+    """Lines of results, each said and written as it is there."""
     torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     compile_until, lines = time.monotonic() + seconds, []
     for case in chosen:
-        line = measure(case, compile_until)
+        line = measure(case, compile_until, show)
         lines.append(line)
+        write_csv(path, lines)
         told = ", ".join(f"{name[:-3]} {line[name]:.1f}" for name in FIELDS if name.endswith("_us") and name in line)
         show(f"{case.kernel}, {case.layer}, {case.batch}: {told} us")
         torch.cuda.empty_cache()
@@ -113,11 +134,7 @@ def ratio(lines: Iterable[dict[str, Any]], kernel: str, rival: str) -> float | N
 def summary(lines: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     """How many times as fast as others, by kernel and rival; None where nothing was measured."""
     kernels = sorted({line["kernel"] for line in lines})
-    found = {
-        f"{kernel} against {rival[:-3]}": ratio(lines, kernel, rival)
-        for kernel in kernels
-        for rival in ("eager_us", "compiled_us", "cudnn_us", "layers_us")
-    }
+    found = {f"{kernel} against {rival[:-3]}": ratio(lines, kernel, rival) for kernel in kernels for rival in TIMES}
     found = {name: value for name, value in found.items() if value is not None}
     halves = {(line["layer"], line["batch"]): line["ours_us"] for line in lines if line["kernel"] == "convolution_fp16"}
     paired = [
@@ -134,7 +151,7 @@ def slug(name: str) -> str:
 
 
 def write_csv(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    """Write lines of results, times with three decimals."""
+    """Write lines of results, numbers with four digits."""
     text = io.StringIO()
     writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
     writer.writeheader()
@@ -162,11 +179,12 @@ def plot(lines: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     kernels = sorted({line["kernel"] for line in lines if not line["kernel"].startswith("network")})
     kernels += sorted({line["kernel"] for line in lines if re.fullmatch(r"network_(fp16|int8)", line["kernel"])})
     rivals = {"eager_us": "eager PyTorch", "compiled_us": "torch.compile", "cudnn_us": "cuDNN, bias and ReLU fused"}
-    figure, axis = plt.subplots(figsize=(10, 0.5 * len(kernels) + 1.5), layout="constrained")
+    rivals["cudnn_fp16_us"] = "the same of cuDNN in float16"
+    figure, axis = plt.subplots(figsize=(10, 0.6 * len(kernels) + 1.5), layout="constrained")
     for number, (rival, name) in enumerate(rivals.items()):
         values = [ratio(lines, kernel, rival) or 0.0 for kernel in kernels]
-        places = [place + 0.25 * (number - 1) for place in range(len(kernels))]
-        bars = axis.barh(places, values, height=0.23, label=f"against {name}")
+        places = [place + 0.2 * (number - 1.5) for place in range(len(kernels))]
+        bars = axis.barh(places, values, height=0.18, label=f"against {name}")
         axis.bar_label(bars, [f"{value:.2f}" if value else "not measured" for value in values], padding=3, fontsize=7)
     axis.axvline(1.0, color="black", linewidth=0.8)
     axis.set_yticks(range(len(kernels)), kernels)
@@ -203,19 +221,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for case in cases(not options.no_large)
         if fnmatch.fnmatchcase(case.kernel, options.only) and case.batch <= options.most
     ]
+    path = options.out / f"kernels-{slug(torch.cuda.get_device_name() if DEVICE == 'cuda' else DEVICE)}.csv"
     try:
         if options.check:
             errors = {case: checked(case, case.make()) for case in chosen}
             print(f"{len(errors)} cases of {len({case.kernel for case in chosen})} kernels are right")
             return 0
-        lines = measure_all(chosen, options.seconds)
+        lines = measure_all(chosen, options.seconds, path)
     except KernelError as error:
         print(error, file=sys.stderr)
         return 1
     for name, value in summary(lines).items():
         print(f"{name}: {'not measured' if value is None else f'{value:.2f}'}")
-    path = options.out / f"kernels-{slug(torch.cuda.get_device_name())}.csv"
-    write_csv(path, lines)
     print(path)
     return 0
 

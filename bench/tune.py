@@ -13,18 +13,21 @@ import argparse
 import fnmatch
 import itertools
 import math
+import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from kernel_cases import Case, Run, cases
-from triton.runtime.errors import OutOfResources
+from kernel_cases import PRESETS, Case, Run, cases
+from triton.errors import TritonError
 from vae_edge_kernels import aot_worker, configurations, evidence
+from vae_edge_kernels.plan import to_text
 from vae_edge_kernels.variants import Variant
 
 from kernels import median_us
+from vae_edge.export.plans import plan_of_preset
 
 GAIN = 0.98
 CHOICES = {
@@ -42,11 +45,14 @@ Key = tuple[str, str]
 
 
 def candidates(operator: str, now: dict[str, int]) -> Iterator[dict[str, int]]:
-    """Configurations to try: what is there first, then every combination of what may be changed in it."""
+    """Configurations to try: what is there first, then every combination of what may be changed in it, mixed, so that
+    some of everything is tried where time is short."""
     yield now
     choices = NETWORK_CHOICES if operator == "network" else CHOICES
     names = [name for name in choices if name in now]
-    for values in itertools.product(*(choices[name] for name in names)):
+    combinations = list(itertools.product(*(choices[name] for name in names)))
+    random.Random(0).shuffle(combinations)
+    for values in combinations:
         made = {**now, **dict(zip(names, values, strict=True))}
         if made != now:
             yield made
@@ -78,7 +84,8 @@ def mean_us(runs: Sequence[Run], key: Key, candidate: dict[str, int], clock: Cal
                 if not run.check() <= run.allowed:
                     return math.inf
                 logs.append(math.log(clock(run.ours)))
-    except OutOfResources:
+    except (TritonError, RuntimeError):  # it does not compile, or does not fit; what broke the GPU shows here:
+        torch.cuda.synchronize()
         return math.inf
     return math.exp(sum(logs) / len(logs))
 
@@ -86,9 +93,23 @@ def mean_us(runs: Sequence[Run], key: Key, candidate: dict[str, int], clock: Cal
 def within_budget(key: Key, candidate: dict[str, int], architecture: int, variants: Sequence[Variant]) -> bool:
     """Whether the kernels that the ahead-of-time compiler makes of an entry stay within their budgets."""
     with configurations.trying(*key, candidate):
-        made = {variant.name: variant for variant in aot_worker.wanted(architecture)}
+        made = {variant.name: variant for variant in compiled_of(key, architecture)}
     changed = [made[was.name] for was in variants if made[was.name] != was]
-    return all(evidence.look(variant, architecture).fault is None for variant in changed)
+    return bool(changed) and all(evidence.look(variant, architecture).fault is None for variant in changed)
+
+
+def compiled_of(key: Key, architecture: int) -> list[Variant]:
+    """The kernels that the ahead-of-time compiler makes which an entry may change."""
+    if key[0] not in ("network", "head"):
+        return list(aot_worker.wanted(architecture))
+    return [
+        variant
+        for name in PRESETS
+        for int8 in (False, True)
+        for variant in aot_worker.wanted(
+            architecture, to_text(plan_of_preset(name, int8=int8)), f"_{name}_{'int8' if int8 else 'fp16'}"
+        )
+    ]
 
 
 def fastest(
@@ -96,7 +117,7 @@ def fastest(
 ) -> tuple[dict[str, int], float, float]:
     """The best configuration of an entry, its mean time, and the mean time of what is there."""
     now = configurations.choose(*key, architecture)
-    usual = list(aot_worker.wanted(architecture))
+    usual = compiled_of(key, architecture)
     times: list[tuple[float, dict[str, int]]] = []
     for candidate in candidates(key[0], now):
         if times and time.monotonic() > until:

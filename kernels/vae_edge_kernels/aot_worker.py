@@ -46,7 +46,7 @@ def wanted(architecture: int, plan: str | None = None, label: str = "", programs
         from vae_edge_kernels.plan import from_text
 
         given = from_text(plan)
-        whole = [network.variant(given, architecture), network.variant(given, architecture, programs)]
+        whole = [network.variant(given, architecture, count) for count in sorted({1, programs})]
         for variant in whole + head.plan_variants(given, architecture):
             yield replace(variant, name=f"{variant.name}{label}")
 

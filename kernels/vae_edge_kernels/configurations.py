@@ -44,11 +44,13 @@ _tried: dict[tuple[str, str], dict[str, int]] = {}
 @contextmanager
 def trying(operator: str, kernel: str, configuration: dict[str, int]) -> Iterator[None]:
     """Choose this configuration for a kernel, whatever the table says, in all threads; for the tuner."""
+    before = dict(_tried)
     _tried[operator, kernel] = configuration
     try:
         yield
     finally:
-        del _tried[operator, kernel]
+        _tried.clear()
+        _tried.update(before)
 
 
 def write(operator: str, kernel: str, architecture: int, configuration: dict[str, int], measured_on: str) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 
 import triton
 
+from vae_edge.errors import KernelError
 from vae_edge_kernels import configurations
 
 WIDTHS = (16, 32, 64)  # output channels of a tile; the smallest that holds the layer's is taken
+MOST_ROWS = 2**31 - 1024  # they are counted in 32 bits, a tile beyond the last one
 ALIGNED = 16  # channels, so that 16 bytes are read and written at once
 NAMES = {
     "float32": "fp32",
@@ -48,12 +50,17 @@ def start_tiles(
     """Launch a convolution kernel over the tiles of y [N, OH, OW, K]; the first pointer is x [N, H, W, C].
 
     `typed` is the tensor whose dtype names the configuration; `last` are the arguments behind the sizes.
+
+    Raises:
+        KernelError: if y has too many pixels.
     """
     x = pointers[0]
     images, out_height, out_width, outputs = y.shape
     rows = images * out_height * out_width
     if rows == 0:
         return
+    if rows > MOST_ROWS:
+        raise KernelError(f"{operator} makes at most {MOST_ROWS} pixels in one launch; got {rows}: split the batch.")
     first = kernel.startswith("first")
     aligned = first or all(size % ALIGNED == 0 for size in (x.shape[3], outputs))
     key = table_key(f"{kernel}_{dtype_name(typed)}", columns_for(outputs), aligned)

@@ -70,8 +70,9 @@ def meet(meeting_ptr, P: tl.constexpr):
     if P.programs > 1:
         came = tl.atomic_add(meeting_ptr, 1, sem="acq_rel", scope="gpu")
         goal = (came | (P.programs - 1)) + 1
-        while goal - tl.atomic_add(meeting_ptr, 0, sem="acq_rel", scope="gpu") > 0:
+        while goal - tl.atomic_add(meeting_ptr, 0, sem="relaxed", scope="gpu") > 0:
             pass
+        tl.atomic_add(meeting_ptr, 0, sem="acquire", scope="gpu")
         tl.debug_barrier()
 
 
@@ -409,7 +410,7 @@ def classify(
         judge_(floats_ptr, numbers_ptr, score_ptr, part, P, ELEMENTS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images"])
 def network(
     image_ptr, weights_ptr, numbers_ptr, whitenings_ptr, areas_ptr, floats_ptr, meetings_ptr,
     probabilities_ptr, angle_ptr, score_ptr, doubts_ptr, images,
@@ -423,7 +424,7 @@ def network(
 
     With P.calls each step is a function of its own in the machine code. Without, the compiler keeps what steps have in
     common in registers from one to the other: twice as many, and spills. Where the matrix units have a memory of their
-    own (sm_100, sm_110) it compiles no such functions.
+    own (sm_100, sm_110) it compiles no such functions with float16 tiles of 64 rows or more, which would use it.
 
     Args:
         weights_ptr, numbers_ptr, whitenings_ptr: what the plan P names places of.

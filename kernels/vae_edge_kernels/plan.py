@@ -297,6 +297,7 @@ def make_plan(
         errors=at.float(MOST_PROGRAMS),
     )
     sizes = [size for n in layers for size in (n.out_side**2 * n.outputs, n.side**2 * n.inputs * (n.inputs >= 16))]
+    sizes.append(grid * grid * width)
     return Plan(
         *(sides[0], channels, classes, bins, latent, hidden, fill, window, int8),
         layers=tuple(layers),
@@ -348,6 +349,7 @@ def _sums(layers: Sequence[Layer]) -> int:
     return sum(-(-(layer.out_side**2) // LEAST_ROWS) * layer.outputs for layer in layers if layer.tap)
 
 
+@cache
 def tiled(
     plan: Plan, rows: int, columns: int, depth: int, size: int, calls: int = 0, paired: int = 0, programs: int = 1
 ) -> Plan:
@@ -376,6 +378,7 @@ def power_of_two(size: int) -> int:
     return 1 << max(0, size - 1).bit_length()
 
 
+@cache
 def sizes(plan: Plan) -> Sizes:
     """The lengths of a plan's vectors."""
     score = plan.score

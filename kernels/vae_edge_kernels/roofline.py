@@ -80,7 +80,8 @@ def _works(plan: Plan) -> Iterator[Work]:
     yield _head(plan, element)
     if not plan.score.light:
         middle, last = plan.layers[-2:]
-        yield _linear("decoder 0", plan, plans.FIRST, element, element * plan.grid**2 * plan.width)
+        first = _linear("decoder 0", plan, plans.FIRST, element, element * plan.grid**2 * plan.width)
+        yield replace(first, inputs=4 * (plan.latent + plan.classes))
         yield _convolution("decoder 1", middle, element, element)
         yield _convolution("decoder 2", last, element, whole)
         drawn = whole * last.out_side**2 * last.outputs
@@ -111,7 +112,8 @@ def _linear(name: str, plan: Plan, number: int, element: int, outputs: int) -> W
 
 
 def _head(plan: Plan, element: int) -> Work:
-    """Linear layers to mu, hidden and logits; the score's projection (float32) and one whitening (float16)."""
+    """Linear layers to mu, hidden and logits; the score's projection (float32) and one whitening (float16), which is
+    counted as if the images of a batch had the same."""
     layers = [layer for number in (plans.MU, plans.INNER, plans.OUTER) if (layer := plan.linears[number]) is not None]
     linear = sum(layer.inputs * layer.outputs for layer in layers)
     score = plan.score

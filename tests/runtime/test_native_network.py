@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,3 +90,102 @@ def test_a_missing_or_foreign_library_is_told(tmp_path: Path) -> None:
         load_library(tmp_path / "none.so")
     with pytest.raises(BackendError, match="not a native library of this version"):
         load_library("libc.so.6")
+
+
+def signed(path: Path, source: Path, edit: Callable[[dict[str, Any], dict[str, bytes]], None]) -> None:
+    """A copy of a network file whose header and tensors were edited, with the digest that belongs to it."""
+    content = source.read_bytes()
+    start = 8 + struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8:start])
+    tensors = {
+        name: content[start + entry["data_offsets"][0] : start + entry["data_offsets"][1]]
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+    edit(header, tensors)
+    at = 0
+    for name, data in tensors.items():
+        entry = header.setdefault(name, {"dtype": "U8", "shape": [len(data)]})
+        entry["data_offsets"] = [at, at + len(data)]
+        at += len(data)
+    body = b"".join(tensors.values())
+    header["__metadata__"]["sha256"] = hashlib.sha256(body).hexdigest()
+    text = json.dumps({name: entry for name, entry in header.items() if name == "__metadata__" or name in tensors})
+    path.write_bytes(struct.pack("<Q", len(text)) + text.encode() + body)
+
+
+def about(old: bytes, new: bytes) -> Callable[[dict[str, Any], dict[str, bytes]], None]:
+    """Something else in the description."""
+
+    def edit(header: dict[str, Any], tensors: dict[str, bytes]) -> None:
+        assert old in tensors["about"]
+        tensors["about"] = tensors["about"].replace(old, new)
+
+    return edit
+
+
+def without(name: str) -> Callable[[dict[str, Any], dict[str, bytes]], None]:
+    """A tensor less."""
+    return lambda header, tensors: tensors.__delitem__(name)
+
+
+def cut(name: str) -> Callable[[dict[str, Any], dict[str, bytes]], None]:
+    """A tensor of half its size."""
+    return lambda header, tensors: tensors.__setitem__(name, tensors[name][: len(tensors[name]) // 2])
+
+
+HOSTILE = {
+    "no description": (without("about"), "is no network file of this version"),
+    "another format": (
+        lambda header, tensors: header["__metadata__"].__setitem__("format", "vae-edge-network-9"),
+        "its format is 'vae-edge-network-9'",
+    ),
+    "no side": (about(b"side=28\n", b""), "'side' must be a number from 1 to 4096; it is 'missing'"),
+    "a side of nothing": (about(b"side=28\n", b"side=0\n"), "'side' must be a number from 1 to 4096; it is '0'"),
+    "a huge side": (about(b"side=28\n", b"side=99999999999999999999\n"), "'side' must be a number"),
+    "words for a number": (about(b"channels=1\n", b"channels=one\n"), "'channels' must be a number"),
+    "too many classes": (about(b"classes=3\n", b"classes=4096\n"), "class 3 has no name"),
+    "a class without a name": (about(b"class.1=", b"klass.1="), "class 1 has no name"),
+    "no scratch": (about(b"floats=", b"float="), "'floats' must be a number"),
+    "fewer weights": (cut("weights"), "'weights' must be of"),
+    "no numbers": (without("numbers"), "'numbers' must be of"),
+    "no machine code": (without("cubin.87"), "has machine code for no architecture"),
+    "machine code of nothing": (
+        about(b"kernel.87=network", b"kernel.87="),
+        "'kernel.87' must be an entry, warps, bytes",
+    ),
+    "another entry": (about(b"kernel.87=network", b"kernel.87=nothing"), "load the network's machine code"),
+    "a huge entry": (about(b"kernel.87=network", b"kernel.87=" + b"n" * 400), "'kernel.87' must be an entry"),
+    "three programs": (about(b"spread.87=", b"spread.87=x 4 0 3 "), "'spread.87' must be an entry"),
+    "one program that spreads": (about(b"spread.87=", b"spread.87=x 4 0 1 "), "'spread.87' must be an entry"),
+    "more programs than there may be": (about(b"spread.87=", b"spread.87=x 4 0 64 "), "'spread.87' must be an entry"),
+    "machine code alone": (about(b"spread.87=", b"spreads.87="), "'spread.87' must be an entry"),
+    "less than no shared memory": (about(b"kernel.87=", b"kernel.87=x 4 -1 1 "), "'kernel.87' must be an entry"),
+    "half the machine code": (lambda header, tensors: tensors.__setitem__("cubin.87", b"\x7fELF"), "machine code"),
+}
+
+
+@pytest.mark.slow
+def test_a_file_that_is_signed_but_wrong_is_refused_with_what_is_wrong(built: Path, tmp_path: Path) -> None:
+    source = built / "kernels/native/tests/network_4.ve"
+    for number, (edit, _) in enumerate(HOSTILE.values()):
+        signed(tmp_path / f"{number}.ve", source, edit)
+    signed(tmp_path / "same.ve", source, lambda header, tensors: None)
+    done = run(
+        built,
+        f"""
+from vae_edge.errors import VaeEdgeError
+NativeNetwork({str(tmp_path / "same.ve")!r}).close()
+for number in range({len(HOSTILE)}):
+    try:
+        NativeNetwork({str(tmp_path)!r} + f"/{{number}}.ve")
+    except VaeEdgeError as error:
+        print(str(error).replace(chr(10), " "))
+    else:
+        print("opened")
+""",
+    )
+    assert done.returncode == 0, done.stderr
+    told = dict(zip(HOSTILE, done.stdout.splitlines(), strict=True))
+    wrong = {name: words for name, words in told.items() if HOSTILE[name][1] not in words}
+    assert not wrong

@@ -32,7 +32,7 @@ def network(
         image: uint8 [N, S, S, C].
         weights, numbers, whitenings: as `vae_edge.ops.packing.pack` makes them.
         plan: what `vae_edge_kernels.plan.to_text` makes of their plan.
-        programs: that work on one image on CUDA, a power of two; so many for each image must fit on the GPU at once.
+        programs: that work on one image on CUDA, a power of two; fewer where the GPU has fewer multiprocessors.
 
     Returns:
         Float32: probabilities [N, K]; angle [N] in radians; score [N]; doubts [N, 3]: concentration, second-best angle
@@ -50,11 +50,13 @@ def _network_cuda(
     n = len(image)
     buffers = [buffer.contiguous() for buffer in (weights, numbers, whitenings)]
     multiprocessors = torch.cuda.get_device_properties(image.device).multi_processor_count
-    places = max(1, min(n, PLACES * multiprocessors // programs))
+    while programs > multiprocessors:  # one on each is sure to fit
+        programs //= 2
+    places = max(1, min(n, (PLACES if programs == 1 else 1) * multiprocessors // programs))
     areas, floats = weights.new_empty((places, 2, given.area)), numbers.new_empty((places, given.floats))
-    meetings = weights.new_zeros((places,), dtype=torch.int32)
+    meetings = (weights.new_zeros if programs > 1 else weights.new_empty)((places,), dtype=torch.int32)
     probabilities, angle, score, doubts = (
-        numbers.new_zeros(shape) for shape in ((n, given.classes), (n,), (n,), (n, 3))
+        numbers.new_empty(shape) for shape in ((n, given.classes), (n,), (n,), (n, 3))
     )
     with torch.cuda.device(image.device):
         launcher("network", "network").forward(

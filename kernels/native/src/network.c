@@ -14,7 +14,8 @@
 #define MOST_CLASSES 4096
 #define DOUBTS 3
 #define ARGUMENTS 14     /* of the kernel: eleven pointers, the number of images, and two of Triton's scratch memory */
-#define MOST_PROGRAMS 32 /* that work on one image */
+#define MOST_PROGRAMS 32u /* that work on one image */
+#define MOST_SHARED_BYTES (1u << 20)
 #define STATIC_LIMIT_BYTES 49152
 
 /* Machine code of the network, by which `programs` programs work on an image; `kernel` is NULL where the file has none. */
@@ -135,8 +136,10 @@ static ve_status load(ve_network *network, const char *path, const ve_tensor *te
     unsigned int warps = 0;
     (void)snprintf(key, sizeof key, "%s.%d", name, architecture);
     const char *line = value_of(network->about, key);
+    int several = to == &network->spread; /* a power of two, or they would wait for one another forever */
     if (line == NULL || sscanf(line, "%127s %u %u %u", entry, &warps, &to->shared_bytes, &to->programs) != 4 || warps < 1 ||
-        warps > 32 || to->programs < 1 || to->programs > MOST_PROGRAMS)
+        warps > 32 || to->shared_bytes > MOST_SHARED_BYTES || to->programs < (several ? 2u : 1u) ||
+        to->programs > (several ? MOST_PROGRAMS : 1u) || (to->programs & (to->programs - 1)) != 0)
         return ve_fail(VE_ERROR_FILE, "ve_open: %s is damaged: '%s' must be an entry, warps, bytes and programs; it is '%s'.", path,
                        key, line == NULL ? "missing" : line);
     to->threads = 32 * warps;
@@ -170,9 +173,6 @@ static ve_status load_codes(ve_network *network, const char *path, const ve_tens
         return ve_fail(VE_ERROR_UNSUPPORTED_DEVICE, "ve_open: %s has machine code for %s; the device is sm_%d: save it for that too.",
                        path, have[0] ? have : "no architecture", device);
     ve_status status = load(network, path, found, "kernel", architecture, &network->alone);
-    if (status == VE_OK && network->alone.programs != 1)
-        return ve_fail(VE_ERROR_FILE, "ve_open: %s is damaged: 'kernel.%d' must be of 1 program; it is of %u.", path, architecture,
-                       network->alone.programs);
     if (status == VE_OK && (found = best_code(file, "spread", device, &architecture, unused, sizeof unused)) != NULL)
         status = load(network, path, found, "spread", architecture, &network->spread);
     return status;
@@ -373,19 +373,29 @@ static CUresult graph_of(ve_network *network, int n, CUgraphExec *graph) {
     return CUDA_SUCCESS;
 }
 
-/* One run of each machine code, since the driver may load code only when it is first launched; then every graph, so that no
- * call has to make one. */
+/* A run of the largest batch, and of the largest that is spread, since the driver may load code only when it is first launched;
+ * then every graph is made and run once, so that no call has to, and what the device cannot do shows here. */
 static CUresult run_all(ve_network *network) {
+    const ve_driver *driver = network->driver;
     CUresult result = record(network, MOST_AT_ONCE);
-    if (result == CUDA_SUCCESS) result = record(network, 1);
-    CUresult waited = network->driver->stream_wait(network->stream);
+    if (result == CUDA_SUCCESS && network->spread.kernel != NULL) {
+        int most = network->multiprocessors / (int)network->spread.programs;
+        if (most > MOST_AT_ONCE) most = MOST_AT_ONCE;
+        if (most > 0) result = record(network, most);
+    }
+    CUresult waited = driver->stream_wait(network->stream);
     if (result == CUDA_SUCCESS) result = waited;
-    CUgraphExec graph = NULL;
-    for (int n = 1; n <= MOST_GRAPHS && result == CUDA_SUCCESS; n++) result = graph_of(network, n, &graph);
+    for (int n = 1; n <= MOST_GRAPHS && result == CUDA_SUCCESS; n++) {
+        CUgraphExec graph = NULL;
+        result = graph_of(network, n, &graph);
+        if (result == CUDA_SUCCESS) result = driver->graph_launch(graph, network->stream);
+        waited = driver->stream_wait(network->stream);
+        if (result == CUDA_SUCCESS) result = waited;
+    }
     return result;
 }
 
-/* Where the device cannot run several programs for an image together, each image has one. */
+/* Where the device does not run several programs for an image together, for whatever reason, each image has one. */
 static ve_status warm_up(ve_network *network) {
     memset(network->host_images, 0, MOST_AT_ONCE * network->image_bytes);
     CUresult result = run_all(network);
