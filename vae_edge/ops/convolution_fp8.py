@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vae_edge.errors import KernelError
-from vae_edge.ops.checks import expect, launcher, out_sides
+from vae_edge.ops.eight_bits import launch, output_shape
 
 FP8 = torch.float8_e4m3fn
 LARGEST = 448.0
@@ -103,15 +103,9 @@ def _convolution_cuda(
             f"convolution_fp8 needs a GPU of compute capability 8.9 or later; x is on one of "
             f"{capability[0]}.{capability[1]}: use convolution_int8 or convolution there."
         )
-    geometry = launcher("convolution_fp8", "launching").Geometry(*weight.shape[:2], stride, pad_top, pad_left)
     y = x.new_empty(shape, dtype=dtype)
-    tensors = (x.contiguous(), weight.contiguous(), scale.contiguous(), bias.contiguous())
-    given = None if residual is None else residual.contiguous()
-    with torch.cuda.device(x.device):
-        launcher("convolution_fp8", "convolution_fp8").forward(
-            *tensors, given, y, geometry, relu, residual_scale, output_scale
-        )
-    return y
+    last = (stride, pad_top, pad_left, relu, residual_scale, output_scale)
+    return launch("convolution_fp8", x, weight, scale, bias, residual, y, *last)
 
 
 @_convolution.register_fake
@@ -145,18 +139,5 @@ def _shape(
     output_scale: float,
     dtype: torch.dtype,
 ) -> list[int]:
-    operator = "convolution_fp8"
-    expect(operator, "x", x, "N H W C", (FP8,), x)
-    expect(operator, "weight", weight, "R S K C", (FP8,), x, (None, None, None, x.shape[3]))
-    rows, columns, outputs, _ = weight.shape
-    expect(operator, "scale", scale, "K", (torch.float32,), x, (outputs,))
-    expect(operator, "bias", bias, "K", (torch.float32,), x, (outputs,))
-    if not output_scale > 0.0:
-        raise KernelError(f"{operator} expects output_scale above 0; got {output_scale}.")
-    if dtype not in OUTPUTS:
-        raise KernelError(f"{operator} gives float8_e4m3fn or float16; dtype is {dtype}.")
-    sides = out_sides(operator, x.shape[1:3], (rows, columns), stride, (pad_top, pad_left))
-    shape = [x.shape[0], *sides, outputs]
-    if residual is not None:
-        expect(operator, "residual", residual, "N OH OW K", (FP8,), x, shape)
-    return shape
+    sides = (stride, pad_top, pad_left)
+    return output_shape("convolution_fp8", FP8, OUTPUTS, x, weight, scale, bias, residual, *sides, output_scale, dtype)

@@ -14,6 +14,7 @@ from torch import Tensor
 from vae_edge.errors import KernelError
 from vae_edge.ops.checks import expect, launcher, out_sides
 from vae_edge.ops.convolution import MOST_FIRST
+from vae_edge.ops.eight_bits import expect_numbers, launch, output_shape
 
 OUTPUTS = (torch.int8, torch.float16, torch.float32)
 
@@ -91,15 +92,9 @@ def _convolution_cuda(
     dtype: torch.dtype,
 ) -> Tensor:
     shape = _shape(x, weight, scale, bias, residual, stride, pad_top, pad_left, output_scale, dtype)
-    geometry = launcher("convolution_int8", "launching").Geometry(*weight.shape[:2], stride, pad_top, pad_left)
     y = x.new_empty(shape, dtype=dtype)
-    tensors = (x.contiguous(), weight.contiguous(), scale.contiguous(), bias.contiguous())
-    given = None if residual is None else residual.contiguous()
-    with torch.cuda.device(x.device):
-        launcher("convolution_int8", "convolution_int8").forward(
-            *tensors, given, y, geometry, relu, residual_scale, output_scale
-        )
-    return y
+    last = (stride, pad_top, pad_left, relu, residual_scale, output_scale)
+    return launch("convolution_int8", x, weight, scale, bias, residual, y, *last)
 
 
 @_convolution.register_fake
@@ -250,18 +245,10 @@ def _shape(
     output_scale: float,
     dtype: torch.dtype,
 ) -> list[int]:
-    operator = "convolution_int8"
-    expect(operator, "x", x, "N H W C", (torch.int8,), x)
-    expect(operator, "weight", weight, "R S K C", (torch.int8,), x, (None, None, None, x.shape[3]))
-    rows, columns, outputs, _ = weight.shape
-    _expect_numbers(operator, scale, bias, outputs, output_scale, x)
-    if dtype not in OUTPUTS:
-        raise KernelError(f"{operator} gives int8, float16 or float32; dtype is {dtype}.")
-    sides = out_sides(operator, x.shape[1:3], (rows, columns), stride, (pad_top, pad_left))
-    shape = [x.shape[0], *sides, outputs]
-    if residual is not None:
-        expect(operator, "residual", residual, "N OH OW K", (torch.int8,), x, shape)
-    return shape
+    sides = (stride, pad_top, pad_left)
+    return output_shape(
+        "convolution_int8", torch.int8, OUTPUTS, x, weight, scale, bias, residual, *sides, output_scale, dtype
+    )
 
 
 def _first_shape(
@@ -280,15 +267,6 @@ def _first_shape(
     outputs, rows, columns, channels = weight.shape
     if rows * columns * channels > MOST_FIRST:
         raise KernelError(f"{operator} expects R · S · C of at most {MOST_FIRST}; got {rows} · {columns} · {channels}.")
-    _expect_numbers(operator, scale, bias, outputs, output_scale, x)
+    expect_numbers(operator, scale, bias, outputs, output_scale, x)
     sides = out_sides(operator, x.shape[1:3], (rows, columns), stride, (pad_top, pad_left))
     return [x.shape[0], *sides, outputs]
-
-
-def _expect_numbers(
-    operator: str, scale: Tensor, bias: Tensor, outputs: int, output_scale: float, like: Tensor
-) -> None:
-    expect(operator, "scale", scale, "K", (torch.float32,), like, (outputs,))
-    expect(operator, "bias", bias, "K", (torch.float32,), like, (outputs,))
-    if not output_scale > 0.0:
-        raise KernelError(f"{operator} expects output_scale above 0; got {output_scale}.")

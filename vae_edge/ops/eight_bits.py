@@ -1,0 +1,85 @@
+"""What the convolutions of eight-bit operands share: how their arguments must be, and how the kernel is launched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vae_edge.errors import KernelError
+from vae_edge.ops.checks import expect, launcher, out_sides
+
+
+def output_shape(
+    operator: str,
+    operand: torch.dtype,
+    outputs: Sequence[torch.dtype],
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    stride: int,
+    pad_top: int,
+    pad_left: int,
+    output_scale: float,
+    dtype: torch.dtype,
+) -> list[int]:
+    """The shape [N, OH, OW, K] of the output, once all arguments are known to fit.
+
+    Args:
+        operand: dtype that x, weight and residual must have.
+        outputs: dtypes that the output may have.
+
+    Raises:
+        KernelError: names the operator, the argument, what was expected and what came.
+    """
+    expect(operator, "x", x, "N H W C", (operand,), x)
+    expect(operator, "weight", weight, "R S K C", (operand,), x, (None, None, None, x.shape[3]))
+    rows, columns, channels, _ = weight.shape
+    expect_numbers(operator, scale, bias, channels, output_scale, x)
+    if dtype not in outputs:
+        names = [str(one).removeprefix("torch.") for one in outputs]
+        raise KernelError(f"{operator} gives {', '.join(names[:-1])} or {names[-1]}; dtype is {dtype}.")
+    sides = out_sides(operator, x.shape[1:3], (rows, columns), stride, (pad_top, pad_left))
+    shape = [x.shape[0], *sides, channels]
+    if residual is not None:
+        expect(operator, "residual", residual, "N OH OW K", (operand,), x, shape)
+    return shape
+
+
+def expect_numbers(operator: str, scale: Tensor, bias: Tensor, outputs: int, output_scale: float, like: Tensor) -> None:
+    """Refuse scales and biases [K] that do not fit.
+
+    Raises:
+        KernelError: names the operator and the argument.
+    """
+    expect(operator, "scale", scale, "K", (torch.float32,), like, (outputs,))
+    expect(operator, "bias", bias, "K", (torch.float32,), like, (outputs,))
+    if not output_scale > 0.0:
+        raise KernelError(f"{operator} expects output_scale above 0; got {output_scale}.")
+
+
+def launch(
+    operator: str,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    y: Tensor,
+    stride: int,
+    pad_top: int,
+    pad_left: int,
+    relu: bool,
+    residual_scale: float,
+    output_scale: float,
+) -> Tensor:
+    """Launch the kernel of the operator's name; y, which it writes."""
+    geometry = launcher(operator, "launching").Geometry(*weight.shape[:2], stride, pad_top, pad_left)
+    tensors = (x.contiguous(), weight.contiguous(), scale.contiguous(), bias.contiguous())
+    given = None if residual is None else residual.contiguous()
+    with torch.cuda.device(x.device):
+        launcher(operator, operator).forward(*tensors, given, y, geometry, relu, residual_scale, output_scale)
+    return y
