@@ -33,6 +33,7 @@ from vae_edge_kernels.plan import Layer, Plan
 from vae_edge.export.plans import plan_of_preset
 from vae_edge.model import AngleVAE, create_config
 from vae_edge.ops import head as heads
+from vae_edge.ops.eight_bits import multiply_add
 from vae_edge.ops.network import by_layers
 from vae_edge.ops.packing import LayerNumbers, QuantizedNetwork, folded, pack
 from vae_edge.ops.reparameterize import reparameterize as reparameterize_op
@@ -231,19 +232,18 @@ def integers(shape: tuple[int, int, int, int, int], batch: int) -> Run:
     """A convolution in int8, to int8; the rival is cuDNN in float16."""
     side, inputs, outputs, stride, taps = shape
     x, w = small_integers(batch, side, side, inputs), small_integers(taps, taps, outputs, inputs)
-    scale = random(outputs).abs() / (1000.0 * taps * inputs**0.5)
-    bias, out = random(outputs), -(-side // stride)
+    scale = random(outputs).abs() / (50.0 * taps * inputs**0.5)
+    bias, out = 20.0 * random(outputs), -(-side // stride)
     y = torch.full((batch, out, out, outputs), 85, dtype=torch.int8, device=DEVICE)
     geometry = Geometry(taps, taps, stride, taps // 2, taps // 2)
 
     def ours() -> Tensor:
-        convolution_int8.forward(x, w, scale, bias, None, y, geometry, True, 1.0, 0.05)
+        convolution_int8.forward(x, w, scale, bias, None, y, geometry, True, 1.0)
         return y
 
     def check() -> float:
-        sums = exact(x, w.permute(0, 1, 3, 2), stride).round().float()
         spoil(y)
-        value = (sums * scale + bias).relu() * (torch.ones((), device=DEVICE) / 0.05)
+        value = multiply_add(exact(x, w.permute(0, 1, 3, 2), stride).round(), scale, bias).relu()
         return float((value.clamp(-128, 127).round() != ours()).sum())
 
     moved, macs = sizes(shape, batch, 1)
@@ -262,7 +262,7 @@ def eights(shape: tuple[int, int, int, int, int], batch: int) -> Run:
     geometry = Geometry(taps, taps, stride, taps // 2, taps // 2)
 
     def ours() -> Tensor:
-        convolution_fp8.forward(x, w, scale, bias, None, y, geometry, True, 1.0, 1.0)
+        convolution_fp8.forward(x, w, scale, bias, None, y, geometry, True, 1.0)
         return y
 
     def check() -> float:
@@ -307,19 +307,18 @@ def first_integers(shape: tuple[int, int, int, int, int], batch: int) -> Run:
     """A first layer in int8, from bytes."""
     side, inputs, outputs, stride, taps = shape
     x, w = pixels(batch, side, side, inputs), small_integers(outputs, taps, taps, inputs)
-    scale, bias, out = random(outputs).abs() / 5000.0, random(outputs), -(-side // stride)
+    scale, bias, out = random(outputs).abs() / 250.0, 20.0 * random(outputs), -(-side // stride)
     y = torch.full((batch, out, out, outputs), 85, dtype=torch.int8, device=DEVICE)
     geometry, quantize = Geometry(taps, taps, stride, taps // 2, taps // 2), 0.4980392  # 127 / 255
 
     def ours() -> Tensor:
-        convolution_int8.first_forward(x, w, scale, bias, y, geometry, True, quantize, 0.05)
+        convolution_int8.first_forward(x, w, scale, bias, y, geometry, True, quantize)
         return y
 
     def check() -> float:
         seen = (x.float() * torch.tensor(quantize, device=DEVICE)).round()
-        sums = exact(seen, w.permute(1, 2, 3, 0), stride).round().float()
         spoil(y)
-        value = (sums * scale + bias).relu() * (torch.ones((), device=DEVICE) / 0.05)
+        value = multiply_add(exact(seen, w.permute(1, 2, 3, 0), stride).round(), scale, bias).relu()
         return float((value.clamp(-128, 127).round() != ours()).sum())
 
     return Run(ours, check, 0.0, {}, x.nbytes + y.nbytes + w.nbytes, sizes(shape, batch, 1)[1])

@@ -20,13 +20,13 @@ FIRST_ARCHITECTURE = 89
 @triton.jit
 def convolution_fp8(
     x_ptr, w_ptr, scale_ptr, bias_ptr, residual_ptr, y_ptr, rows, height, width, channels, out_height, out_width,
-    outputs, tap_height, tap_width, stride, pad_top, pad_left, has_residual, relu, residual_scale, inverse_scale,
+    outputs, tap_height, tap_width, stride, pad_top, pad_left, has_residual, relu, residual_scale,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PAIRED: tl.constexpr,
 ):  # fmt: skip
     """x e4m3 [N, height, width, channels] to y [N, out_height, out_width, outputs], e4m3 or float16.
 
-    w is e4m3 [tap_height, tap_width, outputs, channels]; scale (of x times that of w) and bias are float32 [outputs];
-    residual is e4m3 of y's shape. Values are multiplied by inverse_scale and held to ±448 where y is e4m3.
+    w is e4m3 [tap_height, tap_width, outputs, channels]; scale and bias are float32 [outputs]; residual is
+    e4m3 of y's shape. Values are held to ±448 where y is e4m3.
     """
     row, image, oy, ox, inside = place(rows, out_height, out_width, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -43,18 +43,17 @@ def convolution_fp8(
     value = value + residual.to(tl.float32) * residual_scale
     value = at_least(value, relu)
     if y_ptr.dtype.element_ty == tl.float8e4nv:
-        value = value * inverse_scale
         value = tl.where(value > 448.0, 448.0, tl.where(value < -448.0, -448.0, value))
     tl.store(y_ptr + where, value.to(y_ptr.dtype.element_ty), mask=there)
 
 
 def forward(
     x: Any, w: Any, scale: Any, bias: Any, residual: Any | None, y: Any, geometry: Geometry, relu: bool,
-    residual_scale: float, output_scale: float,
+    residual_scale: float,
 ) -> None:  # fmt: skip
     """As `convolution_int8.forward`, with float8_e4m3fn in the place of int8."""
     pointers = (x, w, scale, bias, x if residual is None else residual, y)
-    last = (*geometry.arguments(), int(residual is not None), int(relu), residual_scale, 1.0 / output_scale)
+    last = (*geometry.arguments(), int(residual is not None), int(relu), residual_scale)
     start_tiles(convolution_fp8, OPERATOR, "convolution", x, pointers, y, last)
 
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from vae_edge_kernels import configurations, plan
-from vae_edge_kernels.tiles import at_least, round_to_int8
+from vae_edge_kernels.tiles import at_least, multiply_add, round_to_int8
 from vae_edge_kernels.variants import Variant
 
 OPERATOR = "head"
@@ -74,9 +74,10 @@ def product(x, matrix_ptr, rows: tl.constexpr, stride: tl.constexpr, column, kno
 @triton.jit
 def rescaled(total, numbers_ptr, P: tl.constexpr, I: tl.constexpr, column, known):
     """A product to the layer's output: scaled where it was one of integers, plus bias."""
+    bias = tl.load(numbers_ptr + P.linears[I].bias + column, mask=known, other=0.0)
     if P.int8:
-        total = total * tl.load(numbers_ptr + P.linears[I].scale + column, mask=known, other=0.0)
-    return total + tl.load(numbers_ptr + P.linears[I].bias + column, mask=known, other=0.0)
+        return multiply_add(total, tl.load(numbers_ptr + P.linears[I].scale + column, mask=known, other=0.0), bias)
+    return total + bias
 
 
 @triton.jit

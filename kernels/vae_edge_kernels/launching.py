@@ -98,8 +98,8 @@ def dtype_name(tensor: Any) -> str:
     return NAMES[str(tensor.dtype).rpartition(".")[2]]
 
 
-def inverse(scale: float) -> float:
-    """1 / scale as a float32 division gives it."""
+def as_float32(value: float) -> float:
+    """The nearest float32, which is what a kernel takes a number for; the interpreter takes it as it is."""
     import numpy as np
 
-    return float(np.float32(1.0) / np.float32(scale))
+    return float(np.float32(value))

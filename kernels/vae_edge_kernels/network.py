@@ -16,7 +16,7 @@ from vae_edge_kernels import configurations
 from vae_edge_kernels.head import FIRST, arc_tangent, product, read_content, read_pose, rescaled, rounded
 from vae_edge_kernels.launching import paired
 from vae_edge_kernels.plan import Plan, sizes, tiled
-from vae_edge_kernels.tiles import accumulate, at_least, gather, operand, round_to_int8
+from vae_edge_kernels.tiles import accumulate, at_least, gather, multiply_add, operand, round_to_int8
 from vae_edge_kernels.turn import turned
 from vae_edge_kernels.variants import Variant
 
@@ -26,9 +26,12 @@ OPERATOR = "network"
 @triton.jit
 def values(total, numbers_ptr, P: tl.constexpr, I: tl.constexpr, column, known):
     """A layer's sums [ROWS, COLUMNS] to its outputs, float32."""
+    bias = tl.load(numbers_ptr + P.layers[I].bias + column, mask=known, other=0.0)[None, :]
     if P.int8:
-        total = total.to(tl.float32) * tl.load(numbers_ptr + P.layers[I].scale + column, mask=known, other=0.0)[None, :]
-    total = total + tl.load(numbers_ptr + P.layers[I].bias + column, mask=known, other=0.0)[None, :]
+        scale = tl.load(numbers_ptr + P.layers[I].scale + column, mask=known, other=0.0)
+        total = multiply_add(total.to(tl.float32), scale[None, :], bias)
+    else:
+        total = total + bias
     if P.layers[I].relu:
         total = at_least(total, 1)
     return total
@@ -40,7 +43,7 @@ def keep(value, target_ptr, numbers_ptr, P: tl.constexpr, I: tl.constexpr, row, 
     where = row[:, None] * P.layers[I].outputs + column[None, :]
     there = (row < P.layers[I].out_side * P.layers[I].out_side)[:, None] & known[None, :]
     if P.int8:
-        value = round_to_int8(value * tl.load(numbers_ptr + P.layers[I].quantize))
+        value = round_to_int8(value)
     tl.store(target_ptr + where, value.to(target_ptr.dtype.element_ty), mask=there)
 
 
@@ -48,8 +51,7 @@ def keep(value, target_ptr, numbers_ptr, P: tl.constexpr, I: tl.constexpr, row, 
 def as_kept(value, numbers_ptr, P: tl.constexpr, I: tl.constexpr):
     """What the next layer takes a tile of a layer's output for."""
     if P.int8:
-        quantize_ptr = numbers_ptr + P.layers[I].quantize
-        value = round_to_int8(value * tl.load(quantize_ptr)).to(tl.float32) * tl.load(quantize_ptr + 1)
+        value = round_to_int8(value).to(tl.float32) * tl.load(numbers_ptr + P.layers[I].counts)
     return value
 
 
@@ -266,7 +268,7 @@ def draw_grid(
         x += product(weights, first_ptr + code_rows, P.classes, P.linears[FIRST].stride, column, known)
         x = at_least(rescaled(x, numbers_ptr, P, FIRST, column, known), 1)
         if P.int8:
-            x = round_to_int8(x * tl.load(numbers_ptr + P.quantize_grid))
+            x = round_to_int8(x)
         tl.store(area_ptr + column, x.to(area_ptr.dtype.element_ty), mask=known)
 
 

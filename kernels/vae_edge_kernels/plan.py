@@ -23,8 +23,8 @@ MU, INNER, OUTER, POSE, FIRST = range(5)  # numbers of the linear layers
 class Layer:
     """A convolution with ReLU, of square images and zero padding, taps × taps.
 
-    `weights` is a place in the weights, and in the numbers are `scale` and `bias` (one a channel) and `quantize`: what
-    the output is multiplied by before it is rounded to int8, and what the integers then count. A program makes tiles of
+    `weights` is a place in the weights, and in the numbers are `scale` (what one of the sums of integers counts in
+    the output) and `bias`, one a channel, and `counts`: what one of an int8 output counts. A program makes tiles of
     `rows` output pixels × `columns` channels in steps of `depth`.
     """
 
@@ -39,7 +39,7 @@ class Layer:
     weights: int
     scale: int
     bias: int
-    quantize: int
+    counts: int
     rows: int = 0
     columns: int = 0
     depth: int = 0
@@ -127,8 +127,8 @@ class Plan:
         tap, pose_tap: channels of the tapped layers.
         scratch: places in the float32 scratch of an image, which has `floats` elements.
         area: elements of one of the two areas of activations.
-        quantize_image, quantize_upright, quantize_grid: places of what pixels, and the decoder's grid, are multiplied
-            by before they are rounded to int8.
+        quantize_image, quantize_upright: places of what pixels are multiplied by before they are rounded to int8, and
+            of what the integers count.
         axes: place of the cosines and, behind them, the sines of the angle bins.
         temperature: place of 1 / temperature.
         zero: place of a 0.
@@ -161,7 +161,6 @@ class Plan:
     floats: int
     quantize_image: int
     quantize_upright: int
-    quantize_grid: int
     axes: int
     temperature: int
     zero: int
@@ -216,7 +215,7 @@ class Buffers:
             weights=self.weight(taps * taps * inputs * outputs),
             scale=self.number(outputs),
             bias=self.number(outputs),
-            quantize=self.number(1),
+            counts=self.number(1),
         )
 
     def linear(self, inputs: int, outputs: int) -> Linear:
@@ -229,7 +228,7 @@ class Buffers:
             weights=self.weight(inputs * stride),
             scale=self.number(outputs),
             bias=self.number(outputs),
-            quantize=self.number(1),
+            quantize=self.number(2),
         )
 
     def trunk(self, sides: Sequence[int], channels: int, widths: Sequence[int]) -> tuple[Layer, ...]:
@@ -333,9 +332,8 @@ def make_plan(
         scratch=scratch,
         area=padded(max(sizes)),
         floats=at.floats,
-        quantize_image=at.number(1),
-        quantize_upright=at.number(1),
-        quantize_grid=at.number(1),
+        quantize_image=at.number(2),
+        quantize_upright=at.number(2),
         axes=at.number(2 * bins),
         temperature=at.number(1),
         zero=at.number(1),

@@ -57,6 +57,14 @@ def at_least(value, relu):
 
 
 @triton.jit
+def multiply_add(value, factor, addend):
+    """value · factor + addend in float32, rounded once; by way of float64 in the interpreter, which may round twice."""
+    if INTERPRETED:
+        return (value.to(tl.float64) * factor + addend).to(tl.float32)
+    return tl.fma(value, factor, addend)
+
+
+@triton.jit
 def round_to_int8(value):
     """Float32 to int8, the nearest even, saturated at -128 and 127; a NaN is 0.
 

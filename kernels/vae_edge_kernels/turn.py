@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from vae_edge_kernels import configurations
-from vae_edge_kernels.launching import dtype_name, inverse
+from vae_edge_kernels.launching import as_float32, dtype_name
 from vae_edge_kernels.tiles import round_to_int8
 from vae_edge_kernels.variants import Variant
 
@@ -118,7 +118,7 @@ def forward(
     size = side * side * channels
     grid = (images, triton.cdiv(size, chosen["ELEMENTS"]))
     turn[grid](
-        x, cos, sin, y, size, side, channels, scale, fill, inverse(rounded_to or 1.0), rounded_to, quantize,
+        x, cos, sin, y, size, side, channels, scale, fill, as_float32(1.0 / (rounded_to or 1.0)), rounded_to, quantize,
         WINDOW=int(window), ROUNDED=int(rounded_to > 0), enable_fp_fusion=True, **chosen,
     )  # fmt: skip
 

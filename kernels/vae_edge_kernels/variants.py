@@ -13,7 +13,7 @@ INTEGERS = (
     *("rows", "size", "height", "width", "channels", "out_height", "out_width", "outputs"),
     *("tap_height", "tap_width", "stride", "pad_top", "pad_left", "has_residual", "relu"),
 )
-FLOATS = ("scale", "quantize", "residual_scale", "inverse_scale")
+FLOATS = ("scale", "quantize", "residual_scale")
 FIRST_DEPTH = 32  # of the ahead-of-time first layers: 3×3 taps of 1 or 3 channels
 
 

@@ -30,7 +30,7 @@ def whole(*shape: int, seed: int = 0) -> Tensor:
     return torch.randint(-128, 128, shape, generator=torch.Generator().manual_seed(seed)).to(torch.int8)
 
 
-EIGHT = (floats(4).abs(), floats(4), None, 1, 1, 1, True, 1.0, 0.5)
+EIGHT = (floats(4).abs(), floats(4), None, 1, 1, 1, True, 0.5)
 CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "convolution": (
         OPS.convolution,
@@ -48,7 +48,7 @@ CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "convolution_int8 to half": (OPS.convolution_int8, (whole(2, 5, 4, 3), whole(3, 3, 4, 3), *EIGHT, torch.float16)),
     "first_convolution_int8": (
         OPS.first_convolution_int8,
-        (floats(2, 5, 4, 1), whole(4, 3, 3, 1), floats(4).abs(), floats(4), 1, 1, 1, True, 50.0, 0.5),
+        (floats(2, 5, 4, 1), whole(4, 3, 3, 1), floats(4).abs(), floats(4), 1, 1, 1, True, 50.0),
     ),
     "convolution_fp8": (
         OPS.convolution_fp8,
@@ -116,9 +116,8 @@ def test_an_int8_convolution_of_scaled_numbers_is_near_that_of_the_numbers() -> 
     )
     expected = convolution(x, weight, bias, None, 1, (1, 1), True)
     assert (got - expected).abs().max() < 0.05
-    bytes_out = convolution_int8(
-        (x / x_scale).round().to(torch.int8), rounded, x_scale * w_scale, bias, None, 1, (1, 1), True, output_scale=0.03
-    )
+    integers = (x / x_scale).round().to(torch.int8)
+    bytes_out = convolution_int8(integers, rounded, x_scale * w_scale / 0.03, bias / 0.03, None, 1, (1, 1), True)
     assert torch.equal(bytes_out, (got / 0.03).clamp(-128, 127).round().to(torch.int8))
 
 
@@ -158,7 +157,6 @@ COS = torch.ones(1)
         (lambda: first_convolution(floats(1, 9, 9, 15), floats(3, 3, 15, 4), B), r"at most 128; got 3 · 3 · 15"),
         (lambda: convolution_int8(X, V, S, B), "convolution_int8 expects x in int8; got float32"),
         (lambda: convolution_int8(I, V, S[:3], B), r"convolution_int8 expects scale of shape \[4\]; got \[3\]"),
-        (lambda: convolution_int8(I, V, S, B, output_scale=0.0), "expects output_scale above 0; got 0.0"),
         (lambda: convolution_int8(I, V, S, B, dtype=torch.int32), "gives int8, float16 or float32"),
         (lambda: first_convolution_int8(I, whole(4, 3, 3, 2), S, B), r"weight of shape \[K, R, S, 3\]"),
         (lambda: convolution_fp8(I, V, S, B), "convolution_fp8 expects x in float8_e4m3fn; got int8"),

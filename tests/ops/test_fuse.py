@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from exact_file import evaluate
 from vae_edge_kernels import plan as plans
 
 from vae_edge.data import Dataset, rotated
@@ -61,34 +62,50 @@ def test_the_fused_network_in_fp16_gives_what_the_exported_file_gives(
     assert np.quantile(np.abs(score - expected["score"]), 0.99) < 0.1 * spread
 
 
+def logits_of(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """The logits of probabilities, less their mean."""
+    logits = temperature * np.log(np.maximum(probabilities, 1e-37))
+    return logits - logits.mean(1, keepdims=True)
+
+
+@pytest.mark.parametrize("angle", ["upright", "turned"])
 def test_the_fused_network_in_int8_gives_what_the_quantized_file_gives(
+    checkpoint: Checkpoint, bundle: Path, digits: Dataset, images: np.ndarray, angle: str
+) -> None:
+    assert digits.test is not None
+    shown = images if angle == "turned" else digits.test.take(np.arange(COUNT)).images
+    file = onnx.load(bundle / "classifier.int8.onnx")
+    fused, expected = fuse(checkpoint.model, read_layers(file)), evaluate(file, shown)
+    probabilities, angles, score, _ = (t.numpy() for t in fused(torch.from_numpy(shown)))
+    logits, wanted = (
+        logits_of(p, float(checkpoint.model.temperature)) for p in (probabilities, expected["probabilities"])
+    )
+    differences = np.abs(logits - wanted).max(1)
+    assert (probabilities.argmax(1) == expected["probabilities"].argmax(1)).mean() >= 0.998
+    # where no value lies on a tie that float32 cannot decide, all integers are the same
+    assert (differences < 1e-4).mean() >= 0.98
+    # elsewhere the logits are within what one integer would count if they were int8
+    assert (differences <= np.abs(expected["logits"]).max() / 127).mean() >= 0.998
+    assert np.quantile(apart(angles, expected["angle"]), 0.99) < 1e-4
+    spread = np.ptp(np.quantile(expected["score"], [0.1, 0.9]))
+    assert np.quantile(np.abs(score - expected["score"]), 0.99) < 0.02 * spread
+
+
+def test_a_runtime_gives_nearly_what_the_fused_int8_network_gives(
     checkpoint: Checkpoint, bundle: Path, images: np.ndarray
 ) -> None:
+    """ONNX Runtime convolves dequantized values in float32: more of them fall to the other side of a tie."""
     path = bundle / "classifier.int8.onnx"
     expected = run_exactly(path, images)
-    fused = fuse(checkpoint.model, read_layers(onnx.load(path)))
-    probabilities, angle, score, _ = (t.numpy() for t in fused(torch.from_numpy(images)))
-    # a pixel that is turned onto a tie may be rounded the other way: an image in a thousand is that much in doubt
+    probabilities, angle, *_ = (
+        t.numpy() for t in fuse(checkpoint.model, read_layers(onnx.load(path)))(torch.from_numpy(images))
+    )
     assert (probabilities.argmax(1) == expected["probabilities"].argmax(1)).mean() >= 0.998
-    step = logit_step(fused)
-    temperature = float(checkpoint.model.temperature)
-    logits, wanted = (np.log(np.maximum(p, 1e-30)) * temperature for p in (probabilities, expected["probabilities"]))
-    sure = wanted.argmax(1)
-    rows = np.arange(len(sure))
-    margins = (values - values[rows, sure][:, None] for values in (logits, wanted))
-    first, second = (np.maximum(margin, -20.0) for margin in margins)
-    differences = np.abs(first - second).max(1)
-    assert np.quantile(differences, 0.95) <= step
+    logits, wanted = (
+        logits_of(p, float(checkpoint.model.temperature)) for p in (probabilities, expected["probabilities"])
+    )
+    assert np.quantile(np.abs(logits - wanted).max(1), 0.95) <= np.abs(wanted).max() / 127
     assert np.quantile(apart(angle, expected["angle"]), 0.99) < 1e-4
-    spread = np.ptp(np.quantile(expected["score"], [0.1, 0.9]))
-    assert np.quantile(np.abs(score - expected["score"]), 0.99) < 0.1 * spread
-
-
-def logit_step(fused: torch.nn.Module) -> float:
-    """What one integer of the last hidden layer counts for in a logit, at most."""
-    layer = fused.plan.linears[plans.OUTER]
-    scale = fused.numbers[layer.scale : layer.scale + layer.outputs]
-    return float(scale.max()) * 127
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])

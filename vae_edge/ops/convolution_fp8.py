@@ -1,7 +1,7 @@
 """Convolution of fp8 e4m3 by fp8 e4m3 with sums in float32, channels last, for GPUs of sm_89 and later.
 
 As `convolution_int8`, with float8_e4m3fn in the place of int8: value = sum · scale + bias (+ residual ·
-residual_scale), ReLU, and for fp8 outputs value / output_scale, held to ±448 and rounded to the nearest e4m3 number.
+residual_scale), ReLU, and for fp8 outputs held to ±448 and rounded to the nearest e4m3 number.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ def convolution_fp8(
     padding: tuple[int, int] = (0, 0),
     relu: bool = False,
     residual_scale: float = 1.0,
-    output_scale: float = 1.0,
     dtype: torch.dtype = FP8,
 ) -> Tensor:
     """Convolve, add, cut off, round.
@@ -37,10 +36,9 @@ def convolution_fp8(
     Args:
         x: float8_e4m3fn [N, H, W, C].
         weight: float8_e4m3fn [R, S, K, C].
-        scale: float32 [K]: the scale of x times that of each channel of the weights.
-        bias: float32 [K].
+        scale: float32 [K]: the scale of x times that of each channel of the weights, over that of the output.
+        bias: float32 [K], over the scale of the output.
         residual: float8_e4m3fn [N, OH, OW, K], multiplied by `residual_scale`; added before the ReLU.
-        output_scale: what 1.0 of an fp8 output counts.
         dtype: of the output: float8_e4m3fn or float16.
 
     Returns:
@@ -50,7 +48,7 @@ def convolution_fp8(
         KernelError: for tensors that do not fit together, or a GPU without fp8; it names the argument.
     """
     sides = (padding[0], padding[1])
-    return _convolution(x, weight, scale, bias, residual, stride, *sides, relu, residual_scale, output_scale, dtype)
+    return _convolution(x, weight, scale, bias, residual, stride, *sides, relu, residual_scale, dtype)
 
 
 @torch.library.custom_op("vae_edge::convolution_fp8", mutates_args=(), device_types="cpu")
@@ -65,10 +63,9 @@ def _convolution(
     pad_left: int,
     relu: bool,
     residual_scale: float,
-    output_scale: float,
     dtype: torch.dtype,
 ) -> Tensor:
-    _shape(x, weight, scale, bias, residual, stride, pad_top, pad_left, output_scale, dtype)
+    _shape(x, weight, scale, bias, residual, stride, pad_top, pad_left, dtype)
     image = x.float().permute(0, 3, 1, 2)
     total = F.conv2d(image, weight.float().permute(2, 3, 0, 1), None, stride, (pad_top, pad_left)).permute(0, 2, 3, 1)
     value = total * scale + bias
@@ -77,7 +74,7 @@ def _convolution(
     if relu:
         value = torch.where(value < 0.0, 0.0, value)
     if dtype == FP8:
-        value = (value * (1.0 / output_scale)).clamp(-LARGEST, LARGEST)
+        value = value.clamp(-LARGEST, LARGEST)
     return value.to(dtype).contiguous()
 
 
@@ -93,10 +90,9 @@ def _convolution_cuda(
     pad_left: int,
     relu: bool,
     residual_scale: float,
-    output_scale: float,
     dtype: torch.dtype,
 ) -> Tensor:
-    shape = _shape(x, weight, scale, bias, residual, stride, pad_top, pad_left, output_scale, dtype)
+    shape = _shape(x, weight, scale, bias, residual, stride, pad_top, pad_left, dtype)
     capability = torch.cuda.get_device_capability(x.device)
     if capability < FIRST_CAPABILITY:
         raise KernelError(
@@ -104,7 +100,7 @@ def _convolution_cuda(
             f"{capability[0]}.{capability[1]}: use convolution_int8 or convolution there."
         )
     y = x.new_empty(shape, dtype=dtype)
-    last = (stride, pad_top, pad_left, relu, residual_scale, output_scale)
+    last = (stride, pad_top, pad_left, relu, residual_scale)
     return launch("convolution_fp8", x, weight, scale, bias, residual, y, *last)
 
 
@@ -120,10 +116,9 @@ def _convolution_fake(
     pad_left: int,
     relu: bool,
     residual_scale: float,
-    output_scale: float,
     dtype: torch.dtype,
 ) -> Tensor:
-    shape = _shape(x, weight, scale, bias, residual, stride, pad_top, pad_left, output_scale, dtype)
+    shape = _shape(x, weight, scale, bias, residual, stride, pad_top, pad_left, dtype)
     return x.new_empty(shape, dtype=dtype)
 
 
@@ -136,8 +131,7 @@ def _shape(
     stride: int,
     pad_top: int,
     pad_left: int,
-    output_scale: float,
     dtype: torch.dtype,
 ) -> list[int]:
     sides = (stride, pad_top, pad_left)
-    return output_shape("convolution_fp8", FP8, OUTPUTS, x, weight, scale, bias, residual, *sides, output_scale, dtype)
+    return output_shape("convolution_fp8", FP8, OUTPUTS, x, weight, scale, bias, residual, *sides, dtype)

@@ -1,8 +1,9 @@
 """Convolution of int8 by int8, with bias, residual add, ReLU and requantization in one operator, channels last.
 
-Sums are exact int32. What follows them is float32, each operation rounded on its own: value = sum · scale + bias
-(+ residual · residual_scale), ReLU, and for int8 outputs round(value · (1 / output_scale)), half to even, held to
-−128 to 127. Kernel (`vae_edge_kernels.convolution_int8`) and reference agree to the last bit.
+Sums are exact int32. What follows them is float32: value = sum · scale + bias, rounded once, likewise + residual ·
+residual_scale, then ReLU, and for int8 outputs the nearest integer, half to even, held to −128 to 127. Scales and bias
+are in units of the output, so that nothing is left to divide by. Kernel (`vae_edge_kernels.convolution_int8`) and
+reference agree to the last bit.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 from vae_edge.errors import KernelError
 from vae_edge.ops.checks import expect, launcher, out_sides
 from vae_edge.ops.convolution import MOST_FIRST
-from vae_edge.ops.eight_bits import expect_numbers, launch, output_shape
+from vae_edge.ops.eight_bits import expect_numbers, launch, multiply_add, output_shape
 
 OUTPUTS = (torch.int8, torch.float16, torch.float32)
 
@@ -29,7 +30,6 @@ def convolution_int8(
     padding: tuple[int, int] = (0, 0),
     relu: bool = False,
     residual_scale: float = 1.0,
-    output_scale: float = 1.0,
     dtype: torch.dtype = torch.int8,
 ) -> Tensor:
     """Convolve integers, add, cut off, round.
@@ -37,13 +37,13 @@ def convolution_int8(
     Args:
         x: int8 [N, H, W, C].
         weight: int8 [R, S, K, C].
-        scale: float32 [K]: what one of x counts times what one of each channel of the weights counts.
-        bias: float32 [K].
-        residual: int8 [N, OH, OW, K], each of which counts `residual_scale`; added before the ReLU.
+        scale: float32 [K]: what one of x counts times what one of each channel of the weights counts, over what one of
+            the output counts.
+        bias: float32 [K], over what one of the output counts.
+        residual: int8 [N, OH, OW, K], one of which counts `residual_scale` in the output; added before the ReLU.
         stride: of both directions.
         padding: zeros above and below, and on either side.
         relu: whether negative values become 0.
-        output_scale: what one of an int8 output counts.
         dtype: of the output: int8, float16 or float32.
 
     Returns:
@@ -53,7 +53,7 @@ def convolution_int8(
         KernelError: for tensors that do not fit together; it names the argument.
     """
     sides = (padding[0], padding[1])
-    return _convolution(x, weight, scale, bias, residual, stride, *sides, relu, residual_scale, output_scale, dtype)
+    return _convolution(x, weight, scale, bias, residual, stride, *sides, relu, residual_scale, dtype)
 
 
 @torch.library.custom_op("vae_edge::convolution_int8", mutates_args=(), device_types="cpu")
@@ -68,12 +68,11 @@ def _convolution(
     pad_left: int,
     relu: bool,
     residual_scale: float,
-    output_scale: float,
     dtype: torch.dtype,
 ) -> Tensor:
-    _shape(x, weight, scale, bias, residual, stride, pad_top, pad_left, output_scale, dtype)
+    _shape(x, weight, scale, bias, residual, stride, pad_top, pad_left, dtype)
     total = integer_sums(x, weight.permute(2, 3, 0, 1), stride, pad_top, pad_left)
-    return finished(total, scale, bias, residual, relu, residual_scale, output_scale, dtype)
+    return finished(total, scale, bias, residual, relu, residual_scale, dtype)
 
 
 @_convolution.register_kernel("cuda")
@@ -88,12 +87,11 @@ def _convolution_cuda(
     pad_left: int,
     relu: bool,
     residual_scale: float,
-    output_scale: float,
     dtype: torch.dtype,
 ) -> Tensor:
-    shape = _shape(x, weight, scale, bias, residual, stride, pad_top, pad_left, output_scale, dtype)
+    shape = _shape(x, weight, scale, bias, residual, stride, pad_top, pad_left, dtype)
     y = x.new_empty(shape, dtype=dtype)
-    last = (stride, pad_top, pad_left, relu, residual_scale, output_scale)
+    last = (stride, pad_top, pad_left, relu, residual_scale)
     return launch("convolution_int8", x, weight, scale, bias, residual, y, *last)
 
 
@@ -109,10 +107,9 @@ def _convolution_fake(
     pad_left: int,
     relu: bool,
     residual_scale: float,
-    output_scale: float,
     dtype: torch.dtype,
 ) -> Tensor:
-    shape = _shape(x, weight, scale, bias, residual, stride, pad_top, pad_left, output_scale, dtype)
+    shape = _shape(x, weight, scale, bias, residual, stride, pad_top, pad_left, dtype)
     return x.new_empty(shape, dtype=dtype)
 
 
@@ -125,7 +122,6 @@ def first_convolution_int8(
     padding: tuple[int, int] = (0, 0),
     relu: bool = False,
     quantize: float = 1.0,
-    output_scale: float = 1.0,
 ) -> Tensor:
     """The same of an image of few channels, whose values are multiplied by `quantize` and rounded to int8 first.
 
@@ -140,7 +136,7 @@ def first_convolution_int8(
     Raises:
         KernelError: for tensors that do not fit together; it names the argument.
     """
-    return _first(x, weight, scale, bias, stride, padding[0], padding[1], relu, quantize, output_scale)
+    return _first(x, weight, scale, bias, stride, padding[0], padding[1], relu, quantize)
 
 
 @torch.library.custom_op("vae_edge::first_convolution_int8", mutates_args=(), device_types="cpu")
@@ -154,12 +150,11 @@ def _first(
     pad_left: int,
     relu: bool,
     quantize: float,
-    output_scale: float,
 ) -> Tensor:
-    _first_shape(x, weight, scale, bias, stride, pad_top, pad_left, output_scale)
+    _first_shape(x, weight, scale, bias, stride, pad_top, pad_left)
     seen = x if x.dtype == torch.int8 else to_int8(x.float() * torch.tensor(quantize, dtype=torch.float32))
     total = integer_sums(seen, weight.permute(0, 3, 1, 2), stride, pad_top, pad_left)
-    return finished(total, scale, bias, None, relu, 0.0, output_scale, torch.int8)
+    return finished(total, scale, bias, None, relu, 0.0, torch.int8)
 
 
 @_first.register_kernel("cuda")
@@ -173,15 +168,12 @@ def _first_cuda(
     pad_left: int,
     relu: bool,
     quantize: float,
-    output_scale: float,
 ) -> Tensor:
-    y = x.new_empty(_first_shape(x, weight, scale, bias, stride, pad_top, pad_left, output_scale), dtype=torch.int8)
+    y = x.new_empty(_first_shape(x, weight, scale, bias, stride, pad_top, pad_left), dtype=torch.int8)
     geometry = launcher("first_convolution_int8", "launching").Geometry(*weight.shape[1:3], stride, pad_top, pad_left)
     tensors = (x.contiguous(), weight.contiguous(), scale.contiguous(), bias.contiguous())
     with torch.cuda.device(x.device):
-        launcher("first_convolution_int8", "convolution_int8").first_forward(
-            *tensors, y, geometry, relu, quantize, output_scale
-        )
+        launcher("first_convolution_int8", "convolution_int8").first_forward(*tensors, y, geometry, relu, quantize)
     return y
 
 
@@ -196,9 +188,8 @@ def _first_fake(
     pad_left: int,
     relu: bool,
     quantize: float,
-    output_scale: float,
 ) -> Tensor:
-    return x.new_empty(_first_shape(x, weight, scale, bias, stride, pad_top, pad_left, output_scale), dtype=torch.int8)
+    return x.new_empty(_first_shape(x, weight, scale, bias, stride, pad_top, pad_left), dtype=torch.int8)
 
 
 def integer_sums(x: Tensor, weight: Tensor, stride: int, pad_top: int, pad_left: int) -> Tensor:
@@ -214,17 +205,16 @@ def finished(
     residual: Tensor | None,
     relu: bool,
     residual_scale: float,
-    output_scale: float,
     dtype: torch.dtype,
 ) -> Tensor:
     """Sums [N, OH, OW, K] to outputs, by the operations of the kernel one after the other."""
-    value = total.float() * scale + bias
+    value = multiply_add(total.float(), scale, bias)
     if residual is not None:
-        value = value + residual.float() * torch.tensor(residual_scale, dtype=torch.float32)
+        value = multiply_add(residual.float(), torch.tensor(residual_scale, dtype=torch.float32), value)
     if relu:
         value = torch.where(value < 0.0, 0.0, value)
     if dtype == torch.int8:
-        return to_int8(value * (torch.tensor(1.0) / torch.tensor(output_scale, dtype=torch.float32))).contiguous()
+        return to_int8(value).contiguous()
     return value.to(dtype).contiguous()
 
 
@@ -242,13 +232,10 @@ def _shape(
     stride: int,
     pad_top: int,
     pad_left: int,
-    output_scale: float,
     dtype: torch.dtype,
 ) -> list[int]:
     sides = (stride, pad_top, pad_left)
-    return output_shape(
-        "convolution_int8", torch.int8, OUTPUTS, x, weight, scale, bias, residual, *sides, output_scale, dtype
-    )
+    return output_shape("convolution_int8", torch.int8, OUTPUTS, x, weight, scale, bias, residual, *sides, dtype)
 
 
 def _first_shape(
@@ -259,7 +246,6 @@ def _first_shape(
     stride: int,
     pad_top: int,
     pad_left: int,
-    output_scale: float,
 ) -> list[int]:
     operator = "first_convolution_int8"
     expect(operator, "x", x, "N H W C", (torch.uint8, torch.int8, torch.float32, torch.float16), x)
@@ -267,6 +253,6 @@ def _first_shape(
     outputs, rows, columns, channels = weight.shape
     if rows * columns * channels > MOST_FIRST:
         raise KernelError(f"{operator} expects R · S · C of at most {MOST_FIRST}; got {rows} · {columns} · {channels}.")
-    expect_numbers(operator, scale, bias, outputs, output_scale, x)
+    expect_numbers(operator, scale, bias, outputs, x)
     sides = out_sides(operator, x.shape[1:3], (rows, columns), stride, (pad_top, pad_left))
     return [x.shape[0], *sides, outputs]

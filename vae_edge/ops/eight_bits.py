@@ -23,7 +23,6 @@ def output_shape(
     stride: int,
     pad_top: int,
     pad_left: int,
-    output_scale: float,
     dtype: torch.dtype,
 ) -> list[int]:
     """The shape [N, OH, OW, K] of the output, once all arguments are known to fit.
@@ -38,7 +37,7 @@ def output_shape(
     expect(operator, "x", x, "N H W C", (operand,), x)
     expect(operator, "weight", weight, "R S K C", (operand,), x, (None, None, None, x.shape[3]))
     rows, columns, channels, _ = weight.shape
-    expect_numbers(operator, scale, bias, channels, output_scale, x)
+    expect_numbers(operator, scale, bias, channels, x)
     if dtype not in outputs:
         names = [str(one).removeprefix("torch.") for one in outputs]
         raise KernelError(f"{operator} gives {', '.join(names[:-1])} or {names[-1]}; dtype is {dtype}.")
@@ -49,7 +48,12 @@ def output_shape(
     return shape
 
 
-def expect_numbers(operator: str, scale: Tensor, bias: Tensor, outputs: int, output_scale: float, like: Tensor) -> None:
+def multiply_add(value: Tensor, factor: Tensor, addend: Tensor) -> Tensor:
+    """value · factor + addend in float32, rounded once: by way of float64, in which the product is exact."""
+    return (value.double() * factor.double() + addend.double()).float()
+
+
+def expect_numbers(operator: str, scale: Tensor, bias: Tensor, outputs: int, like: Tensor) -> None:
     """Refuse scales and biases [K] that do not fit.
 
     Raises:
@@ -57,8 +61,6 @@ def expect_numbers(operator: str, scale: Tensor, bias: Tensor, outputs: int, out
     """
     expect(operator, "scale", scale, "K", (torch.float32,), like, (outputs,))
     expect(operator, "bias", bias, "K", (torch.float32,), like, (outputs,))
-    if not output_scale > 0.0:
-        raise KernelError(f"{operator} expects output_scale above 0; got {output_scale}.")
 
 
 def launch(
@@ -74,12 +76,11 @@ def launch(
     pad_left: int,
     relu: bool,
     residual_scale: float,
-    output_scale: float,
 ) -> Tensor:
     """Launch the kernel of the operator's name; y, which it writes."""
     geometry = launcher(operator, "launching").Geometry(*weight.shape[:2], stride, pad_top, pad_left)
     tensors = (x.contiguous(), weight.contiguous(), scale.contiguous(), bias.contiguous())
     given = None if residual is None else residual.contiguous()
     with torch.cuda.device(x.device):
-        launcher(operator, operator).forward(*tensors, given, y, geometry, relu, residual_scale, output_scale)
+        launcher(operator, operator).forward(*tensors, given, y, geometry, relu, residual_scale)
     return y

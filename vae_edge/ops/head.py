@@ -16,6 +16,7 @@ from vae_edge_kernels.plan import Linear, Plan, padded
 from vae_edge.errors import KernelError
 from vae_edge.ops.checks import expect, launcher
 from vae_edge.ops.convolution_int8 import to_int8
+from vae_edge.ops.eight_bits import multiply_add
 
 WINDOW_BINS, APART_BINS = 2, 4
 FEATURES = (torch.float16, torch.int8)
@@ -247,13 +248,12 @@ def apply_linear(x: Tensor, weights: Tensor, numbers: Tensor, plan: Plan, number
     """A linear layer of packed numbers, float32 [N, outputs]; `taken` says that x is already as the layer takes it."""
     layer = linear_of(plan, number)
     matrix = weights[layer.weights : layer.weights + layer.inputs * layer.stride].reshape(layer.inputs, -1)
+    bias = numbers[layer.bias : layer.bias + layer.outputs]
     if plan.int8:
         seen = x if taken else to_int8(x * numbers[layer.quantize])
         total = (seen.double() @ matrix[:, : layer.outputs].double()).float()
-        total = total * numbers[layer.scale : layer.scale + layer.outputs]
-    else:
-        total = x.float() @ matrix[:, : layer.outputs].float()
-    return total + numbers[layer.bias : layer.bias + layer.outputs]
+        return multiply_add(total, numbers[layer.scale : layer.scale + layer.outputs], bias)
+    return x.float() @ matrix[:, : layer.outputs].float() + bias
 
 
 def as_taken(x: Tensor, numbers: Tensor, layer: Linear) -> Tensor:

@@ -133,14 +133,14 @@ def _trunk(
     for index in range(first, first + count):
         layer = plan.layers[index]
         if index > first:
-            x = _layer(plan, layer, x, weights, numbers, scalars)
+            x = _layer(plan, layer, x, weights, numbers)
         elif plan.int8:
-            x = _first_int8(layer, x, float(torch.tensor(scale) * scalars[quantize]), weights, numbers, scalars)
+            x = _first_int8(layer, x, float(torch.tensor(scale) * scalars[quantize]), weights, numbers)
         else:
             filter, bias = _filter(layer, weights), _bias(layer, numbers)
             x = first_convolution(x, filter, bias, layer.stride, _pads(layer), layer.relu, scale)
         if layer.tap:
-            tapped = means(x, float(scalars[layer.quantize + 1]) if plan.int8 else 1.0)
+            tapped = means(x, float(scalars[layer.counts]) if plan.int8 else 1.0)
     return x.flatten(1), tapped
 
 
@@ -150,25 +150,21 @@ def _layer(
     x: Tensor,
     weights: Tensor,
     numbers: Tensor,
-    scalars: Tensor,
     dtype: torch.dtype = torch.int8,
 ) -> Tensor:
     filter, bias = _filter(layer, weights, plan.int8), _bias(layer, numbers)
     if not plan.int8:
         return convolution(x, filter, bias, None, layer.stride, _pads(layer), layer.relu)
     scale = numbers[layer.scale : layer.scale + layer.outputs]
-    counts = float(scalars[layer.quantize + 1]) or 1.0
-    return convolution_int8(
-        x, filter, scale, bias, None, layer.stride, _pads(layer), layer.relu, output_scale=counts, dtype=dtype
-    )
+    return convolution_int8(x, filter, scale, bias, None, layer.stride, _pads(layer), layer.relu, dtype=dtype)
 
 
-def _first_int8(layer: Layer, x: Tensor, quantize: float, weights: Tensor, numbers: Tensor, scalars: Tensor) -> Tensor:
+def _first_int8(layer: Layer, x: Tensor, quantize: float, weights: Tensor, numbers: Tensor) -> Tensor:
     shape = (layer.outputs, layer.taps, layer.taps, layer.inputs)
     filter = weights[layer.weights : layer.weights + layer.outputs * layer.taps**2 * layer.inputs].reshape(shape)
-    scale, counts = numbers[layer.scale : layer.scale + layer.outputs], float(scalars[layer.quantize + 1])
+    scale = numbers[layer.scale : layer.scale + layer.outputs]
     return first_convolution_int8(
-        x, filter, scale, _bias(layer, numbers), layer.stride, _pads(layer), layer.relu, quantize, counts
+        x, filter, scale, _bias(layer, numbers), layer.stride, _pads(layer), layer.relu, quantize
     )
 
 
@@ -180,13 +176,13 @@ def _draw(plan: Plan, code: Tensor, weights: Tensor, numbers: Tensor, scalars: T
     x = code[:, None, None, :].contiguous()
     if plan.int8:
         scale = numbers[first.scale : first.scale + first.outputs]
-        filter, counts = matrix[:, : first.outputs].T.contiguous(), float(scalars[plan.quantize_grid + 1])
+        filter = matrix[:, : first.outputs].T.contiguous()
         if first.inputs <= MOST_FIRST:
             quantize = float(scalars[first.quantize])
-            x = first_convolution_int8(x, filter[:, None, None, :], scale, bias, 1, (0, 0), True, quantize, counts)
+            x = first_convolution_int8(x, filter[:, None, None, :], scale, bias, 1, (0, 0), True, quantize)
         else:
             x = to_int8(x * numbers[first.quantize])
-            x = convolution_int8(x, filter[None, None], scale, bias, None, 1, (0, 0), True, output_scale=counts)
+            x = convolution_int8(x, filter[None, None], scale, bias, None, 1, (0, 0), True)
     else:
         filter = matrix[None, None, :, : first.outputs].contiguous()
         if first.inputs <= MOST_FIRST:
@@ -194,8 +190,8 @@ def _draw(plan: Plan, code: Tensor, weights: Tensor, numbers: Tensor, scalars: T
         else:
             x = convolution(x.half(), filter, bias, None, 1, (0, 0), True)
     x = x.reshape(code.shape[0], plan.grid, plan.grid, plan.width)
-    x = _layer(plan, plan.layers[-2], x, weights, numbers, scalars)
-    return _layer(plan, plan.layers[-1], x, weights, numbers, scalars, torch.float32)
+    x = _layer(plan, plan.layers[-2], x, weights, numbers)
+    return _layer(plan, plan.layers[-1], x, weights, numbers, torch.float32)
 
 
 def _filter(layer: Layer, weights: Tensor, int8: bool = False) -> Tensor:

@@ -150,29 +150,36 @@ class _Packing:
         flat = values.reshape(-1)
         self.weights[place : place + len(flat)] = flat.to(self.weights.dtype)
 
-    def convolution(self, layer: Layer, name: str, output_scale: float | None) -> None:
-        """A convolution; int8 outputs are of `output_scale`."""
+    def convolution(self, layer: Layer, name: str, counts: float) -> None:
+        """A convolution; one of an int8 output counts `counts`, and one of another output 1."""
         found = self.named(name)
         if self.int8:
             few = layer.inputs < plans.ALIGNMENT
             order = found.weight.permute(0, 2, 3, 1) if few else found.weight.permute(2, 3, 0, 1)
-            self.put(layer.scale, _scales(found))
-            self.put(layer.quantize, torch.zeros(2) if output_scale is None else both_ways(output_scale))
+            self.put(layer.scale, _scales(found, counts))
+            self.put(layer.counts, counts)
         else:
             order = found.weight.permute(2, 3, 1, 0)
         self.put_weights(layer.weights, order)
-        self.put(layer.bias, found.bias)
+        self.put(layer.bias, found.bias.double() / counts)
 
-    def linear(self, layer: Linear, found: list[LayerNumbers], columns: Tensor | None = None) -> None:
-        """A linear layer, of several of the same input side by side; `columns` puts its inputs in another order."""
+    def linear(
+        self, layer: Linear, found: list[LayerNumbers], columns: Tensor | None = None, counts: float = 1.0
+    ) -> None:
+        """A linear layer, of several of the same input side by side; `columns` puts its inputs in another order, and
+        one of its output counts `counts`."""
         weight = torch.cat([one.weight for one in found])
         if columns is not None:
             weight = weight[:, columns]
         self.put_weights(layer.weights, F.pad(weight.T, (0, layer.stride - layer.outputs)))
-        self.put(layer.bias, torch.cat([one.bias for one in found]))
+        self.put(layer.bias, torch.cat([one.bias.double() / counts for one in found]))
         if self.int8:
-            self.put(layer.scale, torch.cat([_scales(one) for one in found]))
+            self.put(layer.scale, torch.cat([_scales(one, counts) for one in found]))
             self.put(layer.quantize, both_ways(_input_scale(found[0])))
+
+    def taken_by(self, name: str) -> float:
+        """What one of a layer's inputs counts."""
+        return _input_scale(self.named(name)) if self.int8 else 1.0
 
     def trunks(self) -> None:
         """Both trunks; each layer's output has the scale of the next one's input."""
@@ -184,8 +191,7 @@ class _Packing:
             names = [f"{prefix}.{i}.0" for i in range(count)]
             for i, name in enumerate(names):
                 after = names[i + 1] if i + 1 < count else readers
-                scale = self.named(after).input_scale if self.int8 else None
-                self.convolution(self.plan.layers[first + i], name, scale)
+                self.convolution(self.plan.layers[first + i], name, self.taken_by(after))
             if names and self.int8:
                 place = self.plan.quantize_image if prefix.startswith("pose") else self.plan.quantize_upright
                 self.put(place, both_ways(_input_scale(self.named(names[0]))))
@@ -215,12 +221,11 @@ class _Packing:
         assert layer is not None
         order = torch.arange(layer.outputs).reshape(plan.width, plan.grid**2).T.reshape(-1)
         scale = None if found.scale is None else found.scale[order]
-        self.linear(layer, [LayerNumbers(found.weight[order], found.bias[order], scale, found.input_scale)])
+        reordered = LayerNumbers(found.weight[order], found.bias[order], scale, found.input_scale)
+        self.linear(layer, [reordered], counts=self.taken_by("decoder.middle.0"))
         middle, last = plan.layers[-2], plan.layers[-1]
-        self.convolution(middle, "decoder.middle.0", self.named("decoder.last").input_scale)
-        self.convolution(last, "decoder.last", None)
-        if self.int8:
-            self.put(plan.quantize_grid, both_ways(_input_scale(self.named("decoder.middle.0"))))
+        self.convolution(middle, "decoder.middle.0", self.taken_by("decoder.last"))
+        self.convolution(last, "decoder.last", 1.0)
 
     def score(self, model: Any, light: bool, quantized: QuantizedNetwork) -> None:
         """The rejection score's numbers."""
@@ -250,17 +255,13 @@ class _Packing:
 
 def both_ways(scale: float) -> Tensor:
     """What a value is multiplied by to become an integer, and what an integer counts."""
-    return torch.tensor([inverse(scale), scale])
+    return torch.tensor([1.0 / scale, scale])
 
 
-def inverse(scale: float) -> float:
-    """1 / scale as float32 gives it."""
-    return float(torch.tensor(1.0) / torch.tensor(scale, dtype=torch.float32))
-
-
-def _scales(layer: LayerNumbers) -> Tensor:
+def _scales(layer: LayerNumbers, counts: float) -> Tensor:
+    """What one of a layer's sums of integers counts, in outputs of which one counts `counts`."""
     assert layer.scale is not None
-    return layer.scale.float() * torch.tensor(_input_scale(layer), dtype=torch.float32)
+    return layer.scale.double() * _input_scale(layer) / counts
 
 
 def _input_scale(layer: LayerNumbers) -> float:

@@ -99,7 +99,7 @@ def _turn(
         images = images * seen + fill * (1.0 - seen)
     if rounded_to > 0:
         counts = torch.tensor(rounded_to, dtype=torch.float32)
-        images = (images * (torch.tensor(1.0) / counts)).clamp(-128.0, 127.0).round() * counts
+        images = (images * (1.0 / rounded_to)).clamp(-128.0, 127.0).round() * counts
     turned = turn(images, cos, sin, fill).permute(0, 2, 3, 1)
     if dtype == torch.int8:
         turned = (turned * quantize).nan_to_num(0.0).clamp(-128.0, 127.0).round()

@@ -124,16 +124,15 @@ def test_a_first_layer_reads_bytes(shape: Shape, dtype: torch.dtype, relu: bool,
 
 
 def finished(total: Tensor, scale: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, counts: float) -> Tensor:
-    """Integer sums to values in float32, by NumPy, one rounding after the other."""
-    value = total.numpy().astype(np.float32) * scale.numpy() + bias.numpy()
+    """Integer sums to values in float32, by NumPy; each product and its addition are rounded once."""
+    value = (total.numpy() * scale.numpy().astype(np.float64) + bias.numpy()).astype(np.float32)
     if residual is not None:
-        value = value + residual.numpy().astype(np.float32) * np.float32(counts)
+        value = (residual.numpy() * np.float64(np.float32(counts)) + value).astype(np.float32)
     return torch.from_numpy(np.where(relu & (value < 0), np.float32(0), value).astype(np.float32))
 
 
-def quantized(value: Tensor, output_scale: float) -> Tensor:
-    inverse = np.float32(1.0) / np.float32(output_scale)
-    return torch.from_numpy(np.rint(np.clip(value.numpy() * inverse, -128, 127)).astype(np.int8))
+def rounded(value: Tensor) -> Tensor:
+    return torch.from_numpy(np.rint(np.clip(value.numpy(), -128, 127)).astype(np.int8))
 
 
 @HALF
@@ -147,17 +146,17 @@ def test_an_int8_convolution_has_the_bits_of_the_integer_reference(
     rows, columns = shape.taps
     x = integers(shape.images, shape.height, shape.width, shape.channels, seed=shape.seed)
     w = integers(rows, columns, shape.outputs, shape.channels, seed=shape.seed + 1)
-    scale = normal(shape.outputs, seed=shape.seed + 2).abs() / (100.0 * rows * columns * shape.channels**0.5)
-    bias, residual = normal(shape.outputs, seed=4), integers(*shape.out(), seed=5)
+    scale = normal(shape.outputs, seed=shape.seed + 2).abs() / (5.0 * rows * columns * shape.channels**0.5)
+    bias, residual = 20.0 * normal(shape.outputs, seed=4), integers(*shape.out(), seed=5)
     total = exact(x, w.permute(0, 1, 3, 2), shape)
-    value = finished(total, scale, bias, residual if has_residual else None, relu, 0.03)
-    expected = quantized(value, 0.05) if dtype == torch.int8 else value.to(dtype)
+    value = finished(total, scale, bias, residual if has_residual else None, relu, 0.6)
+    expected = rounded(value) if dtype == torch.int8 else value.to(dtype)
     y = poison(shape.out(), dtype)
     tensors = (x.to(DEVICE), w.to(DEVICE), scale.to(DEVICE), bias.to(DEVICE))
     given_residual = residual.to(DEVICE) if has_residual else None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launching, "paired", lambda architecture: paired)
-        convolution_int8.forward(*tensors, given_residual, y, shape.geometry, relu, 0.03, 0.05)
+        convolution_int8.forward(*tensors, given_residual, y, shape.geometry, relu, 0.6)
     assert torch.equal(y.cpu(), expected)
 
 
@@ -173,16 +172,13 @@ def test_a_first_int8_layer_has_the_bits_of_the_integer_reference(
         x = (x.int() + 128).to(torch.uint8)
     if given_dtype == torch.float32:
         x, quantize = normal(*size, seed=shape.seed), 60.0
-    seen = x if given_dtype == torch.int8 else quantized(x.float(), 1.0 / np.float32(quantize))
+    seen = x if given_dtype == torch.int8 else rounded(x.float() * torch.tensor(quantize))
     w = integers(shape.outputs, rows, columns, shape.channels, seed=shape.seed + 1)
-    scale, bias = normal(shape.outputs, seed=2).abs() / 3000.0, normal(shape.outputs, seed=3)
-    if given_dtype != torch.int8:
-        product = x.float().numpy() * np.float32(quantize)
-        seen = torch.from_numpy(np.rint(np.clip(product, -128, 127)).astype(np.int8))
-    expected = quantized(finished(exact(seen, w.permute(1, 2, 3, 0), shape), scale, bias, None, relu, 0.0), 0.02)
+    scale, bias = normal(shape.outputs, seed=2).abs() / 60.0, 50.0 * normal(shape.outputs, seed=3)
+    expected = rounded(finished(exact(seen, w.permute(1, 2, 3, 0), shape), scale, bias, None, relu, 0.0))
     y = poison(shape.out(), torch.int8)
     tensors = (x.to(DEVICE), w.to(DEVICE), scale.to(DEVICE), bias.to(DEVICE))
-    convolution_int8.first_forward(*tensors, y, shape.geometry, relu, quantize, 0.02)
+    convolution_int8.first_forward(*tensors, y, shape.geometry, relu, quantize)
     assert torch.equal(y.cpu(), expected)
 
 
@@ -205,10 +201,11 @@ def test_an_fp8_convolution_is_that_of_float64(shape: Shape, relu: bool, has_res
     expected = expected + (residual.double() * 0.5 if has_residual else 0.0)
     expected = expected.relu() if relu else expected
     y = poison(shape.out(), fp8 if fp8_out else torch.float16)
-    tensors = (x.to(DEVICE), w.to(DEVICE), scale.to(DEVICE), bias.to(DEVICE))
+    counts = 0.25 if fp8_out else 1.0
+    tensors = (x.to(DEVICE), w.to(DEVICE), (scale / counts).to(DEVICE), (bias / counts).to(DEVICE))
     given_residual = residual.to(DEVICE) if has_residual else None
-    convolution_fp8.forward(*tensors, given_residual, y, shape.geometry, relu, 0.5, 0.25)
-    got = y.float().cpu().double() * (0.25 if fp8_out else 1.0)
+    convolution_fp8.forward(*tensors, given_residual, y, shape.geometry, relu, 0.5 / counts)
+    got = y.float().cpu().double() * counts
     torch.testing.assert_close(got, expected, rtol=0.07 if fp8_out else 4e-3, atol=0.01)
 
 
@@ -224,7 +221,7 @@ def test_a_nan_stays_one_and_int8_is_held_to_its_range() -> None:
     out = poison((1, 1, 2, 16), torch.int8)
     ones, zeros = torch.ones(16, device=DEVICE), torch.zeros(16, device=DEVICE)
     tensors = (many.to(DEVICE), filter.to(DEVICE), ones, zeros)
-    convolution_int8.forward(*tensors, None, out, Geometry(1, 1), False, 1.0, 1.0)
+    convolution_int8.forward(*tensors, None, out, Geometry(1, 1), False, 1.0)
     assert (out[0, 0, 0] == 127).all() and (out[0, 0, 1] == -128).all()
 
 
