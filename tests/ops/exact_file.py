@@ -1,0 +1,77 @@
+"""An ONNX file evaluated node by node, each output the float32 nearest to what the node's definition gives.
+
+A runtime's float32 convolutions add thousands of products in an order of its own, and a sum near a tie is then
+quantized the other way. Here convolutions and matrix products are summed in float64, so that nothing of a runtime is
+left in the answer. GridSample is PyTorch's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+import torch.nn.functional as F
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+
+
+def evaluate(model: onnx.ModelProto, images: np.ndarray) -> dict[str, np.ndarray]:
+    """The file's outputs by name, and `logits`: what its probabilities are the softmax of, times the temperature."""
+    nodes = {name: node for node in model.graph.node for name in node.output}
+    scaled = nodes[nodes["probabilities"].input[0]]
+    assert (nodes["probabilities"].op_type, scaled.op_type) == ("Softmax", "Div")
+    seen = onnx.ModelProto()
+    seen.CopyFrom(model)
+    seen.graph.output.append(onnx.helper.make_tensor_value_info(scaled.input[0], onnx.TensorProto.FLOAT, None))
+    names = [output.name for output in model.graph.output]
+    values = ReferenceEvaluator(seen, new_ops=[Conv, Gemm, MatMul, GridSample]).run(None, {"image": images})
+    return dict(zip([*names, "logits"], values, strict=True))
+
+
+class Conv(OpRun):
+    op_domain = ""
+
+    def _run(
+        self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None, auto_pad: str = "NOTSET",
+        dilations: Any = None, group: int = 1, kernel_shape: Any = None, pads: Any = None, strides: Any = None,
+    ) -> tuple[np.ndarray]:  # fmt: skip
+        top, left, bottom, right = pads or (0, 0, 0, 0)
+        assert auto_pad in ("NOTSET", None) and (top, left) == (bottom, right)
+        sums = F.conv2d(
+            torch.from_numpy(x).double(), torch.from_numpy(weight).double(), None, list(strides or (1, 1)),
+            (top, left), list(dilations or (1, 1)), group or 1,
+        ).numpy()  # fmt: skip
+        return ((sums if bias is None else sums + bias[None, :, None, None]).astype(np.float32),)
+
+
+class Gemm(OpRun):
+    op_domain = ""
+
+    def _run(
+        self, a: np.ndarray, b: np.ndarray, c: np.ndarray | None = None, alpha: float = 1.0, beta: float = 1.0,
+        transA: int = 0, transB: int = 0,
+    ) -> tuple[np.ndarray]:  # fmt: skip
+        left, right = a.astype(np.float64), b.astype(np.float64)
+        sums = (1.0 if alpha is None else alpha) * ((left.T if transA else left) @ (right.T if transB else right))
+        return ((sums if c is None else sums + (1.0 if beta is None else beta) * c).astype(np.float32),)
+
+
+class MatMul(OpRun):
+    op_domain = ""
+
+    def _run(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray]:
+        return ((a.astype(np.float64) @ b.astype(np.float64)).astype(np.float32),)
+
+
+class GridSample(OpRun):
+    op_domain = ""
+
+    def _run(
+        self, x: np.ndarray, grid: np.ndarray, mode: str = "linear", padding_mode: str = "zeros",
+        align_corners: int = 0,
+    ) -> tuple[np.ndarray]:  # fmt: skip
+        assert mode in ("linear", "bilinear")
+        given = (torch.from_numpy(np.ascontiguousarray(values)) for values in (x, grid))
+        return (F.grid_sample(*given, padding_mode=padding_mode, align_corners=bool(align_corners)).numpy(),)
