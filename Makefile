@@ -3,11 +3,13 @@
 # PYTHON       the interpreter of the virtual environment (3.10 to 3.13)
 # TORCH_INDEX  address of a package index that has PyTorch's CPU build; empty: what pip finds
 # VENV         where the virtual environment is made
+# WORKERS      processes that run the tests, of one thread each
 # EXTRAS       what is installed beside the package itself; EXTRAS=test,lint,rtx adds TensorRT-RTX and the tests that build with it
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
+WORKERS ?= 2
 EXTRAS ?= test,lint
 BIN := $(VENV)/bin
 comma := ,
@@ -15,6 +17,7 @@ STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := torch>=2.10,<2.14
 OLDEST := $(VENV)-oldest-triton
+PYTEST := -m pytest --numprocesses $(WORKERS) --dist loadfile
 KERNEL_TESTS := tests/kernels/test_aot.py tests/kernels/test_cases.py tests/ops/test_convolutions.py
 
 .PHONY: quickstart test test-fast test-oldest-triton lint format native install clean
@@ -23,14 +26,14 @@ quickstart: install
 	$(BIN)/vae-edge quickstart
 
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
 
 test-fast: install
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not slow"
 
 # The kernels' tests once more, with the oldest Triton that is supported. Its interpreter wants NumPy below 2.4.
 test-oldest-triton: $(OLDEST)/.installed
-	$(OLDEST)/bin/python -m pytest $(KERNEL_TESTS)
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python $(PYTEST) $(KERNEL_TESTS)
 
 lint: install
 	$(BIN)/ruff check .
@@ -63,7 +66,7 @@ $(OLDEST)/.installed: pyproject.toml Makefile
 	$(OLDEST)/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off \
 	  $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
 	$(OLDEST)/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off \
-	  "triton==3.6.*" "numpy<2.4" pillow safetensors onnx onnxruntime pytest pytest-timeout hypothesis
+	  "triton==3.6.*" "numpy<2.4" pillow safetensors onnx onnxruntime pytest pytest-timeout pytest-xdist hypothesis
 	$(OLDEST)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --editable .
 	touch $@
 

@@ -28,8 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import kernel_cases
+import made_up
 import numpy as np
 import torch
+from case import PRESETS
 from torch import Tensor
 
 import kernels
@@ -150,10 +152,9 @@ def check_network(path: str, name: str, int8: bool, programs: int) -> dict[str, 
     Raises:
         KernelError: if the answers differ.
     """
-    model = kernel_cases.untrained(name)
-    quantized = kernel_cases.made_up(model) if int8 else None
-    fused = fuse(model, quantized, programs=programs)
-    images = kernel_cases.blotches(fused.plan, 256).numpy()
+    model = made_up.untrained(name)
+    fused = fuse(model, made_up.in_int8(model) if int8 else None, programs=programs)
+    images = made_up.blotches(256, fused.plan.side, fused.plan.channels).numpy()
     major, minor = torch.cuda.get_device_capability()
     times: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -256,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             result["native"] = check_native(options.native)
             result["native"]["networks"] = [
                 check_network(options.native, name, int8, programs)
-                for name in kernel_cases.PRESETS
+                for name in PRESETS
                 for int8 in (False, True)
                 for programs in (1, 8)
             ]

@@ -5,17 +5,14 @@ A case makes its tensors when it is asked for its `Run`, so that only one is in 
 
 from __future__ import annotations
 
-import copy
-import math
-import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from case import BATCHES, DEVICE, PRESETS, SCALE, Case, Run, far, pixels, random, small_integers, spoil, worst
+from made_up import untrained
 from torch import Tensor
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 from vae_edge_kernels import (
     convolution,
     convolution_fp8,
@@ -26,57 +23,22 @@ from vae_edge_kernels import (
     upsample_convolution,
 )
 from vae_edge_kernels import means as means_kernel
-from vae_edge_kernels import network as network_kernel
 from vae_edge_kernels.launching import Geometry
-from vae_edge_kernels.plan import Layer, Plan
+from vae_edge_kernels.plan import Layer
+from whole_networks import network_cases
 
 from vae_edge.export.plans import plan_of_preset
-from vae_edge.model import AngleVAE, create_config
 from vae_edge.ops import head as heads
 from vae_edge.ops.eight_bits import multiply_add
-from vae_edge.ops.network import by_layers
-from vae_edge.ops.packing import LayerNumbers, QuantizedNetwork, folded, pack
+from vae_edge.ops.packing import pack
 from vae_edge.ops.reparameterize import reparameterize as reparameterize_op
 from vae_edge.ops.turn import turn_pixels
 
-DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
-MULTIPROCESSORS = torch.cuda.get_device_properties(0).multi_processor_count if torch.cuda.is_available() else 16
-PRESETS = ("tiny", "small", "base")
-BATCHES = (1, 32, 256)
 LARGE = (  # side, inputs, outputs, stride, taps
     *((56, 64, 64, 1, 3), (28, 128, 128, 1, 3), (14, 256, 256, 1, 3), (56, 128, 128, 2, 3)),
     *((56, 64, 256, 1, 1), (28, 256, 128, 1, 1), (28, 64, 64, 1, 5)),
 )
 LARGE_BATCHES = (32, 256)
-SPREADS = (4, 8, 16)  # programs that one image is spread over
-SCALE = 1.0 / 255.0
-
-
-@dataclass
-class Run:
-    """A case with its tensors.
-
-    `ours` launches the kernel and gives what it wrote, `check` says how far that is from what it should be (at most
-    `allowed`), `rivals` do the same in another way. `moved` is bytes read and written, `macs` multiply-accumulates.
-    """
-
-    ours: Callable[[], Any]
-    check: Callable[[], float]
-    allowed: float
-    rivals: dict[str, Callable[[], Any]]
-    moved: int
-    macs: int = 0
-    compile: Callable[[], Any] | None = None  # what `torch.compile` is given
-
-
-@dataclass(frozen=True)
-class Case:
-    """One line of the benchmark."""
-
-    kernel: str
-    layer: str
-    batch: int
-    make: Callable[[], Run] = field(compare=False)
 
 
 def preset_layers() -> dict[tuple[int, int, int, int, int], str]:
@@ -101,15 +63,7 @@ def label(shape: tuple[int, int, int, int, int]) -> str:
 
 def cases(large: bool = True) -> Iterator[Case]:
     """Every case: the whole networks, kernels on the presets' layers, then on large shapes."""
-    for name in PRESETS:
-        for int8 in (False, True):
-            kernel = f"network_{'int8' if int8 else 'fp16'}"
-            for batch in BATCHES:
-                yield Case(kernel, name, batch, lambda p=name, n=batch, q=int8: whole(p, n, q, 1))
-            for programs in SPREADS if DEVICE == "cuda" else ():  # the interpreter runs one program after the other
-                if programs > MULTIPROCESSORS:
-                    continue
-                yield Case(f"{kernel}_spread_{programs}", name, 1, lambda p=name, k=programs, q=int8: whole(p, 1, q, k))
+    yield from network_cases()
     shapes = [(shape, batch) for shape in preset_layers() for batch in BATCHES]
     shapes += [(shape, batch) for shape in LARGE for batch in LARGE_BATCHES] if large else []
     for shape, batch in shapes:
@@ -143,39 +97,6 @@ def first_cases(shape: tuple[int, int, int, int, int], batch: int) -> Iterator[C
     """A first layer from bytes, in each precision."""
     yield Case("first_convolution_fp16", label(shape), batch, lambda: first_half(shape, batch))
     yield Case("first_convolution_int8", label(shape), batch, lambda: first_integers(shape, batch))
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    """Normal numbers on the GPU, the same each time."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape))).to(DEVICE)
-
-
-def small_integers(*shape: int, seed: int = 0) -> Tensor:
-    """int8 on the GPU, the same each time."""
-    generator = torch.Generator().manual_seed(seed + sum(shape))
-    return torch.randint(-127, 128, shape, generator=generator, dtype=torch.int8).to(DEVICE)
-
-
-def pixels(*shape: int) -> Tensor:
-    """Bytes on the GPU."""
-    generator = torch.Generator().manual_seed(sum(shape))
-    return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).to(DEVICE)
-
-
-def far(got: Tensor, expected: Tensor) -> float:
-    """The largest difference, as a share of the largest value that was expected."""
-    return float((got.double() - expected.double()).abs().max() / expected.double().abs().max().clamp_min(1e-9))
-
-
-def worst(*errors: float) -> float:
-    """The largest; NaN where one is."""
-    return float(torch.tensor(errors).max())
-
-
-def spoil(*outputs: Tensor) -> None:
-    """Fill outputs with what no kernel writes, so that one that it forgets is seen."""
-    for output in outputs:
-        output.fill_(float("nan") if output.is_floating_point() else 85)
 
 
 def exact(x: Tensor, w: Tensor, stride: int) -> Tensor:
@@ -474,121 +395,3 @@ def pose(batch: int) -> Run:
 
     moved = features.nbytes + 2 * trunk.trunk.features * (plan.classes + plan.bins)
     return Run(ours, check, 5e-3, {"eager": eager}, moved, 0, eager)
-
-
-def untrained(name: str) -> AngleVAE:
-    """A preset of random weights, whose score has as many clusters as training may find."""
-    torch.manual_seed(0)
-    model = AngleVAE(create_config(name)).eval()
-    score = model.score
-    count, size = model.config.classes * score.most_clusters(), score.components
-    generator = torch.Generator().manual_seed(0)
-    score.nearest = 0.1 * torch.randn(size, count, generator=generator)
-    score.nearest_offset = torch.randn(count, generator=generator)
-    score.cluster_whitening = torch.eye(size, dtype=torch.float16).repeat(count, 1, 1)
-    score.cluster_offset = 0.1 * torch.randn(count, 1, size, generator=generator)
-    return model
-
-
-def made_up(model: AngleVAE) -> QuantizedNetwork:
-    """A network's layers in int8, with scales that nobody calibrated: for times, and to compare two ways."""
-    layers = {}
-    for name, layer in folded(model).items():
-        axes = tuple(range(1, layer.weight.ndim))
-        scale = layer.weight.abs().amax(axes).clamp_min(1e-6) / 127
-        weight = (layer.weight / scale.reshape(-1, *(1 for _ in axes))).round().to(torch.int8)
-        layers[name] = LayerNumbers(weight, layer.bias, scale, 1 / 127 if name.endswith("layers.0.0") else 0.02)
-    return QuantizedNetwork(layers)
-
-
-def blotches(plan: Plan, batch: int) -> Tensor:
-    """Soft patterns, uint8 [N, S, S, C]."""
-    coarse = torch.rand(batch, plan.channels, 6, 6, generator=torch.Generator().manual_seed(batch)).square()
-    fine = F.interpolate(coarse, size=plan.side, mode="bilinear")
-    return (fine * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-
-def whole(name: str, batch: int, int8: bool, programs: int) -> Run:
-    """A whole network in one launch; the rivals are the exported graph in float16, and our operators one by one."""
-    model = untrained(name)
-    packed = pack(model, made_up(model) if int8 else None)
-    plan, images = packed.plan, blotches(packed.plan, batch)
-    there = [tensor.to(DEVICE) for tensor in (images, packed.weights, packed.numbers, packed.whitenings)]
-    places = 1 if programs > 1 else min(batch, 2 * MULTIPROCESSORS)
-    areas = torch.zeros((places, 2, plan.area), dtype=packed.weights.dtype, device=DEVICE)
-    floats = torch.zeros((places, plan.floats), device=DEVICE)
-    meetings = torch.zeros(places, dtype=torch.int32, device=DEVICE)
-    shapes = ((batch, plan.classes), (batch,), (batch,), (batch, 3))
-    made = [torch.full(shape, float("nan"), device=DEVICE) for shape in shapes]
-
-    def ours() -> Tensor:
-        network_kernel.forward(plan, *there, areas, floats, meetings, *made, programs=programs)
-        return made[0]
-
-    def check() -> float:
-        some = torch.tensor(sorted({*range(min(batch, 8)), *range(max(0, batch - 8), batch)}))
-        expected = by_layers(plan, images[some], packed.weights, packed.numbers, packed.whitenings)
-        spoil(*made, areas, floats)
-        ours()
-        got = [tensor.cpu()[some] for tensor in made]
-        turned = torch.remainder(got[1] - expected[1] + math.pi, 2 * math.pi) - math.pi
-        score = (got[2] - expected[2]) / (1.0 + expected[2].abs())
-        errors = ((got[0] - expected[0]).abs().amax(1), turned.abs(), score.abs())
-        # where two classes or angles are as good as each other roundings decide: one image of the sixteen may be such
-        return worst(*(float(error.sort().values[: max(1, len(some) - 1)].max()) for error in errors))
-
-    scalars, image, inference = packed.numbers, there[0], as_inference(model)
-    rivals: dict[str, Callable[[], Any]] = {
-        "layer by layer": lambda: by_layers(plan, *there, scalars),
-        "eager": lambda: inference(image),
-    }
-    moved = image.nbytes + there[1].nbytes
-    return Run(ours, check, 5e-3, rivals, moved, 0, rivals["eager"])
-
-
-def as_inference(model: AngleVAE, device: str = DEVICE) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """A model's inference as one would write it in PyTorch: layers in float16 and channels-last, normalization folded,
-    the read-out and the score in float32, turning by grid_sample. Made of a copy."""
-    model = fuse_conv_bn(copy.deepcopy(model)).half().to(device, memory_format=torch.channels_last)
-    trunk = model.pose
-    assert trunk is not None
-    for module in (trunk, model.score):
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            if buffer.is_floating_point() and name != "cluster_whitening":
-                setattr(module, name, buffer.float())
-
-    given = model.score.coefficients()  # else copied from the host at each call, which no CUDA graph takes
-    model.score.coefficients = lambda: given  # type: ignore[method-assign]
-
-    @torch.no_grad()
-    def infer(image: Tensor) -> tuple[Tensor, ...]:
-        seen = (image.permute(0, 3, 1, 2).float() * SCALE).half()
-        logits, bins, tap = trunk(seen)
-        cos, sin, doubt = trunk.read(bins.float())
-        zero = torch.zeros_like(cos)
-        matrix = torch.stack([cos, sin, zero, -sin, cos, zero], 1).view(-1, 2, 3)
-        grid = F.affine_grid(matrix, list(seen.shape), align_corners=False).half()
-        upright = F.grid_sample(seen, grid, align_corners=False)
-        encoded, own = model.encoder(upright)
-        mu = model.mu(encoded)
-        logits = (model.classifier(mu) + logits).float()
-        weights = logits.softmax(1)
-        drawn = model.decoder(mu, weights.half()).float().sigmoid()
-        unsure = (1.001 - doubt.concentration).log()[:, None]
-        features = torch.cat([tap.float().mean((2, 3)), own.float().mean((2, 3)), mu.float(), weights, unsure], 1)
-        score = model.score(upright.float(), drawn, features, logits)
-        return (logits / model.temperature.float()).softmax(1), torch.atan2(sin, cos), score
-
-    return infer
-
-
-def fuse_conv_bn(model: AngleVAE) -> AngleVAE:
-    """Each batch normalization folded into the convolution before it."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Sequential):
-            for number in range(len(module) - 1):
-                first, second = module[number], module[number + 1]
-                if isinstance(first, torch.nn.Conv2d) and isinstance(second, torch.nn.BatchNorm2d):
-                    module[number] = fuse_conv_bn_eval(first, second)
-                    module[number + 1] = torch.nn.Identity()
-    return model

@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kernel_cases import DEVICE, Case, Run, cases
+from case import DEVICE, Case, Run
+from kernel_cases import cases
 
 from vae_edge.errors import KernelError
 from vae_edge.files import write_text

@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from kernel_cases import PRESETS, Case, Run, cases
+from case import PRESETS, Case, Run
+from kernel_cases import cases
 from triton.errors import TritonError
 from vae_edge_kernels import aot_worker, configurations, evidence
 from vae_edge_kernels.plan import to_text

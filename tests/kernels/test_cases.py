@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
+BENCH = Path(__file__).parents[2] / "bench"  # whose networks the cases use
 FILES = sorted((Path(__file__).parent / "cases").glob("*_cases.py"))
 NAMES = [
     (path.stem, line.removeprefix("def ").split("(")[0])
@@ -31,7 +32,7 @@ def outcomes(stem: str, interpreted: bool, folder: Path) -> dict[str, list[str]]
     report = folder / f"{stem}-{interpreted}.xml"
     path = next(path for path in FILES if path.stem == stem)
     environment = {**os.environ, "TRITON_INTERPRET": "1" if interpreted else "0", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(path.parent), environment.get("PYTHONPATH", "")])
+    environment["PYTHONPATH"] = os.pathsep.join([str(path.parent), str(BENCH), environment.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", str(path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert report.exists(), done.stdout + done.stderr

@@ -173,10 +173,11 @@ def test_what_a_model_says_of_its_angles_doubt_comes_along(tmp_path: Path, backe
     with vae_edge.load(bundle.path, backend, "fp32") as classifier:
         predictions = classifier(images)
     model = ReferenceEvaluator(onnx.load(bundle.file(bundle.find())))
-    _, _, _, sure, second, share = model.run(None, {"image": images})
-    np.testing.assert_allclose(predictions.concentrations, sure, atol=1e-4)
-    np.testing.assert_allclose(np.deg2rad(predictions.second_angles_deg), second, atol=1e-3)
-    np.testing.assert_allclose(predictions.second_shares, share, atol=1e-3)
+    some = slice(None, None, 15)  # the evaluator is slow
+    _, _, _, sure, second, share = model.run(None, {"image": images[some]})
+    np.testing.assert_allclose(predictions.concentrations[some], sure, atol=1e-4)
+    np.testing.assert_allclose(np.deg2rad(predictions.second_angles_deg[some]), second, atol=1e-3)
+    np.testing.assert_allclose(predictions.second_shares[some], share, atol=1e-3)
     row = predictions.to_dicts()[7]
     assert row["second_angle_deg"] == pytest.approx(-row["angle_deg"], abs=1e-3)
     assert (row["concentration"], row["second_share"]) == (predictions.concentrations[7], predictions.second_shares[7])

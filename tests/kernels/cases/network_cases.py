@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made_up import blotches, in_int8, untrained
 from together import run_together
 from torch import Tensor
 from vae_edge_kernels import head, reconstruction_error, turn
@@ -16,10 +17,9 @@ from vae_edge_kernels import network as kernels
 from vae_edge_kernels.plan import Plan, to_text
 from where import DEVICE, INTERPRETED, poison
 
-from vae_edge.model import AngleVAE, create_config
 from vae_edge.ops import head as references
 from vae_edge.ops.network import by_layers
-from vae_edge.ops.packing import LayerNumbers, QuantizedNetwork, folded, pack
+from vae_edge.ops.packing import pack
 from vae_edge.ops.turn import turn_pixels
 
 FEW = settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -95,45 +95,6 @@ def test_the_error_of_a_reconstruction_is_that_of_the_reference(side: int, block
     torch.testing.assert_close(total.cpu(), expected, rtol=1e-5, atol=1e-5)
 
 
-def blotches(images: int, side: int, channels: int, seed: int) -> Tensor:
-    """Soft patterns uint8 [N, S, S, C], of many brightnesses: images that differ in more than noise."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(images, channels, 6, 6, generator=generator).square()
-    fine = torch.nn.functional.interpolate(coarse, size=side, mode="bilinear")
-    return (fine * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-
-def untrained(preset: str, **changes: object) -> AngleVAE:
-    """A network of random weights whose score has clusters, and whose normalization does something."""
-    torch.manual_seed(0)
-    model = AngleVAE(create_config(preset, **changes)).eval()
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.normal_(module.bias, std=0.1)
-            module.running_mean.normal_(0.0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-    count, config = 200, model.config
-    images = blotches(count, config.size, config.channels, seed=0).permute(0, 3, 1, 2) / 255
-    with torch.no_grad():
-        output = model(images)
-        errors = torch.rand(count, 1)
-        labels = torch.arange(count) % config.classes
-        model.score.fit(output.mu, output.features, errors, output.logits, labels)
-    return model
-
-
-def quantized(model: AngleVAE) -> QuantizedNetwork:
-    """Its layers in int8, with scales made up: what matters here is that two ways of computing it agree."""
-    layers = {}
-    for name, layer in folded(model).items():
-        axes = tuple(range(1, layer.weight.ndim))
-        scale = layer.weight.abs().amax(axes).clamp_min(1e-6) / 127
-        weight = (layer.weight / scale.reshape(-1, *(1 for _ in axes))).round().to(torch.int8)
-        layers[name] = LayerNumbers(weight, layer.bias, scale, 1 / 127 if name.endswith("layers.0.0") else 0.02)
-    return QuantizedNetwork(layers)
-
-
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("light", [False, True])
 @pytest.mark.parametrize(
@@ -144,7 +105,7 @@ def test_one_launch_gives_what_the_operators_give(
     preset: str, changes: dict[str, object], light: bool, int8: bool
 ) -> None:
     model = untrained(preset, **changes)
-    packed = pack(model, quantized(model) if int8 else None, light)
+    packed = pack(model, in_int8(model) if int8 else None, light)
     plan, config = packed.plan, model.config
     images = blotches(2, config.size, config.channels, seed=1)
     buffers = (packed.weights, packed.numbers, packed.whitenings)
@@ -178,12 +139,12 @@ def assert_same_answers(plan: Plan, made: list[Tensor], expected: tuple[Tensor, 
 @pytest.mark.parametrize("int8", [False, True])
 def test_images_share_the_scratch_of_fewer_places(int8: bool) -> None:
     model = untrained("tiny")
-    packed = pack(model, quantized(model) if int8 else None)
+    packed = pack(model, in_int8(model) if int8 else None)
     plan, config = packed.plan, model.config
-    images = blotches(5, config.size, config.channels, seed=4)
+    images = blotches(3, config.size, config.channels, seed=4)
     buffers = (packed.weights, packed.numbers, packed.whitenings)
     areas, floats = poison((2, 2, plan.area), packed.weights.dtype), poison((2, plan.floats), torch.float32)
-    made, meetings = answers(plan, 5), torch.zeros(2, dtype=torch.int32, device=DEVICE)
+    made, meetings = answers(plan, 3), torch.zeros(2, dtype=torch.int32, device=DEVICE)
     there = [tensor.to(DEVICE) for tensor in (images, *buffers)]
     kernels.forward(plan, *there, areas, floats, meetings, *made)
     assert_same_answers(plan, made, by_layers(plan, images, *buffers))
@@ -196,7 +157,7 @@ def test_images_share_the_scratch_of_fewer_places(int8: bool) -> None:
 @pytest.mark.parametrize("int8", [False, True])
 def test_several_programs_make_one_image_together(changes: dict[str, object], programs: int, int8: bool) -> None:
     model = untrained("tiny", **changes)
-    packed = pack(model, quantized(model) if int8 else None)
+    packed = pack(model, in_int8(model) if int8 else None)
     plan, config = packed.plan, model.config
     images = blotches(2, config.size, config.channels, seed=5)
     buffers = (packed.weights, packed.numbers, packed.whitenings)

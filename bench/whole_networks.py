@@ -1,0 +1,122 @@
+"""Whole networks in the kernels' benchmark, and their rival: inference as one would write it in PyTorch."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from case import BATCHES, DEVICE, MULTIPROCESSORS, PRESETS, SCALE, Case, Run, spoil, worst
+from made_up import blotches, in_int8, untrained
+from torch import Tensor
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from vae_edge_kernels import network as network_kernel
+
+from vae_edge.model import AngleVAE
+from vae_edge.ops.network import by_layers
+from vae_edge.ops.packing import pack
+
+SPREADS = (4, 8, 16)  # programs that one image is spread over
+
+
+def network_cases() -> Iterator[Case]:
+    """Each preset in one launch, and one image on several programs."""
+    for name in PRESETS:
+        for int8 in (False, True):
+            kernel = f"network_{'int8' if int8 else 'fp16'}"
+            for batch in BATCHES:
+                yield Case(kernel, name, batch, lambda p=name, n=batch, q=int8: whole(p, n, q, 1))
+            for programs in SPREADS if DEVICE == "cuda" else ():  # the interpreter runs one program after the other
+                if programs > MULTIPROCESSORS:
+                    continue
+                yield Case(f"{kernel}_spread_{programs}", name, 1, lambda p=name, k=programs, q=int8: whole(p, 1, q, k))
+
+
+def whole(name: str, batch: int, int8: bool, programs: int) -> Run:
+    """A whole network in one launch; the rivals are the exported graph in float16, and our operators one by one."""
+    model = untrained(name)
+    packed = pack(model, in_int8(model) if int8 else None)
+    plan = packed.plan
+    images = blotches(batch, plan.side, plan.channels)
+    there = [tensor.to(DEVICE) for tensor in (images, packed.weights, packed.numbers, packed.whitenings)]
+    places = 1 if programs > 1 else min(batch, 2 * MULTIPROCESSORS)
+    areas = torch.zeros((places, 2, plan.area), dtype=packed.weights.dtype, device=DEVICE)
+    floats = torch.zeros((places, plan.floats), device=DEVICE)
+    meetings = torch.zeros(places, dtype=torch.int32, device=DEVICE)
+    shapes = ((batch, plan.classes), (batch,), (batch,), (batch, 3))
+    made = [torch.full(shape, float("nan"), device=DEVICE) for shape in shapes]
+
+    def ours() -> Tensor:
+        network_kernel.forward(plan, *there, areas, floats, meetings, *made, programs=programs)
+        return made[0]
+
+    def check() -> float:
+        some = torch.tensor(sorted({*range(min(batch, 8)), *range(max(0, batch - 8), batch)}))
+        expected = by_layers(plan, images[some], packed.weights, packed.numbers, packed.whitenings)
+        spoil(*made, areas, floats)
+        ours()
+        got = [tensor.cpu()[some] for tensor in made]
+        turned = torch.remainder(got[1] - expected[1] + math.pi, 2 * math.pi) - math.pi
+        score = (got[2] - expected[2]) / (1.0 + expected[2].abs())
+        errors = ((got[0] - expected[0]).abs().amax(1), turned.abs(), score.abs())
+        # where two classes or angles are as good as each other roundings decide: one image of the sixteen may be such
+        return worst(*(float(error.sort().values[: max(1, len(some) - 1)].max()) for error in errors))
+
+    scalars, image, inference = packed.numbers, there[0], as_inference(model)
+    rivals: dict[str, Callable[[], Any]] = {
+        "layer by layer": lambda: by_layers(plan, *there, scalars),
+        "eager": lambda: inference(image),
+    }
+    moved = image.nbytes + there[1].nbytes
+    return Run(ours, check, 5e-3, rivals, moved, 0, rivals["eager"])
+
+
+def as_inference(model: AngleVAE, device: str = DEVICE) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """A model's inference as one would write it in PyTorch: layers in float16 and channels-last, normalization folded,
+    the read-out and the score in float32, turning by grid_sample. Made of a copy."""
+    model = fuse_conv_bn(copy.deepcopy(model)).half().to(device, memory_format=torch.channels_last)
+    trunk = model.pose
+    assert trunk is not None
+    for module in (trunk, model.score):
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.is_floating_point() and name != "cluster_whitening":
+                setattr(module, name, buffer.float())
+
+    given = model.score.coefficients()  # else copied from the host at each call, which no CUDA graph takes
+    model.score.coefficients = lambda: given  # type: ignore[method-assign]
+
+    @torch.no_grad()
+    def infer(image: Tensor) -> tuple[Tensor, ...]:
+        seen = (image.permute(0, 3, 1, 2).float() * SCALE).half()
+        logits, bins, tap = trunk(seen)
+        cos, sin, doubt = trunk.read(bins.float())
+        zero = torch.zeros_like(cos)
+        matrix = torch.stack([cos, sin, zero, -sin, cos, zero], 1).view(-1, 2, 3)
+        grid = F.affine_grid(matrix, list(seen.shape), align_corners=False).half()
+        upright = F.grid_sample(seen, grid, align_corners=False)
+        encoded, own = model.encoder(upright)
+        mu = model.mu(encoded)
+        logits = (model.classifier(mu) + logits).float()
+        weights = logits.softmax(1)
+        drawn = model.decoder(mu, weights.half()).float().sigmoid()
+        unsure = (1.001 - doubt.concentration).log()[:, None]
+        features = torch.cat([tap.float().mean((2, 3)), own.float().mean((2, 3)), mu.float(), weights, unsure], 1)
+        score = model.score(upright.float(), drawn, features, logits)
+        return (logits / model.temperature.float()).softmax(1), torch.atan2(sin, cos), score
+
+    return infer
+
+
+def fuse_conv_bn(model: AngleVAE) -> AngleVAE:
+    """Each batch normalization folded into the convolution before it."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Sequential):
+            for number in range(len(module) - 1):
+                first, second = module[number], module[number + 1]
+                if isinstance(first, torch.nn.Conv2d) and isinstance(second, torch.nn.BatchNorm2d):
+                    module[number] = fuse_conv_bn_eval(first, second)
+                    module[number + 1] = torch.nn.Identity()
+    return model
