@@ -25,11 +25,13 @@ KERNEL_TESTS := tests/kernels/test_aot.py tests/kernels/test_cases.py tests/ops/
 quickstart: install
 	$(BIN)/vae-edge quickstart
 
+# What takes times runs first, by itself.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m alone; alone=$$?; \
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not alone" && exit $$alone
 
 test-fast: install
-	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not slow and not alone"
 
 # The kernels' tests once more, with the oldest Triton that is supported. Its interpreter wants NumPy below 2.4.
 test-oldest-triton: $(OLDEST)/.installed

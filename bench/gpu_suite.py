@@ -31,7 +31,7 @@ import kernel_cases
 import made_up
 import numpy as np
 import torch
-from case import PRESETS
+from benchmark_case import PRESETS
 from torch import Tensor
 
 import kernels
@@ -153,7 +153,7 @@ def check_network(path: str, name: str, int8: bool, programs: int) -> dict[str, 
         KernelError: if the answers differ.
     """
     model = made_up.untrained(name)
-    fused = fuse(model, made_up.in_int8(model) if int8 else None, programs=programs)
+    fused = fuse(model, made_up.quantized(model) if int8 else None, programs=programs)
     images = made_up.blotches(256, fused.plan.side, fused.plan.channels).numpy()
     major, minor = torch.cuda.get_device_capability()
     times: dict[str, float] = {}

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from case import DEVICE, Case, Run
+from benchmark_case import DEVICE, Case, Run
 from kernel_cases import cases
 
 from vae_edge.errors import KernelError

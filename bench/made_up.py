@@ -7,38 +7,61 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vae_edge.model import AngleVAE, create_config
+from vae_edge.model.score import reconstruction_error
 from vae_edge.ops.packing import LayerNumbers, QuantizedNetwork, folded
+
+GAIN = 3.0  # of the last layers' weights, so that answers differ from image to image
+PIXEL = 1 / 126  # what one of an int8 pixel counts; 1/127 would have grey, 0.5, on a tie
+COUNT = 200  # images that normalization and score have seen
 
 
 def untrained(preset: str, **changes: object) -> AngleVAE:
-    """A network of random weights whose normalization does something, and whose score has as many clusters as training
-    may find."""
+    """A network of random weights, normalized on blotches, with a score that was fitted to them and has as many
+    clusters as training may find. Each of its numbers makes a difference to its answers."""
     torch.manual_seed(0)
-    model = AngleVAE(create_config(preset, **changes)).eval()
+    model = AngleVAE(create_config(preset, **changes))
+    config = model.config
+    images = blotches(COUNT, config.size, config.channels).permute(0, 3, 1, 2) / 255
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.normal_(module.bias, std=0.1)
-            assert module.running_mean is not None and module.running_var is not None
-            module.running_mean.normal_(0.0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-    score = model.score
-    count, size = model.config.classes * score.most_clusters(), score.components
-    score.nearest = 0.1 * torch.randn(size, count)
-    score.nearest_offset = torch.randn(count)
-    score.cluster_whitening = torch.eye(size, dtype=torch.float16).repeat(count, 1, 1)
-    score.cluster_offset = 0.1 * torch.randn(count, 1, size)
+            module.momentum = None  # of all that it sees
+    last = [model.mu, model.classifier[0], model.classifier[2], model.decoder.first, model.decoder.last]
+    if model.pose is not None:
+        last += [model.pose.classes, model.pose.bins]
+    with torch.no_grad():
+        for layer in last:
+            layer.weight.mul_(GAIN)
+            layer.bias.normal_()
+        for _ in range(2):  # what follows a layer sees it normalized the second time
+            model.train()(images)
+        output = model.eval()(images)
+        errors = reconstruction_error(output.upright, output.reconstruction)
+        labels = torch.arange(COUNT) % config.classes
+        model.score.fit(output.mu, output.features, errors, output.logits, labels)
+    _fill_clusters(model)
     return model
 
 
-def in_int8(model: AngleVAE) -> QuantizedNetwork:
+def _fill_clusters(model: AngleVAE) -> None:
+    """As many clusters as training may find: those that are there, again and a little different."""
+    score = model.score
+    chosen = torch.arange(model.config.classes * score.most_clusters()) % len(score.cluster_whitening)
+    score.nearest = score.nearest[:, chosen] + 0.01 * torch.randn(len(score.nearest), len(chosen))
+    score.nearest_offset = score.nearest_offset[chosen]
+    score.cluster_whitening = score.cluster_whitening[chosen]
+    score.cluster_offset = score.cluster_offset[chosen]
+
+
+def quantized(model: AngleVAE) -> QuantizedNetwork:
     """A network's layers in int8, with scales that nobody calibrated."""
     layers = {}
     for name, layer in folded(model).items():
         axes = tuple(range(1, layer.weight.ndim))
         scale = layer.weight.abs().amax(axes).clamp_min(1e-6) / 127
         weight = (layer.weight / scale.reshape(-1, *(1 for _ in axes))).round().to(torch.int8)
-        layers[name] = LayerNumbers(weight, layer.bias, scale, 1 / 127 if name.endswith("layers.0.0") else 0.02)
+        layers[name] = LayerNumbers(weight, layer.bias, scale, PIXEL if name.endswith("layers.0.0") else 0.02)
     return QuantizedNetwork(layers)
 
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from case import PRESETS, Case, Run
+from benchmark_case import PRESETS, Case, Run
 from kernel_cases import cases
 from triton.errors import TritonError
 from vae_edge_kernels import aot_worker, configurations, evidence

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from case import BATCHES, DEVICE, MULTIPROCESSORS, PRESETS, SCALE, Case, Run, spoil, worst
-from made_up import blotches, in_int8, untrained
+from benchmark_case import BATCHES, DEVICE, MULTIPROCESSORS, PRESETS, SCALE, Case, Run, spoil, worst
+from made_up import blotches, quantized, untrained
 from torch import Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from vae_edge_kernels import network as network_kernel
@@ -38,7 +38,7 @@ def network_cases() -> Iterator[Case]:
 def whole(name: str, batch: int, int8: bool, programs: int) -> Run:
     """A whole network in one launch; the rivals are the exported graph in float16, and our operators one by one."""
     model = untrained(name)
-    packed = pack(model, in_int8(model) if int8 else None)
+    packed = pack(model, quantized(model) if int8 else None)
     plan = packed.plan
     images = blotches(batch, plan.side, plan.channels)
     there = [tensor.to(DEVICE) for tensor in (images, packed.weights, packed.numbers, packed.whitenings)]

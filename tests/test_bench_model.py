@@ -50,7 +50,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def quick(script: ModuleType, shelf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
-    """Every row was run for a seed, and two of them for another; the arguments to run the script again.
+    """Each kind of row was run for a seed, two of them for another; the arguments to run the script again.
 
     Rows of a hundred and a thousand labels are left out: they are those of ten with another number.
     """

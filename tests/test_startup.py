@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 
 def spent(code: str) -> float:
     """Seconds that a fresh interpreter takes for `code`."""
@@ -17,6 +19,7 @@ def spent(code: str) -> float:
     return time.perf_counter() - start
 
 
+@pytest.mark.alone
 def test_importing_vae_edge_costs_at_most_half_more_than_importing_numpy() -> None:
     ours, numpys = [], []
     for _ in range(9):
@@ -38,6 +41,7 @@ def test_importing_the_runtime_imports_no_engine_and_no_image_library() -> None:
     )
 
 
+@pytest.mark.alone
 def test_help_answers_within_twice_what_importing_vae_edge_may_cost() -> None:
     helps, numpys = [], []
     for _ in range(9):

@@ -25,8 +25,8 @@ def convolution_fp8(
 ):  # fmt: skip
     """x e4m3 [N, height, width, channels] to y [N, out_height, out_width, outputs], e4m3 or float16.
 
-    w is e4m3 [tap_height, tap_width, outputs, channels]; scale and bias are float32 [outputs]; residual is
-    e4m3 of y's shape. Values are held to ±448 where y is e4m3.
+    w is e4m3 [tap_height, tap_width, outputs, channels]; scale and bias are float32 [outputs], in units of
+    y, in which one of the residual (e4m3 of y's shape) counts residual_scale. Values are held to ±448 where y is e4m3.
     """
     row, image, oy, ox, inside = place(rows, out_height, out_width, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -53,7 +53,8 @@ def forward(
 ) -> None:  # fmt: skip
     """As `convolution_int8.forward`, with float8_e4m3fn in the place of int8."""
     pointers = (x, w, scale, bias, x if residual is None else residual, y)
-    last = (*geometry.arguments(), int(residual is not None), int(relu), residual_scale)
+    counted = 0.0 if residual is None else residual_scale
+    last = (*geometry.arguments(), int(residual is not None), int(relu), counted)
     start_tiles(convolution_fp8, OPERATOR, "convolution", x, pointers, y, last)
 
 

@@ -104,7 +104,8 @@ def forward(
         relu: whether negative values become 0.
     """
     pointers = (x, w, scale, bias, x if residual is None else residual, y)
-    last = (*geometry.arguments(), int(residual is not None), int(relu), as_float32(residual_scale))
+    counted = 0.0 if residual is None else as_float32(residual_scale)
+    last = (*geometry.arguments(), int(residual is not None), int(relu), counted)
     start_tiles(convolution_int8, OPERATOR, "convolution", x, pointers, y, last, enable_fp_fusion=False)
 
 

@@ -38,7 +38,7 @@ def values(total, numbers_ptr, P: tl.constexpr, I: tl.constexpr, column, known):
 
 
 @triton.jit
-def keep(value, target_ptr, numbers_ptr, P: tl.constexpr, I: tl.constexpr, row, column, known):
+def keep(value, target_ptr, P: tl.constexpr, I: tl.constexpr, row, column, known):
     """Store a tile of a layer's output, rounded where the network is int8."""
     where = row[:, None] * P.layers[I].outputs + column[None, :]
     there = (row < P.layers[I].out_side * P.layers[I].out_side)[:, None] & known[None, :]
@@ -51,7 +51,7 @@ def keep(value, target_ptr, numbers_ptr, P: tl.constexpr, I: tl.constexpr, row, 
 def as_kept(value, numbers_ptr, P: tl.constexpr, I: tl.constexpr):
     """What the next layer takes a tile of a layer's output for."""
     if P.int8:
-        value = round_to_int8(value).to(tl.float32) * tl.load(numbers_ptr + P.layers[I].counts)
+        value = round_to_int8(value).to(tl.float32) * tl.load(numbers_ptr + P.layers[I].output_scale)
     return value
 
 
@@ -110,7 +110,7 @@ def first_layer(x_ptr, target_ptr, weights_ptr, numbers_ptr, scale, part, P: tl.
             else:
                 total = tl.dot(operand((x * scale).to(w.dtype)), operand(w), input_precision="tf32")
             value = values(total, numbers_ptr, P, I, column, known)
-            keep(value, target_ptr, numbers_ptr, P, I, row, column, known)
+            keep(value, target_ptr, P, I, row, column, known)
 
 
 @triton.jit
@@ -144,7 +144,7 @@ def layer(source_ptr, target_ptr, sums_ptr, weights_ptr, numbers_ptr, part, P: t
         column = first + tl.arange(0, COLUMNS)
         known = column < OUTPUTS
         value = values(tile(source_ptr, weights_ptr, P, I, row, first), numbers_ptr, P, I, column, known)
-        keep(value, target_ptr, numbers_ptr, P, I, row, column, known)
+        keep(value, target_ptr, P, I, row, column, known)
         if P.layers[I].tap:
             value = tl.where((row < PIXELS)[:, None], as_kept(value, numbers_ptr, P, I), 0.0)
             tl.store(sums_ptr + number // ACROSS * OUTPUTS + column, tl.sum(value, 0), mask=known)
@@ -163,9 +163,11 @@ def look(image_ptr, floats_ptr, numbers_ptr, part, P: tl.constexpr, ELEMENTS: tl
     for start in range(part * ELEMENTS, SIZE, ELEMENTS * P.programs):
         element = start + tl.arange(0, ELEMENTS)
         if P.bins > 0:
+            pixel = element // P.channels
+            row, column = (pixel // P.side).to(tl.float32), (pixel % P.side).to(tl.float32)
             seen = turned(
-                image_ptr, element, cos, -sin, P.side, P.channels, scale, P.fill, inverse, counts, element < SIZE,
-                P.window, ROUNDED,
+                image_ptr, row, column, element % P.channels, cos, -sin, P.side, P.channels, scale, P.fill, inverse,
+                counts, P.window, ROUNDED, P.fill != 0.0,
             )  # fmt: skip
         else:
             seen = tl.load(image_ptr + element, mask=element < SIZE, other=0).to(tl.float32) * scale

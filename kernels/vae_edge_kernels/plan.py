@@ -23,8 +23,8 @@ MU, INNER, OUTER, POSE, FIRST = range(5)  # numbers of the linear layers
 class Layer:
     """A convolution with ReLU, of square images and zero padding, taps × taps.
 
-    `weights` is a place in the weights, and in the numbers are `scale` (what one of the sums of integers counts in
-    the output) and `bias`, one a channel, and `counts`: what one of an int8 output counts. A program makes tiles of
+    `weights` is a place in the weights, and in the numbers are `scale` (what one of the sums of integers counts in the
+    output) and `bias`, one a channel, and `output_scale`: what one of an int8 output counts. A program makes tiles of
     `rows` output pixels × `columns` channels in steps of `depth`.
     """
 
@@ -39,7 +39,7 @@ class Layer:
     weights: int
     scale: int
     bias: int
-    counts: int
+    output_scale: int
     rows: int = 0
     columns: int = 0
     depth: int = 0
@@ -215,7 +215,7 @@ class Buffers:
             weights=self.weight(taps * taps * inputs * outputs),
             scale=self.number(outputs),
             bias=self.number(outputs),
-            counts=self.number(1),
+            output_scale=self.number(1),
         )
 
     def linear(self, inputs: int, outputs: int) -> Linear:

@@ -58,7 +58,7 @@ def at_least(value, relu):
 
 @triton.jit
 def multiply_add(value, factor, addend):
-    """value · factor + addend in float32, rounded once; by way of float64 in the interpreter, which may round twice."""
+    """value · factor + addend in float32, rounded once; in the interpreter by way of float64, as in the references."""
     if INTERPRETED:
         return (value.to(tl.float64) * factor + addend).to(tl.float32)
     return tl.fma(value, factor, addend)

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from vae_edge_kernels import configurations
 from vae_edge_kernels.launching import as_float32, dtype_name
-from vae_edge_kernels.tiles import round_to_int8
+from vae_edge_kernels.tiles import round_to_int8, within
 from vae_edge_kernels.variants import Variant
 
 OPERATOR = "turn"
@@ -21,78 +21,104 @@ MADE = (("u8", "fp16", False), ("u8", "fp16", True), ("u8", "fp32", False), ("u8
 
 
 @triton.jit
-def _corner(
-    x_ptr, y, x, channel, side, channels, scale, fill, inverse, counts, inside,
-    WINDOW: tl.constexpr, ROUNDED: tl.constexpr,
+def corner(
+    x_ptr, there, y, x, side, scale, fill, inverse, counts,
+    WINDOW: tl.constexpr, ROUNDED: tl.constexpr, FILLED: tl.constexpr,
 ):  # fmt: skip
-    """The values above `fill` of pixels (y, x); 0 outside the frame, and less towards the edge of a round window."""
-    there = inside & (y >= 0) & (y < side) & (x >= 0) & (x < side)
-    value = tl.load(x_ptr + (y * side + x) * channels + channel, mask=there, other=0).to(tl.float32) * scale - fill
+    """What pixels (y, x) at x_ptr have above `fill`; 0 where they are not there, and less towards the edge of a round
+    window. y and x are whole floats."""
+    value = tl.load(x_ptr, mask=there, other=0).to(tl.float32) * scale
+    if FILLED:
+        value -= fill
     if WINDOW:
-        down, along = y.to(tl.float32) + 0.5 - 0.5 * side, x.to(tl.float32) + 0.5 - 0.5 * side
+        down, along = y + 0.5 - 0.5 * side, x + 0.5 - 0.5 * side
         seen = 0.5 * side - tl.sqrt(down * down + along * along)
         value *= tl.minimum(tl.maximum(seen, 0.0), 1.0)
     if ROUNDED:
-        value = round_to_int8((value + fill) * inverse).to(tl.float32) * counts - fill
-    return tl.where(there, value, 0.0)
+        if FILLED:
+            value += fill
+        value = round_to_int8(value * inverse).to(tl.float32) * counts
+        if FILLED:
+            value -= fill
+    if FILLED:
+        value = tl.where(there, value, 0.0)
+    return value
 
 
 @triton.jit
 def turned(
-    x_ptr, element, cos, sin, side, channels, scale, fill, inverse, counts, inside,
-    WINDOW: tl.constexpr, ROUNDED: tl.constexpr,
+    x_ptr, row, column, channel, cos, sin, side, channels, scale, fill, inverse, counts,
+    WINDOW: tl.constexpr, ROUNDED: tl.constexpr, FILLED: tl.constexpr,
 ):  # fmt: skip
-    """Elements (numbers in [side, side, channels]) of an image turned counter-clockwise: float32.
+    """Pixels (row, column: whole floats) of an image [side, side, channels] turned counter-clockwise: float32.
 
     The image's values are those in memory times `scale`; with ROUNDED they are rounded to int8 first, after
     multiplication by `inverse`, and each of these counts `counts`. With `cos` and minus `sin` of its angle it is
-    turned back.
+    turned back. Without FILLED, `fill` is taken for 0. Nothing outside the image is read, wherever the pixels are.
     """
-    channel = element % channels
-    pixel = element // channels
-    half = 0.5 * side
-    across = (pixel % side).to(tl.float32) + 0.5 - half
-    down = (pixel // side).to(tl.float32) + 0.5 - half
-    x = across * cos - down * sin + half - 0.5
-    y = across * sin + down * cos + half - 0.5
+    middle = 0.5 * side - 0.5
+    across, down = column - middle, row - middle
+    x = across * cos + middle - down * sin
+    y = across * sin + middle + down * cos
     left, top = tl.floor(x), tl.floor(y)
     right_share, bottom_share = x - left, y - top
     ix, iy = left.to(tl.int32), top.to(tl.int32)
-    upper_left = _corner(x_ptr, iy, ix, channel, side, channels, scale, fill, inverse, counts, inside, WINDOW, ROUNDED)
-    upper_right = _corner(
-        x_ptr, iy, ix + 1, channel, side, channels, scale, fill, inverse, counts, inside, WINDOW, ROUNDED
+    in_left, in_right = within(ix, side), within(ix + 1, side)
+    in_top, in_bottom = within(iy, side), within(iy + 1, side)
+    place = (iy * side + ix) * channels + channel
+    lower_ptr = x_ptr + side * channels
+    upper_left = corner(
+        x_ptr + place, in_top & in_left, top, left, side, scale, fill, inverse, counts, WINDOW, ROUNDED, FILLED
     )
-    lower_left = _corner(
-        x_ptr, iy + 1, ix, channel, side, channels, scale, fill, inverse, counts, inside, WINDOW, ROUNDED
-    )
-    lower_right = _corner(
-        x_ptr, iy + 1, ix + 1, channel, side, channels, scale, fill, inverse, counts, inside, WINDOW, ROUNDED
-    )
-    upper = upper_left * (1.0 - right_share) + upper_right * right_share
-    lower = lower_left * (1.0 - right_share) + lower_right * right_share
-    return upper * (1.0 - bottom_share) + lower * bottom_share + fill
+    upper_right = corner(
+        x_ptr + channels + place, in_top & in_right, top, left + 1.0, side, scale, fill, inverse, counts, WINDOW,
+        ROUNDED, FILLED,
+    )  # fmt: skip
+    lower_left = corner(
+        lower_ptr + place, in_bottom & in_left, top + 1.0, left, side, scale, fill, inverse, counts, WINDOW, ROUNDED,
+        FILLED,
+    )  # fmt: skip
+    lower_right = corner(
+        lower_ptr + channels + place, in_bottom & in_right, top + 1.0, left + 1.0, side, scale, fill, inverse, counts,
+        WINDOW, ROUNDED, FILLED,
+    )  # fmt: skip
+    upper = upper_left + (upper_right - upper_left) * right_share
+    lower = lower_left + (lower_right - lower_left) * right_share
+    value = upper + (lower - upper) * bottom_share
+    if FILLED:
+        value += fill
+    return value
 
 
 @triton.jit
 def turn(
     x_ptr, cos_ptr, sin_ptr, y_ptr, size, side, channels, scale, fill, inverse, counts, quantize,
-    ELEMENTS: tl.constexpr, WINDOW: tl.constexpr, ROUNDED: tl.constexpr,
+    ELEMENTS: tl.constexpr, WINDOW: tl.constexpr, ROUNDED: tl.constexpr, FILLED: tl.constexpr,
 ):  # fmt: skip
     """x [N, side, side, channels] to y of the same shape, turned by the angles of cos and sin, float32 [N].
 
     `size` is side · side · channels. x is multiplied by `scale`; int8 outputs are multiplied by `quantize` and rounded.
-    The grid has N × cdiv(size, ELEMENTS) programs.
+    The grid has N × cdiv(size, ELEMENTS) programs. A whole division leads to a program's first row; from there on
+    elements are counted in floats, which is exact in rows of up to 2^20 of them.
     """
-    first = tl.program_id(0).to(tl.int64) * size
-    element = tl.program_id(1) * ELEMENTS + tl.arange(0, ELEMENTS)
+    image = tl.program_id(0).to(tl.int64) * size
+    first, width = tl.program_id(1) * ELEMENTS, side * channels
+    first_row = first // width
+    number = (first - first_row * width + tl.arange(0, ELEMENTS)).to(tl.float32) + 0.5
+    further = tl.floor(number * (1.0 / width))
+    number -= further * width
+    column = tl.floor(number * (1.0 / channels))
+    channel = (number - column * channels).to(tl.int32)
     cos, sin = tl.load(cos_ptr + tl.program_id(0)), tl.load(sin_ptr + tl.program_id(0))
     value = turned(
-        x_ptr + first, element, cos, sin, side, channels, scale, fill, inverse, counts, element < size, WINDOW, ROUNDED
-    )
+        x_ptr + image, first_row + further, column, channel, cos, sin, side, channels, scale, fill, inverse, counts,
+        WINDOW, ROUNDED, FILLED,
+    )  # fmt: skip
+    element = first + tl.arange(0, ELEMENTS)
     if y_ptr.dtype.element_ty == tl.int8:
-        tl.store(y_ptr + first + element, round_to_int8(value * quantize), mask=element < size)
+        tl.store(y_ptr + image + element, round_to_int8(value * quantize), mask=element < size)
     else:
-        tl.store(y_ptr + first + element, value.to(y_ptr.dtype.element_ty), mask=element < size)
+        tl.store(y_ptr + image + element, value.to(y_ptr.dtype.element_ty), mask=element < size)
 
 
 def forward(
@@ -119,7 +145,7 @@ def forward(
     grid = (images, triton.cdiv(size, chosen["ELEMENTS"]))
     turn[grid](
         x, cos, sin, y, size, side, channels, scale, fill, as_float32(1.0 / (rounded_to or 1.0)), rounded_to, quantize,
-        WINDOW=int(window), ROUNDED=int(rounded_to > 0), enable_fp_fusion=True, **chosen,
+        WINDOW=int(window), ROUNDED=int(rounded_to > 0), FILLED=int(fill != 0.0), enable_fp_fusion=True, **chosen,
     )  # fmt: skip
 
 
@@ -139,7 +165,7 @@ def variants(architecture: int) -> list[Variant]:
             types={"x_ptr": f"*{given}", "cos_ptr": "*fp32", "sin_ptr": "*fp32", "y_ptr": f"*{made}"}
             | {"size": "i32", "side": "i32", "channels": "i32", "scale": "fp32", "fill": "fp32"}
             | {"inverse": "fp32", "counts": "fp32", "quantize": "fp32"},
-            constants={"ELEMENTS": table[made]["ELEMENTS"], "WINDOW": int(window), "ROUNDED": 0},
+            constants={"ELEMENTS": table[made]["ELEMENTS"], "WINDOW": int(window), "ROUNDED": 0, "FILLED": 1},
             aligned=("x_ptr", "y_ptr", "size") if aligned else (),
             num_warps=table[made]["num_warps"],
             num_stages=table[made]["num_stages"],

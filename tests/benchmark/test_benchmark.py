@@ -67,6 +67,7 @@ def test_the_result_is_plain_json_and_says_where_it_was_measured(result: dict[st
     assert describe_machine(3)["threads"] == 3
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_median_is_what_a_plain_stopwatch_shows(bench_bundle: Bundle, backend: str) -> None:
     ratios = []
@@ -155,6 +156,7 @@ def test_what_cannot_be_measured_is_refused(bench_bundle: Bundle, tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_defaults_stay_within_25_seconds(bench_bundle: Bundle) -> None:
     start = time.perf_counter()
     result = run_benchmark(bench_bundle.path)

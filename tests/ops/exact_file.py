@@ -1,8 +1,8 @@
-"""An ONNX file evaluated node by node, each output the float32 nearest to what the node's definition gives.
+"""An ONNX file evaluated node by node: convolutions and matrix products are the float32 nearest to their exact sums.
 
 A runtime's float32 convolutions add thousands of products in an order of its own, and a sum near a tie is then
-quantized the other way. Here convolutions and matrix products are summed in float64, so that nothing of a runtime is
-left in the answer. GridSample is PyTorch's.
+quantized the other way. Here they are summed in float64, so that nothing of a runtime is left in them. GridSample is
+PyTorch's, the other nodes are those of ONNX's own evaluator, in float32.
 """
 
 from __future__ import annotations

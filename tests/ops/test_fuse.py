@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -166,6 +167,11 @@ def test_what_does_not_fit_is_refused_by_name(checkpoint: Checkpoint, bundle: Pa
         network(images, fused.weights, fused.numbers, fused.whitenings, fused.text, 3)
     with pytest.raises(KernelError, match="fuse expects an AngleVAE; got Linear"):
         fuse(torch.nn.Linear(2, 2))
+    layers = read_layers(onnx.load(bundle / "classifier.int8.onnx")).layers
+    for name, value in (("input_scale", 0.0), ("input_scale", float("nan")), ("scale", torch.zeros(1))):
+        broken = {**layers, "classifier.0": replace(layers["classifier.0"], **{name: value})}
+        with pytest.raises(KernelError, match=f"an int8 layer expects {name} above 0"):
+            pack(checkpoint.model, QuantizedNetwork(broken))
     with pytest.raises(KernelError, match=r"layer pose\.trunk\.layers\.1\.0 is missing|layer \S+ is missing"):
         pack(checkpoint.model, QuantizedNetwork({}))
     with pytest.raises(ExportError, match="no int8 layers"):

@@ -21,6 +21,7 @@ def remembered(bundle: Bundle) -> list[dict]:
     return json.loads((bundle.path / AUTO_FILE).read_text())["records"]
 
 
+@pytest.mark.alone
 def test_it_times_all_candidates_once_and_remembers_the_fastest(own_bundle: Bundle) -> None:
     import onnx  # noqa: F401  (importing the engines is not what is timed here)
     import onnxruntime  # noqa: F401

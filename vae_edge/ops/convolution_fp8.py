@@ -38,7 +38,8 @@ def convolution_fp8(
         weight: float8_e4m3fn [R, S, K, C].
         scale: float32 [K]: the scale of x times that of each channel of the weights, over that of the output.
         bias: float32 [K], over the scale of the output.
-        residual: float8_e4m3fn [N, OH, OW, K], multiplied by `residual_scale`; added before the ReLU.
+        residual: float8_e4m3fn [N, OH, OW, K], times `residual_scale` (over the scale of the output); added before the
+            ReLU.
         dtype: of the output: float8_e4m3fn or float16.
 
     Returns:

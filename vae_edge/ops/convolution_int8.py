@@ -3,7 +3,7 @@
 Sums are exact int32. What follows them is float32: value = sum · scale + bias, rounded once, likewise + residual ·
 residual_scale, then ReLU, and for int8 outputs the nearest integer, half to even, held to −128 to 127. Scales and bias
 are in units of the output, so that nothing is left to divide by. Kernel (`vae_edge_kernels.convolution_int8`) and
-reference agree to the last bit.
+reference agree to the last bit (see `eight_bits.multiply_add`).
 """
 
 from __future__ import annotations
@@ -128,6 +128,7 @@ def first_convolution_int8(
     Args:
         x: [N, H, W, C], uint8, float32 or float16; int8 is taken as it is.
         weight: int8 [K, R, S, C] with R · S · C at most 128.
+        scale, bias: float32 [K], as for `convolution_int8`.
         quantize: for bytes 1 / 255 over what one of the int8 inputs counts.
 
     Returns:

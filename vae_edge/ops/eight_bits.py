@@ -1,4 +1,4 @@
-"""What the convolutions of eight-bit operands share: how their arguments must be, and how the kernel is launched."""
+"""What operators on eight-bit operands share: their arithmetic, how arguments must be, how the kernel is launched."""
 
 from __future__ import annotations
 
@@ -49,7 +49,11 @@ def output_shape(
 
 
 def multiply_add(value: Tensor, factor: Tensor, addend: Tensor) -> Tensor:
-    """value · factor + addend in float32, rounded once: by way of float64, in which the product is exact."""
+    """value · factor + addend in float32, as a fused multiply-add rounds it, by way of float64.
+
+    The product is exact there. The sum is rounded in float64 first, which changes the result only where it lies within
+    2^-53 of the middle between two float32 numbers.
+    """
     return (value.double() * factor.double() + addend.double()).float()
 
 

@@ -140,7 +140,7 @@ def _trunk(
             filter, bias = _filter(layer, weights), _bias(layer, numbers)
             x = first_convolution(x, filter, bias, layer.stride, _pads(layer), layer.relu, scale)
         if layer.tap:
-            tapped = means(x, float(scalars[layer.counts]) if plan.int8 else 1.0)
+            tapped = means(x, float(scalars[layer.output_scale]) if plan.int8 else 1.0)
     return x.flatten(1), tapped
 
 

@@ -150,34 +150,34 @@ class _Packing:
         flat = values.reshape(-1)
         self.weights[place : place + len(flat)] = flat.to(self.weights.dtype)
 
-    def convolution(self, layer: Layer, name: str, counts: float) -> None:
-        """A convolution; one of an int8 output counts `counts`, and one of another output 1."""
+    def convolution(self, layer: Layer, name: str, output_scale: float) -> None:
+        """A convolution; one of an int8 output counts `output_scale`, and of another output 1."""
         found = self.named(name)
         if self.int8:
             few = layer.inputs < plans.ALIGNMENT
             order = found.weight.permute(0, 2, 3, 1) if few else found.weight.permute(2, 3, 0, 1)
-            self.put(layer.scale, _scales(found, counts))
-            self.put(layer.counts, counts)
+            self.put(layer.scale, _scales(found, output_scale))
+            self.put(layer.output_scale, output_scale)
         else:
             order = found.weight.permute(2, 3, 1, 0)
         self.put_weights(layer.weights, order)
-        self.put(layer.bias, found.bias.double() / counts)
+        self.put(layer.bias, found.bias.double() / output_scale)
 
     def linear(
-        self, layer: Linear, found: list[LayerNumbers], columns: Tensor | None = None, counts: float = 1.0
+        self, layer: Linear, found: list[LayerNumbers], columns: Tensor | None = None, output_scale: float = 1.0
     ) -> None:
         """A linear layer, of several of the same input side by side; `columns` puts its inputs in another order, and
-        one of its output counts `counts`."""
+        one of its output counts `output_scale`."""
         weight = torch.cat([one.weight for one in found])
         if columns is not None:
             weight = weight[:, columns]
         self.put_weights(layer.weights, F.pad(weight.T, (0, layer.stride - layer.outputs)))
-        self.put(layer.bias, torch.cat([one.bias.double() / counts for one in found]))
+        self.put(layer.bias, torch.cat([one.bias.double() / output_scale for one in found]))
         if self.int8:
-            self.put(layer.scale, torch.cat([_scales(one, counts) for one in found]))
-            self.put(layer.quantize, both_ways(_input_scale(found[0])))
+            self.put(layer.scale, torch.cat([_scales(one, output_scale) for one in found]))
+            self.put(layer.quantize, inverse_and_scale(_input_scale(found[0])))
 
-    def taken_by(self, name: str) -> float:
+    def input_scale_of(self, name: str) -> float:
         """What one of a layer's inputs counts."""
         return _input_scale(self.named(name)) if self.int8 else 1.0
 
@@ -191,10 +191,10 @@ class _Packing:
             names = [f"{prefix}.{i}.0" for i in range(count)]
             for i, name in enumerate(names):
                 after = names[i + 1] if i + 1 < count else readers
-                self.convolution(self.plan.layers[first + i], name, self.taken_by(after))
+                self.convolution(self.plan.layers[first + i], name, self.input_scale_of(after))
             if names and self.int8:
                 place = self.plan.quantize_image if prefix.startswith("pose") else self.plan.quantize_upright
-                self.put(place, both_ways(_input_scale(self.named(names[0]))))
+                self.put(place, inverse_and_scale(_input_scale(self.named(names[0]))))
             first += count
 
     def heads(self, model: Any) -> None:
@@ -222,9 +222,9 @@ class _Packing:
         order = torch.arange(layer.outputs).reshape(plan.width, plan.grid**2).T.reshape(-1)
         scale = None if found.scale is None else found.scale[order]
         reordered = LayerNumbers(found.weight[order], found.bias[order], scale, found.input_scale)
-        self.linear(layer, [reordered], counts=self.taken_by("decoder.middle.0"))
+        self.linear(layer, [reordered], output_scale=self.input_scale_of("decoder.middle.0"))
         middle, last = plan.layers[-2], plan.layers[-1]
-        self.convolution(middle, "decoder.middle.0", self.taken_by("decoder.last"))
+        self.convolution(middle, "decoder.middle.0", self.input_scale_of("decoder.last"))
         self.convolution(last, "decoder.last", 1.0)
 
     def score(self, model: Any, light: bool, quantized: QuantizedNetwork) -> None:
@@ -253,17 +253,20 @@ class _Packing:
         return F.pad(stored, (0, padded(stored.shape[2]) - stored.shape[2])).contiguous()
 
 
-def both_ways(scale: float) -> Tensor:
+def inverse_and_scale(scale: float) -> Tensor:
     """What a value is multiplied by to become an integer, and what an integer counts."""
     return torch.tensor([1.0 / scale, scale])
 
 
-def _scales(layer: LayerNumbers, counts: float) -> Tensor:
-    """What one of a layer's sums of integers counts, in outputs of which one counts `counts`."""
-    assert layer.scale is not None
-    return layer.scale.double() * _input_scale(layer) / counts
+def _scales(layer: LayerNumbers, output_scale: float) -> Tensor:
+    """What one of a layer's sums of integers counts, in outputs of which one counts `output_scale`."""
+    if layer.scale is None or not (layer.scale.isfinite() & (layer.scale > 0.0)).all():
+        raise KernelError(f"an int8 layer expects scale above 0 for each channel; got {layer.scale}")
+    return layer.scale.double() * _input_scale(layer) / output_scale
 
 
 def _input_scale(layer: LayerNumbers) -> float:
-    assert layer.input_scale is not None
-    return layer.input_scale
+    """What one of an int8 layer's inputs counts: a float32."""
+    if layer.input_scale is None or not 0.0 < layer.input_scale < math.inf:
+        raise KernelError(f"an int8 layer expects input_scale above 0; got {layer.input_scale}")
+    return float(torch.tensor(layer.input_scale, dtype=torch.float32))

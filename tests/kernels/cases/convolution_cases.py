@@ -125,7 +125,8 @@ def test_a_first_layer_reads_bytes(shape: Shape, dtype: torch.dtype, relu: bool,
 
 def finished(total: Tensor, scale: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, counts: float) -> Tensor:
     """Integer sums to values in float32, by NumPy; each product and its addition are rounded once."""
-    value = (total.numpy() * scale.numpy().astype(np.float64) + bias.numpy()).astype(np.float32)
+    sums = total.numpy().astype(np.float32).astype(np.float64)
+    value = (sums * scale.numpy() + bias.numpy()).astype(np.float32)
     if residual is not None:
         value = (residual.numpy() * np.float64(np.float32(counts)) + value).astype(np.float32)
     return torch.from_numpy(np.where(relu & (value < 0), np.float32(0), value).astype(np.float32))
@@ -223,6 +224,11 @@ def test_a_nan_stays_one_and_int8_is_held_to_its_range() -> None:
     tensors = (many.to(DEVICE), filter.to(DEVICE), ones, zeros)
     convolution_int8.forward(*tensors, None, out, Geometry(1, 1), False, 1.0)
     assert (out[0, 0, 0] == 127).all() and (out[0, 0, 1] == -128).all()
+    biases = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.5, 1.5, -0.5] + [0.0] * 10)
+    for relu in (False, True):
+        tensors = (many.to(DEVICE), torch.zeros_like(filter).to(DEVICE), ones, biases.to(DEVICE))
+        convolution_int8.forward(*tensors, None, out, Geometry(1, 1), relu, float("nan"))  # of no residual: not counted
+        assert out[0, 0, 0].tolist() == [0, 127, 0 if relu else -128, 0, 2, 0] + [0] * 10
 
 
 def test_nothing_is_written_beyond_a_tensor_that_is_not_aligned() -> None:

@@ -8,13 +8,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_up import blotches, in_int8, untrained
+from made_up import blotches, quantized, untrained
 from together import run_together
 from torch import Tensor
 from vae_edge_kernels import head, reconstruction_error, turn
 from vae_edge_kernels import means as means_kernel
 from vae_edge_kernels import network as kernels
-from vae_edge_kernels.plan import Plan, to_text
+from vae_edge_kernels.plan import Layer, Plan, padded, to_text
 from where import DEVICE, INTERPRETED, poison
 
 from vae_edge.ops import head as references
@@ -105,7 +105,7 @@ def test_one_launch_gives_what_the_operators_give(
     preset: str, changes: dict[str, object], light: bool, int8: bool
 ) -> None:
     model = untrained(preset, **changes)
-    packed = pack(model, in_int8(model) if int8 else None, light)
+    packed = pack(model, quantized(model) if int8 else None, light)
     plan, config = packed.plan, model.config
     images = blotches(2, config.size, config.channels, seed=1)
     buffers = (packed.weights, packed.numbers, packed.whitenings)
@@ -137,14 +137,55 @@ def assert_same_answers(plan: Plan, made: list[Tensor], expected: tuple[Tensor, 
 
 
 @pytest.mark.parametrize("int8", [False, True])
+def test_no_number_could_be_another_unseen(int8: bool) -> None:
+    """What the cases compare would show it: with any of the network's parts 0 the answers are others."""
+    model = untrained("tiny")
+    packed = pack(model, quantized(model) if int8 else None)
+    plan, score = packed.plan, packed.plan.score
+    images = blotches(2, model.config.size, model.config.channels, seed=1)
+    expected = by_layers(plan, images, packed.weights, packed.numbers, packed.whitenings)
+    across = padded(score.components + 1)
+    places = {"temperature": (plan.temperature, 1), "axes": (plan.axes, 2 * plan.bins)}
+    places |= {f"project_{part}": (getattr(score, f"project_{part}"), size * across) for part, size in (
+        ("pose", plan.pose_tap), ("tap", plan.tap), ("mu", plan.latent), ("classes", plan.classes)
+    )}  # fmt: skip
+    places |= {
+        "offset": (score.offset, across),
+        "nearest": (score.nearest, score.components * padded(score.clusters)),
+        "cluster_offset": (score.cluster_offset, score.clusters * padded(score.components)),
+        **{f"measure {number}": (score.measures + number, 1) for number in range(5)},
+    }
+    weights = {}
+    for name, layers in (("layer", plan.layers), ("linear", plan.linears)):
+        for number, layer in enumerate(layers):
+            assert layer is not None
+            places[f"{name} {number} bias"] = (layer.bias, layer.outputs)
+            taken = layer.taps**2 * layer.inputs if isinstance(layer, Layer) else layer.inputs
+            weights[f"{name} {number} weights"] = (layer.weights, taken * layer.outputs)
+    unseen = []
+    for buffer, parts in ((packed.numbers, places), (packed.weights, weights)):
+        for part, (place, size) in parts.items():
+            before = buffer[place : place + size].clone()
+            buffer[place : place + size] = 0
+            found = list(by_layers(plan, images, packed.weights, packed.numbers, packed.whitenings))
+            buffer[place : place + size] = before
+            try:
+                assert_same_answers(plan, found, expected)
+                unseen.append(part)
+            except AssertionError:
+                pass
+    assert unseen == []
+
+
+@pytest.mark.parametrize("int8", [False, True])
 def test_images_share_the_scratch_of_fewer_places(int8: bool) -> None:
     model = untrained("tiny")
-    packed = pack(model, in_int8(model) if int8 else None)
+    packed = pack(model, quantized(model) if int8 else None)
     plan, config = packed.plan, model.config
-    images = blotches(3, config.size, config.channels, seed=4)
+    images = blotches(4, config.size, config.channels, seed=4)
     buffers = (packed.weights, packed.numbers, packed.whitenings)
     areas, floats = poison((2, 2, plan.area), packed.weights.dtype), poison((2, plan.floats), torch.float32)
-    made, meetings = answers(plan, 3), torch.zeros(2, dtype=torch.int32, device=DEVICE)
+    made, meetings = answers(plan, 4), torch.zeros(2, dtype=torch.int32, device=DEVICE)
     there = [tensor.to(DEVICE) for tensor in (images, *buffers)]
     kernels.forward(plan, *there, areas, floats, meetings, *made)
     assert_same_answers(plan, made, by_layers(plan, images, *buffers))
@@ -157,7 +198,7 @@ def test_images_share_the_scratch_of_fewer_places(int8: bool) -> None:
 @pytest.mark.parametrize("int8", [False, True])
 def test_several_programs_make_one_image_together(changes: dict[str, object], programs: int, int8: bool) -> None:
     model = untrained("tiny", **changes)
-    packed = pack(model, in_int8(model) if int8 else None)
+    packed = pack(model, quantized(model) if int8 else None)
     plan, config = packed.plan, model.config
     images = blotches(2, config.size, config.channels, seed=5)
     buffers = (packed.weights, packed.numbers, packed.whitenings)
