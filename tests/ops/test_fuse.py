@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
-from exact_file import evaluate
 from vae_edge_kernels import plan as plans
 
 from vae_edge.data import Dataset, rotated
@@ -24,6 +25,7 @@ from vae_edge.ops.network import network
 from vae_edge.ops.packing import QuantizedNetwork, pack, plan_of
 from vae_edge.training.checkpoint import Checkpoint
 
+BENCH = Path(__file__).parents[2] / "bench"
 COUNT = 1000
 
 
@@ -34,79 +36,70 @@ def images(digits: Dataset) -> np.ndarray:
     return rotated(digits.test.take(np.arange(COUNT))).images
 
 
-def run_exactly(path: Path, images: np.ndarray) -> dict[str, np.ndarray]:
-    """An ONNX file's outputs, each node as it is written: no rewriting, which changes int8 roundings."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(path, options)
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, {"image": images}), strict=True))
+@pytest.fixture(scope="module")
+def script() -> Iterator[ModuleType]:
+    """bench/fused.py as a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCH)
+        import fused
 
-
-def apart(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Differences of angles, without whole turns."""
-    return np.abs((one - other + np.pi) % (2 * np.pi) - np.pi)
+        yield fused
 
 
 def test_the_fused_network_in_fp16_gives_what_the_exported_file_gives(
-    checkpoint: Checkpoint, bundle: Path, images: np.ndarray
+    checkpoint: Checkpoint, bundle: Path, images: np.ndarray, script: ModuleType
 ) -> None:
-    expected = run_exactly(bundle / "classifier.fp32.onnx", images)
-    probabilities, angle, score, doubts = (t.numpy() for t in fuse(checkpoint.model)(torch.from_numpy(images)))
+    expected, found = script.run(bundle / "classifier.fp32.onnx", images), script.fused(checkpoint.model, images)
+    apart = script.difference(found, expected, float(checkpoint.model.temperature))
     # where two classes, or two angles, are as good as each other, half precision may take the other one
-    assert (probabilities.argmax(1) == expected["probabilities"].argmax(1)).mean() >= 0.998
-    assert np.quantile(np.abs(probabilities - expected["probabilities"]).max(1), 0.98) < 2e-3
-    assert np.quantile(apart(angle, expected["angle"]), 0.99) < 2e-3
-    assert np.quantile(np.abs(doubts[:, 0] - expected["concentration"]), 0.99) < 5e-3
-    assert np.quantile(np.abs(doubts[:, 2] - expected["second_share"]), 0.99) < 5e-3
-    spread = np.ptp(np.quantile(expected["score"], [0.1, 0.9]))
-    assert np.quantile(np.abs(score - expected["score"]), 0.99) < 0.1 * spread
-
-
-def logits_of(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """The logits of probabilities, less their mean."""
-    logits = temperature * np.log(np.maximum(probabilities, 1e-37))
-    return logits - logits.mean(1, keepdims=True)
+    assert apart.labels >= 0.998 * COUNT
+    assert np.quantile(apart.probabilities, 0.98) < 2e-3
+    assert np.quantile(apart.angles, 0.99) < 2e-3
+    assert np.quantile(np.abs(found["concentration"] - expected["concentration"]), 0.99) < 5e-3
+    assert np.quantile(np.abs(found["second_share"] - expected["second_share"]), 0.99) < 5e-3
+    assert np.quantile(apart.scores, 0.99) < 0.1 * apart.spread
 
 
 @pytest.mark.parametrize("angle", ["upright", "turned"])
 def test_the_fused_network_in_int8_gives_what_the_quantized_file_gives(
-    checkpoint: Checkpoint, bundle: Path, digits: Dataset, images: np.ndarray, angle: str
+    checkpoint: Checkpoint, bundle: Path, digits: Dataset, images: np.ndarray, angle: str, script: ModuleType
 ) -> None:
     assert digits.test is not None
     shown = images if angle == "turned" else digits.test.take(np.arange(COUNT)).images
     file = onnx.load(bundle / "classifier.int8.onnx")
-    fused, expected = fuse(checkpoint.model, read_layers(file)), evaluate(file, shown)
-    probabilities, angles, score, _ = (t.numpy() for t in fused(torch.from_numpy(shown)))
-    logits, wanted = (
-        logits_of(p, float(checkpoint.model.temperature)) for p in (probabilities, expected["probabilities"])
-    )
-    differences = np.abs(logits - wanted).max(1)
-    assert (probabilities.argmax(1) == expected["probabilities"].argmax(1)).mean() >= 0.998
+    found, expected = script.fused(checkpoint.model, shown, file), script.evaluate(file, shown)
+    apart = script.difference(found, expected, float(checkpoint.model.temperature))
+    assert apart.labels >= 0.998 * COUNT
     # where no value lies on a tie that float32 cannot decide, all integers are the same
-    assert (differences < 1e-4).mean() >= 0.98
-    # elsewhere the logits are within what one integer would count if they were int8
-    assert (differences <= np.abs(expected["logits"]).max() / 127).mean() >= 0.998
-    assert np.quantile(apart(angles, expected["angle"]), 0.99) < 1e-4
-    spread = np.ptp(np.quantile(expected["score"], [0.1, 0.9]))
-    assert np.quantile(np.abs(score - expected["score"]), 0.99) < 0.02 * spread
+    assert (apart.logits <= script.SAME).mean() >= 0.97
+    assert (apart.logits <= apart.step).mean() >= 0.995
+    assert np.quantile(apart.angles, 0.99) < 1e-4
+    assert np.quantile(apart.scores, 0.99) < 0.02 * apart.spread
 
 
 def test_a_runtime_gives_nearly_what_the_fused_int8_network_gives(
-    checkpoint: Checkpoint, bundle: Path, images: np.ndarray
+    checkpoint: Checkpoint, bundle: Path, images: np.ndarray, script: ModuleType
 ) -> None:
     """ONNX Runtime convolves dequantized values in float32: more of them fall to the other side of a tie."""
     path = bundle / "classifier.int8.onnx"
-    expected = run_exactly(path, images)
-    probabilities, angle, *_ = (
-        t.numpy() for t in fuse(checkpoint.model, read_layers(onnx.load(path)))(torch.from_numpy(images))
-    )
-    assert (probabilities.argmax(1) == expected["probabilities"].argmax(1)).mean() >= 0.998
-    logits, wanted = (
-        logits_of(p, float(checkpoint.model.temperature)) for p in (probabilities, expected["probabilities"])
-    )
-    assert np.quantile(np.abs(logits - wanted).max(1), 0.95) <= np.abs(wanted).max() / 127
-    assert np.quantile(apart(angle, expected["angle"]), 0.99) < 1e-4
+    found, expected = script.fused(checkpoint.model, images, onnx.load(path)), script.run(path, images)
+    apart = script.difference(found, expected, float(checkpoint.model.temperature))
+    assert apart.labels >= 0.998 * COUNT
+    assert np.quantile(apart.logits, 0.95) <= apart.step
+    assert np.quantile(apart.angles, 0.99) < 1e-4
+
+
+def test_the_comparison_is_printed(
+    run: Path, bundle: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["fused.py", str(run), str(bundle), "--images", "20"])
+    assert script.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    monkeypatch.setattr(sys, "argv", ["fused.py", str(run), str(run)])
+    assert script.main() == 2
+    assert "missing: " in capsys.readouterr().err
+    assert [line.split(":")[0] for line in lines] == ["upright"] * 3 + ["turned"] * 3
+    assert all(" of 20 labels the same" in line for line in lines)
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])
