@@ -17,7 +17,7 @@ COUNT = 200  # images that normalization and score have seen
 
 def untrained(preset: str, **changes: object) -> AngleVAE:
     """A network of random weights, normalized on blotches, with a score that was fitted to them and has as many
-    clusters as training may find. Each of its numbers makes a difference to its answers."""
+    clusters as training may find. Each of its parts makes a difference to its answers."""
     torch.manual_seed(0)
     model = AngleVAE(create_config(preset, **changes))
     config = model.config
@@ -34,8 +34,7 @@ def untrained(preset: str, **changes: object) -> AngleVAE:
         for layer in last:
             layer.weight.mul_(GAIN)
             layer.bias.normal_()
-        for _ in range(2):  # what follows a layer sees it normalized the second time
-            model.train()(images)
+        model.train()(images)
         output = model.eval()(images)
         errors = reconstruction_error(output.upright, output.reconstruction)
         labels = torch.arange(COUNT) % config.classes
@@ -49,7 +48,7 @@ def _fill_clusters(model: AngleVAE) -> None:
     score = model.score
     chosen = torch.arange(model.config.classes * score.most_clusters()) % len(score.cluster_whitening)
     score.nearest = score.nearest[:, chosen] + 0.01 * torch.randn(len(score.nearest), len(chosen))
-    score.nearest_offset = score.nearest_offset[chosen]
+    score.nearest_offset = score.nearest_offset[chosen] + 10.0 * torch.randn(len(chosen))
     score.cluster_whitening = score.cluster_whitening[chosen]
     score.cluster_offset = score.cluster_offset[chosen]
 

@@ -336,6 +336,7 @@ def test_ink_fit_keeps_a_page_that_has_no_uniform_background_or_no_ink() -> None
 # Arrays
 
 
+@pytest.mark.alone
 def test_a_right_batch_passes_untouched_in_about_a_microsecond() -> None:
     batch = np.zeros((4, 28, 28, 1), dtype=np.uint8)
     assert check_batch(batch, GREY) is batch

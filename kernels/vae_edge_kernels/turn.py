@@ -1,6 +1,6 @@
 """Turning a batch of images in one pass: bytes or floats in, turned by an angle each, scaled, cast or quantized out.
 
-Bilinear between pixel centres at half-integer coordinates, `fill` outside the frame: the values of
+Bilinear between pixel centres at half-integer coordinates, `fill` outside the frame: for finite pixels the values of
 `torch.nn.functional.grid_sample` (align_corners=False), and those of `vae_edge.ops.turn.turn`.
 """
 

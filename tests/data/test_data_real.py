@@ -41,6 +41,7 @@ def test_public_sets_load_by_name_as_published(name: str) -> None:
 
 @needs
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
+@pytest.mark.alone
 def test_the_public_sets_have_no_copies_and_their_split_is_the_plain_draw(name: str) -> None:
     train = load_dataset(name).train
     assert count_copies(train) == 0

@@ -162,6 +162,7 @@ COS = torch.ones(1)
         (lambda: convolution_fp8(I, V, S, B), "convolution_fp8 expects x in float8_e4m3fn; got int8"),
         (lambda: turn_pixels(X, COS, COS, dtype=torch.int32), "turn_pixels gives float16"),
         (lambda: turn_pixels(X[:, :3], COS, COS), r"turn_pixels expects x of shape \[N, S, 3, C\]"),
+        (lambda: turn_pixels(torch.zeros(1, 1, 1, (1 << 20) + 1), COS, COS), "at most 1,048,576 elements in a row"),
         (lambda: turn_pixels(X, floats(2), COS), r"turn_pixels expects cos of shape \[1\]; got \[2\]"),
         (lambda: means(X[0], 1.0), "means expects x as"),
         (lambda: reconstruction_error(X, X, floats(1, 2), B, 4), "reconstruction_error expects drawn of shape"),

@@ -161,7 +161,13 @@ def test_what_does_not_fit_is_refused_by_name(checkpoint: Checkpoint, bundle: Pa
     with pytest.raises(KernelError, match="fuse expects an AngleVAE; got Linear"):
         fuse(torch.nn.Linear(2, 2))
     layers = read_layers(onnx.load(bundle / "classifier.int8.onnx")).layers
-    for name, value in (("input_scale", 0.0), ("input_scale", float("nan")), ("scale", torch.zeros(1))):
+    for name, value in (
+        ("input_scale", 0.0),
+        ("input_scale", float("nan")),
+        ("input_scale", 1e-40),
+        ("input_scale", 1e39),
+        ("scale", torch.zeros(1)),
+    ):
         broken = {**layers, "classifier.0": replace(layers["classifier.0"], **{name: value})}
         with pytest.raises(KernelError, match=f"an int8 layer expects {name} above 0"):
             pack(checkpoint.model, QuantizedNetwork(broken))

@@ -51,8 +51,8 @@ def output_shape(
 def multiply_add(value: Tensor, factor: Tensor, addend: Tensor) -> Tensor:
     """value · factor + addend in float32, as a fused multiply-add rounds it, by way of float64.
 
-    The product is exact there. The sum is rounded in float64 first, which changes the result only where it lies within
-    2^-53 of the middle between two float32 numbers.
+    The product is exact there. The sum is rounded to float64 first, which changes the result only where it lies nearer
+    than that to the middle between two float32 numbers.
     """
     return (value.double() * factor.double() + addend.double()).float()
 

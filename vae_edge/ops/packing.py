@@ -110,7 +110,7 @@ def pack(model: Any, quantized: QuantizedNetwork | None = None, light: bool = Fa
         light: whether the score is the one without the reconstruction.
 
     Raises:
-        KernelError: if a layer is missing.
+        KernelError: if a layer is missing, or a scale is not above 0.
     """
     int8 = quantized is not None
     packing = _Packing(plan_of(model, light, int8), folded(model) if quantized is None else quantized.layers, int8)
@@ -261,12 +261,14 @@ def inverse_and_scale(scale: float) -> Tensor:
 def _scales(layer: LayerNumbers, output_scale: float) -> Tensor:
     """What one of a layer's sums of integers counts, in outputs of which one counts `output_scale`."""
     if layer.scale is None or not (layer.scale.isfinite() & (layer.scale > 0.0)).all():
-        raise KernelError(f"an int8 layer expects scale above 0 for each channel; got {layer.scale}")
+        least = None if layer.scale is None else float(layer.scale.min())
+        raise KernelError(f"an int8 layer expects scale above 0 for each channel; got one of {least}")
     return layer.scale.double() * _input_scale(layer) / output_scale
 
 
 def _input_scale(layer: LayerNumbers) -> float:
-    """What one of an int8 layer's inputs counts: a float32."""
-    if layer.input_scale is None or not 0.0 < layer.input_scale < math.inf:
+    """What one of an int8 layer's inputs counts: a float32 whose inverse is one, too."""
+    scale = torch.tensor(math.nan if layer.input_scale is None else layer.input_scale, dtype=torch.float32)
+    if not (scale > 0.0 and scale.isfinite() and (1.0 / scale).isfinite()):
         raise KernelError(f"an int8 layer expects input_scale above 0; got {layer.input_scale}")
-    return float(torch.tensor(layer.input_scale, dtype=torch.float32))
+    return float(scale)

@@ -11,6 +11,7 @@ from vae_edge.errors import KernelError
 from vae_edge.ops.checks import expect, launcher
 
 IMAGES = (torch.uint8, torch.float16, torch.float32)
+MOST_ACROSS, MOST_ELEMENTS = 1 << 20, 1 << 24  # of one image: what the kernel counts in floats, and its grid holds
 PIXELS = (torch.float16, torch.bfloat16, torch.float32, torch.int8)
 
 
@@ -155,6 +156,11 @@ def round_window(side: int) -> Tensor:
 
 def _check(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> None:
     expect("turn_pixels", "x", x, "N S S C", IMAGES, x, (None, None, x.shape[1] if x.dim() == 4 else None, None))
+    if x.shape[1] * x.shape[3] > MOST_ACROSS or x.shape[1] ** 2 * x.shape[3] > MOST_ELEMENTS:
+        raise KernelError(
+            f"turn_pixels expects images of at most {MOST_ACROSS:,} elements in a row and {MOST_ELEMENTS:,} in all; "
+            f"got {list(x.shape)}."
+        )
     for name, given in (("cos", cos), ("sin", sin)):
         expect("turn_pixels", name, given, "N", (torch.float32,), x, (x.shape[0],))
     if dtype not in PIXELS:

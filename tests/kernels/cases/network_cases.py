@@ -33,6 +33,7 @@ def bytes_of(*shape: int, seed: int) -> Tensor:
 @given(
     st.integers(0, 3), st.integers(1, 17), st.sampled_from([1, 3]), st.sampled_from([0.0, 0.5]), st.booleans(),
     st.sampled_from([torch.float32, torch.float16, torch.int8]), st.floats(-4.0, 4.0), st.sampled_from([0.0, 0.01]),
+    st.sampled_from([torch.uint8, torch.float16, torch.float32]),
 )  # fmt: skip
 def test_turned_pixels_are_those_of_the_reference(
     images: int,
@@ -43,8 +44,9 @@ def test_turned_pixels_are_those_of_the_reference(
     dtype: torch.dtype,
     angle: float,
     rounded_to: float,
+    given_dtype: torch.dtype,
 ) -> None:
-    x = bytes_of(images, side, side, channels, seed=side)
+    x = bytes_of(images, side, side, channels, seed=side).to(given_dtype)
     angles = torch.full((images,), angle)
     cos, sin = angles.cos(), angles.sin()
     expected = turn_pixels(x, cos, sin, 1 / 255, fill, window, dtype, 127.0, rounded_to)
@@ -138,11 +140,11 @@ def assert_same_answers(plan: Plan, made: list[Tensor], expected: tuple[Tensor, 
 
 @pytest.mark.parametrize("int8", [False, True])
 def test_no_number_could_be_another_unseen(int8: bool) -> None:
-    """What the cases compare would show it: with any of the network's parts 0 the answers are others."""
+    """What the cases compare would show it: with any of the network's parts 0 the references' answers are others."""
     model = untrained("tiny")
     packed = pack(model, quantized(model) if int8 else None)
     plan, score = packed.plan, packed.plan.score
-    images = blotches(2, model.config.size, model.config.channels, seed=1)
+    images = blotches(8, model.config.size, model.config.channels, seed=1)
     expected = by_layers(plan, images, packed.weights, packed.numbers, packed.whitenings)
     across = padded(score.components + 1)
     places = {"temperature": (plan.temperature, 1), "axes": (plan.axes, 2 * plan.bins)}
@@ -152,6 +154,7 @@ def test_no_number_could_be_another_unseen(int8: bool) -> None:
     places |= {
         "offset": (score.offset, across),
         "nearest": (score.nearest, score.components * padded(score.clusters)),
+        "nearest_offset": (score.nearest_offset, score.clusters),
         "cluster_offset": (score.cluster_offset, score.clusters * padded(score.components)),
         **{f"measure {number}": (score.measures + number, 1) for number in range(5)},
     }
@@ -160,10 +163,14 @@ def test_no_number_could_be_another_unseen(int8: bool) -> None:
         for number, layer in enumerate(layers):
             assert layer is not None
             places[f"{name} {number} bias"] = (layer.bias, layer.outputs)
-            taken = layer.taps**2 * layer.inputs if isinstance(layer, Layer) else layer.inputs
-            weights[f"{name} {number} weights"] = (layer.weights, taken * layer.outputs)
+            if int8:
+                places[f"{name} {number} scale"] = (layer.scale, layer.outputs)
+            size = layer.taps**2 * layer.inputs * layer.outputs if isinstance(layer, Layer) else 0
+            weights[f"{name} {number} weights"] = (layer.weights, size or layer.inputs * layer.stride)
     unseen = []
-    for buffer, parts in ((packed.numbers, places), (packed.weights, weights)):
+    whitenings = {"whitenings": (0, packed.whitenings.numel())}
+    flat = packed.whitenings.view(-1)
+    for buffer, parts in ((packed.numbers, places), (packed.weights, weights), (flat, whitenings)):
         for part, (place, size) in parts.items():
             before = buffer[place : place + size].clone()
             buffer[place : place + size] = 0
