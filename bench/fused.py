@@ -1,6 +1,6 @@
 """How far the fused network is from the files that were exported of the same model, on real images.
 
-    python bench/fused.py runs/quickstart/runs/<run> runs/quickstart/bundle [--data digits] [--images 1000]
+    python bench/fused.py runs/quickstart/run runs/quickstart/bundle [--data digits] [--images 1000]
 
 fp16 is compared with the fp32 file under ONNX Runtime; int8 with the quantized file, evaluated with exact sums
 (bench/exact_file.py) and under ONNX Runtime without rewriting, which changes int8 roundings. Both on images as they
