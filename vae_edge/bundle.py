@@ -9,7 +9,10 @@ two steps leaves a valid bundle, the old one or the new one. What is inside the 
       "input": {"size": pixels, "channels": 1 | 3, "background": "dark" | "light" | "none", "ink": share | null},
       "rotation": "none" | "full" | degrees,
       "score": {"threshold": number, "reject_rate": share, "kind": "full" | "light"},
-      "data": {provenance of the training data}, "models": [ModelEntry, ...]}
+      "data": {provenance of the training data}, "models": [ModelEntry, ...],
+      "probes": {"file": name, "sha256": hexadecimal, "bytes": size}}
+
+`probes` names the file of probe images (`vae_edge.probes`); bundles of earlier versions have none.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,7 @@ from vae_edge.bundle_schema import (
     AUTO_FILE,
     MANIFEST_FILE,
     SCHEMA,
+    VERIFIED_FILE,
     check_entry,
     check_manifest,
     looks_like_a_manifest,
@@ -39,10 +43,24 @@ from vae_edge.bundle_schema import (
 from vae_edge.errors import BundleError
 from vae_edge.images import InputSpec
 
-__all__ = ["AUTO_FILE", "MANIFEST_FILE", "SCHEMA", "Bundle", "ModelEntry", "add_model", "create_bundle", "load_bundle"]
+__all__ = [
+    "AUTO_FILE",
+    "MANIFEST_FILE",
+    "SCHEMA",
+    "Bundle",
+    "ModelEntry",
+    "PlainFile",
+    "add_model",
+    "add_models",
+    "create_bundle",
+    "load_bundle",
+]
 
 _SUFFIX = {"onnx": ".onnx", "tensorrt": ".engine", "tensorrt_rtx": ".rtx"}
-_OWN_NAME = re.compile(r"(classifier|reconstruction)\.(fp32|fp16|int8|fp8)(\.[\w-]+)*\.(onnx|engine|rtx)")
+_OWN_NAME = re.compile(
+    r"(classifier|reconstruction)\.(fp32|fp16|int8|fp8)(\.[\w-]+)*\.(onnx|engine|rtx)|probes(\.[0-9a-f]+)?\.npz"
+)
+_MEMORY = (AUTO_FILE, VERIFIED_FILE)
 
 
 @dataclass(frozen=True)
@@ -53,18 +71,22 @@ class ModelEntry:
     `accuracy` has the keys that `vae-edge evaluate` prints; `"accuracy"` is a fraction in 0..1 and `"n"` the number of
     images it was measured on; a quantized model also says `"fp32_accuracy"` on the same images. The runtime reads these
     when it chooses a precision.
+
+    `threshold` is the score up to which this file's images are accepted, where it has one of its own: rounding moves
+    the scores of a quantized model.
     """
 
     role: str  # "classifier" | "reconstruction"
     precision: str  # "fp32" | "fp16" | "int8" | "fp8"
     format: str = "onnx"  # "onnx" | "tensorrt" | "tensorrt_rtx"
-    target: str = "any"  # "any", or the architecture that an engine was built for, such as "sm_87"
+    target: str = "any"  # "any"; of int8 files also "cpu" and "cpu_reduced_range"; of engines such as "sm_87"
     opset: int | None = None
     accuracy: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     file: str = ""
     sha256: str = ""
     bytes: int = 0
+    threshold: float | None = None
 
     @property
     def key(self) -> tuple[str, str, str, str]:
@@ -74,8 +96,17 @@ class ModelEntry:
     def to_json(self) -> dict[str, Any]:
         """The entry as the manifest holds it."""
         values = dataclasses.asdict(self)
-        order = ("file", "role", "format", "precision", "target", "opset", "sha256", "bytes", "accuracy", "provenance")
-        return {name: values[name] for name in order}
+        order = ["file", "role", "format", "precision", "target", "opset", "sha256", "bytes", "accuracy", "provenance"]
+        return {name: values[name] for name in [*order, *(["threshold"] if self.threshold is not None else [])]}
+
+
+@dataclass(frozen=True)
+class PlainFile:
+    """A file of a bundle that is no model."""
+
+    file: str
+    sha256: str
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -85,6 +116,7 @@ class Bundle:
     path: Path
     manifest: Mapping[str, Any]
     models: tuple[ModelEntry, ...]
+    probes: PlainFile | None = None
 
     @property
     def name(self) -> str:
@@ -109,8 +141,12 @@ class Bundle:
 
     @property
     def threshold(self) -> float:
-        """An image is accepted while its rejection score is at most this."""
+        """An image is accepted while the fp32 model's rejection score is at most this; see `threshold_of`."""
         return float(self.manifest["score"]["threshold"])
+
+    def threshold_of(self, entry: ModelEntry) -> float:
+        """The largest score that a model file's images are accepted with: its own, or the bundle's."""
+        return self.threshold if entry.threshold is None else entry.threshold
 
     @property
     def reject_rate(self) -> float:
@@ -149,7 +185,7 @@ class Bundle:
             )
         return found[0]
 
-    def file(self, entry: ModelEntry) -> Path:
+    def file(self, entry: ModelEntry | PlainFile) -> Path:
         """Where the entry's file lies."""
         return self.path / entry.file
 
@@ -164,9 +200,11 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     manifest = read_manifest(folder)
     check_manifest(manifest, folder / MANIFEST_FILE)
     models = tuple(_entry(model) for model in manifest["models"])
-    for model in models:
-        _verify_file(folder, model)
-    return Bundle(path=folder, manifest=manifest, models=models)
+    probes = PlainFile(**manifest["probes"]) if manifest.get("probes") else None
+    for part in (*models, probes):
+        if part is not None:
+            _verify_file(folder, part)
+    return Bundle(path=folder, manifest=manifest, models=models, probes=probes)
 
 
 def create_bundle(
@@ -181,8 +219,9 @@ def create_bundle(
     rotation: str | float = "none",
     data: Mapping[str, Any] | None = None,
     models: Iterable[tuple[str | os.PathLike[str], ModelEntry]] = (),
+    probes: str | os.PathLike[str] | None = None,
 ) -> Bundle:
-    """Write a bundle at `path` with the given (source file, entry) models, and load it.
+    """Write a bundle at `path` with the given (source file, entry) models and file of probe images, and load it.
 
     A bundle that stands there is replaced as a whole, in one step and only once the new files are written; so hand over
     the models here rather than adding them one by one afterwards. An empty folder is taken.
@@ -210,8 +249,9 @@ def create_bundle(
     try:
         with _locked(folder):
             taken = _taken_names(folder)
-            _write(folder, manifest, models, taken)
-            (folder / AUTO_FILE).unlink(missing_ok=True)
+            _write(folder, manifest, models, taken, probes)
+            for name in _MEMORY:
+                (folder / name).unlink(missing_ok=True)
     except BaseException:
         if made and folder.is_dir() and not (folder / MANIFEST_FILE).exists():
             shutil.rmtree(folder)
@@ -228,23 +268,39 @@ def add_model(bundle_path: str | os.PathLike[str], source_file: str | os.PathLik
     Raises:
         BundleError: if the bundle is damaged, the source is not there, or the entry does not fit the schema.
     """
+    return add_models(bundle_path, [(source_file, entry)])
+
+
+def add_models(
+    bundle_path: str | os.PathLike[str],
+    models: Sequence[tuple[str | os.PathLike[str], ModelEntry]],
+    probes: str | os.PathLike[str] | None = None,
+) -> Bundle:
+    """As `add_model` for several models in one step, with a new file of probe images where one is given.
+
+    Raises:
+        BundleError: as `add_model`; the bundle is then as it was.
+    """
     folder = Path(bundle_path)
     if not folder.is_dir():
         raise BundleError(f"There is no bundle at {folder}: make one with `vae-edge export RUN --out {folder}`.")
     with _locked(folder):
         bundle = load_bundle(folder)
-        kept = [model.to_json() for model in bundle.models if model.key != entry.key]
-        manifest = {**bundle.manifest, "models": kept}
-        _write(folder, manifest, [(source_file, entry)], taken={model.file: model.sha256 for model in bundle.models})
+        replaced = {entry.key for _, entry in models}
+        kept = [model.to_json() for model in bundle.models if model.key not in replaced]
+        taken: dict[str, str | None] = {model.file: model.sha256 for model in bundle.models}
+        if bundle.probes is not None:
+            taken[bundle.probes.file] = bundle.probes.sha256
+        _write(folder, {**bundle.manifest, "models": kept}, models, taken, probes)
         return load_bundle(folder)
 
 
 def _entry(model: Mapping[str, Any]) -> ModelEntry:
     names = [f.name for f in dataclasses.fields(ModelEntry)]
-    return ModelEntry(**{name: model[name] for name in names})
+    return ModelEntry(**{name: model[name] for name in names if name in model})
 
 
-def _verify_file(folder: Path, model: ModelEntry) -> None:
+def _verify_file(folder: Path, model: ModelEntry | PlainFile) -> None:
     path = folder / model.file
     again = "export or quantize again, or copy the bundle again from where it came"
     try:
@@ -256,7 +312,7 @@ def _verify_file(folder: Path, model: ModelEntry) -> None:
     if not real.is_relative_to(folder.resolve()):
         raise BundleError(f"The file {path} is a link that leaves the bundle (to {real}): put the file itself there.")
     if not real.is_file():
-        raise BundleError(f"{path} should be a model file, but it is not a regular file: {again}.")
+        raise BundleError(f"{path} should be a file of the bundle, but it is not a regular file: {again}.")
     size = real.stat().st_size
     if size != model.bytes:
         raise BundleError(
@@ -287,7 +343,8 @@ def _taken_names(folder: Path) -> dict[str, str | None]:
         raise BundleError(f"{refusal} ({error})") from error
     if not looks_like_a_manifest(manifest):
         raise BundleError(f"{refusal} (its {MANIFEST_FILE} is not one of ours).")
-    models = manifest["models"] if isinstance(manifest["models"], list) else []
+    models = [*manifest["models"]] if isinstance(manifest["models"], list) else []
+    models.append(manifest.get("probes"))
     return {str(model.get("file")): model.get("sha256") for model in models if isinstance(model, dict)}
 
 
@@ -296,15 +353,18 @@ def _write(
     manifest: Mapping[str, Any],
     pairs: Iterable[tuple[str | os.PathLike[str], ModelEntry]],
     taken: Mapping[str, str | None],
+    probes: str | os.PathLike[str] | None = None,
 ) -> None:
     """Place the new files beside those that are `taken`, then the manifest, then remove what it no longer names."""
     models = list(manifest["models"])
+    if probes is not None:
+        manifest = {**manifest, "probes": dataclasses.asdict(_copy(folder, Path(probes), "probes", ".npz", taken))}
     for source, entry in pairs:
         models.append(_place(folder, Path(source), entry, taken).to_json())
     manifest = {**manifest, "models": models}
     check_manifest(manifest, folder / MANIFEST_FILE)
     files.write_json(folder / MANIFEST_FILE, manifest)
-    named = {model["file"] for model in models}
+    named = {part["file"] for part in (*models, manifest.get("probes")) if part}
     for path in folder.iterdir():
         if path.name not in named and _is_left_over(path):
             path.unlink()
@@ -313,19 +373,22 @@ def _write(
 def _place(folder: Path, source: Path, entry: ModelEntry, taken: Mapping[str, str | None]) -> ModelEntry:
     """Copy a file into the folder under a name that no other content has."""
     check_entry({**entry.to_json(), "file": "file", "sha256": "0" * 64, "bytes": 1}, "the new model")
-    if not source.is_file():
-        raise BundleError(
-            f"The model file {source} is not there or not a regular file: it cannot be added to {folder}."
-        )
-    digest = files.sha256(source)
     stem = ".".join([entry.role, entry.precision, *([] if entry.target == "any" else [entry.target])])
-    name = stem + _SUFFIX[entry.format]
+    return dataclasses.replace(entry, **dataclasses.asdict(_copy(folder, source, stem, _SUFFIX[entry.format], taken)))
+
+
+def _copy(folder: Path, source: Path, stem: str, suffix: str, taken: Mapping[str, str | None]) -> PlainFile:
+    """Copy a file into the folder, under its stem or, where other content has that name, with a part of its sum."""
+    if not source.is_file():
+        raise BundleError(f"The file {source} is not there or not a regular file: it cannot be added to {folder}.")
+    digest = files.sha256(source)
+    name = stem + suffix
     if taken.get(name, digest) != digest:
-        name = f"{stem}.{digest[:12]}{_SUFFIX[entry.format]}"
+        name = f"{stem}.{digest[:12]}{suffix}"
     with files.atomic_path(folder / name) as temporary:
         shutil.copyfile(source, temporary)
         size, digest = temporary.stat().st_size, files.sha256(temporary)
-    return dataclasses.replace(entry, file=name, sha256=digest, bytes=size)
+    return PlainFile(name, digest, size)
 
 
 def _is_left_over(path: Path) -> bool:

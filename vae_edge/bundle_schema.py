@@ -14,6 +14,7 @@ from vae_edge.errors import BundleError
 SCHEMA = 1
 MANIFEST_FILE = "manifest.json"
 AUTO_FILE = "auto.json"  # the runtime's memory of its choice: no part of the bundle, not verified
+VERIFIED_FILE = "verified.json"  # the runtime's memory of which backends gave right answers here: the same
 ROLES = ("classifier", "reconstruction")
 FORMATS = ("onnx", "tensorrt", "tensorrt_rtx")
 SCORES = ("full", "light")  # with the reconstruction, or without it and its decoder
@@ -89,7 +90,14 @@ def check_manifest(manifest: Mapping[str, Any], path: Path) -> None:
         if not isinstance(model, dict):
             _wrong(where, f"models[{index}]", "an object", model)
         check_entry(model, f"{where}, models[{index}]")
-    _check_unique([model["file"] for model in models], "file", where)
+    names = [model["file"] for model in models]
+    if manifest.get("probes") is not None:
+        probes = _take(manifest, "probes", dict, where)
+        _check_file(probes, where + ", probes")
+        if set(probes) != {"file", "sha256", "bytes"}:
+            _wrong(where, "probes", "an object with file, sha256 and bytes", sorted(probes))
+        names.append(probes["file"])
+    _check_unique(names, "file", where)
     keys = [" ".join(model[name] for name in ("role", "format", "precision", "target")) for model in models]
     _check_unique(keys, "role, format, precision and target", where)
 
@@ -109,13 +117,19 @@ def check_entry(model: Mapping[str, Any], where: str) -> None:
         _missing(where, "opset")
     if model["opset"] is not None:
         _take(model, "opset", int, where)
-    _check_file_name(_take(model, "file", str, where), where)
-    if not _HEX.fullmatch(_take(model, "sha256", str, where)):
-        _wrong(where, "sha256", "64 lower-case hexadecimal digits", model["sha256"])
-    if _take(model, "bytes", int, where) < 0:
-        _wrong(where, "bytes", "a size in bytes", model["bytes"])
+    _check_file(model, where)
     _take(model, "accuracy", dict, where)
     _take(model, "provenance", dict, where)
+    if model.get("threshold") is not None:
+        _number(model, "threshold", where)
+
+
+def _check_file(given: Mapping[str, Any], where: str) -> None:
+    _check_file_name(_take(given, "file", str, where), where)
+    if not _HEX.fullmatch(_take(given, "sha256", str, where)):
+        _wrong(where, "sha256", "64 lower-case hexadecimal digits", given["sha256"])
+    if _take(given, "bytes", int, where) < 0:
+        _wrong(where, "bytes", "a size in bytes", given["bytes"])
 
 
 def _check_file_name(name: str, where: str) -> None:

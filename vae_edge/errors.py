@@ -35,5 +35,9 @@ class BackendError(VaeEdgeError):
     """A runtime backend is not installed, not available on this machine, or failed."""
 
 
+class VerificationError(BackendError):
+    """A backend's answers to the bundle's probe images are wrong on this machine."""
+
+
 class KernelError(VaeEdgeError):
     """A kernel cannot be compiled, or was called with arguments that it does not take."""

@@ -145,14 +145,6 @@ def quantize_int8(source: Path, target: Path, images: np.ndarray) -> None:
     )
 
 
-def to_fp16(source: Path, target: Path) -> None:
-    """float16 inside, the same inputs and outputs outside."""
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-
-    model = convert_float_to_float16(onnx.load(source), keep_io_types=True, op_block_list=["AffineGrid", "GridSample"])
-    onnx.save(model, target)
-
-
 def noise(n: int, size: int = 28, channels: int = 1, seed: int = 0) -> np.ndarray:
     """Blurred noise, uint8 [N, S, S, C]: every image another one, none constant."""
     rng = np.random.default_rng(seed)

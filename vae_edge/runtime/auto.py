@@ -1,28 +1,27 @@
 """Which backend and precision: times the candidates once on this machine at batch 1 and remembers the answer.
 
-The memory is `auto.json` beside the manifest: a list of records, each with the key (machine, threads, versions, models)
-that it holds for. It is no part of what the bundle verifies, and a bundle that cannot be written to works without it.
+Left out are candidates that give wrong answers to the bundle's probe images here, and precisions whose accuracy is not
+known well enough. The memory is `auto.json` beside the manifest, under a key of machine, threads, versions and models.
+Processes that load at the same time wait for each other, so that all choose alike.
 """
 
 from __future__ import annotations
 
 import datetime
-import json
 import logging
 import statistics
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vae_edge import files
 from vae_edge.bundle import AUTO_FILE, Bundle, ModelEntry
-from vae_edge.errors import BackendError, BundleError, VaeEdgeError
-from vae_edge.runtime.backends import Backend, backend_version, installed_backends
-from vae_edge.runtime.classifier import open_classifier
-from vae_edge.runtime.machine import cpu_model
+from vae_edge.errors import BackendError, BundleError, VaeEdgeError, VerificationError
+from vae_edge.runtime import records
+from vae_edge.runtime.backends import backend_version, installed_backends
+from vae_edge.runtime.classifier import Classifier, find_entry, open_verified
+from vae_edge.runtime.machine import cpu_model, instruction_set
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +29,8 @@ ACCURACY_MARGIN = 0.005  # half a point
 SPEED_MARGIN = 0.97  # a coarser precision must need at most this share of the finer one's time
 OPENING_BUDGET_S = 1.0
 TIMING_BUDGET_S = 0.4
-RECORDS = 64
+LEAST_MEASURED = 50  # images; an accuracy that was measured on fewer is not trusted
+_FIELDS = {"backend", "precision"}
 _PREFERENCE = ("fp32", "fp16", "int8")  # finest first; no CPU computes fp8, so it is never a candidate
 
 
@@ -40,7 +40,11 @@ class Candidate:
 
     backend: str
     precision: str
-    engine: Backend
+    classifier: Classifier
+
+    def infer(self, image: np.ndarray) -> None:
+        """Run the engine alone."""
+        self.classifier.engine.infer(image)
 
     @property
     def name(self) -> str:
@@ -48,36 +52,55 @@ class Candidate:
         return f"{self.backend} {self.precision}"
 
 
-def choose(bundle: Bundle, backend: str, precision: str, threads: int) -> tuple[str, str, int, Backend]:
-    """The backend, precision, threads and opened engine for what was left open ("auto") by the caller.
+def choose(bundle: Bundle, backend: str, precision: str, threads: int, verify: str) -> Classifier:
+    """The classifier for what was left open ("auto") by the caller.
 
     Raises:
         BundleError, BackendError: if there is no candidate, or none can be opened.
+        VerificationError: if all candidates give wrong answers here.
     """
     pairs = candidates(bundle, backend, precision)
     if len(pairs) == 1:
-        return (*pairs[0], threads, open_classifier(bundle, *pairs[0], threads))
-    key = _key(bundle, pairs, threads)
-    path = bundle.path / AUTO_FILE
-    records = _read(path)
-    for record in records:
-        choice = (record["backend"], record["precision"])
-        if record["key"] == key and choice in pairs:
-            try:
-                return (*choice, threads, open_classifier(bundle, *choice, threads))
-            except VaeEdgeError as error:
-                log.warning("auto: the remembered %s %s cannot be loaded (%s): choosing again", *choice, error)
-    best, median_us = _race(bundle, pairs, threads)
-    record = {
-        "key": key,
-        "backend": best.backend,
-        "precision": best.precision,
-        "median_us": median_us,
-        "not_timed": [f"{b} {p}" for b, p in pairs if f"{b} {p}" not in median_us],
-        "measured": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
-    _remember(path, [record, *(r for r in records if r["key"] != key)][:RECORDS])
-    return best.backend, best.precision, threads, best.engine
+        return open_verified(bundle, *pairs[0], threads, verify)
+    key = _key(bundle, pairs, threads, verify)
+    known = _remembered(bundle, key, pairs, threads, verify)
+    if known is not None:
+        return known
+    with records.locked(bundle.path):
+        known = _remembered(bundle, key, pairs, threads, verify)  # another process may have been first
+        if known is not None:
+            return known
+        best, median_us, wrong = _race(bundle, pairs, threads, verify)
+        record = {
+            "key": key,
+            "backend": best.backend,
+            "precision": best.precision,
+            "median_us": median_us,
+            "wrong": wrong,
+            "not_timed": [name for b, p in pairs if (name := f"{b} {p}") not in median_us and name not in wrong],
+            "measured": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        }
+        records.remember(bundle.path / AUTO_FILE, record, _FIELDS)
+    return best.classifier
+
+
+def _remembered(
+    bundle: Bundle, key: dict[str, Any], pairs: list[tuple[str, str]], threads: int, verify: str
+) -> Classifier | None:
+    """The classifier that was chosen before under this key, if it can still be opened."""
+    record = records.find(bundle.path / AUTO_FILE, key, _FIELDS)
+    if record is None or (record["backend"], record["precision"]) not in pairs:
+        return None
+    try:
+        return open_verified(bundle, record["backend"], record["precision"], threads, verify)
+    except VaeEdgeError as error:
+        log.warning(
+            "auto: the remembered %s %s cannot be loaded (%s): choosing again",
+            record["backend"],
+            record["precision"],
+            error,
+        )
+        return None
 
 
 def candidates(bundle: Bundle, backend: str, precision: str) -> list[tuple[str, str]]:
@@ -96,40 +119,53 @@ def candidates(bundle: Bundle, backend: str, precision: str) -> list[tuple[str, 
 
 
 def _is_accurate(model: ModelEntry, reference: ModelEntry) -> bool:
-    """Whether the manifest records an accuracy within the margin of fp32's; what is not recorded is not trusted.
+    """Whether the manifest records an accuracy within the margin of fp32's, measured on enough images.
 
-    A quantized model's entry may record fp32's accuracy on the very images that its own was measured on.
+    What is not recorded is not trusted. A quantized model's entry may record fp32's accuracy on the very images that its
+    own was measured on.
     """
     have = model.accuracy.get("accuracy")
     want = model.accuracy.get("fp32_accuracy", reference.accuracy.get("accuracy"))
     if reference.precision != "fp32" or not isinstance(have, (int, float)) or not isinstance(want, (int, float)):
         return False
+    if model is not reference and int(model.accuracy.get("n", 0)) < LEAST_MEASURED:
+        return False
     return want - have <= ACCURACY_MARGIN + 1e-9
 
 
-def _race(bundle: Bundle, pairs: list[tuple[str, str]], threads: int) -> tuple[Candidate, dict[str, float]]:
-    """Open the candidates, time them in turn, close all but the best."""
+def _race(
+    bundle: Bundle, pairs: list[tuple[str, str]], threads: int, verify: str
+) -> tuple[Candidate, dict[str, float], list[str]]:
+    """Open the candidates, leave out those that are wrong, time the others in turns, close all but the best.
+
+    Returns:
+        the best one, median microseconds by name, and the names of those that are wrong.
+    """
     opened: list[Candidate] = []
+    wrong: list[str] = []
     failure: VaeEdgeError | None = None
+    strict = "off" if verify == "off" else "error"
     deadline = time.perf_counter() + OPENING_BUDGET_S
     for backend, precision in pairs:
         if opened and time.perf_counter() > deadline:
             log.info("auto: no time left to try %s %s", backend, precision)
             continue
         try:
-            opened.append(Candidate(backend, precision, open_classifier(bundle, backend, precision, threads)))
+            opened.append(Candidate(backend, precision, open_verified(bundle, backend, precision, threads, strict)))
         except (BackendError, BundleError) as error:
             log.warning("auto: %s %s is left out: %s", backend, precision, error)
             failure = error
+            if isinstance(error, VerificationError):
+                wrong.append(f"{backend} {precision}")
     if not opened:
         raise failure or BackendError(f"There is no candidate to run the bundle {bundle.path}.")
     median_us = _time(opened, bundle)
     best = _fastest(opened, median_us)
     for candidate in opened:
         if candidate is not best:
-            candidate.engine.close()
+            candidate.classifier.close()
     log.info("auto: %s of %s", best.name, median_us)
-    return best, median_us
+    return best, median_us, wrong
 
 
 def _time(opened: list[Candidate], bundle: Bundle) -> dict[str, float]:
@@ -138,14 +174,14 @@ def _time(opened: list[Candidate], bundle: Bundle) -> dict[str, float]:
     image = np.random.default_rng(0).integers(0, 256, (1, size, size, channels), dtype=np.uint8)
     for candidate in opened:
         for _ in range(5):
-            candidate.engine.infer(image)
+            candidate.infer(image)
     taken: list[list[int]] = [[] for _ in opened]
     deadline = time.perf_counter() + TIMING_BUDGET_S
     while time.perf_counter() < deadline or len(taken[0]) < 3:
         for candidate, times in zip(opened, taken, strict=True):
-            candidate.engine.infer(image)  # brings its weights back into the cache
+            candidate.infer(image)  # brings its weights back into the cache
             start = time.perf_counter_ns()
-            candidate.engine.infer(image)
+            candidate.infer(image)
             times.append(time.perf_counter_ns() - start)
     return {c.name: round(statistics.median(t) / 1e3, 1) for c, t in zip(opened, taken, strict=True)}
 
@@ -163,32 +199,20 @@ def _fastest(opened: list[Candidate], median_us: dict[str, float]) -> Candidate:
     return best
 
 
-def _key(bundle: Bundle, pairs: list[tuple[str, str]], threads: int) -> dict[str, Any]:
-    used = {model.precision: model.sha256 for model in bundle.select("classifier", "onnx", target="any")}
+def _key(bundle: Bundle, pairs: list[tuple[str, str]], threads: int, verify: str) -> dict[str, Any]:
     return {
         "cpu": cpu_model(),
+        "isa": instruction_set(),
         "threads": threads,
+        "verified": verify != "off",
         "versions": {name: backend_version(name) for name in sorted({backend for backend, _ in pairs})},
-        "models": {precision: used.get(precision) for precision in sorted({precision for _, precision in pairs})},
+        "models": {precision: _sum(bundle, precision) for precision in sorted({precision for _, precision in pairs})},
     }
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    """The records, or none where the file is missing or damaged: then the race is simply run again."""
-    if not path.exists():
-        return []
+def _sum(bundle: Bundle, precision: str) -> str | None:
+    """The SHA-256 of the file that runs here; None where there is none, which opening it will say."""
     try:
-        records = json.loads(path.read_text("utf-8"))["records"]
-        if all({"key", "backend", "precision"} <= record.keys() for record in records):
-            return list(records)
-        log.warning("%s is damaged and will be written anew.", path)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        log.warning("%s cannot be read (%s) and will be written anew.", path, error)
-    return []
-
-
-def _remember(path: Path, records: list[dict[str, Any]]) -> None:
-    try:
-        files.write_json(path, {"schema": 1, "records": records})
-    except OSError as error:
-        log.warning("The choice cannot be remembered in %s (%s): it will be timed again at the next load.", path, error)
+        return find_entry(bundle, precision).sha256
+    except BundleError:
+        return None

@@ -8,10 +8,11 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from vae_edge.bundle import ModelEntry
 from vae_edge.errors import BackendError, BundleError
 from vae_edge.images import InputSpec
 
@@ -84,29 +85,44 @@ def check_installed(name: str) -> None:
         )
 
 
-def open_backend(name: str, file: Path, precision: str, threads: int) -> Backend:
-    """Load a model file in a backend.
+def open_backend(name: str, file: Path, entry: ModelEntry, threads: int) -> Backend:
+    """Load a model file, which the entry describes, in a backend.
 
     Raises:
         BackendError: if the backend is not installed or its package cannot be imported.
         BundleError: if the backend refuses the file.
     """
-    check_installed(name)
-    module, cls = _HOME[name]
+    opener = _backend_class(name)
     try:
-        opener = getattr(importlib.import_module(module), cls)
-    except (ImportError, OSError) as error:
-        raise BackendError(
-            f"The backend {name!r} is installed but cannot be imported ({error}): reinstall it with "
-            f"`pip install --force-reinstall {name}`."
-        ) from error
-    try:
-        return opener(file, precision, threads)
+        return opener(file, entry, threads)
     except Exception as error:  # the engines' own exceptions share no base class
         first = str(error).strip().splitlines() or [type(error).__name__]
         raise BundleError(
             f"{file} is not a model that {name} {backend_version(name)} can load ({first[0]}): "
             "export it again, or choose another backend."
+        ) from error
+
+
+def inner_tensors(
+    name: str, file: Path, tensors: Sequence[str], images: np.ndarray, threads: int
+) -> dict[str, np.ndarray]:
+    """Tensors inside a model for images uint8 [N, S, S, C], by name; those that the backend can give.
+
+    Raises:
+        BackendError: if the backend is not installed or cannot be imported.
+    """
+    return dict(_backend_class(name).inner_tensors(file, tensors, images, threads))
+
+
+def _backend_class(name: str) -> Any:
+    check_installed(name)
+    module, cls = _HOME[name]
+    try:
+        return getattr(importlib.import_module(module), cls)
+    except (ImportError, OSError) as error:
+        raise BackendError(
+            f"The backend {name!r} is installed but cannot be imported ({error}): reinstall it with "
+            f"`pip install --force-reinstall {name}`."
         ) from error
 
 

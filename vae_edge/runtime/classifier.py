@@ -12,7 +12,9 @@ import numpy as np
 from vae_edge.bundle import Bundle, ModelEntry
 from vae_edge.errors import BackendError, BundleError, ConfigError
 from vae_edge.images import FIT, InputSpec, Interpretation, check_batch, to_batch
+from vae_edge.runtime import verify as verification
 from vae_edge.runtime.backends import Backend, Interface, TensorInfo, check_interface, open_backend
+from vae_edge.runtime.machine import int8_saturates
 from vae_edge.runtime.predictions import Predictions
 
 OUTPUTS = ("probabilities", "angle", "score")
@@ -23,10 +25,13 @@ LARGEST_BATCH = 256  # larger ones are run in pieces of this size: bound buffers
 class Classifier:
     """Call it with images. Safe to call from several threads; a context manager; `close()` lets the engine go.
 
-    Attributes: `bundle`, `backend` and `precision` (names), `threads`, `input` (InputSpec), `classes`, `threshold`.
+    Attributes: `bundle`, `backend` and `precision` (names), `threads`, `input` (InputSpec), `classes`, `entry` (of the
+    model file), `threshold` (of that file).
     """
 
-    def __init__(self, bundle: Bundle, backend: str, precision: str, threads: int, engine: Backend) -> None:
+    def __init__(
+        self, bundle: Bundle, backend: str, precision: str, threads: int, engine: Backend, verify: str = "error"
+    ) -> None:
         """Made by `vae_edge.load`; `engine` is what `open_classifier` gave for this backend and precision."""
         self.bundle = bundle
         self.backend = backend
@@ -34,7 +39,9 @@ class Classifier:
         self.threads = threads
         self.input: InputSpec = bundle.input
         self.classes = bundle.classes
-        self.threshold = bundle.threshold
+        self.entry = find_entry(bundle, precision)
+        self.threshold = bundle.threshold_of(self.entry)
+        self._verify = verify
         self._engine: Backend | None = engine
         self._reconstructor: Backend | None = None
         self._lock = threading.Lock()
@@ -70,12 +77,20 @@ class Classifier:
 
         Raises:
             BundleError: the bundle has no reconstruction model.
+            VerificationError: its answers to the bundle's probe images are wrong here.
         """
         batch, _ = to_batch(images, self.input, invert, fit)
         with self._lock:
             if self._engine is not None and self._reconstructor is None:
-                self._reconstructor = _open_reconstructor(self.bundle, self.backend, self.precision, self.threads)
+                self._reconstructor = _open_reconstructor(
+                    self.bundle, self.backend, self.precision, self.threads, self._verify
+                )
         return self._run(self._reconstructor, batch)[0]
+
+    @property
+    def engine(self) -> Backend:
+        """The opened model itself, without checks of what it is given."""
+        return self._open(self._engine)
 
     @property
     def inputs(self) -> list[TensorInfo]:
@@ -160,6 +175,22 @@ class Classifier:
         return to_batch(one, self.input)[1] * count
 
 
+def open_verified(bundle: Bundle, backend: str, precision: str, threads: int, verify: str) -> Classifier:
+    """Load the bundle's classifier of a precision in a backend, and have it prove itself as `verify` says.
+
+    Raises:
+        BundleError, BackendError: as `open_classifier`.
+        VerificationError: as `vae_edge.runtime.verify.require`.
+    """
+    engine = open_classifier(bundle, backend, precision, threads)
+    try:
+        verification.require(bundle, backend, find_entry(bundle, precision), engine, verify)
+    except BackendError:
+        engine.close()
+        raise
+    return Classifier(bundle, backend, precision, threads, engine, verify)
+
+
 def open_classifier(bundle: Bundle, backend: str, precision: str, threads: int) -> Backend:
     """Load the bundle's classifier of a precision in a backend, and check that it is ours.
 
@@ -167,7 +198,7 @@ def open_classifier(bundle: Bundle, backend: str, precision: str, threads: int) 
         BundleError: if there is none, or its inputs and outputs are not what the manifest says.
         BackendError: if the backend is not installed.
     """
-    entry = _entry(bundle, precision)
+    entry = find_entry(bundle, precision)
     outputs: Interface = {
         "probabilities": ("tensor(float)", (len(bundle.classes),)),
         "angle": ("tensor(float)", ()),
@@ -177,7 +208,7 @@ def open_classifier(bundle: Bundle, backend: str, precision: str, threads: int) 
     return _open_checked(bundle, entry, backend, threads, outputs, doubts)
 
 
-def _open_reconstructor(bundle: Bundle, backend: str, precision: str, threads: int) -> Backend:
+def _open_reconstructor(bundle: Bundle, backend: str, precision: str, threads: int, verify: str) -> Backend:
     there = bundle.select("reconstruction", "onnx", target="any")
     if not there:
         raise BundleError(
@@ -186,7 +217,13 @@ def _open_reconstructor(bundle: Bundle, backend: str, precision: str, threads: i
     entry = next((m for m in there if m.precision == precision), there[0])
     spec = bundle.input
     outputs: Interface = {"reconstruction": ("tensor(uint8)", (spec.size, spec.size, spec.channels))}
-    return _open_checked(bundle, entry, backend, threads, outputs)
+    engine = _open_checked(bundle, entry, backend, threads, outputs)
+    try:
+        verification.require(bundle, backend, entry, engine, verify)
+    except BackendError:
+        engine.close()
+        raise
+    return engine
 
 
 def _open_checked(
@@ -198,7 +235,7 @@ def _open_checked(
     further: Interface | None = None,
 ) -> Backend:
     file = bundle.file(entry)
-    engine = open_backend(backend, file, entry.precision, threads)
+    engine = open_backend(backend, file, entry, threads)
     try:
         check_interface(engine, file, bundle.input, outputs, further)
     except BundleError:
@@ -207,15 +244,31 @@ def _open_checked(
     return engine
 
 
-def _entry(bundle: Bundle, precision: str) -> ModelEntry:
-    models = bundle.select("classifier", "onnx", target="any")
-    for model in models:
-        if model.precision == precision:
-            return model
-    there = ", ".join(m.precision for m in models) or "none"
+def find_entry(bundle: Bundle, precision: str) -> ModelEntry:
+    """The classifier of a precision that CPU backends run here: of int8 the file made for this kind of processor.
+
+    Raises:
+        BundleError: if there is none, or none that is right on this processor.
+    """
+    models = {m.target: m for m in bundle.select("classifier", "onnx", precision)}
+    targets = ("cpu_reduced_range" if int8_saturates() else "cpu", "any") if precision == "int8" else ("any",)
+    entry = next((models[target] for target in targets if target in models), None)
+    if entry is None:
+        raise BundleError(_missing(bundle, precision))
+    if precision == "int8" and entry.target == "any" and int8_saturates():
+        raise BundleError(
+            f"The int8 model of the bundle {bundle.path} was made for TensorRT alone, and CPU backends give wrong answers "
+            f"with it on this processor, which has no int8 dot products (VNNI): add the files for CPUs with "
+            f"`vae-edge quantize {bundle.path} --precision int8 --data PATH`."
+        )
+    return entry
+
+
+def _missing(bundle: Bundle, precision: str) -> str:
+    there = ", ".join(m.precision for m in bundle.select("classifier", "onnx", target="any")) or "none"
     add = (
         f"vae-edge export RUN --out {bundle.path}"
         if precision == "fp32"
         else f"vae-edge quantize {bundle.path} --precision {precision} --data PATH"
     )
-    raise BundleError(f"The bundle {bundle.path} has no {precision} classifier (it has: {there}): add it with `{add}`.")
+    return f"The bundle {bundle.path} has no {precision} classifier (it has: {there}): add it with `{add}`."

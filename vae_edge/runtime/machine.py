@@ -1,4 +1,4 @@
-"""What the processor is, and how much of it this process may use."""
+"""What the processor is, what it can do, and how much of it this process may use."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ import math
 import os
 import platform
 from pathlib import Path
+
+from vae_edge.errors import ConfigError
+
+ISA_VARIABLE = "VAE_EDGE_CPU_ISA"
+ISAS = ("avx2", "vnni")
+_X86 = ("x86_64", "amd64", "i386", "i686", "x86")
+_DOT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8"})  # as /proc/cpuinfo calls them
+_ONEDNN_WITHOUT = frozenset({"SSE41", "AVX", "AVX2", "AVX512_CORE"})  # values of ONEDNN_MAX_CPU_ISA without VNNI
 
 
 def cpu_model() -> str:
@@ -20,6 +28,42 @@ def cpu_model() -> str:
                 parts.append(value.strip())
                 break
     return " ".join(parts) or platform.processor() or platform.machine() or "unknown processor"
+
+
+def int8_saturates() -> bool:
+    """Whether int8 convolutions of CPU backends sum pairs of products in 16 bits, which saturate: x86 without VNNI.
+
+    `VAE_EDGE_CPU_ISA` (`avx2` or `vnni`) says otherwise, for tests; `ONEDNN_MAX_CPU_ISA` is obeyed, as OpenVINO does.
+    Where an x86 processor's features cannot be read, they are taken to be missing: that costs accuracy of one bit.
+
+    Raises:
+        ConfigError: for another value of `VAE_EDGE_CPU_ISA`.
+    """
+    forced = os.environ.get(ISA_VARIABLE, "").strip().lower()
+    if forced and forced not in ISAS:
+        raise ConfigError(f"{ISA_VARIABLE} is {' or '.join(ISAS)}, but {forced!r} came: unset it.")
+    if forced:
+        return forced == "avx2"
+    if platform.machine().lower() not in _X86:
+        return False
+    if os.environ.get("ONEDNN_MAX_CPU_ISA", "").strip().upper() in _ONEDNN_WITHOUT:
+        return True
+    return not _DOT_PRODUCTS & _cpu_flags()
+
+
+def instruction_set() -> str:
+    """What decides how int8 is computed, for messages and as part of a key."""
+    return f"{platform.machine()}, {'without' if int8_saturates() else 'with'} int8 dot products"
+
+
+def _cpu_flags() -> set[str]:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip().lower() == "flags":
+                return set(value.split())
+    return set()
 
 
 def available_cpus() -> int:

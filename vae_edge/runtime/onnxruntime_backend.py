@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
+from vae_edge.bundle import ModelEntry
 from vae_edge.runtime.backends import TensorInfo, allocate
 from vae_edge.runtime.machine import available_cpus
 from vae_edge.runtime.slots import Slot, Slots
-from vae_edge.runtime.unsigned import unsigned_activations
+
+log = logging.getLogger(__name__)
 
 
 def session_options(threads: int) -> ort.SessionOptions:
@@ -26,15 +30,20 @@ def session_options(threads: int) -> ort.SessionOptions:
 
 
 class OnnxRuntimeBackend:
-    """A model in ONNX Runtime's CPU provider. int8 files are rewritten in memory, see `unsigned`."""
+    """A model in ONNX Runtime's CPU provider."""
 
-    def __init__(self, file: Path, precision: str, threads: int) -> None:
+    def __init__(self, file: Path, entry: ModelEntry, threads: int) -> None:
         """Load `file`; raises whatever ONNX Runtime raises for a file it refuses."""
-        model: str | bytes = unsigned_activations(file) if precision == "int8" else str(file)
+        if entry.precision == "int8" and entry.target == "any":
+            log.warning(
+                "%s is the int8 file for TensorRT, which is slow on onnxruntime: run `vae-edge quantize` again to add "
+                "the files for CPUs.",
+                file,
+            )
         # At full optimization this rewrite makes fp8 graphs silently wrong.
-        disabled = ["ReluQuantRewrite"] if precision == "fp8" else None
+        disabled = ["ReluQuantRewrite"] if entry.precision == "fp8" else None
         self.session = ort.InferenceSession(
-            model, session_options(threads), providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+            str(file), session_options(threads), providers=["CPUExecutionProvider"], disabled_optimizers=disabled
         )
         self.inputs = tuple(TensorInfo(t.name, t.shape, t.type) for t in self.session.get_inputs())
         self.outputs = tuple(TensorInfo(t.name, t.shape, t.type) for t in self.session.get_outputs())
@@ -56,6 +65,14 @@ class OnnxRuntimeBackend:
         self._slots = Slots(_closed)
         self.session = None
 
+    @staticmethod
+    def inner_tensors(file: Path, tensors: Sequence[str], images: np.ndarray, threads: int) -> dict[str, np.ndarray]:
+        """Tensors inside the graph by name, for images uint8 [N, S, S, C]."""
+        model = _with_outputs(file.read_bytes(), tensors)
+        session = ort.InferenceSession(model, session_options(threads), providers=["CPUExecutionProvider"])
+        values = session.run(list(tensors), {session.get_inputs()[0].name: images})
+        return dict(zip(tensors, values, strict=True))
+
     def _bind(self, batch: int) -> Slot:
         session, binding = self.session, self.session.io_binding()
         (image,) = allocate(self.inputs, batch)
@@ -72,3 +89,24 @@ class OnnxRuntimeBackend:
 
 def _closed(batch: int) -> Slot:
     raise RuntimeError(f"closed before a batch of {batch}")
+
+
+def _with_outputs(model: bytes, names: Sequence[str]) -> bytes:
+    """A serialized ONNX model with more outputs, without the package onnx.
+
+    Protocol Buffers merge messages whose bytes follow one another: what is appended is a ModelProto (graph is field 7)
+    whose GraphProto (output is field 12) has the names alone (field 1 of ValueInfoProto); ONNX Runtime infers types.
+    """
+
+    def field(number: int, content: bytes) -> bytes:
+        return bytes([number << 3 | 2]) + _varint(len(content)) + content
+
+    return model + field(7, b"".join(field(12, field(1, name.encode())) for name in names))
+
+
+def _varint(number: int) -> bytes:
+    head = b""
+    while number > 0x7F:
+        head += bytes([number & 0x7F | 0x80])
+        number >>= 7
+    return head + bytes([number])

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openvino as ov
 
+from vae_edge.bundle import ModelEntry
 from vae_edge.runtime.backends import TensorInfo, allocate
 from vae_edge.runtime.signal_stack import kept_signal_stack
 from vae_edge.runtime.slots import Slot, Slots
@@ -35,7 +37,7 @@ def compile_options(threads: int) -> dict[str, Any]:
 class OpenVinoBackend:
     """A model in OpenVINO's CPU plugin; the precision is the one that is in the file."""
 
-    def __init__(self, file: Path, precision: str, threads: int) -> None:
+    def __init__(self, file: Path, entry: ModelEntry, threads: int) -> None:
         """Load `file`; raises whatever OpenVINO raises for a file it refuses."""
         self._core = ov.Core()
         self._options = compile_options(threads)
@@ -72,6 +74,19 @@ class OpenVinoBackend:
             self._slots = Slots(_closed)
             self._any = self._model = self._core = None
             self._fixed = OrderedDict()
+
+    @staticmethod
+    def inner_tensors(file: Path, tensors: Sequence[str], images: np.ndarray, threads: int) -> dict[str, np.ndarray]:
+        """Tensors inside the graph by name, for images uint8 [N, S, S, C]; those that OpenVINO's reader keeps."""
+        core = ov.Core()
+        model = core.read_model(str(file))
+        known = {name for node in model.get_ops() for port in node.outputs() for name in port.get_names()}
+        shown = [name for name in tensors if name in known]
+        model.add_outputs(shown)
+        model.reshape({port: [len(images), *port.get_partial_shape()[1:]] for port in model.inputs})
+        with kept_signal_stack():
+            values = core.compile_model(model, "CPU", compile_options(threads))(images)
+            return {name: np.array(values[name]) for name in shown}
 
     def compiled(self, batch: int) -> ov.CompiledModel:
         """The compiled model that runs a batch of this size."""

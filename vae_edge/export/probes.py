@@ -1,0 +1,152 @@
+"""Chooses a bundle's probe images, and computes what each of its model files says of them.
+
+The images are held-out ones and variants unlike them (inverted, noise, even pages), so that every layer is driven to
+its full range. Close calls are left out: images whose answers depend on how a correct runtime rounds.
+
+How far a correct runtime may depart is measured for each model file: it is evaluated again with noise of the size that
+other orders of summation and other roundings of ties bring.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from vae_edge.errors import ExportError
+from vae_edge.export.exact import Noise, evaluate, inner_names
+from vae_edge.probes import Expected, Tolerance, difference, fingerprint
+
+PROBES = 64
+CANDIDATES = 128  # images that probes are chosen from, beside the made ones
+MADE = 12  # of each kind of made images
+INNER_PROBES = 8  # images whose inner tensors are kept
+LEAST_COMPARED = 16  # images that must be compared for each output that a decision rests on
+RUNS = 3  # evaluations with noise
+SAFETY = 5.0  # times the departure that noise brings is allowed
+CLOSE = 8.0  # an image that noise moves by so many times the median is a close call
+LEAST_MARGIN = 0.1  # between the two most probable classes
+CHOOSING = Noise(0, sums=1e-4)
+FLOOR = {
+    "probabilities": (2e-4, 2e-3),
+    "angle": (5e-4, 5e-3),
+    "score": (1e-3, 1e-2),
+    "concentration": (2e-4, 2e-3),
+    "second_angle": (5e-4, 5e-3),
+    "second_share": (2e-4, 2e-3),
+    "reconstruction": (0.5, 1.5),
+}
+"""Allowed whatever the noise brings: in the mean, and for one image."""
+DECIDING = ("probabilities", "score")
+
+
+def _noise(precision: str, run: int) -> Noise:
+    """int8: a runtime may round biases to whole products of two scales, which moves values towards a tie or from it."""
+    return Noise(1 + run, rounding=0.05 if precision == "int8" else 0.0)
+
+
+def choose_probes(model: onnx.ModelProto, images: NDArray[np.uint8], seed: int = 0) -> NDArray[np.uint8]:
+    """Up to 64 images of the fp32 model's candidates: for each layer the two that drive it furthest, then others.
+
+    Args:
+        model: the fp32 classifier.
+        images: held-out images uint8 [N, S, S, C], as the device will see them.
+
+    Raises:
+        ExportError: if fewer than 16 are no close calls.
+    """
+    pool = np.concatenate([images[:CANDIDATES], _made(images, seed)])
+    names = inner_names(model)
+    exact = evaluate(model, pool, inner=dict.fromkeys(names, _reach))
+    clear = np.partition(exact["probabilities"], -2, axis=1)
+    stable = clear[:, -1] - clear[:, -2] >= LEAST_MARGIN
+    noisy = evaluate(model, pool, CHOOSING)
+    for name in DECIDING:
+        stable &= ~_close_calls(difference(name, noisy[name], exact[name]), FLOOR[name][1])
+    kept = np.flatnonzero(stable)
+    if len(kept) < LEAST_COMPARED:
+        raise ExportError(
+            f"only {len(kept)} of {len(pool)} images have answers that do not depend on rounding; {LEAST_COMPARED} are "
+            "needed as probe images: train longer, or export from a run with more held-out images"
+        )
+    reach = np.stack([exact[name] for name in names])[:, kept]
+    first = np.argsort(-reach, axis=1, kind="stable")[:, :2].T.ravel()
+    order = dict.fromkeys([*first.tolist(), *range(len(kept))])
+    return pool[kept[list(order)[:PROBES]]]
+
+
+def coverage(model: onnx.ModelProto, probes: NDArray[np.uint8], images: NDArray[np.uint8]) -> float:
+    """The smallest share, over layers, of the largest activation over images that the probe images reach."""
+    names = inner_names(model)
+    ours, all_ = (evaluate(model, each, inner=dict.fromkeys(names, _reach)) for each in (probes, images))
+    return float(min(ours[name].max() / max(all_[name].max(), 1e-30) for name in names))
+
+
+def expect(model: onnx.ModelProto, precision: str, images: NDArray[np.uint8]) -> Expected:
+    """The exact answers of a model file to the probe images, and how far a correct runtime may depart from them.
+
+    Raises:
+        ExportError: if an answer is not finite, or too few images are left to compare.
+    """
+    names = inner_names(model)
+    exact = evaluate(model, images)
+    runs = [evaluate(model, images, _noise(precision, k)) for k in range(RUNS)]
+    outputs: dict[str, NDArray[Any]] = {}
+    tolerance: dict[str, Tolerance] = {}
+    for output in model.graph.output:
+        name, want = output.name, exact[output.name]
+        if not np.isfinite(want.astype(np.float64)).all():
+            raise ExportError(f"the {precision} model gives {name} that are not finite for probe images")
+        apart = np.stack([difference(name, run[name], want) for run in runs])
+        floor = FLOOR[name]
+        close = np.any([_close_calls(each, floor[1]) for each in apart], axis=0)
+        if name in DECIDING and (~close).sum() < LEAST_COMPARED:
+            raise ExportError(
+                f"{(~close).sum()} of {len(images)} probe images have a {name} that does not depend on rounding in "
+                f"{precision}; {LEAST_COMPARED} are needed"
+            )
+        outputs[name] = want if want.dtype == np.uint8 else np.where(_like(close, want), np.nan, want)
+        left = apart[:, ~close]
+        most = (float(left.mean(1).max()), float(left.max())) if left.size else (0.0, 0.0)
+        tolerance[name] = Tolerance(*(SAFETY * seen + least for seen, least in zip(most, floor, strict=True)))
+    some = images[:INNER_PROBES]
+    prints = dict.fromkeys(names, fingerprint)
+    inner = evaluate(model, some, inner=prints)
+    moved = [evaluate(model, some, _noise(precision, k), prints) for k in range(RUNS)]
+    limits = {
+        name: SAFETY * max(float(np.abs(run[name] - inner[name]).max()) for run in moved)
+        + 1e-3 * float(np.abs(inner[name]).max())
+        for name in names
+    }
+    return Expected(outputs, tolerance, {name: inner[name] for name in names}, limits)
+
+
+def _close_calls(apart: NDArray[np.float64], floor: float) -> NDArray[np.bool_]:
+    """Images that noise moves far more than most."""
+    return apart > floor + CLOSE * np.median(apart)
+
+
+def _like(mask: NDArray[np.bool_], values: NDArray[Any]) -> NDArray[np.bool_]:
+    return np.broadcast_to(mask.reshape(-1, *[1] * (values.ndim - 1)), values.shape)
+
+
+def _reach(values: NDArray[Any]) -> NDArray[np.float64]:
+    """The largest magnitude in each image's tensor, [N]."""
+    return np.abs(values.reshape(len(values), -1)).max(1).astype(np.float64)
+
+
+def _made(images: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
+    """Images that go beyond what is seen: inverted, noise, noise of few colours, even pages."""
+    rng = np.random.default_rng(seed)
+    shape = (MADE, *images.shape[1:])
+    even = np.linspace(0, 255, MADE).round().astype(np.uint8).reshape(-1, 1, 1, 1)
+    return np.concatenate(
+        [
+            255 - images[:MADE],
+            rng.integers(0, 256, shape, dtype=np.uint8),
+            rng.integers(0, 2, shape, dtype=np.uint8) * np.uint8(255),
+            np.broadcast_to(even, shape),
+        ]
+    )

@@ -1,0 +1,215 @@
+"""Probe images and their exact answers: what a bundle carries so that a backend can prove itself where it runs.
+
+`export` chooses the images, `export` and `quantize` write what each model file says of them, computed with exact sums
+(`vae_edge.export.probes`). `vae_edge.runtime.verify` asks a backend the same and compares. NumPy alone.
+
+The file is an `.npz` without pickled objects: `images` uint8 [P, S, S, C]; `about`, JSON; and for each model file,
+known by its SHA-256, `<n>/out/<output>` with NaN where an image is a close call for that output (it is not compared),
+and `<n>/inner`, fingerprints of tensors inside the graph for the first images.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vae_edge.errors import BundleError
+
+SCHEMA = 1
+ANGLES = ("angle", "second_angle")  # radians, compared on the circle
+PROJECTIONS = 4
+FINGERPRINT = 1 + PROJECTIONS  # numbers for each tensor and image
+MOST_BYTES = 256 << 20  # of the arrays of one file; more is taken for damage
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far an answer may lie from the exact one, over the probe images that are compared."""
+
+    mean: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What one model file says of the probe images.
+
+    Attributes:
+        outputs: exact values by output, float32 [P] or [P, K], or uint8 [P, S, S, C]; NaN is not compared.
+        tolerance: by output.
+        inner: fingerprints [P', F] of tensors inside the graph by name, in the graph's order, for the first P' images.
+        inner_tolerance: the largest difference of a fingerprint, by tensor.
+    """
+
+    outputs: Mapping[str, NDArray[Any]]
+    tolerance: Mapping[str, Tolerance]
+    inner: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    inner_tolerance: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Probes:
+    """The images uint8 [P, S, S, C], and what is expected of each model file by its SHA-256."""
+
+    images: NDArray[np.uint8]
+    models: Mapping[str, Expected]
+
+
+@dataclass(frozen=True)
+class Departure:
+    """An output that lies further from the exact answers than it may. Numbers are in the output's own unit."""
+
+    output: str
+    mean: float
+    largest: float
+    allowed: Tolerance
+    images: int
+
+    def sentence(self) -> str:
+        """What departs, by how much, and what is allowed."""
+        unit = " rad" if self.output in ANGLES else ""
+        if not np.isfinite(self.largest):
+            return f"{self.output} holds values that are not finite"
+        return (
+            f"{self.output} is off by {self.mean:.3g}{unit} in the mean and {self.largest:.3g}{unit} at most over "
+            f"{self.images} probe images (allowed: {self.allowed.mean:.2g} and {self.allowed.largest:.2g})"
+        )
+
+
+def difference(output: str, have: NDArray[Any], want: NDArray[Any]) -> NDArray[np.float64]:
+    """How far values of an output lie apart for each image, [P]: the largest entry, or the mean over an image's pixels.
+
+    Angles are compared on the circle; scores by their size where it is above 1, since those of images unlike anything
+    known grow without bound. NaN where `want` is NaN; infinite where `have` is not finite but should be.
+    """
+    apart = np.abs(have.astype(np.float64) - want.astype(np.float64))
+    if output in ANGLES:
+        turn = np.mod(apart, 2 * np.pi)
+        apart = np.where(np.isfinite(apart), np.minimum(turn, 2 * np.pi - turn), apart)
+    if output == "score":
+        apart = apart / np.maximum(1.0, np.abs(want))
+    apart = np.where(np.isnan(want), np.nan, np.where(np.isfinite(have), apart, np.inf))
+    flat = apart.reshape(len(apart), -1)
+    return flat.mean(1) if apart.ndim > 2 else flat.max(1)
+
+
+def compare(expected: Expected, outputs: Mapping[str, NDArray[Any]]) -> list[Departure]:
+    """The outputs that lie beyond their tolerance, worst first; none where the answers are right.
+
+    Args:
+        outputs: what a backend said of all the probe images, by output.
+    """
+    found = []
+    for name, allowed in expected.tolerance.items():
+        apart = difference(name, outputs[name], expected.outputs[name])
+        apart = apart[~np.isnan(apart)]
+        if not len(apart):
+            continue
+        mean, largest = float(apart.mean()), float(apart.max())
+        if not (mean <= allowed.mean and largest <= allowed.largest):
+            found.append(Departure(name, mean, largest, allowed, len(apart)))
+    return sorted(found, key=lambda d: -max(d.mean / d.allowed.mean, d.largest / d.allowed.largest))
+
+
+def first_inner_departure(expected: Expected, inner: Mapping[str, NDArray[Any]]) -> str | None:
+    """The first tensor in the graph's order whose fingerprints lie beyond their tolerance, of those that are given.
+
+    Args:
+        inner: tensors inside the graph by name, for the first images, each [P', ...].
+    """
+    for name, want in expected.inner.items():
+        if name not in inner:
+            continue
+        have = fingerprint(inner[name])
+        if not np.isfinite(have).all() or float(np.abs(have - want).max()) > expected.inner_tolerance[name]:
+            return name
+    return None
+
+
+def fingerprint(values: NDArray[Any]) -> NDArray[np.float32]:
+    """A few numbers of each image's tensor: its largest magnitude, and projections on fixed vectors of signs.
+
+    Args:
+        values: [N, ...].
+
+    Returns:
+        float32 [N, 5]; a projection of D independent values of variance 1 has variance 1.
+    """
+    flat = np.asarray(values, np.float64).reshape(len(values), -1)
+    bits = (_mixed(flat.shape[1])[:, None] >> np.arange(PROJECTIONS, dtype=np.uint32)) & np.uint32(1)
+    signs = (1.0 - 2.0 * bits) / np.sqrt(max(1, flat.shape[1]))
+    largest = np.abs(flat).max(1, initial=0.0)
+    return np.concatenate([largest[:, None], flat @ signs], 1).astype(np.float32)
+
+
+def _mixed(count: int) -> NDArray[np.uint32]:
+    """The numbers from 0 on, each mixed by the finalizer of MurmurHash3: the same bits with every version of NumPy."""
+    bits = np.arange(count, dtype=np.uint32)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        bits = (bits ^ (bits >> np.uint32(shift))) * np.uint32(factor)
+    return bits
+
+
+def save(path: str | os.PathLike[str], probes: Probes) -> None:
+    """Write probes to an `.npz` file. The same content gives the same bytes."""
+    arrays: dict[str, NDArray[Any]] = {"images": probes.images}
+    about: dict[str, Any] = {"schema": SCHEMA, "models": {}}
+    for number, (digest, expected) in enumerate(probes.models.items()):
+        about["models"][digest] = {
+            "number": number,
+            "tolerance": {name: [t.mean, t.largest] for name, t in expected.tolerance.items()},
+            "inner": {name: expected.inner_tolerance[name] for name in expected.inner},
+        }
+        arrays |= {f"{number}/out/{name}": values for name, values in expected.outputs.items()}
+        if expected.inner:
+            arrays[f"{number}/inner"] = np.stack([expected.inner[name] for name in expected.inner])
+    arrays["about"] = np.frombuffer(json.dumps(about, ensure_ascii=False).encode(), np.uint8)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:  # np.savez would store the time of day
+        for name, array in arrays.items():
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w") as file:
+                np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+
+
+def load(path: str | os.PathLike[str]) -> Probes:
+    """Read what `save` wrote.
+
+    Raises:
+        BundleError: if the file is missing, damaged or of another version.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > MOST_BYTES:
+                raise ValueError(f"it unpacks to more than {MOST_BYTES >> 20} MiB")
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        about = json.loads(arrays["about"].tobytes())
+        if about["schema"] != SCHEMA:
+            raise ValueError(f"schema {about['schema']}, this version reads schema {SCHEMA}")
+        models = {digest: _expected(arrays, model) for digest, model in about["models"].items()}
+        return Probes(arrays["images"], models)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise BundleError(
+            f"{Path(path)} does not hold readable probe images ({error}): export and quantize the bundle again."
+        ) from error
+
+
+def _expected(arrays: Mapping[str, NDArray[Any]], model: Mapping[str, Any]) -> Expected:
+    number = int(model["number"])
+    tolerance = {name: Tolerance(float(mean), float(largest)) for name, (mean, largest) in model["tolerance"].items()}
+    inner = model["inner"]
+    prints = arrays[f"{number}/inner"] if inner else []
+    return Expected(
+        {name: arrays[f"{number}/out/{name}"] for name in tolerance},
+        tolerance,
+        dict(zip(inner, prints, strict=True)),
+        {name: float(limit) for name, limit in inner.items()},
+    )

@@ -1,0 +1,68 @@
+"""What the runtime remembers beside a bundle's manifest: lists of records, each under the key that it holds for.
+
+They are no part of what the bundle verifies, and a bundle that cannot be written to works without them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vae_edge import files
+
+log = logging.getLogger(__name__)
+
+MOST_RECORDS = 64
+
+
+def read(path: Path, fields: set[str]) -> list[dict[str, Any]]:
+    """The records, or none where the file is missing or damaged; each has `key` and these fields."""
+    if not path.exists():
+        return []
+    try:
+        records = json.loads(path.read_text("utf-8"))["records"]
+        if all({"key", *fields} <= record.keys() for record in records):
+            return list(records)
+        log.warning("%s is damaged and will be written anew.", path)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        log.warning("%s cannot be read (%s) and will be written anew.", path, error)
+    return []
+
+
+def find(path: Path, key: dict[str, Any], fields: set[str]) -> dict[str, Any] | None:
+    """The record of this key."""
+    return next((record for record in read(path, fields) if record["key"] == key), None)
+
+
+def remember(path: Path, record: dict[str, Any], fields: set[str]) -> None:
+    """Put a record first, in place of one with the same key; where that cannot be written, it is logged."""
+    records = [record, *(r for r in read(path, fields) if r["key"] != record["key"])][:MOST_RECORDS]
+    try:
+        files.write_json(path, {"schema": 1, "records": records})
+    except OSError as error:
+        log.warning("%s cannot be remembered (%s): it will be found out again at the next load.", path, error)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder against other processes that look for the same answer; without a lock where there is none.
+
+    The lock is the one that writers of the bundle hold. It goes with the process, however that ends.
+    """
+    descriptor = None
+    try:
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:  # a file system without locks
+            log.info("%s cannot be locked (%s)", folder, error)
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
