@@ -21,6 +21,7 @@ import vae_edge
 from vae_edge import files
 from vae_edge.benchmark.machine import describe_machine
 from vae_edge.bundle import Bundle, load_bundle
+from vae_edge.runtime.classifier import entries_here, find_entry
 
 ROUNDS = 2000
 CALLS_A_TURN = 3
@@ -45,11 +46,9 @@ def bare_onnxruntime(bundle: Bundle, precision: str, image: np.ndarray) -> dict[
     import onnxruntime as ort
 
     from vae_edge.runtime.onnxruntime_backend import session_options
-    from vae_edge.runtime.unsigned import unsigned_activations
 
-    file = bundle.file(bundle.find("classifier", "onnx", precision))
-    model: Any = unsigned_activations(file) if precision == "int8" else str(file)
-    session = ort.InferenceSession(model, session_options(1), providers=["CPUExecutionProvider"])
+    file = bundle.file(find_entry(bundle, precision))
+    session = ort.InferenceSession(str(file), session_options(1), providers=["CPUExecutionProvider"])
     return {"session.run": lambda: session.run(None, {"image": image})}
 
 
@@ -59,7 +58,7 @@ def bare_openvino(bundle: Bundle, precision: str, image: np.ndarray) -> dict[str
     from vae_edge.runtime.openvino_backend import compile_options
 
     core = ov.Core()
-    model = core.read_model(str(bundle.file(bundle.find("classifier", "onnx", precision))))
+    model = core.read_model(str(bundle.file(find_entry(bundle, precision))))
     model.reshape([1, *image.shape[1:]])
     compiled = core.compile_model(model, "CPU", compile_options(1))
     request = compiled.create_infer_request()
@@ -93,9 +92,9 @@ def main() -> None:
     arguments = parser.parse_args()
     bundle = load_bundle(arguments.bundle)
     results = []
-    for entry in bundle.select("classifier", "onnx", target="any"):
+    for precision in entries_here(bundle):
         for backend in vae_edge.runtime.installed_backends():
-            results.append(measure(arguments.bundle, backend, entry.precision))
+            results.append(measure(arguments.bundle, backend, precision))
             print(results[-1])
     files.write_json(
         arguments.out,

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["VaeEdgeError", "__version__", "load"]
+__all__ = ["VaeEdgeError", "__version__", "load", "verify"]
 
 if TYPE_CHECKING:
     from vae_edge.errors import VaeEdgeError
-    from vae_edge.runtime import load
+    from vae_edge.runtime import load, verify
 
-_HOME = {"load": "vae_edge.runtime", "VaeEdgeError": "vae_edge.errors"}
+_HOME = {"load": "vae_edge.runtime", "verify": "vae_edge.runtime", "VaeEdgeError": "vae_edge.errors"}
 
 
 def __getattr__(name: str) -> Any:

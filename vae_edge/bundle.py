@@ -250,8 +250,8 @@ def create_bundle(
         with _locked(folder):
             taken = _taken_names(folder)
             _write(folder, manifest, models, taken, probes)
-            for name in _MEMORY:
-                (folder / name).unlink(missing_ok=True)
+            for file in _MEMORY:
+                (folder / file).unlink(missing_ok=True)
     except BaseException:
         if made and folder.is_dir() and not (folder / MANIFEST_FILE).exists():
             shutil.rmtree(folder)

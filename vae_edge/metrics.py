@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,6 +39,16 @@ def auroc(known: NDArray[np.floating], unknown: NDArray[np.floating]) -> float:
     ranks = np.cumsum(counts) - (counts - 1) / 2.0
     rank_sum = ranks[inverse][len(known) :].sum()
     return float((rank_sum - len(unknown) * (len(unknown) + 1) / 2.0) / (len(known) * len(unknown)))
+
+
+def wilson_interval(right: int, n: int) -> tuple[float, float]:
+    """The 95% score interval of a share, of `right` of `n` (Wilson 1927); 0 to 1 where n is 0."""
+    if n == 0:
+        return 0.0, 1.0
+    z, share = 1.959964, right / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def roc_curve(

@@ -1,7 +1,7 @@
 """Probe images and their exact answers: what a bundle carries so that a backend can prove itself where it runs.
 
 `export` chooses the images, `export` and `quantize` write what each model file says of them, computed with exact sums
-(`vae_edge.export.probes`). `vae_edge.runtime.verify` asks a backend the same and compares. NumPy alone.
+(`vae_edge.export.probes`). `vae_edge.runtime.probing` asks a backend the same and compares. NumPy alone.
 
 The file is an `.npz` without pickled objects: `images` uint8 [P, S, S, C]; `about`, JSON; and for each model file,
 known by its SHA-256, `<n>/out/<output>` with NaN where an image is a close call for that output (it is not compared),
@@ -206,10 +206,9 @@ def _expected(arrays: Mapping[str, NDArray[Any]], model: Mapping[str, Any]) -> E
     number = int(model["number"])
     tolerance = {name: Tolerance(float(mean), float(largest)) for name, (mean, largest) in model["tolerance"].items()}
     inner = model["inner"]
-    prints = arrays[f"{number}/inner"] if inner else []
     return Expected(
         {name: arrays[f"{number}/out/{name}"] for name in tolerance},
         tolerance,
-        dict(zip(inner, prints, strict=True)),
+        dict(zip(inner, arrays[f"{number}/inner"], strict=True)) if inner else {},
         {name: float(limit) for name, limit in inner.items()},
     )

@@ -12,7 +12,7 @@ from vae_edge.bundle import Bundle
 def session_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """One grey bundle that no test changes: fp32, fp16, int8 and a reconstruction."""
     folder = tmp_path_factory.mktemp("runtime")
-    return make_bundle(folder / "bundle", folder / "work")
+    return make_bundle(folder / "bundle", folder / "work", proving=True)
 
 
 @pytest.fixture

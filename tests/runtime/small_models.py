@@ -11,8 +11,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 import vae_edge
 from vae_edge.bundle import Bundle, ModelEntry, create_bundle
+from vae_edge.export.cpu_int8 import with_reduced_range, with_unsigned_activations
+from vae_edge.export.half import to_fp16
+from vae_edge.export.probes import choose_probes, write_probes
 from vae_edge.images import InputSpec
 
+TARGETS = {"int8": ("any", "cpu", "cpu_reduced_range")}
 DOUBTS = ("concentration", "second_angle", "second_share")
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -163,22 +167,32 @@ def make_bundle(
     accuracy: dict[str, float] | None = None,
     threshold: float = -3.5,
     doubts: tuple[str, ...] = (),
+    proving: bool = False,
 ) -> Bundle:
-    """A bundle with the classifier in the given precisions and a reconstruction."""
+    """A bundle with the classifier in the given precisions and a reconstruction, and with probe images if `proving`."""
     work.mkdir(parents=True, exist_ok=True)
     fp32 = work / "fp32.onnx"
     onnx.save(classifier(size, channels, widths=widths, doubts=doubts), fp32)
     if "fp16" in precisions:
-        to_fp16(fp32, work / "fp16.onnx")
+        onnx.save(to_fp16(onnx.load(fp32)), work / "fp16.onnx")
     if "int8" in precisions:
         quantize_int8(fp32, work / "int8.onnx", noise(32, size, channels, seed=7))
+        signed = onnx.load(work / "int8.onnx")
+        onnx.save(with_unsigned_activations(signed), work / "int8.cpu.onnx")
+        onnx.save(with_unsigned_activations(with_reduced_range(signed)), work / "int8.cpu_reduced_range.onnx")
     onnx.save(reconstruction(size, channels), work / "reconstruction.onnx")
     accuracy = {"fp32": 0.97, "fp16": 0.97, "int8": 0.968} if accuracy is None else accuracy
-    models = [
-        (work / f"{p}.onnx", ModelEntry("classifier", p, opset=20, accuracy={"accuracy": accuracy[p], "n": 1000}))
-        for p in precisions
-    ]
+    models = []
+    for precision in precisions:
+        for target in TARGETS.get(precision, ("any",)):
+            file = work / f"{precision}{'' if target == 'any' else f'.{target}'}.onnx"
+            figures = {"accuracy": accuracy[precision], "n": 1000}
+            models.append((file, ModelEntry("classifier", precision, target=target, opset=20, accuracy=figures)))
     models.append((work / "reconstruction.onnx", ModelEntry("reconstruction", "fp32", opset=20)))
+    probes = work / "probes.npz" if proving else None
+    if probes is not None:
+        chosen = choose_probes(onnx.load(fp32), noise(64, size, channels, seed=7))
+        write_probes(probes, chosen, [(file, entry.precision) for file, entry in models])
     return create_bundle(
         folder,
         name=f"small {vae_edge.__version__}",
@@ -188,4 +202,5 @@ def make_bundle(
         reject_rate=0.05,
         rotation="full",
         models=models,
+        probes=probes,
     )

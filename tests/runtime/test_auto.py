@@ -9,16 +9,26 @@ import time
 from pathlib import Path
 
 import pytest
-from small_models import make_bundle, noise
+from small_models import TARGETS, make_bundle, noise
 
 import vae_edge
-from vae_edge.bundle import AUTO_FILE, Bundle, ModelEntry, add_model, load_bundle
+from vae_edge.bundle import AUTO_FILE, Bundle, ModelEntry, add_model, add_models, load_bundle
 from vae_edge.errors import BundleError
 from vae_edge.runtime import auto
+from vae_edge.runtime.classifier import find_entry
 
 
 def remembered(bundle: Bundle) -> list[dict]:
     return json.loads((bundle.path / AUTO_FILE).read_text())["records"]
+
+
+def spoil_int8(bundle: Bundle, file: Path) -> None:
+    """Put a file in place of each int8 model, whose accuracy is recorded as good."""
+    figures = {"accuracy": 0.97, "n": 1000}
+    add_models(
+        bundle.path,
+        [(file, ModelEntry("classifier", "int8", target=target, accuracy=figures)) for target in TARGETS["int8"]],
+    )
 
 
 @pytest.mark.alone
@@ -100,12 +110,16 @@ def test_only_what_is_accurate_enough_is_a_candidate(tmp_path: Path) -> None:
 
 def test_accuracies_are_compared_on_the_same_images_where_the_entry_has_both(own_bundle: Bundle) -> None:
     def candidates(**accuracy: float) -> set[str]:
-        entry = dataclasses.replace(own_bundle.find(precision="int8"), accuracy=accuracy)
-        file = own_bundle.path / "classifier.int8.onnx"
-        return {p for _, p in auto.candidates(add_model(own_bundle.path, file, entry), "auto", "auto")}
+        entry = find_entry(own_bundle, "int8")
+        changed = add_model(
+            own_bundle.path, own_bundle.file(entry), dataclasses.replace(entry, accuracy={"n": 1000, **accuracy})
+        )
+        return {p for _, p in auto.candidates(changed, "auto", "auto")}
 
     assert "int8" in candidates(accuracy=0.90, fp32_accuracy=0.904), "fp32's 0.97 is of other images"
     assert "int8" not in candidates(accuracy=0.97, fp32_accuracy=0.98)
+    assert "int8" not in candidates(accuracy=0.97, fp32_accuracy=0.97, n=49), "49 images say little"
+    assert "int8" in candidates(accuracy=0.97, fp32_accuracy=0.97, n=50)
 
 
 def test_without_fp32_the_finest_is_taken(tmp_path: Path, own_bundle: Bundle) -> None:
@@ -140,7 +154,7 @@ def test_a_candidate_that_cannot_be_loaded_is_left_out(
     own_bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"no model")
-    add_model(own_bundle.path, tmp_path / "bad.onnx", ModelEntry("classifier", "int8", accuracy={"accuracy": 0.97}))
+    spoil_int8(own_bundle, tmp_path / "bad.onnx")
     with caplog.at_level(logging.WARNING), vae_edge.load(own_bundle.path) as classifier:
         assert classifier.precision != "int8"
     assert "onnxruntime int8 is left out" in caplog.text
@@ -153,7 +167,7 @@ def test_a_remembered_choice_that_no_longer_loads_is_chosen_again(
     own_bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"no model")
-    add_model(own_bundle.path, tmp_path / "bad.onnx", ModelEntry("classifier", "int8", accuracy={"accuracy": 0.97}))
+    spoil_int8(own_bundle, tmp_path / "bad.onnx")
     vae_edge.load(own_bundle.path).close()
     path = own_bundle.path / AUTO_FILE
     memory = json.loads(path.read_text())

@@ -22,6 +22,7 @@ import vae_edge
 from vae_edge.bundle import Bundle, ModelEntry, add_model
 from vae_edge.errors import BackendError, BundleError, ConfigError, DataError, VaeEdgeError
 from vae_edge.images import InputSpec, to_batch
+from vae_edge.runtime.classifier import find_entry
 
 BACKENDS = ["onnxruntime", "openvino"]
 
@@ -30,8 +31,7 @@ BACKENDS = ["onnxruntime", "openvino"]
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_predictions_are_those_of_the_reference_evaluator(session_bundle: Bundle, backend: str, precision: str) -> None:
     images = noise(6, seed=7)  # of those that int8 was calibrated on: nothing saturates
-    same = "int8" if precision == "int8" else "fp32"
-    file = session_bundle.file(session_bundle.find(precision=same))
+    file = session_bundle.file(find_entry(session_bundle, "int8" if precision == "int8" else "fp32"))
     probabilities, angle, score = ReferenceEvaluator(onnx.load(file)).run(None, {"image": images})
     with vae_edge.load(session_bundle.path, backend, precision) as classifier:
         predictions = classifier(images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import statistics
 import time
@@ -17,8 +18,10 @@ from vae_edge.benchmark.machine import describe_machine
 from vae_edge.benchmark.memory import baseline_memory, peak_memory
 from vae_edge.benchmark.turns import time_in_turns
 from vae_edge.bundle import Bundle, load_bundle
-from vae_edge.errors import ConfigError, DataError
-from vae_edge.runtime import Classifier, installed_backends
+from vae_edge.errors import ConfigError, DataError, VerificationError
+from vae_edge.runtime import Classifier, entries_here, installed_backends
+
+log = logging.getLogger(__name__)
 
 SCHEMA = 1
 WARM_CALLS = 3
@@ -69,10 +72,11 @@ def run_benchmark(
     Returns:
         Plain values for JSON: `schema`, `machine`, `bundle`, `settings`, `memory`, and `results`, for each candidate
         and batch: `p50_us`, `p90_us`, `p99_us`, `mean_us`, `images_per_s` (at the median), `calls`,
-        `peak_memory_bytes` (null where it was not measured).
+        `peak_memory_bytes` (null where it was not measured); `wrong` names those whose answers are wrong here.
 
     Raises:
-        BundleError, BackendError: as `vae_edge.load`.
+        BundleError, BackendError: as `vae_edge.load`; wrong answers are an error where both backend and precision were
+            named, or where there is nothing else.
         ConfigError, DataError: if an argument is out of range, or the images do not fit.
     """
     bundle = load_bundle(bundle_path)
@@ -90,10 +94,19 @@ def run_benchmark(
     before = 0.6 if memory else 0.0
     opened: list[Candidate] = []
     results: list[dict[str, Any]] = []
+    wrong: list[str] = []
     try:
         for backend, precision in pairs:
             tell(f"loading: {backend} {precision}", before)
-            opened.append(Candidate(backend, precision, vae_edge.load(bundle.path, backend, precision, threads)))
+            try:
+                opened.append(Candidate(backend, precision, vae_edge.load(bundle.path, backend, precision, threads)))
+            except VerificationError as error:
+                if backends is not None and precisions is not None:  # asked for by name
+                    raise
+                log.warning("not measured: %s", error)
+                wrong.append(f"{backend} {precision}")
+        if not opened:
+            raise VerificationError(f"Every backend gives wrong answers with {bundle.path} here: nothing is measured.")
         left = max(seconds - (time.perf_counter() - started), seconds / 4)
         for index, batch in enumerate(batches):
             tell(f"timing: batch {batch}", before + (1 - before) * index / len(batches))
@@ -116,6 +129,7 @@ def run_benchmark(
         "settings": settings,
         "memory": {"what": MEMORY_IS, "baseline_bytes": baseline_memory() if memory else None},
         "results": results,
+        "wrong": wrong,
     }
 
 
@@ -160,7 +174,7 @@ def _summary(
 
 def _pairs(bundle: Bundle, backends: Sequence[str] | None, precisions: Sequence[str] | None) -> list[tuple[str, str]]:
     """The candidates; what was asked for by name and is not there is refused by `vae_edge.load`, not skipped."""
-    there = [entry.precision for entry in bundle.select("classifier", "onnx", target="any")]
+    there = list(entries_here(bundle))
     chosen = there if precisions is None else list(precisions)
     names = installed_backends() if backends is None else tuple(backends)
     pairs = [(backend, precision) for precision in dict.fromkeys(chosen) for backend in dict.fromkeys(names)]

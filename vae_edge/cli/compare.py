@@ -133,13 +133,14 @@ def time_files(folder: Path, records: Sequence[dict[str, Any]], seconds: float) 
     import numpy as np
 
     from vae_edge.benchmark import time_in_turns
+    from vae_edge.bundle import ModelEntry
     from vae_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
     names = [file["file"] for record in records for file in record["files"].values()]
     with contextlib.ExitStack() as stack:
         calls = []
         for name in names:
-            backend = OnnxRuntimeBackend(folder / name, "fp32", LATENCY_THREADS)
+            backend = OnnxRuntimeBackend(folder / name, ModelEntry("classifier", "fp32"), LATENCY_THREADS)
             stack.callback(backend.close)
             shape = [1, *backend.inputs[0].shape[1:]]
             image = np.random.default_rng(0).integers(0, 256, [int(side or 1) for side in shape], dtype=np.uint8)

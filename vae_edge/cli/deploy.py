@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vae_edge.cli.console import emit, kibibytes, percent, sharing_progress, working
+from vae_edge.cli.console import emit, kibibytes, percent, say, sharing_progress, working
 from vae_edge.errors import BundleError, ConfigError
 
 PARITY_IMAGES = 256
@@ -71,15 +71,26 @@ def quantize(arguments: argparse.Namespace) -> None:
     spec = load_bundle(arguments.bundle).input
     dataset = load_dataset(arguments.data, size=spec.size, channels=spec.channels)
     with working(f"quantizing to {arguments.precision}"):
-        result = quantize_with(arguments.bundle, arguments.precision, dataset, arguments.seed)
+        result = quantize_with(arguments.bundle, arguments.precision, dataset, arguments.seed, arguments.force)
+    for sentence in result["warnings"]:
+        say(f"warning: {sentence}")
+    emit(result, arguments.json, lambda: _quantization_lines(result))
 
-    def lines() -> Iterator[str]:
-        before, after = result["before"], result["after"]
-        yield f"{result['file']}, {kibibytes(result['bytes'])}; {after['n']} images ({result['measured_on']})"
-        yield f"  accuracy  fp32 {percent(before['accuracy'])}, {result['precision']} {percent(after['accuracy'])}"
-        yield f"  accepted  fp32 {percent(before['accepted'])}, {result['precision']} {percent(after['accepted'])}"
 
-    emit(result, arguments.json, lines)
+def _quantization_lines(result: dict[str, Any]) -> Iterator[str]:
+    before = result["before"]
+    low, high = before["accuracy_interval"]
+    interval = f"95% interval of fp32's accuracy {percent(low)} to {percent(high)}"
+    yield f"{before['n']} images ({result['measured_on']}); {interval}"
+    rows = {"fp32": before, **{part["file"]: part["figures"] for part in result["files"].values()}}
+    sizes = {part["file"]: f", {kibibytes(part['bytes'])}" for part in result["files"].values()}
+    for name, figures in rows.items():
+        area = sum(figures["auroc"].values()) / len(figures["auroc"])
+        angle = f", angle {figures['angle_error_deg']['median']}° median" if "angle_error_deg" in figures else ""
+        yield (
+            f"  {name}: accuracy {percent(figures['accuracy'])}, accepted {percent(figures['accepted'])}, "
+            f"AUROC of the score {area:.3f}{angle}{sizes.get(name, '')}"
+        )
 
 
 def build(arguments: argparse.Namespace) -> None:

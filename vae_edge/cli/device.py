@@ -1,4 +1,4 @@
-"""The commands that run on a device, without PyTorch: predict, bench, doctor."""
+"""The commands that run on a device, without PyTorch: predict, verify, bench, doctor."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from importlib import metadata, util
+from pathlib import Path
 from typing import Any
 
 from vae_edge.cli.console import emit, percent, sharing_progress
@@ -56,6 +57,34 @@ def angle_words(predictions: Any, k: int) -> str:
     if share >= WORTH_SAYING:
         return f"{words} (or {round(float(predictions.second_angles_deg[k])):+d}°, {share:.0%})"
     return f"{words} (vague)" if predictions.concentrations[k] < VAGUE else words
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    """`vae-edge verify`: 0 where all answers are right, 1 where some are wrong or nothing could be told."""
+    from vae_edge.files import write_json, write_text
+    from vae_edge.runtime.verification import to_markdown
+    from vae_edge.runtime.verification import verify as verify_bundle
+
+    result = verify_bundle(arguments.bundle, arguments.backend, arguments.threads)
+    out = Path(arguments.out or arguments.bundle)
+    write_json(out / "verification.json", result)
+    write_text(out / "verification.md", to_markdown(result))
+
+    emit(result, arguments.json, lambda: _verification_lines(result, out))
+    return 0 if result["right"] else 1
+
+
+def _verification_lines(result: dict[str, Any], out: Path) -> Iterator[str]:
+    for model in result["models"]:
+        yield model["sentence"]
+        for name, rows in model.get("outputs", {}).items():
+            worst = max(rows, key=lambda row: float("inf") if row["mean"] is None else row["mean"])
+            mean, largest, allowed = worst["mean"], worst["largest"], worst["allowed"]
+            apart = "not finite" if mean is None else f"{mean:.2g}, at most {largest:.2g}"
+            limits = f"{allowed['mean']:.2g} and {allowed['largest']:.2g}"
+            yield f"  {name:<14} {apart} (allowed {limits}; {worst['compared']} images)"
+    yield from result["not_run"]
+    yield f"report: {out / 'verification.md'}"
 
 
 def bench(arguments: argparse.Namespace) -> None:
@@ -151,7 +180,7 @@ def _abilities(packages: dict[str, dict[str, Any]]) -> dict[str, str]:
         return "yes" if not missing else f'no: {", ".join(missing)} missing; pip install "vae-edge[{extra}]"'
 
     return {
-        "predict with ONNX Runtime": need("onnxruntime", "onnxruntime", "onnx"),
+        "predict with ONNX Runtime": need("onnxruntime", "onnxruntime"),
         "predict with OpenVINO": need("openvino", "openvino"),
         "train": need("train", "torch", "safetensors", "accelerate"),
         "export and quantize": need("export", "torch", "onnx", "onnxscript", "onnxruntime"),

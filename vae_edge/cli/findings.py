@@ -29,7 +29,8 @@ def collect(
     opened = load_bundle(bundle)
     turned = rotated(held, rotation_range(str(opened.rotation)), seed + 1, opened.input.fill)
     assert turned.angles_deg is not None
-    by_precision = [_row(bundle, entry, turned, held, opened) for entry in opened.select("classifier", "onnx")]
+    there = dict.fromkeys(entry.precision for entry in opened.select("classifier", "onnx"))
+    by_precision = [_row(bundle, precision, turned, held, opened) for precision in there]
     with load(bundle, precision="fp32") as classifier:
         predictions = classifier(turned.images)
         reconstructions = classifier.reconstruct(turned.images)
@@ -89,23 +90,23 @@ def collect(
     )
 
 
-def _row(bundle: Path, entry: Any, turned: Any, upright: Any, opened: Any) -> dict[str, Any]:
+def _row(bundle: Path, precision: str, turned: Any, upright: Any, opened: Any) -> dict[str, Any]:
     """Accuracy of one precision, through the runtime, on the turned and on the upright images."""
     from vae_edge.runtime import load
     from vae_edge.training.evaluate import arrays, evaluate
 
-    with load(bundle, precision=entry.precision) as classifier:
+    with load(bundle, precision=precision) as classifier:
 
         def run(images: Any) -> Any:
             return arrays(classifier(images))
 
-        about = (opened.classes, opened.threshold, 0.0)
+        about = (opened.classes, classifier.threshold, 0.0)
         ambiguous = opened.manifest["data"].get("ambiguous", ())
         figures = evaluate(run, turned, *about, ambiguous=ambiguous)
         figures["upright"] = evaluate(run, upright, *about)
     return {
-        "precision": entry.precision,
-        "bytes": entry.bytes,
+        "precision": precision,
+        "bytes": classifier.entry.bytes,
         "accuracy": figures["accuracy"],
         "upright_accuracy": figures["upright"]["accuracy"],
         "accepted": figures["accepted"],

@@ -45,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     _quantize(commands)
     _build(commands)
     _predict(commands)
+    _verify(commands)
     _bench(commands)
     _inspect(commands)
     _doctor(commands)
@@ -255,6 +256,11 @@ def _quantize(commands: Commands) -> None:
     parser.add_argument("bundle", metavar="BUNDLE")
     parser.add_argument("--precision", default="int8", choices=("int8", "fp16"))
     parser.add_argument("--data", required=True, help="for calibration and to measure the accuracy: " + DATA_HELP)
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="add it although the images are unlike training's, or it loses more than is allowed",
+    )
     _seed(parser)
     _json(parser)
 
@@ -297,6 +303,17 @@ def _predict(commands: Commands) -> None:
     )
     _backend(parser)
     _threads(parser)
+    _json(parser)
+
+
+def _verify(commands: Commands) -> None:
+    parser = _add(commands, "verify", "device", "whether each backend's answers are right on this machine")
+    parser.add_argument("bundle", metavar="BUNDLE")
+    parser.add_argument("--backend", action="append", metavar="NAME", help="only this one; may be repeated")
+    parser.add_argument("--threads", type=positive, default=1, metavar="N", help="processor threads (default: 1)")
+    parser.add_argument(
+        "--out", metavar="FOLDER", help="where verification.json and verification.md are written (default: the bundle)"
+    )
     _json(parser)
 
 

@@ -234,7 +234,7 @@ def _open_bundle(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "classes": bundle.classes,
         "size": bundle.input.size,
         "channels": bundle.input.channels,
-        "threshold": bundle.threshold,
+        "threshold": classifier.threshold,
         "rotation": str(bundle.rotation),
         "data": training_data(bundle),
         "how": {"backend": classifier.backend, "precision": classifier.precision},

@@ -244,9 +244,9 @@ def build_bundle_engine(
 
 
 def _onnx_of(bundle: Bundle, role: str, precision: str) -> ModelEntry:
-    entries = bundle.select(role=role, format="onnx", precision=precision)
+    entries = bundle.select(role=role, format="onnx", precision=precision, target="any")  # the others are for CPUs
     if not entries:
-        has = ", ".join(entry.precision for entry in bundle.select(role=role, format="onnx")) or "none"
+        has = ", ".join(entry.precision for entry in bundle.select(role, "onnx", target="any")) or "none"
         way = "vae-edge export RUN --out" if precision == "fp32" else f"vae-edge quantize --precision {precision}"
         raise EngineError(
             f"The bundle {bundle.path} has no {precision} ONNX {role} to build from (it has: {has}): add it with "

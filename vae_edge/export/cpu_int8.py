@@ -20,6 +20,7 @@ from onnx import TensorProto, numpy_helper
 
 NON_NEGATIVE = {"Relu", "Sigmoid", "Softmax", "Abs"}
 KEEPS_SIGN = {"MaxPool", "AveragePool", "GlobalAveragePool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"}
+MULTIPLIES = {"Conv", "ConvTranspose", "Gemm", "MatMul"}  # whose second input is the weight
 LARGEST_REDUCED = 64
 
 
@@ -71,9 +72,12 @@ def with_reduced_range(model: onnx.ModelProto, source: onnx.ModelProto | None = 
     copy.CopyFrom(model)
     constants = {tensor.name: tensor for tensor in copy.graph.initializer}
     originals = {} if source is None else {tensor.name: tensor for tensor in source.graph.initializer}
+    multiplied = {node.input[1] for node in copy.graph.node if node.op_type in MULTIPLIES}
     done = set()
     for node in copy.graph.node:
-        if node.op_type != "DequantizeLinear" or node.input[0] not in constants or node.input[0] in done:
+        if node.op_type != "DequantizeLinear" or node.output[0] not in multiplied or node.input[0] in done:
+            continue
+        if node.input[0] not in constants:
             continue
         weight, scale = constants[node.input[0]], constants[node.input[1]]
         integers, steps = numpy_helper.to_array(weight), numpy_helper.to_array(scale)

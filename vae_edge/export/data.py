@@ -19,7 +19,9 @@ def training_data(bundle: Bundle) -> dict[str, Any]:
     return {"holdout_fraction": 0.1, "seed": 0, "fingerprint": None, **bundle.manifest["data"]}
 
 
-def quantize_with(path: str | os.PathLike[str], precision: str, dataset: Dataset, seed: int = 0) -> dict[str, Any]:
+def quantize_with(
+    path: str | os.PathLike[str], precision: str, dataset: Dataset, seed: int = 0, force: bool = False
+) -> dict[str, Any]:
     """Add a precision to a bundle: calibrated on training images, measured on images that were held out.
 
     Both are turned as training turned them. Images are held out as training did where these are its images; else the
@@ -28,12 +30,14 @@ def quantize_with(path: str | os.PathLike[str], precision: str, dataset: Dataset
     Args:
         precision: `fp16` or `int8`.
         dataset: images of the bundle's size and channels.
+        force: see `quantize_bundle`.
 
     Returns:
         as `quantize_bundle`.
 
     Raises:
         DataError: there are no training images (for int8), or the classes are others than the bundle's.
+        ExportError: as `quantize_bundle`.
     """
     bundle = load_bundle(path)
     known = training_data(bundle)
@@ -48,8 +52,8 @@ def quantize_with(path: str | os.PathLike[str], precision: str, dataset: Dataset
     else:
         kept = select_split(dataset, "train", known["holdout_fraction"], known["seed"])
         chosen = np.random.default_rng(seed).permutation(len(kept))[:CALIBRATION_IMAGES]
-        calibration = _turned(kept.take(chosen), bundle, seed + 3)
-    return quantize_bundle(path, precision, calibration.images, held, f"{split} of {dataset.name}")
+        calibration = align_classes(_turned(kept.take(chosen), bundle, seed + 3), bundle.classes)
+    return quantize_bundle(path, precision, calibration, held, f"{split} of {dataset.name}", force)
 
 
 def _turned(images: LabelledImages, bundle: Bundle, seed: int) -> LabelledImages:

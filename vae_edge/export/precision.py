@@ -1,4 +1,4 @@
-"""An fp32 ONNX model to another precision: int8 by Q/DQ pairs in TensorRT's style; fp16 is next door."""
+"""An fp32 ONNX model to another precision: int8 by Q/DQ pairs, for TensorRT and for CPUs; fp16 is next door."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from onnx import TensorProto, numpy_helper
 
 from vae_edge.errors import ConfigError, ExportError
 from vae_edge.export.bias import correct_biases
+from vae_edge.export.cpu_int8 import with_reduced_range, with_unsigned_activations
 from vae_edge.export.half import to_fp16
 from vae_edge.export.quiet import errors_only
 
@@ -27,13 +28,16 @@ CALIBRATION_BATCH = 64
 RANGE_PERCENTILE = 99.99
 
 
-def convert(model: onnx.ModelProto, precision: str, images: NDArray[np.uint8]) -> onnx.ModelProto:
-    """The model in another precision.
+def convert(model: onnx.ModelProto, precision: str, images: NDArray[np.uint8]) -> dict[str, onnx.ModelProto]:
+    """The model in another precision, by target.
 
     Args:
         model: the fp32 classifier or reconstruction graph.
         precision: `fp16` or `int8`.
         images: calibration images, uint8 [N, H, W, C], from the training part; used by int8.
+
+    Returns:
+        `any`, and of int8 also `cpu` and `cpu_reduced_range` (see `vae_edge.export.cpu_int8`).
 
     Raises:
         ConfigError: for another precision.
@@ -41,12 +45,13 @@ def convert(model: onnx.ModelProto, precision: str, images: NDArray[np.uint8]) -
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"unknown precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
-    converted = to_fp16(model) if precision == "fp16" else to_int8(model, images)
-    del converted.metadata_props[:]
-    converted.metadata_props.extend(model.metadata_props)
-    converted.producer_name, converted.producer_version = model.producer_name, model.producer_version
-    onnx.checker.check_model(converted, full_check=True)
-    return converted
+    models = {"any": to_fp16(model)} if precision == "fp16" else to_int8(model, images)
+    for converted in models.values():
+        del converted.metadata_props[:]
+        converted.metadata_props.extend(model.metadata_props)
+        converted.producer_name, converted.producer_version = model.producer_name, model.producer_version
+        onnx.checker.check_model(converted, full_check=True)
+    return models
 
 
 class Calibration:
@@ -72,11 +77,15 @@ def for_calibration(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return images[: len(images) - len(images) % max(1, min(CALIBRATION_BATCH, len(images)))]
 
 
-def to_int8(model: onnx.ModelProto, images: NDArray[np.uint8]) -> onnx.ModelProto:
-    """Static int8: symmetric, weights per channel, zero points 0, biases left to the builder, no Q/DQ before a ReLU.
+def to_int8(model: onnx.ModelProto, images: NDArray[np.uint8]) -> dict[str, onnx.ModelProto]:
+    """Static int8, by target.
+
+    `any`, which TensorRT takes, is symmetric with weights per channel, zero points 0, biases left to the builder, and
+    no Q/DQ before a ReLU.
 
     Ranges hold 99.99% of the values that the calibration images give (percentile calibration, Wu et al. 2020); then the
-    biases are corrected for what rounding adds on average.
+    biases are corrected for what rounding adds on average. The files for CPUs have the same ranges; the one with
+    weights of 7 bits has biases of its own.
 
     Raises:
         ExportError: if there are too few images, or a rule of TensorRT is broken by the result.
@@ -111,10 +120,13 @@ def to_int8(model: onnx.ModelProto, images: NDArray[np.uint8]) -> onnx.ModelProt
                 "OpTypesToExcludeOutputQuantization": list(KEPT_WHOLE),
             },
         )
-        quantized = onnx.load(result)
-        correct_biases(quantized, onnx.load(ready), images)
+        quantized, prepared = onnx.load(result), onnx.load(ready)
+        reduced = with_reduced_range(quantized, prepared)
+        for each in (quantized, reduced):
+            correct_biases(each, prepared, images)
     check_rules(quantized)
-    return quantized
+    unsigned, reduced = (with_unsigned_activations(each) for each in (quantized, reduced))
+    return {"any": quantized, "cpu": unsigned, "cpu_reduced_range": reduced}
 
 
 def worth_quantizing(model: onnx.ModelProto) -> list[str]:

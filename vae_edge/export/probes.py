@@ -9,6 +9,9 @@ other orders of summation and other roundings of ties bring.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,14 +20,15 @@ from numpy.typing import NDArray
 
 from vae_edge.errors import ExportError
 from vae_edge.export.exact import Noise, evaluate, inner_names
-from vae_edge.probes import Expected, Tolerance, difference, fingerprint
+from vae_edge.files import sha256
+from vae_edge.probes import Expected, Probes, Tolerance, difference, fingerprint, save
 
 PROBES = 64
 CANDIDATES = 128  # images that probes are chosen from, beside the made ones
 MADE = 12  # of each kind of made images
 INNER_PROBES = 8  # images whose inner tensors are kept
-LEAST_COMPARED = 16  # images that must be compared for each output that a decision rests on
-RUNS = 3  # evaluations with noise
+LEAST_COMPARED = 8  # images that must be compared for each output that a decision rests on
+RUNS = 2  # evaluations with noise
 SAFETY = 5.0  # times the departure that noise brings is allowed
 CLOSE = 8.0  # an image that noise moves by so many times the median is a close call
 LEAST_MARGIN = 0.1  # between the two most probable classes
@@ -55,7 +59,7 @@ def choose_probes(model: onnx.ModelProto, images: NDArray[np.uint8], seed: int =
         images: held-out images uint8 [N, S, S, C], as the device will see them.
 
     Raises:
-        ExportError: if fewer than 16 are no close calls.
+        ExportError: if fewer than 8 are no close calls.
     """
     pool = np.concatenate([images[:CANDIDATES], _made(images, seed)])
     names = inner_names(model)
@@ -82,6 +86,27 @@ def coverage(model: onnx.ModelProto, probes: NDArray[np.uint8], images: NDArray[
     names = inner_names(model)
     ours, all_ = (evaluate(model, each, inner=dict.fromkeys(names, _reach)) for each in (probes, images))
     return float(min(ours[name].max() / max(all_[name].max(), 1e-30) for name in names))
+
+
+def write_probes(
+    path: str | os.PathLike[str],
+    images: NDArray[np.uint8],
+    models: Iterable[tuple[Path, str]],
+    known: Mapping[str, Expected] | None = None,
+) -> None:
+    """Write a file of probe images with the exact answers of model files.
+
+    Args:
+        images: the probe images.
+        models: each file with its precision.
+        known: answers that were computed before, by the SHA-256 of the file; they are not computed again.
+    """
+    found: dict[str, Expected] = {}
+    for file, precision in models:
+        digest = sha256(file)
+        before = None if known is None else known.get(digest)
+        found[digest] = before if before is not None else expect(onnx.load(file), precision, images)
+    save(path, Probes(images, found))
 
 
 def expect(model: onnx.ModelProto, precision: str, images: NDArray[np.uint8]) -> Expected:

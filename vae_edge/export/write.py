@@ -1,11 +1,11 @@
-"""Models into a bundle: the fp32 pair at export, another precision at quantization, each with its figures."""
+"""Models into a bundle: the fp32 pair at export, another precision at quantization, with their figures and probes."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,18 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from vae_edge.bundle import Bundle, ModelEntry, add_model, create_bundle, load_bundle
+from vae_edge.bundle import Bundle, ModelEntry, add_models, create_bundle, load_bundle
 from vae_edge.data import LabelledImages
+from vae_edge.data.sets import join
 from vae_edge.errors import BundleError, ExportError
 from vae_edge.export.graph import RECONSTRUCTION, ClassifierGraph, ReconstructionGraph
-from vae_edge.export.onnx_file import OPSET, check_parity, run, to_onnx
+from vae_edge.export.onnx_file import OPSET, check_parity, to_onnx
 from vae_edge.export.precision import convert, for_calibration
+from vae_edge.export.probes import choose_probes, write_probes
+from vae_edge.export.quality import brightness, check_images, compare, measure
 from vae_edge.images import InputSpec
-from vae_edge.metrics import summarize
 from vae_edge.model import AngleVAE
+from vae_edge.probes import load as load_probes
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ def export_bundle(
     """Write a bundle with the fp32 classifier and reconstruction graphs.
 
     Args:
-        images: real images, uint8 [N, S, S, C], on which the graphs are compared with PyTorch.
+        images: real images, uint8 [N, S, S, C], on which the graphs are compared with PyTorch, and of which the probe
+            images are chosen.
         accuracy: the figures of the model on held-out images.
         provenance: where the weights come from.
 
@@ -57,7 +61,7 @@ def export_bundle(
         ExportError: if a graph does not compute what PyTorch does; nothing is written then.
         BundleError: if `out` is something else than a bundle or an empty folder.
     """
-    models = []
+    models: list[tuple[Path, ModelEntry]] = []
     classifier = ClassifierGraph(model, light=about.score_kind == "light")
     with tempfile.TemporaryDirectory(prefix="vae-edge-export-") as folder:
         for role, graph, names in (
@@ -76,6 +80,9 @@ def export_bundle(
             path = Path(folder) / f"{role}.onnx"
             onnx.save(proto, path)
             models.append((path, entry))
+        probes = Path(folder) / "probes.npz"
+        chosen = choose_probes(onnx.load(models[0][0]), images)
+        write_probes(probes, chosen, [(path, entry.precision) for path, entry in models])
         return create_bundle(
             out,
             name=about.name,
@@ -85,74 +92,122 @@ def export_bundle(
             reject_rate=about.reject_rate,
             score_kind=about.score_kind,
             rotation=about.rotation if about.rotation in ("none", "full") else float(about.rotation),
-            data=about.data,
+            data={**about.data, "brightness": brightness(images)},
             models=models,
+            probes=probes,
         )
 
 
 def quantize_bundle(
     path: str | os.PathLike[str],
     precision: str,
-    calibration: NDArray[np.uint8],
+    calibration: LabelledImages,
     held: LabelledImages,
     measured_on: str,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Add the classifier in another precision to a bundle.
 
     Args:
         precision: `fp16` or `int8`.
-        calibration: training images, uint8 [N, S, S, C], as the device will see them (turned, where it was trained so).
-        held: images that were not trained on; accuracy before and after is measured on them.
+        calibration: training images, as the device will see them (turned, where it was trained so); none for fp16.
+        held: images that were not trained on; figures before and after are measured on them.
         measured_on: what these images are, for the manifest.
+        force: add it although the images are not the model's kind, or too much is lost.
 
     Returns:
-        `precision`, `file`, `bytes`, `measured_on`, and the figures `before` (fp32) and `after`.
+        `precision`, `measured_on`, `warnings` (sentences), the figures `before` (fp32) and `after` (of the first file),
+        its `file` and `bytes`, and `files`: for each target `file`, `bytes`, `threshold` and figures.
+
+    Raises:
+        ExportError: if the images do not fit, are not the model's kind, or too much is lost; nothing is written then.
     """
     bundle = load_bundle(path)
     source = bundle.find("classifier", "onnx", "fp32")
     model = load_onnx(bundle.file(source))
-    size, channels = bundle.input.size, bundle.input.channels
-    for images in (calibration, held.images):
-        if images.shape[1:] != (size, size, channels):
-            raise ExportError(
-                f"the images are {'×'.join(map(str, images.shape[1:]))}, the model takes {size}×{size}×{channels}"
-            )
-    if tuple(held.classes) != bundle.classes:
+    for images in (calibration, held):
+        _check_fit(images, bundle)
+    before = measure(model, bundle, held, calibration.images)
+    everything = join([held, calibration]) if len(calibration) else held
+    findings = check_images(bundle, everything, before, len(calibration))
+    if findings.refused and not force:
         raise ExportError(
-            f"the images have the classes {', '.join(held.classes)}; the bundle has {', '.join(bundle.classes)}"
+            f"these are not the images that {bundle.path} was trained for: {'; '.join(findings.refused)}. Nothing was "
+            "changed; give images like those in training, or insist with --force (force=True)"
         )
-    converted = convert(model, precision, calibration)
-    before, after = measure(model, bundle, held), measure(converted, bundle, held)
-    after_entry = {**after, "fp32_accuracy": before["accuracy"], "measured_on": measured_on}
-    used = len(for_calibration(calibration))
-    provenance = {"from": source.file, "from_sha256": source.sha256, "calibration_images": used}
+    converted = convert(model, precision, calibration.images)
+    measured = {target: measure(each, bundle, held, calibration.images, before) for target, each in converted.items()}
+    for target, after in measured.items():
+        findings += compare(precision if target == "any" else f"{precision} ({target})", before, after, held.labels)
+    if findings.refused and not force:
+        raise ExportError(
+            f"{precision} loses too much: {'; '.join(dict.fromkeys(findings.refused))}. Nothing was changed; calibrate "
+            "on more images, keep fp32 or fp16, or insist with --force (force=True)"
+        )
+    used = len(for_calibration(calibration.images))
+    about = {"from": source.file, "from_sha256": source.sha256, "calibration_images": used}
     with tempfile.TemporaryDirectory(prefix="vae-edge-quantize-") as folder:
-        file = Path(folder) / f"{precision}.onnx"
-        onnx.save(converted, file)
-        entry = ModelEntry(
-            role="classifier", precision=precision, opset=OPSET, accuracy=after_entry, provenance=provenance
+        models = []
+        for target, each in converted.items():
+            file = Path(folder) / f"{precision}.{target}.onnx"
+            onnx.save(each, file)
+            after = measured[target]
+            figures = {**after.figures, "fp32_accuracy": before.figures["accuracy"], "measured_on": measured_on}
+            entry = ModelEntry("classifier", precision, target=target, opset=OPSET, accuracy=figures, provenance=about)
+            models.append((file, replace(entry, threshold=after.threshold)))
+        probes = Path(folder) / "probes.npz"
+        _write_probes(probes, bundle, models, everything.images)
+        added = add_models(path, models, probes)
+    entries = {target: added.find("classifier", "onnx", precision, target) for target in converted}
+    files = {
+        target: {
+            "file": entry.file,
+            "bytes": entry.bytes,
+            "threshold": entry.threshold,
+            "figures": measured[target].figures,
+        }
+        for target, entry in entries.items()
+    }
+    return {
+        "precision": precision,
+        "file": entries["any"].file,
+        "bytes": entries["any"].bytes,
+        "measured_on": measured_on,
+        "warnings": list(dict.fromkeys((*findings.refused, *findings.warned))),
+        "before": before.figures,
+        "after": measured["any"].figures,
+        "files": files,
+    }
+
+
+def _check_fit(images: LabelledImages, bundle: Bundle) -> None:
+    size, channels = bundle.input.size, bundle.input.channels
+    if images.images.shape[1:] != (size, size, channels):
+        raise ExportError(
+            f"the images are {'×'.join(map(str, images.images.shape[1:]))}, the model takes {size}×{size}×{channels}"
         )
-        added = add_model(path, file, entry).find("classifier", "onnx", precision)
-    figures = {"measured_on": measured_on, "before": before, "after": after}
-    return {"precision": precision, "file": added.file, "bytes": added.bytes, **figures}
+    if tuple(images.classes) != bundle.classes:
+        raise ExportError(
+            f"the images have the classes {', '.join(images.classes)}; the bundle has {', '.join(bundle.classes)}"
+        )
 
 
-def measure(model: onnx.ModelProto, bundle: Bundle, held: LabelledImages) -> dict[str, Any]:
-    """Accuracy, angle error and share accepted of a model on labelled images, by ONNX Runtime."""
-    outputs = run(model, held.images)
-    turned = held.angles_deg is not None
-    return summarize(
-        outputs["probabilities"],
-        held.labels,
-        bundle.classes,
-        np.rad2deg(outputs["angle"]) if turned else None,
-        held.angles_deg,
-        outputs["score"],
-        bundle.threshold,
-        bundle.manifest["data"].get("ambiguous", ()),
-        np.rad2deg(outputs["second_angle"]) if turned and "second_angle" in outputs else None,
-        outputs.get("concentration"),
-    )
+def _write_probes(
+    path: Path, bundle: Bundle, added: Sequence[tuple[Path, ModelEntry]], images: NDArray[np.uint8]
+) -> None:
+    """The bundle's probe images with the answers of all its ONNX files after some were added.
+
+    A bundle without probe images, of an earlier version, gets some of `images`.
+    """
+    replaced = {entry.key for _, entry in added}
+    kept = [(bundle.file(m), m.precision) for m in bundle.select(format="onnx") if m.key not in replaced]
+    models = [*kept, *((file, entry.precision) for file, entry in added)]
+    if bundle.probes is not None:
+        before = load_probes(bundle.file(bundle.probes))
+        write_probes(path, before.images, models, before.models)
+    else:
+        fp32 = load_onnx(bundle.file(bundle.find("classifier", "onnx", "fp32")))
+        write_probes(path, choose_probes(fp32, images), models)
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from vae_edge.runtime.backends import TensorInfo, backend_version, installed_backends
-from vae_edge.runtime.classifier import Classifier
+from vae_edge.runtime.classifier import Classifier, entries_here
 from vae_edge.runtime.loading import load
 from vae_edge.runtime.machine import available_cpus, cpu_model
 from vae_edge.runtime.predictions import Predictions
+from vae_edge.runtime.verification import verify
 
 __all__ = [
     "Classifier",
@@ -15,6 +16,8 @@ __all__ = [
     "available_cpus",
     "backend_version",
     "cpu_model",
+    "entries_here",
     "installed_backends",
     "load",
+    "verify",
 ]

@@ -20,7 +20,7 @@ from vae_edge.bundle import AUTO_FILE, Bundle, ModelEntry
 from vae_edge.errors import BackendError, BundleError, VaeEdgeError, VerificationError
 from vae_edge.runtime import records
 from vae_edge.runtime.backends import backend_version, installed_backends
-from vae_edge.runtime.classifier import Classifier, find_entry, open_verified
+from vae_edge.runtime.classifier import Classifier, entries_here, entry_here, open_verified
 from vae_edge.runtime.machine import cpu_model, instruction_set
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def candidates(bundle: Bundle, backend: str, precision: str) -> list[tuple[str, 
     backends = installed_backends() if backend == "auto" else (backend,)
     if precision != "auto":
         return [(b, precision) for b in backends]
-    models = {m.precision: m for m in bundle.select("classifier", "onnx", target="any")}
+    models = entries_here(bundle)
     finest = next((p for p in ("fp32", "fp16", "int8", "fp8") if p in models), None)
     if finest is None:
         raise BundleError(
@@ -121,8 +121,8 @@ def candidates(bundle: Bundle, backend: str, precision: str) -> list[tuple[str, 
 def _is_accurate(model: ModelEntry, reference: ModelEntry) -> bool:
     """Whether the manifest records an accuracy within the margin of fp32's, measured on enough images.
 
-    What is not recorded is not trusted. A quantized model's entry may record fp32's accuracy on the very images that its
-    own was measured on.
+    What is not recorded is not trusted. A quantized model's entry may record fp32's accuracy on the very images that
+    its own was measured on.
     """
     have = model.accuracy.get("accuracy")
     want = model.accuracy.get("fp32_accuracy", reference.accuracy.get("accuracy"))
@@ -212,7 +212,5 @@ def _key(bundle: Bundle, pairs: list[tuple[str, str]], threads: int, verify: str
 
 def _sum(bundle: Bundle, precision: str) -> str | None:
     """The SHA-256 of the file that runs here; None where there is none, which opening it will say."""
-    try:
-        return find_entry(bundle, precision).sha256
-    except BundleError:
-        return None
+    entry = entry_here(bundle, precision)
+    return None if entry is None else entry.sha256

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -12,10 +13,12 @@ import numpy as np
 from vae_edge.bundle import Bundle, ModelEntry
 from vae_edge.errors import BackendError, BundleError, ConfigError
 from vae_edge.images import FIT, InputSpec, Interpretation, check_batch, to_batch
-from vae_edge.runtime import verify as verification
+from vae_edge.runtime import probing
 from vae_edge.runtime.backends import Backend, Interface, TensorInfo, check_interface, open_backend
 from vae_edge.runtime.machine import int8_saturates
 from vae_edge.runtime.predictions import Predictions
+
+log = logging.getLogger(__name__)
 
 OUTPUTS = ("probabilities", "angle", "score")
 DOUBTS = ("concentration", "second_angle", "second_share")  # of models that were trained turned
@@ -82,9 +85,7 @@ class Classifier:
         batch, _ = to_batch(images, self.input, invert, fit)
         with self._lock:
             if self._engine is not None and self._reconstructor is None:
-                self._reconstructor = _open_reconstructor(
-                    self.bundle, self.backend, self.precision, self.threads, self._verify
-                )
+                self._reconstructor = self._open_reconstructor()
         return self._run(self._reconstructor, batch)[0]
 
     @property
@@ -164,6 +165,22 @@ class Classifier:
             ) from error
         return tuple(np.concatenate(parts) for parts in zip(*pieces, strict=True))
 
+    def _open_reconstructor(self) -> Backend:
+        """The bundle's reconstruction model in this precision or another, having proved itself."""
+        there = self.bundle.select("reconstruction", "onnx", target="any")
+        if not there:
+            raise BundleError(
+                f"The bundle {self.bundle.path} has no reconstruction model: export it again, with `vae-edge export`."
+            )
+        entry = next((m for m in there if m.precision == self.precision), there[0])
+        engine = open_reconstructor(self.bundle, self.backend, entry, self.threads)
+        try:
+            probing.require(self.bundle, self.backend, entry, engine, self._verify)
+        except BackendError:
+            engine.close()
+            raise
+        return engine
+
     def _open(self, engine: Backend | None) -> Backend:
         if engine is None:
             raise BackendError(f"The classifier of {self.bundle.path} was closed: load the bundle again.")
@@ -180,11 +197,11 @@ def open_verified(bundle: Bundle, backend: str, precision: str, threads: int, ve
 
     Raises:
         BundleError, BackendError: as `open_classifier`.
-        VerificationError: as `vae_edge.runtime.verify.require`.
+        VerificationError: as `vae_edge.runtime.probing.require`.
     """
     engine = open_classifier(bundle, backend, precision, threads)
     try:
-        verification.require(bundle, backend, find_entry(bundle, precision), engine, verify)
+        probing.require(bundle, backend, find_entry(bundle, precision), engine, verify)
     except BackendError:
         engine.close()
         raise
@@ -208,22 +225,16 @@ def open_classifier(bundle: Bundle, backend: str, precision: str, threads: int) 
     return _open_checked(bundle, entry, backend, threads, outputs, doubts)
 
 
-def _open_reconstructor(bundle: Bundle, backend: str, precision: str, threads: int, verify: str) -> Backend:
-    there = bundle.select("reconstruction", "onnx", target="any")
-    if not there:
-        raise BundleError(
-            f"The bundle {bundle.path} has no reconstruction model: export it again with one, `vae-edge export`."
-        )
-    entry = next((m for m in there if m.precision == precision), there[0])
+def open_reconstructor(bundle: Bundle, backend: str, entry: ModelEntry, threads: int) -> Backend:
+    """Load a reconstruction model of the bundle in a backend, and check that it is ours.
+
+    Raises:
+        BundleError: if its inputs and outputs are not what the manifest says.
+        BackendError: if the backend is not installed.
+    """
     spec = bundle.input
     outputs: Interface = {"reconstruction": ("tensor(uint8)", (spec.size, spec.size, spec.channels))}
-    engine = _open_checked(bundle, entry, backend, threads, outputs)
-    try:
-        verification.require(bundle, backend, entry, engine, verify)
-    except BackendError:
-        engine.close()
-        raise
-    return engine
+    return _open_checked(bundle, entry, backend, threads, outputs)
 
 
 def _open_checked(
@@ -244,24 +255,46 @@ def _open_checked(
     return engine
 
 
-def find_entry(bundle: Bundle, precision: str) -> ModelEntry:
+def entry_here(bundle: Bundle, precision: str) -> ModelEntry | None:
     """The classifier of a precision that CPU backends run here: of int8 the file made for this kind of processor.
 
-    Raises:
-        BundleError: if there is none, or none that is right on this processor.
+    None where there is none, or none that is right here: TensorRT's int8 file is not where products saturate.
     """
     models = {m.target: m for m in bundle.select("classifier", "onnx", precision)}
-    targets = ("cpu_reduced_range" if int8_saturates() else "cpu", "any") if precision == "int8" else ("any",)
-    entry = next((models[target] for target in targets if target in models), None)
-    if entry is None:
-        raise BundleError(_missing(bundle, precision))
-    if precision == "int8" and entry.target == "any" and int8_saturates():
+    targets = ["any"]
+    if precision == "int8":
+        targets = ["cpu_reduced_range"] if int8_saturates() else ["cpu", "any"]
+    return next((models[target] for target in targets if target in models), None)
+
+
+def entries_here(bundle: Bundle) -> dict[str, ModelEntry]:
+    """The classifiers that CPU backends run here, by precision; what is left out is logged."""
+    found = {}
+    for precision in dict.fromkeys(m.precision for m in bundle.select("classifier", "onnx")):
+        entry = entry_here(bundle, precision)
+        if entry is None:
+            log.warning("%s of the bundle %s is left out: no file of it is right here", precision, bundle.path)
+        else:
+            found[precision] = entry
+    return found
+
+
+def find_entry(bundle: Bundle, precision: str) -> ModelEntry:
+    """As `entry_here`.
+
+    Raises:
+        BundleError: if there is none.
+    """
+    entry = entry_here(bundle, precision)
+    if entry is not None:
+        return entry
+    if bundle.select("classifier", "onnx", precision):
         raise BundleError(
-            f"The int8 model of the bundle {bundle.path} was made for TensorRT alone, and CPU backends give wrong answers "
-            f"with it on this processor, which has no int8 dot products (VNNI): add the files for CPUs with "
+            f"The int8 model of the bundle {bundle.path} was made for TensorRT alone, and CPU backends give wrong "
+            "answers with it on this processor, which has no int8 dot products (VNNI): add the files for CPUs with "
             f"`vae-edge quantize {bundle.path} --precision int8 --data PATH`."
         )
-    return entry
+    raise BundleError(_missing(bundle, precision))
 
 
 def _missing(bundle: Bundle, precision: str) -> str:

@@ -7,8 +7,7 @@ import os
 from vae_edge.bundle import load_bundle
 from vae_edge.bundle_schema import PRECISIONS
 from vae_edge.errors import BackendError, ConfigError
-from vae_edge.runtime import auto
-from vae_edge.runtime import verify as verification
+from vae_edge.runtime import auto, probing
 from vae_edge.runtime.backends import check_installed, installed_backends
 from vae_edge.runtime.classifier import Classifier, open_verified
 
@@ -45,7 +44,7 @@ def load(
         raise ConfigError(f"threads is a whole number of at least 1, or None, but {threads!r} came.")
     if precision not in ("auto", *PRECISIONS):
         raise ConfigError(f"precision is auto, {', '.join(PRECISIONS)}, but {precision!r} came.")
-    verification.check_mode(verify)
+    probing.check_mode(verify)
     if backend != "auto":
         check_installed(backend)
     elif not installed_backends():

@@ -1,8 +1,8 @@
 """Whether a backend's answers are right on this very machine: it is asked the bundle's probe images.
 
 At the first load of a model in a backend the probe images are run one at a time, and compared with the exact answers
-that the bundle carries. The verdict is remembered in `verified.json` beside the manifest, under a key of model, backend,
-processor and versions; later loads read it. `verify_bundle` asks again, in whole batches too, and looks inside.
+that the bundle carries. The verdict is remembered in `verified.json` beside the manifest, under a key of model,
+backend, processor and versions; later loads read it. `report` asks in whole batches too, and looks inside.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from vae_edge import __version__
 from vae_edge.bundle import VERIFIED_FILE, Bundle, ModelEntry
 from vae_edge.errors import BackendError, ConfigError, VerificationError
-from vae_edge.probes import Departure, Expected, Probes, compare, first_inner_departure
+from vae_edge.probes import Departure, Expected, Probes, compare, difference, first_inner_departure
 from vae_edge.probes import load as load_probes
 from vae_edge.runtime import records
 from vae_edge.runtime.backends import Backend, backend_version, inner_tensors
@@ -152,8 +152,6 @@ def report(bundle: Bundle, backend: str, entry: ModelEntry, engine: Backend, thr
 
 
 def _figures(expected: Expected, name: str, have: np.ndarray) -> dict[str, Any]:
-    from vae_edge.probes import difference
-
     apart = difference(name, have, expected.outputs[name])
     apart = apart[~np.isnan(apart)]
     finite = bool(len(apart)) and bool(np.isfinite(apart).all())

@@ -1,0 +1,144 @@
+"""Verifying all of a bundle on this machine, on demand: every model that runs here, in every backend."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from vae_edge import __version__
+from vae_edge.bundle import Bundle, ModelEntry, load_bundle
+from vae_edge.errors import BackendError, BundleError
+from vae_edge.runtime import probing
+from vae_edge.runtime.backends import Backend, backend_version, check_installed, installed_backends
+from vae_edge.runtime.classifier import entries_here, open_classifier, open_reconstructor
+from vae_edge.runtime.machine import cpu_model, instruction_set
+
+SCHEMA = 1
+
+
+def verify(path: str | os.PathLike[str], backends: Sequence[str] | None = None, threads: int = 1) -> dict[str, Any]:
+    """Ask every backend the bundle's probe images with every model that it would run, whatever is remembered.
+
+    Images are run one at a time and all at once.
+
+    Args:
+        path: the bundle.
+        backends: names; None is all that are installed.
+        threads: how many threads one call may use.
+
+    Returns:
+        Plain values for JSON: `schema`, `bundle`, `date`, `machine`, `right` (whether all answers are right; null where
+        nothing could be told), `models` (see `vae_edge.runtime.probing.report`), and `not_run`, the files that nothing
+        here runs.
+
+    Raises:
+        BundleError: if the bundle is damaged.
+        BackendError: if a backend is unknown or not installed, or there is none.
+    """
+    names = tuple(backends) if backends is not None else installed_backends()
+    for name in names:
+        check_installed(name)
+    if not names:
+        raise BackendError('No backend is installed: run `pip install "vae-edge[onnxruntime]"`.')
+    bundle = load_bundle(path)
+    entries = list(_entries(bundle))
+    models = [_report(bundle, name, entry, threads) for entry in entries for name in names]
+    told = [model["right"] for model in models if model["right"] is not None]
+    run_here = {entry.file for entry in entries}
+    return {
+        "schema": SCHEMA,
+        "bundle": bundle.name,
+        "path": str(bundle.path),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "machine": {
+            "cpu": cpu_model(),
+            "instruction_set": instruction_set(),
+            "threads": threads,
+            "python": platform.python_version(),
+            "versions": {
+                "vae_edge": __version__,
+                "numpy": np.__version__,
+                **{name: backend_version(name) for name in names},
+            },
+        },
+        "right": all(told) if told else None,
+        "models": models,
+        "not_run": [_not_run(entry) for entry in bundle.models if entry.file not in run_here],
+    }
+
+
+def to_markdown(result: dict[str, Any]) -> str:
+    """What `verify` returned, as a page."""
+    machine = result["machine"]
+    state = {True: "All answers are right.", False: "Some answers are wrong.", None: "Nothing could be verified."}
+    lines = [
+        f"# {result['bundle']}: verified on this machine",
+        "",
+        f"{state[result['right']]} {result['date']}; {machine['cpu']} ({machine['instruction_set']}); "
+        + ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+        + ".",
+        "",
+        "How far answers to the probe images lie from the exact ones: in the mean, at most; and what is allowed.",
+        "",
+        "| model | backend | | output | images | one at a time | all at once | allowed |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for model in result["models"]:
+        first = f"| {model['file']} | {model['backend']} | {_WORDS[model['right']]} "
+        for name, rows in model.get("outputs", {}).items():
+            allowed = rows[0]["allowed"]
+            cells = [
+                name,
+                str(rows[0]["compared"]),
+                *map(_cell, rows),
+                f"{allowed['mean']:.2g}, {allowed['largest']:.2g}",
+            ]
+            lines.append(first + "| " + " | ".join(cells) + " |")
+            first = "| | | "
+        if "outputs" not in model:
+            lines.append(first + "| | | | | |")
+    lines += ["", *(f"- {model['sentence']}" for model in result["models"] if not model["right"])]
+    lines += [f"- {sentence}" for sentence in result["not_run"]]
+    return "\n".join(lines) + "\n"
+
+
+_WORDS = {True: "right", False: "**wrong**", None: "not told"}
+
+
+def _cell(row: dict[str, Any]) -> str:
+    return "not finite" if row["mean"] is None else f"{row['mean']:.2g}, {row['largest']:.2g}"
+
+
+def _entries(bundle: Bundle) -> Iterator[ModelEntry]:
+    """The files that CPU backends run here."""
+    yield from entries_here(bundle).values()
+    yield from bundle.select("reconstruction", "onnx", target="any")
+
+
+def _report(bundle: Bundle, backend: str, entry: ModelEntry, threads: int) -> dict[str, Any]:
+    engine: Backend | None = None
+    try:
+        if entry.role == "classifier":
+            engine = open_classifier(bundle, backend, entry.precision, threads)
+        else:
+            engine = open_reconstructor(bundle, backend, entry, threads)
+        return probing.report(bundle, backend, entry, engine, threads)
+    except (BackendError, BundleError) as error:
+        about = {"backend": backend, "file": entry.file, "precision": entry.precision, "target": entry.target}
+        return {**about, "right": False, "sentence": f"{backend} with {entry.file}: {error}"}
+    finally:
+        if engine is not None:
+            engine.close()
+
+
+def _not_run(entry: ModelEntry) -> str:
+    if entry.format != "onnx":
+        return f"{entry.file}: this version builds engines and does not run them"
+    if entry.target == "any":
+        return f"{entry.file}: for TensorRT; CPU backends run another file here, or none"
+    return f"{entry.file}: for other processors"
