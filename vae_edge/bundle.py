@@ -69,8 +69,8 @@ class ModelEntry:
 
     Whoever adds a model says the first seven; `add_model` and `create_bundle` fill in `file`, `sha256` and `bytes`.
     `accuracy` has the keys that `vae-edge evaluate` prints; `"accuracy"` is a fraction in 0..1 and `"n"` the number of
-    images it was measured on; a quantized model also says `"fp32_accuracy"` on the same images. The runtime reads these
-    when it chooses a precision.
+    images it was measured on; a quantized model also says `"fp32_accuracy"` on the same images, and `"refused"`, why it
+    should not have been added, where somebody insisted. The runtime reads these when it chooses a precision.
 
     `threshold` is the score up to which this file's images are accepted, where it has one of its own: rounding moves
     the scores of a quantized model.

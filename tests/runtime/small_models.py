@@ -13,7 +13,6 @@ import vae_edge
 from vae_edge.bundle import Bundle, ModelEntry, create_bundle
 from vae_edge.export.cpu_int8 import with_reduced_range, with_unsigned_activations
 from vae_edge.export.half import to_fp16
-from vae_edge.export.probes import choose_probes, write_probes
 from vae_edge.images import InputSpec
 
 TARGETS = {"int8": ("any", "cpu", "cpu_reduced_range")}
@@ -191,6 +190,8 @@ def make_bundle(
     models.append((work / "reconstruction.onnx", ModelEntry("reconstruction", "fp32", opset=20)))
     probes = work / "probes.npz" if proving else None
     if probes is not None:
+        from vae_edge.export.probes import choose_probes, write_probes  # needs PyTorch, which a device lacks
+
         chosen = choose_probes(onnx.load(fp32), noise(64, size, channels, seed=7))
         write_probes(probes, chosen, [(file, entry.precision) for file, entry in models])
     return create_bundle(

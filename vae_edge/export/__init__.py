@@ -1,6 +1,27 @@
-"""Checkpoint to ONNX, other precisions, and the rules of TensorRT that a graph must keep."""
+"""Checkpoint to ONNX, other precisions, probe images, and the rules of TensorRT that a graph must keep."""
 
-from vae_edge.export.data import quantize_with
-from vae_edge.export.write import Description, export_bundle, quantize_bundle
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __all__ = ["Description", "export_bundle", "quantize_bundle", "quantize_with"]
+
+if TYPE_CHECKING:
+    from vae_edge.export.data import quantize_with
+    from vae_edge.export.write import Description, export_bundle, quantize_bundle
+
+_HOME = {
+    "quantize_with": "vae_edge.export.data",
+    "Description": "vae_edge.export.write",
+    "export_bundle": "vae_edge.export.write",
+    "quantize_bundle": "vae_edge.export.write",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: some modules of this package need ONNX and no PyTorch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'vae_edge.export' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOME[name]), name)

@@ -153,6 +153,8 @@ def quantize_bundle(
             onnx.save(each, file)
             after = measured[target]
             figures = {**after.figures, "fp32_accuracy": before.figures["accuracy"], "measured_on": measured_on}
+            if findings.refused:
+                figures["refused"] = list(findings.refused)
             entry = ModelEntry("classifier", precision, target=target, opset=OPSET, accuracy=figures, provenance=about)
             models.append((file, replace(entry, threshold=after.threshold)))
         probes = Path(folder) / "probes.npz"

@@ -54,6 +54,11 @@ class Backend(Protocol):
         """Let the engine go. May be called again."""
         ...
 
+    @staticmethod
+    def inner_tensors(file: Path, tensors: Sequence[str], images: np.ndarray, threads: int) -> dict[str, np.ndarray]:
+        """Tensors inside a model file by name, for images uint8 [N, S, S, C]; those that the backend can show."""
+        ...
+
 
 def installed_backends() -> tuple[str, ...]:
     """The names of the backends whose packages are installed, without importing them."""

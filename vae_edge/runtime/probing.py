@@ -17,7 +17,7 @@ import numpy as np
 from vae_edge import __version__
 from vae_edge.bundle import VERIFIED_FILE, Bundle, ModelEntry
 from vae_edge.errors import BackendError, ConfigError, VerificationError
-from vae_edge.probes import Departure, Expected, Probes, compare, difference, first_inner_departure
+from vae_edge.probes import Departure, Expected, Probes, compare, first_inner_departure, judged
 from vae_edge.probes import load as load_probes
 from vae_edge.runtime import records
 from vae_edge.runtime.backends import Backend, backend_version, inner_tensors
@@ -152,11 +152,10 @@ def report(bundle: Bundle, backend: str, entry: ModelEntry, engine: Backend, thr
 
 
 def _figures(expected: Expected, name: str, have: np.ndarray) -> dict[str, Any]:
-    apart = difference(name, have, expected.outputs[name])
-    apart = apart[~np.isnan(apart)]
+    apart, compared = judged(name, have, expected.outputs[name])
     finite = bool(len(apart)) and bool(np.isfinite(apart).all())
     return {
-        "compared": len(apart),
+        "compared": compared,
         "mean": float(apart.mean()) if finite else None,
         "largest": float(apart.max()) if finite else None,
         "allowed": asdict(expected.tolerance[name]),

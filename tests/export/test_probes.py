@@ -1,0 +1,218 @@
+"""Probe images and their exact answers: what is chosen, how it is computed, how it is kept and compared."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from onnx import TensorProto, helper, numpy_helper
+
+from vae_edge import probes
+from vae_edge.bundle import load_bundle
+from vae_edge.data import Dataset
+from vae_edge.errors import BundleError
+from vae_edge.export import quantize_with
+from vae_edge.export.exact import Noise, evaluate, inner_names
+from vae_edge.export.onnx_file import run
+from vae_edge.probes import Expected, Probes, Tolerance, compare, fingerprint
+from vae_edge.training.checkpoint import Checkpoint, load_samples
+
+
+def model_of(bundle: Path, precision: str, target: str = "any") -> onnx.ModelProto:
+    opened = load_bundle(bundle)
+    return onnx.load(opened.file(opened.find("classifier", "onnx", precision, target)))
+
+
+@pytest.fixture(scope="module")
+def kept(bundle: Path) -> Probes:
+    opened = load_bundle(bundle)
+    assert opened.probes is not None
+    return probes.load(opened.file(opened.probes))
+
+
+def test_every_model_file_of_a_bundle_has_its_answers(bundle: Path, kept: Probes):
+    opened = load_bundle(bundle)
+    assert kept.images.shape == (64, 28, 28, 1) and kept.images.dtype == np.uint8
+    assert set(kept.models) == {model.sha256 for model in opened.models}
+    for model in opened.select("classifier"):
+        expected = kept.models[model.sha256]
+        compared = np.isfinite(expected.outputs["probabilities"]).all(1).sum()
+        assert compared >= 40 and set(expected.tolerance) == set(expected.outputs)
+        assert len(expected.inner) >= 12
+
+
+def test_the_answers_are_those_of_pytorch_in_double_precision(checkpoint: Checkpoint, bundle: Path, kept: Probes):
+    expected = kept.models[load_bundle(bundle).find().sha256].outputs
+    model = checkpoint.model
+    pixels = torch.from_numpy(kept.images).permute(0, 3, 1, 2).double() / 255
+    try:
+        with torch.no_grad():
+            output = model.double()(pixels)
+            probabilities = model.probabilities(output.logits).numpy()
+    finally:
+        model.float()
+    np.testing.assert_allclose(expected["probabilities"], probabilities, atol=2e-6)
+
+
+def test_probe_images_drive_every_layer_to_its_full_range(bundle: Path, run: Path, kept: Probes):
+    held = load_samples(run)["images"].numpy()
+    for precision, target in (("fp32", "any"), ("int8", "any"), ("int8", "cpu_reduced_range")):
+        model = model_of(bundle, precision, target)
+        largest = dict.fromkeys(inner_names(model), lambda values: np.abs(values).reshape(len(values), -1).max(1))
+        ours, all_ = evaluate(model, kept.images, inner=largest), evaluate(model, held, inner=largest)
+        for name in largest:
+            assert ours[name].max() >= 0.9 * all_[name].max(), (precision, name)
+
+
+def test_no_probe_image_is_a_close_call(bundle: Path, kept: Probes):
+    probabilities = np.sort(run(model_of(bundle, "fp32"), kept.images)["probabilities"], 1)
+    assert (probabilities[:, -1] - probabilities[:, -2]).min() >= 0.09
+
+
+def test_another_runtime_is_within_the_tolerance_and_another_model_is_not(bundle: Path, kept: Probes):
+    opened = load_bundle(bundle)
+    for precision in ("fp32", "fp16", "int8"):
+        entry = opened.find("classifier", "onnx", precision)
+        model, expected = onnx.load(opened.file(entry)), kept.models[entry.sha256]
+        assert compare(expected, run(model, kept.images)) == []
+        other = "fp32" if precision == "int8" else "int8"
+        found = compare(expected, run(model_of(bundle, other), kept.images))
+        assert found or precision != "fp32", "int8 is not fp32"
+
+
+def test_an_exact_convolution_and_product_are_the_double_precision_ones():
+    rng = np.random.default_rng(0)
+    weight, bias = rng.normal(size=(5, 3, 3, 3)).astype(np.float32), rng.normal(size=5).astype(np.float32)
+    last = rng.normal(size=(4, 5 * 16)).astype(np.float32)
+    nodes = [
+        helper.make_node("Cast", ["image"], ["x"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["x"], ["t"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["t", "w", "b"], ["c"], pads=[1, 1, 1, 1], strides=[2, 2], kernel_shape=[3, 3]),
+        helper.make_node("Flatten", ["c"], ["f"]),
+        helper.make_node("Gemm", ["f", "l"], ["y"], transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", 8, 8, 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
+        [numpy_helper.from_array(a, n) for a, n in ((weight, "w"), (bias, "b"), (last, "l"))],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    images = rng.integers(0, 256, (70, 8, 8, 3), dtype=np.uint8)
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).double()
+    sums = F.conv2d(pixels, torch.from_numpy(weight).double(), torch.from_numpy(bias).double(), 2, 1)
+    want = sums.float().double().flatten(1) @ torch.from_numpy(last).double().T
+    np.testing.assert_array_equal(evaluate(model, images)["y"], want.float().numpy())
+    ours = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"image": images})[0]
+    np.testing.assert_allclose(evaluate(model, images)["y"], ours, rtol=1e-4, atol=0.05)
+    moved = evaluate(model, images, Noise(0, sums=1e-3))["y"] - want.numpy()
+    assert 1e-4 < np.sqrt(np.mean(moved**2)) / np.sqrt(np.mean(want.numpy() ** 2)) < 1e-2
+
+
+def test_noise_before_rounding_moves_only_values_near_a_tie():
+    nodes = [helper.make_node("QuantizeLinear", ["image", "s", "z"], ["y"])]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n"])],
+        [helper.make_tensor_value_info("y", TensorProto.INT8, ["n"])],
+        [numpy_helper.from_array(np.float32(2), "s"), numpy_helper.from_array(np.int8(0), "z")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    values = np.concatenate([np.full(500, 3.0), np.full(500, 3.2), np.full(500, -400.0)]).astype(np.float32)
+    noisy = evaluate(model, values, Noise(0, rounding=0.05))["y"]
+    assert set(noisy[:500].tolist()) == {1, 2} and set(noisy[500:1000].tolist()) == {2}
+    assert set(noisy[1000:].tolist()) == {-128}
+
+
+def test_probes_are_kept_as_they_are_and_the_same_ones_give_the_same_bytes(kept: Probes, tmp_path: Path):
+    probes.save(tmp_path / "a.npz", kept)
+    probes.save(tmp_path / "b.npz", probes.load(tmp_path / "a.npz"))
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    again = probes.load(tmp_path / "a.npz")
+    np.testing.assert_array_equal(again.images, kept.images)
+    for digest, expected in kept.models.items():
+        for name, values in expected.outputs.items():
+            np.testing.assert_array_equal(again.models[digest].outputs[name], values)
+        assert again.models[digest].tolerance == expected.tolerance
+
+
+@pytest.mark.parametrize("damage", ["schema", "missing", "pickle", "bomb", "text"])
+def test_a_file_that_is_not_ours_is_refused(tmp_path: Path, damage: str):
+    file = tmp_path / "probes.npz"
+    about = {"schema": 9 if damage == "schema" else 1, "models": {"x": {"number": 0, "tolerance": {"a": [1, 1]}}}}
+    content = {"images": np.zeros((1, 2, 2, 1), np.uint8), "about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
+    if damage == "pickle":
+        content["about"] = np.array([object()])
+    if damage == "bomb":
+        content["images"] = np.zeros((300 << 20,), np.uint8)
+    np.savez_compressed(file, **content)
+    if damage == "text":
+        file.write_text("no zip")
+    with pytest.raises(BundleError, match="readable probe images"):
+        probes.load(file)
+
+
+def expected(**outputs: list[float]) -> Expected:
+    values = {name: np.array(value, np.float32) for name, value in outputs.items()}
+    return Expected(values, dict.fromkeys(values, Tolerance(0.1, 1.0)))
+
+
+def test_answers_are_compared_by_mean_and_largest_and_close_calls_are_not():
+    right = {"score": np.zeros(10, np.float32)}
+    assert compare(expected(score=[0.0] * 10), right) == []
+    (found,) = compare(expected(score=[0.2] * 10), right)
+    assert found.images == 10 and found.mean == pytest.approx(0.2)
+    assert (
+        found.sentence() == "score is off by 0.2 in the mean and 0.2 at most over 10 probe images (allowed: 0.1 and 1)"
+    )
+    (found,) = compare(expected(second_share=[0.0] * 9 + [1.5]), {"second_share": np.zeros(10)})
+    assert found.largest == pytest.approx(1.5) and found.mean == pytest.approx(0.15)
+    assert compare(expected(score=[1000.0] * 10), {"score": np.full(10, 1050.0)}) == [], "scores by their size"
+    assert compare(expected(score=[np.nan] * 9 + [0.05]), right) == []
+    assert compare(expected(score=[np.nan] * 10), right) == []
+    assert "not finite" in compare(expected(score=[0.0] * 10), {"score": np.full(10, np.nan)})[0].sentence()
+
+
+def test_angles_are_compared_on_the_circle_and_a_few_images_may_tip_over():
+    turn = 2 * np.pi
+    assert compare(expected(angle=[3.1] * 10), {"angle": np.full(10, 3.15 - turn, np.float32)}) == []
+    assert compare(expected(angle=[0.0] * 10), {"angle": np.full(10, 3.0, np.float32)})
+    tipped = np.zeros(60, np.float32)
+    tipped[:2] = 3.0
+    assert compare(expected(angle=[0.0] * 60), {"angle": tipped}) == []
+    tipped[:3] = 3.0
+    assert compare(expected(angle=[0.0] * 60), {"angle": tipped})
+
+
+def test_fingerprints_tell_tensors_apart_by_as_much_as_they_differ():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(6, 8, 7, 7)).astype(np.float32)
+    prints = fingerprint(values)
+    assert prints.shape == (6, 5) and prints.dtype == np.float32
+    assert 0.5 < prints[:, 1:].std() < 2.0
+    swapped = values[:, [1, 0, *range(2, 8)]]
+    assert np.abs(fingerprint(swapped) - prints)[:, 1:].max() > 0.1
+    assert np.abs(fingerprint(values + 1e-6) - prints).max() < 1e-3
+
+
+def test_a_bundle_without_probes_gets_them_when_it_is_quantized(bundle: Path, digits: Dataset, tmp_path: Path):
+    mine = tmp_path / "bundle"
+    shutil.copytree(bundle, mine)
+    manifest = json.loads((mine / "manifest.json").read_text())
+    del manifest["probes"]
+    (mine / "manifest.json").write_text(json.dumps(manifest))
+    (mine / "probes.npz").unlink(missing_ok=True)
+    assert load_bundle(mine).probes is None
+    quantize_with(mine, "fp16", digits)
+    opened = load_bundle(mine)
+    assert opened.probes is not None
+    assert set(probes.load(opened.file(opened.probes)).models) == {model.sha256 for model in opened.models}
