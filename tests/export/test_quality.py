@@ -80,30 +80,39 @@ def test_a_handful_of_images_is_warned_about_and_not_trusted(mine: Path, digits:
     assert "int8" not in {precision for _, precision in auto.candidates(load_bundle(mine), "auto", "auto")}
 
 
-def spoil(models: dict[str, onnx.ModelProto], change: Callable[[np.ndarray], np.ndarray], name: str) -> None:
-    for model in models.values():
-        for tensor in model.graph.initializer:
-            if name in tensor.name:
-                values = numpy_helper.to_array(tensor)
-                tensor.CopyFrom(numpy_helper.from_array(change(values).astype(values.dtype), tensor.name))
-
-
-def plant(monkeypatch: pytest.MonkeyPatch, change: Callable[[np.ndarray], np.ndarray], name: str) -> None:
-    """Have every quantized model come out with these constants changed."""
+def plant(monkeypatch: pytest.MonkeyPatch, change: Callable[[onnx.GraphProto], None]) -> None:
+    """Have every quantized model come out with its graph changed."""
     real = write.convert
 
     def convert(*arguments):
         models = real(*arguments)
-        spoil(models, change, name)
+        for model in models.values():
+            change(model.graph)
         return models
 
     monkeypatch.setattr(write, "convert", convert)
 
 
+def without_a_layer(graph: onnx.GraphProto) -> None:
+    """All weights of the encoder's first layer become 0."""
+    name = next(node.input[1] for node in graph.node if node.op_type == "Conv" and "encoder" in node.input[1])
+    name = next(node.input[0] for node in graph.node if name in node.output)
+    weight = next(tensor for tensor in graph.initializer if tensor.name == name)
+    weight.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(weight)), name))
+
+
+def with_scores_moved(graph: onnx.GraphProto) -> None:
+    """Every score is 5 higher."""
+    node = next(node for node in graph.node if "score" in node.output)
+    node.output[:] = ["unmoved" if name == "score" else name for name in node.output]
+    graph.initializer.append(numpy_helper.from_array(np.float32(5.0), "move"))
+    graph.node.append(onnx.helper.make_node("Add", ["unmoved", "move"], ["score"]))
+
+
 def test_a_model_that_int8_destroys_is_refused(mine: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch):
-    plant(monkeypatch, np.zeros_like, "encoder.layers.1.0.weight_quantized")
+    plant(monkeypatch, without_a_layer)
     before = state(mine)
-    with pytest.raises(ExportError, match=r"int8 loses too much: .*accuracy falls from 9.* to .* \(1000 images\)"):
+    with pytest.raises(ExportError, match=r"int8 loses too much: .*accuracy falls from 9.* to .* \(400 images\)"):
         quantize_with(mine, "int8", digits)
     assert state(mine) == before
 
@@ -111,17 +120,18 @@ def test_a_model_that_int8_destroys_is_refused(mine: Path, digits: Dataset, monk
 def test_a_score_that_int8_moves_keeps_its_acceptance_by_a_threshold_of_its_own(
     mine: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ):
-    plant(monkeypatch, lambda offset: offset + 0.3, "score.offset")  # every component lies apart: scores rise
-    result = quantize_with(mine, "int8", digits, force=True)
+    plant(monkeypatch, with_scores_moved)
+    result = quantize_with(mine, "int8", digits)
     opened = load_bundle(mine)
     entries = opened.select("classifier", "onnx", "int8")
-    assert len(entries) == 3 and all(entry.threshold > opened.threshold + 0.05 for entry in entries)
+    assert len(entries) == 3 and all(4 < entry.threshold - opened.threshold < 6 for entry in entries)
     for part in result["files"].values():
         assert abs(part["figures"]["accepted"] - result["before"]["accepted"]) <= 0.02
     with load(mine, "onnxruntime", "int8") as classifier:
         predictions = classifier(digits.test.images)
         assert classifier.threshold == predictions.threshold > opened.threshold
-        assert (predictions.scores <= opened.threshold).mean() < predictions.accepted.mean()
+        assert (predictions.scores <= opened.threshold).mean() < 0.8
+        assert predictions.accepted.mean() > 0.95
 
 
 def test_every_figure_that_rejection_rests_on_is_recorded_for_each_file(bundle: Path):
@@ -149,6 +159,7 @@ def test_only_tensorrts_file_keeps_tensorrts_rules(bundle: Path):
             check_rules(onnx.load(opened.file(opened.find(precision="int8", target=target))))
 
 
+@pytest.mark.slow
 def test_the_command_prints_every_file_and_refuses_with_a_sentence(
     mine: Path, digits: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

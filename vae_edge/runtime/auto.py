@@ -121,8 +121,8 @@ def candidates(bundle: Bundle, backend: str, precision: str) -> list[tuple[str, 
 def _is_accurate(model: ModelEntry, reference: ModelEntry) -> bool:
     """Whether the manifest records an accuracy within the margin of fp32's, measured on enough images.
 
-    What is not recorded is not trusted, nor what was added although it was refused. A quantized model's entry may record
-    fp32's accuracy on the very images that its own was measured on.
+    What is not recorded is not trusted, nor what was added although it was refused. A quantized model's entry may
+    record fp32's accuracy on the very images that its own was measured on.
     """
     have = model.accuracy.get("accuracy")
     want = model.accuracy.get("fp32_accuracy", reference.accuracy.get("accuracy"))

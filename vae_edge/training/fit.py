@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -42,10 +44,11 @@ from vae_edge.training.pools import LABELLED, UNLABELLED, Pool
 from vae_edge.training.predict import floats
 from vae_edge.training.steps import begin, fast_bf16, pseudo_labels, restore, save, step, watch
 
-__all__ = ["Interrupted", "plan", "train"]
+__all__ = ["Interrupted", "measure_step", "plan", "train"]
 
 GENERATED_LEAST, GENERATED_MOST = 100, 1000  # generated images of each class
 WATCHED_TURNS = 3  # added to the seed, for the angles of what early stopping watches
+WARM_STEPS, MEASURED_STEPS = 3, 10
 SAVED_SECONDS = 20.0  # of training between two savings, at least: the epochs of a small set take less
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -128,6 +131,25 @@ def train(
     return folder / MODEL
 
 
+def measure_step(dataset: Dataset, config: RunConfig, steps: int = MEASURED_STEPS) -> float:
+    """Seconds that a training step takes on this machine: the median over some, which are thrown away.
+
+    Args:
+        config: from `plan`.
+
+    Raises:
+        as `train`.
+    """
+    with tempfile.TemporaryDirectory(prefix="vae-edge-measure-") as folder:
+        fitting = Fitting(config, sort_out(dataset, config.training), Path(folder), open_workers())
+        taken = []
+        for _ in range(WARM_STEPS + steps):
+            began = time.perf_counter()
+            fitting.one_step()
+            taken.append(time.perf_counter() - began)
+    return statistics.median(taken[WARM_STEPS:])
+
+
 class Fitting:
     """A run under way: its images, its state, and what moves it."""
 
@@ -162,7 +184,7 @@ class Fitting:
         log = _open_log(self.folder, state.step // schedule.per_epoch)
         began, saved = time.monotonic() - state.seconds, -math.inf
         while state.step < schedule.steps and not self._had_enough():
-            terms = self._one_step()
+            terms = self.one_step()
             for name, value in terms.items():
                 state.sums[name] = state.sums.get(name, 0.0) + value
             state.seconds = time.monotonic() - began
@@ -192,7 +214,7 @@ class Fitting:
                     f"training stopped at step {state.step} of {schedule.steps}; its state is in {self.folder}"
                 )
 
-    def _one_step(self) -> dict[str, float]:
+    def one_step(self) -> dict[str, float]:
         """Draw a batch, and take a step on it; `data_seconds` among the terms is what the drawing took."""
         state, schedule, workers = self.state, self.schedule, self.workers
         began = time.perf_counter()
