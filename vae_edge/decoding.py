@@ -275,10 +275,10 @@ def _to_page(image: Image.Image, name: str, steps: list[str], depth: int | None)
 
 def _load(image: Image.Image) -> Callable[[Box], Image.Image]:
     """Decode; gives a function that cuts boxes."""
-    decoder = getattr(image, "_decoder", None)  # of WebP alone; it holds two canvases, and Pillow copies a third twice
-    if image.format == "WEBP" and image.width * image.height > SMALL and hasattr(decoder, "get_next"):
-        data, _ = decoder.get_next()
-        vars(image)["_decoder"] = decoder = None
+    if image.format == "WEBP" and image.width * image.height > SMALL and hasattr(image, "_decoder"):
+        # The decoder holds two canvases of four bytes a pixel, and `load` would make two more of what it gives.
+        data, _ = image._decoder.get_next()
+        image._decoder = None
         pixels = np.frombuffer(data, np.uint8).reshape(image.height, image.width, 4)[..., : len(image.getbands())]
         return lambda box: Image.fromarray(pixels[box[1] : box[3], box[0] : box[2]])
     image.load()
