@@ -155,7 +155,7 @@ def _check_input(given: Mapping[str, Any], where: str) -> None:
     if given.get("ink") is not None and not 0 < _number(given, "ink", where) <= 1:
         _wrong(where, "ink", "null or a share above 0 up to 1", given["ink"])
     for key, allowed in _OPTIONAL_INPUT.items():
-        if key in given and (isinstance(given[key], bool) or given[key] not in allowed):
+        if key in given and (isinstance(given[key], (bool, float)) or given[key] not in allowed):
             _wrong(where, key, " or ".join("null" if value is None else str(value) for value in allowed), given[key])
 
 

@@ -22,7 +22,7 @@ INVERT = ("never", "always", "auto")
 FIT = ("auto", "pad", "ink")
 COLOR = ("rgb", "bgr")
 _SMALL = 0.5
-"""A drawing whose longer side is below this share of the frame is small."""
+"""A drawing whose longer side is below this part of training's, or of the frame's, is small."""
 
 _ENOUGH = 2048
 """Pages twice as large as this are first reduced by a whole number."""
@@ -315,7 +315,7 @@ def _fill_frame(page: framing.Page, spec: InputSpec, fit: str, steps: list[str],
     else:
         if fit == "ink":
             steps.append("not cropped, since its background is not uniform or holds no ink")
-        elif box is not None and max(box[2] - box[0], box[3] - box[1]) < _SMALL * side:
+        elif box is not None and max(box[2] - box[0], box[3] - box[1]) < _SMALL * (spec.ink or 1) * side:
             hints.append("What is drawn fills less than half of the frame: try --fit ink, which crops to it.")
         if width != height:
             steps.append(f"padded to {longer}×{longer} with its border's colour")

@@ -31,7 +31,7 @@ def collect(
     assert turned.angles_deg is not None
     by_precision = [_row(bundle, entry, turned, held, opened) for entry in opened.select("classifier", "onnx")]
     with load(bundle, precision="fp32") as classifier:
-        predictions = classifier(turned.images)
+        predictions = classifier(turned.images, color="rgb")
         reconstructions = classifier.reconstruct(turned.images)
         unknown = _unknown(classifier, turned.images[:UNKNOWN], seed)
     predicted = np.asarray(predictions.labels)
@@ -97,7 +97,7 @@ def _row(bundle: Path, entry: Any, turned: Any, upright: Any, opened: Any) -> di
     with load(bundle, precision=entry.precision) as classifier:
 
         def run(images: Any) -> Any:
-            return arrays(classifier(images))
+            return arrays(classifier(images, color="rgb"))
 
         about = (opened.classes, opened.threshold, 0.0)
         ambiguous = opened.manifest["data"].get("ambiguous", ())
@@ -116,7 +116,7 @@ def _row(bundle: Path, entry: Any, turned: Any, upright: Any, opened: Any) -> di
 def _unknown(classifier: Any, images: Any, seed: int) -> dict[str, Any]:
     from vae_edge.data.unknown import KINDS, make_unknown
 
-    return {kind: classifier(make_unknown(images, kind, seed)).scores for kind in KINDS}
+    return {kind: classifier(make_unknown(images, kind, seed), color="rgb").scores for kind in KINDS}
 
 
 def _without_temperature(probabilities: Any, temperature: float) -> Any:

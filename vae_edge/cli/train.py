@@ -225,7 +225,7 @@ def _open_bundle(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     classifier = load(path, backend=arguments.backend, precision=arguments.precision, threads=arguments.threads)
 
     def run(images: Any) -> Any:
-        return arrays(classifier(images))
+        return arrays(classifier(images, color="rgb"))
 
     return {
         "predict": run,

@@ -43,7 +43,7 @@ class Classifier:
         self._order = [names.index(name) for name in (*OUTPUTS, *DOUBTS) if name in names]
         self._color_order = ColorOrderCheck(bundle.input.channels)
 
-    def __call__(self, images: Any, invert: str = "never", fit: str = "auto", color: str = "rgb") -> Predictions:
+    def __call__(self, images: Any, invert: str = "never", fit: str = "auto", color: str | None = None) -> Predictions:
         """Classify images.
 
         Args:
@@ -52,20 +52,21 @@ class Classifier:
             invert: `never`, `always` or `auto`.
             fit: `auto` (as training did), `pad` or `ink`; arrays are never cropped.
             color: the order of the channels of arrays, `rgb` or `bgr` (OpenCV's); no effect on files, Pillow images
-                and grey models.
+                and grey models. None is `rgb`, but the first calls look whether it might be `bgr`, and log a warning.
 
         Raises:
             DataError: an image cannot be read or an array has the wrong form.
             BackendError: the classifier was closed, or the engine failed.
         """
-        if type(images) is np.ndarray and images.ndim == 4 and invert == "never" and color == "rgb" and fit in FIT:
+        plain = invert == "never" and (color is None or color == "rgb") and fit in FIT
+        if plain and type(images) is np.ndarray and images.ndim == 4:
             batch = check_batch(images, self.input)
             interpret: Callable[[int], list[Interpretation]] = self._interpret_array
         else:
-            batch, found = to_batch(images, self.input, invert, fit, color)
+            batch, found = to_batch(images, self.input, invert, fit, color or "rgb")
             interpret = lambda count: found  # noqa: E731
         outputs = self._run(self._engine, batch)
-        if self._color_order.watching and type(images) is np.ndarray and color == "rgb":
+        if self._color_order.watching and color is None and type(images) is np.ndarray:
             place = self._order[OUTPUTS.index("score")]
             self._color_order.look(
                 batch, outputs[place], self.threshold, lambda swapped: self._run(self._engine, swapped)[place]
