@@ -29,8 +29,8 @@ from vae_edge.decoding import DEPTHS, Header, bits_for, highest_value, read_head
 from vae_edge.images import InputSpec, measure_background, prepare_image
 
 GREY_TOLERANCE = 4
-"""Grey pictures stored as JPEG or WebP in colour come back with channels that are up to 1 apart, after a second
-lossy format up to 3 (measured at qualities 10 to 100)."""
+"""Grey pictures stored in colour as WebP or JPEG, once or twice, come back with channels that are up to 3 apart
+(measured at qualities from 5 to 100)."""
 _SMALL = 32
 _CROPPED = 0.95
 """The share of the training images that cropping must hardly change for files to be cropped."""
@@ -136,7 +136,7 @@ def _choose_channels(files: list[Path], spec: InputSpec, notes: list[str]) -> tu
     images = np.stack([page[..., :1] for page, _ in pages])
     if stored:
         notes.append(
-            f"{len(stored)} files are stored in colour, but no two channels of a pixel are more than {widest} apart: "
+            f"{len(stored)} files are not quite grey, but no two channels of a pixel are more than {widest} of 255 apart: "
             "they are taken for grey (--channels 3 keeps the colours)"
         )
         images[stored] = prepare_files([files[index] for index in stored], spec)
