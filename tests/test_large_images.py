@@ -195,6 +195,13 @@ def test_threads_do_not_decode_huge_images_at_once(tmp_path: Path) -> None:
     assert peak_bytes(tmp_path / "x.png", threads=6) <= ALLOWED * 9000 * 7000
 
 
+@pytest.mark.slow
+def test_threads_together_take_no_more_than_the_budget(tmp_path: Path) -> None:
+    colours(pattern(4000, 3000)).save(tmp_path / "x.jpg", quality=80)
+    budget, pieces = 256 << 20, 64 << 20
+    assert peak_bytes(tmp_path / "x.jpg", threads=32) <= budget + pieces
+
+
 def test_a_budget_lets_one_in_that_is_larger_and_keeps_the_order() -> None:
     import threading
     import time

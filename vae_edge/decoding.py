@@ -7,6 +7,7 @@ time in another form. Geometry and polarity are left to `vae_edge.images`.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import threading
 import warnings
@@ -53,6 +54,8 @@ _ORIENTATIONS = {
 }
 
 _OPENING = threading.Lock()
+
+_NO_PAGE = ArrayPage(np.empty((0, 0), np.uint8))
 
 Convert = Callable[[Image.Image], np.ndarray]
 """A piece in the image's own mode to uint8 [h, w] or [h, w, 3]."""
@@ -187,7 +190,20 @@ def decoded(source: str | os.PathLike[str] | Image.Image, depth: int | None = No
         _check_size(image, str(path))
         steps = ["took the first frame of an animation"] if getattr(image, "is_animated", False) else []
         with _BUDGET.take(_decoding_bytes(image)):
-            yield _to_page(image, str(path), steps, depth)
+            found = _to_page(image, str(path), steps, depth)
+            try:
+                yield found
+            finally:  # nobody keeps the pixels when others are let in
+                found.page = _NO_PAGE
+                image.close()
+                if image.width * image.height > SMALL:
+                    _trim()
+
+
+def _trim() -> None:
+    """Give freed memory back to the system: glibc keeps some for each thread, which comes to an image a thread."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library has no such function
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _decoding_bytes(image: Image.Image) -> int:
@@ -239,7 +255,7 @@ def _to_page(image: Image.Image, name: str, steps: list[str], depth: int | None)
     except Exception as error:  # as above
         raise DataError(f"{name} is damaged or truncated and does not decode: {error}") from error
     orientation = _orientation(image, steps)
-    found = Decoded(ArrayPage(np.empty((0, 0), np.uint8)), name, size, mode, steps)
+    found = Decoded(_NO_PAGE, name, size, mode, steps)
 
     def stored(convert: Convert, channels: int) -> _Stored:
         return _Stored(cut, size, orientation, convert, channels)
@@ -277,9 +293,11 @@ def _load(image: Image.Image) -> Callable[[Box], Image.Image]:
     """Decode; gives a function that cuts boxes."""
     if image.format == "WEBP" and image.width * image.height > SMALL and hasattr(image, "_decoder"):
         # The decoder holds two canvases of four bytes a pixel, and `load` would make two more of what it gives.
-        data, _ = image._decoder.get_next()
+        frame = image._decoder.get_next()
         image._decoder = None
-        pixels = np.frombuffer(data, np.uint8).reshape(image.height, image.width, 4)[..., : len(image.getbands())]
+        if frame is None:
+            raise OSError("its first frame is damaged")
+        pixels = np.frombuffer(frame[0], np.uint8).reshape(image.height, image.width, 4)[..., : len(image.getbands())]
         return lambda box: Image.fromarray(pixels[box[1] : box[3], box[0] : box[2]])
     image.load()
     return lambda box: image.crop(box) if box != (0, 0, *image.size) else image

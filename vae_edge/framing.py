@@ -98,10 +98,23 @@ def tiles(page: Page, box: Box | None = None, step: int = 1) -> Iterator[tuple[B
 def border(page: Page) -> Iterator[np.ndarray]:
     """The outermost pixels in pieces [n] or [n, 3]; the one row of a strip counts as both sides."""
     width, height = page.width, page.height
+    if isinstance(page, ArrayPage) and _has_short_border(page):
+        pixels = page.pixels
+        yield np.concatenate((pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]))
+        return
     sides = ((0, 0, width, 1), (0, height - 1, width, height), (0, 1, 1, height - 1), (width - 1, 1, width, height - 1))
     for side in sides:
         for _, pixels in tiles(page, side):
             yield pixels.reshape(-1, *pixels.shape[2:])
+
+
+def only_border(page: Page) -> Page:
+    """A page with the same border: of a page in memory, its border alone, as one row."""
+    return ArrayPage(next(border(page))[None]) if isinstance(page, ArrayPage) and _has_short_border(page) else page
+
+
+def _has_short_border(page: Page) -> bool:
+    return page.width + page.height <= _PIECE // 2
 
 
 def page_colour(page: Page) -> np.ndarray:
@@ -126,15 +139,14 @@ def _tone_of(median: np.ndarray) -> np.ndarray:
 
 def _border_median(page: Page) -> np.ndarray:
     """The exact median of each channel of the border, from its histogram; float64 [] or [3]."""
-    counts = np.zeros((page.channels, 256), np.int64)
+    counts = np.zeros(256 * page.channels, np.int64)
+    offsets = np.arange(0, 256 * page.channels, 256)
     for pixels in border(page):
-        for channel in range(page.channels):
-            values = pixels if page.channels == 1 else pixels[:, channel]
-            counts[channel] += np.bincount(values, minlength=256)
-    reached = counts.cumsum(axis=1)
+        places = pixels if page.channels == 1 else (pixels + offsets).ravel()
+        counts += np.bincount(places, minlength=len(counts))
+    reached = counts.reshape(-1, 256).cumsum(axis=1)
     total = int(reached[0, -1])
-    middle = ((total - 1) // 2, total // 2)
-    medians = np.array([np.searchsorted(row, middle, "right").mean() for row in reached])
+    medians = np.array([row.searchsorted(((total - 1) // 2, total // 2), "right").sum() / 2 for row in reached])
     return medians[0] if page.channels == 1 else medians
 
 

@@ -132,17 +132,12 @@ def prepare_image(
         DataError: see `open_image`.
         ConfigError: an unknown `invert` or `fit`.
     """
-    from vae_edge.decoding import Grey, decoded
+    from vae_edge.decoding import decoded
 
     _check_options(invert, fit)
     with decoded(source, spec.depth) as found:
         steps, hints = list(found.steps), list(found.hints)
-        page = found.page
-        tone = framing.tone(page if page.channels == 1 else Grey(page))
-        if page.channels == 3 and spec.channels == 1:
-            page = Grey(page)
-            steps.append("turned from colour to grey")
-        pixels = _fill_frame(page, spec, fit, steps, hints)
+        pixels, tone = _look(found.page, spec, fit, steps, hints)
     invert_it = invert == "always" or (invert == "auto" and _opposite(tone, spec.background))
     if invert_it:
         pixels = 255 - pixels
@@ -296,6 +291,18 @@ def _how_to_shape(shape: tuple[int, ...], spec: InputSpec) -> str:
 
 def _opposite(tone: str, background: str) -> bool:
     return {tone, background} == {"dark", "light"}
+
+
+def _look(page: framing.Page, spec: InputSpec, fit: str, steps: list[str], hints: list[str]) -> tuple[np.ndarray, str]:
+    """What the model sees of a page, and the page's tone."""
+    from vae_edge.decoding import SMALL, Grey, in_full
+
+    if page.channels == 3 and spec.channels == 1:
+        page = Grey(page)
+        page = in_full(page) if page.width * page.height <= SMALL else page
+        steps.append("turned from colour to grey")
+    tone = framing.tone(page if page.channels == 1 else Grey(framing.only_border(page)))
+    return _fill_frame(page, spec, fit, steps, hints), tone
 
 
 def _fill_frame(page: framing.Page, spec: InputSpec, fit: str, steps: list[str], hints: list[str]) -> np.ndarray:

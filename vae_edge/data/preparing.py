@@ -136,8 +136,8 @@ def _choose_channels(files: list[Path], spec: InputSpec, notes: list[str]) -> tu
     images = np.stack([page[..., :1] for page, _ in pages])
     if stored:
         notes.append(
-            f"{len(stored)} files are not quite grey, but no two channels of a pixel are more than {widest} of 255 apart: "
-            "they are taken for grey (--channels 3 keeps the colours)"
+            f"{len(stored)} files are not quite grey, but no two channels of a pixel are more than {widest} of 255 "
+            "apart: they are taken for grey (--channels 3 keeps the colours)"
         )
         images[stored] = prepare_files([files[index] for index in stored], spec)
     return spec, images
