@@ -185,19 +185,32 @@ def decoded(source: str | os.PathLike[str] | Image.Image, depth: int | None = No
         return
     if not isinstance(source, (str, os.PathLike)):
         raise DataError(f"An image is a path or a Pillow image, but a {type(source).__name__} came.")
-    path = Path(source)
-    with _open(path) as image:
-        _check_size(image, str(path))
+    with _opened(Path(source)) as image:
         steps = ["took the first frame of an animation"] if getattr(image, "is_animated", False) else []
-        with _BUDGET.take(_decoding_bytes(image)):
-            found = _to_page(image, str(path), steps, depth)
-            try:
-                yield found
-            finally:  # nobody keeps the pixels when others are let in
-                found.page = _NO_PAGE
-                image.close()
-                if image.width * image.height > SMALL:
-                    _trim()
+        found = _to_page(image, str(Path(source)), steps, depth)
+        try:
+            yield found
+        finally:
+            found.page = _NO_PAGE  # nobody keeps the pixels when others are let in
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image file of bearable size, when there is room to decode it; its pixels are gone when others are let in."""
+    image = _open(path)
+    try:
+        _check_size(image, str(path))
+    except DataError:
+        image.close()
+        raise
+    with _BUDGET.take(_decoding_bytes(image)):
+        try:
+            yield image
+        finally:
+            large = image.width * image.height > SMALL
+            image.close()
+            if large:
+                _trim()
 
 
 def _trim() -> None:
@@ -451,11 +464,9 @@ def highest_value(path: str | os.PathLike[str]) -> int:
     Raises:
         DataError: see `decoded`.
     """
-    with _open(Path(path)) as image:
-        _check_size(image, str(path))
-        with _BUDGET.take(_decoding_bytes(image)):
-            try:
-                cut = _load(image)
-            except Exception as error:  # as in `_to_page`
-                raise DataError(f"{path} is damaged or truncated and does not decode: {error}") from error
-            return _extremes(_Stored(cut, image.size, 1, np.asarray, 1))[1]
+    with _opened(Path(path)) as image:
+        try:
+            cut = _load(image)
+        except Exception as error:  # as in `_to_page`
+            raise DataError(f"{path} is damaged or truncated and does not decode: {error}") from error
+        return _extremes(_Stored(cut, image.size, 1, np.asarray, 1))[1]

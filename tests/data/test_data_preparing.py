@@ -127,8 +127,10 @@ def test_images_without_labels_beside_arrays_are_prepared_as_files_to_predict(tm
     write_idx(tmp_path)
     (tmp_path / "unlabelled").mkdir()
     cornered(1)[0].save(tmp_path / "unlabelled" / "0.png")
+    deep(12, 1)[0].save(tmp_path / "unlabelled" / "1.png")
     for fit in ("auto", "ink"):
         dataset = load_dataset(tmp_path, fit=fit)
+        assert dataset.input.depth == 12 and dataset.unlabelled[1].max() > 200 and "12 bits" in dataset.notes[0]
         expected = prepare_image(tmp_path / "unlabelled" / "0.png", dataset.input)[0]
         np.testing.assert_array_equal(dataset.unlabelled[0], expected)
 

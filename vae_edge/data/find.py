@@ -14,7 +14,7 @@ from vae_edge.data.folder import is_image_folder, load_folder
 from vae_edge.data.idx import is_idx_folder, load_idx_file, load_idx_folder
 from vae_edge.data.listing import unlabelled_files, unlabelled_folder
 from vae_edge.data.npz import load_npz
-from vae_edge.data.preparing import prepare_files
+from vae_edge.data.preparing import choose_depth, prepare_files, read_headers
 from vae_edge.data.sets import Dataset, LabelledImages, labelled
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.images import FIT, InputSpec, measure_input
@@ -119,10 +119,13 @@ def _with_unlabelled(dataset: Dataset, folder: Path, fit: str, prepared_as: Inpu
     place = unlabelled_folder(folder)
     if place is None:
         return dataset
-    chosen = prepared_as or _measured(dataset)
-    if prepared_as is None and fit != "auto":
-        chosen = replace(chosen, fit=fit)
-    return replace(dataset, unlabelled=prepare_files(unlabelled_files(place), chosen), input=chosen)
+    files, notes = unlabelled_files(place), list[str]()
+    chosen = prepared_as
+    if chosen is None:
+        depth, notes = choose_depth(files, read_headers(files))
+        measured = _measured(dataset)
+        chosen = replace(measured, fit=measured.fit if fit == "auto" else fit, depth=depth)
+    return replace(dataset, unlabelled=prepare_files(files, chosen), input=chosen, notes=tuple(notes))
 
 
 def _measured(dataset: Dataset) -> InputSpec:

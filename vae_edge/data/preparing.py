@@ -70,9 +70,9 @@ def choose_and_prepare(
     Raises:
         DataError: an image does not decode.
     """
-    headers = _in_threads(read_header, files, "looking at images")
+    headers = read_headers(files)
     size = size or _choose_size(headers)
-    depth, notes = _choose_depth(files, headers)
+    depth, notes = choose_depth(files, headers)
     spec = InputSpec(size, channels or 3, "none", depth=depth)
     if channels is None:
         spec, images = _choose_channels(files, spec, notes)
@@ -102,7 +102,13 @@ def _choose_size(headers: list[Header]) -> int:
     return SMALLEST if max(max(pair) for pair in sizes) <= _SMALL else LARGEST
 
 
-def _choose_depth(files: list[Path], headers: list[Header]) -> tuple[int | None, list[str]]:
+def read_headers(files: list[Path]) -> list[Header]:
+    """What the files say of themselves."""
+    return _in_threads(read_header, files, "looking at images")
+
+
+def choose_depth(files: list[Path], headers: list[Header]) -> tuple[int | None, list[str]]:
+    """The depth of the 16-bit grey files, None where there are none; and sentences on 16-bit files."""
     notes = []
     coloured = sum(header.deep_colour for header in headers)
     if coloured:
