@@ -73,15 +73,14 @@ def look(run: Path, data: str, unknown: Sequence[str], seed: int) -> Seen:
     """Predict what the pictures show."""
     checkpoint = load_checkpoint(run)
     config = checkpoint.config
-    form = {"size": config.input.size, "channels": config.input.channels}
-    dataset = load_dataset(data, **form)
+    dataset = load_dataset(data, prepared_as=config.input)
     split = resolve_split("auto", dataset, config.data, run)
     held = select_split(dataset, split, config.data["holdout_fraction"], config.data["seed"])
     images = held if held.angles_deg is not None else as_trained(held, config, seed + 1)
     letters_turn_deg = rotation_range(config.training.rotation) if config.model.pose else 0.0
     strange = {kind: make_unknown(images.images, kind, seed, letters_turn_deg) for kind in KINDS}
     for name in unknown:
-        other = load_dataset(name, **form)
+        other = load_dataset(name, prepared_as=config.input)
         half = other.test if other.test is not None else other.train
         assert half is not None
         strange[other.name] = as_trained(sample_of(half, len(images), seed), config, seed + 2).images

@@ -73,6 +73,27 @@ def test_what_was_written_is_read_back(bundle: Bundle) -> None:
     assert entry.accuracy == {"accuracy": 0.97, "n": 1000}
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [InputSpec(28, 1, "light", 0.7, "ink", 12), InputSpec(64, 3, "none"), InputSpec(64, 3, "dark", 0.5, "pad")],
+    ids=["grey drawings of 12 bits", "photographs", "padded drawings"],
+)
+def test_how_files_are_prepared_comes_along(tmp_path: Path, spec: InputSpec) -> None:
+    made = make(tmp_path / "bundle", input=spec)
+    assert load_bundle(made.path).input == spec
+    stored = json.loads((made.path / MANIFEST_FILE).read_text())["input"]
+    assert stored.get("color_order") == ("rgb" if spec.channels == 3 else None)
+
+
+@pytest.mark.parametrize(("ink", "fit"), [(0.7, "ink"), (None, "pad")])
+def test_bundles_of_before_prepare_files_as_they_did(bundle: Bundle, ink: float | None, fit: str) -> None:
+    """They cropped to the ink where they had its share, and read 16-bit files by their full range."""
+    edit(bundle, lambda m: m.update(input={"size": 28, "channels": 1, "background": "dark", "ink": ink}))
+    assert load_bundle(bundle.path).input == InputSpec(28, 1, "dark", ink, fit, None)
+    edit(bundle, lambda m: m["input"].pop("ink"))
+    assert load_bundle(bundle.path).input == InputSpec(28, 1, "dark", None, "pad", None)
+
+
 def test_the_manifest_has_the_documented_form(bundle: Bundle) -> None:
     manifest = json.loads((bundle.path / MANIFEST_FILE).read_text())
     assert list(manifest) == [
@@ -152,6 +173,11 @@ def _set(*keys: Any, to: Any) -> Callable[[dict[str, Any]], None]:
         (_set("input", "size", to=0), "side of the image"),
         (_set("input", "channels", to=4), "1 or 3"),
         (_set("input", "background", to="blue"), "dark, light or none"),
+        (_set("input", "fit", to="stretch"), "'fit' should be pad or ink"),
+        (_set("input", "fit", to=None), "'fit' should be pad or ink"),
+        (_set("input", "depth", to=11), "'depth' should be null or 8"),
+        (_set("input", "depth", to=12.0), "'depth' should be null or 8"),
+        (_set("input", "color_order", to="bgr"), "'color_order' should be rgb"),
         (_set("rotation", to="some"), "none, full, or degrees"),
         (_set("rotation", to=270), "degrees in 0..180"),
         (_set("models", to={}), "'models' should be a list"),

@@ -15,7 +15,15 @@ from PIL import Image, ImageDraw
 
 from vae_edge.data import load_dataset
 from vae_edge.errors import ConfigError, DataError
-from vae_edge.images import InputSpec, check_batch, measure_background, open_image, prepare_image, to_batch
+from vae_edge.images import (
+    InputSpec,
+    check_batch,
+    measure_background,
+    measure_input,
+    open_image,
+    prepare_image,
+    to_batch,
+)
 
 GREY = InputSpec(28, 1, "dark")
 COLOUR = InputSpec(32, 3, "none")
@@ -324,6 +332,36 @@ def test_ink_fit_gives_mnists_own_frames_back() -> None:
 def test_a_small_drawing_is_hinted_at_and_a_large_one_is_not() -> None:
     assert "--fit ink" in prepare_image(drawn_seven(scale=0.3), GREY)[1].sentence()
     assert "--fit ink" not in prepare_image(drawn_seven(), GREY)[1].sentence()
+
+
+def test_auto_fits_as_training_did_and_leaves_pictures_of_the_models_size_alone() -> None:
+    ink, pad = InputSpec(28, 1, "light", 20 / 28, "ink"), InputSpec(28, 1, "light", 20 / 28, "pad")
+    drawing = drawn_seven(scale=0.4)
+    for spec, fit in ((ink, "ink"), (pad, "pad")):
+        assert (prepare_image(drawing, spec)[0] == prepare_image(drawing, spec, fit=fit)[0]).all()
+    assert (prepare_image(drawing, ink)[0] != prepare_image(drawing, pad)[0]).any()
+    small = drawing.resize((28, 28)).convert("L")
+    assert (prepare_image(small, ink)[0][..., 0] == np.asarray(small)).all()
+    assert InputSpec(28, 1, "dark", 0.7).fit == "pad"  # said where it is wanted
+
+
+def test_nobody_is_told_to_crop_what_training_left_as_small() -> None:
+    drawing = drawn_seven(scale=0.3)
+    assert "--fit ink" in prepare_image(drawing, InputSpec(28, 1, "light", 0.7))[1].sentence()
+    assert "--fit ink" not in prepare_image(drawing, InputSpec(28, 1, "light", 0.2))[1].sentence()
+
+
+def test_arrays_say_the_fit_that_files_need() -> None:
+    generator = np.random.default_rng(0)
+    framed, elsewhere = np.zeros((2, 40, 28, 28, 1), np.uint8)
+    for k in range(40):
+        framed[k, 4:24, 9:19] = generator.integers(200, 256, (20, 10, 1))  # 20 pixels of 28, on pixel 14
+        elsewhere[k, 0:20, k % 18 : k % 18 + 10] = 255
+    measured = measure_input(framed)
+    assert measured.fit == "ink" and measured.ink == pytest.approx(20 / 28, abs=1e-3)
+    measured = measure_input(elsewhere)
+    assert measured.fit == "pad" and measured.ink == pytest.approx(20 / 28, abs=1e-3)  # the margin for --fit ink
+    assert measure_input(generator.integers(0, 256, (40, 28, 28, 3), dtype=np.uint8)).fit == "pad"
 
 
 def test_ink_fit_keeps_a_page_that_has_no_uniform_background_or_no_ink() -> None:

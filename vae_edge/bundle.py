@@ -6,7 +6,9 @@ two steps leaves a valid bundle, the old one or the new one. What is inside the 
 
     manifest.json: {
       "schema": 1, "vae_edge": version, "created": ISO date (UTC), "name": text, "classes": [text, ...],
-      "input": {"size": pixels, "channels": 1 | 3, "background": "dark" | "light" | "none", "ink": share | null},
+      "input": {"size": pixels, "channels": 1 | 3, "color_order": "rgb" (where there are 3),
+                "background": "dark" | "light" | "none", "ink": share | null, "fit": "pad" | "ink",
+                "depth": bits of the values of 16-bit files, 8 | 10 | 12 | 14 | 16 | null},
       "rotation": "none" | "full" | degrees,
       "score": {"threshold": number, "reject_rate": share, "kind": "full" | "light"},
       "data": {provenance of the training data}, "models": [ModelEntry, ...],
@@ -131,8 +133,7 @@ class Bundle:
     @property
     def input(self) -> InputSpec:
         """What the model's image must be."""
-        given = self.manifest["input"]
-        return InputSpec(given["size"], given["channels"], given["background"], given.get("ink"))
+        return InputSpec.from_json(self.manifest["input"])
 
     @property
     def rotation(self) -> str | float:
@@ -236,7 +237,7 @@ def create_bundle(
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "name": name,
         "classes": list(classes),
-        "input": dataclasses.asdict(input),
+        "input": input.to_json(),
         "rotation": rotation,
         "score": {"threshold": threshold, "reject_rate": reject_rate, "kind": score_kind},
         "data": dict(data or {}),

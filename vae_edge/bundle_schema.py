@@ -19,6 +19,12 @@ ROLES = ("classifier", "reconstruction")
 FORMATS = ("onnx", "tensorrt", "tensorrt_rtx")
 SCORES = ("full", "light")  # with the reconstruction, or without it and its decoder
 PRECISIONS = ("fp32", "fp16", "int8", "fp8")
+_OPTIONAL_INPUT: dict[str, tuple[Any, ...]] = {
+    "fit": ("pad", "ink"),
+    "depth": (None, 8, 10, 12, 14, 16),
+    "color_order": ("rgb",),
+}
+"""Fields of the input that older versions did not write, and the values they may have."""
 _LARGEST_MANIFEST = 16 << 20
 _TARGET = re.compile(r"any|[A-Za-z0-9][\w-]{0,31}")
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -162,6 +168,9 @@ def _check_input(given: Mapping[str, Any], where: str) -> None:
         _wrong(where, "background", "dark, light or none", given["background"])
     if given.get("ink") is not None and not 0 < _number(given, "ink", where) <= 1:
         _wrong(where, "ink", "null or a share above 0 up to 1", given["ink"])
+    for key, allowed in _OPTIONAL_INPUT.items():
+        if key in given and (isinstance(given[key], (bool, float)) or given[key] not in allowed):
+            _wrong(where, key, " or ".join("null" if value is None else str(value) for value in allowed), given[key])
 
 
 def _check_rotation(manifest: Mapping[str, Any], where: str) -> None:

@@ -6,7 +6,8 @@ Pillow is imported when the first image arrives, so that a program that predicts
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,18 +20,29 @@ if TYPE_CHECKING:
 
 INVERT = ("never", "always", "auto")
 FIT = ("auto", "pad", "ink")
+COLOR = ("rgb", "bgr")
 _SMALL = 0.5
-"""A drawing whose longer side is below this share of the frame is small."""
+"""A drawing whose longer side is below this part of training's, or of the frame's, is small."""
 
 _ENOUGH = 2048
 """Pages twice as large as this are first reduced by a whole number."""
+
+_GAP = 3.0
+"""Resizing first reduces by a whole number to at least so many times the size that is wanted."""
+
+_MOST = 0.8
+"""The share of arrays that must be framed alike for files to be framed like them."""
 
 _UINT8 = np.dtype(np.uint8)
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a model takes: square images of `size` pixels with `channels` (1 or 3), trained on this `background`."""
+    """What a model takes: square images of `size` pixels with `channels` (1: grey, 3: RGB), and how files become them.
+
+    It is chosen when training loads its data, and stored in the run and in the bundle. Training, evaluation,
+    calibration and prediction prepare a file by it (`prepare_image`), so that all four see the same pixels.
+    """
 
     size: int
     channels: int
@@ -40,10 +52,26 @@ class InputSpec:
     ink: float | None = None
     """The share of the frame that a drawing's longer side takes, where training images agree on one: 20/28 in MNIST."""
 
+    fit: str = "pad"
+    """How a file becomes square: `pad` or `ink`, see `prepare_image`."""
+
+    depth: int | None = None
+    """How many bits the values of 16-bit grey files have: 8, 10, 12, 14 or 16. None: training saw no such files."""
+
     @property
     def fill(self) -> int:
         """What comes in from outside the frame when an image is turned: 255 on a light background, else 0."""
         return 255 if self.background == "light" else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """As a manifest and a run's configuration hold it; colour models say that their channels are RGB."""
+        return {**asdict(self), **({"color_order": "rgb"} if self.channels == 3 else {})}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> InputSpec:
+        """The inverse of `to_json`. Without `fit`, as older versions wrote it, `ink` means that files are cropped."""
+        known = {field.name: values[field.name] for field in fields(cls) if field.name in values}
+        return cls(**{"fit": "pad" if values.get("ink") is None else "ink", **known})
 
 
 @dataclass(frozen=True)
@@ -75,15 +103,18 @@ def open_image(source: str | os.PathLike[str] | Image) -> Image:
         DataError: the source is missing, undecodable, truncated, without pixels, too large, or of a mode whose
             range is not known (floating point, 32-bit).
     """
-    from vae_edge.decoding import decode
+    from PIL.Image import fromarray
 
-    return decode(source).image
+    from vae_edge.decoding import decoded, in_full
+
+    with decoded(source) as found:
+        return fromarray(in_full(found.page).pixels)
 
 
 def prepare_image(
     source: str | os.PathLike[str] | Image, spec: InputSpec, invert: str = "never", fit: str = "auto"
 ) -> tuple[np.ndarray, Interpretation]:
-    """Turn one image into what a model takes.
+    """Turn one image into what a model takes. Peak memory is about that of the image as Pillow decodes it.
 
     Args:
         source: a path or a Pillow image.
@@ -91,8 +122,8 @@ def prepare_image(
         invert: `never`; `always`; or `auto`, which inverts where the image's border is clearly light and training
             had a dark background, or the reverse.
         fit: `pad` keeps the whole image, padded to a square with its border's median colour. `ink` crops a drawing
-            on a uniform background to its ink and leaves the margin that training images had. `auto` is `ink` where
-            training images had a common margin and the image is not of the model's size already, else `pad`.
+            on a uniform background to its ink and leaves the margin that training images had. `auto` is what training
+            did (`spec.fit`); images of the model's own size are taken as they are.
 
     Returns:
         uint8 [S, S, C], and what was done.
@@ -101,16 +132,12 @@ def prepare_image(
         DataError: see `open_image`.
         ConfigError: an unknown `invert` or `fit`.
     """
-    from vae_edge.decoding import decode
+    from vae_edge.decoding import decoded
 
     _check_options(invert, fit)
-    decoded = decode(source)
-    steps, hints = list(decoded.steps), list[str]()
-    image, tone = decoded.image, framing.tone(np.asarray(decoded.image.convert("L")))
-    if image.mode == "RGB" and spec.channels == 1:
-        image = image.convert("L")
-        steps.append("turned from colour to grey")
-    pixels = _resize(_frame(image, spec, fit, steps, hints), spec, steps)
+    with decoded(source, spec.depth) as found:
+        steps, hints = list(found.steps), list(found.hints)
+        pixels, tone = _look(found.page, spec, fit, steps, hints)
     invert_it = invert == "always" or (invert == "auto" and _opposite(tone, spec.background))
     if invert_it:
         pixels = 255 - pixels
@@ -118,8 +145,7 @@ def prepare_image(
         steps.append(f"inverted ({why})")
     elif invert == "never" and _opposite(tone, spec.background):
         hints.append(f"Its background is {tone} but training's was {spec.background}: try --invert auto.")
-    interpretation = Interpretation(decoded.source, decoded.size, decoded.mode, invert_it, tuple(steps), tuple(hints))
-    return pixels, interpretation
+    return pixels, Interpretation(found.source, found.size, found.mode, invert_it, tuple(steps), tuple(hints))
 
 
 def check_batch(array: Any, spec: InputSpec, name: str = "image") -> np.ndarray:
@@ -143,7 +169,7 @@ def check_batch(array: Any, spec: InputSpec, name: str = "image") -> np.ndarray:
 
 
 def to_batch(
-    inputs: Any, spec: InputSpec, invert: str = "never", fit: str = "auto"
+    inputs: Any, spec: InputSpec, invert: str = "never", fit: str = "auto", color: str = "rgb"
 ) -> tuple[np.ndarray, list[Interpretation]]:
     """Turn whatever a user has into a batch.
 
@@ -154,22 +180,24 @@ def to_batch(
         spec: the model's input.
         invert: see `prepare_image`. For arrays `auto` judges each image by its border.
         fit: see `prepare_image`. Arrays are never cropped.
+        color: the order of the channels of colour arrays: `rgb`, which is what models take, or `bgr`, which is
+            OpenCV's. Files and Pillow images know their order, and grey has none: on them it has no effect.
 
     Returns:
         uint8 [N, S, S, C], and N interpretations.
 
     Raises:
         DataError: an input is not readable or has the wrong form; there are no inputs.
-        ConfigError: an unknown `invert` or `fit`.
+        ConfigError: an unknown `invert`, `fit` or `color`.
     """
-    _check_options(invert, fit)
+    _check_options(invert, fit, color)
     if isinstance(inputs, np.ndarray):
-        return _from_array(inputs, spec, invert, "array")
+        return _from_array(inputs, spec, invert, color, "array")
     if not isinstance(inputs, (list, tuple)):
-        return _from_one(inputs, spec, invert, fit, "")
+        return _from_one(inputs, spec, (invert, fit, color), "")
     if not inputs:
         raise DataError("There are no images: the list is empty.")
-    parts = [_from_one(item, spec, invert, fit, f"[{index}]") for index, item in enumerate(inputs)]
+    parts = [_from_one(item, spec, (invert, fit, color), f"[{index}]") for index, item in enumerate(inputs)]
     return np.concatenate([pixels for pixels, _ in parts]), [each for _, found in parts for each in found]
 
 
@@ -190,10 +218,15 @@ def measure_background(images: np.ndarray) -> str:
 
 
 def measure_input(images: np.ndarray) -> InputSpec:
-    """What a model that is trained on these images uint8 [N, S, S, C] takes: size, channels, background, margin."""
+    """What a model that is trained on these images uint8 [N, S, S, C] takes: size, channels, background, margin, fit.
+
+    The fit is `ink` where the drawings in four images in five stand as cropping to the ink would put them, as in
+    MNIST; else `pad`.
+    """
     background = measure_background(images)
-    ink = framing.common_share(images) if background != "none" else None
-    return InputSpec(images.shape[1], images.shape[3], background, ink)
+    found = framing.common_framing(images) if background != "none" else None
+    fit = "ink" if found is not None and found.cropped >= _MOST else "pad"
+    return InputSpec(images.shape[1], images.shape[3], background, None if found is None else found.share, fit)
 
 
 def resize_square(square: Image, size: int) -> Image:
@@ -203,7 +236,7 @@ def resize_square(square: Image, size: int) -> Image:
     if square.width == size:
         return square
     if square.width > size:
-        return square.resize((size, size), Resampling.LANCZOS, reducing_gap=3.0)
+        return square.resize((size, size), Resampling.LANCZOS, reducing_gap=_GAP)
     return square.resize((size, size), Resampling.BICUBIC)
 
 
@@ -223,8 +256,8 @@ def how_to_uint8(array: np.ndarray) -> str:
     return f"Its values go from {low} to {high}: undo any normalization and bring them to 0..255 first."
 
 
-def _check_options(invert: str, fit: str) -> None:
-    for option, value, known in (("invert", invert, INVERT), ("fit", fit, FIT)):
+def _check_options(invert: str, fit: str, color: str = "rgb") -> None:
+    for option, value, known in (("invert", invert, INVERT), ("fit", fit, FIT), ("color", color, COLOR)):
         if value not in known:
             raise ConfigError(f"{option} is one of {', '.join(known)}, but {value!r} came.")
 
@@ -252,7 +285,7 @@ def _how_to_shape(shape: tuple[int, ...], spec: InputSpec) -> str:
         grey = "x" if shape[-1] == 1 else "x[..., None]"
         return f"The model takes colour: use np.repeat({grey}, 3, axis=-1)."
     if channels == 1 and shape[1:] == (size, size, 3):
-        return "The model takes grey: pass each image as PIL.Image.fromarray(x), which is converted."
+        return "The model takes grey: pass each image as PIL.Image.fromarray(x), which is converted; x is RGB."
     return "Arrays are not resized; pass each image as PIL.Image.fromarray(x), which is."
 
 
@@ -260,65 +293,129 @@ def _opposite(tone: str, background: str) -> bool:
     return {tone, background} == {"dark", "light"}
 
 
-def _frame(image: Image, spec: InputSpec, fit: str, steps: list[str], hints: list[str]) -> Image:
-    """The square part of the page that the model sees."""
-    from PIL.Image import fromarray
+def _look(page: framing.Page, spec: InputSpec, fit: str, steps: list[str], hints: list[str]) -> tuple[np.ndarray, str]:
+    """What the model sees of a page, and the page's tone."""
+    from vae_edge.decoding import SMALL, Grey, in_full
 
-    width, height = image.size
-    side = max(width, height)
+    if page.channels == 3 and spec.channels == 1:
+        page = Grey(page)
+        page = in_full(page) if page.width * page.height <= SMALL else page
+        steps.append("turned from colour to grey")
+    tone = framing.tone(page if page.channels == 1 else Grey(framing.only_border(page)))
+    return _fill_frame(page, spec, fit, steps, hints), tone
+
+
+def _fill_frame(page: framing.Page, spec: InputSpec, fit: str, steps: list[str], hints: list[str]) -> np.ndarray:
+    """The square part of the page that the model sees, at the model's size and with its channels."""
+    width, height = page.width, page.height
+    longer = max(width, height)
     if fit == "auto":
-        fit = "ink" if spec.ink is not None and (width, height) != (spec.size, spec.size) else "pad"
-    if side >= 2 * _ENOUGH:  # also keeps a page of 1 by a million from becoming a square
-        image = image.reduce(side // _ENOUGH)
-    pixels = np.asarray(image)
-    page = framing.page_colour(pixels)
-    box = framing.ink_box(pixels, page)
+        fit = spec.fit if (width, height) != (spec.size, spec.size) else "pad"
+    if longer >= 2 * _ENOUGH:  # also keeps a page of 1 by a million from becoming a square
+        page = _reduced(page, longer // _ENOUGH)
+    colour = framing.page_colour(page)
+    box = framing.ink_box(page, colour)
+    left, top, side = framing.whole_square(page)
     if box is not None and fit == "ink":
         steps.append("cropped to its ink and centred, with the margin of the training images")
-        return fromarray(framing.crop_to_ink(pixels, page, box, spec.ink or framing.INK_SHARE))
-    if fit == "ink":
-        steps.append("not cropped, since its background is not uniform or holds no ink")
-    elif box is not None and max(box[2] - box[0], box[3] - box[1]) < _SMALL * max(pixels.shape[:2]):
-        hints.append("What is drawn fills less than half of the frame: try --fit ink, which crops to it.")
-    if width == height:
-        return image
-    steps.append(f"padded to {side}×{side} with its border's colour")
-    return fromarray(framing.pad_to_square(pixels, page))
-
-
-def _resize(square: Image, spec: InputSpec, steps: list[str]) -> np.ndarray:
-    """To the model's size and channels."""
-    side = square.width
+        left, top, side = framing.ink_square(page, colour, box, spec.ink or framing.INK_SHARE)
+    else:
+        if fit == "ink":
+            steps.append("not cropped, since its background is not uniform or holds no ink")
+        elif box is not None and max(box[2] - box[0], box[3] - box[1]) < _SMALL * (spec.ink or 1) * side:
+            hints.append("What is drawn fills less than half of the frame: try --fit ink, which crops to it.")
+        if width != height:
+            steps.append(f"padded to {longer}×{longer} with its border's colour")
     if side != spec.size:
-        square = resize_square(square, spec.size)
         steps.append(f"resized from {side}×{side} to {spec.size}×{spec.size}")
-    if spec.channels == 3 and square.mode == "L":
+    pixels = _square(page, colour, (left, top, side), spec.size)
+    if spec.channels == 3 and pixels.ndim == 2:
         steps.append("its grey copied into three channels")
-        square = square.convert("RGB")
-    return np.array(square, dtype=np.uint8).reshape(spec.size, spec.size, spec.channels)
+        return np.repeat(pixels[..., None], 3, axis=-1)
+    return pixels.reshape(spec.size, spec.size, spec.channels)
 
 
-def _from_one(item: Any, spec: InputSpec, invert: str, fit: str, place: str) -> tuple[np.ndarray, list[Interpretation]]:
+def _reduced(page: framing.Page, factor: int) -> framing.ArrayPage:
+    """The page made smaller by a whole number, each pixel the mean of a square (fewer pixels at the edges)."""
+    from PIL.Image import fromarray
+
+    shape = (-(-page.height // factor), -(-page.width // factor), *(() if page.channels == 1 else (3,)))
+    pixels = np.empty(shape, np.uint8)
+    for (left, top, _, _), part in framing.tiles(page, step=factor):
+        small = np.asarray(fromarray(part).reduce(factor))
+        x, y = left // factor, top // factor
+        pixels[y : y + small.shape[0], x : x + small.shape[1]] = small
+    return framing.ArrayPage(pixels)
+
+
+def _square(page: framing.Page, colour: np.ndarray, square: tuple[int, int, int], size: int) -> np.ndarray:
+    """A square of the page resized as `resize_square` does, without the large square in memory; a fresh array."""
+    from PIL.Image import Resampling, fromarray
+
+    left, top, side = square
+    gap = int(side / size / _GAP)
+    if side <= _ENOUGH or gap <= 1:
+        whole = fromarray(framing.window(page, colour, left, top, left + side, top + side))
+        return np.array(resize_square(whole, size))
+    small = _reduced(_Window(page, colour, square), gap).pixels
+    return np.array(fromarray(small).resize((size, size), Resampling.LANCZOS, box=(0, 0, side / gap, side / gap)))
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A square of a page as a page of its own."""
+
+    page: framing.Page
+    colour: np.ndarray
+    square: tuple[int, int, int]
+
+    @property
+    def width(self) -> int:
+        return self.square[2]
+
+    @property
+    def height(self) -> int:
+        return self.square[2]
+
+    @property
+    def channels(self) -> int:
+        return self.page.channels
+
+    def piece(self, left: int, top: int, right: int, bottom: int) -> np.ndarray:
+        x, y, _ = self.square
+        return framing.window(self.page, self.colour, x + left, y + top, x + right, y + bottom)
+
+
+def _from_one(
+    item: Any, spec: InputSpec, options: tuple[str, str, str], place: str
+) -> tuple[np.ndarray, list[Interpretation]]:
+    invert, fit, color = options
     if isinstance(item, np.ndarray):
-        return _from_array(item, spec, invert, f"array{place}")
+        return _from_array(item, spec, invert, color, f"array{place}")
     pixels, interpretation = prepare_image(item, spec, invert, fit)
     return pixels[None], [interpretation]
 
 
-def _from_array(array: np.ndarray, spec: InputSpec, invert: str, name: str) -> tuple[np.ndarray, list[Interpretation]]:
+def _from_array(
+    array: np.ndarray, spec: InputSpec, invert: str, color: str, name: str
+) -> tuple[np.ndarray, list[Interpretation]]:
     size, channels = spec.size, spec.channels
     if array.shape == (size, size, channels):
         array = array[None]
     elif channels == 1 and array.ndim in (2, 3) and array.shape[-2:] == (size, size):
         array = array[..., None] if array.ndim == 3 else array[None, ..., None]
     batch = check_batch(array, spec, name)
+    steps: tuple[str, ...] = ()
+    if color == "bgr" and channels == 3:
+        batch, steps = np.ascontiguousarray(batch[..., ::-1]), ("channels brought from BGR to RGB",)
     inverted = np.full(len(batch), invert == "always")
     if invert == "auto" and spec.background != "none":
         inverted = framing.tones(batch) == ("light" if spec.background == "dark" else "dark")
     if inverted.any():
         batch = np.where(inverted[:, None, None, None], 255 - batch, batch)
+    mode = f"uint8 {channels}-channel"
     kinds = [
-        Interpretation(name, (size, size), f"uint8 {channels}-channel", flag, ("inverted",) if flag else ())
+        Interpretation(name, (size, size), mode, flag, (*steps, "inverted") if flag else steps)
         for flag in (False, True)
     ]
     return batch, [kinds[int(flag)] for flag in inverted]

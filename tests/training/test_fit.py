@@ -14,8 +14,18 @@ import torch
 
 from vae_edge.data import Dataset, LabelledImages, rotated, rotation_range
 from vae_edge.errors import CheckpointError, ConfigError, DataError
+from vae_edge.images import InputSpec
 from vae_edge.model import AngleVAE, LossWeights
-from vae_edge.training.checkpoint import CONFIG, MODEL, STATE, Checkpoint, load_checkpoint, load_samples, read_tensors
+from vae_edge.training.checkpoint import (
+    CONFIG,
+    MODEL,
+    STATE,
+    Checkpoint,
+    load_checkpoint,
+    load_samples,
+    read_config,
+    read_tensors,
+)
 from vae_edge.training.config import TrainConfig, learning_rate
 from vae_edge.training.finish import fit_score
 from vae_edge.training.fit import Interrupted, plan, train
@@ -372,3 +382,11 @@ def test_without_tensorboard_its_log_is_refused_before_anything_is_written(
     with pytest.raises(CheckpointError, match=r"vae-edge\[tensorboard\]"):
         train(few_digits, plan(few_digits, "tiny", SETTINGS), tmp_path / "run", tensorboard=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_before_prepares_files_as_it_did(checkpoint: Checkpoint, tmp_path: Path):
+    config = json.loads((checkpoint.path / CONFIG).read_text())
+    for ink, fit in ((0.7, "ink"), (None, "pad")):
+        config["input"] = {"size": 28, "channels": 1, "background": "dark", "ink": ink}
+        (tmp_path / CONFIG).write_text(json.dumps(config))
+        assert read_config(tmp_path).input == InputSpec(28, 1, "dark", ink, fit)

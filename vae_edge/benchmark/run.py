@@ -147,8 +147,8 @@ def _time_batch(
     for candidate in opened:
         candidate.classifier.warmup(len(image))
         for _ in range(WARM_CALLS):
-            candidate.classifier(image)
-    calls = [partial(candidate.classifier, image) for candidate in opened]
+            candidate.classifier(image, color="rgb")
+    calls = [partial(candidate.classifier, image, color="rgb") for candidate in opened]
     times = time_in_turns(calls, seconds, burst=4 if len(image) < 32 else 1)
     return [_summary(candidate, taken, len(image), peaks) for candidate, taken in zip(opened, times, strict=True)]
 

@@ -42,7 +42,9 @@ def compare(arguments: argparse.Namespace) -> None:
     cells = list_cells(models, kinds, not arguments.no_generated, seeds)
     for package in (*LATE, *(ESTIMATING if set(models) & set(ESTIMATORS) else ())):
         import_module(package)  # what is missing is said before the training, not after
-    dataset = load_dataset(arguments.data, size=arguments.size)
+    dataset = load_dataset(arguments.data, size=arguments.size, channels=arguments.channels, fit=arguments.fit)
+    for note in dataset.notes:
+        say(note)
     settings = Settings(
         arguments.preset, _train_images(arguments.train_images, dataset), arguments.images_seen, arguments.generated
     )

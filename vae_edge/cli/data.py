@@ -29,7 +29,7 @@ def show(arguments: argparse.Namespace) -> None:
     from vae_edge.data.sheet import contact_sheet
     from vae_edge.files import atomic_path
 
-    dataset = load_dataset(arguments.data, size=arguments.size)
+    dataset = load_dataset(arguments.data, size=arguments.size, channels=arguments.channels, fit=arguments.fit)
     halves = {name: half for name, half in (("train", dataset.train), ("test", dataset.test)) if half is not None}
     result: dict[str, Any] = {"name": dataset.name, "source": dataset.source, "classes": list(dataset.classes)}
     for name, half in halves.items():
@@ -44,6 +44,8 @@ def show(arguments: argparse.Namespace) -> None:
         result["unlabelled"] = {"images": len(dataset.unlabelled)}
     if dataset.train is not None and dataset.test is not None:
         result["test"]["also_in_train"] = int(leaked(dataset.test.images, dataset.train.images).sum())
+    if dataset.input is not None:
+        result["prepared"] = {"fit": dataset.input.fit, "depth": dataset.input.depth, "notes": list(dataset.notes)}
     if arguments.sheet:
         with atomic_path(arguments.sheet) as temporary:
             contact_sheet(next(iter(halves.values()))).save(temporary, "PNG")
@@ -51,6 +53,7 @@ def show(arguments: argparse.Namespace) -> None:
 
     def lines() -> Iterator[str]:
         yield f"{dataset.name} ({dataset.source})"
+        yield from (f"  {note}" for note in dataset.notes)
         for name in halves:
             part = result[name]
             yield f"  {name}: {part['images']} images of {'×'.join(map(str, part['shape']))}"

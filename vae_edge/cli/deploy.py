@@ -68,8 +68,7 @@ def quantize(arguments: argparse.Namespace) -> None:
     from vae_edge.data import load_dataset
     from vae_edge.export.data import quantize_with
 
-    spec = load_bundle(arguments.bundle).input
-    dataset = load_dataset(arguments.data, size=spec.size, channels=spec.channels)
+    dataset = load_dataset(arguments.data, prepared_as=load_bundle(arguments.bundle).input)
     with working(f"quantizing to {arguments.precision}"):
         result = quantize_with(arguments.bundle, arguments.precision, dataset, arguments.seed, arguments.force)
     for sentence in result["warnings"]:

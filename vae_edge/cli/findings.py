@@ -32,7 +32,7 @@ def collect(
     there = dict.fromkeys(entry.precision for entry in opened.select("classifier", "onnx"))
     by_precision = [_row(bundle, precision, turned, held, opened) for precision in there]
     with load(bundle, precision="fp32") as classifier:
-        predictions = classifier(turned.images)
+        predictions = classifier(turned.images, color="rgb")
         reconstructions = classifier.reconstruct(turned.images)
         unknown = _unknown(classifier, turned.images[:UNKNOWN], seed)
     predicted = np.asarray(predictions.labels)
@@ -98,7 +98,7 @@ def _row(bundle: Path, precision: str, turned: Any, upright: Any, opened: Any) -
     with load(bundle, precision=precision) as classifier:
 
         def run(images: Any) -> Any:
-            return arrays(classifier(images))
+            return arrays(classifier(images, color="rgb"))
 
         about = (opened.classes, classifier.threshold, 0.0)
         ambiguous = opened.manifest["data"].get("ambiguous", ())
@@ -117,7 +117,7 @@ def _row(bundle: Path, precision: str, turned: Any, upright: Any, opened: Any) -
 def _unknown(classifier: Any, images: Any, seed: int) -> dict[str, Any]:
     from vae_edge.data.unknown import KINDS, make_unknown
 
-    return {kind: classifier(make_unknown(images, kind, seed)).scores for kind in KINDS}
+    return {kind: classifier(make_unknown(images, kind, seed), color="rgb").scores for kind in KINDS}
 
 
 def _without_temperature(probabilities: Any, temperature: float) -> Any:

@@ -71,6 +71,23 @@ def _seed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=seed, default=0, help="fixes every random number (default: 0)")
 
 
+def _form(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--size", type=positive, help="resize images to this many pixels (28 to 64)")
+    parser.add_argument(
+        "--channels",
+        type=int,
+        choices=(1, 3),
+        help="1: grey, 3: colour (default: grey where no picture has any colour to speak of)",
+    )
+    parser.add_argument(
+        "--fit",
+        default="auto",
+        choices=("auto", "pad", "ink"),
+        help="how files become square, here and in all later steps; pad: the whole picture, padded; ink: the drawing, "
+        "cut out of its page; auto (default): ink where that hardly changes the pictures, else pad",
+    )
+
+
 def _backend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", default="auto", help="openvino, onnxruntime or auto (default)")
     parser.add_argument("--precision", default="auto", help="fp32, fp16, int8 or auto (default)")
@@ -112,7 +129,7 @@ def _data(commands: Commands) -> None:
     show = parts.add_parser("show", help="what a data set holds, as training would see it")
     show.set_defaults(run=command("data", "show"))
     show.add_argument("data", metavar="DATA", help=DATA_HELP)
-    show.add_argument("--size", type=positive, help="resize images to this many pixels")
+    _form(show)
     show.add_argument("--sheet", metavar="PNG", help="write a contact sheet of some images")
     _json(show)
 
@@ -124,7 +141,7 @@ def _train(commands: Commands) -> None:
     parser.add_argument("--rotation", default="full", help="none, full (default), or the largest angle in degrees")
     parser.add_argument("--out", required=True, metavar="RUN", help="folder of the training run")
     parser.add_argument("--resume", action="store_true", help="go on with the unfinished run in --out")
-    parser.add_argument("--size", type=positive, help="resize images to this many pixels (28 to 64)")
+    _form(parser)
     parser.add_argument("--epochs", type=positive, help="passes over the images (default: about 700,000 images in all)")
     parser.add_argument("--batch", type=positive, help="images a step (default: 256; 16 to 128 for sets under 10,000)")
     parser.add_argument(
@@ -229,7 +246,7 @@ def _compare(commands: Commands) -> None:
         "--images-seen", type=positive, default=240_000, metavar="N", help="images shown in training (default: 240000)"
     )
     parser.add_argument("--preset", default="small", help="of ours: tiny, small (default) or base")
-    parser.add_argument("--size", type=positive, help="resize images to this many pixels (28 to 64)")
+    _form(parser)
     parser.add_argument("--seconds", type=float, default=30.0, help="time for all latencies (default: 30)")
     parser.add_argument("--out", default="runs/compare", help="folder of the results; goes on with what is there")
     _threads(parser, "all")
@@ -298,8 +315,8 @@ def _predict(commands: Commands) -> None:
         "--fit",
         default="auto",
         choices=("auto", "pad", "ink"),
-        help="pad: the whole picture, padded to a square; ink: cut out the drawing and leave training's margin; "
-        "auto (default): ink where training's drawings had a common margin",
+        help="auto (default): as training prepared its files; pad: the whole picture, padded to a square; "
+        "ink: cut out the drawing and leave training's margin",
     )
     _backend(parser)
     _threads(parser)

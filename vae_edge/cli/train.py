@@ -22,7 +22,7 @@ def train(arguments: argparse.Namespace) -> None:
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    dataset = load_dataset(arguments.data, size=arguments.size)
+    dataset = load_dataset(arguments.data, size=arguments.size, channels=arguments.channels, fit=arguments.fit)
     result = fit(dataset, arguments, "go on with --resume")
     emit(result, arguments.json, lambda: _training_lines(Path(arguments.out)))
 
@@ -65,6 +65,8 @@ def fit(dataset: Any, arguments: argparse.Namespace, how_to_go_on: str) -> dict[
         f"({config.data['held_out']} held out), {len(config.classes)} classes, rotation {settings.rotation}, "
         f"{settings.epochs_for(shown)} epochs"
     )
+    for note in dataset.notes:
+        say(note)
     if config.data["unlabelled"]:
         say(f"{config.data['unlabelled']} images without labels are learnt from as well")
     if config.data["unlike_mirrored"]:
@@ -119,7 +121,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     path = Path(arguments.model)
     is_bundle = (path / "manifest.json").is_file()
     known = _open_bundle(path, arguments) if is_bundle else _open_checkpoint(path, arguments)
-    dataset = load_dataset(arguments.data, size=known["size"], channels=known["channels"])
+    dataset = load_dataset(arguments.data, prepared_as=known["input"])
     images = select_split(dataset, arguments.split, known["data"]["holdout_fraction"], known["data"]["seed"])
     split = resolve_split(arguments.split, dataset, known["data"], path)
     rotation = str(arguments.rotation) if arguments.rotation is not None else known["rotation"]
@@ -138,7 +140,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             known["threshold"],
             range_deg,
             arguments.seed + 1,
-            known["fill"],
+            known["input"].fill,
             known["data"].get("ambiguous", ()),
             has_angle=known["rotation"] != "none",
         )
@@ -204,10 +206,8 @@ def _open_checkpoint(path: Path, arguments: argparse.Namespace) -> dict[str, Any
     return {
         "predict": run,
         "close": nullcontext(),
-        "fill": config.input.fill,
+        "input": config.input,
         "classes": config.classes,
-        "size": config.input.size,
-        "channels": config.input.channels,
         "threshold": checkpoint.result["threshold"],
         "rotation": config.training.rotation,
         "data": config.data,
@@ -225,15 +225,13 @@ def _open_bundle(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     classifier = load(path, backend=arguments.backend, precision=arguments.precision, threads=arguments.threads)
 
     def run(images: Any) -> Any:
-        return arrays(classifier(images))
+        return arrays(classifier(images, color="rgb"))
 
     return {
         "predict": run,
         "close": classifier,
-        "fill": bundle.input.fill,
+        "input": bundle.input,
         "classes": bundle.classes,
-        "size": bundle.input.size,
-        "channels": bundle.input.channels,
         "threshold": classifier.threshold,
         "rotation": str(bundle.rotation),
         "data": training_data(bundle),

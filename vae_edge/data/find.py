@@ -10,38 +10,60 @@ from pathlib import Path
 from vae_edge.data.arrays import check_options, shaped
 from vae_edge.data.digits import NAME as DIGITS
 from vae_edge.data.digits import load_digits
-from vae_edge.data.folder import decode_files, is_image_folder, load_folder
+from vae_edge.data.folder import is_image_folder, load_folder
 from vae_edge.data.idx import is_idx_folder, load_idx_file, load_idx_folder
 from vae_edge.data.listing import unlabelled_files, unlabelled_folder
 from vae_edge.data.npz import load_npz
+from vae_edge.data.preparing import choose_depth, prepare_files, read_headers
 from vae_edge.data.sets import Dataset, LabelledImages, labelled
-from vae_edge.errors import DataError
+from vae_edge.errors import ConfigError, DataError
+from vae_edge.images import FIT, InputSpec, measure_input
 
 VARIABLE = "VAE_EDGE_DATA"
 """The environment variable that names a folder of data sets."""
 
 
-def load_dataset(spec: str | os.PathLike[str], size: int | None = None, channels: int | None = None) -> Dataset:
+def load_dataset(
+    spec: str | os.PathLike[str],
+    size: int | None = None,
+    channels: int | None = None,
+    fit: str = "auto",
+    prepared_as: InputSpec | None = None,
+) -> Dataset:
     """Load a data set, whichever kind it is.
 
     Args:
         spec: `digits` (built in); a path to a folder of IDX files, an IDX images file, a folder of images with one
             sub-folder a class, or an `.npz`; or a name in the folder that the environment variable VAE_EDGE_DATA names.
         size: the side in pixels (28 to 64) that images are resized to. None keeps the size of arrays, and chooses one
-            for image files (see `vae_edge.data.folder`).
-        channels: 1 for grey, 3 for colour; None takes what is there.
+            for image files (see `vae_edge.data.preparing`).
+        channels: 1 for grey, 3 for RGB; None takes what is there.
+        fit: how image files become square: `pad`, `ink` (`vae_edge.images.prepare_image`), or `auto`, which chooses.
+        prepared_as: the input of a run or a bundle, instead of the three before: files are prepared exactly as those
+            were that it was trained on.
+
+    Returns:
+        the data set; its `input` says how files were prepared.
 
     Raises:
         DataError: there is nothing of that name, or it is not what it should be.
-        ConfigError: a size or channel count that no model takes.
+        ConfigError: a size, a channel count or a fit that no model takes.
     """
+    if prepared_as is not None:
+        size, channels = prepared_as.size, prepared_as.channels
     check_options(size, channels)
-    if os.fspath(spec) == DIGITS:
-        return _reshaped(load_digits(), size, channels)
+    if fit not in FIT:
+        raise ConfigError(f"fit is one of {', '.join(FIT)}, but {fit!r} came.")
     try:
-        return _load(_locate(spec), size, channels)
+        if os.fspath(spec) == DIGITS:
+            dataset = _reshaped(load_digits(), size, channels)
+        else:
+            dataset = _load(_locate(spec), size, channels, fit, prepared_as)
     except OSError as error:
         raise DataError(f"{os.fspath(spec)} cannot be read: {error}") from error
+    if dataset.input is None and (prepared_as is not None or fit != "auto"):
+        dataset = replace(dataset, input=prepared_as or replace(_measured(dataset), fit=fit))
+    return dataset
 
 
 def _locate(spec: str | os.PathLike[str]) -> Path:
@@ -72,13 +94,13 @@ def _what_there_is(shelf: str) -> str:
     return f"Built in: {DIGITS}. In {shelf} ({VARIABLE}): {', '.join(names) or 'none'}."
 
 
-def _load(path: Path, size: int | None, channels: int | None) -> Dataset:
+def _load(path: Path, size: int | None, channels: int | None, fit: str, prepared_as: InputSpec | None) -> Dataset:
     if path.is_dir():
         path = path.absolute()
         if is_idx_folder(path):
-            return _with_unlabelled(load_idx_folder(path, size, channels), path)
+            return _with_unlabelled(load_idx_folder(path, size, channels), path, fit, prepared_as)
         if is_image_folder(path):
-            return load_folder(path, size, channels)
+            return load_folder(path, size, channels, fit, prepared_as)
         raise DataError(
             f"{path} holds no data set: expected IDX files (train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz), "
             "or images in one sub-folder a class."
@@ -92,14 +114,24 @@ def _load(path: Path, size: int | None, channels: int | None) -> Dataset:
     )
 
 
-def _with_unlabelled(dataset: Dataset, folder: Path) -> Dataset:
-    """The same data set with the image files of the folder `unlabelled`, brought to its size and channels."""
+def _with_unlabelled(dataset: Dataset, folder: Path, fit: str, prepared_as: InputSpec | None) -> Dataset:
+    """The same data set with the image files of the folder `unlabelled`, prepared to be like its arrays."""
     place = unlabelled_folder(folder)
-    half = dataset.train if dataset.train is not None else dataset.test
-    if place is None or half is None:
+    if place is None:
         return dataset
-    _, size, _, channels = half.images.shape
-    return replace(dataset, unlabelled=decode_files(unlabelled_files(place), size, channels))
+    files, notes = unlabelled_files(place), list[str]()
+    chosen = prepared_as
+    if chosen is None:
+        depth, notes = choose_depth(files, read_headers(files))
+        measured = _measured(dataset)
+        chosen = replace(measured, fit=measured.fit if fit == "auto" else fit, depth=depth)
+    return replace(dataset, unlabelled=prepare_files(files, chosen), input=chosen, notes=tuple(notes))
+
+
+def _measured(dataset: Dataset) -> InputSpec:
+    half = dataset.train if dataset.train is not None else dataset.test
+    assert half is not None  # as Dataset checked
+    return measure_input(half.images)
 
 
 def _reshaped(dataset: Dataset, size: int | None, channels: int | None) -> Dataset:

@@ -2,22 +2,16 @@
 
 Images without labels lie in a folder `unlabelled` beside the classes, or beside `train` and `test`.
 
-Which size the images get, where none is asked for: if all are square, of one size from 28 to 64 pixels, they keep it;
-otherwise 28 where no image is larger than 32 pixels either way, else 64. Which channels: one if all images are grey
-(also where they are stored as colour), else three. Images without labels count alike in both.
+How the files become images, where nobody says it, is chosen in `vae_edge.data.preparing`.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from vae_edge.data.arrays import LARGEST, SMALLEST, with_channels
 from vae_edge.data.listing import (
     SUFFIXES,
     class_folders,
@@ -26,14 +20,12 @@ from vae_edge.data.listing import (
     unlabelled_files,
     unlabelled_folder,
 )
-from vae_edge.data.progress import counting
+from vae_edge.data.preparing import Prepared, choose_and_prepare, prepare_files
 from vae_edge.data.sets import Dataset, LabelledImages, labelled, two_halves
-from vae_edge.decoding import image_size
 from vae_edge.errors import DataError
-from vae_edge.images import InputSpec, prepare_image
+from vae_edge.images import InputSpec
 
 _ROLES = {"train": "train", "training": "train", "test": "test", "val": "validation", "validation": "validation"}
-_SMALL = 32
 
 
 @dataclass(frozen=True)
@@ -50,10 +42,17 @@ def is_image_folder(folder: Path) -> bool:
     return bool(subfolders(folder))
 
 
-def load_folder(folder: Path, size: int | None = None, channels: int | None = None) -> Dataset:
-    """Load image files; see the module for the layout, the size and the channels.
+def load_folder(
+    folder: Path,
+    size: int | None = None,
+    channels: int | None = None,
+    fit: str = "auto",
+    prepared_as: InputSpec | None = None,
+) -> Dataset:
+    """Load image files; see the module for the layout.
 
-    Every image becomes square by the preprocessing that prediction uses (`vae_edge.images.prepare_image`).
+    Every image becomes square by the preprocessing that prediction uses (`vae_edge.images.prepare_image`): with the
+    settings `prepared_as` of a model, or with those that are chosen here, which the data set then carries.
     Hidden files, and files of other suffixes, are passed over. A `val` or `validation` folder is the test half where
     there is no `test`, else it joins the training half.
 
@@ -69,8 +68,13 @@ def load_folder(folder: Path, size: int | None = None, channels: int | None = No
         raise DataError(f"{folder}: {' and '.join(parts)} differ in their classes ({', '.join(differing[:10])}).")
     files = [file for part in parts.values() for file in part.files]
     files += unlabelled_files(place) if place is not None else []
-    size = size or _choose_size(files)
-    images = decode_files(files, size, channels)
+    if prepared_as is not None:
+        prepared = Prepared(prepare_files(files, prepared_as), prepared_as)
+    else:
+        roles = [role for role, part in parts.items() for _ in part.files]
+        training = np.array([role != "test" for role in roles] + [True] * (len(files) - len(roles)))
+        prepared = choose_and_prepare(files, size, channels, fit, training if training.any() else None)
+    images = prepared.images
     made: dict[str, LabelledImages] = {}
     start = 0
     for role, part in parts.items():
@@ -78,28 +82,8 @@ def load_folder(folder: Path, size: int | None = None, channels: int | None = No
         made[role] = labelled(str(folder), images[start:stop], np.array(part.labels, dtype=np.int64), part.classes)
         start = stop
     others = images[start:] if place is not None else None
-    return two_halves(folder.name, str(folder), made.get("train"), made.get("validation"), made.get("test"), others)
-
-
-def decode_files(files: list[Path], size: int, channels: int | None) -> np.ndarray:
-    """Decode to uint8 [N, size, size, C]; where the channels are not asked for, what is grey is found out.
-
-    Raises:
-        DataError: an image does not decode.
-    """
-    spec = InputSpec(size, channels or 3, "none")
-
-    def decode(file: Path) -> np.ndarray:
-        pixels, _ = prepare_image(file, spec)
-        grey = channels is None and (pixels == pixels[..., :1]).all()
-        return pixels[..., :1].copy() if grey else pixels
-
-    pages = _in_threads(decode, files, "decoding images")
-    widest = max(page.shape[-1] for page in pages)
-    images = np.empty((len(pages), size, size, widest), dtype=np.uint8)
-    for index, page in enumerate(pages):
-        images[index] = with_channels(page[None], widest)[0]
-    return images
+    dataset = two_halves(folder.name, str(folder), made.get("train"), made.get("validation"), made.get("test"), others)
+    return replace(dataset, input=prepared.input, notes=prepared.notes)
 
 
 def _halves(folder: Path) -> dict[str, Path]:
@@ -156,21 +140,3 @@ def _list(folder: Path) -> _Part:
         files += images
         labels += [label] * len(images)
     return _Part(files, labels, tuple(place.name for place in places))
-
-
-def _choose_size(files: list[Path]) -> int:
-    sizes = set(_in_threads(image_size, files, "looking at images"))
-    if len(sizes) == 1:
-        width, height = next(iter(sizes))
-        if width == height and SMALLEST <= width <= LARGEST:
-            return width
-    return SMALLEST if max(max(pair) for pair in sizes) <= _SMALL else LARGEST
-
-
-def _in_threads(function: Callable[[Path], object], files: list[Path], what: str) -> list:
-    with counting(what, len(files)) as advance, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        results = []
-        for result in pool.map(function, files):
-            results.append(result)
-            advance(1)
-        return results

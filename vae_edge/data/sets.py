@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vae_edge.errors import DataError
+from vae_edge.images import InputSpec
 
 MOST_CLASSES = 4096
 """Labels without class names that go higher than this are taken for damage."""
@@ -81,6 +82,10 @@ class Dataset:
     test: LabelledImages | None
     unlabelled: np.ndarray | None = None
     """uint8 [M, H, W, C], M at least 1, of the shape of the others. None: there are none."""
+    input: InputSpec | None = None
+    """How files became these images, or are to become images like these. None: they are arrays, and nobody has said."""
+    notes: tuple[str, ...] = ()
+    """Sentences on what was chosen while the files were read."""
 
     def __post_init__(self) -> None:
         """Check that there is something, and that two halves are of one data set."""

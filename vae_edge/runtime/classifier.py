@@ -15,6 +15,7 @@ from vae_edge.errors import BackendError, BundleError, ConfigError
 from vae_edge.images import FIT, InputSpec, Interpretation, check_batch, to_batch
 from vae_edge.runtime import probing
 from vae_edge.runtime.backends import Backend, Interface, TensorInfo, check_interface, open_backend
+from vae_edge.runtime.color_order import ColorOrderCheck
 from vae_edge.runtime.machine import int8_saturates
 from vae_edge.runtime.predictions import Predictions
 
@@ -50,39 +51,48 @@ class Classifier:
         self._lock = threading.Lock()
         names = [info.name for info in engine.outputs]
         self._order = [names.index(name) for name in (*OUTPUTS, *DOUBTS) if name in names]
+        self._color_order = ColorOrderCheck(bundle.input.channels)
 
-    def __call__(self, images: Any, invert: str = "never", fit: str = "auto") -> Predictions:
+    def __call__(self, images: Any, invert: str = "never", fit: str = "auto", color: str | None = None) -> Predictions:
         """Classify images.
 
         Args:
-            images: an array uint8 [N, S, S, C] (the fast way), or a path, a Pillow image, or a list of these or of
-                arrays, which are prepared as `vae_edge.images.to_batch` says.
+            images: an array uint8 [N, S, S, C] (the fast way; colours in the order RGB), or a path, a Pillow image, or
+                a list of these or of arrays, which are prepared as `vae_edge.images.to_batch` says.
             invert: `never`, `always` or `auto`.
-            fit: `auto`, `pad` or `ink`; arrays are never cropped.
+            fit: `auto` (as training did), `pad` or `ink`; arrays are never cropped.
+            color: the order of the channels of arrays, `rgb` or `bgr` (OpenCV's); no effect on files, Pillow images
+                and grey models. None is `rgb`, but the first calls look whether it might be `bgr`, and log a warning.
 
         Raises:
             DataError: an image cannot be read or an array has the wrong form.
             BackendError: the classifier was closed, or the engine failed.
         """
-        if type(images) is np.ndarray and images.ndim == 4 and invert == "never" and fit in FIT:
+        plain = invert == "never" and (color is None or color == "rgb") and fit in FIT
+        if plain and type(images) is np.ndarray and images.ndim == 4:
             batch = check_batch(images, self.input)
             interpret: Callable[[int], list[Interpretation]] = self._interpret_array
         else:
-            batch, found = to_batch(images, self.input, invert, fit)
+            batch, found = to_batch(images, self.input, invert, fit, color or "rgb")
             interpret = lambda count: found  # noqa: E731
         outputs = self._run(self._engine, batch)
+        if self._color_order.watching and color is None and type(images) is np.ndarray:
+            place = self._order[OUTPUTS.index("score")]
+            self._color_order.look(
+                batch, outputs[place], self.threshold, lambda swapped: self._run(self._engine, swapped)[place]
+            )
         return Predictions(
             *[outputs[k] for k in self._order], classes=self.classes, threshold=self.threshold, interpret=interpret
         )
 
-    def reconstruct(self, images: Any, invert: str = "never", fit: str = "auto") -> np.ndarray:
-        """What the model makes of the images when it draws them again: uint8 [N, S, S, C]. Arguments as for a call.
+    def reconstruct(self, images: Any, invert: str = "never", fit: str = "auto", color: str = "rgb") -> np.ndarray:
+        """What the model makes of the images when it draws them again: uint8 [N, S, S, C], RGB; arguments as in a call.
 
         Raises:
             BundleError: the bundle has no reconstruction model.
             VerificationError: its answers to the bundle's probe images are wrong here.
         """
-        batch, _ = to_batch(images, self.input, invert, fit)
+        batch, _ = to_batch(images, self.input, invert, fit, color)
         with self._lock:
             if self._engine is not None and self._reconstructor is None:
                 self._reconstructor = self._open_reconstructor()

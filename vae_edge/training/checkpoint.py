@@ -45,7 +45,7 @@ class RunConfig:
         return {
             "schema": SCHEMA,
             "classes": list(self.classes),
-            "input": asdict(self.input),
+            "input": self.input.to_json(),
             "model": asdict(self.model),
             "training": self.training.to_dict(),
             "data": self.data,
@@ -84,7 +84,7 @@ def read_config(folder: Path) -> RunConfig:
             ModelConfig.from_dict(stored["model"]),
             TrainConfig.from_dict(stored["training"]),
             tuple(stored["classes"]),
-            InputSpec(**stored["input"]),
+            InputSpec.from_json(stored["input"]),
             stored["data"],
         )
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ConfigError) as error:

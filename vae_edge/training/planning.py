@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from vae_edge.data import (
 )
 from vae_edge.data.copies import leaked
 from vae_edge.errors import ConfigError, DataError
-from vae_edge.images import measure_input
+from vae_edge.images import InputSpec, measure_input
 from vae_edge.model import create_config
 from vae_edge.training.checkpoint import RunConfig
 from vae_edge.training.config import TrainConfig
@@ -78,6 +78,14 @@ def sort_out(dataset: Dataset, training: TrainConfig) -> Material:
     return Material(kept, unlabelled, angles, held, watched)
 
 
+def _input(dataset: Dataset, images: NDArray[np.uint8]) -> InputSpec:
+    """What the model takes: measured on its images; how files become such images is as the data set was loaded."""
+    spec, loaded = measure_input(images), dataset.input
+    if loaded is None:
+        return spec
+    return replace(spec, fit=loaded.fit, ink=spec.ink if loaded.ink is None else loaded.ink, depth=loaded.depth)
+
+
 def plan(dataset: Dataset, preset: str, training: TrainConfig, **overrides: Any) -> RunConfig:
     """The configuration of a run on the training half of a data set.
 
@@ -87,7 +95,7 @@ def plan(dataset: Dataset, preset: str, training: TrainConfig, **overrides: Any)
     """
     material = sort_out(dataset, training)
     kept = material.labelled
-    spec = measure_input(np.concatenate([kept.images, material.unlabelled]))
+    spec = _input(dataset, np.concatenate([kept.images, material.unlabelled]))
     pose = training.rotation != "none"
     model = create_config(
         preset,
