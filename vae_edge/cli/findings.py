@@ -15,9 +15,19 @@ SAMPLES, MISTAKES, GENERATED, UNKNOWN = 24, 12, 16, 1000
 
 
 def collect(
-    run: Path, bundle: Path, held: Any, data_name: str, split: str, benchmark: dict[str, Any], seed: int
+    run: Path,
+    bundle: Path,
+    held: Any,
+    data_name: str,
+    split: str,
+    benchmark: dict[str, Any],
+    seed: int,
+    more_facts: dict[str, str] | None = None,
 ) -> Content:
-    """Everything on the page, measured with the bundle's fp32 model but for the rows by precision."""
+    """Everything on the page, measured with the bundle's fp32 model but for the rows by precision.
+
+    `more_facts` are shown beside the model's and the machine's.
+    """
     from vae_edge.bundle import load_bundle
     from vae_edge.data import rotated, rotation_range
     from vae_edge.metrics import wrap_degrees
@@ -86,7 +96,7 @@ def collect(
         precisions=[{key: value for key, value in row.items() if key != "evaluation"} for row in by_precision],
         benchmark=benchmark,
         training=_log(run),
-        facts=_facts(checkpoint, benchmark),
+        facts={**_facts(checkpoint, benchmark), **(more_facts or {})},
     )
 
 
