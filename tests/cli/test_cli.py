@@ -298,6 +298,8 @@ def test_a_folder_of_colour_pictures_goes_the_whole_way(
     assert (
         measured["n"] == 120 and measured["accuracy"] > 0.9 and ("angle_error_deg" in measured) == (rotation != "none")
     )
+    fine = result(capsys, "evaluate", bundle, "--data", signs, "--split", "all", "--precision", "fp32")
+    assert fine["accepted"] > 0.8 and abs(measured["accepted"] - fine["accepted"]) < 0.06, "rounding moves scores"
     (row,) = result(capsys, "predict", bundle, signs / "arrow, blue" / "1.jpg")["predictions"]
     assert row["name"] == "arrow, blue" and (row["angle_deg"] is None) == (rotation == "none")
 
