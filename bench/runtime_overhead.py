@@ -21,7 +21,7 @@ import vae_edge
 from vae_edge import files
 from vae_edge.benchmark.machine import describe_machine
 from vae_edge.bundle import Bundle, load_bundle
-from vae_edge.runtime.classifier import entries_here, find_entry
+from vae_edge.runtime.classifier import cpu_entries, find_entry
 
 ROUNDS = 2000
 CALLS_A_TURN = 3
@@ -92,7 +92,7 @@ def main() -> None:
     arguments = parser.parse_args()
     bundle = load_bundle(arguments.bundle)
     results = []
-    for precision in entries_here(bundle):
+    for precision in cpu_entries(bundle):
         for backend in vae_edge.runtime.installed_backends():
             results.append(measure(arguments.bundle, backend, precision))
             print(results[-1])

@@ -200,6 +200,7 @@ def _set(*keys: Any, to: Any) -> Callable[[dict[str, Any]], None]:
         (_set("models", 0, "file", to="C:x.onnx"), "plain name of a file"),
         (_set("models", 0, "file", to="a\0b"), "plain name of a file"),
         (_set("models", 0, "file", to=MANIFEST_FILE), "another name than"),
+        (_set("models", 0, "file", to="verified.json"), "another name than"),
         (_set("models", 0, "accuracy", to=0.9), "'accuracy' should be an object"),
         (lambda m: m["models"].append(m["models"][0]), "same file twice"),
         (lambda m: m["models"].append({**m["models"][0], "file": "b.onnx"}), "same role, format, precision and target"),

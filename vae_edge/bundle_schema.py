@@ -118,7 +118,7 @@ def check_entry(model: Mapping[str, Any], where: str) -> None:
         if _take(model, key, str, where) not in allowed:
             _wrong(where, key, "one of " + ", ".join(allowed), model[key])
     if not _TARGET.fullmatch(_take(model, "target", str, where)):
-        _wrong(where, "target", "'any' or an architecture such as 'sm_87'", model["target"])
+        _wrong(where, "target", "'any', 'cpu', 'cpu_reduced_range' or an architecture such as 'sm_87'", model["target"])
     if "opset" not in model:
         _missing(where, "opset")
     if model["opset"] is not None:
@@ -148,7 +148,7 @@ def _check_file_name(name: str, where: str) -> None:
         or name.startswith(".")
     ):
         _wrong(where, "file", "the plain name of a file in the bundle's folder, no path", name)
-    if name.casefold() in (MANIFEST_FILE, AUTO_FILE):
+    if name.casefold() in (MANIFEST_FILE, AUTO_FILE, VERIFIED_FILE):
         _wrong(where, "file", f"another name than {MANIFEST_FILE} and {AUTO_FILE}", name)
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +27,7 @@ SCHEMA = 1
 ANGLES = ("angle", "second_angle")  # radians, compared on the circle
 PROJECTIONS = 4
 FINGERPRINT = 1 + PROJECTIONS  # numbers for each tensor and image
-TIPPED = 0.04  # share of the images that may depart further: two of 64
+OUTLIER_SHARE = 0.04  # share of the images that may depart further: two of 64
 MOST_BYTES = 256 << 20  # of the arrays of one file; more is taken for damage
 
 
@@ -45,8 +44,9 @@ class Expected:
     """What one model file says of the probe images.
 
     Attributes:
-        outputs: exact values by output, float32 [P] or [P, K], or uint8 [P, S, S, C]; NaN is not compared.
-        tolerance: by output.
+        outputs: exact values by output, float32 [P] or [P, K]; of reconstructions float16 [P, S, S, C], whole numbers.
+            NaN is not compared.
+        tolerance: by output. What is beyond it in the mean or at most, but for 4% of the images, is wrong.
         inner: fingerprints [P', F] of tensors inside the graph by name, in the graph's order, for the first P' images.
         inner_tolerance: the largest difference of a fingerprint, by tensor.
     """
@@ -66,7 +66,7 @@ class Probes:
 
 
 @dataclass(frozen=True)
-class Departure:
+class Mismatch:
     """An output that lies further from the exact answers than it may. Numbers are in the output's own unit."""
 
     output: str
@@ -76,8 +76,10 @@ class Departure:
     images: int
 
     def sentence(self) -> str:
-        """What departs, by how much, and what is allowed."""
+        """What differs, by how much, and what is allowed."""
         unit = " rad" if self.output in ANGLES else ""
+        if not self.images:
+            return f"{self.output} is missing, or of another shape"
         if not np.isfinite(self.largest):
             return f"{self.output} holds values that are not finite"
         return (
@@ -103,7 +105,7 @@ def difference(output: str, have: NDArray[Any], want: NDArray[Any]) -> NDArray[n
     return flat.mean(1) if apart.ndim > 2 else flat.max(1)
 
 
-def compare(expected: Expected, outputs: Mapping[str, NDArray[Any]]) -> list[Departure]:
+def compare(expected: Expected, outputs: Mapping[str, NDArray[Any]]) -> list[Mismatch]:
     """The outputs that lie beyond their tolerance, worst first; none where the answers are right.
 
     Args:
@@ -111,16 +113,19 @@ def compare(expected: Expected, outputs: Mapping[str, NDArray[Any]]) -> list[Dep
     """
     found = []
     for name, allowed in expected.tolerance.items():
-        apart, compared = judged(name, outputs[name], expected.outputs[name])
+        if name not in outputs or outputs[name].shape != expected.outputs[name].shape:
+            found.append(Mismatch(name, np.inf, np.inf, allowed, 0))
+            continue
+        apart, compared = without_outliers(name, outputs[name], expected.outputs[name])
         if not len(apart):
             continue
         mean, largest = float(apart.mean()), float(apart.max())
         if not (mean <= allowed.mean and largest <= allowed.largest):
-            found.append(Departure(name, mean, largest, allowed, compared))
+            found.append(Mismatch(name, mean, largest, allowed, compared))
     return sorted(found, key=lambda d: -max(d.mean / d.allowed.mean, d.largest / d.allowed.largest))
 
 
-def judged(output: str, have: NDArray[Any], want: NDArray[Any]) -> tuple[NDArray[np.float64], int]:
+def without_outliers(output: str, have: NDArray[Any], want: NDArray[Any]) -> tuple[NDArray[np.float64], int]:
     """The differences by which an output is judged, and how many images were compared.
 
     The furthest 4% are left out: that many may be close calls that were not known as such. Values that are not finite
@@ -129,10 +134,10 @@ def judged(output: str, have: NDArray[Any], want: NDArray[Any]) -> tuple[NDArray
     apart = difference(output, have, want)
     apart = np.sort(apart[~np.isnan(apart)])
     finite = int(np.isfinite(apart).sum())
-    return apart[: len(apart) - int(TIPPED * len(apart))] if finite == len(apart) else apart, len(apart)
+    return apart[: len(apart) - int(OUTLIER_SHARE * len(apart))] if finite == len(apart) else apart, len(apart)
 
 
-def first_inner_departure(expected: Expected, inner: Mapping[str, NDArray[Any]]) -> str | None:
+def first_inner_mismatch(expected: Expected, inner: Mapping[str, NDArray[Any]]) -> str | None:
     """The first tensor in the graph's order whose fingerprints lie beyond their tolerance, of those that are given.
 
     Args:
@@ -187,7 +192,9 @@ def save(path: str | os.PathLike[str], probes: Probes) -> None:
     arrays["about"] = np.frombuffer(json.dumps(about, ensure_ascii=False).encode(), np.uint8)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:  # np.savez would store the time of day
         for name, array in arrays.items():
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w") as file:
+            member = zipfile.ZipInfo(f"{name}.npy")
+            member.compress_type = zipfile.ZIP_DEFLATED
+            with archive.open(member, "w") as file:
                 np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
 
 
@@ -206,20 +213,28 @@ def load(path: str | os.PathLike[str]) -> Probes:
         about = json.loads(arrays["about"].tobytes())
         if about["schema"] != SCHEMA:
             raise ValueError(f"schema {about['schema']}, this version reads schema {SCHEMA}")
-        models = {digest: _expected(arrays, model) for digest, model in about["models"].items()}
-        return Probes(arrays["images"], models)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        images = arrays["images"]
+        if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
+            raise ValueError(f"its images are {images.dtype} {list(images.shape)}, not uint8 [P, S, S, C]")
+        models = {digest: _expected(arrays, model, len(images)) for digest, model in about["models"].items()}
+        return Probes(images, models)
+    except Exception as error:  # a damaged archive may raise anything, MemoryError and RecursionError too
         raise BundleError(
             f"{Path(path)} does not hold readable probe images ({error}): export and quantize the bundle again."
         ) from error
 
 
-def _expected(arrays: Mapping[str, NDArray[Any]], model: Mapping[str, Any]) -> Expected:
+def _expected(arrays: Mapping[str, NDArray[Any]], model: Mapping[str, Any], count: int) -> Expected:
     number = int(model["number"])
     tolerance = {name: Tolerance(float(mean), float(largest)) for name, (mean, largest) in model["tolerance"].items()}
     inner = model["inner"]
+    outputs = {name: arrays[f"{number}/out/{name}"] for name in tolerance}
+    if not outputs or any(values.dtype.kind != "f" or len(values) != count for values in outputs.values()):
+        raise ValueError(f"its answers are not floats for each of {count} images")
+    if not all(0 < limit < np.inf for allowed in tolerance.values() for limit in (allowed.mean, allowed.largest)):
+        raise ValueError("a tolerance is not a number above 0")
     return Expected(
-        {name: arrays[f"{number}/out/{name}"] for name in tolerance},
+        outputs,
         tolerance,
         dict(zip(inner, arrays[f"{number}/inner"], strict=True)) if inner else {},
         {name: float(limit) for name, limit in inner.items()},

@@ -26,7 +26,7 @@ def bundle(tmp_path: Path) -> Path:
         (save(classifier("fp32"), tmp_path / "a.onnx"), ModelEntry("classifier", "fp32", opset=20)),
         (
             save(classifier("int8"), tmp_path / "b.onnx"),
-            ModelEntry("classifier", "int8", opset=20, accuracy={"accuracy": 0.985, "n": 1000}),
+            ModelEntry("classifier", "int8", opset=20, accuracy={"accuracy": 0.985, "n": 1000}, threshold=1.25),
         ),
         (save(reconstruction(), tmp_path / "c.onnx"), ModelEntry("reconstruction", "fp32", opset=20)),
     ]
@@ -66,6 +66,7 @@ class TestWithRtx:
         assert entry.file.startswith("classifier.int8.sm_86_89.")
         assert inspect_engine(loaded.file(entry))["targets"] == ["sm_86", "sm_89"]
         assert entry.accuracy == {}  # nobody measured the engine
+        assert entry.threshold == 1.25, "its scores are those of the file that it was built from"
         provenance = entry.provenance
         assert provenance["onnx"] == {
             "file": source.file,

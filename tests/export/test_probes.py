@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 
 from vae_edge import probes
-from vae_edge.bundle import load_bundle
+from vae_edge.bundle import ModelEntry, add_model, load_bundle
 from vae_edge.data import Dataset
 from vae_edge.errors import BundleError
 from vae_edge.export import quantize_with
 from vae_edge.export.exact import Noise, evaluate, inner_names
-from vae_edge.export.onnx_file import run
+from vae_edge.export.onnx_file import get_metadata, run
+from vae_edge.export.probes import choose_probes, expect
 from vae_edge.probes import Expected, Probes, Tolerance, compare, fingerprint
 from vae_edge.training.checkpoint import Checkpoint, load_samples
 
@@ -71,6 +72,12 @@ def test_probe_images_drive_every_layer_to_its_full_range(bundle: Path, run: Pat
             assert ours[name].max() >= 0.9 * all_[name].max(), (precision, name)
 
 
+def test_each_file_says_its_own_threshold(bundle: Path):
+    opened = load_bundle(bundle)
+    for entry in opened.select("classifier"):
+        assert get_metadata(onnx.load(opened.file(entry)))["threshold"] == opened.threshold_of(entry)
+
+
 def test_no_probe_image_is_a_close_call(bundle: Path, kept: Probes):
     probabilities = np.sort(run(model_of(bundle, "fp32"), kept.images)["probabilities"], 1)
     assert (probabilities[:, -1] - probabilities[:, -2]).min() >= 0.09
@@ -82,9 +89,9 @@ def test_another_runtime_is_within_the_tolerance_and_another_model_is_not(bundle
         entry = opened.find("classifier", "onnx", precision)
         model, expected = onnx.load(opened.file(entry)), kept.models[entry.sha256]
         assert compare(expected, run(model, kept.images)) == []
-        other = "fp32" if precision == "int8" else "int8"
-        found = compare(expected, run(model_of(bundle, other), kept.images))
-        assert found or precision != "fp32", "int8 is not fp32"
+    expected = kept.models[opened.find().sha256]
+    for other in ("fp16", "int8"):
+        assert compare(expected, run(model_of(bundle, other), kept.images)), f"{other} is not fp32"
 
 
 def test_an_exact_convolution_and_product_are_the_double_precision_ones():
@@ -145,7 +152,7 @@ def test_probes_are_kept_as_they_are_and_the_same_ones_give_the_same_bytes(kept:
         assert again.models[digest].tolerance == expected.tolerance
 
 
-@pytest.mark.parametrize("damage", ["schema", "missing", "pickle", "bomb", "text"])
+@pytest.mark.parametrize("damage", ["schema", "missing", "pickle", "bomb", "text", "deep", "infinite", "empty", "flat"])
 def test_a_file_that_is_not_ours_is_refused(tmp_path: Path, damage: str):
     file = tmp_path / "probes.npz"
     about = {"schema": 9 if damage == "schema" else 1, "models": {"x": {"number": 0, "tolerance": {"a": [1, 1]}}}}
@@ -154,6 +161,16 @@ def test_a_file_that_is_not_ours_is_refused(tmp_path: Path, damage: str):
         content["about"] = np.array([object()])
     if damage == "bomb":
         content["images"] = np.zeros((300 << 20,), np.uint8)
+    if damage == "deep":
+        content["about"] = np.frombuffer(b"[" * 100_000, np.uint8)
+    if damage == "infinite":
+        content["about"] = np.frombuffer(b'{"schema": 1, "models": {"x": {"number": Infinity}}}', np.uint8)
+    if damage == "empty":
+        content["about"] = np.frombuffer(
+            b'{"schema": 1, "models": {"x": {"number": 0, "tolerance": {}, "inner": {}}}}', np.uint8
+        )
+    if damage == "flat":
+        content["images"] = np.zeros((1, 4), np.uint8)
     np.savez_compressed(file, **content)
     if damage == "text":
         file.write_text("no zip")
@@ -216,3 +233,27 @@ def test_a_bundle_without_probes_gets_them_when_it_is_quantized(bundle: Path, di
     opened = load_bundle(mine)
     assert opened.probes is not None
     assert set(probes.load(opened.file(opened.probes)).models) == {model.sha256 for model in opened.models}
+
+
+def test_files_that_others_made_get_no_answers(bundle: Path, digits: Dataset, tmp_path: Path):
+    mine = tmp_path / "bundle"
+    shutil.copytree(bundle, mine)
+    add_model(mine, load_bundle(mine).file(load_bundle(mine).find()), ModelEntry("classifier", "fp8", opset=20))
+    quantize_with(mine, "fp16", digits)
+    opened = load_bundle(mine)
+    answered = set(probes.load(opened.file(opened.probes)).models)
+    assert answered == {model.sha256 for model in opened.models if model.precision != "fp8"}
+
+
+def test_a_model_that_is_sure_of_nothing_gets_probes_too(bundle: Path):
+    model = model_of(bundle, "fp32")
+    soft = next(node for node in model.graph.node if "probabilities" in node.output)
+    scale = numpy_helper.from_array(np.float32(1e-3), "nearly_even")
+    model.graph.initializer.append(scale)
+    place = list(model.graph.node).index(soft)
+    model.graph.node.insert(place, helper.make_node("Mul", [soft.input[0], "nearly_even"], ["flat_logits"]))
+    soft.input[0] = "flat_logits"
+    images = np.random.default_rng(0).integers(0, 256, (30, 28, 28, 1), dtype=np.uint8)
+    chosen = choose_probes(model, images)
+    assert len(chosen) >= 32
+    assert np.isfinite(expect(model, "fp32", chosen).outputs["probabilities"]).all(1).sum() >= 8

@@ -23,7 +23,7 @@ from vae_edge.bundle import VERIFIED_FILE, Bundle, ModelEntry, load_bundle
 from vae_edge.cli import main
 from vae_edge.errors import ConfigError, VerificationError
 from vae_edge.probes import load as load_probes
-from vae_edge.runtime import backends, probing
+from vae_edge.runtime import auto, backends, probing
 from vae_edge.runtime.machine import ISA_VARIABLE, _cpu_flags, int8_saturates
 from vae_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
@@ -70,6 +70,13 @@ def proving(session_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("proving") / "bundle"
     shutil.copytree(session_bundle.path, folder)
     return load_bundle(folder)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_remembered(request: pytest.FixtureRequest) -> None:
+    if "proving" in request.fixturenames:
+        for memory in ("auto.json", VERIFIED_FILE):
+            (request.getfixturevalue("proving").path / memory).unlink(missing_ok=True)
 
 
 @pytest.fixture
@@ -192,7 +199,7 @@ def test_every_backend_of_this_machine_is_right_and_that_is_remembered(
     records = json.loads((folder / VERIFIED_FILE).read_text())["records"]
     assert [record["right"] for record in records] == [True, True]
     assert model in {record["key"]["model"] for record in records}
-    monkeypatch.setattr(probing, "ask", lambda *arguments: pytest.fail("it was asked again"))
+    monkeypatch.setattr(probing, "run_probes", lambda *arguments: pytest.fail("the probe images were run again"))
     with vae_edge.load(folder, backend, precision) as classifier:
         classifier.reconstruct(noise(2))
 
@@ -219,23 +226,88 @@ def test_warn_says_it_and_off_does_not_ask(
 
 
 def test_auto_leaves_out_what_is_wrong_and_takes_what_is_right(
-    proving: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    proving: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = tmp_path / "bundle"
-    shutil.copytree(proving.path, folder)
-    for memory in ("auto.json", VERIFIED_FILE):
-        (folder / memory).unlink(missing_ok=True)
     real = backends._backend_class
     kind = type("Planted", (Wrong,), {"mutate": staticmethod(flip_weight(4))})
     monkeypatch.setattr(backends, "_backend_class", lambda name: kind if name == "onnxruntime" else real(name))
-    with caplog.at_level(logging.WARNING), vae_edge.load(folder) as classifier:
+    monkeypatch.setattr(auto, "_time", lambda opened, bundle: {c.name: float(k) for k, c in enumerate(opened, 1)})
+    with caplog.at_level(logging.WARNING), vae_edge.load(proving.path, precision="fp32") as classifier:
         assert classifier.backend == "openvino"
     assert "auto: onnxruntime fp32 is left out" in caplog.text
-    (record,) = json.loads((folder / "auto.json").read_text())["records"]
-    assert set(record["wrong"]) == {"onnxruntime fp32", "onnxruntime fp16", "onnxruntime int8"}
-    monkeypatch.setattr(backends, "_backend_class", lambda name: kind)
+    (record,) = json.loads((proving.path / "auto.json").read_text())["records"]
+    assert record["wrong"] == ["onnxruntime fp32"]
+
+
+def test_where_all_are_wrong_auto_refuses_or_warns(
+    proving: Bundle, plant: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    plant(mutate=flip_weight(4))
     with pytest.raises(VerificationError, match="wrong answers"):
-        vae_edge.load(folder, "onnxruntime")
+        vae_edge.load(proving.path)
+    with caplog.at_level(logging.WARNING), vae_edge.load(proving.path, "onnxruntime", verify="warn") as classifier:
+        assert len(classifier(noise(1))) == 1 and classifier._verify == "warn"
+    assert "wrong answers" in caplog.text
+    with vae_edge.load(proving.path, verify="off") as classifier:
+        assert len(classifier(noise(1))) == 1
+
+
+def test_verify_replaces_what_was_remembered(proving: Bundle, plant: Callable[..., None]) -> None:
+    vae_edge.load(proving.path, "onnxruntime", "fp32").close()
+    plant_only_in_batches = lambda outputs: (outputs[0][::-1], *outputs[1:])  # noqa: E731
+    path = proving.path / VERIFIED_FILE
+    plant(after=plant_only_in_batches)  # a single image stays where it is
+    vae_edge.load(proving.path, "onnxruntime", "fp32").close()
+    assert vae_edge.verify(proving.path, ["onnxruntime"])["right"] is False
+    with pytest.raises(VerificationError, match=r"`vae-edge verify .*` asks again"):
+        vae_edge.load(proving.path, "onnxruntime", "fp32")
+    assert False in {record["right"] for record in json.loads(path.read_text())["records"]}
+
+
+def test_a_bundle_that_cannot_be_written_to_is_remembered_in_the_users_cache(
+    proving: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("vae_edge.runtime.records.os.access", lambda path, mode: False)
+    vae_edge.load(proving.path).close()
+    assert {file.name for file in tmp_path.rglob("*.json")} == {"auto.json", VERIFIED_FILE}
+    assert not (proving.path / VERIFIED_FILE).exists()
+    monkeypatch.setattr(probing, "run_probes", lambda *arguments: pytest.fail("the probe images were run again"))
+    vae_edge.load(proving.path).close()
+
+
+def test_verify_survives_a_backend_that_fails(
+    proving: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("no memory left")
+
+    kind = type("Planted", (Wrong,), {"mutate": staticmethod(flip_weight(0)), "inner_tensors": staticmethod(fail)})
+    monkeypatch.setattr(backends, "_backend_class", lambda name: kind)
+    assert main(["verify", str(proving.path), "--backend", "onnxruntime", "--out", str(tmp_path)]) == 1
+    assert "inner tensors cannot be shown" in capsys.readouterr().out
+    monkeypatch.setattr(kind, "infer", fail)
+    assert main(["verify", str(proving.path), "--backend", "onnxruntime", "--out", str(tmp_path)]) == 1
+    assert "no memory left" in (tmp_path / "verification.md").read_text()
+
+
+def test_a_bundle_of_an_earlier_version_is_right_on_onnxruntime_and_refused_on_openvino_where_int8_saturates(
+    own_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest = json.loads((own_bundle.path / "manifest.json").read_text())
+    manifest["models"] = [m for m in manifest["models"] if m["target"] == "any"]
+    (own_bundle.path / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.setenv(ISA_VARIABLE, "avx2")
+    images = noise(16, seed=7)
+    with vae_edge.load(own_bundle.path, "onnxruntime", "int8") as classifier:
+        answers = classifier(images)
+    exact = pytest.importorskip("vae_edge.export.exact")
+    right = exact.evaluate(onnx.load(own_bundle.file(own_bundle.find(precision="int8"))), images)
+    np.testing.assert_allclose(answers.scores, right["score"], atol=0.2)
+    with pytest.raises(VerificationError, match="made for TensorRT; add those for CPUs with `vae-edge quantize"):
+        vae_edge.load(own_bundle.path, "openvino", "int8")
+    with caplog.at_level(logging.WARNING), vae_edge.load(own_bundle.path, "openvino", "int8", verify="warn"):
+        assert "made for TensorRT" in caplog.text
 
 
 def test_a_bundle_without_probe_images_still_loads(own_bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
@@ -340,14 +412,21 @@ print(any(name == "onnx" or name.startswith("onnx.") for name in sys.modules))
     assert done.stdout.splitlines() == [f"4 {target}", f"4 {target}", "False"]
 
 
-def test_processes_that_load_at_the_same_time_choose_alike(proving: Bundle, tmp_path: Path) -> None:
-    folder = tmp_path / "bundle"
-    shutil.copytree(proving.path, folder)
-    (folder / "auto.json").unlink(missing_ok=True)
-    code = f"import vae_edge; c = vae_edge.load({str(folder)!r}); print(c.backend, c.precision)"
-    running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    assert len({process.communicate(timeout=120)[0] for process in running}) == 1
-    assert len(json.loads((folder / "auto.json").read_text())["records"]) == 1
+def test_processes_that_load_at_the_same_time_choose_once(proving: Bundle) -> None:
+    code = f"""
+import logging, vae_edge
+logging.basicConfig(level=logging.INFO)
+classifier = vae_edge.load({str(proving.path)!r})
+print(classifier.backend, classifier.precision)
+"""
+    running = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    said = [process.communicate(timeout=120) for process in running]
+    assert len({out for out, _ in said}) == 1
+    assert sum("INFO:vae_edge.runtime.auto:auto: " in err for _, err in said) == 1, "one race, read by the others"
+    assert len(json.loads((proving.path / "auto.json").read_text())["records"]) == 1
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from vae_edge.benchmark.memory import baseline_memory, peak_memory
 from vae_edge.benchmark.turns import time_in_turns
 from vae_edge.bundle import Bundle, load_bundle
 from vae_edge.errors import ConfigError, DataError, VerificationError
-from vae_edge.runtime import Classifier, entries_here, installed_backends
+from vae_edge.runtime import Classifier, cpu_entries, installed_backends
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ def _summary(
 
 def _pairs(bundle: Bundle, backends: Sequence[str] | None, precisions: Sequence[str] | None) -> list[tuple[str, str]]:
     """The candidates; what was asked for by name and is not there is refused by `vae_edge.load`, not skipped."""
-    there = list(entries_here(bundle))
+    there = list(cpu_entries(bundle))
     chosen = there if precisions is None else list(precisions)
     names = installed_backends() if backends is None else tuple(backends)
     pairs = [(backend, precision) for precision in dict.fromkeys(chosen) for backend in dict.fromkeys(names)]

@@ -16,22 +16,29 @@ PARITY_IMAGES = 256
 def export(arguments: argparse.Namespace) -> None:
     """`vae-edge export`."""
     with working("exporting, and comparing with PyTorch"):
-        result = export_run(Path(arguments.model), arguments.out, arguments.name, arguments.score)
+        result = export_run(
+            Path(arguments.model), arguments.out, arguments.name, arguments.score, not arguments.no_probes
+        )
 
     def lines() -> Iterator[str]:
         yield f"{result['bundle']}: {', '.join(result['files'])}"
         apart = result["parity"]["largest_difference"]
         worst = ", ".join(f"{name} {difference:.1e}" for name, difference in apart.items())
+        if result["probe_images"]:
+            yield f"  {result['probe_images']} probe images, held-out ones among them, are inside (see --no-probes)"
         yield f"  equal to PyTorch on {result['parity']['images']} real images (largest difference: {worst})"
         yield f"next: vae-edge quantize {result['bundle']} --precision int8 --data DATA"
 
     emit(result, arguments.json, lines)
 
 
-def export_run(run: Path, out: str, name: str | None = None, score: str = "full") -> dict[str, Any]:
+def export_run(
+    run: Path, out: str, name: str | None = None, score: str = "full", probes: bool = True
+) -> dict[str, Any]:
     """Export a training run's model into a bundle, with the `full` rejection score or the `light` one."""
     from vae_edge.export import Description, export_bundle
     from vae_edge.files import sha256
+    from vae_edge.probes import load as load_probes
     from vae_edge.training.checkpoint import MODEL, load_checkpoint, load_samples
 
     checkpoint = load_checkpoint(run)
@@ -54,8 +61,9 @@ def export_run(run: Path, out: str, name: str | None = None, score: str = "full"
     }
     images = load_samples(run)["images"].numpy()[:PARITY_IMAGES]
     accuracy = {**result["validation"], "measured_on": "validation"}
-    bundle = export_bundle(checkpoint.model, about, out, images, accuracy, provenance)
+    bundle = export_bundle(checkpoint.model, about, out, images, accuracy, provenance, probes)
     return {
+        "probe_images": 0 if bundle.probes is None else len(load_probes(bundle.file(bundle.probes)).images),
         "bundle": str(bundle.path),
         "files": [model.file for model in bundle.models],
         "parity": dict(bundle.find("classifier").provenance["parity"]),

@@ -11,7 +11,8 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from vae_edge.cli.console import emit, percent, sharing_progress
+from vae_edge.cli.console import emit, percent, say, sharing_progress
+from vae_edge.errors import ConfigError
 
 WORTH_SAYING = 0.2  # the share from which a second-best angle is printed
 VAGUE = 0.5  # the concentration below which an angle is called so: that of an even spread over 217°
@@ -60,21 +61,26 @@ def angle_words(predictions: Any, k: int) -> str:
 
 
 def verify(arguments: argparse.Namespace) -> int:
-    """`vae-edge verify`: 0 where all answers are right, 1 where some are wrong or nothing could be told."""
+    """`vae-edge verify`: 0 where all answers are right, 1 where some are wrong or could not be told."""
     from vae_edge.files import write_json, write_text
     from vae_edge.runtime.verification import to_markdown
     from vae_edge.runtime.verification import verify as verify_bundle
 
-    result = verify_bundle(arguments.bundle, arguments.backend, arguments.threads)
     out = Path(arguments.out or arguments.bundle)
-    write_json(out / "verification.json", result)
-    write_text(out / "verification.md", to_markdown(result))
-
-    emit(result, arguments.json, lambda: _verification_lines(result, out))
+    if arguments.out and out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file: give a folder, which gets verification.json and verification.md")
+    result = verify_bundle(arguments.bundle, arguments.backend, arguments.threads)
+    emit(result, arguments.json, lambda: _verification_lines(result))
+    try:
+        write_json(out / "verification.json", result)
+        write_text(out / "verification.md", to_markdown(result))
+        say(f"report: {out / 'verification.md'}")
+    except OSError as error:
+        say(f"the report cannot be written to {out} ({error}): name another folder with --out")
     return 0 if result["right"] else 1
 
 
-def _verification_lines(result: dict[str, Any], out: Path) -> Iterator[str]:
+def _verification_lines(result: dict[str, Any]) -> Iterator[str]:
     for model in result["models"]:
         yield model["sentence"]
         for name, rows in model.get("outputs", {}).items():
@@ -84,7 +90,6 @@ def _verification_lines(result: dict[str, Any], out: Path) -> Iterator[str]:
             limits = f"{allowed['mean']:.2g} and {allowed['largest']:.2g}"
             yield f"  {name:<14} {apart} (allowed {limits}; {worst['compared']} images)"
     yield from result["not_run"]
-    yield f"report: {out / 'verification.md'}"
 
 
 def bench(arguments: argparse.Namespace) -> None:

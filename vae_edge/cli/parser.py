@@ -265,6 +265,11 @@ def _export(commands: Commands) -> None:
         choices=("full", "light"),
         help="the rejection score; light: without the reconstruction and its decoder, cheaper and less sharp",
     )
+    parser.add_argument(
+        "--no-probes",
+        action="store_true",
+        help="leave out the probe images, some of which are held-out images; devices cannot verify the bundle then",
+    )
     _json(parser)
 
 

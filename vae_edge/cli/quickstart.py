@@ -17,6 +17,7 @@ TRAINING_S = 110.0  # seconds that training may take, if fewer images do
 EPOCHS_LEAST, EPOCHS_MOST = 3, 80
 PRECISIONS = ("fp32", "fp16", "int8")
 RESULT = "quickstart.json"
+CHOICE = "epochs.json"  # how many epochs were chosen, and why
 
 
 def quickstart(arguments: argparse.Namespace) -> None:
@@ -97,7 +98,7 @@ def _run(dataset: Any, arguments: argparse.Namespace, out: Path) -> dict[str, An
     split = "test" if dataset.test is not None else "validation"
     from vae_edge.cli.findings import collect
 
-    trained = _what_was_trained(run, arguments.epochs is not None)
+    trained = _what_was_trained(run, out / CHOICE)
     findings = collect(run, bundle, held, dataset.name, split, benchmark, arguments.seed, {"trained for": trained})
     from vae_edge.report import write_report
 
@@ -144,6 +145,7 @@ def _train(dataset: Any, arguments: argparse.Namespace, run: Path) -> None:
 
 def _choose_epochs(dataset: Any, arguments: argparse.Namespace) -> int:
     """So many that about 170,000 images are shown, or as many as this machine trains on in the time there is."""
+    from vae_edge.files import write_json
     from vae_edge.training.config import TrainConfig
     from vae_edge.training.fit import measure_step, plan
 
@@ -154,23 +156,27 @@ def _choose_epochs(dataset: Any, arguments: argparse.Namespace) -> int:
     affordable = TRAINING_S / seconds * settings.batch_for(images)
     shown = min(SEEN_MOST, max(SEEN_LEAST, affordable))
     epochs = max(EPOCHS_LEAST, min(EPOCHS_MOST, round(shown / images)))
-    say(f"a training step takes {1000 * seconds:.0f} ms here: {epochs * images:,} images are shown, {epochs} epochs")
+    step = f"a training step takes {1000 * seconds:.0f} ms here"
+    reasons = {SEEN_MOST: "all that are meant to", SEEN_LEAST: f"the fewest that make sense; {step}"}
+    why = reasons.get(int(shown), f"so that training takes about {TRAINING_S:.0f} s; {step}")
+    write_json(Path(arguments.out) / CHOICE, {"epochs": epochs, "step_s": round(seconds, 4), "why": why})
+    say(f"{epochs} epochs, {epochs * images:,} images shown: {why}")
     return epochs
 
 
-def _what_was_trained(run: Path, asked: bool) -> str:
-    """Epochs and images shown, and why they are so many, for the report."""
+def _what_was_trained(run: Path, choice: Path) -> str:
+    """Epochs and images shown, and why they are so many where that was chosen, for the report."""
     from vae_edge.training.checkpoint import read_config
 
     config = read_config(run)
     epochs, images = config.training.epochs, config.data["trained_on"] + config.data["unlabelled"]
     assert epochs is not None
     words = f"{epochs} epochs, {epochs * images:,} images shown"
-    if asked:
-        return f"{words}, as asked"
-    if epochs * images >= 0.95 * min(SEEN_MOST, EPOCHS_MOST * images):
+    try:
+        chosen = json.loads(choice.read_text(encoding="utf-8"))
+        return f"{words} ({chosen['why']})" if chosen["epochs"] == epochs else words
+    except (OSError, ValueError, KeyError, TypeError):  # the epochs were asked for
         return words
-    return f"{words} instead of {SEEN_MOST:,}, so that training takes about {TRAINING_S:.0f} s on this machine"
 
 
 def _lines(result: dict[str, Any]) -> Iterator[str]:

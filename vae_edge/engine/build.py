@@ -228,6 +228,7 @@ def build_bundle_engine(
         format=result.kind,
         target=result.target,
         provenance={**result.provenance(), "onnx": from_onnx},
+        threshold=source.threshold,
     )
     with tempfile.TemporaryDirectory(prefix="vae-edge-") as folder:
         engine_file = Path(folder) / "engine"

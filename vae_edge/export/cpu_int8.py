@@ -73,16 +73,15 @@ def with_reduced_range(model: onnx.ModelProto, source: onnx.ModelProto | None = 
     constants = {tensor.name: tensor for tensor in copy.graph.initializer}
     originals = {} if source is None else {tensor.name: tensor for tensor in source.graph.initializer}
     multiplied = {node.input[1] for node in copy.graph.node if node.op_type in MULTIPLIES}
+    scales = {name: numpy_helper.to_array(tensor) for name, tensor in constants.items()}  # as they were
     done = set()
     for node in copy.graph.node:
         if node.op_type != "DequantizeLinear" or node.output[0] not in multiplied or node.input[0] in done:
             continue
-        if node.input[0] not in constants:
+        if node.input[0] not in constants or constants[node.input[0]].data_type != TensorProto.INT8:
             continue
         weight, scale = constants[node.input[0]], constants[node.input[1]]
-        integers, steps = numpy_helper.to_array(weight), numpy_helper.to_array(scale)
-        if integers.dtype != np.int8:
-            continue
+        integers, steps = numpy_helper.to_array(weight), scales[scale.name]
         axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
         shape = [-1 if k == axis else 1 for k in range(integers.ndim)] if steps.size > 1 else [1] * integers.ndim
         original = originals.get(weight.name.removesuffix("_quantized"))

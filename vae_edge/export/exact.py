@@ -1,4 +1,4 @@
-"""An ONNX file evaluated node by node: convolutions and matrix products are the exact sums, rounded once.
+"""An ONNX file evaluated node by node: convolutions, matrix products and resampling are exact sums, rounded once.
 
 A runtime adds thousands of float32 products in an order of its own, and a value near a tie is then quantized the other
 way. Here products are summed in float64, so that nothing of a runtime is left in the answer. GridSample is PyTorch's;
@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
+
+from vae_edge.errors import ExportError
 
 BATCH = 32
 Reduce = Callable[[NDArray[Any]], NDArray[Any]]
@@ -105,13 +107,13 @@ def _operators(noise: Noise | None) -> list[type[OpRun]]:
             self, x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None = None, auto_pad: str = "NOTSET",
             dilations: Any = None, group: int = 1, kernel_shape: Any = None, pads: Any = None, strides: Any = None,
         ) -> tuple[NDArray[Any]]:  # fmt: skip
+            if auto_pad not in ("NOTSET", None):
+                raise ExportError(f"a Conv with auto_pad {auto_pad} is not evaluated exactly")
             top, left, bottom, right = pads or (0, 0, 0, 0)
-            if auto_pad not in ("NOTSET", None) or (top, left) != (bottom, right):
-                raise ValueError(f"Conv with auto_pad {auto_pad} and pads {pads} is not evaluated exactly")
+            padded = F.pad(_doubles(x), (left, right, top, bottom))
             sums = F.conv2d(
-                _doubles(x), _doubles(weight), None, list(strides or (1, 1)), (top, left), list(dilations or (1, 1)),
-                group or 1,
-            ).numpy()  # fmt: skip
+                padded, _doubles(weight), None, list(strides or (1, 1)), 0, list(dilations or (1, 1)), group or 1
+            ).numpy()
             return (finish(sums if bias is None else sums + bias.astype(np.float64)[None, :, None, None], x.dtype),)
 
     class Gemm(OpRun):
@@ -139,7 +141,7 @@ def _operators(noise: Noise | None) -> list[type[OpRun]]:
             align_corners: int = 0,
         ) -> tuple[NDArray[Any]]:  # fmt: skip
             if mode not in ("linear", "bilinear"):
-                raise ValueError(f"GridSample in mode {mode} is not evaluated exactly")
+                raise ExportError(f"a GridSample in mode {mode} is not evaluated exactly")
             sampled = F.grid_sample(
                 _doubles(x), _doubles(grid), padding_mode=padding_mode, align_corners=bool(align_corners)
             )

@@ -95,6 +95,13 @@ def set_metadata(model: onnx.ModelProto, metadata: Mapping[str, Any]) -> None:
     onnx.helper.set_model_props(model, {**values, "vae_edge.version": json.dumps(__version__)})
 
 
+def replace_metadata(model: onnx.ModelProto, key: str, value: Any) -> None:
+    """Change one of the values that `set_metadata` stored."""
+    for stored in model.metadata_props:
+        if stored.key == f"vae_edge.{key}":
+            stored.value = json.dumps(value, ensure_ascii=False)
+
+
 def get_metadata(model: onnx.ModelProto, name: object = "this ONNX file") -> dict[str, Any]:
     """What `set_metadata` stored; `name` is what the file is called in the error.
 

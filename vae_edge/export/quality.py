@@ -125,7 +125,10 @@ def matching_threshold(scores: NDArray[np.floating], threshold: float, others: N
 
 
 def compare(precision: str, before: Measured, after: Measured, labels: NDArray[np.int64]) -> Findings:
-    """What the model lost: sentences by the limits above. `labels` int64 [N] are the held-out images'."""
+    """What the model lost: sentences by the limits above. `labels` int64 [N] are the held-out images'.
+
+    Nothing but a loss of accuracy that chance does not explain is refused on fewer than 50 images.
+    """
     n, refused, warned = len(labels), list[str](), list[str]()
 
     def judge(what: str, lost: float, limit: Limit, sentence: str, certain: bool = True) -> None:
@@ -157,6 +160,7 @@ def compare(precision: str, before: Measured, after: Measured, labels: NDArray[n
         areas[0] - areas[1],
         AUROC,
         f"the score's AUROC on unknown images falls from {areas[0]:.3f} to {areas[1]:.3f} in {precision}",
+        n >= FEW,
     )
     if "angle_error_deg" in new:
         medians = [figures["angle_error_deg"]["median"] for figures in (old, new)]
@@ -165,6 +169,7 @@ def compare(precision: str, before: Measured, after: Measured, labels: NDArray[n
             medians[1] - medians[0],
             ANGLE_DEG,
             f"the median angle error grows from {medians[0]:.1f}° to {medians[1]:.1f}° in {precision}",
+            n >= FEW,
         )
     return Findings(tuple(refused), tuple(warned))
 

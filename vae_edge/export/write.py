@@ -18,9 +18,9 @@ from vae_edge.data import LabelledImages
 from vae_edge.data.sets import join
 from vae_edge.errors import BundleError, ExportError
 from vae_edge.export.graph import RECONSTRUCTION, ClassifierGraph, ReconstructionGraph
-from vae_edge.export.onnx_file import OPSET, check_parity, to_onnx
+from vae_edge.export.onnx_file import OPSET, check_parity, replace_metadata, to_onnx
 from vae_edge.export.precision import convert, for_calibration
-from vae_edge.export.probes import choose_probes, write_probes
+from vae_edge.export.probes import EVALUATED, choose_probes, write_probes
 from vae_edge.export.quality import brightness, check_images, compare, measure
 from vae_edge.images import InputSpec
 from vae_edge.model import AngleVAE
@@ -48,6 +48,7 @@ def export_bundle(
     images: NDArray[np.uint8],
     accuracy: Mapping[str, Any],
     provenance: Mapping[str, Any],
+    probes: bool = True,
 ) -> Bundle:
     """Write a bundle with the fp32 classifier and reconstruction graphs.
 
@@ -56,6 +57,7 @@ def export_bundle(
             images are chosen.
         accuracy: the figures of the model on held-out images.
         provenance: where the weights come from.
+        probes: whether the bundle carries probe images, some of which are of `images`.
 
     Raises:
         ExportError: if a graph does not compute what PyTorch does; nothing is written then.
@@ -80,9 +82,10 @@ def export_bundle(
             path = Path(folder) / f"{role}.onnx"
             onnx.save(proto, path)
             models.append((path, entry))
-        probes = Path(folder) / "probes.npz"
-        chosen = choose_probes(onnx.load(models[0][0]), images)
-        write_probes(probes, chosen, [(path, entry.precision) for path, entry in models])
+        file = Path(folder) / "probes.npz" if probes else None
+        if file is not None:
+            chosen = choose_probes(onnx.load(models[0][0]), images)
+            write_probes(file, chosen, [(path, entry.precision) for path, entry in models])
         return create_bundle(
             out,
             name=about.name,
@@ -92,9 +95,9 @@ def export_bundle(
             reject_rate=about.reject_rate,
             score_kind=about.score_kind,
             rotation=about.rotation if about.rotation in ("none", "full") else float(about.rotation),
-            data={**about.data, "brightness": brightness(images)},
+            data={**about.data, "brightness": brightness(images), "probe_images": probes},
             models=models,
-            probes=probes,
+            probes=file,
         )
 
 
@@ -136,9 +139,13 @@ def quantize_bundle(
             "changed; give images like those in training, or insist with --force (force=True)"
         )
     converted = convert(model, precision, calibration.images)
-    measured = {target: measure(each, bundle, held, calibration.images, before) for target, each in converted.items()}
-    for target, after in measured.items():
-        findings += compare(precision if target == "any" else f"{precision} ({target})", before, after, held.labels)
+    measured = {target: measure(made, bundle, held, calibration.images, before) for target, made in converted.items()}
+    lost = {
+        target: compare(precision if target == "any" else f"{precision} ({target})", before, after, held.labels)
+        for target, after in measured.items()
+    }
+    for each in lost.values():
+        findings += each
     if findings.refused and not force:
         raise ExportError(
             f"{precision} loses too much: {'; '.join(dict.fromkeys(findings.refused))}. Nothing was changed; calibrate "
@@ -148,17 +155,20 @@ def quantize_bundle(
     about = {"from": source.file, "from_sha256": source.sha256, "calibration_images": used}
     with tempfile.TemporaryDirectory(prefix="vae-edge-quantize-") as folder:
         models = []
-        for target, each in converted.items():
-            file = Path(folder) / f"{precision}.{target}.onnx"
-            onnx.save(each, file)
-            after = measured[target]
+        for target, model in converted.items():
+            file, after = Path(folder) / f"{precision}.{target}.onnx", measured[target]
+            replace_metadata(model, "threshold", after.threshold)
+            onnx.save(model, file)
             figures = {**after.figures, "fp32_accuracy": before.figures["accuracy"], "measured_on": measured_on}
             if findings.refused:
                 figures["refused"] = list(findings.refused)
+            if lost[target].warned:
+                figures["lost"] = list(lost[target].warned)
             entry = ModelEntry("classifier", precision, target=target, opset=OPSET, accuracy=figures, provenance=about)
             models.append((file, replace(entry, threshold=after.threshold)))
-        probes = Path(folder) / "probes.npz"
-        _write_probes(probes, bundle, models, everything.images)
+        probes = Path(folder) / "probes.npz" if bundle.manifest["data"].get("probe_images", True) else None
+        if probes is not None:
+            _write_probes(probes, bundle, models, everything.images)
         added = add_models(path, models, probes)
     entries = {target: added.find("classifier", "onnx", precision, target) for target in converted}
     files = {
@@ -202,7 +212,11 @@ def _write_probes(
     A bundle without probe images, of an earlier version, gets some of `images`.
     """
     replaced = {entry.key for _, entry in added}
-    kept = [(bundle.file(m), m.precision) for m in bundle.select(format="onnx") if m.key not in replaced]
+    kept = [
+        (bundle.file(m), m.precision)
+        for m in bundle.select(format="onnx")
+        if m.key not in replaced and m.precision in EVALUATED
+    ]
     models = [*kept, *((file, entry.precision) for file, entry in added)]
     if bundle.probes is not None:
         before = load_probes(bundle.file(bundle.probes))

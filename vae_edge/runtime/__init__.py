@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vae_edge.runtime.backends import TensorInfo, backend_version, installed_backends
-from vae_edge.runtime.classifier import Classifier, entries_here
+from vae_edge.runtime.classifier import Classifier, cpu_entries
 from vae_edge.runtime.loading import load
 from vae_edge.runtime.machine import available_cpus, cpu_model
 from vae_edge.runtime.predictions import Predictions
@@ -15,8 +15,8 @@ __all__ = [
     "TensorInfo",
     "available_cpus",
     "backend_version",
+    "cpu_entries",
     "cpu_model",
-    "entries_here",
     "installed_backends",
     "load",
     "verify",

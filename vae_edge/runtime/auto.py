@@ -1,7 +1,8 @@
 """Which backend and precision: times the candidates once on this machine at batch 1 and remembers the answer.
 
-Left out are candidates that give wrong answers to the bundle's probe images here, and precisions whose accuracy is not
-known well enough. The memory is `auto.json` beside the manifest, under a key of machine, threads, versions and models.
+The fastest is taken whose answers to the bundle's probe images are right here; precisions whose accuracy is not known
+well enough are no candidates. The memory is `auto.json` beside the manifest, under a key of machine, threads, versions
+and models.
 Processes that load at the same time wait for each other, so that all choose alike.
 """
 
@@ -12,16 +13,24 @@ import logging
 import statistics
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vae_edge.bundle import AUTO_FILE, Bundle, ModelEntry
 from vae_edge.errors import BackendError, BundleError, VaeEdgeError, VerificationError
-from vae_edge.runtime import records
-from vae_edge.runtime.backends import backend_version, installed_backends
-from vae_edge.runtime.classifier import Classifier, entries_here, entry_here, open_verified
-from vae_edge.runtime.machine import cpu_model, instruction_set
+from vae_edge.runtime import probing, records
+from vae_edge.runtime.backends import Backend, backend_version, installed_backends
+from vae_edge.runtime.classifier import (
+    Classifier,
+    cpu_entries,
+    cpu_entry,
+    find_entry,
+    open_classifier,
+    open_verified,
+)
+from vae_edge.runtime.machine import cpu_identity, cpu_model
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +49,7 @@ class Candidate:
 
     backend: str
     precision: str
-    classifier: Classifier
-
-    def infer(self, image: np.ndarray) -> None:
-        """Run the engine alone."""
-        self.classifier.engine.infer(image)
+    engine: Backend
 
     @property
     def name(self) -> str:
@@ -63,32 +68,36 @@ def choose(bundle: Bundle, backend: str, precision: str, threads: int, verify: s
     if len(pairs) == 1:
         return open_verified(bundle, *pairs[0], threads, verify)
     key = _key(bundle, pairs, threads, verify)
-    known = _remembered(bundle, key, pairs, threads, verify)
+    path = records.place(bundle.path, AUTO_FILE)
+    known = _remembered(bundle, path, key, pairs, threads, verify)
     if known is not None:
         return known
     with records.locked(bundle.path):
-        known = _remembered(bundle, key, pairs, threads, verify)  # another process may have been first
+        known = _remembered(bundle, path, key, pairs, threads, verify)  # another process may have been first
         if known is not None:
             return known
-        best, median_us, wrong = _race(bundle, pairs, threads, verify)
+        opened = _open(bundle, pairs, threads)
+        median_us = _time(opened, bundle)
+        best, wrong = _fastest_right(bundle, opened, median_us, threads, verify)
+        log.info("auto: %s of %s", best.name, median_us)
         record = {
             "key": key,
             "backend": best.backend,
             "precision": best.precision,
             "median_us": median_us,
             "wrong": wrong,
-            "not_timed": [name for b, p in pairs if (name := f"{b} {p}") not in median_us and name not in wrong],
+            "not_timed": [name for b, p in pairs if (name := f"{b} {p}") not in median_us],
             "measured": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         }
-        records.remember(bundle.path / AUTO_FILE, record, _FIELDS)
-    return best.classifier
+        records.remember(path, record, _FIELDS)
+    return Classifier(bundle, best.backend, best.precision, threads, best.engine, verify)
 
 
 def _remembered(
-    bundle: Bundle, key: dict[str, Any], pairs: list[tuple[str, str]], threads: int, verify: str
+    bundle: Bundle, path: Path, key: dict[str, Any], pairs: list[tuple[str, str]], threads: int, verify: str
 ) -> Classifier | None:
     """The classifier that was chosen before under this key, if it can still be opened."""
-    record = records.find(bundle.path / AUTO_FILE, key, _FIELDS)
+    record = records.find(path, key, _FIELDS)
     if record is None or (record["backend"], record["precision"]) not in pairs:
         return None
     try:
@@ -108,7 +117,7 @@ def candidates(bundle: Bundle, backend: str, precision: str) -> list[tuple[str, 
     backends = installed_backends() if backend == "auto" else (backend,)
     if precision != "auto":
         return [(b, precision) for b in backends]
-    models = entries_here(bundle)
+    models = cpu_entries(bundle)
     finest = next((p for p in ("fp32", "fp16", "int8", "fp8") if p in models), None)
     if finest is None:
         raise BundleError(
@@ -121,51 +130,78 @@ def candidates(bundle: Bundle, backend: str, precision: str) -> list[tuple[str, 
 def _is_accurate(model: ModelEntry, reference: ModelEntry) -> bool:
     """Whether the manifest records an accuracy within the margin of fp32's, measured on enough images.
 
-    What is not recorded is not trusted, nor what was added although it was refused. A quantized model's entry may
+    What is not recorded is not trusted, nor what was added although it was refused,
+    or loses acceptance, AUROC or angle beyond what is warned about. A quantized model's entry may
     record fp32's accuracy on the very images that its own was measured on.
     """
     have = model.accuracy.get("accuracy")
     want = model.accuracy.get("fp32_accuracy", reference.accuracy.get("accuracy"))
     if reference.precision != "fp32" or not isinstance(have, (int, float)) or not isinstance(want, (int, float)):
         return False
-    if model is not reference and (int(model.accuracy.get("n", 0)) < LEAST_MEASURED or model.accuracy.get("refused")):
+    n = model.accuracy.get("n")
+    if model is not reference and (not isinstance(n, (int, float)) or n < LEAST_MEASURED):
+        return False
+    if model.accuracy.get("refused") or model.accuracy.get("lost"):
         return False
     return want - have <= ACCURACY_MARGIN + 1e-9
 
 
-def _race(
-    bundle: Bundle, pairs: list[tuple[str, str]], threads: int, verify: str
-) -> tuple[Candidate, dict[str, float], list[str]]:
-    """Open the candidates, leave out those that are wrong, time the others in turns, close all but the best.
-
-    Returns:
-        the best one, median microseconds by name, and the names of those that are wrong.
-    """
+def _open(bundle: Bundle, pairs: list[tuple[str, str]], threads: int) -> list[Candidate]:
+    """Those of the candidates that can be opened in the time there is."""
     opened: list[Candidate] = []
-    wrong: list[str] = []
     failure: VaeEdgeError | None = None
-    strict = "off" if verify == "off" else "error"
     deadline = time.perf_counter() + OPENING_BUDGET_S
     for backend, precision in pairs:
         if opened and time.perf_counter() > deadline:
             log.info("auto: no time left to try %s %s", backend, precision)
             continue
         try:
-            opened.append(Candidate(backend, precision, open_verified(bundle, backend, precision, threads, strict)))
+            opened.append(Candidate(backend, precision, open_classifier(bundle, backend, precision, threads)))
         except (BackendError, BundleError) as error:
             log.warning("auto: %s %s is left out: %s", backend, precision, error)
             failure = error
-            if isinstance(error, VerificationError):
-                wrong.append(f"{backend} {precision}")
     if not opened:
         raise failure or BackendError(f"There is no candidate to run the bundle {bundle.path}.")
-    median_us = _time(opened, bundle)
-    best = _fastest(opened, median_us)
-    for candidate in opened:
-        if candidate is not best:
-            candidate.classifier.close()
-    log.info("auto: %s of %s", best.name, median_us)
-    return best, median_us, wrong
+    return opened
+
+
+def _fastest_right(
+    bundle: Bundle, opened: list[Candidate], median_us: dict[str, float], threads: int, verify: str
+) -> tuple[Candidate, list[str]]:
+    """The fastest candidate whose answers are right here, and the names of faster ones that are wrong.
+
+    All others are closed. Where all are wrong and `verify` is `warn`, it is the fastest of them.
+
+    Raises:
+        VerificationError: all are wrong, and `verify` is `error`.
+    """
+    strict = "off" if verify == "off" else "error"
+    left, wrong = list(opened), list[Candidate]()
+    best: Candidate | None = None
+    try:
+        while left:
+            best = _fastest(left, median_us)
+            left.remove(best)
+            entry = find_entry(bundle, best.precision)
+            try:
+                probing.check_or_raise(bundle, best.backend, entry, best.engine, threads, strict)
+                break
+            except VerificationError as error:
+                log.warning("auto: %s is left out: %s", best.name, error)
+                wrong.append(best)
+                if not left and verify == "error":
+                    raise
+        else:
+            best = wrong[0]
+    except BaseException:
+        best = None
+        raise
+    finally:
+        for candidate in opened:
+            if candidate is not best:
+                candidate.engine.close()
+    assert best is not None
+    return best, [candidate.name for candidate in wrong]
 
 
 def _time(opened: list[Candidate], bundle: Bundle) -> dict[str, float]:
@@ -174,14 +210,14 @@ def _time(opened: list[Candidate], bundle: Bundle) -> dict[str, float]:
     image = np.random.default_rng(0).integers(0, 256, (1, size, size, channels), dtype=np.uint8)
     for candidate in opened:
         for _ in range(5):
-            candidate.infer(image)
+            candidate.engine.infer(image)
     taken: list[list[int]] = [[] for _ in opened]
     deadline = time.perf_counter() + TIMING_BUDGET_S
     while time.perf_counter() < deadline or len(taken[0]) < 3:
         for candidate, times in zip(opened, taken, strict=True):
-            candidate.infer(image)  # brings its weights back into the cache
+            candidate.engine.infer(image)  # brings its weights back into the cache
             start = time.perf_counter_ns()
-            candidate.infer(image)
+            candidate.engine.infer(image)
             times.append(time.perf_counter_ns() - start)
     return {c.name: round(statistics.median(t) / 1e3, 1) for c, t in zip(opened, taken, strict=True)}
 
@@ -201,8 +237,7 @@ def _fastest(opened: list[Candidate], median_us: dict[str, float]) -> Candidate:
 
 def _key(bundle: Bundle, pairs: list[tuple[str, str]], threads: int, verify: str) -> dict[str, Any]:
     return {
-        "cpu": cpu_model(),
-        "isa": instruction_set(),
+        "cpu": f"{cpu_model()} {cpu_identity()}",
         "threads": threads,
         "verified": verify != "off",
         "versions": {name: backend_version(name) for name in sorted({backend for backend, _ in pairs})},
@@ -212,5 +247,5 @@ def _key(bundle: Bundle, pairs: list[tuple[str, str]], threads: int, verify: str
 
 def _sum(bundle: Bundle, precision: str) -> str | None:
     """The SHA-256 of the file that runs here; None where there is none, which opening it will say."""
-    entry = entry_here(bundle, precision)
+    entry = cpu_entry(bundle, precision)
     return None if entry is None else entry.sha256

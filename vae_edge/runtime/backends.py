@@ -114,9 +114,13 @@ def inner_tensors(
     """Tensors inside a model for images uint8 [N, S, S, C], by name; those that the backend can give.
 
     Raises:
-        BackendError: if the backend is not installed or cannot be imported.
+        BackendError: if the backend is not installed, cannot be imported, or fails.
     """
-    return dict(_backend_class(name).inner_tensors(file, tensors, images, threads))
+    backend = _backend_class(name)
+    try:
+        return dict(backend.inner_tensors(file, tensors, images, threads))
+    except Exception as error:  # the engines' own exceptions share no base class
+        raise BackendError(f"{name} cannot show tensors inside {file} ({error}).") from error
 
 
 def _backend_class(name: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -18,8 +17,6 @@ from vae_edge.runtime.backends import Backend, Interface, TensorInfo, check_inte
 from vae_edge.runtime.color_order import ColorOrderCheck
 from vae_edge.runtime.machine import int8_saturates
 from vae_edge.runtime.predictions import Predictions
-
-log = logging.getLogger(__name__)
 
 OUTPUTS = ("probabilities", "angle", "score")
 DOUBTS = ("concentration", "second_angle", "second_share")  # of models that were trained turned
@@ -185,8 +182,8 @@ class Classifier:
         entry = next((m for m in there if m.precision == self.precision), there[0])
         engine = open_reconstructor(self.bundle, self.backend, entry, self.threads)
         try:
-            probing.require(self.bundle, self.backend, entry, engine, self._verify)
-        except BackendError:
+            probing.check_or_raise(self.bundle, self.backend, entry, engine, self.threads, self._verify)
+        except BaseException:
             engine.close()
             raise
         return engine
@@ -207,12 +204,12 @@ def open_verified(bundle: Bundle, backend: str, precision: str, threads: int, ve
 
     Raises:
         BundleError, BackendError: as `open_classifier`.
-        VerificationError: as `vae_edge.runtime.probing.require`.
+        VerificationError: as `vae_edge.runtime.probing.check_or_raise`.
     """
     engine = open_classifier(bundle, backend, precision, threads)
     try:
-        probing.require(bundle, backend, find_entry(bundle, precision), engine, verify)
-    except BackendError:
+        probing.check_or_raise(bundle, backend, find_entry(bundle, precision), engine, threads, verify)
+    except BaseException:
         engine.close()
         raise
     return Classifier(bundle, backend, precision, threads, engine, verify)
@@ -265,46 +262,30 @@ def _open_checked(
     return engine
 
 
-def entry_here(bundle: Bundle, precision: str) -> ModelEntry | None:
-    """The classifier of a precision that CPU backends run here: of int8 the file made for this kind of processor.
-
-    None where there is none, or none that is right here: TensorRT's int8 file is not where products saturate.
-    """
+def cpu_entry(bundle: Bundle, precision: str) -> ModelEntry | None:
+    """The classifier of a precision that CPU backends run here, if there is one: of int8 the file made for this kind of
+    processor, or TensorRT's, which bundles of earlier versions have alone."""
     models = {m.target: m for m in bundle.select("classifier", "onnx", precision)}
-    targets = ["any"]
-    if precision == "int8":
-        targets = ["cpu_reduced_range"] if int8_saturates() else ["cpu", "any"]
+    targets = ("cpu_reduced_range" if int8_saturates() else "cpu", "any") if precision == "int8" else ("any",)
     return next((models[target] for target in targets if target in models), None)
 
 
-def entries_here(bundle: Bundle) -> dict[str, ModelEntry]:
-    """The classifiers that CPU backends run here, by precision; what is left out is logged."""
-    found = {}
-    for precision in dict.fromkeys(m.precision for m in bundle.select("classifier", "onnx")):
-        entry = entry_here(bundle, precision)
-        if entry is None:
-            log.warning("%s of the bundle %s is left out: no file of it is right here", precision, bundle.path)
-        else:
-            found[precision] = entry
-    return found
+def cpu_entries(bundle: Bundle) -> dict[str, ModelEntry]:
+    """The classifiers that CPU backends run here, by precision."""
+    found = {m.precision: cpu_entry(bundle, m.precision) for m in bundle.select("classifier", "onnx")}
+    return {precision: entry for precision, entry in found.items() if entry is not None}
 
 
 def find_entry(bundle: Bundle, precision: str) -> ModelEntry:
-    """As `entry_here`.
+    """As `cpu_entry`.
 
     Raises:
         BundleError: if there is none.
     """
-    entry = entry_here(bundle, precision)
-    if entry is not None:
-        return entry
-    if bundle.select("classifier", "onnx", precision):
-        raise BundleError(
-            f"The int8 model of the bundle {bundle.path} was made for TensorRT alone, and CPU backends give wrong "
-            "answers with it on this processor, which has no int8 dot products (VNNI): add the files for CPUs with "
-            f"`vae-edge quantize {bundle.path} --precision int8 --data PATH`."
-        )
-    raise BundleError(_missing(bundle, precision))
+    entry = cpu_entry(bundle, precision)
+    if entry is None:
+        raise BundleError(_missing(bundle, precision))
+    return entry
 
 
 def _missing(bundle: Bundle, precision: str) -> str:

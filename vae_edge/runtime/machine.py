@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import platform
@@ -13,6 +14,12 @@ ISA_VARIABLE = "VAE_EDGE_CPU_ISA"
 ISAS = ("avx2", "vnni")
 _X86 = ("x86_64", "amd64", "i386", "i686", "x86")
 _DOT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8"})  # as /proc/cpuinfo calls them
+_IDENTITY = frozenset(
+    {
+        *("vendor_id", "cpu family", "model", "model name", "stepping", "flags"),
+        *("cpu implementer", "cpu architecture", "cpu variant", "cpu part", "cpu revision", "features", "hardware"),
+    }
+)
 _ONEDNN_WITHOUT = frozenset({"SSE41", "AVX", "AVX2", "AVX512_CORE"})  # values of ONEDNN_MAX_CPU_ISA without VNNI
 
 
@@ -52,18 +59,31 @@ def int8_saturates() -> bool:
 
 
 def instruction_set() -> str:
-    """What decides how int8 is computed, for messages and as part of a key."""
-    return f"{platform.machine()}, {'without' if int8_saturates() else 'with'} int8 dot products"
+    """What decides how int8 is computed, for messages."""
+    x86 = platform.machine().lower() in _X86
+    dot_products = not int8_saturates() if x86 else "asimddp" in _cpu_flags()
+    return f"{platform.machine()}, {'with' if dot_products else 'without'} int8 dot products"
+
+
+def cpu_identity() -> str:
+    """A sum over all that tells one kind of processor from another, and whether int8 is taken to saturate."""
+    known = "".join(f"{key}:{value}\n" for key, value in _cpu_facts().items() if key in _IDENTITY)
+    return hashlib.sha256(f"{platform.machine()} {int8_saturates()} {known}".encode()).hexdigest()[:16]
 
 
 def _cpu_flags() -> set[str]:
-    info = Path("/proc/cpuinfo")
+    facts = _cpu_facts()
+    return set((facts.get("flags") or facts.get("features") or "").split())
+
+
+def _cpu_facts() -> dict[str, str]:
+    """What the system says of the first processor, by lower-case name; nothing where there is no /proc/cpuinfo."""
+    info, facts = Path("/proc/cpuinfo"), dict[str, str]()
     if info.is_file():
         for line in info.read_text(errors="replace").splitlines():
             key, _, value = line.partition(":")
-            if key.strip().lower() == "flags":
-                return set(value.split())
-    return set()
+            facts.setdefault(key.strip().lower(), value.strip())
+    return facts
 
 
 def available_cpus() -> int:

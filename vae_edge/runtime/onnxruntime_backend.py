@@ -34,16 +34,14 @@ class OnnxRuntimeBackend:
 
     def __init__(self, file: Path, entry: ModelEntry, threads: int) -> None:
         """Load `file`; raises whatever ONNX Runtime raises for a file it refuses."""
+        options = session_options(threads)
         if entry.precision == "int8" and entry.target == "any":
-            log.warning(
-                "%s is the int8 file for TensorRT, which is slow on onnxruntime: run `vae-edge quantize` again to add "
-                "the files for CPUs.",
-                file,
-            )
+            log.info("%s is the int8 file for TensorRT, slow here: `vae-edge quantize` adds the files for CPUs.", file)
+            options.add_session_config_entry("session.x64quantprecision", "1")  # kernels that do not saturate
         # At full optimization this rewrite makes fp8 graphs silently wrong.
         disabled = ["ReluQuantRewrite"] if entry.precision == "fp8" else None
         self.session = ort.InferenceSession(
-            str(file), session_options(threads), providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+            str(file), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
         )
         self.inputs = tuple(TensorInfo(t.name, t.shape, t.type) for t in self.session.get_inputs())
         self.outputs = tuple(TensorInfo(t.name, t.shape, t.type) for t in self.session.get_outputs())

@@ -1,8 +1,9 @@
-"""Whether a backend's answers are right on this very machine: it is asked the bundle's probe images.
+"""Whether a backend's answers are right on this very machine: it is run on the bundle's probe images.
 
 At the first load of a model in a backend the probe images are run one at a time, and compared with the exact answers
 that the bundle carries. The verdict is remembered in `verified.json` beside the manifest, under a key of model,
-backend, processor and versions; later loads read it. `report` asks in whole batches too, and looks inside.
+backend, threads, processor and versions; later loads read it. `report` runs them all at once too, looks inside, and
+remembers what it found.
 """
 
 from __future__ import annotations
@@ -10,18 +11,19 @@ from __future__ import annotations
 import datetime
 import logging
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vae_edge import __version__
 from vae_edge.bundle import VERIFIED_FILE, Bundle, ModelEntry
-from vae_edge.errors import BackendError, ConfigError, VerificationError
-from vae_edge.probes import Departure, Expected, Probes, compare, first_inner_departure, judged
+from vae_edge.errors import BackendError, BundleError, ConfigError, VerificationError
+from vae_edge.probes import Expected, Mismatch, Probes, compare, first_inner_mismatch, without_outliers
 from vae_edge.probes import load as load_probes
 from vae_edge.runtime import records
 from vae_edge.runtime.backends import Backend, backend_version, inner_tensors
-from vae_edge.runtime.machine import cpu_model, instruction_set
+from vae_edge.runtime.machine import cpu_identity, cpu_model, int8_saturates
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +35,6 @@ _FIELDS = {"right", "sentence"}
 class Verdict:
     """Whether a model's answers in a backend are right here. `right` is None where the bundle cannot tell."""
 
-    backend: str
-    file: str
     right: bool | None
     sentence: str
 
@@ -45,55 +45,88 @@ def check_mode(mode: str) -> None:
         raise ConfigError(f"verify is one of {', '.join(MODES)}, but {mode!r} came.")
 
 
-def verdict(bundle: Bundle, backend: str, entry: ModelEntry, engine: Backend) -> Verdict:
-    """The remembered verdict, or one that is found out now and remembered.
+def check_or_raise(bundle: Bundle, backend: str, entry: ModelEntry, engine: Backend, threads: int, mode: str) -> None:
+    """Let a model through whose answers are right, or that cannot be told.
 
     Args:
         engine: the entry's model, opened in the backend.
-    """
-    if bundle.probes is None:
-        return Verdict(backend, entry.file, None, f"the bundle {bundle.path} has no probe images: export it again")
-    path, key = bundle.path / VERIFIED_FILE, _key(bundle, backend, entry)
-    known = records.find(path, key, _FIELDS)
-    if known is None:
-        found = ask(bundle, backend, entry, engine, load_probes(bundle.file(bundle.probes)))
-        if found.right is None:
-            return found
-        known = {
-            "key": key,
-            "right": found.right,
-            "sentence": found.sentence,
-            "measured": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        }
-        records.remember(path, known, _FIELDS)
-    return Verdict(backend, entry.file, bool(known["right"]), str(known["sentence"]))
-
-
-def require(bundle: Bundle, backend: str, entry: ModelEntry, engine: Backend, mode: str) -> None:
-    """Let a model through whose answers are right, or that cannot be told.
 
     Raises:
         VerificationError: if they are wrong and the mode is `error`; `warn` logs the sentence.
+        BundleError: if the probe images cannot be read.
     """
     if mode == "off":
         return
-    found = verdict(bundle, backend, entry, engine)
+    found = verdict(bundle, backend, entry, engine, threads)
     if found.right is None:
         log.info("not verified: %s", found.sentence)
     elif not found.right:
         if mode == "error":
             raise VerificationError(
-                f'{found.sentence}. Choose another backend or precision, or insist with verify="warn".'
+                f'{found.sentence}. Choose another backend or precision, or insist with verify="warn"; '
+                f"`vae-edge verify {bundle.path}` asks again."
             )
         log.warning("%s", found.sentence)
 
 
-def ask(bundle: Bundle, backend: str, entry: ModelEntry, engine: Backend, probes: Probes) -> Verdict:
-    """Run the probe images one at a time, and compare."""
-    expected = probes.models.get(entry.sha256)
+def verdict(bundle: Bundle, backend: str, entry: ModelEntry, engine: Backend, threads: int) -> Verdict:
+    """The remembered verdict, or one that is found out now and remembered."""
+    probes = bundle.probes
+    if probes is None:
+        return _without_probes(bundle, backend, entry)
+    path, key = records.place(bundle.path, VERIFIED_FILE), _key(bundle, backend, entry, threads)
+    known = records.find(path, key, _FIELDS)
+    if known is not None and isinstance(known["right"], bool):
+        return Verdict(known["right"], str(known["sentence"]))
+    expected = _expected(bundle, load_probes(bundle.file(probes)), entry)
     if expected is None:
-        return Verdict(backend, entry.file, None, f"the bundle has no expected answers for {entry.file}")
-    return _judge(bundle, backend, entry, compare(expected, run_probes(engine, probes.images, 1)))
+        return _without_probes(bundle, backend, entry)
+    images, answers = expected
+    found = _judge(bundle, backend, entry, compare(answers, run_probes(engine, images, 1)))
+    _remember(path, key, found)
+    return found
+
+
+def report(bundle: Bundle, backend: str, entry: ModelEntry, engine: Backend, threads: int) -> dict[str, Any]:
+    """Everything that the probe images tell of a model in a backend, as plain values; the verdict is remembered.
+
+    Returns:
+        `backend`, `file`, `precision`, `target`, `right` (null where the bundle cannot tell), `sentence`; and where it
+        can `images`, `outputs` (for each, by batch size: mean and largest difference, what is allowed, images compared)
+        and `first_wrong_tensor` (null where all that the backend shows are right, or the answers are).
+    """
+    about = {"backend": backend, "file": entry.file, "precision": entry.precision, "target": entry.target}
+    probes = None if bundle.probes is None else load_probes(bundle.file(bundle.probes))
+    expected = None if probes is None else _expected(bundle, probes, entry)
+    if expected is None:
+        return {**about, **asdict(_without_probes(bundle, backend, entry))}
+    images, answers = expected
+    mismatches: list[Mismatch] = []
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in answers.tolerance}
+    for batch in (1, len(images)):
+        outputs = run_probes(engine, images, batch)
+        mismatches += compare(answers, outputs)
+        for name, row in rows.items():
+            row.append({"batch": batch, **_figures(answers, name, outputs.get(name))})
+    found = _judge(bundle, backend, entry, mismatches)
+    _remember(records.place(bundle.path, VERIFIED_FILE), _key(bundle, backend, entry, threads), found)
+    first, remark = None, ""
+    if mismatches and answers.inner:
+        some = images[: len(next(iter(answers.inner.values())))]
+        try:
+            inner = inner_tensors(backend, bundle.file(entry), list(answers.inner), some, threads)
+            first = first_inner_mismatch(answers, inner)
+            remark = f"; the first wrong tensor inside is {first}" if first else ""
+        except BackendError as error:
+            remark = f"; inner tensors cannot be shown: {error}"
+    return {
+        **about,
+        "right": found.right,
+        "sentence": found.sentence + remark,
+        "images": len(images),
+        "outputs": rows,
+        "first_wrong_tensor": first,
+    }
 
 
 def run_probes(engine: Backend, images: np.ndarray, batch: int) -> dict[str, np.ndarray]:
@@ -108,74 +141,68 @@ def run_probes(engine: Backend, images: np.ndarray, batch: int) -> dict[str, np.
             [output.copy() for output in engine.infer(images[start : start + batch])]
             for start in range(0, len(images), batch)
         ]
+        return {name: np.concatenate([part[k] for part in parts]) for k, name in enumerate(names)}
     except Exception as error:  # the engines' own exceptions share no base class
         raise BackendError(f"the backend failed on probe images ({error})") from error
-    return {name: np.concatenate([part[k] for part in parts]) for k, name in enumerate(names)}
 
 
-def report(bundle: Bundle, backend: str, entry: ModelEntry, engine: Backend, threads: int) -> dict[str, Any]:
-    """Everything that the probe images tell of a model in a backend, as plain values.
+def _expected(bundle: Bundle, probes: Probes, entry: ModelEntry) -> tuple[np.ndarray, Expected] | None:
+    """The probe images and the answers to an entry's file, if there are any.
 
-    Returns:
-        `backend`, `file`, `precision`, `target`, `right` (null where the bundle cannot tell), `sentence`; and where it
-        can `images`, `outputs` (for each, by batch size: mean and largest difference, what is allowed, images compared)
-        and `first_wrong_tensor` (null where all that the backend shows are right, or the answers are).
+    Raises:
+        BundleError: if the images are not what the model takes.
     """
-    about = {"backend": backend, "file": entry.file, "precision": entry.precision, "target": entry.target}
-    probes = None if bundle.probes is None else load_probes(bundle.file(bundle.probes))
-    expected = None if probes is None else probes.models.get(entry.sha256)
-    if probes is None or expected is None:
-        missing = "has no probe images" if probes is None else f"has no expected answers for {entry.file}"
-        return {**about, "right": None, "sentence": f"the bundle {missing}: export and quantize it again"}
-    departures: list[Departure] = []
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in expected.tolerance}
-    for batch in (1, len(probes.images)):
-        outputs = run_probes(engine, probes.images, batch)
-        departures += compare(expected, outputs)
-        for name, row in rows.items():
-            row.append({"batch": batch, **_figures(expected, name, outputs[name])})
-    found = _judge(bundle, backend, entry, departures)
-    first = None
-    if departures and expected.inner:
-        some = probes.images[: len(next(iter(expected.inner.values())))]
-        inner = inner_tensors(backend, bundle.file(entry), list(expected.inner), some, threads)
-        first = first_inner_departure(expected, inner)
-    sentence = found.sentence if first is None else f"{found.sentence}; the first wrong tensor inside is {first}"
-    return {
-        **about,
-        "right": found.right,
-        "sentence": sentence,
-        "images": len(probes.images),
-        "outputs": rows,
-        "first_wrong_tensor": first,
-    }
+    spec = bundle.input
+    if probes.images.shape[1:] != (spec.size, spec.size, spec.channels):
+        raise BundleError(
+            f"The probe images of the bundle {bundle.path} are {list(probes.images.shape)}, but its model takes "
+            f"[N, {spec.size}, {spec.size}, {spec.channels}]: export and quantize it again."
+        )
+    answers = probes.models.get(entry.sha256)
+    return None if answers is None else (probes.images, answers)
 
 
-def _figures(expected: Expected, name: str, have: np.ndarray) -> dict[str, Any]:
-    apart, compared = judged(name, have, expected.outputs[name])
+def _without_probes(bundle: Bundle, backend: str, entry: ModelEntry) -> Verdict:
+    """What is known without answers to compare with."""
+    if entry.precision == "int8" and entry.target == "any" and backend == "openvino" and int8_saturates():
+        return Verdict(
+            False,
+            f"openvino gives wrong answers with {bundle.file(entry)} on this processor, which has no int8 dot products "
+            "(VNNI): the file was made for TensorRT; add those for CPUs with "
+            f"`vae-edge quantize {bundle.path} --precision int8 --data PATH`",
+        )
+    what = "no probe images" if bundle.probes is None else f"no answers to compare those of {entry.file} with"
+    return Verdict(None, f"the bundle {bundle.path} has {what}; `vae-edge quantize` adds them")
+
+
+def _figures(answers: Expected, name: str, have: np.ndarray | None) -> dict[str, Any]:
+    allowed = asdict(answers.tolerance[name])
+    if have is None or have.shape != answers.outputs[name].shape:
+        return {"compared": 0, "mean": None, "largest": None, "allowed": allowed}
+    apart, compared = without_outliers(name, have, answers.outputs[name])
     finite = bool(len(apart)) and bool(np.isfinite(apart).all())
-    return {
-        "compared": compared,
-        "mean": float(apart.mean()) if finite else None,
-        "largest": float(apart.max()) if finite else None,
-        "allowed": asdict(expected.tolerance[name]),
-    }
+    mean, largest = (float(apart.mean()), float(apart.max())) if finite else (None, None)
+    return {"compared": compared, "mean": mean, "largest": largest, "allowed": allowed}
 
 
-def _judge(bundle: Bundle, backend: str, entry: ModelEntry, departures: list[Departure]) -> Verdict:
+def _judge(bundle: Bundle, backend: str, entry: ModelEntry, mismatches: list[Mismatch]) -> Verdict:
     where = f"{backend} {backend_version(backend)} with {bundle.file(entry)} on this machine ({cpu_model()})"
-    if not departures:
-        return Verdict(backend, entry.file, True, f"{where} gives right answers")
-    return Verdict(backend, entry.file, False, f"{where} gives wrong answers: {departures[0].sentence()}")
+    if not mismatches:
+        return Verdict(True, f"{where} gives right answers")
+    return Verdict(False, f"{where} gives wrong answers: {mismatches[0].sentence()}")
 
 
-def _key(bundle: Bundle, backend: str, entry: ModelEntry) -> dict[str, Any]:
-    assert bundle.probes is not None
+def _remember(path: Path, key: dict[str, Any], found: Verdict) -> None:
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    records.remember(path, {"key": key, **asdict(found), "measured": now}, _FIELDS)
+
+
+def _key(bundle: Bundle, backend: str, entry: ModelEntry, threads: int) -> dict[str, Any]:
     return {
         "backend": backend,
         "model": entry.sha256,
-        "probes": bundle.probes.sha256,
-        "cpu": cpu_model(),
-        "isa": instruction_set(),
+        "probes": None if bundle.probes is None else bundle.probes.sha256,
+        "threads": threads,
+        "cpu": cpu_identity(),
         "versions": {"vae_edge": __version__, "numpy": np.__version__, backend: backend_version(backend)},
     }

@@ -1,12 +1,13 @@
 """What the runtime remembers beside a bundle's manifest: lists of records, each under the key that it holds for.
 
-They are no part of what the bundle verifies, and a bundle that cannot be written to works without them.
+They are no part of what the bundle verifies. Of a bundle that cannot be written to they lie in the user's cache folder.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -19,6 +20,15 @@ from vae_edge import files
 log = logging.getLogger(__name__)
 
 MOST_RECORDS = 64
+
+
+def place(bundle: Path, name: str) -> Path:
+    """Where a file of records of a bundle lies: in its folder, or in the user's cache if that is not writable."""
+    if os.access(bundle, os.W_OK):
+        return bundle / name
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    digest = hashlib.sha256(os.fsencode(bundle.resolve())).hexdigest()[:16]
+    return cache / "vae-edge" / digest / name
 
 
 def read(path: Path, fields: set[str]) -> list[dict[str, Any]]:

@@ -15,16 +15,16 @@ from vae_edge.bundle import Bundle, ModelEntry, load_bundle
 from vae_edge.errors import BackendError, BundleError
 from vae_edge.runtime import probing
 from vae_edge.runtime.backends import Backend, backend_version, check_installed, installed_backends
-from vae_edge.runtime.classifier import entries_here, open_classifier, open_reconstructor
+from vae_edge.runtime.classifier import cpu_entries, open_classifier, open_reconstructor
 from vae_edge.runtime.machine import cpu_model, instruction_set
 
 SCHEMA = 1
 
 
 def verify(path: str | os.PathLike[str], backends: Sequence[str] | None = None, threads: int = 1) -> dict[str, Any]:
-    """Ask every backend the bundle's probe images with every model that it would run, whatever is remembered.
+    """Run the bundle's probe images on every model that CPU backends run here, in every backend.
 
-    Images are run one at a time and all at once.
+    They are run one at a time and all at once. What is found replaces what loading remembered.
 
     Args:
         path: the bundle.
@@ -33,8 +33,8 @@ def verify(path: str | os.PathLike[str], backends: Sequence[str] | None = None, 
 
     Returns:
         Plain values for JSON: `schema`, `bundle`, `date`, `machine`, `right` (whether all answers are right; null where
-        nothing could be told), `models` (see `vae_edge.runtime.probing.report`), and `not_run`, the files that nothing
-        here runs.
+        some could not be told and none is wrong), `models` (see `vae_edge.runtime.probing.report`), and `not_run`, the
+        files that nothing here runs.
 
     Raises:
         BundleError: if the bundle is damaged.
@@ -48,7 +48,7 @@ def verify(path: str | os.PathLike[str], backends: Sequence[str] | None = None, 
     bundle = load_bundle(path)
     entries = list(_entries(bundle))
     models = [_report(bundle, name, entry, threads) for entry in entries for name in names]
-    told = [model["right"] for model in models if model["right"] is not None]
+    told = [model["right"] for model in models]
     run_here = {entry.file for entry in entries}
     return {
         "schema": SCHEMA,
@@ -66,16 +66,16 @@ def verify(path: str | os.PathLike[str], backends: Sequence[str] | None = None, 
                 **{name: backend_version(name) for name in names},
             },
         },
-        "right": all(told) if told else None,
+        "right": False if False in told else True if told and None not in told else None,
         "models": models,
         "not_run": [_not_run(entry) for entry in bundle.models if entry.file not in run_here],
     }
 
 
 def to_markdown(result: dict[str, Any]) -> str:
-    """What `verify` returned, as a page."""
+    """What `verify` returned, as a page in Markdown."""
     machine = result["machine"]
-    state = {True: "All answers are right.", False: "Some answers are wrong.", None: "Nothing could be verified."}
+    state = {True: "All answers are right.", False: "Some answers are wrong.", None: "Not everything was verified."}
     lines = [
         f"# {result['bundle']}: verified on this machine",
         "",
@@ -116,7 +116,7 @@ def _cell(row: dict[str, Any]) -> str:
 
 def _entries(bundle: Bundle) -> Iterator[ModelEntry]:
     """The files that CPU backends run here."""
-    yield from entries_here(bundle).values()
+    yield from cpu_entries(bundle).values()
     yield from bundle.select("reconstruction", "onnx", target="any")
 
 
