@@ -20,7 +20,7 @@ OLDEST := $(VENV)-oldest-triton
 PYTEST := -m pytest --numprocesses $(WORKERS) --dist loadfile
 KERNEL_TESTS := tests/kernels/test_aot.py tests/kernels/test_cases.py tests/ops/test_convolutions.py
 
-.PHONY: quickstart test test-fast test-oldest-triton lint format native install clean
+.PHONY: quickstart test test-fast test-oldest-triton test-avx2 lint format native install clean
 
 quickstart: install
 	$(BIN)/vae-edge quickstart
@@ -36,6 +36,11 @@ test-fast: install
 # The kernels' tests once more, with the oldest Triton that is supported. Its interpreter wants NumPy below 2.4.
 test-oldest-triton: $(OLDEST)/.installed
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python $(PYTEST) $(KERNEL_TESTS)
+
+# What depends on the processor once more, as on x86 with AVX2 and nothing beyond it.
+test-avx2: install
+	VAE_EDGE_CPU_ISA=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 \
+	  $(BIN)/python $(PYTEST) -m "not alone" tests/runtime tests/export
 
 lint: install
 	$(BIN)/ruff check .

@@ -149,7 +149,7 @@ def _check_file_name(name: str, where: str) -> None:
     ):
         _wrong(where, "file", "the plain name of a file in the bundle's folder, no path", name)
     if name.casefold() in (MANIFEST_FILE, AUTO_FILE, VERIFIED_FILE):
-        _wrong(where, "file", f"another name than {MANIFEST_FILE} and {AUTO_FILE}", name)
+        _wrong(where, "file", f"another name than {MANIFEST_FILE}, {AUTO_FILE} and {VERIFIED_FILE}", name)
 
 
 def _check_classes(classes: list[Any], where: str) -> None:
