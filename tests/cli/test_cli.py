@@ -150,7 +150,7 @@ def test_bench_measures_every_candidate_and_writes_it(bundle: Path, tmp_path: Pa
 
 def test_inspect_knows_runs_bundles_and_onnx_files(run: Path, bundle: Path, capsys: pytest.CaptureFixture[str]):
     assert result(capsys, "inspect", run)["finished"] is True
-    assert len(result(capsys, "inspect", bundle)["models"]) == 4
+    assert len(result(capsys, "inspect", bundle)["models"]) == 6
     onnx = result(capsys, "inspect", bundle / "classifier.int8.onnx")
     assert onnx["inputs"] == {"image": "uint8 [batch, 28, 28, 1]"} and onnx["operators"]["Conv"] >= 13
 
