@@ -94,19 +94,9 @@ def run_benchmark(
     before = 0.6 if memory else 0.0
     opened: list[Candidate] = []
     results: list[dict[str, Any]] = []
-    wrong: list[str] = []
     try:
-        for backend, precision in pairs:
-            tell(f"loading: {backend} {precision}", before)
-            try:
-                opened.append(Candidate(backend, precision, vae_edge.load(bundle.path, backend, precision, threads)))
-            except VerificationError as error:
-                if backends is not None and precisions is not None:  # asked for by name
-                    raise
-                log.warning("not measured: %s", error)
-                wrong.append(f"{backend} {precision}")
-        if not opened:
-            raise VerificationError(f"Every backend gives wrong answers with {bundle.path} here: nothing is measured.")
+        by_name = backends is not None and precisions is not None
+        wrong = _open(bundle, pairs, threads, opened, by_name, lambda what: tell(what, before))
         left = max(seconds - (time.perf_counter() - started), seconds / 4)
         for index, batch in enumerate(batches):
             tell(f"timing: batch {batch}", before + (1 - before) * index / len(batches))
@@ -131,6 +121,34 @@ def run_benchmark(
         "results": results,
         "wrong": wrong,
     }
+
+
+def _open(
+    bundle: Bundle,
+    pairs: list[tuple[str, str]],
+    threads: int,
+    opened: list[Candidate],
+    by_name: bool,
+    tell: Callable[[str], None],
+) -> list[str]:
+    """Add the candidates to `opened` whose answers are right here; the names of the others.
+
+    Raises:
+        VerificationError: one is wrong that was asked for by name, or all are.
+    """
+    wrong = []
+    for backend, precision in pairs:
+        tell(f"loading: {backend} {precision}")
+        try:
+            opened.append(Candidate(backend, precision, vae_edge.load(bundle.path, backend, precision, threads)))
+        except VerificationError as error:
+            if by_name:
+                raise
+            log.warning("not measured: %s", error)
+            wrong.append(f"{backend} {precision}")
+    if not opened:
+        raise VerificationError(f"Every backend gives wrong answers with {bundle.path} here: nothing is measured.")
+    return wrong
 
 
 def _about(bundle: Bundle) -> dict[str, Any]:

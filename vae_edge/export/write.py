@@ -21,7 +21,7 @@ from vae_edge.export.graph import RECONSTRUCTION, ClassifierGraph, Reconstructio
 from vae_edge.export.onnx_file import OPSET, check_parity, replace_metadata, to_onnx
 from vae_edge.export.precision import convert, for_calibration
 from vae_edge.export.probes import EVALUATED, choose_probes, write_probes
-from vae_edge.export.quality import brightness, check_images, compare, measure
+from vae_edge.export.quality import Measured, brightness, check_images, compare, measure
 from vae_edge.images import InputSpec
 from vae_edge.model import AngleVAE
 from vae_edge.probes import load as load_probes
@@ -170,26 +170,21 @@ def quantize_bundle(
         if probes is not None:
             _write_probes(probes, bundle, models, everything.images)
         added = add_models(path, models, probes)
-    entries = {target: added.find("classifier", "onnx", precision, target) for target in converted}
-    files = {
-        target: {
-            "file": entry.file,
-            "bytes": entry.bytes,
-            "threshold": entry.threshold,
-            "figures": measured[target].figures,
-        }
-        for target, entry in entries.items()
-    }
-    return {
-        "precision": precision,
-        "file": entries["any"].file,
-        "bytes": entries["any"].bytes,
-        "measured_on": measured_on,
-        "warnings": list(dict.fromkeys((*findings.refused, *findings.warned))),
-        "before": before.figures,
-        "after": measured["any"].figures,
-        "files": files,
-    }
+    warnings = list(dict.fromkeys((*findings.refused, *findings.warned)))
+    figures_before = {"measured_on": measured_on, "warnings": warnings, "before": before.figures}
+    return {**figures_before, **_added_files(added, precision, measured)}
+
+
+def _added_files(bundle: Bundle, precision: str, measured: Mapping[str, Measured]) -> dict[str, Any]:
+    """What `quantize_bundle` returns of the files: the first one's, and each one's by target."""
+    files = {}
+    for target, after in measured.items():
+        entry = bundle.find("classifier", "onnx", precision, target)
+        about = {"file": entry.file, "bytes": entry.bytes, "threshold": entry.threshold}
+        files[target] = {**about, "figures": after.figures}
+    first = files["any"]
+    one = {"precision": precision, "file": first["file"], "bytes": first["bytes"], "after": first["figures"]}
+    return {**one, "files": files}
 
 
 def _check_fit(images: LabelledImages, bundle: Bundle) -> None:
