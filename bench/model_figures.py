@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vae_edge.benchmark import time_in_turns
-from vae_edge.bundle import load_bundle
+from vae_edge.bundle import ModelEntry, load_bundle
 from vae_edge.cli.deploy import export_run
 from vae_edge.data import Dataset, LabelledImages, rotated, rotation_range
 from vae_edge.data.numbers import permutation
@@ -223,7 +223,7 @@ def latency(model: AngleVAE, bundle: Path, images: NDArray[np.uint8], seconds: f
     with contextlib.ExitStack() as stack:
         calls = []
         for file in files.values():
-            backend = OnnxRuntimeBackend(file, "fp32", 1)
+            backend = OnnxRuntimeBackend(file, ModelEntry("classifier", "fp32"), 1)
             stack.callback(backend.close)
             for _ in range(WARM_CALLS):
                 backend.infer(image)

@@ -33,8 +33,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     graph: Any = to_onnx(classifier, 28, 1, classifier.outputs, {})
     graphs = {
         "fp32": graph,
-        "fp16": convert(graph, "fp16", images),
-        "int8": convert(graph, "int8", images),
+        "fp16": convert(graph, "fp16", images)["any"],
+        "int8": convert(graph, "int8", images)["any"],
         "reconstruction": to_onnx(ReconstructionGraph(model).eval(), 28, 1, RECONSTRUCTION, {}),
     }
     folder = tmp_path_factory.mktemp("exported")
