@@ -15,6 +15,7 @@ from vae_edge.bundle import Bundle
 SCRIPT = Path(__file__).parents[2] / "bench" / "runtime_overhead.py"
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_a_call_costs_at_most_15_percent_more_than_the_bare_engines(session_bundle: Bundle, backend: str) -> None:
     spec = importlib.util.spec_from_file_location("runtime_overhead", SCRIPT)
