@@ -1,3 +1,5 @@
+import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -5,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vae_edge.files import atomic_path, sha256, write_json, write_text
+from vae_edge.files import atomic_path, parse_json, read_bytes, read_json, sha256, write_json, write_text
 
 
 def test_a_failed_write_leaves_what_was_there_and_nothing_beside_it(tmp_path: Path):
@@ -46,3 +48,51 @@ def test_numbers_that_json_cannot_hold_are_refused(tmp_path: Path):
 def test_sha256_is_the_published_one(tmp_path: Path):
     write_text(tmp_path / "a", "abc")
     assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2
+
+
+def test_what_is_no_regular_file_is_refused_without_waiting_for_it(tmp_path: Path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    zero = tmp_path / "zero"
+    zero.symlink_to("/dev/zero")
+    for path, kind in ((pipe, "a named pipe"), (zero, "a device"), (tmp_path, "a folder")):
+        for read in (sha256, read_json, lambda path: read_bytes(path, 10)):
+            with pytest.raises((ValueError, IsADirectoryError), match=f"it is {kind}, not a regular file"):
+                read(path)
+
+
+def test_a_file_is_read_up_to_its_bound(tmp_path: Path):
+    path = tmp_path / "a"
+    path.write_bytes(b"x" * 11)
+    assert read_bytes(path, 11) == b"x" * 11
+    with pytest.raises(ValueError, match="it has 11 bytes, where 10 are the most"):
+        read_bytes(path, 10)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "nested deeper than 32"),
+        ("[" * 40 + "]" * 40, "nested deeper than 32"),
+        ('{"a":' * 40 + "1" + "}" * 40, "nested deeper than 32"),
+        ('{"a": 1, "a": 1}', "'a' stands twice"),
+        ('[{"b": NaN}]', "NaN is not a number"),
+        ("[1e999]", "beyond what a 64-bit float holds"),
+        ("[-9223372036854775809]", "beyond 64 bits"),
+        ("1" + "0" * 5000, "beyond 64 bits|limit"),
+        ('"\\ud800"', "lone surrogate"),
+        ('{"\\ud800": 1}', "lone surrogate"),
+        (b"\xff", "utf-8"),
+        ("", "Expecting value"),
+    ],
+)
+def test_json_that_no_writer_of_ours_makes_is_refused(text: str | bytes, message: str):
+    with pytest.raises(ValueError, match=message):
+        parse_json(text)
+
+
+def test_json_within_the_limits_is_read_as_the_standard_library_reads_it():
+    text = "[" * 32 + '{"a": [1, -2.5, "é\\u00e9\\ud83d\\ude00", null, true, 9223372036854775807]}' + "]" * 32
+    with pytest.raises(ValueError, match="nested"):
+        parse_json(text)
+    assert parse_json(text[2:-2]) == json.loads(text[2:-2])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from vae_edge import files
 from vae_edge.errors import BundleError
 
 SCHEMA = 1
@@ -25,7 +26,6 @@ _OPTIONAL_INPUT: dict[str, tuple[Any, ...]] = {
     "color_order": ("rgb",),
 }
 """Fields of the input that older versions did not write, and the values they may have."""
-_LARGEST_MANIFEST = 16 << 20
 _TARGET = re.compile(r"any|[A-Za-z0-9][\w-]{0,31}")
 _HEX = re.compile(r"[0-9a-f]{64}")
 
@@ -45,12 +45,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} is not a bundle: it has no {MANIFEST_FILE}. Give the folder that `vae-edge export` wrote."
         )
     try:
-        if path.stat().st_size > _LARGEST_MANIFEST:
-            raise BundleError(f"{path} has {path.stat().st_size} bytes, more than any manifest: it is not a bundle's.")
-        value = json.loads(path.read_text("utf-8"), object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
+        value = files.read_json(path)
     except OSError as error:
         raise BundleError(f"{path} cannot be read ({error}): check its permissions.") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BundleError(
             f"{path} is not a valid manifest ({error}): it is damaged; export the bundle again."
         ) from error
@@ -185,7 +183,7 @@ def _check_rotation(manifest: Mapping[str, Any], where: str) -> None:
 
 
 def _check_unique(names: list[str], what: str, where: str) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise BundleError(f"{where} has the same {what} twice ({twice[0]!r}): it is damaged; export the bundle again.")
 
@@ -217,15 +215,3 @@ def _wrong(where: str, key: str, expected: str, came: object) -> NoReturn:
     shown = repr(came)
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
     raise BundleError(f"{where}: the field {key!r} should be {expected}, but it is {shown}; export the bundle again.")
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
-    return value
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number that a manifest may hold")

@@ -1,15 +1,32 @@
-"""Files that are whole or absent: written beside, synced, renamed; and the sums by which they are known again."""
+"""Files that are whole or absent: written beside, synced, renamed; and files of others, read within bounds.
+
+A path that somebody else named may lead to a pipe that never ends, to a terabyte, or to JSON that no writer of ours
+makes. `open_regular`, `read_bytes` and `read_json` refuse these; their callers say what the file was to be.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
+import math
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NoReturn
+
+MAX_JSON_BYTES = 16 << 20
+MAX_JSON_DEPTH = 32
+_MAX_INTEGER = 2**63 - 1
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
 
 
 @contextlib.contextmanager
@@ -53,13 +70,112 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a regular file for reading, or what a link to one leads to, without waiting for whoever fills a pipe.
+
+    Raises:
+        OSError: if it is not there or cannot be opened.
+        ValueError: if it is a folder, pipe, device or socket.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            raise ValueError(f"it is {_KINDS.get(stat.S_IFMT(mode), 'something else')}, not a regular file")
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_bytes(path: str | os.PathLike[str], max_bytes: int) -> bytes:
+    """The content of a regular file of at most `max_bytes`.
+
+    Raises:
+        OSError: if it is not there or cannot be read.
+        ValueError: if it is no regular file, or larger.
+    """
+    with open_regular(path) as file:
+        content = file.read(max_bytes + 1)
+        if len(content) > max_bytes:
+            size = max(os.fstat(file.fileno()).st_size, len(content))
+            raise ValueError(f"it has {size} bytes, where {max_bytes} are the most that such a file may have")
+    return content
+
+
+def read_json(path: str | os.PathLike[str], max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """The value in a file of JSON; see `parse_json`.
+
+    Raises:
+        OSError: if it is not there or cannot be read.
+        ValueError: if it is no regular file, larger, or not JSON as `parse_json` takes it.
+    """
+    return parse_json(read_bytes(path, max_bytes))
+
+
+def parse_json(content: bytes | str) -> Any:
+    """The value of a JSON text (bytes are UTF-8), strictly: all of it can be printed, compared and written again.
+
+    Raises:
+        ValueError: for what is not JSON or not UTF-8, a key that stands twice, NaN, an infinite number, an integer
+            beyond 64 bits, a lone surrogate, or nesting deeper than 32.
+    """
+    try:
+        text = content if isinstance(content, str) else content.decode("utf-8")
+        value = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
+    except RecursionError:
+        raise ValueError(f"it is nested deeper than {MAX_JSON_DEPTH}") from None
+    level = [value]
+    for _ in range(MAX_JSON_DEPTH + 1):
+        for one in level:
+            _check_plain(one)
+        level = [inner for one in level if isinstance(one, (dict, list)) for inner in _inside(one)]
+        if not level:
+            return value
+    raise ValueError(f"it is nested deeper than {MAX_JSON_DEPTH}")
+
+
 def sha256(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+    """The SHA-256 of a regular file's bytes, in hexadecimal.
+
+    Raises:
+        OSError: if it is not there or cannot be read.
+        ValueError: if it is no regular file.
+    """
     digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
+    with open_regular(path) as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _inside(value: dict[str, Any] | list[Any]) -> list[Any]:
+    return [*value.keys(), *value.values()] if isinstance(value, dict) else value
+
+
+def _check_plain(value: Any) -> None:
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError(f"the text {ascii(value)[:80]} holds a lone surrogate") from None
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("a number in it is beyond what a 64-bit float holds")
+    elif isinstance(value, int) and abs(value) > _MAX_INTEGER:
+        raise ValueError("an integer in it is beyond 64 bits")
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for key, inner in pairs:
+        if key in value:
+            raise ValueError(f"the key {key!a} stands twice")
+        value[key] = inner
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number that it may hold")
 
 
 def _umask() -> int:

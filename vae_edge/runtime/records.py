@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Iterator
@@ -36,11 +35,11 @@ def read(path: Path, fields: set[str]) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        records = json.loads(path.read_text("utf-8"))["records"]
+        records = files.read_json(path)["records"]
         if all({"key", *fields} <= record.keys() for record in records):
             return list(records)
         log.warning("%s is damaged and will be written anew.", path)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         log.warning("%s cannot be read (%s) and will be written anew.", path, error)
     return []
 
