@@ -19,8 +19,11 @@ from vae_edge.errors import BackendError, BundleError, DataError
 
 LIBRARY = "libvae_edge_kernels.so"
 VARIABLE = "VAE_EDGE_NATIVE"
+ABI_VERSION = 1
+"""VE_ABI_VERSION of vae_edge.h, whose functions are declared here."""
 FILE = 9  # of ve_status: a file that cannot be used
 DOUBTS = 3
+MOST_DEVICES = 1 << 16
 
 
 class _Info(ctypes.Structure):
@@ -61,7 +64,7 @@ def load_library(path: str | os.PathLike[str] | None = None) -> ctypes.CDLL:
     """The native library, its functions declared.
 
     Raises:
-        BackendError: if it is not there, or is another one.
+        BackendError: if it is not there, or has another interface.
     """
     found = find_library(path)
     try:
@@ -72,10 +75,12 @@ def load_library(path: str | os.PathLike[str] | None = None) -> ctypes.CDLL:
         ) from error
     handle, status = ctypes.c_void_p, ctypes.c_int
     try:
+        if (version := int(library.ve_abi_version())) != ABI_VERSION:
+            raise AttributeError(f"its interface is version {version}, where {ABI_VERSION} is needed")
         library.ve_last_error.restype = ctypes.c_char_p
         library.ve_open.argtypes = (ctypes.c_char_p, ctypes.c_int, ctypes.POINTER(handle))
         library.ve_describe.argtypes = (handle, ctypes.POINTER(_Info))
-        library.ve_classify_with_doubts.argtypes = (handle, handle, ctypes.c_int, *4 * (handle,))
+        library.ve_classify_with_doubts.argtypes = (handle, handle, ctypes.c_size_t, *4 * (handle,))
         library.ve_close.argtypes = (handle,)
         for name in ("ve_open", "ve_describe", "ve_classify_with_doubts", "ve_close"):
             getattr(library, name).restype = status
@@ -94,7 +99,8 @@ class NativeNetwork:
 
     Raises:
         BackendError: if there is no library, driver or GPU, or the file has no machine code for the GPU.
-        BundleError: if the file is not there, damaged, or of another version.
+        BundleError: if the file is not there, no regular file, damaged, larger than `vae_edge.h` allows, or of another
+            version.
     """
 
     def __init__(
@@ -102,14 +108,14 @@ class NativeNetwork:
     ) -> None:
         self._handle = ctypes.c_void_p()
         self._library = load_library(library)
-        self._check(self._library.ve_open(os.fsencode(path), device, ctypes.byref(self._handle)))
+        self._check(self._library.ve_open(_path_bytes(path), _device_number(device), ctypes.byref(self._handle)))
         self._finalizer = weakref.finalize(self, self._library.ve_close, self._handle)
         info = _Info()
         self._check(self._library.ve_describe(self._handle, ctypes.byref(info)))
         self.size, self.channels, self.threshold = info.side, info.channels, float(info.threshold)
         self.has_angle = bool(info.has_angle)
         names = (info.class_names[number] for number in range(info.classes))
-        self.classes = tuple(name.decode(errors="replace") for name in names)
+        self.classes = tuple(name.decode() for name in names)  # the library has verified that it is UTF-8
 
     def classify(self, images: NDArray[np.uint8]) -> Answers:
         """Classify uint8 [N, S, S, C].
@@ -144,5 +150,23 @@ class NativeNetwork:
 
     def _check(self, status: int) -> None:
         if status != 0:
-            sentence = self._library.ve_last_error().decode(errors="replace")
+            sentence = self._library.ve_last_error().decode(errors="backslashreplace")
             raise (BundleError if status == FILE else BackendError)(sentence)
+
+
+def _path_bytes(path: str | os.PathLike[str]) -> bytes:
+    """The path as C takes it. A zero byte would end it there, and another file would be opened."""
+    try:
+        name = os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise BundleError(f"{ascii(os.fspath(path))} is no path of this system: {error}") from error
+    if b"\0" in name:
+        raise BundleError(f"{ascii(os.fspath(path))} is no path: it holds a zero byte")
+    return name
+
+
+def _device_number(device: int) -> int:
+    """The GPU's number. One that C's int does not hold would become another GPU's."""
+    if not 0 <= device < MOST_DEVICES:
+        raise BackendError(f"the number of a GPU is from 0 to {MOST_DEVICES - 1}; got {device}")
+    return device

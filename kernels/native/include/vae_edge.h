@@ -13,6 +13,7 @@
 #ifndef VAE_EDGE_H
 #define VAE_EDGE_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #ifdef __cplusplus
@@ -24,6 +25,20 @@ extern "C" {
 #else
 #define VE_API
 #endif
+
+/* Counts up when a function of this header takes other arguments than before; it is the library's SOVERSION.
+ * 1: the number of images is a size_t. */
+#define VE_ABI_VERSION 1
+
+/* What a network file may have; ve_open refuses a file that has more. */
+#define VE_MAX_FILE_BYTES (256 << 20)
+#define VE_MAX_HEADER_BYTES (64 << 10)
+#define VE_MAX_DESCRIPTION_BYTES (8 << 20)
+#define VE_MAX_CLASSES 4096
+#define VE_MAX_CLASS_NAME_BYTES 1024
+#define VE_MAX_SIDE 1024 /* pixels */
+#define VE_MAX_CHANNELS 4
+#define VE_MAX_SCRATCH_BYTES (16 << 20) /* of an image's feature maps, and of its other numbers */
 
 typedef enum ve_status {
     VE_OK = 0,
@@ -57,7 +72,11 @@ typedef struct ve_kernel {
 /* The version, "MAJOR.MINOR.PATCH". */
 VE_API const char *ve_version(void);
 
-/* The sentence of the calling thread's last failed call; "" before the first. Valid until the thread's next failed call. */
+/* VE_ABI_VERSION as the library was built; a program that was built with another header must not call it. */
+VE_API int ve_abi_version(void);
+
+/* The sentence of the calling thread's last failed call, UTF-8; "" before the first. Valid until the thread's next failed call.
+ * It is safe to print: control characters of paths and files stand in it as \xNN. */
 VE_API const char *ve_last_error(void);
 
 /* How many kernels the library carries, and each of them. The listing needs no driver. */
@@ -99,24 +118,28 @@ typedef struct ve_network ve_network;
 /* What a network is. All memory belongs to the handle. */
 typedef struct ve_network_info {
     int side, channels, classes;    /* images are uint8 [side, side, channels] */
-    const char *const *class_names; /* `classes` of them, UTF-8 */
-    float threshold;                /* a score up to it is accepted; higher is stranger */
+    const char *const *class_names; /* `classes` of them, UTF-8 as the file has it: what is printed may need escaping */
+    float threshold;                /* finite; a score up to it is accepted; higher is stranger */
     int has_angle;                  /* 0 where the network was trained on upright images: its angles are 0 */
 } ve_network_info;
 
 /* Read a network file, verify it, load its machine code and its numbers onto a device, and run it once. Needs no ve_initialize.
+ * A damaged file is refused (VE_ERROR_FILE) before the driver is opened: its SHA-256 is of the whole file, header included (of files
+ * of format 2, of all but the header), every key is known and stands once, every number is within its limits, and time and memory
+ * are linear in the file's size. What is no regular file, such as a pipe or a device, is refused without waiting for it.
  * The file holds code that the GPU executes: its digest tells damage, not who wrote it. Open files that you trust. */
 VE_API ve_status ve_open(const char *path, int device, ve_network **network);
 
 /* Classify n images, uint8 [n, side, side, channels], and wait for the answer. probabilities: float [n, classes]; angles: float
  * [n], radians counter-clockwise as displayed, -pi to pi; scores: float [n]. Each pointer may be one to host memory or to memory of
  * the handle's device, on which no other work may be going on then: the network runs on a stream of its own. Any of the last
- * three may be NULL. Nothing is allocated. n = 0 does nothing. */
-VE_API ve_status ve_classify(ve_network *network, const uint8_t *images, int n, float *probabilities, float *angles,
+ * three may be NULL. Nothing is allocated. n = 0 does nothing; an n whose images or answers memory
+ * cannot hold is refused (VE_ERROR_INVALID_ARGUMENT). */
+VE_API ve_status ve_classify(ve_network *network, const uint8_t *images, size_t n, float *probabilities, float *angles,
                              float *scores);
 
 /* The same with doubts: float [n, 3]: how sure the angle is (0 to 1), the second-best angle, and its share of probability. */
-VE_API ve_status ve_classify_with_doubts(ve_network *network, const uint8_t *images, int n, float *probabilities,
+VE_API ve_status ve_classify_with_doubts(ve_network *network, const uint8_t *images, size_t n, float *probabilities,
                                          float *angles, float *scores, float *doubts);
 
 VE_API ve_status ve_describe(const ve_network *network, ve_network_info *info);

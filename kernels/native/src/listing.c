@@ -7,6 +7,8 @@
 
 const char *ve_version(void) { return VE_VERSION; }
 
+int ve_abi_version(void) { return VE_ABI_VERSION; }
+
 int ve_kernel_count(void) { return ve_table_count; }
 
 ve_status ve_kernel_info(int index, ve_kernel *kernel) {

@@ -1,21 +1,17 @@
 /* Network files: a whole network's numbers and machine code, and classification with one call. */
-#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "description.h"
 #include "device.h"
 #include "error.h"
-#include "tensors.h"
+#include "sizes.h"
 
-#define FORMAT "vae-edge-network-2"
 #define MOST_AT_ONCE 64  /* images in one launch; more are taken piece by piece */
 #define MOST_GRAPHS 16   /* batches of up to so many images each have a graph of their own */
-#define MOST_CLASSES 4096
 #define DOUBTS 3
 #define ARGUMENTS 14     /* of the kernel: eleven pointers, the number of images, and two of Triton's scratch memory */
-#define MOST_PROGRAMS 32u /* that work on one image */
-#define MOST_SHARED_BYTES (1u << 20)
 #define STATIC_LIMIT_BYTES 49152
 
 /* Machine code of the network, by which `programs` programs work on an image; `kernel` is NULL where the file has none. */
@@ -34,8 +30,7 @@ struct ve_network {
     int multiprocessors;
     code alone, spread;
     ve_network_info info;
-    char *about; /* the file's description, in which class_names point */
-    const char **names;
+    ve_description description; /* in which class_names point; its tensors are there until ve_open returns */
     size_t image_bytes;
     CUdeviceptr weights, numbers, whitenings, images, areas, floats, meetings, answers;
     unsigned char *host_images;
@@ -48,118 +43,38 @@ static ve_status driver_fails(const ve_network *network, const char *caller, con
                    "%s: the driver does not %s: error %d, %s.", caller, what, result, ve_driver_words(network->driver, result));
 }
 
-/* The value of `key` in lines of key=value, or NULL. The lines end with 0 instead of a line break. */
-static const char *value_of(const char *about, const char *key) {
-    size_t length = strlen(key);
-    for (const char *line = about; *line != 0; line += strlen(line) + 1)
-        if (strncmp(line, key, length) == 0 && line[length] == '=') return line + length + 1;
-    return NULL;
-}
-
-static ve_status number_of(const ve_network *network, const char *path, const char *key, long least, long most, long *number) {
-    const char *text = value_of(network->about, key);
-    char *end = NULL;
-    *number = text == NULL ? -1 : strtol(text, &end, 10);
-    if (text != NULL && end != text && *end == 0 && *number >= least && *number <= most) return VE_OK;
-    return ve_fail(VE_ERROR_FILE, "ve_open: %s is damaged: '%s' must be a number from %ld to %ld; it is '%s'.", path, key, least, most,
-                   text == NULL ? "missing" : text);
-}
-
-/* Copy the description and cut it into lines. */
-static ve_status read_about(ve_network *network, const char *path, const ve_tensors *file) {
-    const ve_tensor *about = ve_tensors_find(file, "about");
-    if (strcmp(file->format, FORMAT) != 0 || about == NULL)
-        return ve_fail(VE_ERROR_FILE, "ve_open: %s is no network file of this version: its format is '%s', this library reads '%s'.",
-                       path, file->format, FORMAT);
-    network->about = malloc(about->bytes + 2);
-    if (network->about == NULL) return ve_fail(VE_ERROR_OUT_OF_MEMORY, "ve_open: no memory for the description of %s.", path);
-    memcpy(network->about, about->data, about->bytes);
-    memset(network->about + about->bytes, 0, 2);
-    for (char *c = network->about; c < network->about + about->bytes; c++)
-        if (*c == '\n') *c = 0;
-    return VE_OK;
-}
-
-static ve_status read_info(ve_network *network, const char *path, long *area_bytes, long *floats) {
-    long side = 0, channels = 0, classes = 0, angle = 0;
-    ve_status status = number_of(network, path, "side", 1, 1 << 12, &side);
-    if (status == VE_OK) status = number_of(network, path, "channels", 1, 16, &channels);
-    if (status == VE_OK) status = number_of(network, path, "classes", 2, MOST_CLASSES, &classes);
-    if (status == VE_OK) status = number_of(network, path, "has_angle", 0, 1, &angle);
-    if (status == VE_OK) status = number_of(network, path, "area_bytes", 1, 1l << 28, area_bytes);
-    if (status == VE_OK) status = number_of(network, path, "floats", 1, 1l << 28, floats);
-    if (status != VE_OK) return status;
-    long bits = 0; /* of a float, so that no locale matters */
-    status = number_of(network, path, "threshold_bits", 0, UINT32_MAX, &bits);
-    if (status != VE_OK) return status;
-    uint32_t threshold = (uint32_t)bits;
-    memcpy(&network->info.threshold, &threshold, sizeof threshold);
-    network->names = calloc((size_t)classes, sizeof *network->names);
-    if (network->names == NULL) return ve_fail(VE_ERROR_OUT_OF_MEMORY, "ve_open: no memory for %ld class names.", classes);
-    for (int i = 0; i < classes; i++) {
-        char key[32];
-        (void)snprintf(key, sizeof key, "class.%d", i);
-        network->names[i] = value_of(network->about, key);
-        if (network->names[i] == NULL) return ve_fail(VE_ERROR_FILE, "ve_open: %s is damaged: class %d has no name.", path, i);
-    }
-    network->info.side = (int)side;
-    network->info.channels = (int)channels;
-    network->info.classes = (int)classes;
-    network->info.has_angle = (int)angle;
-    network->info.class_names = network->names;
-    network->image_bytes = (size_t)(side * side * channels);
-    return VE_OK;
-}
-
-/* The place of the tensor "KIND.NN" whose NN is the best for the device, or NULL; `have` takes the names of all of them. */
-static const ve_tensor *best_code(const ve_tensors *file, const char *kind, int device, int *architecture, char *have, size_t room) {
-    const ve_tensor *best = NULL;
-    size_t length = strlen(kind);
-    *architecture = 0;
-    for (int i = 0; i < file->count; i++) {
-        int number = 0;
-        const char *name = file->tensors[i].name;
-        if (strncmp(name, kind, length) != 0 || sscanf(name + length, ".%3d", &number) != 1) continue;
-        size_t used = strlen(have);
-        (void)snprintf(have + used, room - used, "%ssm_%d", used > 0 ? ", " : "", number);
-        if (ve_runs_on(number, device) && number > *architecture) {
-            *architecture = number;
-            best = &file->tensors[i];
-        }
-    }
-    return best;
-}
-
-/* Load machine code: tensor "cubin.87" or "spread.87", and line "KEY.87=ENTRY WARPS SHARED_BYTES PROGRAMS". */
-static ve_status load(ve_network *network, const char *path, const ve_tensor *tensor, const char *name, int architecture, code *to) {
-    char key[32], entry[128];
-    unsigned int warps = 0;
-    (void)snprintf(key, sizeof key, "%s.%d", name, architecture);
-    const char *line = value_of(network->about, key);
-    int several = to == &network->spread; /* a power of two, or they would wait for one another forever */
-    if (line == NULL || sscanf(line, "%127s %u %u %u", entry, &warps, &to->shared_bytes, &to->programs) != 4 || warps < 1 ||
-        warps > 32 || to->shared_bytes > MOST_SHARED_BYTES || to->programs < (several ? 2u : 1u) ||
-        to->programs > (several ? MOST_PROGRAMS : 1u) || (to->programs & (to->programs - 1)) != 0)
-        return ve_fail(VE_ERROR_FILE, "ve_open: %s is damaged: '%s' must be an entry, warps, bytes and programs; it is '%s'.", path,
-                       key, line == NULL ? "missing" : line);
-    to->threads = 32 * warps;
+/* Load the machine code of a line. */
+static ve_status load(ve_network *network, const char *path, const ve_code_line *line, code *to) {
+    size_t bytes = line->tensor->bytes, room = (bytes / 64 + 2) * 64;
+    to->threads = 32 * line->warps;
+    to->shared_bytes = line->shared_bytes;
+    to->programs = line->programs;
     /* The driver is not told how long the code is, and wants it aligned: it gets a copy with zeros behind it. */
-    unsigned char *copy = aligned_alloc(64, (tensor->bytes / 64 + 2) * 64);
+    unsigned char *copy = aligned_alloc(64, room);
     if (copy == NULL) return ve_fail(VE_ERROR_OUT_OF_MEMORY, "ve_open: no memory for the machine code of %s.", path);
-    memset(copy, 0, (tensor->bytes / 64 + 2) * 64);
-    memcpy(copy, tensor->data, tensor->bytes);
+    memset(copy + bytes, 0, room - bytes);
+    memcpy(copy, line->tensor->data, bytes);
     to->memory = copy;
     CUresult result = network->driver->library_load(&to->library, copy, NULL, NULL, 0, NULL, NULL, 0);
-    if (result == CUDA_SUCCESS) result = network->driver->library_kernel(&to->kernel, to->library, entry);
+    if (result == CUDA_SUCCESS) result = network->driver->library_kernel(&to->kernel, to->library, line->entry);
     if (result == CUDA_SUCCESS && to->shared_bytes > STATIC_LIMIT_BYTES)
         result = network->driver->kernel_set(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, (int)to->shared_bytes, to->kernel,
                                              network->device);
     return result == CUDA_SUCCESS ? VE_OK : driver_fails(network, "ve_open", "load the network's machine code", result);
 }
 
-static ve_status load_codes(ve_network *network, const char *path, const ve_tensors *file) {
-    int major = 0, minor = 0, architecture = 0;
-    char have[256] = "", unused[256] = "";
+/* The architectures that a file has machine code for, as "sm_80, sm_87". */
+static void list_architectures(const ve_description *description, char *have, size_t room) {
+    size_t used = 0;
+    for (int i = 0; i < description->code_count; i++) {
+        if (description->codes[i].spread || used + 16 > room) continue;
+        int more = snprintf(have + used, room - used, "%ssm_%d", used > 0 ? ", " : "", description->codes[i].architecture);
+        used += more > 0 ? (size_t)more : 0;
+    }
+}
+
+static ve_status load_codes(ve_network *network, const char *path) {
+    int major = 0, minor = 0;
     CUresult result = network->driver->device_attribute(&major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, network->device);
     if (result == CUDA_SUCCESS)
         result = network->driver->device_attribute(&minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, network->device);
@@ -168,27 +83,20 @@ static ve_status load_codes(ve_network *network, const char *path, const ve_tens
                                                    network->device);
     if (result != CUDA_SUCCESS) return driver_fails(network, "ve_open", "tell what the device is", result);
     int device = major * 10 + minor;
-    const ve_tensor *found = best_code(file, "cubin", device, &architecture, have, sizeof have);
-    if (found == NULL)
+    const ve_code_line *alone = ve_description_code(&network->description, 0, device);
+    const ve_code_line *spread = ve_description_code(&network->description, 1, device);
+    if (alone == NULL) {
+        char have[1024] = "no architecture";
+        list_architectures(&network->description, have, sizeof have);
         return ve_fail(VE_ERROR_UNSUPPORTED_DEVICE, "ve_open: %s has machine code for %s; the device is sm_%d: save it for that too.",
-                       path, have[0] ? have : "no architecture", device);
-    ve_status status = load(network, path, found, "kernel", architecture, &network->alone);
-    if (status == VE_OK && (found = best_code(file, "spread", device, &architecture, unused, sizeof unused)) != NULL)
-        status = load(network, path, found, "spread", architecture, &network->spread);
-    return status;
+                       path, have, device);
+    }
+    ve_status status = load(network, path, alone, &network->alone);
+    return status == VE_OK && spread != NULL ? load(network, path, spread, &network->spread) : status;
 }
 
 /* A tensor of the file in device memory. */
-static ve_status upload(ve_network *network, const char *path, const ve_tensors *file, const char *name, CUdeviceptr *to) {
-    const ve_tensor *tensor = ve_tensors_find(file, name);
-    char key[32];
-    long bytes = 0;
-    (void)snprintf(key, sizeof key, "%s_bytes", name);
-    ve_status status = number_of(network, path, key, 1, 1l << 30, &bytes);
-    if (status != VE_OK) return status;
-    if (tensor == NULL || tensor->bytes != (size_t)bytes)
-        return ve_fail(VE_ERROR_FILE, "ve_open: %s is damaged: '%s' must be of %ld bytes; it is of %zu.", path, name, bytes,
-                       tensor == NULL ? (size_t)0 : tensor->bytes);
+static ve_status upload(ve_network *network, const ve_tensor *tensor, CUdeviceptr *to) {
     CUresult result = network->driver->memory_take(to, tensor->bytes);
     if (result == CUDA_SUCCESS)
         result = network->driver->copy(*to, (CUdeviceptr)(uintptr_t)tensor->data, tensor->bytes, network->stream);
@@ -222,20 +130,33 @@ static ve_status take_memory(ve_network *network, size_t area_bytes, size_t floa
     return result == CUDA_SUCCESS ? VE_OK : driver_fails(network, "ve_open", "give memory", result);
 }
 
-/* Everything that needs the device's context. */
-static ve_status fill(ve_network *network, const char *path, const ve_tensors *file) {
-    long area_bytes = 0, floats = 0;
-    ve_status status = read_about(network, path, file);
-    if (status == VE_OK) status = read_info(network, path, &area_bytes, &floats);
-    if (status == VE_OK) status = load_codes(network, path, file);
+/* Everything that needs the device's context. The tensors are still in memory. */
+static ve_status fill(ve_network *network, const char *path) {
+    const ve_description *description = &network->description;
+    ve_status status = load_codes(network, path);
     if (status != VE_OK) return status;
     CUresult result = network->driver->stream_make(&network->stream, CU_STREAM_NON_BLOCKING);
     if (result != CUDA_SUCCESS) return driver_fails(network, "ve_open", "make a stream", result);
-    status = upload(network, path, file, "weights", &network->weights);
-    if (status == VE_OK) status = upload(network, path, file, "numbers", &network->numbers);
-    if (status == VE_OK) status = upload(network, path, file, "whitenings", &network->whitenings);
-    if (status == VE_OK) status = take_memory(network, (size_t)area_bytes, (size_t)floats);
+    status = upload(network, description->weights, &network->weights);
+    if (status == VE_OK) status = upload(network, description->numbers, &network->numbers);
+    if (status == VE_OK) status = upload(network, description->whitenings, &network->whitenings);
+    if (status == VE_OK) status = take_memory(network, description->area_bytes, description->floats);
     return status == VE_OK ? warm_up(network) : status;
+}
+
+/* What the file says of the network, verified; its tensors stay the file's. */
+static ve_status describe(ve_network *network, const char *path, const ve_tensors *file) {
+    ve_description *description = &network->description;
+    ve_status status = ve_description_read(path, file, description);
+    if (status != VE_OK) return status;
+    network->info = (ve_network_info){.side = description->side,
+                                      .channels = description->channels,
+                                      .classes = description->classes,
+                                      .class_names = description->names,
+                                      .threshold = description->threshold,
+                                      .has_angle = description->has_angle};
+    network->image_bytes = (size_t)description->side * (size_t)description->side * (size_t)description->channels;
+    return VE_OK;
 }
 
 static ve_status enter(const ve_network *network, const char *caller) {
@@ -258,7 +179,8 @@ ve_status ve_open(const char *path, int device, ve_network **made) {
         ve_tensors_free(&file);
         return ve_fail(VE_ERROR_OUT_OF_MEMORY, "ve_open: no memory for a handle.");
     }
-    status = ve_driver_of_library("ve_open", &network->driver);
+    status = describe(network, path, &file);
+    if (status == VE_OK) status = ve_driver_of_library("ve_open", &network->driver);
     if (status == VE_OK) {
         CUresult result = network->driver->device_get(&network->device, device);
         if (result == CUDA_ERROR_INVALID_DEVICE)
@@ -268,7 +190,7 @@ ve_status ve_open(const char *path, int device, ve_network **made) {
     }
     if (status == VE_OK) status = enter(network, "ve_open");
     if (status == VE_OK) {
-        status = fill(network, path, &file);
+        status = fill(network, path);
         leave(network);
     }
     ve_tensors_free(&file);
@@ -306,8 +228,7 @@ ve_status ve_close(ve_network *network) {
     }
     free(network->alone.memory);
     free(network->spread.memory);
-    free(network->about);
-    free(network->names);
+    ve_description_free(&network->description);
     free(network);
     return VE_OK;
 }
@@ -447,10 +368,21 @@ static ve_status classify_piece(ve_network *network, const uint8_t *images, int 
     return VE_OK;
 }
 
-ve_status ve_classify_with_doubts(ve_network *network, const uint8_t *images, int n, float *probabilities, float *angles,
+/* Whether so many images, and each of their answers, are sizes that memory can have. */
+static int fits(const ve_network *network, size_t n) {
+    size_t bytes = 0, widest = network->info.classes > DOUBTS ? (size_t)network->info.classes : DOUBTS;
+    return ve_product(n, network->image_bytes, &bytes) && ve_product(n, widest * sizeof(float), &bytes);
+}
+
+ve_status ve_classify_with_doubts(ve_network *network, const uint8_t *images, size_t n, float *probabilities, float *angles,
                                   float *scores, float *doubts) {
-    if (network == NULL || n < 0 || (n > 0 && images == NULL))
-        return ve_fail(VE_ERROR_INVALID_ARGUMENT, "ve_classify: network and images must not be NULL, n not below 0; n is %d.", n);
+    if (network == NULL || (n > 0 && images == NULL))
+        return ve_fail(VE_ERROR_INVALID_ARGUMENT, "ve_classify: network and images must not be NULL; n is %zu.", n);
+    if (!fits(network, n))
+        return ve_fail(VE_ERROR_INVALID_ARGUMENT,
+                       "ve_classify: n is %zu, and so many images of %zu bytes are more than memory can hold; "
+                       "a number below 0 becomes such a one.",
+                       n, network->image_bytes);
     if (n == 0) return VE_OK;
     ve_status status = enter(network, "ve_classify");
     if (status != VE_OK) return status;
@@ -459,16 +391,17 @@ ve_status ve_classify_with_doubts(ve_network *network, const uint8_t *images, in
     int on_host[5];
     for (int i = 0; i < 4; i++) on_host[i] = fields[i] == NULL || is_host(network, fields[i]);
     on_host[4] = is_host(network, images);
-    for (int done = 0; done < n && status == VE_OK; done += MOST_AT_ONCE) {
-        int piece = n - done < MOST_AT_ONCE ? n - done : MOST_AT_ONCE;
-        status = classify_piece(network, images + (size_t)done * network->image_bytes, piece, fields, on_host);
+    for (size_t done = 0; done < n && status == VE_OK;) {
+        size_t piece = n - done < MOST_AT_ONCE ? n - done : MOST_AT_ONCE;
+        status = classify_piece(network, images + done * network->image_bytes, (int)piece, fields, on_host);
         for (int i = 0; i < 4; i++)
-            if (fields[i] != NULL) fields[i] += (size_t)piece * widths[i];
+            if (fields[i] != NULL) fields[i] += piece * widths[i];
+        done += piece;
     }
     leave(network);
     return status;
 }
 
-ve_status ve_classify(ve_network *network, const uint8_t *images, int n, float *probabilities, float *angles, float *scores) {
+ve_status ve_classify(ve_network *network, const uint8_t *images, size_t n, float *probabilities, float *angles, float *scores) {
     return ve_classify_with_doubts(network, images, n, probabilities, angles, scores, NULL);
 }

@@ -1,23 +1,30 @@
 #include "tensors.h"
 
-#include <errno.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "error.h"
+#include "file.h"
 #include "sha256.h"
+#include "sizes.h"
 
-#define PREFIX 8 /* bytes that hold the header's length */
-#define MOST_HEADER_BYTES (1u << 20)
-#define MOST_FILE_BYTES (1l << 30)
+#define FORMAT "vae-edge-network-3"
+#define FORMAT_BEFORE "vae-edge-network-2" /* its digest is of the tensors' bytes alone */
+#define PREFIX 8                           /* bytes that hold the header's length */
+#define DIGEST 64
+#define MAX_DIMENSIONS 8
 
-/* A place in the header's JSON. `bad` is set at the first thing that is not as it must be, and then nothing moves on. */
+/* A place in the header's JSON. `why` is set at the first thing that is not as it must be, and then nothing moves on. */
 typedef struct reader {
-    const char *at, *end;
-    int bad;
+    const char *first, *at, *end;
+    const char *why;
 } reader;
+
+static void stop(reader *r, const char *why) {
+    if (r->why == NULL) r->why = why;
+}
 
 static void skip_space(reader *r) {
     while (r->at < r->end && (*r->at == ' ' || *r->at == '\n' || *r->at == '\r' || *r->at == '\t')) r->at++;
@@ -25,150 +32,219 @@ static void skip_space(reader *r) {
 
 static int next_is(reader *r, char wanted) {
     skip_space(r);
-    return !r->bad && r->at < r->end && *r->at == wanted;
+    return r->why == NULL && r->at < r->end && *r->at == wanted;
 }
 
 static void expect(reader *r, char wanted) {
     if (next_is(r, wanted))
         r->at++;
     else
-        r->bad = 1;
+        stop(r, "it is not the JSON of such a header");
 }
 
-/* A string into `text`; what does not fit, or is escaped but for \" \\ \/, is refused. */
+/* Whether an object or a list, whose `number`-th part is next, goes on; the comma or the closing bracket is behind then. */
+static int goes_on(reader *r, int number, char close) {
+    if (r->why != NULL) return 0;
+    if (next_is(r, close)) {
+        r->at++;
+        return 0;
+    }
+    if (number > 0) expect(r, ',');
+    return r->why == NULL;
+}
+
+/* A string into `text`. No name or value of such a header has an escape or a control character. */
 static void read_string(reader *r, char *text, size_t room) {
     size_t length = 0;
     expect(r, '"');
-    while (!r->bad && r->at < r->end && *r->at != '"') {
+    while (r->why == NULL && r->at < r->end && *r->at != '"') {
         char c = *r->at++;
-        if (c == '\\') {
-            c = r->at < r->end ? *r->at++ : 0;
-            if (c != '"' && c != '\\' && c != '/') r->bad = 1;
-        }
-        if (length + 1 >= room) r->bad = 1;
-        if (!r->bad) text[length++] = c;
+        if (c == '\\' || (unsigned char)c < 0x20) stop(r, "a text has an escape or a control character");
+        if (length + 1 >= room) stop(r, "a text is too long");
+        if (r->why == NULL) text[length++] = c;
     }
     text[length] = 0;
     expect(r, '"');
 }
 
-static uint64_t read_number(reader *r) {
+static size_t read_number(reader *r) {
     skip_space(r);
-    uint64_t value = 0;
+    size_t value = 0;
     const char *first = r->at;
-    while (r->at < r->end && *r->at >= '0' && *r->at <= '9' && value < UINT64_MAX / 16) value = value * 10 + (uint64_t)(*r->at++ - '0');
-    if (r->at == first) r->bad = 1;
+    while (r->why == NULL && r->at < r->end && *r->at >= '0' && *r->at <= '9') {
+        if (value > VE_MAX_FILE_BYTES) stop(r, "a number is larger than a file may be");
+        value = value * 10 + (size_t)(*r->at++ - '0');
+    }
+    if (r->at == first) stop(r, "a number is missing");
     return value;
 }
 
 static void read_metadata(reader *r, ve_tensors *tensors) {
+    if (tensors->format[0] != 0 || tensors->sha256[0] != 0) stop(r, "the metadata stand twice");
     expect(r, '{');
-    while (!r->bad && !next_is(r, '}')) {
-        char key[64], value[256];
+    for (int i = 0; goes_on(r, i, '}'); i++) {
+        char key[64], value[65];
         read_string(r, key, sizeof key);
         expect(r, ':');
+        skip_space(r);
+        size_t at = (size_t)(r->at - r->first) + 1; /* behind the quote */
         read_string(r, value, sizeof value);
-        if (strcmp(key, "format") == 0) (void)snprintf(tensors->format, sizeof tensors->format, "%.63s", value);
-        if (strcmp(key, "sha256") == 0) (void)snprintf(tensors->sha256, sizeof tensors->sha256, "%.64s", value);
-        if (!next_is(r, '}')) expect(r, ',');
+        if (r->why != NULL) return;
+        if (strcmp(key, "format") == 0 && tensors->format[0] == 0) {
+            (void)snprintf(tensors->format, sizeof tensors->format, "%.63s", value);
+        } else if (strcmp(key, "sha256") == 0 && tensors->sha256[0] == 0) {
+            memcpy(tensors->sha256, value, sizeof value);
+            tensors->sha256_at = at + PREFIX;
+        } else {
+            stop(r, "the metadata have a key that is unknown or stands twice");
+        }
     }
-    expect(r, '}');
 }
 
-/* {"dtype": "F16", "shape": [1, 2], "data_offsets": [0, 4]}; of these the last is what matters here. */
+/* The bytes that a shape asks for. */
+static size_t read_shape(reader *r, size_t bytes) {
+    expect(r, '[');
+    for (int i = 0; goes_on(r, i, ']'); i++)
+        if (i == MAX_DIMENSIONS || !ve_product(bytes, read_number(r), &bytes)) stop(r, "a shape is too large");
+    return bytes;
+}
+
+static void read_offsets(reader *r, size_t offsets[2]) {
+    expect(r, '[');
+    offsets[0] = read_number(r);
+    expect(r, ',');
+    offsets[1] = read_number(r);
+    expect(r, ']');
+}
+
+static size_t read_element(reader *r, ve_element *element) {
+    static const char *const names[] = {[VE_U8] = "U8", [VE_I8] = "I8", [VE_F16] = "F16", [VE_F32] = "F32"};
+    static const size_t sizes[] = {[VE_U8] = 1, [VE_I8] = 1, [VE_F16] = 2, [VE_F32] = 4};
+    char name[16];
+    read_string(r, name, sizeof name);
+    for (int i = VE_U8; i <= VE_F32; i++)
+        if (strcmp(name, names[i]) == 0) {
+            *element = (ve_element)i;
+            return sizes[i];
+        }
+    stop(r, "a tensor's dtype is none of U8, I8, F16 and F32");
+    return 0;
+}
+
+/* {"dtype": "F16", "shape": [1, 2], "data_offsets": [0, 4]}, in any order. */
 static void read_tensor(reader *r, ve_tensor *tensor, const unsigned char *data, size_t first, size_t data_bytes) {
-    uint64_t offsets[2] = {1, 0};
+    static const char *const keys[] = {"dtype", "shape", "data_offsets"};
+    size_t offsets[2] = {1, 0}, width = 0, elements = 0;
+    unsigned int seen = 0;
     expect(r, '{');
-    while (!r->bad && !next_is(r, '}')) {
-        char key[32], value[16];
+    for (int i = 0; goes_on(r, i, '}'); i++) {
+        char key[16];
+        unsigned int which = 0;
         read_string(r, key, sizeof key);
         expect(r, ':');
-        if (next_is(r, '"')) {
-            read_string(r, value, sizeof value);
-        } else {
-            expect(r, '[');
-            for (int i = 0; !r->bad && !next_is(r, ']'); i++) {
-                uint64_t number = read_number(r);
-                if (strcmp(key, "data_offsets") == 0 && i < 2) offsets[i] = number;
-                if (!next_is(r, ']')) expect(r, ',');
-            }
-            expect(r, ']');
-        }
-        if (!next_is(r, '}')) expect(r, ',');
+        while (which < 3 && strcmp(key, keys[which]) != 0) which++;
+        if (which == 3 || (seen & 1u << which) != 0) stop(r, "a tensor has a key that is unknown or stands twice");
+        if (r->why != NULL) return;
+        seen |= 1u << which;
+        if (which == 0) width = read_element(r, &tensor->element);
+        if (which == 1) elements = read_shape(r, 1);
+        if (which == 2) read_offsets(r, offsets);
     }
-    expect(r, '}');
     /* One behind the other and without gaps, as the format asks: then no digit of the header can be another. */
-    if (offsets[0] != first || offsets[0] > offsets[1] || offsets[1] > data_bytes) r->bad = 1;
-    if (r->bad) return;
+    if (seen != 7 || offsets[0] != first || offsets[0] > offsets[1] || offsets[1] > data_bytes)
+        stop(r, "a tensor does not lie right behind the one before it, inside the file");
+    size_t bytes = 0;
+    if (r->why == NULL && (!ve_product(elements, width, &bytes) || bytes != offsets[1] - offsets[0]))
+        stop(r, "a tensor's shape does not fit its bytes");
+    if (r->why != NULL) return;
     tensor->data = data + offsets[0];
-    tensor->bytes = (size_t)(offsets[1] - offsets[0]);
+    tensor->bytes = bytes;
+}
+
+int ve_architecture_of(const char *name, const char *kind) {
+    size_t length = strlen(kind);
+    if (strncmp(name, kind, length) != 0 || name[length] != '.') return 0;
+    const char *digits = name + length + 1;
+    size_t count = strspn(digits, "0123456789");
+    return (count == 2 || count == 3) && digits[count] == 0 && digits[0] != '0' ? atoi(digits) : 0;
+}
+
+static int is_known(const char *name) {
+    static const char *const names[] = {"weights", "numbers", "whitenings", "about"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (strcmp(name, names[i]) == 0) return 1;
+    return ve_architecture_of(name, "cubin") > 0 || ve_architecture_of(name, "spread") > 0;
 }
 
 static void read_header(reader *r, ve_tensors *tensors, const unsigned char *data, size_t data_bytes) {
     size_t taken = 0;
     expect(r, '{');
-    while (!r->bad && !next_is(r, '}')) {
-        char name[64];
+    for (int i = 0; goes_on(r, i, '}'); i++) {
+        char name[16];
         read_string(r, name, sizeof name);
         expect(r, ':');
+        if (r->why != NULL) return;
         if (strcmp(name, "__metadata__") == 0) {
             read_metadata(r, tensors);
-        } else if (tensors->count == VE_MOST_TENSORS) {
-            r->bad = 1;
+        } else if (!is_known(name)) {
+            stop(r, "a tensor has a name that the format does not know");
+        } else if (ve_tensors_find(tensors, name) != NULL) {
+            stop(r, "a tensor's name stands twice");
+        } else if (tensors->count == VE_MAX_TENSORS) {
+            stop(r, "there are more tensors than there may be");
         } else {
             ve_tensor *tensor = &tensors->tensors[tensors->count++];
             memcpy(tensor->name, name, sizeof name);
             read_tensor(r, tensor, data, taken, data_bytes);
             taken += tensor->bytes;
         }
-        if (!next_is(r, '}')) expect(r, ',');
     }
-    expect(r, '}');
     skip_space(r);
-    if (r->at != r->end || taken != data_bytes) r->bad = 1;
+    if (r->at != r->end || taken != data_bytes) stop(r, "it does not end where the tensors begin, or they not with the file");
 }
 
-static ve_status read_file(const char *path, unsigned char **bytes, size_t *count) {
-    FILE *file = fopen(path, "rb");
-    if (file == NULL) return ve_fail(VE_ERROR_FILE, "ve_open: %s cannot be opened: %s.", path, strerror(errno));
-    long size = fseek(file, 0, SEEK_END) == 0 ? ftell(file) : -1;
-    ve_status status = VE_OK;
-    if (size < PREFIX || size > MOST_FILE_BYTES || fseek(file, 0, SEEK_SET) != 0)
-        status = ve_fail(VE_ERROR_FILE, "ve_open: %s is no network file: it has %ld bytes.", path, size);
-    *bytes = status == VE_OK ? malloc((size_t)size) : NULL;
-    if (status == VE_OK && *bytes == NULL)
-        status = ve_fail(VE_ERROR_OUT_OF_MEMORY, "ve_open: no memory for the %ld bytes of %s.", size, path);
-    if (status == VE_OK && fread(*bytes, 1, (size_t)size, file) != (size_t)size)
-        status = ve_fail(VE_ERROR_FILE, "ve_open: %s cannot be read to its end: %s.", path, strerror(errno));
-    (void)fclose(file);
-    *count = status == VE_OK ? (size_t)size : 0;
-    return status;
+/* The digest is of the whole file as it is with 64 zeros in the digest's place; before, of the tensors' bytes alone. */
+static ve_status check_digest(const char *path, ve_tensors *tensors, size_t size, size_t data_at) {
+    char digest[DIGEST + 1];
+    unsigned char *place = tensors->file + tensors->sha256_at;
+    if (strlen(tensors->sha256) != DIGEST) return ve_fail(VE_ERROR_FILE, "ve_open: %s is damaged: its header has no SHA-256.", path);
+    if (strcmp(tensors->format, FORMAT) == 0) {
+        memset(place, '0', DIGEST);
+        ve_sha256(tensors->file, size, digest);
+    } else {
+        ve_sha256(tensors->file + data_at, size - data_at, digest);
+    }
+    if (strcmp(digest, tensors->sha256) == 0) return VE_OK;
+    return ve_fail(VE_ERROR_FILE, "ve_open: %s is damaged: its SHA-256 is %s, its header says %s.", path, digest, tensors->sha256);
+}
+
+static ve_status read_tensors(const char *path, ve_tensors *tensors, size_t size) {
+    uint64_t header = 0;
+    for (int i = PREFIX - 1; i >= 0; i--) header = header << 8 | tensors->file[i];
+    if (header < 2 || header > VE_MAX_HEADER_BYTES || header > size - PREFIX)
+        return ve_fail(VE_ERROR_FILE, "ve_open: %s is no network file: its header would have %llu bytes.", path,
+                       (unsigned long long)header);
+    size_t data_at = PREFIX + (size_t)header;
+    const unsigned char *data = tensors->file + data_at;
+    const char *text = (const char *)tensors->file + PREFIX;
+    reader r = {text, text, (const char *)data, NULL};
+    read_header(&r, tensors, data, size - data_at);
+    const char *format = tensors->format;
+    if (format[0] != 0 && strcmp(format, FORMAT) != 0 && strcmp(format, FORMAT_BEFORE) != 0)
+        return ve_fail(VE_ERROR_FILE, "ve_open: %s is no network file of this version: its format is '%s', this library reads '%s' and '%s'.",
+                       path, format, FORMAT, FORMAT_BEFORE);
+    if (r.why == NULL && format[0] == 0) r.why = "the metadata do not say a format";
+    if (r.why != NULL)
+        return ve_fail(VE_ERROR_FILE, "ve_open: %s is damaged: its header is not one of a network file: at byte %zu, %s.", path,
+                       (size_t)(r.at - text) + PREFIX, r.why);
+    return check_digest(path, tensors, size, data_at);
 }
 
 ve_status ve_tensors_read(const char *path, ve_tensors *tensors) {
     memset(tensors, 0, sizeof *tensors);
     size_t size = 0;
-    ve_status status = read_file(path, &tensors->file, &size);
-    if (status == VE_OK) {
-        uint64_t header = 0;
-        for (int i = PREFIX - 1; i >= 0; i--) header = header << 8 | tensors->file[i];
-        if (header < 2 || header > MOST_HEADER_BYTES || header > size - PREFIX) {
-            status = ve_fail(VE_ERROR_FILE, "ve_open: %s is no network file: its header would have %llu bytes.", path,
-                             (unsigned long long)header);
-        } else {
-            const unsigned char *data = tensors->file + PREFIX + header;
-            size_t data_bytes = size - PREFIX - (size_t)header;
-            reader r = {(const char *)tensors->file + PREFIX, (const char *)data, 0};
-            read_header(&r, tensors, data, data_bytes);
-            char digest[65];
-            ve_sha256(data, data_bytes, digest);
-            if (r.bad)
-                status = ve_fail(VE_ERROR_FILE, "ve_open: %s is damaged: its header is not one of a network file.", path);
-            else if (strcmp(digest, tensors->sha256) != 0)
-                status = ve_fail(VE_ERROR_FILE, "ve_open: %s is damaged: its SHA-256 is %s, its header says %s.", path, digest,
-                                 tensors->sha256[0] ? tensors->sha256 : "nothing");
-        }
-    }
+    ve_status status = ve_file_read(path, PREFIX, VE_MAX_FILE_BYTES, &tensors->file, &size);
+    if (status == VE_OK) status = read_tensors(path, tensors, size);
     if (status != VE_OK) ve_tensors_free(tensors);
     return status;
 }

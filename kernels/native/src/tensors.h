@@ -1,4 +1,4 @@
-/* A safetensors file: named stretches of bytes, read from a path and verified. */
+/* A network file as a safetensors file: its header read strictly, its digest compared. */
 #ifndef VE_TENSORS_H
 #define VE_TENSORS_H
 
@@ -6,10 +6,14 @@
 
 #include "vae_edge.h"
 
-#define VE_MOST_TENSORS 64
+#define VE_MAX_TENSORS 64
+
+/* Of a network file's tensors. */
+typedef enum ve_element { VE_U8, VE_I8, VE_F16, VE_F32 } ve_element;
 
 typedef struct ve_tensor {
-    char name[64];
+    char name[16];
+    ve_element element;
     const unsigned char *data;
     size_t bytes;
 } ve_tensor;
@@ -17,15 +21,20 @@ typedef struct ve_tensor {
 typedef struct ve_tensors {
     unsigned char *file; /* owned */
     int count;
-    ve_tensor tensors[VE_MOST_TENSORS];
+    ve_tensor tensors[VE_MAX_TENSORS];
     char format[64], sha256[65]; /* of the metadata */
+    size_t sha256_at;            /* where the file has the digest */
 } ve_tensors;
 
-/* Read a file and its header, and compare the digest of its data with the one that its metadata has. */
+/* Read a file and its header, and compare its digest. Names that stand twice or that the format does not know are refused, and
+ * so is a tensor whose shape does not fit its bytes. */
 ve_status ve_tensors_read(const char *path, ve_tensors *tensors);
 void ve_tensors_free(ve_tensors *tensors);
 
 /* The tensor of that name, or NULL. */
 const ve_tensor *ve_tensors_find(const ve_tensors *tensors, const char *name);
+
+/* 87 of "cubin.87" if the name is KIND and such a number, else 0. */
+int ve_architecture_of(const char *name, const char *kind);
 
 #endif

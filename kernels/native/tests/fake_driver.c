@@ -10,6 +10,7 @@
 #define MOST_KERNELS 4096
 #define MOST_OPERATIONS 16
 #define MOST_STREAMS 64
+#define MOST_MEMORY_BYTES (64u << 20)  /* that one call gives */
 
 enum { INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, NO_BINARY = 209, NOT_FOUND = 500, TOO_LARGE = 720 };
 enum { ATTRIBUTE_REQUIRED_THREADS = 0x10, ATTRIBUTE_PARAMETER = 0x17, FORMAT_SIZED = 4 };
@@ -163,10 +164,15 @@ EXPORT int cuLibraryLoadData(library **made, const void *code, int *a, void **b,
     if (architecture / 10 != capability / 10 || architecture > capability) return NO_BINARY;
     if (architecture >= 90 && architecture != capability) return NO_BINARY;
     pthread_mutex_lock(&lock);
-    *made = &libraries[library_count++];
-    **made = (library){code, architecture, 1};
+    int slot = 0;
+    while (slot < library_count && libraries[slot].loaded) slot++;
+    if (slot < MOST_KERNELS) {
+        *made = &libraries[slot];
+        **made = (library){code, architecture, 1};
+        if (slot == library_count) library_count++;
+    }
     pthread_mutex_unlock(&lock);
-    return 0;
+    return slot < MOST_KERNELS ? 0 : OUT_OF_MEMORY;
 }
 
 EXPORT int cuLibraryUnload(library *which) {
@@ -181,7 +187,7 @@ static int read_kernel(kernel *made) {
     char name[96] = ".nv.info.";
     strcat(name, made->entry);
     const Elf64_Shdr *info = section(made->from->image, name);
-    if (info == NULL) return NOT_FOUND;
+    if (info == NULL || info->sh_type == SHT_NOBITS) return NOT_FOUND;
     const unsigned char *at = made->from->image + info->sh_offset, *end = at + info->sh_size;
     while (at < end) {
         uint16_t size;
@@ -192,20 +198,24 @@ static int read_kernel(kernel *made) {
             uint32_t flags;
             memcpy(&ordinal, at + 8, sizeof ordinal);
             memcpy(&flags, at + 12, sizeof flags);
-            if (ordinal >= FAKE_MOST_PARAMETERS) return INVALID_VALUE;
+            if (ordinal >= FAKE_MOST_PARAMETERS || made->sizes[ordinal] != 0 || flags >> 18 > sizeof(uint64_t)) return INVALID_VALUE;
             made->sizes[ordinal] = (int)(flags >> 18);
             made->parameter_count++;
         }
         at += 4 + (at[0] == FORMAT_SIZED ? size : 0);
     }
-    return 0;
+    return made->parameter_count == number("FAKE_PARAMETERS", made->parameter_count) ? 0 : INVALID_VALUE;
 }
 
 EXPORT int cuLibraryGetKernel(kernel **made, library *from, const char *name) {
     pthread_mutex_lock(&lock);
-    *made = &kernels[kernel_count++];
+    int slot = 0; /* one that nobody has, or that was of code unloaded since */
+    while (slot < kernel_count && kernels[slot].from->loaded && kernels[slot].from != from) slot++;
+    *made = slot < MOST_KERNELS ? &kernels[slot] : NULL;
+    if (*made != NULL) **made = (kernel){.from = from};
+    if (slot == kernel_count && slot < MOST_KERNELS) kernel_count++;
     pthread_mutex_unlock(&lock);
-    (*made)->from = from;
+    if (*made == NULL) return OUT_OF_MEMORY;
     strncpy((*made)->entry, name, sizeof(*made)->entry - 1);
     return read_kernel(*made);
 }
@@ -301,7 +311,7 @@ static int no_context(void) { return current() == NULL || *current() == 0; }
 
 EXPORT int cuMemAlloc_v2(uint64_t *pointer, size_t bytes) {
     if (current() == NULL || bytes == 0) return INVALID_VALUE;
-    if (number("FAKE_MEMORY", 1 << 30) <= memory_count) return OUT_OF_MEMORY;
+    if (number("FAKE_MEMORY", 1 << 30) <= memory_count || bytes > MOST_MEMORY_BYTES) return OUT_OF_MEMORY;
     void *memory = malloc(bytes);
     memset(memory, 0xa5, bytes);
     *pointer = (uint64_t)(uintptr_t)memory | DEVICE_MARK;

@@ -4,7 +4,7 @@
  * the architecture and the parameters that the entry takes, and it copies exactly those from a launch: so a launch that passes
  * too few, too many or wrongly sized arguments shows. Environment: FAKE_CC (compute capability, 87), FAKE_DEVICES (how many),
  * FAKE_INIT_ERROR and FAKE_LAUNCH_ERROR (codes to return), FAKE_MULTIPROCESSORS (16), FAKE_ROOM (programs of a cooperative launch
- * that there is room for: one on each multiprocessor).
+ * that there is room for: one on each multiprocessor), FAKE_PARAMETERS (how many an entry must take: any number).
  */
 #ifndef VE_FAKE_DRIVER_H
 #define VE_FAKE_DRIVER_H

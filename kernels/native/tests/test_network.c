@@ -1,7 +1,9 @@
 /* Network files, against a test double of the driver: reading, refusing, the way of images and answers, giving back.
  * Arguments: a network file of two classes or more with machine code for the double's device, and a folder to write in. */
+#include <fcntl.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "check.h"
@@ -42,10 +44,11 @@ static void answer(const fake_launch *launch) {
     }
 }
 
-static void check_answers(int n) {
-    for (int i = 0; i < n; i++) {
+static void check_answers(size_t n) {
+    size_t k = (size_t)classes;
+    for (size_t i = 0; i < n; i++) {
         float mark = (float)(i % 251);
-        CHECK(probabilities[i * classes] == mark && probabilities[i * classes + classes - 1] == mark + (float)(classes - 1) / 1000.0f);
+        CHECK(probabilities[i * k] == mark && probabilities[i * k + k - 1] == mark + (float)(classes - 1) / 1000.0f);
         CHECK(angles[i] == -mark && scores[i] == 1000.0f + mark && doubts[3 * i + 2] == 4000.0f + mark);
     }
 }
@@ -111,7 +114,7 @@ static void check_refusals(const char *path, const char *folder) {
 
 /* Images and answers in device memory, each alone and all together, for one piece and for several. */
 static void check_device_pointers(ve_network *network) {
-    const int batches[] = {2, 65, 200};
+    const size_t batches[] = {2, 65, 200};
     fake_set_current(FAKE_FIRST_HANDLE);
     uint64_t memory[5];
     const size_t sizes[5] = {sizeof probabilities, sizeof angles, sizeof scores, sizeof doubts, sizeof images};
@@ -134,10 +137,40 @@ static void check_device_pointers(ve_network *network) {
     fake_set_current(-1);
 }
 
+/* Counts whose images, or whose answers, do not fit into memory, and what a number below 0 becomes. */
+static void check_counts(ve_network *network) {
+    const size_t each = (size_t)(side * side * channels);
+    const size_t counts[] = {SIZE_MAX, (size_t)-1 - 62, (size_t)1 << 63, SIZE_MAX / each + 2, PTRDIFF_MAX / each + 1, PTRDIFF_MAX / 3};
+    for (size_t i = 0; i < sizeof counts / sizeof *counts; i++)
+        CHECK_FAILS(ve_classify(network, images, counts[i], NULL, NULL, scores), VE_ERROR_INVALID_ARGUMENT, "more than memory can hold");
+}
+
+/* What is there under the file's name and is no regular file; and a name that would write to a terminal. */
+static void check_other_files(const char *folder) {
+    ve_network *network = NULL;
+    char name[512];
+    CHECK_FAILS(ve_open(folder, 0, &network), VE_ERROR_FILE, "is a folder, not a regular file");
+    CHECK_FAILS(ve_open("/dev/zero", 0, &network), VE_ERROR_FILE, "is a device, not a regular file");
+    (void)snprintf(name, sizeof name, "%s/link-%ld", folder, (long)getpid());
+    CHECK(symlink("/dev/zero", name) == 0);
+    CHECK_FAILS(ve_open(name, 0, &network), VE_ERROR_FILE, "is a device, not a regular file");
+    CHECK(remove(name) == 0 && mkfifo(name, 0600) == 0);
+    CHECK_FAILS(ve_open(name, 0, &network), VE_ERROR_FILE, "is a named pipe, not a regular file");
+    CHECK(remove(name) == 0);
+    int large = open(name, O_WRONLY | O_CREAT, 0600);
+    CHECK(large >= 0 && ftruncate(large, (off_t)VE_MAX_FILE_BYTES + 1) == 0 && close(large) == 0); /* a hole, not bytes */
+    CHECK_FAILS(ve_open(name, 0, &network), VE_ERROR_FILE, "it has 268435457 bytes, where 8 to 268435456 are possible");
+    CHECK(remove(name) == 0);
+    CHECK_FAILS(ve_open("/no\x1b[31m\r\n\xff\xe2\x80\xae\xc2\x9b.ve", 0, &network), VE_ERROR_FILE,
+                "ve_open: /no\\x1b[31m\\x0d\\x0a\\xff\\xe2\\x80\\xae\\xc2\\x9b.ve cannot be opened: No such file or directory.");
+    CHECK_FAILS(ve_open("/dr\xc3\xbc\xe6\x97\xa5.ve", 0, &network), VE_ERROR_FILE, "/dr\xc3\xbc\xe6\x97\xa5.ve cannot");
+}
+
 int main(int count, char **values) {
     CHECK(count == 4 && getenv("FAKE_CC") != NULL);
     programs = atoi(values[3]);
     check_refusals(values[1], values[2]);
+    check_other_files(values[2]);
     ve_network *network = NULL;
     ve_network_info info;
     CHECK(ve_open(values[1], 0, &network) == VE_OK && network != NULL);
@@ -149,7 +182,7 @@ int main(int count, char **values) {
     for (int i = 0; i < MOST; i++) images[(size_t)i * each] = (uint8_t)(i % 251);
     fake_run_with(answer);
     int held = fake_things_held(), graphs = fake_graph_launch_count();
-    const int batches[] = {1, 3, 1, 16, 17, 64, 65, 200, 3};
+    const size_t batches[] = {1, 3, 1, 16, 17, 64, 65, 200, 3};
     for (size_t i = 0; i < sizeof batches / sizeof *batches; i++) {
         forget();
         CHECK(ve_classify_with_doubts(network, images, batches[i], probabilities, angles, scores, doubts) == VE_OK);
@@ -163,7 +196,7 @@ int main(int count, char **values) {
     CHECK(ve_classify(network, images, 2, NULL, NULL, scores) == VE_OK && scores[1] == 1001.0f && angles[1] == 0.0f);
     CHECK(ve_classify(network, images, 0, NULL, NULL, NULL) == VE_OK);
     CHECK_FAILS(ve_classify(network, NULL, 1, NULL, NULL, NULL), VE_ERROR_INVALID_ARGUMENT, "must not be NULL");
-    CHECK_FAILS(ve_classify(network, images, -1, NULL, NULL, NULL), VE_ERROR_INVALID_ARGUMENT, "n is -1");
+    check_counts(network);
     CHECK(setenv("FAKE_LAUNCH_ERROR", "209", 1) == 0);
     CHECK_FAILS(ve_classify(network, images, 2 * MOST / 10, NULL, NULL, scores), VE_ERROR_DRIVER, "no kernel image");
     CHECK(unsetenv("FAKE_LAUNCH_ERROR") == 0);
