@@ -121,9 +121,9 @@ def _check_names(given: Plan, classes: Sequence[str]) -> None:
         try:
             size = len(name.encode())
         except UnicodeEncodeError:
-            raise KernelError(f"a class name must be valid Unicode; got {ascii(name)}") from None
+            raise KernelError(f"a class name must be valid Unicode; got {name!a}") from None
         if "\n" in name or "\0" in name:
-            raise KernelError(f"a class name must be one line; got {ascii(name)}")
+            raise KernelError(f"a class name must be one line; got {name!a}")
         if not 1 <= size <= MAX_CLASS_NAME_BYTES:
             raise KernelError(
                 f"a class name must have 1 to {MAX_CLASS_NAME_BYTES} bytes of UTF-8; {ascii(name)[:80]} has {size}"

@@ -12,6 +12,7 @@ import pytest
 from vae_edge_kernels import aot_worker, philox_reference
 
 import vae_edge
+from vae_edge.runtime import native
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,11 +52,20 @@ def test_ctest_passes(build: Path) -> None:
     assert "100% tests passed" in output
     for name in ("listing", "fake_launch_sm_87", "fake_launch_sm_90", "broken_driver"):
         assert name in output
+    if "VAE_EDGE_HAS_SANITIZERS:INTERNAL=1" in (build / "CMakeCache.txt").read_text():
+        assert "fuzz_network" in output
 
 
 def test_the_library_loads_from_python_and_tells_its_version(library: ctypes.CDLL) -> None:
     assert library.ve_version().decode() == vae_edge.__version__
     assert library.ve_kernel_count() == len(list(aot_worker.wanted(90)))
+
+
+def test_the_interface_has_the_version_that_the_wrapper_needs_and_the_soname_tells(
+    library: ctypes.CDLL, build: Path
+) -> None:
+    assert library.ve_abi_version() == native.ABI_VERSION
+    assert (build / "lib" / f"libvae_edge_kernels.so.{native.ABI_VERSION}").exists()
 
 
 def test_without_a_driver_initializing_fails_with_a_sentence(library: ctypes.CDLL) -> None:

@@ -159,9 +159,9 @@ def _path_bytes(path: str | os.PathLike[str]) -> bytes:
     try:
         name = os.fsencode(path)
     except UnicodeEncodeError as error:
-        raise BundleError(f"{ascii(os.fspath(path))} is no path of this system: {error}") from error
+        raise BundleError(f"{os.fspath(path)!a} is no path of this system: {error}") from error
     if b"\0" in name:
-        raise BundleError(f"{ascii(os.fspath(path))} is no path: it holds a zero byte")
+        raise BundleError(f"{os.fspath(path)!a} is no path: it holds a zero byte")
     return name
 
 

@@ -76,6 +76,7 @@ static size_t read_number(reader *r) {
         value = value * 10 + (size_t)(*r->at++ - '0');
     }
     if (r->at == first) stop(r, "a number is missing");
+    if (r->at - first > 1 && *first == '0') stop(r, "a number has a zero in front");
     return value;
 }
 

@@ -1,0 +1,124 @@
+"""The writer of network files, without a compiler: what it refuses, and that its digest is of the whole file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from vae_edge_kernels import aot, network_file
+from vae_edge_kernels.network_file import write_network
+from vae_edge_kernels.plan import Plan, make_plan, padded
+
+from vae_edge.errors import KernelError
+
+HEADER = Path(__file__).parents[2] / "kernels/native/include/vae_edge.h"
+NAMES = ["one", "t=wo", "drei äöü"]
+
+
+def small_plan(**changes: Any) -> Plan:
+    given: dict[str, Any] = {
+        "sides": [28, 14, 7, 4], "channels": 1, "classes": 3, "bins": 0, "latent": 4, "hidden": 4, "fill": 0.0,
+        "window": False, "pose_widths": (), "widths": (16, 16, 16), "components": 4, "clusters": 3, "decoder": None,
+        "int8": False,
+    }  # fmt: skip
+    return make_plan(**{**given, **changes})
+
+
+def buffers(plan: Plan) -> dict[str, Any]:
+    return {
+        "weights": np.zeros(plan.weights_size, np.float16),
+        "numbers": np.zeros(plan.numbers_size, np.float32),
+        "whitenings": np.zeros((3, 4, padded(4)), np.float16),
+    }
+
+
+@pytest.fixture
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A network file whose machine code is made up."""
+
+    def compiled(folder: str, architectures: Any, **_: Any) -> dict[str, Any]:
+        (Path(folder) / "x.cubin").write_bytes(b"0" * 100)  # zeros, as the digest's place has them
+        cubins = [{"architecture": 87, "warps": 8, "shared_bytes": 3584, "file": "x.cubin"}]
+        return {"kernels": [{"name": "network", "entry": "network", "cubins": cubins}]}
+
+    monkeypatch.setattr(aot, "compile_all", compiled)
+    plan = small_plan()
+    write_network(tmp_path / "network.ve", plan, buffers(plan), NAMES, 0.5)
+    return tmp_path / "network.ve"
+
+
+def test_the_digest_is_of_the_whole_file_with_zeros_in_its_place(written: Path) -> None:
+    content = written.read_bytes()
+    size = struct.unpack("<Q", content[:8])[0]
+    metadata = json.loads(content[8 : 8 + size])["__metadata__"]
+    assert metadata["format"] == "vae-edge-network-3"
+    at = content.index(metadata["sha256"].encode())
+    assert at < 8 + size
+    assert hashlib.sha256(content[:at] + b"0" * 64 + content[at + 64 :]).hexdigest() == metadata["sha256"]
+
+
+def test_the_description_has_each_key_once_and_the_threshold_bit_for_bit(written: Path) -> None:
+    from safetensors.numpy import load_file
+
+    lines = load_file(written)["about"].tobytes().decode().splitlines()
+    about = dict(line.split("=", 1) for line in lines)
+    assert len(about) == len(lines)
+    assert [about[f"class.{number}"] for number in range(3)] == NAMES
+    assert struct.unpack("<f", struct.pack("<I", int(about["threshold_bits"])))[0] == 0.5
+    assert about["kernel.87"] == "network 8 3584 1"
+
+
+def test_the_limits_are_those_of_the_header() -> None:
+    limits = dict(re.findall(r"#define VE_(MAX_\w+) (\(?\d+(?: << \d+\))?)", HEADER.read_text()))
+    values = {name: eval(value.strip("()")) for name, value in limits.items()}
+    ours = {name: value for name, value in vars(network_file).items() if name.startswith("MAX_")}
+    assert len(ours) == 6 and ours == {name: values[name] for name in ours}
+
+
+@pytest.mark.parametrize(
+    "names, words",
+    [
+        (["one", "two"], "the network has 3 classes; got 2 names"),
+        (["one", "two", ""], "must have 1 to 1024 bytes of UTF-8; '' has 0"),
+        (["one", "two", "ü" * 513], "must have 1 to 1024 bytes of UTF-8; .* has 1026"),
+        (["one", "two", "th\nree"], r"a class name must be one line; got 'th\\nree'"),
+        (["one", "two", "th\0ree"], r"a class name must be one line; got 'th\\x00ree'"),
+        (["one", "two", "caf\udce9"], r"a class name must be valid Unicode; got 'caf\\udce9'"),
+    ],
+)
+def test_names_that_make_no_line_of_utf_8_are_refused(tmp_path: Path, names: list[str], words: str) -> None:
+    plan = small_plan()
+    with pytest.raises(KernelError, match=words):
+        write_network(tmp_path / "network.ve", plan, buffers(plan), names, 0.5)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), float("inf"), 1e39])
+def test_a_threshold_that_is_no_finite_float32_is_refused(tmp_path: Path, threshold: float) -> None:
+    plan = small_plan()
+    with pytest.raises(KernelError, match="the threshold must be a finite float32"):
+        write_network(tmp_path / "network.ve", plan, buffers(plan), NAMES, threshold)
+
+
+@pytest.mark.parametrize(
+    "name, value", [("weights", np.inf), ("weights", np.nan), ("numbers", np.nan), ("whitenings", -np.inf)]
+)
+def test_numbers_that_are_not_finite_are_refused(tmp_path: Path, name: str, value: float) -> None:
+    plan = small_plan()
+    given = buffers(plan)
+    given[name].flat[5] = value
+    with pytest.raises(KernelError, match=f"{name} must be finite numbers; 1 of {given[name].size} are not"):
+        write_network(tmp_path / "network.ve", plan, given, NAMES, 0.5)
+
+
+def test_a_network_beyond_the_limits_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = small_plan()
+    monkeypatch.setattr(network_file, "MAX_SIDE", 27)
+    with pytest.raises(KernelError, match="may have side up to 27; the network's is 28"):
+        write_network(tmp_path / "network.ve", plan, buffers(plan), NAMES, 0.5)
