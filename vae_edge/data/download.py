@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from email.errors import MessageError
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 from vae_edge import __version__
 from vae_edge.errors import DataError
@@ -56,7 +56,7 @@ class Limits:
     slowest_bytes_per_s: float = 1024.0
     tries: int = 5
     """So many failures in a row, without progress between them, end an address."""
-    requests: int = 30
+    requests: int = 100
     """So many requests end it in any case."""
     redirects: int = 5
     wait_s: float = 1.0
@@ -101,26 +101,19 @@ def download(
         DataError: if `part` cannot be written.
     """
     end = time.monotonic() + limits.total_s(most_bytes)
-    failures, reason = 0, "no request was allowed"
+    failures, reason, began_again = 0, "no request was allowed", False
     for _ in range(limits.requests):
         before = size_of(part)
-        try:
-            if before > most_bytes:
-                raise _WrongError("what lay there is larger than the file")
-            _receive(url, part, most_bytes, report, limits, end)
-            if is_whole(part):
-                return
-            raise _WrongError("what it sends is not the published content")
-        except _WrongError as error:
-            part.unlink(missing_ok=True)
-            if before == 0:
-                raise UnusableError(str(error)) from error
-            reason, failures = str(error), 0  # what lay there was of another file: once more, from the start
-            continue
-        except _BrokenError as error:
-            reason = str(error)
+        problem = _attempt(url, part, most_bytes, report, limits, end)
         if size_of(part) and is_whole(part):
             return
+        reason = str(problem or "what it sends is not the published content")
+        if not isinstance(problem, _BrokenError):  # what lies there is of another file: once more, from the start
+            part.unlink(missing_ok=True)
+            if before == 0 or began_again:
+                raise UnusableError(reason)
+            began_again = True
+            continue
         failures = 1 if size_of(part) - before >= _CHUNK else failures + 1
         if failures >= limits.tries:
             raise UnusableError(f"the connection failed {failures} times in a row ({reason})")
@@ -132,7 +125,7 @@ def download(
 
 
 def checked_url(url: str) -> str:
-    """An http(s) address as it can be asked for: what is not ASCII in its path is quoted.
+    """An http(s) address as it can be asked for: what is not ASCII in it is encoded.
 
     Raises:
         ValueError: if it is none.
@@ -140,13 +133,16 @@ def checked_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https"):
         raise ValueError("it does not start with http:// or https://")
-    if not parts.hostname or (parts.port is not None and parts.port < 1):  # reading the port checks it
+    if not parts.hostname or parts.port == 0:
         raise ValueError("it names no host, or port 0")
-    parts.hostname.encode("idna")
+    if "@" in parts.netloc:
+        raise ValueError("it has a user's name or password, which are not sent")
     if any(character <= " " or character == "\x7f" for character in url):
         raise ValueError("it has a blank or a control character")
-    path = quote(parts.path, safe=string.punctuation)
-    return parts._replace(path=path, query=quote(parts.query, safe=string.punctuation), fragment="").geturl()
+    host = parts.hostname.encode("idna").decode()
+    netloc = (f"[{host}]" if ":" in host else host) + ("" if parts.port is None else f":{parts.port}")
+    path, query = (quote(part, safe=string.punctuation) for part in (parts.path, parts.query))
+    return urlunsplit((parts.scheme, netloc, path, query, ""))
 
 
 def size_of(path: Path) -> int:
@@ -282,6 +278,17 @@ class _TlsHandler(urllib.request.HTTPSHandler):
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
         """Open https://, the server's certificate verified."""
         return self.do_open(functools.partial(_TlsConnection, self._allowance), req)
+
+
+def _attempt(url: str, part: Path, most_bytes: int, report: Report, limits: Limits, end: float) -> Exception | None:
+    """One request; why it failed, or None where all came that the server said."""
+    try:
+        if size_of(part) > most_bytes:
+            return _WrongError("what lay there is larger than the file")
+        _receive(url, part, most_bytes, report, limits, end)
+    except (_WrongError, _BrokenError) as error:
+        return error
+    return None
 
 
 def _receive(url: str, part: Path, most_bytes: int, report: Report, limits: Limits, end: float) -> None:
