@@ -269,7 +269,7 @@ def test_endless_cuts_with_progress_end_with_the_time_and_are_gone_on_with(
         came = left(tmp_path)[f"{NAME}.part"]
         server.case = Visit.honest
         get(monkeypatch, tmp_path, server.url)
-        assert server.visits[-1].start == came > 100
+        assert server.visits[-1].start == came > 0
     assert is_right(tmp_path)
 
 

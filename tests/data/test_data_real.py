@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from vae_edge.data import count_copies, holdout, load_dataset, rotated
+from vae_edge.data.download import Limits
 from vae_edge.data.fetch import fetch
 from vae_edge.data.numbers import permutation
 from vae_edge.errors import DataError
@@ -90,9 +91,9 @@ def test_the_published_sums_are_those_of_the_published_files(tmp_path: Path, nam
         url = f"http://127.0.0.1:{server.server_address[1]}/"
         if missing:
             with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte\.gz could not be fetched.*404"):
-                fetch(name, tmp_path, base_url=url, retry_wait_s=0)
+                fetch(name, tmp_path, base_url=url, limits=Limits(wait_s=0))
         else:
-            fetch(name, tmp_path, base_url=url, retry_wait_s=0)
+            fetch(name, tmp_path, base_url=url, limits=Limits(wait_s=0))
     finally:
         server.shutdown()
         server.server_close()

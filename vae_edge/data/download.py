@@ -117,7 +117,7 @@ def download(
         failures = 1 if size_of(part) - before >= _CHUNK else failures + 1
         if failures >= limits.tries:
             raise UnusableError(f"the connection failed {failures} times in a row ({reason})")
-        pause = min(limits.wait_s * 2 ** (failures - 1), limits.longest_wait_s)
+        pause = min(limits.wait_s * 2 ** min(failures - 1, 20), limits.longest_wait_s)
         if time.monotonic() + pause >= end:
             raise UnusableError(f"it did not give the file in {limits.total_s(most_bytes):.0f} s ({reason})")
         time.sleep(pause)
@@ -270,14 +270,23 @@ class _Handler(urllib.request.HTTPHandler):
         return self.do_open(functools.partial(_Connection, self._allowance), req)
 
 
+@functools.cache
+def _tls_context() -> ssl.SSLContext:
+    """What TLS trusts: the system's certificates. Reading them takes time, so once."""
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
 class _TlsHandler(urllib.request.HTTPSHandler):
     def __init__(self, allowance: _Allowance) -> None:
-        super().__init__()
+        super().__init__(context=_tls_context())
         self._allowance = allowance
 
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
         """Open https://, the server's certificate verified."""
-        return self.do_open(functools.partial(_TlsConnection, self._allowance), req)
+        connection = functools.partial(_TlsConnection, self._allowance)
+        return self.do_open(connection, req, context=_tls_context())
 
 
 def _attempt(url: str, part: Path, most_bytes: int, report: Report, limits: Limits, end: float) -> Exception | None:
