@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+from vae_edge.text import SUBSTITUTE, json_text
+
 MAX_JSON_BYTES = 16 << 20
 MAX_JSON_DEPTH = 32
 _MAX_INTEGER = 2**63 - 1
@@ -61,13 +63,13 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike[str], content: str) -> None:
-    """Write `content` to `path` as UTF-8, wholly or not at all."""
-    write_bytes(path, content.encode("utf-8"))
+    """Write `content` to `path` as UTF-8, wholly or not at all; a byte of a name that is no UTF-8 as `\\xe9`."""
+    write_bytes(path, content.encode("utf-8", SUBSTITUTE))
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write `value` to `path` as readable JSON, wholly or not at all. NaN and infinity are refused (ValueError)."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json_text(value) + "\n")
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 
 def format_table(result: dict[str, Any]) -> Table:
@@ -15,7 +16,7 @@ def format_table(result: dict[str, Any]) -> Table:
     caption = "time of one call in microseconds, from a uint8 array to predictions"
     if baseline is not None:
         caption += f"; memory is the whole process's peak, of which Python with NumPy is {baseline / 1e6:.0f} MB"
-    table = Table(title=title, caption=caption)
+    table = Table(title=Text(title, style="table.title"), caption=caption)
     table.add_column("batch", justify="right")
     table.add_column("backend")
     table.add_column("precision")

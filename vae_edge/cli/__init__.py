@@ -6,28 +6,39 @@ import os
 import sys
 from collections.abc import Sequence
 
+from vae_edge.cli.console import complain, safe_streams
 from vae_edge.cli.parser import build_parser
 from vae_edge.errors import VaeEdgeError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Exit code 0 when it did its work, 2 for a user's mistake, 130 after Ctrl-C."""
+    """Run one command; the exit code.
+
+    0 when it did its work; 1 when some of it could not be done, which its output says; 2 for a user's mistake; 130
+    after Ctrl-C; 141 where nobody reads on.
+    """
+    with safe_streams():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         code = arguments.run(arguments)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return int(code or 0)
     except KeyboardInterrupt:
-        print("vae-edge: stopped; whatever was there before is still there", file=sys.stderr)
+        complain("stopped; whatever was there before is still there")
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (VaeEdgeError, OSError) as error:
-        print(f"vae-edge: {_sentence(error)}", file=sys.stderr)
+        complain(_sentence(error))
         return 130 if type(error).__name__ == "Interrupted" else 2
     except ModuleNotFoundError as error:
-        print(f"vae-edge: {_missing(error)}", file=sys.stderr)
+        complain(_missing(error))
         return 2
 
 

@@ -1,13 +1,63 @@
-"""What commands print: results to standard output, progress and remarks to standard error."""
+"""What commands print: results to standard output, progress and remarks to standard error.
+
+`safe_streams` stands between all of it and the terminal, so that no output depends on the terminal's encoding and no
+name can send it a control character.
+"""
 
 from __future__ import annotations
 
-import json
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from vae_edge.text import SUBSTITUTE, json_text, printable, terminal
+
+
+class _SafeStream:
+    """A text stream that lets line feeds and tabs through, and no other control character.
+
+    Progress bars write to the stream behind it (`vae_edge.text.terminal`).
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.behind = stream
+
+    def write(self, text: str) -> int:
+        """Write the text, made printable."""
+        self.behind.write(printable(text, keep="\n\t"))
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        """Write each line."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the stream's own."""
+        return getattr(self.behind, name)
+
+
+@contextmanager
+def safe_streams() -> Iterator[None]:
+    """Make standard output and standard error safe for whatever is printed, until the block ends.
+
+    What their encoding lacks is replaced as `vae_edge.text` says.
+    """
+    before = sys.stdout, sys.stderr
+    errors = [(each, each.errors) for each in before if isinstance(each, io.TextIOWrapper)]
+    for stream, _ in errors:
+        stream.reconfigure(errors=SUBSTITUTE)
+    sys.stdout, sys.stderr = (None if each is None else _SafeStream(each) for each in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+        for stream, earlier in errors:
+            if not stream.closed:
+                stream.reconfigure(errors=earlier)
 
 
 def speaks() -> bool:
@@ -16,20 +66,55 @@ def speaks() -> bool:
 
 
 def emit(result: Any, as_json: bool, lines: Callable[[], Iterator[str]] | None = None) -> None:
-    """Print a result: as JSON, or as the lines that `lines` gives."""
+    """Print a result: as JSON, or as the lines that `lines` gives, each on one line."""
     if not speaks():
         return
     if as_json or lines is None:
-        print(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False))
+        _print_json(result)
         return
     for line in lines():
-        print(line)
+        print(printable(line, keep="\t"))
+
+
+def _print_json(result: Any) -> None:
+    """JSON is UTF-8, whatever the encoding of standard output; in ASCII alone where that is another one."""
+    encoding = str(getattr(sys.stdout, "encoding", None) or "utf-8").lower()
+    text = json_text(result, ascii_only=encoding not in ("utf-8", "utf8"))
+    buffer = getattr(sys.stdout, "buffer", None)
+    if buffer is None:
+        print(text)
+        return
+    sys.stdout.flush()
+    buffer.write(text.encode() + b"\n")
+    buffer.flush()
+
+
+def print_table(table: Any, width: int = 140) -> None:
+    """Print a table of rich: as wide as the terminal, or `width` columns where standard output is none."""
+    from rich.console import Console
+
+    seen = sys.stdout.isatty()
+    page = io.StringIO()
+    ascii_only = not str(getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
+    console = Console(file=page, width=None if seen else width)
+    if ascii_only:
+        from rich import box
+
+        table.box = box.ASCII
+    console.print(table)
+    print(page.getvalue(), end="")
 
 
 def say(sentence: str) -> None:
     """A remark on what is going on, to standard error."""
     if speaks():
-        print(sentence, file=sys.stderr, flush=True)
+        print(printable(sentence, keep="\t"), file=sys.stderr, flush=True)
+
+
+def complain(sentence: str) -> None:
+    """Why a command ends, to standard error. A line feed stays where two spaces follow it, as in our own messages."""
+    parts = (printable(part, keep="\t") for part in sentence.split("\n  "))
+    print("vae-edge: " + "\n  ".join(parts), file=sys.stderr)
 
 
 @contextmanager
@@ -42,7 +127,7 @@ def _bar(title: str, total: float | None, middle: str, last: str = "") -> Iterat
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     texts = (TextColumn("{task.description}"), BarColumn(), TextColumn(middle), TimeRemainingColumn(), TextColumn(last))
-    with Progress(*texts, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*texts, console=Console(file=terminal()), transient=True) as bar:
         yield bar, bar.add_task(title, total=total, rate="", terms="")
 
 
@@ -74,7 +159,7 @@ def sharing_progress() -> Iterator[Callable[[str, float], None] | None]:
             yield None
         else:
             bar, task = opened
-            yield lambda what, share: bar.update(task, description=what, completed=share)
+            yield lambda what, share: bar.update(task, description=_plain(what), completed=share)
 
 
 @contextmanager
@@ -103,8 +188,16 @@ def working(what: str) -> Iterator[None]:
         return
     from rich.console import Console
 
-    with Console(stderr=True).status(what):
+    utf = str(sys.stderr.encoding or "").lower().startswith("utf")
+    with Console(file=terminal()).status(_plain(what), spinner="dots" if utf else "line"):
         yield
+
+
+def _plain(text: str) -> str:
+    """Text for rich, which would take square brackets for markup and pass control characters on."""
+    from rich.markup import escape
+
+    return escape(printable(text))
 
 
 def percent(share: float) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from vae_edge.cli.console import emit, percent, say, sharing_progress
+from vae_edge.cli.console import emit, percent, print_table, say, sharing_progress
 from vae_edge.errors import ConfigError
 
 WORTH_SAYING = 0.2  # the share from which a second-best angle is printed
@@ -112,10 +111,7 @@ def bench(arguments: argparse.Namespace) -> None:
     if arguments.json:
         emit(result, True)
         return
-    from rich.console import Console
-
-    width = None if sys.stdout.isatty() else 140
-    Console(width=width).print(format_table(result))
+    print_table(format_table(result))
 
 
 _PACKAGES = {

@@ -17,6 +17,7 @@ from vae_edge.data.download import Limits, UnusableError, checked_url, download,
 from vae_edge.data.idx import CLASSES_FILE, KNOWN_CLASSES
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.files import open_regular, write_text
+from vae_edge.text import terminal
 
 Progress = Callable[[str, int, int | None], None]
 """Told the file's name, how many of its bytes are there, and how many it has (None: unknown)."""
@@ -192,7 +193,7 @@ def _shown(progress: Progress | None) -> Iterator[Progress]:
 
     columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), bars.DownloadColumn())
     with bars.Progress(
-        *columns, bars.TransferSpeedColumn(), bars.TimeRemainingColumn(), console=Console(stderr=True)
+        *columns, bars.TransferSpeedColumn(), bars.TimeRemainingColumn(), console=Console(file=terminal())
     ) as shown:
         tasks: dict[str, bars.TaskID] = {}
 

@@ -6,6 +6,8 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 
+from vae_edge.text import terminal
+
 _WORTH_SHOWING = 500
 
 
@@ -30,6 +32,6 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
             return Text(f"{task.speed:,.0f}/s" if task.speed else "")
 
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), Rate(), TimeLeft())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=Console(file=terminal()), transient=True) as progress:
         task = progress.add_task(what, total=total)
         yield lambda count: progress.advance(task, count)
