@@ -13,6 +13,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,12 @@ SMALL = 2048 * 2048
 DEPTHS = (8, 10, 12, 14, 16)
 """How many bits the values of a 16-bit file may have."""
 
-FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+_AVIF = ("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()  # since Pillow 11.3
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM", "JPEG2000", *_AVIF)
+FIRST_FRAME = "took the first frame of an animation"
+"""The step that says that a file has further frames."""
+_CODEC_BYTES = {"WEBP": 16, "AVIF": 16, "JPEG2000": 24}
+"""A pixel, of formats whose codecs hold the image in a form of their own as well."""
 _SIXTEEN_BIT = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 _PLAIN = frozenset({"L", "RGB"})
 _CONVERTED = {"1": "L", "CMYK": "RGB", "YCbCr": "RGB", "HSV": "RGB", "LAB": "RGB", "RGBX": "RGB"}
@@ -186,12 +192,17 @@ def decoded(source: str | os.PathLike[str] | Image.Image, depth: int | None = No
     if not isinstance(source, (str, os.PathLike)):
         raise DataError(f"An image is a path or a Pillow image, but a {type(source).__name__} came.")
     with _opened(Path(source)) as image:
-        steps = ["took the first frame of an animation"] if getattr(image, "is_animated", False) else []
+        steps = [FIRST_FRAME] if _is_animated(image) else []
         found = _to_page(image, str(Path(source)), steps, depth)
         try:
             yield found
         finally:
             found.page = _NO_PAGE  # nobody keeps the pixels when others are let in
+
+
+def _is_animated(image: Image.Image) -> bool:
+    """Whether it has more frames; not so of a photograph (MPO), whose further images are its preview or its depth."""
+    return bool(getattr(image, "is_animated", False)) and image.format != "MPO"
 
 
 @contextlib.contextmanager
@@ -221,7 +232,7 @@ def _trim() -> None:
 
 def _decoding_bytes(image: Image.Image) -> int:
     """About what Pillow and the codec take to decode it."""
-    each = 16 if image.format == "WEBP" else 10 if "progressive" in image.info else 4
+    each = _CODEC_BYTES.get(image.format or "", 10 if "progressive" in image.info else 4)
     return image.width * image.height * each
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vae_edge.cli.console import emit, percent, say, training_progress
+from vae_edge.cli.data import open_data
 from vae_edge.errors import ConfigError
 
 TRAIN_IMAGES = 12_000  # by default, or all where there are fewer
@@ -24,7 +25,6 @@ def compare(arguments: argparse.Namespace) -> None:
     """`vae-edge compare`."""
     import torch
 
-    from vae_edge.data import load_dataset
     from vae_edge.export.graph import ClassifierGraph
     from vae_edge.files import write_json
     from vae_edge.report.comparison import write_comparison
@@ -42,7 +42,7 @@ def compare(arguments: argparse.Namespace) -> None:
     cells = list_cells(models, kinds, not arguments.no_generated, seeds)
     for package in (*LATE, *(ESTIMATING if set(models) & set(ESTIMATORS) else ())):
         import_module(package)  # what is missing is said before the training, not after
-    dataset = load_dataset(arguments.data, size=arguments.size, channels=arguments.channels, fit=arguments.fit)
+    dataset = open_data(arguments)
     for note in dataset.notes:
         say(note)
     settings = Settings(

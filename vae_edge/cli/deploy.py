@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vae_edge.cli.console import emit, kibibytes, percent, say, sharing_progress, working
+from vae_edge.cli.data import left_out_json, open_data
 from vae_edge.errors import BundleError, ConfigError
 
 PARITY_IMAGES = 256
@@ -73,12 +74,12 @@ def export_run(
 def quantize(arguments: argparse.Namespace) -> None:
     """`vae-edge quantize`."""
     from vae_edge.bundle import load_bundle
-    from vae_edge.data import load_dataset
     from vae_edge.export.data import quantize_with
 
-    dataset = load_dataset(arguments.data, prepared_as=load_bundle(arguments.bundle).input)
+    dataset = open_data(arguments, load_bundle(arguments.bundle).input)
     with working(f"quantizing to {arguments.precision}"):
         result = quantize_with(arguments.bundle, arguments.precision, dataset, arguments.seed, arguments.force)
+    result = {**result, "left_out": left_out_json(dataset)}
     for sentence in result["warnings"]:
         say(f"warning: {sentence}")
     emit(result, arguments.json, lambda: _quantization_lines(result))

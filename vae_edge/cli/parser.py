@@ -71,6 +71,12 @@ def _seed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=seed, default=0, help="fixes every random number (default: 0)")
 
 
+def _strict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--strict", action="store_true", help="refuse a folder of which anything is left out, such as a broken image"
+    )
+
+
 def _form(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=positive, help="resize images to this many pixels (28 to 64)")
     parser.add_argument(
@@ -112,6 +118,7 @@ def _quickstart(commands: Commands) -> None:
     parser.add_argument("--data", default="digits", help=DATA_HELP)
     parser.add_argument("--preset", default="small", help="tiny, small (default) or base")
     parser.add_argument("--epochs", type=positive, help="passes over the training images")
+    _strict(parser)
     parser.add_argument("--out", default="runs/quickstart", help="folder of the results (default: runs/quickstart)")
     _seed(parser)
     _json(parser)
@@ -130,6 +137,7 @@ def _data(commands: Commands) -> None:
     show.set_defaults(run=command("data", "show"))
     show.add_argument("data", metavar="DATA", help=DATA_HELP)
     _form(show)
+    _strict(show)
     show.add_argument("--sheet", metavar="PNG", help="write a contact sheet of some images")
     _json(show)
 
@@ -142,6 +150,7 @@ def _train(commands: Commands) -> None:
     parser.add_argument("--out", required=True, metavar="RUN", help="folder of the training run")
     parser.add_argument("--resume", action="store_true", help="go on with the unfinished run in --out")
     _form(parser)
+    _strict(parser)
     parser.add_argument("--epochs", type=positive, help="passes over the images (default: about 700,000 images in all)")
     parser.add_argument("--batch", type=positive, help="images a step (default: 256; 16 to 128 for sets under 10,000)")
     parser.add_argument(
@@ -192,6 +201,7 @@ def _evaluate(commands: Commands) -> None:
         help="which images; auto: the test half where there is one, else what training held out",
     )
     parser.add_argument("--rotation", help="turn the images: none, full, or degrees (default: as trained)")
+    _strict(parser)
     _backend(parser)
     _threads(parser)
     _seed(parser)
@@ -247,6 +257,7 @@ def _compare(commands: Commands) -> None:
     )
     parser.add_argument("--preset", default="small", help="of ours: tiny, small (default) or base")
     _form(parser)
+    _strict(parser)
     parser.add_argument("--seconds", type=float, default=30.0, help="time for all latencies (default: 30)")
     parser.add_argument("--out", default="runs/compare", help="folder of the results; goes on with what is there")
     _threads(parser, "all")
@@ -278,6 +289,7 @@ def _quantize(commands: Commands) -> None:
     parser.add_argument("bundle", metavar="BUNDLE")
     parser.add_argument("--precision", default="int8", choices=("int8", "fp16"))
     parser.add_argument("--data", required=True, help="for calibration and to measure the accuracy: " + DATA_HELP)
+    _strict(parser)
     parser.add_argument(
         "--force",
         action="store_true",
@@ -309,7 +321,7 @@ def _build(commands: Commands) -> None:
 def _predict(commands: Commands) -> None:
     parser = _add(commands, "predict", "device", "classify image files")
     parser.add_argument("bundle", metavar="BUNDLE")
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="PNG, JPEG, BMP or WebP files")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files: PNG, JPEG, BMP, WebP, GIF, TIFF, …")
     parser.add_argument(
         "--invert",
         default="never",

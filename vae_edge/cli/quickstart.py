@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vae_edge.cli.console import emit, percent, say, sharing_progress
+from vae_edge.cli.data import open_data
 
 SEEN_MOST = 170_000  # images shown in training, where there is the time
 SEEN_LEAST = 60_000  # and where there is not
@@ -23,12 +24,11 @@ CHOICE = "epochs.json"  # how many epochs were chosen, and why
 def quickstart(arguments: argparse.Namespace) -> None:
     """`vae-edge quickstart`."""
     from vae_edge import __version__
-    from vae_edge.data import load_dataset
     from vae_edge.files import write_json
 
     out = Path(arguments.out)
     began = time.monotonic()
-    dataset = load_dataset(arguments.data)
+    dataset = open_data(arguments)
     asked = {"preset": arguments.preset, "epochs": arguments.epochs, "seed": arguments.seed, "version": __version__}
     asked["data"] = dataset.fingerprint()
     before = _done_before(out)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vae_edge.cli.console import counting_progress, emit, percent, say, training_progress
+from vae_edge.cli.data import left_out_json, open_data
 from vae_edge.errors import ConfigError
 
 PIECE = 500
@@ -18,12 +19,10 @@ def train(arguments: argparse.Namespace) -> None:
     """`vae-edge train`."""
     import torch
 
-    from vae_edge.data import load_dataset
-
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    dataset = load_dataset(arguments.data, size=arguments.size, channels=arguments.channels, fit=arguments.fit)
-    result = fit(dataset, arguments, "go on with --resume")
+    dataset = open_data(arguments)
+    result = {**fit(dataset, arguments, "go on with --resume"), "left_out": left_out_json(dataset)}
     emit(result, arguments.json, lambda: _training_lines(Path(arguments.out)))
 
 
@@ -115,13 +114,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Evaluate a run or a bundle as the options say."""
-    from vae_edge.data import load_dataset, rotation_range, select_split
+    from vae_edge.data import rotation_range, select_split
     from vae_edge.training.evaluate import evaluate
 
     path = Path(arguments.model)
     is_bundle = (path / "manifest.json").is_file()
     known = _open_bundle(path, arguments) if is_bundle else _open_checkpoint(path, arguments)
-    dataset = load_dataset(arguments.data, prepared_as=known["input"])
+    dataset = open_data(arguments, known["input"])
     images = select_split(dataset, arguments.split, known["data"]["holdout_fraction"], known["data"]["seed"])
     split = resolve_split(arguments.split, dataset, known["data"], path)
     rotation = str(arguments.rotation) if arguments.rotation is not None else known["rotation"]
@@ -152,6 +151,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "split": split,
         "rotation": rotation,
         **result,
+        "left_out": left_out_json(dataset),
     }
 
 

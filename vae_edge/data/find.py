@@ -10,14 +10,15 @@ from pathlib import Path
 from vae_edge.data.arrays import check_options, shaped
 from vae_edge.data.digits import NAME as DIGITS
 from vae_edge.data.digits import load_digits
-from vae_edge.data.folder import is_image_folder, load_folder
+from vae_edge.data.folder import is_image_folder, leave_out_broken, load_folder
 from vae_edge.data.idx import is_idx_folder, load_idx_file, load_idx_folder
-from vae_edge.data.listing import unlabelled_files, unlabelled_folder
+from vae_edge.data.listing import UNLABELLED, Listing, summarize, unlabelled_files, unlabelled_folder
 from vae_edge.data.npz import load_npz
-from vae_edge.data.preparing import choose_depth, prepare_files, read_headers
+from vae_edge.data.preparing import choose_depth, prepare_files
 from vae_edge.data.sets import Dataset, LabelledImages, labelled
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.images import FIT, InputSpec, measure_input
+from vae_edge.text import printable, system_name
 
 VARIABLE = "VAE_EDGE_DATA"
 """The environment variable that names a folder of data sets."""
@@ -29,6 +30,7 @@ def load_dataset(
     channels: int | None = None,
     fit: str = "auto",
     prepared_as: InputSpec | None = None,
+    strict: bool = False,
 ) -> Dataset:
     """Load a data set, whichever kind it is.
 
@@ -41,12 +43,13 @@ def load_dataset(
         fit: how image files become square: `pad`, `ink` (`vae_edge.images.prepare_image`), or `auto`, which chooses.
         prepared_as: the input of a run or a bundle, instead of the three before: files are prepared exactly as those
             were that it was trained on.
+        strict: whether a folder in which anything is left out is refused.
 
     Returns:
-        the data set; its `input` says how files were prepared.
+        the data set; its `input` says how files were prepared, its `left_out` what is not used of a folder.
 
     Raises:
-        DataError: there is nothing of that name, or it is not what it should be.
+        DataError: there is nothing of that name, or it is not what it should be; something is left out, if `strict`.
         ConfigError: a size, a channel count or a fit that no model takes.
     """
     if prepared_as is not None:
@@ -61,6 +64,12 @@ def load_dataset(
             dataset = _load(_locate(spec), size, channels, fit, prepared_as)
     except OSError as error:
         raise DataError(f"{os.fspath(spec)} cannot be read: {error}") from error
+    dataset = replace(dataset, name=printable(system_name(dataset.name)))
+    if strict and dataset.left_out:
+        raise DataError(
+            f"{dataset.source}: {len(dataset.left_out)} files or folders are left out, which strict reading refuses: "
+            f"{'; '.join(summarize(dataset.left_out))}. Take them out of the folder, or read it without --strict."
+        )
     if dataset.input is None and (prepared_as is not None or fit != "auto"):
         dataset = replace(dataset, input=prepared_as or replace(_measured(dataset), fit=fit))
     return dataset
@@ -116,16 +125,21 @@ def _load(path: Path, size: int | None, channels: int | None, fit: str, prepared
 
 def _with_unlabelled(dataset: Dataset, folder: Path, fit: str, prepared_as: InputSpec | None) -> Dataset:
     """The same data set with the image files of the folder `unlabelled`, prepared to be like its arrays."""
-    place = unlabelled_folder(folder)
-    if place is None:
-        return dataset
-    files, notes = unlabelled_files(place), list[str]()
+    listing = Listing(folder)
+    if not any(child.is_dir() and child.name.lower() in UNLABELLED for child in folder.iterdir()):
+        return dataset  # of a folder of IDX files nothing else is looked at
+    place = unlabelled_folder(listing, folder)
+    assert place is not None
+    files, notes = unlabelled_files(listing, place), list[str]()
     chosen = prepared_as
     if chosen is None:
-        depth, notes = choose_depth(files, read_headers(files))
+        depth, notes = choose_depth(files)
         measured = _measured(dataset)
         chosen = replace(measured, fit=measured.fit if fit == "auto" else fit, depth=depth)
-    return replace(dataset, unlabelled=prepare_files(files, chosen), input=chosen, notes=tuple(notes))
+    prepared = prepare_files(files, chosen)
+    leave_out_broken(listing, files, prepared)
+    left_out = tuple(entry for entry in listing.left_out if "/" in entry.path)
+    return replace(dataset, unlabelled=prepared.images, input=chosen, notes=tuple(notes), left_out=left_out)
 
 
 def _measured(dataset: Dataset) -> InputSpec:

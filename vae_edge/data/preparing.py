@@ -16,17 +16,21 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from vae_edge import framing
-from vae_edge.data.arrays import LARGEST, SMALLEST, with_channels
+from vae_edge.data.arrays import LARGEST, SMALLEST
 from vae_edge.data.progress import counting
-from vae_edge.decoding import DEPTHS, Header, bits_for, highest_value, read_header
+from vae_edge.decoding import DEPTHS, FIRST_FRAME, Header, bits_for, highest_value, read_header
+from vae_edge.errors import DataError
 from vae_edge.images import InputSpec, measure_background, prepare_image
+
+T = TypeVar("T")
 
 GREY_TOLERANCE = 4
 """Grey pictures stored in colour as WebP or JPEG, once or twice, come back with channels that are up to 3 apart
@@ -38,21 +42,74 @@ _CROPPED = 0.95
 
 @dataclass(frozen=True)
 class Prepared:
-    """Image files as images uint8 [N, S, S, C], the settings they were prepared with, and sentences on these."""
+    """Image files as images uint8 [M, S, S, C], the settings they were prepared with, and sentences on these.
+
+    The images are those of the files that decode, in the files' order.
+    """
 
     images: np.ndarray
     input: InputSpec
     notes: tuple[str, ...] = ()
+    broken: dict[int, str] = field(default_factory=dict)
+    """For each file that does not decode, by its index, a sentence that says why."""
+    animated: frozenset[int] = frozenset()
+    """Which files have further frames, which are not used."""
 
 
-def prepare_files(files: list[Path], spec: InputSpec) -> np.ndarray:
-    """Prepare image files as a model's settings say; uint8 [N, S, S, C].
+@dataclass(frozen=True)
+class _Page:
+    """A decoded file: one channel where the three are equal."""
 
-    Raises:
-        DataError: an image does not decode.
-    """
-    pages = _in_threads(partial(_prepare, spec), files, "decoding images")
-    return np.stack(pages) if pages else np.empty((0, spec.size, spec.size, spec.channels), np.uint8)
+    pixels: np.ndarray
+    spread: int
+    """How far apart the channels of a pixel are, at most."""
+    animated: bool
+
+
+class _Material:
+    """Image files, each decoded once for a setting; those that do not decode are set aside."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self.files = files
+        self.broken: dict[int, str] = {}
+        self._spec: InputSpec | None = None
+        self._pages: dict[int, _Page] = {}
+
+    @property
+    def kept(self) -> list[int]:
+        """The indices of the files that have not been set aside."""
+        return [index for index in range(len(self.files)) if index not in self.broken]
+
+    def each(self, function: Callable[[Path], T], what: str, indices: list[int]) -> dict[int, T]:
+        """What the function gives for each file; those for which it raises DataError are set aside."""
+        results = _in_threads(partial(_caught, function), [self.files[index] for index in indices], what)
+        found: dict[int, T] = {}
+        for index, result in zip(indices, results, strict=True):
+            if isinstance(result, DataError):
+                self.broken[index] = str(result)
+            else:
+                found[index] = result
+        return found
+
+    def pages(self, spec: InputSpec) -> dict[int, _Page]:
+        """The files as pages of these settings, but for those that are set aside."""
+        if spec != self._spec:
+            self._spec, self._pages = spec, {}
+        missing = [index for index in self.kept if index not in self._pages]
+        self._pages.update(self.each(partial(_look, spec), "decoding images", missing))
+        return {index: self._pages[index] for index in self.kept}
+
+    def prepared(self, spec: InputSpec, notes: list[str]) -> Prepared:
+        """The pages of these settings as images."""
+        pages = self.pages(spec)
+        images = _stack(list(pages.values()), spec)
+        animated = frozenset(index for index, page in pages.items() if page.animated)
+        return Prepared(images, spec, tuple(notes), dict(self.broken), animated)
+
+
+def prepare_files(files: list[Path], spec: InputSpec) -> Prepared:
+    """Prepare image files as a model's settings say."""
+    return _Material(files).prepared(spec, [])
 
 
 def choose_and_prepare(
@@ -60,37 +117,85 @@ def choose_and_prepare(
 ) -> Prepared:
     """Choose what is not given, by the rules at the top of this module, and prepare the files.
 
+    What is chosen does not depend on files that do not decode: without them the images are the same.
+
     Args:
         files: at least one.
         size: the side in pixels, or None.
         channels: 1, 3, or None.
         fit: `auto`, `pad` or `ink`.
-        training: which of the files the fit is chosen on (indices or a mask); None: all.
+        training: bool [N], which of the files the fit is chosen on; None: all.
 
     Raises:
-        DataError: an image does not decode.
+        DataError: none of the files decodes.
     """
-    headers = read_headers(files)
-    size = size or _choose_size(headers)
-    depth, notes = choose_depth(files, headers)
+    material = _Material(files)
+    headers = material.each(read_header, "looking at images", material.kept)
+    while material.kept:
+        prepared = _choose(material, headers, (size, channels, fit), training)
+        if prepared is not None:
+            return prepared
+    raise DataError(f"None of the {len(files)} images decodes: {'; '.join(list(material.broken.values())[:3])}")
+
+
+def _choose(
+    material: _Material,
+    headers: dict[int, Header],
+    asked: tuple[int | None, int | None, str],
+    training: np.ndarray | None,
+) -> Prepared | None:
+    """One attempt; None where files were set aside during it, on which what was chosen may have rested."""
+    size, channels, fit = asked
+    kept = material.kept
+    remaining = [headers[index] for index in kept]
+    size = size or _choose_size(remaining)
+    depth, notes = _choose_depth(material, headers)
+    if material.kept != kept:
+        return None
     spec = InputSpec(size, channels or 3, "none", depth=depth)
+    pages = material.pages(spec)
+    if material.kept != kept:
+        return None
     if channels is None:
-        spec, images = _choose_channels(files, spec, notes)
+        spec, images = _choose_channels(material, pages, spec, notes)
     else:
-        images = prepare_files(files, spec)
-    looked_at = images if training is None else images[training]
+        images = _stack(list(pages.values()), spec)
+    looked_at = images if training is None or not training[kept].any() else images[training[kept]]
     spec = _choose_fit(looked_at, spec, fit)
-    if spec.fit == "ink":
-        images = prepare_files(files, spec)
     colours = "grey" if spec.channels == 1 else "colour (RGB)"
     how = "whole pictures, padded to a square" if spec.fit == "pad" else "drawings, cropped to their ink"
-    asked = "" if fit == "auto" else ", as asked"
-    notes.insert(0, f"images are prepared as {colours}, {size}×{size}: {how} (fit {spec.fit}{asked})")
-    return Prepared(images, spec, tuple(notes))
+    was_asked = "" if fit == "auto" else ", as asked"
+    notes.insert(0, f"images are prepared as {colours}, {size}×{size}: {how} (fit {spec.fit}{was_asked})")
+    if spec.fit == "ink":
+        return material.prepared(spec, notes)
+    animated = frozenset(index for index, page in pages.items() if page.animated)
+    return Prepared(images, spec, tuple(notes), dict(material.broken), animated)
 
 
-def _prepare(spec: InputSpec, file: Path) -> np.ndarray:
-    return prepare_image(file, spec)[0]
+def choose_depth(files: list[Path]) -> tuple[int | None, list[str]]:
+    """The depth of the 16-bit grey files, None where there are none; and sentences on 16-bit files."""
+    material = _Material(files)
+    return _choose_depth(material, material.each(read_header, "looking at images", material.kept))
+
+
+def _look(spec: InputSpec, file: Path) -> _Page:
+    pixels, found = prepare_image(file, spec)
+    spread = int((pixels.max(-1) - pixels.min(-1)).max())
+    return _Page(pixels if spread else pixels[..., :1].copy(), spread, FIRST_FRAME in found.steps)
+
+
+def _stack(pages: list[_Page], spec: InputSpec) -> np.ndarray:
+    images = np.empty((len(pages), spec.size, spec.size, spec.channels), np.uint8)
+    for image, page in zip(images, pages, strict=True):
+        image[:] = page.pixels  # one channel is copied into three
+    return images
+
+
+def _caught(function: Callable[[Path], T], file: Path) -> T | DataError:
+    try:
+        return function(file)
+    except DataError as error:
+        return error
 
 
 def _choose_size(headers: list[Header]) -> int:
@@ -102,50 +207,42 @@ def _choose_size(headers: list[Header]) -> int:
     return SMALLEST if max(max(pair) for pair in sizes) <= _SMALL else LARGEST
 
 
-def read_headers(files: list[Path]) -> list[Header]:
-    """What the files say of themselves."""
-    return _in_threads(read_header, files, "looking at images")
-
-
-def choose_depth(files: list[Path], headers: list[Header]) -> tuple[int | None, list[str]]:
-    """The depth of the 16-bit grey files, None where there are none; and sentences on 16-bit files."""
+def _choose_depth(material: _Material, headers: dict[int, Header]) -> tuple[int | None, list[str]]:
     notes = []
-    coloured = sum(header.deep_colour for header in headers)
+    kept = material.kept
+    coloured = sum(headers[index].deep_colour for index in kept)
     if coloured:
         notes.append(
             f"{coloured} files have 16-bit colours, of which the upper 8 bits are read; "
             "if their values have fewer bits, they come out too dark: convert them to 8 bit"
         )
-    deep = [file for file, header in zip(files, headers, strict=True) if header.sixteen_bit]
-    if not deep:
+    deep = [index for index in kept if headers[index].sixteen_bit]
+    values = material.each(highest_value, "looking at 16-bit images", deep)
+    if not values:
         return None, notes
-    highest = max(_in_threads(highest_value, deep, "looking at 16-bit images"))
+    highest = max(values.values())
     depth = bits_for(min(highest, 2 ** DEPTHS[-1] - 1))  # what is beyond is refused when it is prepared
-    notes.append(f"{len(deep)} files have 16-bit values up to {highest}: they are taken for values of {depth} bits")
+    notes.append(f"{len(values)} files have 16-bit values up to {highest}: they are taken for values of {depth} bits")
     return depth, notes
 
 
-def _choose_channels(files: list[Path], spec: InputSpec, notes: list[str]) -> tuple[InputSpec, np.ndarray]:
+def _choose_channels(
+    material: _Material, pages: dict[int, _Page], spec: InputSpec, notes: list[str]
+) -> tuple[InputSpec, np.ndarray]:
     """Grey where nothing is coloured."""
-
-    def look(file: Path) -> tuple[np.ndarray, int]:
-        pixels = _prepare(spec, file)
-        spread = int((pixels.max(-1) - pixels.min(-1)).max())
-        return (pixels if spread else pixels[..., :1].copy()), spread
-
-    pages = _in_threads(look, files, "decoding images")
-    widest = max(spread for _, spread in pages)
+    widest = max(page.spread for page in pages.values())
     if widest > GREY_TOLERANCE:
-        return spec, np.stack([with_channels(page[None], 3)[0] for page, _ in pages])
+        return spec, _stack(list(pages.values()), spec)
     spec = replace(spec, channels=1)
-    stored = [index for index, (_, spread) in enumerate(pages) if spread]
-    images = np.stack([page[..., :1] for page, _ in pages])
+    stored = [place for place, page in enumerate(pages.values()) if page.spread]
+    images = np.stack([page.pixels[..., :1] for page in pages.values()])
     if stored:
         notes.append(
             f"{len(stored)} files are not quite grey, but no two channels of a pixel are more than {widest} of 255 "
             "apart: they are taken for grey (--channels 3 keeps the colours)"
         )
-        images[stored] = prepare_files([files[index] for index in stored], spec)
+        again = [material.files[list(pages)[place]] for place in stored]
+        images[stored] = np.stack(_in_threads(lambda file: prepare_image(file, spec)[0], again, "decoding images"))
     return spec, images
 
 

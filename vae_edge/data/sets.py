@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vae_edge.data.listing import LeftOut
 from vae_edge.errors import DataError
 from vae_edge.images import InputSpec
 
@@ -86,6 +87,8 @@ class Dataset:
     """How files became these images, or are to become images like these. None: they are arrays, and nobody has said."""
     notes: tuple[str, ...] = ()
     """Sentences on what was chosen while the files were read."""
+    left_out: tuple[LeftOut, ...] = ()
+    """What the folder holds that is not used, by reason."""
 
     def __post_init__(self) -> None:
         """Check that there is something, and that two halves are of one data set."""

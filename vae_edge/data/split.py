@@ -11,6 +11,7 @@ from vae_edge.data.copies import first_alike
 from vae_edge.data.numbers import permutation
 from vae_edge.data.sets import Dataset, LabelledImages, join
 from vae_edge.errors import ConfigError, DataError
+from vae_edge.text import normal_form
 
 SPLITS = ("train", "validation", "test", "all", "auto")
 
@@ -131,18 +132,19 @@ def select_split(dataset: Dataset, split: str, fraction: float, seed: int) -> La
 
 
 def align_classes(data: LabelledImages, classes: Sequence[str]) -> LabelledImages:
-    """The same images with labels in the model's order of classes.
+    """The same images with labels in the model's order of classes. Names in Unicode's forms C and D are the same.
 
     Raises:
         DataError: if the data has a class that the model does not know.
     """
     if tuple(data.classes) == tuple(classes):
         return data
-    unknown = [name for name in data.classes if name not in classes]
+    place = {normal_form(name): index for index, name in enumerate(classes)}
+    unknown = [name for name in data.classes if normal_form(name) not in place]
     if unknown:
         raise DataError(
             f"the data has classes that the model was not trained on: {', '.join(unknown)}; "
             f"it knows {', '.join(classes)}"
         )
-    order = np.array([list(classes).index(name) for name in data.classes], dtype=np.int64)
+    order = np.array([place[normal_form(name)] for name in data.classes], dtype=np.int64)
     return replace(data, labels=order[data.labels], classes=tuple(classes))
