@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 INVERT = ("never", "always", "auto")
 FIT = ("auto", "pad", "ink")
 COLOR = ("rgb", "bgr")
+ERRORS = ("raise", "coerce")
 _SMALL = 0.5
 """A drawing whose longer side is below this part of training's, or of the frame's, is small."""
 
@@ -190,15 +191,48 @@ def to_batch(
         DataError: an input is not readable or has the wrong form; there are no inputs.
         ConfigError: an unknown `invert`, `fit` or `color`.
     """
-    _check_options(invert, fit, color)
+    batch, found, failed = to_rows(inputs, spec, invert, fit, color, errors="raise")
+    assert not failed
+    return batch, found
+
+
+def to_rows(
+    inputs: Any, spec: InputSpec, invert: str = "never", fit: str = "auto", color: str = "rgb", errors: str = "coerce"
+) -> tuple[np.ndarray, list[Interpretation], dict[int, DataError]]:
+    """As `to_batch`; but an item of a list that cannot be read does not cost the others.
+
+    Args:
+        inputs, spec, invert, fit, color: see `to_batch`.
+        errors: `coerce` gives an unreadable item of a list one row of zeros and an error; `raise` raises the first.
+
+    Returns:
+        uint8 [N, S, S, C]; N interpretations; and by row the error of each item that cannot be read.
+
+    Raises:
+        DataError, ConfigError: see `to_batch`.
+    """
+    _check_options(invert, fit, color, errors)
     if isinstance(inputs, np.ndarray):
-        return _from_array(inputs, spec, invert, color, "array")
+        return *_from_array(inputs, spec, invert, color, "array"), {}
     if not isinstance(inputs, (list, tuple)):
-        return _from_one(inputs, spec, (invert, fit, color), "")
+        return *_from_one(inputs, spec, (invert, fit, color), ""), {}
     if not inputs:
         raise DataError("There are no images: the list is empty.")
-    parts = [_from_one(item, spec, (invert, fit, color), f"[{index}]") for index, item in enumerate(inputs)]
-    return np.concatenate([pixels for pixels, _ in parts]), [each for _, found in parts for each in found]
+    parts: list[np.ndarray] = []
+    interpretations: list[Interpretation] = []
+    failed: dict[int, DataError] = {}
+    for index, item in enumerate(inputs):
+        try:
+            pixels, found = _from_one(item, spec, (invert, fit, color), f"[{index}]")
+        except DataError as error:
+            if errors == "raise":
+                raise
+            failed[len(interpretations)] = error
+            pixels = np.zeros((1, spec.size, spec.size, spec.channels), np.uint8)
+            found = [Interpretation(str(item)[:1000], (0, 0), "unreadable", hints=(str(error),))]
+        parts.append(pixels)
+        interpretations += found
+    return np.concatenate(parts), interpretations, failed
 
 
 def measure_background(images: np.ndarray) -> str:
@@ -256,8 +290,9 @@ def how_to_uint8(array: np.ndarray) -> str:
     return f"Its values go from {low} to {high}: undo any normalization and bring them to 0..255 first."
 
 
-def _check_options(invert: str, fit: str, color: str = "rgb") -> None:
-    for option, value, known in (("invert", invert, INVERT), ("fit", fit, FIT), ("color", color, COLOR)):
+def _check_options(invert: str, fit: str, color: str = "rgb", errors: str = "raise") -> None:
+    options = (("invert", invert, INVERT), ("fit", fit, FIT), ("color", color, COLOR), ("errors", errors, ERRORS))
+    for option, value, known in options:
         if value not in known:
             raise ConfigError(f"{option} is one of {', '.join(known)}, but {value!r} came.")
 

@@ -11,41 +11,52 @@ from pathlib import Path
 from typing import Any
 
 from vae_edge.cli.console import emit, percent, print_table, say, sharing_progress
-from vae_edge.errors import ConfigError
+from vae_edge.errors import ConfigError, DataError
 
 WORTH_SAYING = 0.2  # the share from which a second-best angle is printed
+MOST_ERRORS = 20  # so many images are named where none can be read
 VAGUE = 0.5  # the concentration below which an angle is called so: that of an even spread over 217°
 
 
-def predict(arguments: argparse.Namespace) -> None:
-    """`vae-edge predict`."""
+def predict(arguments: argparse.Namespace) -> int:
+    """`vae-edge predict`: 0 where all images were read, 1 where some were not, 2 where none was."""
     from vae_edge.runtime import load
 
     with load(arguments.bundle, arguments.backend, arguments.precision, arguments.threads) as classifier:
-        predictions = classifier(list(arguments.images), invert=arguments.invert, fit=arguments.fit)
+        predictions = classifier(list(arguments.images), invert=arguments.invert, fit=arguments.fit, errors="coerce")
     turns = classifier.bundle.rotation != "none"
-    named = [{"image": path, **row} for path, row in zip(arguments.images, predictions.to_dicts(), strict=True)]
+    rows = predictions.to_dicts()
     if not turns:  # there is no angle encoder, so 0 would be a claim
-        named = [{**row, "angle_deg": None} for row in named]
+        rows = [row if "error" in row else {**row, "angle_deg": None} for row in rows]
     result = {
         "bundle": arguments.bundle,
         "backend": classifier.backend,
         "precision": classifier.precision,
-        "predictions": named,
+        "predictions": [{"file": path, "image": path, **row} for path, row in zip(arguments.images, rows, strict=True)],
     }
+    errors = [str(error) for error in predictions.errors.values()]
+    if len(errors) < len(rows) or arguments.json:
+        emit(result, arguments.json, lambda: _prediction_lines(arguments.images, predictions, turns))
+    if len(errors) == len(rows):
+        raise DataError("; ".join(errors[:MOST_ERRORS]) + ("; …" if len(errors) > MOST_ERRORS else ""))
+    if errors:
+        say(f"{len(errors)} of {len(rows)} images cannot be read")
+    return 1 if errors else 0
 
-    def lines() -> Iterator[str]:
-        for k, path in enumerate(arguments.images):
-            name, probability = predictions.names[k], float(predictions.probabilities[k].max())
-            accepted = "known" if predictions.accepted[k] else "UNKNOWN: unlike anything it was trained on"
-            yield (
-                f"{path}: {name} ({percent(probability)}), "
-                f"{f'turned {angle_words(predictions, k)}, ' if turns else ''}"
-                f"score {predictions.scores[k]:.2f} ({accepted})"
-            )
-            yield f"  {predictions.interpretations[k].sentence()}"
 
-    emit(result, arguments.json, lines)
+def _prediction_lines(images: list[str], predictions: Any, turns: bool) -> Iterator[str]:
+    for k, path in enumerate(images):
+        if k in predictions.errors:
+            yield f"{path}: ERROR: {predictions.errors[k]}"
+            continue
+        name, probability = predictions.names[k], float(predictions.probabilities[k].max())
+        accepted = "known" if predictions.accepted[k] else "UNKNOWN: unlike anything it was trained on"
+        yield (
+            f"{path}: {name} ({percent(probability)}), "
+            f"{f'turned {angle_words(predictions, k)}, ' if turns else ''}"
+            f"score {predictions.scores[k]:.2f} ({accepted})"
+        )
+        yield f"  {predictions.interpretations[k].sentence()}"
 
 
 def angle_words(predictions: Any, k: int) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from vae_edge.bundle import Bundle, ModelEntry
-from vae_edge.errors import BackendError, BundleError, ConfigError
-from vae_edge.images import FIT, InputSpec, Interpretation, check_batch, to_batch
+from vae_edge.errors import BackendError, BundleError, ConfigError, DataError
+from vae_edge.images import ERRORS, FIT, InputSpec, Interpretation, check_batch, to_batch, to_rows
 from vae_edge.runtime import probing
 from vae_edge.runtime.backends import Backend, Interface, TensorInfo, check_interface, open_backend
 from vae_edge.runtime.color_order import ColorOrderCheck
@@ -50,7 +50,14 @@ class Classifier:
         self._order = [names.index(name) for name in (*OUTPUTS, *DOUBTS) if name in names]
         self._color_order = ColorOrderCheck(bundle.input.channels)
 
-    def __call__(self, images: Any, invert: str = "never", fit: str = "auto", color: str | None = None) -> Predictions:
+    def __call__(
+        self,
+        images: Any,
+        invert: str = "never",
+        fit: str = "auto",
+        color: str | None = None,
+        errors: str = "raise",
+    ) -> Predictions:
         """Classify images.
 
         Args:
@@ -60,26 +67,36 @@ class Classifier:
             fit: `auto` (as training did), `pad` or `ink`; arrays are never cropped.
             color: the order of the channels of arrays, `rgb` or `bgr` (OpenCV's); no effect on files, Pillow images
                 and grey models. None is `rgb`, but the first calls look whether it might be `bgr`, and log a warning.
+            errors: `raise`, or `coerce`: an item of a list that cannot be read has NaN for an answer, and its error
+                stands in `Predictions.errors`.
 
         Raises:
             DataError: an image cannot be read or an array has the wrong form.
             BackendError: the classifier was closed, or the engine failed.
         """
-        plain = invert == "never" and (color is None or color == "rgb") and fit in FIT
+        plain = invert == "never" and (color is None or color == "rgb") and fit in FIT and errors in ERRORS
+        failed: dict[int, DataError] = {}
         if plain and type(images) is np.ndarray and images.ndim == 4:
             batch = check_batch(images, self.input)
             interpret: Callable[[int], list[Interpretation]] = self._interpret_array
         else:
-            batch, found = to_batch(images, self.input, invert, fit, color or "rgb")
+            batch, found, failed = to_rows(images, self.input, invert, fit, color or "rgb", errors)
             interpret = lambda count: found  # noqa: E731
         outputs = self._run(self._engine, batch)
+        for row in failed:
+            for output in outputs:
+                output[row] = np.nan
         if self._color_order.watching and color is None and type(images) is np.ndarray:
             place = self._order[OUTPUTS.index("score")]
             self._color_order.look(
                 batch, outputs[place], self.threshold, lambda swapped: self._run(self._engine, swapped)[place]
             )
         return Predictions(
-            *[outputs[k] for k in self._order], classes=self.classes, threshold=self.threshold, interpret=interpret
+            *[outputs[k] for k in self._order],
+            classes=self.classes,
+            threshold=self.threshold,
+            interpret=interpret,
+            errors=failed,
         )
 
     def reconstruct(self, images: Any, invert: str = "never", fit: str = "auto", color: str = "rgb") -> np.ndarray:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from vae_edge.errors import DataError
 from vae_edge.images import Interpretation
 
 
@@ -17,6 +18,9 @@ class Predictions:
     `probabilities` float32 [N, K]; `scores` float32 [N], the rejection score (higher is stranger). Of a model that was
     trained turned also `concentrations` float32 [N], how sure the angle is (0: any angle, 1: certain), and
     `second_shares` float32 [N], the probability of the second-best angle; else both are None.
+
+    `errors` has, by row, the error of each image that could not be read and was not to cost the others: its numbers
+    are NaN, its label is -1, its name empty, and it is not accepted.
     """
 
     def __init__(
@@ -31,6 +35,7 @@ class Predictions:
         classes: tuple[str, ...],
         threshold: float,
         interpret: Callable[[int], list[Interpretation]],
+        errors: Mapping[int, DataError] | None = None,
     ) -> None:
         """Keep the arrays; `interpret(N)` tells, when asked, what was made of each input."""
         self.probabilities = probabilities
@@ -39,6 +44,7 @@ class Predictions:
         self.second_shares = second_shares
         self.classes = classes
         self.threshold = threshold
+        self.errors = dict(errors or {})
         self._angles_rad = angles_rad
         self._second_angles_rad = second_angles_rad
         self._interpret = interpret
@@ -49,18 +55,22 @@ class Predictions:
 
     def __repr__(self) -> str:
         """The first few names, and how many were rejected."""
-        shown = ", ".join(self.names[:5]) + (", …" if len(self) > 5 else "")
-        return f"<{len(self)} predictions: {shown}; {int((~self.accepted).sum())} rejected>"
+        shown = ", ".join(name or "unreadable" for name in self.names[:5]) + (", …" if len(self) > 5 else "")
+        unreadable = f", {len(self.errors)} unreadable" if self.errors else ""
+        rejected = int((~self.accepted).sum()) - len(self.errors)
+        return f"<{len(self)} predictions: {shown}; {rejected} rejected{unreadable}>"
 
     @cached_property
     def labels(self) -> np.ndarray:
         """int64 [N]: the index of the most probable class."""
-        return self.probabilities.argmax(1).astype(np.int64, copy=False)
+        labels = self.probabilities.argmax(1).astype(np.int64, copy=False)
+        labels[list(self.errors)] = -1
+        return labels
 
     @cached_property
     def names(self) -> list[str]:
         """The name of the most probable class of each image."""
-        return [self.classes[label] for label in self.labels]
+        return ["" if label < 0 else self.classes[label] for label in self.labels]
 
     @cached_property
     def angles_deg(self) -> np.ndarray:
@@ -86,14 +96,19 @@ class Predictions:
         return self._interpret(len(self))
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """One plain dictionary an image, for JSON. What the model does not have is None."""
+        """One plain dictionary an image, for JSON. What the model does not have is None.
+
+        Of an image that could not be read there is `error` alone.
+        """
         doubts = {
             "concentration": self.concentrations,
             "second_angle_deg": self.second_angles_deg,
             "second_share": self.second_shares,
         }
         return [
-            {
+            {"error": str(self.errors[i])}
+            if i in self.errors
+            else {
                 "label": int(self.labels[i]),
                 "name": self.names[i],
                 "probability": float(self.probabilities[i, self.labels[i]]),
