@@ -102,7 +102,11 @@ def summary(predicted: Any, images: LabelledImages, config: RunConfig, threshold
     has_angle, ambiguous = config.model.pose, config.data["ambiguous"]
     given = arrays(predicted)
     figures = evaluate(lambda _: given, images, config.classes, threshold, 0.0, 0, 0, ambiguous, has_angle)
-    return {name: value for name, value in figures.items() if name not in ("confusion", "accuracy_by_class")}
+    return {
+        name: value
+        for name, value in figures.items()
+        if name not in ("confusion", "accuracy_by_class", "images_by_class")
+    }
 
 
 def turned_test(dataset: Dataset, config: RunConfig) -> LabelledImages | None:

@@ -239,9 +239,13 @@ def _decoding_bytes(image: Image.Image) -> int:
 def _open(path: Path) -> Image.Image:
     """Read the header only. The lock is there because Python's warning filters belong to the whole process."""
     try:
+        if not (path.is_file() or path.is_dir()) and path.exists():  # opening a pipe would wait for who fills it
+            raise DataError(f"{path} is a pipe, a socket or a device, but an image file was expected.")
         with _OPENING, warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return Image.open(path, formats=FORMATS)
+    except DataError:
+        raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise DataError(f"{path} was not decoded: {_too_large(error)}") from error
     except FileNotFoundError as error:

@@ -229,7 +229,7 @@ def to_rows(
                 raise
             failed[len(interpretations)] = error
             pixels = np.zeros((1, spec.size, spec.size, spec.channels), np.uint8)
-            found = [Interpretation(str(item)[:1000], (0, 0), "unreadable", hints=(str(error),))]
+            found = [Interpretation(str(item)[:1000], (0, 0), "unreadable", steps=("not read",), hints=(str(error),))]
         parts.append(pixels)
         interpretations += found
     return np.concatenate(parts), interpretations, failed

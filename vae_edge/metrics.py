@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -120,17 +120,21 @@ def summarize(
         concentrations: [N], how sure each angle is; the error is also given of the surer half and of the other.
 
     Returns:
-        `n`, `accuracy`, `accuracy_by_class`, `expected_calibration_error`, and where given `angle_error_deg` and
-        `accepted` (share of images).
+        `n`, `accuracy`, `balanced_accuracy` (the mean over the classes that have images of the share of their images
+        that is found), `accuracy_by_class`, `images_by_class`, `expected_calibration_error`, and where given
+        `angle_error_deg` and `accepted` (share of images).
     """
     predicted = np.asarray(probabilities).argmax(1)
     right = predicted == labels
+    count = np.bincount(labels, minlength=len(classes))
+    found = np.bincount(labels, weights=right, minlength=len(classes)) / np.maximum(count, 1)
+    present = {name: k for k, name in enumerate(classes) if count[k]}
     result: dict[str, Any] = {
         "n": len(labels),
         "accuracy": round(float(right.mean()), 5),
-        "accuracy_by_class": {
-            name: round(float(right[labels == k].mean()), 5) for k, name in enumerate(classes) if (labels == k).any()
-        },
+        "balanced_accuracy": round(float(found[count > 0].mean()), 5),
+        "accuracy_by_class": {name: round(float(found[k]), 5) for name, k in present.items()},
+        "images_by_class": {name: int(count[k]) for name, k in present.items()},
         "expected_calibration_error": round(expected_calibration_error(probabilities, labels), 5),
     }
     if angles_deg is not None and true_angles_deg is not None:
@@ -149,6 +153,22 @@ def summarize(
     if scores is not None and threshold is not None:
         result["accepted"] = round(float((np.asarray(scores) <= threshold).mean()), 5)
     return result
+
+
+UNEQUAL = 1.5
+"""Classes are unequal where the largest has more than this many times the images of the smallest."""
+WORSE = 0.1
+"""A class is clearly worse where its accuracy is so far below that of all images."""
+
+
+def hides_classes(figures: Mapping[str, Any]) -> bool:
+    """Whether the accuracy of all images, of what `summarize` gives, hides something about single classes.
+
+    That is so where the classes are unequal, or one of them is clearly worse than all together.
+    """
+    counts = figures["images_by_class"].values()
+    worst = min(figures["accuracy_by_class"].values())
+    return max(counts) > UNEQUAL * min(counts) or worst <= figures["accuracy"] - WORSE
 
 
 def _either_error(

@@ -25,6 +25,8 @@ _BEYOND_C0 = "\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff
 """DEL, C1, line and paragraph separators, the marks that reverse the direction of text, and surrogates."""
 _IN_TEXT = re.compile(f"[\x00-\x1f{_BEYOND_C0}]")
 _IN_JSON = re.compile(f"[{_BEYOND_C0}]")
+_BYTES = re.compile("[\udc80-\udcff]+")
+_KEEP = "surrogateescape"
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _PLAIN = {
     "\u00a0": " ",  # no-break space
@@ -55,7 +57,7 @@ def printable(text: str, keep: str = "") -> str:
     """The text without control characters and lone surrogates; the characters in `keep` stay as they are."""
     if text.isascii() and text.isprintable():
         return text
-    return _IN_TEXT.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), text)
+    return _IN_TEXT.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), _reread(text))
 
 
 def json_text(value: Any, ascii_only: bool = False) -> str:
@@ -64,7 +66,7 @@ def json_text(value: Any, ascii_only: bool = False) -> str:
     Raises:
         ValueError: for NaN and infinity.
     """
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    text = _reread(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
     text = _IN_JSON.sub(_escaped_in_json, text)
     if ascii_only and not text.isascii():
         return "".join(letter if letter.isascii() else json.dumps(letter)[1:-1] for letter in text)
@@ -76,7 +78,7 @@ def system_name(name: str | os.PathLike[str]) -> str:
 
     Bytes that are not UTF-8 are lone surrogates, as in `os.fsdecode`.
     """
-    return normal_form(os.fsencode(name).decode("utf-8", "surrogateescape"))
+    return normal_form(os.fsencode(name).decode("utf-8", _KEEP))
 
 
 def normal_form(name: str) -> str:
@@ -87,6 +89,11 @@ def normal_form(name: str) -> str:
 def terminal() -> Any:
     """Standard error as it is, for progress bars of our own, which send control characters on purpose."""
     return getattr(sys.stderr, "behind", sys.stderr)
+
+
+def _reread(text: str) -> str:
+    """Bytes that a locale without UTF-8 could not read, read as UTF-8 where they are: a name is shown alike in all."""
+    return _BYTES.sub(lambda found: found[0].encode("utf-8", _KEEP).decode("utf-8", _KEEP), text)
 
 
 def _escaped(letter: str) -> str:

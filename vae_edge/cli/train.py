@@ -13,6 +13,7 @@ from vae_edge.cli.data import left_out_json, open_data
 from vae_edge.errors import ConfigError
 
 PIECE = 500
+WORST = 20  # so many classes are printed, the worst
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -94,12 +95,28 @@ def _training_lines(run: Path) -> Iterator[str]:
     result = load_checkpoint(run).result
     turned, upright = result["validation"], result["validation_upright"]
     yield f"validation, {turned['n']} held-out images, rotation {turned['rotation']}: {percent(turned['accuracy'])}"
+    yield from _class_lines(turned)
     if "angle_error_deg" in turned:
         error = turned["angle_error_deg"]
         yield f"  angle error: {_angle_words(error)}"
         yield f"  the same images upright: {percent(upright['accuracy'])}"
     yield f"  rejection score: accepted up to {result['threshold']:.3f} ({percent(result['reject_rate'])} rejected)"
     yield f"next: vae-edge export {run} --out BUNDLE"
+
+
+def _class_lines(figures: dict[str, Any]) -> Iterator[str]:
+    """Balanced accuracy and the accuracy of each class, the worst first, where the accuracy of all hides something."""
+    from vae_edge.metrics import hides_classes
+
+    if "images_by_class" not in figures or not hides_classes(figures):  # a run of an earlier version has no counts
+        return
+    yield f"  balanced     {percent(figures['balanced_accuracy'])}, the mean over the classes"
+    shares = sorted(figures["accuracy_by_class"].items(), key=lambda item: item[1])
+    counts = figures["images_by_class"]
+    words = [f"{name} {percent(share)} of {counts[name]}" for name, share in shares[:WORST]]
+    if len(shares) > WORST:
+        words.append(f"{len(shares) - WORST} more at {percent(shares[WORST][1])} or above")
+    yield f"  by class     {', '.join(words)}"
 
 
 def _angle_words(error: dict[str, Any]) -> str:
@@ -245,6 +262,7 @@ def _evaluation_lines(result: dict[str, Any]) -> Iterator[str]:
         f"{result['data']} ({result['split']}), rotation {result['rotation']}"
     )
     yield f"  accuracy     {percent(result['accuracy'])}"
+    yield from _class_lines(result)
     yield f"  calibration  {percent(result['expected_calibration_error'])} expected calibration error"
     if "angle_error_deg" in result:
         error = result["angle_error_deg"]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vae_edge.files import write_text
-from vae_edge.metrics import expected_calibration_error
+from vae_edge.metrics import expected_calibration_error, hides_classes
 from vae_edge.report import figures, panels
 from vae_edge.report.content import Calibration, Content, SampleSet
 
@@ -74,6 +74,10 @@ def _cards(content: Content, first: list[Any]) -> list[dict[str, str]]:
     turned = {"full": "right, turned by any angle", "none": "right"}
     words = turned.get(evaluation["rotation"], f"right, turned by up to {evaluation['rotation']}°")
     cards = [{"figure": f"{100 * evaluation['accuracy']:.1f} %", "text": words}]
+    if "images_by_class" in evaluation and hides_classes(evaluation):
+        worst = min(evaluation["accuracy_by_class"].items(), key=lambda item: item[1])
+        text = f"right, mean over the classes (worst: {worst[0]}, {100 * worst[1]:.1f} %)"
+        cards.append({"figure": f"{100 * evaluation['balanced_accuracy']:.1f} %", "text": text})
     if "upright" in evaluation:
         cards.append({"figure": f"{100 * evaluation['upright']['accuracy']:.1f} %", "text": "right, upright"})
     if "angle_error_deg" in evaluation:

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vae_edge.errors import CheckpointError, ConfigError
-from vae_edge.files import atomic_path, write_json
+from vae_edge.files import atomic_path, open_regular, write_json
 from vae_edge.images import InputSpec
 from vae_edge.model import AngleVAE, ModelConfig
 from vae_edge.training.config import TrainConfig
@@ -108,7 +108,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         CheckpointError: if the file is missing, truncated or not ours.
     """
     try:
-        with safe_open(path, "pt") as file:
+        # By its descriptor, since PyTorch takes no name that is not UTF-8.
+        with open_regular(path) as opened, safe_open(f"/proc/self/fd/{opened.fileno()}", "pt") as file:
             metadata = json.loads((file.metadata() or {})["vae_edge"])
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
     except FileNotFoundError as error:
