@@ -20,7 +20,6 @@ from vae_edge.data.listing import (
     FRAMES,
     NO_IMAGES,
     OUTSIDE,
-    UNLABELLED,
     Listing,
     class_folders,
     class_name,
@@ -137,23 +136,32 @@ def leave_out_broken(listing: Listing, files: list[Path], prepared: Prepared) ->
     return kept
 
 
-def _inside(listing: Listing, place: Path, known: tuple[str, ...] = (), depth: int = 0) -> Path | None:
-    """The folder that holds the classes or parts, where folders alone lie around it; None where that is not so.
+def _inside(listing: Listing, place: Path, known: tuple[str, ...] | None = None, depth: int = 0) -> Path | None:
+    """The folder that holds the classes or parts, where one folder after the other lies around it; else None.
 
     Args:
         listing: of the data set.
         place: where to begin.
-        known: names of classes, which are no folders around others.
-        depth: how deep that is already.
+        known: for a part, the names of classes, which are no folders around others; None: parts may lie inside.
+        depth: how deep `place` is already.
     """
     folders, images = listing.scan(place)
-    inner = [child for child in folders if child.name.lower() not in UNLABELLED and listing.images(child)]
-    several = len(inner) > 1 or any(_role(child) and listing.scan(child)[0] for child in inner)
-    if several or not inner or images or len(inner) < len(class_folders(listing, place)) or depth == _DEEPEST:
-        return place if several and depth else None
-    if system_name(inner[0].name) in known or unlabelled_folder(listing, place) is not None:
+    if unlabelled_folder(listing, place) is not None or depth > _DEEPEST:
         return None
-    return _inside(listing, inner[0], known, depth + 1)
+    inner = [child for child in folders if listing.images(child)]
+    parts = known is None and any(_role(child) and listing.scan(child)[0] for child in inner)
+    if len(inner) != 1 or parts or (images and depth):
+        return place if depth and (len(inner) > 1 or parts) and not images else None
+    if known is not None and system_name(inner[0].name) in known:
+        return None
+    found = _inside(listing, inner[0], known, depth + 1)
+    if found is not None:
+        for child in folders:
+            if child != inner[0]:
+                listing.leave_out(child, NO_IMAGES)
+        for file in images:
+            listing.leave_out(file, OUTSIDE)
+    return found
 
 
 def _role(folder: Path) -> str | None:
