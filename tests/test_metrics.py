@@ -111,3 +111,15 @@ def test_summary_says_what_the_second_angle_and_the_concentration_are_worth():
     assert errors["either_of_two"]["mean"] == pytest.approx((0 + 8 + 1 + 4) / 4)
     assert errors["by_concentration"] == {"median_of_the_surer_half": 2.0, "median_of_the_other_half": 174.5}
     assert result["expected_calibration_error"] == 0.0
+
+
+def test_balanced_accuracy_is_scikit_learns():
+    from sklearn.metrics import balanced_accuracy_score
+
+    probabilities, labels = predictions(300, 6)
+    labels = np.where(labels == 3, 2, labels)  # class 3 has no images
+    result = summarize(probabilities, labels, tuple("abcdef"))
+    with pytest.warns(UserWarning, match="y_pred contains classes not in y_true"):
+        expected = balanced_accuracy_score(labels, probabilities.argmax(1))
+    assert result["balanced_accuracy"] == pytest.approx(expected, abs=1e-5)
+    assert result["images_by_class"] == {name: int((labels == "abcdef".index(name)).sum()) for name in "abcef"}

@@ -68,7 +68,7 @@ def test_the_quick_check_agrees_with_pillow() -> None:
     ]
     for head in (*others, b"\0" * 32, b"{}", "é".encode(), b"II*", b"\0\0\0\x18ftypmp42", b"GIF88a"):
         assert not is_image(head)
-        with pytest.raises(OSError, match="cannot identify"):
+        with pytest.raises((OSError, ValueError)):
             Image.open(io.BytesIO(head), formats=FORMATS)
 
 

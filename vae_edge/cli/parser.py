@@ -1,13 +1,14 @@
-"""Every command and option, with its help; imports nothing but argparse, so that `--help` answers in a blink."""
+"""Every command and option, with its help; imports next to nothing, so that `--help` answers in a blink."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 from vae_edge import __version__
+from vae_edge.text import printable
 
 Commands = Any  # argparse keeps the type of its sub-parsers private
 
@@ -15,6 +16,14 @@ DATA_HELP = (
     "digits (built in), a folder of images with one sub-folder a class, a folder of IDX files, an .npz file, "
     "or the name of a folder under $VAE_EDGE_DATA"
 )
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's parser, whose complaints stand on one line whatever was typed."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the complaint, and exit with 2."""
+        super().error(printable(message))
 
 
 def command(module: str, function: str) -> Callable[[argparse.Namespace], int | None]:
@@ -28,7 +37,7 @@ def command(module: str, function: str) -> Callable[[argparse.Namespace], int | 
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="vae-edge",
         description="From labelled images to a classifier for the edge that says which way up a thing is, and when it "
         "does not know. Each command reads files and writes files; a bundle is what travels to the device.",
