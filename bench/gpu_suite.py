@@ -138,7 +138,7 @@ def check_cases() -> dict[str, Any]:
     if find_spec("pytest") is None or find_spec("hypothesis") is None:
         return {"passed": 0, "skipped": "pytest or hypothesis is not installed"}
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(TESTS)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace", check=False)
     passed = re.search(r"(\d+) passed", done.stdout)
     if done.returncode != 0 or passed is None:
         raise KernelError(f"The kernels' cases fail:\n{done.stdout[-4000:]}{done.stderr[-1000:]}")
@@ -224,7 +224,9 @@ def machine() -> dict[str, Any]:
     driver = None
     if shutil.which("nvidia-smi"):
         command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        answer = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        answer = subprocess.run(
+            command, capture_output=True, text=True, encoding="utf-8", errors="replace", check=False
+        ).stdout
         driver = answer.partition("\n")[0].strip() or None
     return {
         "device": properties.name,

@@ -26,7 +26,9 @@ def main() -> int:
     code = command(["quickstart", "--out", str(out)])
     if code:
         return code
-    result, benchmark = (json.loads((out / name).read_text()) for name in ("quickstart.json", "bench.json"))
+    result, benchmark = (
+        json.loads((out / name).read_text(encoding="utf-8")) for name in ("quickstart.json", "bench.json")
+    )
     rows = [{k: v for k, v in row.items() if not k.startswith("mean")} for row in benchmark["results"]]
     kept = {key: value for key, value in result.items() if key not in ("report", "bundle", "run", "asked")}
     write_json(RESULTS, {"schema": 1, "machine": benchmark["machine"], **kept, "latency": rows})

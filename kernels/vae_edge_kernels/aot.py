@@ -76,7 +76,9 @@ def check_tools(architectures: Sequence[int]) -> str:
     for architecture in architectures:
         try:
             path = get_ptxas(architecture).path
-            text = subprocess.run([path, "--help"], capture_output=True, text=True, check=True).stdout
+            text = subprocess.run(
+                [path, "--help"], capture_output=True, text=True, encoding="utf-8", errors="replace", check=True
+            ).stdout
         except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
             raise KernelError(
                 f"Triton {triton.__version__} has no working ptxas for sm_{architecture} ({error}); reinstall Triton."
@@ -159,7 +161,14 @@ def _compile_architecture(
             command += ["--network", str(plan), "--label", label, "--programs", str(programs)]
         environment = _worker_environment(Path(scratch) / "cache")
         done = subprocess.run(
-            command + ["--ptx"] * ptx, env=environment, capture_output=True, text=True, check=False, cwd=scratch
+            command + ["--ptx"] * ptx,
+            env=environment,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+            cwd=scratch,
         )
         if done.returncode != 0:
             how = f"signal {-done.returncode}" if done.returncode < 0 else f"code {done.returncode}"

@@ -200,7 +200,7 @@ def _widths(listing: str, instruction: str) -> dict[int, int]:
 
 def _run(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace", check=False)
     except OSError as error:
         raise KernelError(f"{command[0]} cannot be run ({error}); reinstall Triton, whose wheel carries it.") from error
     if done.returncode != 0:

@@ -53,7 +53,7 @@ def code_digest() -> str:
 def gpu_name() -> str | None:
     """The name of the first NVIDIA GPU whose driver is loaded; None where there is none."""
     for information in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
-        for line in information.read_text(errors="replace").splitlines():
+        for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
             key, _, value = line.partition(":")
             if key.strip() == "Model" and value.strip():
                 return value.strip()
@@ -62,7 +62,9 @@ def gpu_name() -> str | None:
         return None
     command = [tool, "--query-gpu=name", "--format=csv,noheader"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        answer = subprocess.run(
+            command, capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=10, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     names = answer.stdout.strip().splitlines()

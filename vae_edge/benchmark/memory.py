@@ -44,7 +44,16 @@ def _measure(arguments: list[str]) -> int:
     command = [sys.executable, "-m", "vae_edge.benchmark.memory", *arguments]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, env=environment)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=TIMEOUT_S,
+            check=False,
+            env=environment,
+        )
     except subprocess.TimeoutExpired as error:
         raise BackendError(f"Measuring memory took longer than {TIMEOUT_S} s and was given up: {command}.") from error
     if done.returncode != 0:
@@ -57,7 +66,7 @@ def peak_of_this_process() -> int:
     """Peak resident bytes of the process so far."""
     status = Path("/proc/self/status")
     if status.is_file():
-        for line in status.read_text().splitlines():
+        for line in status.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -26,10 +26,10 @@ _ONEDNN_WITHOUT = frozenset({"SSE41", "AVX", "AVX2", "AVX512_CORE"})  # values o
 def cpu_model() -> str:
     """The processor's own name, such as "AMD EPYC 9654"; on a Jetson the board's name stands before it."""
     board = Path("/proc/device-tree/model")
-    parts = [board.read_text(errors="replace").strip("\0\n ")] if board.is_file() else []
+    parts = [board.read_text(encoding="utf-8", errors="replace").strip("\0\n ")] if board.is_file() else []
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        for line in info.read_text(errors="replace").splitlines():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
             key, _, value = line.partition(":")
             if key.strip().lower() in ("model name", "hardware") and value.strip():
                 parts.append(value.strip())
@@ -80,7 +80,7 @@ def _cpu_facts() -> dict[str, str]:
     """What the system says of the first processor, by lower-case name; nothing where there is no /proc/cpuinfo."""
     info, facts = Path("/proc/cpuinfo"), dict[str, str]()
     if info.is_file():
-        for line in info.read_text(errors="replace").splitlines():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
             key, _, value = line.partition(":")
             facts.setdefault(key.strip().lower(), value.strip())
     return facts
