@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vae_edge.files import parse_json, read_json, write_json, write_text
-from vae_edge.text import SUBSTITUTE, json_text, normal_form, printable, system_name
+from vae_edge.text import SUBSTITUTE, file_name, json_text, normal_form, printable, system_name
 
 EVERY = "".join(map(chr, range(sys.maxunicode + 1)))
 FLIPS = {"RLE", "LRE", "RLO", "LRO", "PDF", "RLI", "LRI", "FSI", "PDI"}
@@ -91,3 +91,5 @@ def test_names_of_the_system_are_utf8_in_normal_form_c() -> None:
     decomposed = unicodedata.normalize("NFD", "café")
     assert decomposed != "café" and system_name(decomposed) == normal_form(decomposed) == "café"
     assert system_name("caf\udce9") == "caf\udce9"
+    for name in ("café", "caf\udce9", "☃"):
+        assert system_name(file_name(name)) == name

@@ -81,6 +81,11 @@ def system_name(name: str | os.PathLike[str]) -> str:
     return normal_form(os.fsencode(name).decode("utf-8", _KEEP))
 
 
+def file_name(text: str) -> str:
+    """The inverse of `system_name`: a name whose bytes on the disk are the text's UTF-8, whatever the locale."""
+    return os.fsdecode(text.encode("utf-8", _KEEP))
+
+
 def normal_form(name: str) -> str:
     """A name in Unicode's normal form C: `é` as one character, as most systems write it, where macOS wrote two."""
     return unicodedata.normalize("NFC", name)

@@ -298,3 +298,12 @@ def test_a_class_whose_name_is_not_utf8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cat").rename(tmp_path / os.fsdecode(b"caf\xe9"))
     with pytest.raises(DataError, match=r"'caf\\\\xe9' is not readable as UTF-8"):
         load_dataset(tmp_path)
+
+
+def test_the_sheet_that_generate_writes_is_no_image_left_out(tmp_path: Path) -> None:
+    write_image_folder(tmp_path)
+    (tmp_path / "contact_sheet.png").write_bytes(content("PNG"))
+    assert len(load_dataset(tmp_path, strict=True).train) == 6
+    (tmp_path / "another.png").write_bytes(content("PNG"))
+    with pytest.raises(DataError, match=r"images outside the class folders: 1 \(another.png\)"):
+        load_dataset(tmp_path, strict=True)

@@ -10,6 +10,7 @@ from typing import Any
 from vae_edge.cli.console import emit, kibibytes, percent, say, sharing_progress, working
 from vae_edge.cli.data import left_out_json, open_data
 from vae_edge.errors import BundleError, ConfigError
+from vae_edge.text import system_name
 
 PARITY_IMAGES = 256
 
@@ -18,7 +19,11 @@ def export(arguments: argparse.Namespace) -> None:
     """`vae-edge export`."""
     with working("exporting, and comparing with PyTorch"):
         result = export_run(
-            Path(arguments.model), arguments.out, arguments.name, arguments.score, not arguments.no_probes
+            Path(arguments.model),
+            arguments.out,
+            arguments.name and system_name(arguments.name),
+            arguments.score,
+            not arguments.no_probes,
         )
 
     def lines() -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import Any
 from vae_edge.cli.console import counting_progress, emit, percent, say, training_progress
 from vae_edge.cli.data import left_out_json, open_data
 from vae_edge.errors import ConfigError
+from vae_edge.text import system_name
 
 PIECE = 500
 WORST = 20  # so many classes are printed, the worst
@@ -298,7 +299,7 @@ def generate(arguments: argparse.Namespace) -> None:
         checkpoint.model,
         checkpoint.config.classes,
         arguments.per_class,
-        arguments.classes,
+        [system_name(name) for name in arguments.classes or ()],
         angles,
         SPREAD if arguments.spread is None else arguments.spread,
         arguments.seed,

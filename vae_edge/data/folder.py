@@ -29,6 +29,7 @@ from vae_edge.data.listing import (
 )
 from vae_edge.data.preparing import Prepared, choose_and_prepare, prepare_files
 from vae_edge.data.sets import Dataset, LabelledImages, labelled, two_halves
+from vae_edge.data.sheet import CONTACT_SHEET
 from vae_edge.errors import DataError
 from vae_edge.images import InputSpec
 from vae_edge.text import system_name
@@ -243,7 +244,8 @@ def _list(listing: Listing, place: Path, is_first: bool) -> _Part:
     if not folders:
         raise DataError(f"{place} has images without labels alone; expected one sub-folder a class beside them.")
     for file in listing.scan(place)[1]:
-        listing.leave_out(file, OUTSIDE)
+        if file.name != CONTACT_SHEET:
+            listing.leave_out(file, OUTSIDE)
     by_name: dict[str, list[Path]] = {}
     for folder in folders:
         by_name.setdefault(class_name(folder), []).append(folder)

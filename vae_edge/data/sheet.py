@@ -7,6 +7,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vae_edge.data.sets import LabelledImages
 
+CONTACT_SHEET = "contact_sheet.png"
+"""What `generate` calls the sheet in the folder that it writes, where it is no image without a class."""
 COLUMNS = 12
 _MOST_ANGLES = 36
 _CELL = 56  # pixels that an image is wide at least

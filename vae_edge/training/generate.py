@@ -20,11 +20,12 @@ from PIL import Image
 
 from vae_edge.data import LabelledImages
 from vae_edge.data.listing import UNLABELLED
-from vae_edge.data.sheet import contact_sheet
+from vae_edge.data.sheet import CONTACT_SHEET, contact_sheet
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.files import atomic_path
 from vae_edge.model import AngleVAE
 from vae_edge.ops.turn import turn
+from vae_edge.text import file_name, normal_form
 
 METHODS = ("between", "around")
 WEIGHTS = 0.2, 0.8  # of the second code in a mixture
@@ -81,7 +82,9 @@ def generate(
         ConfigError: for an unknown class, numbers that make no sense, or `between` without two codes of a class.
         DataError: too few images of some classes reach the confidence; it says how many did.
     """
-    names = list(dict.fromkeys(wanted)) if wanted else [name for name in classes if name not in absent]
+    known = {normal_form(name): name for name in classes}  # a terminal may write a name in another form
+    asked = [known.get(normal_form(name), name) for name in wanted or ()]
+    names = list(dict.fromkeys(asked)) or [name for name in classes if name not in absent]
     unknown = [name for name in names if name not in classes or name in absent]
     if unknown:
         raise ConfigError(f"unknown class {', '.join(unknown)}: the model knows {', '.join(classes)}")
@@ -244,11 +247,11 @@ def write_generated(data: LabelledImages, out: str | os.PathLike[str]) -> Path:
     names = _folder_names(data.classes)
     try:
         for index, (image, label, angle) in enumerate(zip(data.images, data.labels, data.angles_deg, strict=True)):
-            home = folder / names[label]
+            home = folder / file_name(names[label])
             home.mkdir(exist_ok=True)
             picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
             picture.save(home / f"{index:05d}_{angle:+04.0f}.png")
-        sheet.save(folder / "contact_sheet.png")
+        sheet.save(folder / CONTACT_SHEET)
         folder.chmod(0o755)
         folder.rename(target)
     except BaseException:
