@@ -162,3 +162,12 @@ def test_a_second_angle_of_small_probability_is_not_told(content: Content, tmp_p
 def test_the_same_content_gives_the_same_page(content: Content, tmp_path: Path):
     first, second = write_report(content, tmp_path / "a.html"), write_report(content, tmp_path / "b.html")
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_class_that_is_found_less_often_has_a_card(content: Content, tmp_path: Path):
+    by_class = {"accuracy_by_class": {"cat": 1.0, EVIL: 0.5}, "balanced_accuracy": 0.75}
+    for counts, shown in (({"cat": 400, EVIL: 40}, True), (None, False)):
+        more = {**by_class, "images_by_class": counts} if counts else {}
+        page = replace(content, evaluation={**content.evaluation, **more})
+        text, _ = parsed(write_report(page, tmp_path / "report.html"))
+        assert ("mean over the classes (worst: " in text and "75.0 %" in text) == shown

@@ -8,6 +8,7 @@ import torch
 
 from vae_edge.data import Dataset, LabelledImages, load_dataset
 from vae_edge.errors import ConfigError, DataError
+from vae_edge.model import AngleVAE, create_config
 from vae_edge.training.checkpoint import Checkpoint
 from vae_edge.training.generate import TRIES, generate, write_generated
 from vae_edge.training.predict import predict, to_floats
@@ -129,3 +130,11 @@ def test_where_too_few_are_sure_the_surest_take_their_places(
     known = predict(model, made.images).probabilities[np.arange(50), made.labels].reshape(10, 5)
     others = predict(model, anyhow.images).probabilities[np.arange(50 * TRIES), anyhow.labels].reshape(10, -1)
     assert (known.min(1) > np.minimum(np.quantile(others, 0.5, axis=1), 0.9998)).all()
+
+
+def test_a_class_is_found_by_either_form_of_its_name() -> None:
+    model = AngleVAE(create_config("tiny", classes=2, size=28, channels=1, pose=True, fill=0.0))
+    made = generate(model, ("café", "dog"), 2, wanted=["cafe\u0301", "café"], how="around", confidence=0)
+    assert [made.classes[label] for label in made.labels] == ["café", "café"]
+    with pytest.raises(ConfigError, match="unknown class cafe"):
+        generate(model, ("café", "dog"), 1, wanted=["cafe"])

@@ -17,14 +17,9 @@ PARITY_IMAGES = 256
 
 def export(arguments: argparse.Namespace) -> None:
     """`vae-edge export`."""
+    name = system_name(arguments.name) if arguments.name else None
     with working("exporting, and comparing with PyTorch"):
-        result = export_run(
-            Path(arguments.model),
-            arguments.out,
-            arguments.name and system_name(arguments.name),
-            arguments.score,
-            not arguments.no_probes,
-        )
+        result = export_run(Path(arguments.model), arguments.out, name, arguments.score, not arguments.no_probes)
 
     def lines() -> Iterator[str]:
         yield f"{result['bundle']}: {', '.join(result['files'])}"
