@@ -25,6 +25,7 @@ from typing import Any
 
 from vae_edge.errors import KernelError
 from vae_edge.files import write_json
+from vae_edge.processors import available_cpus
 
 SCHEMA = 1
 SPREAD = 8  # programs that an image is spread over, where it is
@@ -132,7 +133,7 @@ def compile_all(
             progress(f"sm_{architecture}: {len(entries)} kernels, {size:,} bytes, {seconds:.1f} s")
         return entries
 
-    with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(jobs or available_cpus()) as pool:
         compiled = list(pool.map(one, architectures))
     manifest = {"schema": SCHEMA, "triton": version, "kernels": _merge(compiled)}
     if not manifest["kernels"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vae_edge.errors import KernelError
+from vae_edge.processors import available_cpus
 from vae_edge_kernels import aot, machine_code
 from vae_edge_kernels.aot_worker import compile_variant, wanted
 from vae_edge_kernels.machine_code import MachineCode
@@ -58,7 +58,7 @@ def gather(
                 out, architectures, ptx=True, only=only, progress=progress, network=text, label=label
             )
             pairs = [(kernel, cubin) for kernel in manifest["kernels"] for cubin in kernel["cubins"]]
-            with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            with ThreadPoolExecutor(available_cpus()) as pool:
                 findings += pool.map(lambda pair, out=out: _find(out, *pair), pairs)
     if not findings:
         raise KernelError(f"No kernel's name fits {only!r}.")

@@ -14,12 +14,15 @@ from typing import Any
 import numpy as np
 
 import vae_edge
-from vae_edge.runtime import available_cpus, backend_version, cpu_model, installed_backends
+from vae_edge.processors import available_cpus, cpu_quota
+from vae_edge.runtime import backend_version, cpu_model, installed_backends
 
 
 def describe_machine(threads: int | None = None) -> dict[str, Any]:
     """Processor, cores, system, versions, load and GPU, with the date; `threads` is what the measurement used.
 
+    `cpu_quota` is how many processors' worth of time a container grants, null without a limit; `available_cpus` is how
+    many threads that and the affinity leave.
     `code` tells versions of this package apart that have the same number.
     """
     versions = {"vae_edge": vae_edge.__version__, "numpy": np.__version__}
@@ -31,6 +34,7 @@ def describe_machine(threads: int | None = None) -> dict[str, Any]:
         "architecture": platform.machine(),
         "cpus": os.cpu_count(),
         "available_cpus": available_cpus(),
+        "cpu_quota": cpu_quota(),
         "threads": threads,
         "memory_bytes": _memory_bytes(),
         "os": _system(),

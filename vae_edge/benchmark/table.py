@@ -12,6 +12,8 @@ def format_table(result: dict[str, Any]) -> Table:
     """What `run_benchmark` returned, fastest first within each batch; the title says where it was measured."""
     machine = result["machine"]
     title = f"{result['bundle']['name']} on {machine['cpu']}, {machine['threads']} thread(s)"
+    if machine.get("cpu_quota") is not None:
+        title += f", quota of {machine['cpu_quota']:g} processors"
     baseline = result["memory"]["baseline_bytes"]
     caption = "time of one call in microseconds, from a uint8 array to predictions"
     if baseline is not None:

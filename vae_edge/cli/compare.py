@@ -27,13 +27,13 @@ def compare(arguments: argparse.Namespace) -> None:
 
     from vae_edge.export.graph import ClassifierGraph
     from vae_edge.files import write_json
+    from vae_edge.model.threads import use_threads
     from vae_edge.report.comparison import write_comparison
     from vae_edge.training.compare import Comparison, Exporter
     from vae_edge.training.compare_settings import ESTIMATORS, KINDS, MODELS, Settings, list_cells
     from vae_edge.training.compare_summary import summarize_cells
 
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    use_threads(arguments.threads)
     if arguments.seconds <= 0:
         raise ConfigError(f"--seconds {arguments.seconds}: expected a time above 0")
     models = [name.strip() for name in arguments.models.split(",")] if arguments.models else list(MODELS)

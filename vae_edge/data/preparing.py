@@ -13,7 +13,6 @@ Images without labels count alike.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -29,6 +28,7 @@ from vae_edge.data.progress import counting
 from vae_edge.decoding import DEPTHS, FIRST_FRAME, Header, bits_for, highest_value, read_header
 from vae_edge.errors import DataError
 from vae_edge.images import InputSpec, measure_background, prepare_image
+from vae_edge.processors import available_cpus
 
 T = TypeVar("T")
 
@@ -257,7 +257,7 @@ def _choose_fit(images: np.ndarray, spec: InputSpec, fit: str) -> InputSpec:
 
 
 def _in_threads(function: Callable[[Path], object], files: list[Path], what: str) -> list:
-    with counting(what, len(files)) as advance, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with counting(what, len(files)) as advance, ThreadPoolExecutor(available_cpus()) as pool:
         results = []
         for result in pool.map(function, files):
             results.append(result)

@@ -15,6 +15,7 @@ from torch import nn
 from vae_edge import __version__
 from vae_edge.errors import ExportError
 from vae_edge.export.quiet import errors_only
+from vae_edge.processors import available_cpus
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -120,6 +121,7 @@ def open_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = available_cpus()  # its own default sees neither a quota nor the affinity
     options.add_session_config_entry("session.x64quantprecision", "1")  # slower kernels on x86 without VNNI
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 

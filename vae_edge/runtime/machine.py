@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import platform
 from pathlib import Path
 
 from vae_edge.errors import ConfigError
+from vae_edge.processors import available_cpus, cpu_quota
+
+__all__ = ["available_cpus", "cpu_identity", "cpu_model", "cpu_quota", "instruction_set", "int8_saturates"]
 
 ISA_VARIABLE = "VAE_EDGE_CPU_ISA"
 ISAS = ("avx2", "vnni")
@@ -84,17 +86,3 @@ def _cpu_facts() -> dict[str, str]:
             key, _, value = line.partition(":")
             facts.setdefault(key.strip().lower(), value.strip())
     return facts
-
-
-def available_cpus() -> int:
-    """The CPUs that this process may run on: its affinity, and the quota of its control group if that is less."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return max(1, min(affinity, _quota(Path("/sys/fs/cgroup/cpu.max"))))
-
-
-def _quota(path: Path) -> int:
-    """CPUs granted by a version 2 control group's `cpu.max`, whose first word is "max" where there is no limit."""
-    words = path.read_text().split() if path.is_file() else []
-    if len(words) != 2 or words[0] == "max":
-        return 1 << 30
-    return math.ceil(int(words[0]) / int(words[1]))

@@ -1,7 +1,9 @@
-"""OpenVINO on the CPU: compiled for one image and, when asked, for other fixed batches; bound requests used again.
+"""OpenVINO on the CPU: compiled for fixed batches; bound requests used again.
 
 A model compiled for a fixed batch is faster than one that takes any (by a fifth on a model of 150k parameters at batch
-1), so one image, the camera's case, always has its own. The model for any batch is compiled when first needed.
+1), and one that takes any keeps some MiB for each size it has ever seen. So the model is compiled for a few sizes,
+each when it is first needed: one image, the camera's case; the sizes given to `prepare`; and buckets, in which every
+other batch runs with room to spare. Batches above the largest bucket run in pieces.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from vae_edge.runtime.backends import TensorInfo, allocate
 from vae_edge.runtime.signal_stack import kept_signal_stack
 from vae_edge.runtime.slots import Slot, Slots
 
-FIXED_BATCHES = 8
+PREPARED_BATCHES = 8  # of those given to `prepare`, kept at a time
+BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 _TYPES = {"u8": "tensor(uint8)", "f32": "tensor(float)", "f16": "tensor(float16)", "i64": "tensor(int64)"}
 
 
@@ -45,25 +48,28 @@ class OpenVinoBackend:
         self.inputs = tuple(_info(port) for port in self._model.inputs)
         self.outputs = tuple(_info(port) for port in self._model.outputs)
         self._lock = threading.Lock()
-        self._any: ov.CompiledModel | None = None
-        self._fixed: OrderedDict[int, ov.CompiledModel] = OrderedDict()
-        self._slots = Slots(self._bind)
+        self._prepared: OrderedDict[int, ov.CompiledModel] = OrderedDict()
+        self._buckets: dict[int, ov.CompiledModel] = {}
+        self._slots = Slots(self._bind, limit=PREPARED_BATCHES + len(BUCKETS))
 
     def infer(self, image: np.ndarray) -> tuple[np.ndarray, ...]:
         """Run uint8 [N, S, S, C]; the arrays, in the order of `outputs`, hold until this thread's next call."""
-        slot = self._slots.get(len(image))
-        slot.image[...] = image
-        slot.run()
-        return slot.outputs
+        count = len(image)
+        if count in self._prepared or count in BUCKETS:
+            return self._run(image, count)
+        pieces = _pieces(count)
+        if len(pieces) == 1:
+            return self._run(image, *pieces)
+        start, parts = 0, []
+        for size in pieces:
+            parts.append([output.copy() for output in self._run(image[start : start + size], size)])
+            start += size
+        return tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))
 
     def prepare(self, batch: int) -> None:
         """Compile the model for this fixed batch, unless that was done, and bind this thread's buffers to it."""
-        with self._lock:
-            known = batch in self._fixed
-            if not known:
-                self._fixed[batch] = self._compile_fixed(batch)
-                if len(self._fixed) > FIXED_BATCHES:
-                    self._fixed.pop(next(b for b in self._fixed if b != 1))
+        known = batch in self._prepared or batch in self._buckets
+        self.compiled(batch)
         if not known:
             self._slots.forget(batch)
         self._slots.get(batch)
@@ -72,8 +78,8 @@ class OpenVinoBackend:
         """Let the model, what was compiled from it, and all requests go."""
         with kept_signal_stack():
             self._slots = Slots(_closed)
-            self._any = self._model = self._core = None
-            self._fixed = OrderedDict()
+            self._model = self._core = None
+            self._prepared, self._buckets = OrderedDict(), {}
 
     @staticmethod
     def inner_tensors(file: Path, tensors: Sequence[str], images: np.ndarray, threads: int) -> dict[str, np.ndarray]:
@@ -89,24 +95,27 @@ class OpenVinoBackend:
             return {name: np.array(values[name]) for name in shown}
 
     def compiled(self, batch: int) -> ov.CompiledModel:
-        """The compiled model that runs a batch of this size."""
+        """The model compiled for a batch: buckets stay, of other sizes those that were prepared last."""
         with self._lock:
-            if batch == 1 and 1 not in self._fixed:
-                self._fixed[1] = self._compile_fixed(1)
-            if batch in self._fixed:
-                return self._fixed[batch]
-            if self._any is None:
-                self._any = self._compile(self._model)
-            return self._any
+            kept = self._buckets if batch in BUCKETS else self._prepared
+            if batch not in kept:
+                kept[batch] = self._compile(batch)
+            if len(self._prepared) > PREPARED_BATCHES:
+                self._prepared.popitem(last=False)
+            return kept[batch]
 
-    def _compile_fixed(self, batch: int) -> ov.CompiledModel:
+    def _compile(self, batch: int) -> ov.CompiledModel:
         model = self._model.clone()
         model.reshape({port: [batch, *port.get_partial_shape()[1:]] for port in model.inputs})
-        return self._compile(model)
-
-    def _compile(self, model: ov.Model) -> ov.CompiledModel:
         with kept_signal_stack():
             return self._core.compile_model(model, "CPU", self._options)
+
+    def _run(self, image: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
+        """Run images in the slot of `size`, which may be larger; what an earlier call left behind them is ignored."""
+        count, slot = len(image), self._slots.get(size)
+        slot.image[:count] = image
+        slot.run()
+        return slot.outputs if count == size else tuple([output[:count] for output in slot.outputs])
 
     def _bind(self, batch: int) -> Slot:
         request = self.compiled(batch).create_infer_request()
@@ -121,6 +130,17 @@ class OpenVinoBackend:
             request.infer(share_outputs=True, decode_strings=False)  # else it copies the outputs into a dictionary
 
         return Slot(image, outputs, run, held=(request, tensors))
+
+
+def _pieces(count: int) -> list[int]:
+    """Buckets that hold `count` images one after the other; the last one may have room, a fifth of it at most."""
+    pieces = []
+    while count > 0:
+        above = next((size for size in BUCKETS if size >= count), BUCKETS[-1])
+        fits = above <= count or above - count <= above / 5
+        pieces.append(above if fits else next(size for size in reversed(BUCKETS) if size < count))
+        count -= pieces[-1]
+    return pieces
 
 
 def _info(port: Any) -> TensorInfo:

@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from vae_edge.data import Dataset
 from vae_edge.errors import CheckpointError
 from vae_edge.files import write_text
+from vae_edge.model.threads import use_threads
 from vae_edge.training.batches import RAMP, Mixture, draw_batch, mix
 from vae_edge.training.checkpoint import (
     CONFIG,
@@ -115,6 +116,7 @@ def train(
         Interrupted: after Ctrl-C or SIGTERM; the state at that step is on disk.
     """
     folder = Path(out)
+    use_threads()
     workers = open_workers()
     _check_folder(folder, config, resume)
     board = _board(folder, tensorboard, workers)
@@ -140,6 +142,7 @@ def measure_step(dataset: Dataset, config: RunConfig, steps: int = MEASURED_STEP
     Raises:
         as `train`.
     """
+    use_threads()
     with tempfile.TemporaryDirectory(prefix="vae-edge-measure-") as folder:
         fitting = Fitting(config, sort_out(dataset, config.training), Path(folder), open_workers())
         taken = []
