@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import lru_cache
 
 TAP = 2  # the layer whose output's means the rejection score looks at
 ALIGNMENT = 16  # elements that each part's place is a multiple of
@@ -347,7 +347,7 @@ def _sums(layers: Sequence[Layer]) -> int:
     return sum(-(-(layer.out_side**2) // LEAST_ROWS) * layer.outputs for layer in layers if layer.tap)
 
 
-@cache
+@lru_cache(maxsize=256)
 def tiled(
     plan: Plan, rows: int, columns: int, depth: int, size: int, calls: int = 0, paired: int = 0, programs: int = 1
 ) -> Plan:
@@ -376,7 +376,7 @@ def power_of_two(size: int) -> int:
     return 1 << max(0, size - 1).bit_length()
 
 
-@cache
+@lru_cache(maxsize=256)
 def sizes(plan: Plan) -> Sizes:
     """The lengths of a plan's vectors."""
     score = plan.score
@@ -386,13 +386,13 @@ def sizes(plan: Plan) -> Sizes:
     )
 
 
-@cache
+@lru_cache(maxsize=256)
 def to_text(plan: Plan) -> str:
     """A plan as JSON, which is what operators and the ahead-of-time compiler take."""
     return json.dumps(asdict(plan), separators=(",", ":"))
 
 
-@cache
+@lru_cache(maxsize=256)
 def from_text(text: str) -> Plan:
     """The plan of a text.
 

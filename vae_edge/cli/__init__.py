@@ -37,7 +37,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except (VaeEdgeError, OSError) as error:
         complain(_sentence(error))
         return 130 if type(error).__name__ == "Interrupted" else 2
-    except ModuleNotFoundError as error:
+    except (ImportError, AttributeError) as error:
         complain(_missing(error))
         return 2
 
@@ -65,9 +65,15 @@ _EXTRAS = {
 }
 
 
-def _missing(error: ModuleNotFoundError) -> str:
+def _missing(error: ImportError | AttributeError) -> str:
+    """The sentence for a package that is missing, or that something of the same name is in the way of."""
+    from vae_edge.optional import shadows
+
     package = (error.name or "").split(".")[0]
-    if package not in _EXTRAS:
+    for name, sentence in shadows(_EXTRAS).items():
+        if name == package or f"module '{name}" in str(error) or f"from '{name}" in str(error):
+            return f"{sentence} ({error})"
+    if not isinstance(error, ModuleNotFoundError) or package not in _EXTRAS:
         raise error
     return (
         f'this command needs the package {package}, which is not installed: pip install "vae-edge[{_EXTRAS[package]}]"'

@@ -124,7 +124,7 @@ def build(arguments: argparse.Namespace) -> None:
 
 def _build_lines(result: dict[str, Any]) -> Iterator[str]:
     yield result["summary"]
-    yield from (f"  {reason}" for reason in result["reasons"])
+    yield from (f"  {reason}" for reason in (*result["reasons"], *result["warnings"]))
     yield f"in the bundle: {result['bundle']}/{result['file']}"
 
 

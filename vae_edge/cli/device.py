@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,8 @@ def doctor(arguments: argparse.Namespace) -> None:
     from vae_edge.engine.adapter import found
     from vae_edge.engine.cuda import probe
 
-    packages = {name: {"version": _version(name), "for": use} for name, use in _PACKAGES.items()}
+    brought = metadata.packages_distributions()
+    packages = {name: _package(name, use, brought) for name, use in _PACKAGES.items()}
     driver = probe()
     tools = {name: shutil.which(name) for name in ("cc", "cmake", "make")}
     result: dict[str, Any] = {
@@ -167,6 +169,8 @@ def doctor(arguments: argparse.Namespace) -> None:
             yield f"{key}: {value}"
         for name, part in packages.items():
             yield f"  {name:<12} {part['version'] or 'not installed':<16} {part['for']}"
+            if part["problem"]:
+                yield f"    {part['problem']}"
         for part in result["tensorrt"]:
             yield f"TensorRT: {part['module']} {part['version']}{', ' + part['problem'] if part['problem'] else ''}"
         if not result["tensorrt"]:
@@ -178,12 +182,22 @@ def doctor(arguments: argparse.Namespace) -> None:
     emit(result, arguments.json, lines)
 
 
-def _version(package: str) -> str | None:
+def _package(package: str, use: str, brought: Mapping[str, list[str]]) -> dict[str, str | None]:
+    """Version, use and problem of a package; `brought` are the distributions that bring each module."""
+    from vae_edge.optional import is_installed, shadow
+
     module = {"pillow": "PIL", "scikit-learn": "sklearn"}.get(package, package)
-    if util.find_spec(module) is None:
-        return None
-    owners = metadata.packages_distributions().get(module, [])  # such as onnxruntime-gpu for onnxruntime
-    return metadata.version(owners[0]) if owners else "version unknown"
+    if not is_installed(module):
+        return {"version": None, "for": use, "problem": shadow(module)}
+    owners = sorted(set(brought.get(module, [])))  # such as onnxruntime-gpu for onnxruntime
+    versions = [f"{metadata.version(owner)}{'' if owner == package else f' ({owner})'}" for owner in owners]
+    problem = ""
+    if len(owners) > 1:
+        problem = (
+            f"{' and '.join(owners)} are both installed and overwrite each other's files: "
+            f"pip uninstall {' '.join(owners)}, then install the one that you want"
+        )
+    return {"version": ", ".join(versions) or "version unknown", "for": use, "problem": problem}
 
 
 def _abilities(packages: dict[str, dict[str, Any]]) -> dict[str, str]:

@@ -8,7 +8,6 @@ what it has. The Python wheels install `tensorrt_bindings` and `tensorrt_rtx_bin
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from vae_edge.engine.messages import Log, explain, make_logger
 from vae_edge.engine.settings import Settings
 from vae_edge.engine.targets import covers
 from vae_edge.errors import EngineError
+from vae_edge.optional import ShadowedError, import_package, is_installed, shadow
 
 __all__ = ["KINDS", "Adapter", "Flavour", "Step", "available", "covers", "found", "open_adapter", "what_to_install"]
 
@@ -53,7 +53,7 @@ def found(kinds: Iterable[str] = KINDS) -> list[Flavour]:
     gpu = cuda.probe().device_count > 0
     flavours = []
     for kind in kinds:
-        here = [_try(kind, module, gpu) for module in _MODULES[kind] if importlib.util.find_spec(module) is not None]
+        here = [_try(kind, name, gpu) for name in _MODULES[kind] if is_installed(name) or shadow(name)]
         usable = [flavour for flavour in here if not flavour.problem]
         flavours += usable[:1] or here[:1]
     return flavours
@@ -84,7 +84,7 @@ def open_adapter(kind: str = "auto") -> Adapter:
 def what_to_install(kind: str = "auto", flavours: Iterable[Flavour] = ()) -> str:
     """The sentences for a machine without a TensorRT that can be used."""
     name = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}.get(kind, "TensorRT nor TensorRT-RTX")
-    broken = [f"The module {f.module} is installed but does not import: {f.problem}" for f in flavours]
+    broken = [f"The module {f.module} cannot be used: {f.problem.rstrip('.')}." for f in flavours]
     begin = " ".join(broken) or (f"Neither {name} is installed." if kind == "auto" else f"{name} is not installed.")
     jetson = "On a Jetson it is part of JetPack: `python3 -m venv --system-site-packages` makes a venv that sees it."
     desktop = "On a machine with another NVIDIA GPU: `pip install tensorrt`."
@@ -96,7 +96,9 @@ def what_to_install(kind: str = "auto", flavours: Iterable[Flavour] = ()) -> str
 
 def _try(kind: str, name: str, gpu: bool) -> Flavour:
     try:
-        module = importlib.import_module(name)
+        module = import_package(name)
+    except ShadowedError as error:
+        return Flavour(kind, name, "", gpu, str(error))
     except Exception as error:  # whatever a broken installation raises becomes a sentence for the user
         return Flavour(kind, name, "", gpu, f"{type(error).__name__}: {error}")
     if not hasattr(module, "Builder"):

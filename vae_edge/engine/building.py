@@ -17,6 +17,7 @@ from vae_edge.engine.header import HEADER_BYTES, parse_header
 from vae_edge.engine.interface import check_asked_precision, check_interface
 from vae_edge.engine.layers import LayerInfo, network_precisions, parse_layers
 from vae_edge.engine.messages import Log, explain, parser_errors
+from vae_edge.engine.sampling import asked_samplings, set_sampling
 from vae_edge.engine.settings import Settings
 from vae_edge.errors import EngineError
 
@@ -61,6 +62,8 @@ def build_here(
     if not parser.parse(model, str(onnx_path)):
         raise EngineError(_parse_sentence(adapter, builder, logger, parser, (model, onnx_path)))
     check_interface(network, settings.role, onnx_path)
+    for sentence in set_sampling(adapter.module, network, asked_samplings(model), onnx_path, adapter.name):
+        log.add("WARNING", sentence)
     asked = network_precisions(network)
     check_asked_precision(asked, settings.precision, onnx_path)
     config = builder.create_builder_config()

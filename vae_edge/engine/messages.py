@@ -65,6 +65,11 @@ _KNOWN: tuple[tuple[str, str], ...] = (
         "{0} has no {1} arithmetic: leave it out, or build another precision for it",
     ),
     (
+        r"MyelinCheckException.*CHECK\(dtype == myelinTypeFloat",
+        'this version fails on int8 files, as TensorRT-RTX 1.5 and 1.6 do: `pip install -U "vae-edge[rtx]"` brings one '
+        "that does not",
+    ),
+    (
         r"Unable to load library: (libnvinfer_lean\S*?):",
         "a version-compatible engine needs TensorRT's lean runtime, and {0} is not installed: install it, or build "
         "without version_compatible",

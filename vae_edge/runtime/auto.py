@@ -20,8 +20,9 @@ import numpy as np
 
 from vae_edge.bundle import AUTO_FILE, Bundle, ModelEntry
 from vae_edge.errors import BackendError, BundleError, VaeEdgeError, VerificationError
+from vae_edge.optional import shadows
 from vae_edge.runtime import probing, records
-from vae_edge.runtime.backends import Backend, backend_version, installed_backends
+from vae_edge.runtime.backends import BACKENDS, Backend, backend_version, installed_backends
 from vae_edge.runtime.classifier import (
     Classifier,
     cpu_entries,
@@ -115,6 +116,8 @@ def _remembered(
 def candidates(bundle: Bundle, backend: str, precision: str) -> list[tuple[str, str]]:
     """The (backend, precision) pairs that may be chosen, the most promising first."""
     backends = installed_backends() if backend == "auto" else (backend,)
+    for name, sentence in shadows(BACKENDS).items() if backend == "auto" else ():
+        log.warning("auto: %s is left out: %s.", name, sentence)
     if precision != "auto":
         return [(b, precision) for b in backends]
     models = cpu_entries(bundle)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from vae_edge.bundle import ModelEntry
 from vae_edge.errors import BackendError, BundleError
 from vae_edge.images import InputSpec
+from vae_edge.optional import import_package, is_installed, shadow
 
 DTYPES = {"tensor(uint8)": np.dtype(np.uint8), "tensor(float)": np.dtype(np.float32)}
 PLANNED = ("tensorrt", "tensorrt_rtx", "native")
@@ -61,8 +61,11 @@ class Backend(Protocol):
 
 
 def installed_backends() -> tuple[str, ...]:
-    """The names of the backends whose packages are installed, without importing them."""
-    return tuple(name for name in BACKENDS if importlib.util.find_spec(name) is not None)
+    """The names of the backends whose packages are installed.
+
+    They are imported only where something else may have their name (`vae_edge.optional.shadow`).
+    """
+    return tuple(name for name in BACKENDS if is_installed(name))
 
 
 def backend_version(name: str) -> str:
@@ -70,7 +73,7 @@ def backend_version(name: str) -> str:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:  # another distribution of it, such as onnxruntime-gpu
-        return str(importlib.import_module(name).__version__)
+        return str(import_package(name).__version__)
 
 
 def check_installed(name: str) -> None:
@@ -84,7 +87,9 @@ def check_installed(name: str) -> None:
         raise BackendError(f"The backend {name!r} cannot predict yet; installed here: {there}.")
     if name not in BACKENDS:
         raise BackendError(f"There is no backend {name!r}; there are auto, {', '.join(BACKENDS)}; installed: {there}.")
-    if importlib.util.find_spec(name) is None:
+    if sentence := shadow(name):
+        raise BackendError(f"The backend {name!r} cannot be imported (installed: {there}): {sentence}.")
+    if not is_installed(name):
         raise BackendError(
             f'The backend {name!r} is not installed (installed: {there}): run `pip install "vae-edge[{name}]"`.'
         )
@@ -128,7 +133,7 @@ def _backend_class(name: str) -> Any:
     module, cls = _HOME[name]
     try:
         return getattr(importlib.import_module(module), cls)
-    except (ImportError, OSError) as error:
+    except (ImportError, OSError, AttributeError) as error:
         raise BackendError(
             f"The backend {name!r} is installed but cannot be imported ({error}): reinstall it with "
             f"`pip install --force-reinstall {name}`."
