@@ -260,6 +260,16 @@ def create_bundle(
     return load_bundle(folder)
 
 
+def replaced_files(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The names of the files that `create_bundle` would remove or replace at `path`; none where no bundle is.
+
+    Raises:
+        BundleError: if `path` is something else than a bundle or an empty folder.
+    """
+    folder = Path(path)
+    return tuple(_taken_names(folder)) if folder.is_dir() else ()
+
+
 def add_model(bundle_path: str | os.PathLike[str], source_file: str | os.PathLike[str], entry: ModelEntry) -> Bundle:
     """Copy `source_file` into the bundle, in place of an entry with the same role, format, precision and target.
 

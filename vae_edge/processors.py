@@ -41,9 +41,10 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
 
 
 def limit_libraries(environment: MutableMapping[str, str] = os.environ, root: Path = Path("/")) -> None:
-    """Tell OpenMP, OpenBLAS, MKL and PyTorch's compiler of a quota, which they do not look for; for this process and those it starts.
+    """Tell OpenMP, OpenBLAS, MKL and PyTorch's compiler of a quota, which they do not look for themselves.
 
-    It must come before they are loaded. What the user has set is kept, and nothing is set where there is no quota.
+    It holds for this process, if it comes before they are loaded, and for those that it starts. What the user has set
+    is kept, and nothing is set where there is no quota.
     """
     if cpu_quota(root) is not None:
         for name in _VARIABLES:

@@ -5,20 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import pytest
-
 from vae_edge.runtime import available_cpus, backend_version, cpu_model, installed_backends
-from vae_edge.runtime.machine import _quota
-
-
-@pytest.mark.parametrize(
-    ("content", "cpus"),
-    [("max 100000\n", 1 << 30), ("150000 100000\n", 2), ("50000 100000\n", 1), ("800000 100000", 8), ("", 1 << 30)],
-)
-def test_a_control_groups_quota_is_read(tmp_path: Path, content: str, cpus: int) -> None:
-    (tmp_path / "cpu.max").write_text(content)
-    assert _quota(tmp_path / "cpu.max") == cpus
-    assert _quota(tmp_path / "missing") == 1 << 30
 
 
 def test_the_affinity_bounds_the_cpus() -> None:

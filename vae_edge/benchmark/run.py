@@ -18,13 +18,17 @@ from vae_edge.benchmark.machine import describe_machine
 from vae_edge.benchmark.memory import baseline_memory, peak_memory
 from vae_edge.benchmark.turns import time_in_turns
 from vae_edge.bundle import Bundle, load_bundle
+from vae_edge.bundle_schema import PRECISIONS
 from vae_edge.errors import ConfigError, DataError, VerificationError
 from vae_edge.runtime import Classifier, cpu_entries, installed_backends
+from vae_edge.runtime.backends import check_installed
+from vae_edge.runtime.classifier import find_entry
 
 log = logging.getLogger(__name__)
 
 SCHEMA = 1
 WARM_CALLS = 3
+LEAST_TIMED = 0.02  # share of the time below which a batch is not begun
 MEMORY_IS = (
     "peak resident memory of one fresh process that imports, loads, and predicts batches of this size (nothing "
     "subtracted); the baseline is a process that imports NumPy and vae_edge and loads no bundle"
@@ -63,8 +67,9 @@ def run_benchmark(
         precisions: None is all in the bundle.
         batches: images a call.
         threads: for each call.
-        seconds: the time that all of it may take; memory and loading come first, and timing gets what they leave, a
-            quarter of this at least. Slow candidates get five calls at least.
+        seconds: the time that all of it may take. After loading, memory gets half of what is left, the smallest batches
+            first, and timing the rest. What does not fit in is left out and named; the smallest batch is always timed,
+            with five calls of each candidate at least.
         images: uint8 [N, S, S, C] to predict, repeated as needed; None is seeded noise.
         memory: whether to measure peak memory too, in a fresh process for each candidate and batch.
         progress: called with what is going on and the share done in 0..1.
@@ -72,7 +77,8 @@ def run_benchmark(
     Returns:
         Plain values for JSON: `schema`, `machine`, `bundle`, `settings`, `memory`, and `results`, for each candidate
         and batch: `p50_us`, `p90_us`, `p99_us`, `mean_us`, `images_per_s` (at the median), `calls`,
-        `peak_memory_bytes` (null where it was not measured); `wrong` names those whose answers are wrong here.
+        `peak_memory_bytes` (null where it was not measured); `wrong` names those whose answers are wrong here, and
+        `left_out` has a sentence for what there was no time for.
 
     Raises:
         BundleError, BackendError: as `vae_edge.load`; wrong answers are an error where both backend and precision were
@@ -81,32 +87,34 @@ def run_benchmark(
     """
     bundle = load_bundle(bundle_path)
     _check(batches, threads, seconds)
-    pool = _images(bundle, images, max(batches))
+    batches = sorted(set(batches))
+    pool = _images(bundle, images, batches[-1])
     pairs = _pairs(bundle, backends, precisions)
     tell = progress or _say_nothing
     started = time.perf_counter()
-    runs = [(backend, precision, batch) for backend, precision in pairs for batch in batches]
-    peaks: dict[tuple[str, str, int], int] = {}
-    if memory:
-        for index, run in enumerate(runs):
-            tell(f"memory: {run[0]} {run[1]}, batch {run[2]}", 0.6 * index / len(runs))
-            peaks[run] = peak_memory(bundle.path, *run, threads)
-    before = 0.6 if memory else 0.0
+    deadline = started + seconds
     opened: list[Candidate] = []
     results: list[dict[str, Any]] = []
+    left_out: list[str] = []
     try:
         by_name = backends is not None and precisions is not None
-        wrong = _open(bundle, pairs, threads, opened, by_name, lambda what: tell(what, before))
-        left = max(seconds - (time.perf_counter() - started), seconds / 4)
+        wrong = _open(bundle, pairs, threads, opened, by_name, lambda what: tell(what, 0.0))
+        kept = [(candidate.backend, candidate.precision) for candidate in opened]
+        runs = [(*pair, batch) for batch in batches for pair in kept] if memory else []
+        baseline, peaks = _memory(bundle, runs, threads, deadline, tell, left_out)
         for index, batch in enumerate(batches):
-            tell(f"timing: batch {batch}", before + (1 - before) * index / len(batches))
-            results += _time_batch(opened, pool[:batch], left / len(batches), peaks)
+            left = deadline - time.perf_counter()
+            if index and left < LEAST_TIMED * seconds:
+                left_out.append(f"batch {batch} was not timed: there was no time left of {seconds:g} s.")
+                continue
+            tell(f"timing: batch {batch}", 0.5 + 0.5 * index / len(batches))
+            results += _time_batch(opened, pool[:batch], left / (len(batches) - index), peaks)
     finally:
         for candidate in opened:
             candidate.classifier.close()
     tell("done", 1.0)
     settings = {
-        "batches": list(batches),
+        "batches": batches,
         "threads": threads,
         "seconds": seconds,
         "images": "given" if images is not None else "seeded noise",
@@ -117,10 +125,45 @@ def run_benchmark(
         "machine": describe_machine(threads),
         "bundle": _about(bundle),
         "settings": settings,
-        "memory": {"what": MEMORY_IS, "baseline_bytes": baseline_memory() if memory else None},
+        "memory": {"what": MEMORY_IS, "baseline_bytes": baseline},
         "results": results,
         "wrong": wrong,
+        "left_out": left_out,
     }
+
+
+def _memory(
+    bundle: Bundle,
+    runs: list[tuple[str, str, int]],
+    threads: int,
+    deadline: float,
+    tell: Callable[[str, float], None],
+    left_out: list[str],
+) -> tuple[int | None, dict[tuple[str, str, int], int]]:
+    """The baseline's peak memory and that of each run that fits into half of the time left; None without runs.
+
+    What does not fit in is added to `left_out`. A run is taken to need as long as the slowest before it.
+    """
+    if not runs:
+        return None, {}
+    now = time.perf_counter()
+    end, slowest = (now + deadline) / 2, 0.0
+    peaks: dict[tuple[str, str, int], int] = {}
+    tell("memory: without a bundle", 0.0)
+    baseline = baseline_memory()
+    for index, run in enumerate(runs):
+        before, now = now, time.perf_counter()
+        slowest = max(slowest, now - before)
+        if now + slowest > end:
+            missing = len(runs) - index
+            left_out.append(
+                f"the memory of {missing} of {len(runs)} rows was not measured: one takes {slowest:.1f} s, and half "
+                "of the seconds are for the timing; give more of them."
+            )
+            break
+        tell(f"memory: {run[0]} {run[1]}, batch {run[2]}", 0.5 * index / len(runs))
+        peaks[run] = peak_memory(bundle.path, *run, threads)
+    return baseline, peaks
 
 
 def _open(
@@ -162,12 +205,15 @@ def _about(bundle: Bundle) -> dict[str, Any]:
 def _time_batch(
     opened: list[Candidate], image: np.ndarray, seconds: float, peaks: dict[tuple[str, str, int], int]
 ) -> list[dict[str, Any]]:
+    """Time one batch with every candidate, warming up included, for about so many seconds."""
+    started = time.perf_counter()
     for candidate in opened:
         candidate.classifier.warmup(len(image))
         for _ in range(WARM_CALLS):
             candidate.classifier(image, color="rgb")
     calls = [partial(candidate.classifier, image, color="rgb") for candidate in opened]
-    times = time_in_turns(calls, seconds, burst=4 if len(image) < 32 else 1)
+    left = seconds - (time.perf_counter() - started)
+    times = time_in_turns(calls, left, burst=4 if len(image) < 32 else 1)
     return [_summary(candidate, taken, len(image), peaks) for candidate, taken in zip(opened, times, strict=True)]
 
 
@@ -191,10 +237,18 @@ def _summary(
 
 
 def _pairs(bundle: Bundle, backends: Sequence[str] | None, precisions: Sequence[str] | None) -> list[tuple[str, str]]:
-    """The candidates; what was asked for by name and is not there is refused by `vae_edge.load`, not skipped."""
+    """The candidates; what was asked for by name and is not there is refused, as `vae_edge.load` does, not skipped."""
     there = list(cpu_entries(bundle))
     chosen = there if precisions is None else list(precisions)
     names = installed_backends() if backends is None else tuple(backends)
+    for backend in names:
+        if backend != "auto":
+            check_installed(backend)
+    for precision in chosen:
+        if precision not in ("auto", *PRECISIONS):
+            raise ConfigError(f"precision is auto, {', '.join(PRECISIONS)}, but {precision!r} came.")
+        if precision != "auto":
+            find_entry(bundle, precision)
     pairs = [(backend, precision) for precision in dict.fromkeys(chosen) for backend in dict.fromkeys(names)]
     if not pairs:
         raise ConfigError(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from vae_edge.cli.console import complain, safe_streams
 from vae_edge.cli.parser import build_parser
 from vae_edge.errors import VaeEdgeError
+from vae_edge.processors import limit_libraries
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     arguments = build_parser().parse_args(argv)
+    limit_libraries()
     try:
         code = arguments.run(arguments)
         if sys.stdout is not None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from vae_edge.cli.console import emit, percent, say, training_progress
 from vae_edge.cli.data import open_data
+from vae_edge.cli.outputs import check_folder
 from vae_edge.errors import ConfigError
 
 TRAIN_IMAGES = 12_000  # by default, or all where there are fewer
@@ -27,6 +28,7 @@ def compare(arguments: argparse.Namespace) -> None:
 
     from vae_edge.export.graph import ClassifierGraph
     from vae_edge.files import write_json
+    from vae_edge.model import create_config
     from vae_edge.model.threads import use_threads
     from vae_edge.report.comparison import write_comparison
     from vae_edge.training.compare import Comparison, Exporter
@@ -36,10 +38,12 @@ def compare(arguments: argparse.Namespace) -> None:
     use_threads(arguments.threads)
     if arguments.seconds <= 0:
         raise ConfigError(f"--seconds {arguments.seconds}: expected a time above 0")
-    models = [name.strip() for name in arguments.models.split(",")] if arguments.models else list(MODELS)
+    models = arguments.models or list(MODELS)
     kinds = [arguments.only] if arguments.only else list(KINDS)
     seeds = list(range(arguments.seed, arguments.seed + arguments.seeds))
     cells = list_cells(models, kinds, not arguments.no_generated, seeds)
+    out = check_folder("--out", arguments.out)
+    create_config(arguments.preset)
     for package in (*LATE, *(ESTIMATING if set(models) & set(ESTIMATORS) else ())):
         import_module(package)  # what is missing is said before the training, not after
     dataset = open_data(arguments)
@@ -48,7 +52,6 @@ def compare(arguments: argparse.Namespace) -> None:
     settings = Settings(
         arguments.preset, _train_images(arguments.train_images, dataset), arguments.images_seen, arguments.generated
     )
-    out = Path(arguments.out)
     place = _where(torch.get_num_threads())
     where = {name: place["machine"][name] for name in ("cpu", "threads", "code")}
     comparison = Comparison(dataset, settings, out, seeds[0], Exporter(to_files, ClassifierGraph), where)

@@ -9,6 +9,7 @@ from typing import Any
 
 from vae_edge.cli.console import emit, kibibytes, percent, say, sharing_progress, working
 from vae_edge.cli.data import left_out_json, open_data
+from vae_edge.cli.outputs import check_bundle_place, check_bundle_writable
 from vae_edge.errors import BundleError, ConfigError
 from vae_edge.text import system_name
 
@@ -17,6 +18,7 @@ PARITY_IMAGES = 256
 
 def export(arguments: argparse.Namespace) -> None:
     """`vae-edge export`."""
+    check_bundle_place(arguments.out, arguments.force)
     name = system_name(arguments.name) if arguments.name else None
     with working("exporting, and comparing with PyTorch"):
         result = export_run(Path(arguments.model), arguments.out, name, arguments.score, not arguments.no_probes)
@@ -39,9 +41,11 @@ def export_run(
     """Export a training run's model into a bundle, with the `full` rejection score or the `light` one."""
     from vae_edge.export import Description, export_bundle
     from vae_edge.files import sha256
+    from vae_edge.model.threads import use_threads
     from vae_edge.probes import load as load_probes
     from vae_edge.training.checkpoint import MODEL, load_checkpoint, load_samples
 
+    use_threads()
     checkpoint = load_checkpoint(run)
     config, result = checkpoint.config, checkpoint.result
     about = Description(
@@ -76,7 +80,10 @@ def quantize(arguments: argparse.Namespace) -> None:
     from vae_edge.bundle import load_bundle
     from vae_edge.export.data import quantize_with
 
-    dataset = open_data(arguments, load_bundle(arguments.bundle).input)
+    bundle = load_bundle(arguments.bundle)
+    bundle.find("classifier", "onnx", "fp32")  # or refuse, before the images are read
+    check_bundle_writable(arguments.bundle)
+    dataset = open_data(arguments, bundle.input)
     with working(f"quantizing to {arguments.precision}"):
         result = quantize_with(arguments.bundle, arguments.precision, dataset, arguments.seed, arguments.force)
     result = {**result, "left_out": left_out_json(dataset)}
@@ -104,18 +111,19 @@ def _quantization_lines(result: dict[str, Any]) -> Iterator[str]:
 def build(arguments: argparse.Namespace) -> None:
     """`vae-edge build`."""
     from vae_edge.engine.build import build_bundle_engine
+    from vae_edge.engine.settings import DEFAULT_BATCH
 
-    try:
-        smallest, usual, largest = (int(part) for part in arguments.batch.split(","))
-    except ValueError as error:
-        raise ConfigError(f"--batch {arguments.batch}: expected three whole numbers such as 1,8,64") from error
+    batch = arguments.batch or DEFAULT_BATCH
+    if len(batch) != 3:
+        raise ConfigError(f"--batch {','.join(map(str, batch))}: expected three whole numbers such as 1,8,64")
+    check_bundle_writable(arguments.bundle)
     with sharing_progress() as show:
         result = build_bundle_engine(
             arguments.bundle,
             precision=arguments.precision,
-            targets=arguments.target,
+            targets=arguments.target or (),
             kind=arguments.kind,
-            batch=(smallest, usual, largest),
+            batch=tuple(batch),
             workspace_bytes=arguments.workspace * 2**20 if arguments.workspace else None,
             progress=None if show is None else lambda phase, step, steps: show(phase, step / max(1, steps)),
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vae_edge.cli.console import emit, percent, print_table, say, sharing_progress
+from vae_edge.cli.outputs import check_file, check_folder
 from vae_edge.errors import ConfigError, DataError
 
 WORTH_SAYING = 0.2  # the share from which a second-best angle is printed
@@ -77,9 +78,7 @@ def verify(arguments: argparse.Namespace) -> int:
     from vae_edge.runtime.verification import to_markdown
     from vae_edge.runtime.verification import verify as verify_bundle
 
-    out = Path(arguments.out or arguments.bundle)
-    if arguments.out and out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is a file: give a folder, which gets verification.json and verification.md")
+    out = check_folder("--out", arguments.out) if arguments.out else Path(arguments.bundle)
     result = verify_bundle(arguments.bundle, arguments.backend, arguments.threads)
     emit(result, arguments.json, lambda: _verification_lines(result))
     try:
@@ -108,6 +107,8 @@ def bench(arguments: argparse.Namespace) -> None:
     from vae_edge.benchmark import format_table, run_benchmark
     from vae_edge.files import write_json
 
+    if arguments.out:
+        check_file("--out", arguments.out)
     with sharing_progress() as progress:
         result = run_benchmark(
             arguments.bundle,
@@ -124,6 +125,8 @@ def bench(arguments: argparse.Namespace) -> None:
         emit(result, True)
         return
     print_table(format_table(result))
+    for sentence in result["left_out"]:
+        say(sentence)
 
 
 _PACKAGES = {

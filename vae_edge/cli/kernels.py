@@ -16,8 +16,8 @@ def check(arguments: argparse.Namespace) -> int:
     """`vae-edge kernels check`: 0 when every kernel is within its budget, else 2."""
     from vae_edge_kernels import aot, evidence
 
-    architectures = aot.parse_architectures(arguments.arch)
-    findings = evidence.gather(architectures, arguments.only, _networks(arguments.networks), say)
+    architectures = aot.parse_architectures(",".join(arguments.arch or ["87", "90"]))
+    findings = evidence.gather(architectures, arguments.only, _networks(",".join(arguments.networks or ["small"])), say)
     result = [asdict(finding) for finding in findings]
     emit(result, arguments.json, lambda: _lines(findings))
     faults = [finding for finding in findings if finding.fault]
@@ -32,7 +32,7 @@ def roofline(arguments: argparse.Namespace) -> int:
     """`vae-edge kernels roofline`: the floor under each launch's time, on paper."""
     from vae_edge_kernels import roofline as paper
 
-    plans = _plans(arguments.networks)
+    plans = _plans(",".join(arguments.networks or ["tiny", "small", "base"]))
     emit(
         {name: [asdict(step) for step in paper.works(plan)] for name, plan in plans.items()},
         arguments.json,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any
 
 from vae_edge import __version__
-from vae_edge.text import printable
+from vae_edge.cli.arguments import Parser, listed
 
 Commands = Any  # argparse keeps the type of its sub-parsers private
 
@@ -16,14 +17,6 @@ DATA_HELP = (
     "digits (built in), a folder of images with one sub-folder a class, a folder of IDX files, an .npz file, "
     "or the name of a folder under $VAE_EDGE_DATA"
 )
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse's parser, whose complaints stand on one line whatever was typed."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the usage and the complaint, and exit with 2."""
-        super().error(printable(message))
 
 
 def command(module: str, function: str) -> Callable[[argparse.Namespace], int | None]:
@@ -64,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add(commands: Commands, name: str, module: str, summary: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary)
-    parser.set_defaults(run=command(module, name))
+    parser.set_defaults(run=command(module, name), parser=parser)
     return parser
 
 
@@ -72,7 +65,9 @@ def _json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON and nothing else")
 
 
-def _threads(parser: argparse.ArgumentParser, default: str = "all in training, 1 on a device") -> None:
+def _threads(
+    parser: argparse.ArgumentParser, default: str = "in training all that a container's quota allows, 1 on a device"
+) -> None:
     parser.add_argument("--threads", type=positive, metavar="N", help=f"processor threads (default: {default})")
 
 
@@ -108,6 +103,23 @@ def _backend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", default="auto", help="fp32, fp16, int8 or auto (default)")
 
 
+def _some(parser: argparse.ArgumentParser, name: str) -> None:
+    parser.add_argument(
+        f"--{name}", action="extend", type=listed(str), metavar="A,B", help=f"only these {name}s (default: all)"
+    )
+
+
+def number(text: str) -> float:
+    """A finite number, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text}: expected a number")
+    return value
+
+
 def positive(text: str) -> int:
     """A whole number from 1 on, for argparse."""
     if not text.isdecimal() or int(text) < 1:
@@ -137,13 +149,13 @@ def _data(commands: Commands) -> None:
     parser: argparse.ArgumentParser = commands.add_parser("data", help="look at a data set, or fetch a public one")
     parts = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     fetch = parts.add_parser("fetch", help="download mnist or fashion-mnist, checked by their SHA-256")
-    fetch.set_defaults(run=command("data", "fetch"))
+    fetch.set_defaults(run=command("data", "fetch"), parser=fetch)
     fetch.add_argument("name", choices=("mnist", "fashion-mnist"))
     fetch.add_argument("--out", help="folder that gets a sub-folder of that name (default: $VAE_EDGE_DATA, or data)")
     fetch.add_argument("--base-url", help="another server that holds the files")
     _json(fetch)
     show = parts.add_parser("show", help="what a data set holds, as training would see it")
-    show.set_defaults(run=command("data", "show"))
+    show.set_defaults(run=command("data", "show"), parser=show)
     show.add_argument("data", metavar="DATA", help=DATA_HELP)
     _form(show)
     _strict(show)
@@ -227,8 +239,10 @@ def _generate(commands: Commands) -> None:
     )
     parser.add_argument(
         "--angles",
-        default="0",
-        help="degrees counter-clockwise, separated by commas; before a negative one write --angles=-90,0 (default: 0)",
+        action="extend",
+        type=listed(number),
+        metavar="A,B",
+        help="degrees counter-clockwise, such as -90,0 (default: 0)",
     )
     parser.add_argument(
         "--method",
@@ -255,7 +269,11 @@ def _compare(commands: Commands) -> None:
     parser.add_argument("--data", required=True, help=DATA_HELP)
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="how often, each time anew (default: 3)")
     parser.add_argument(
-        "--models", metavar="A,B", help="some of svm, logistic, mlp, cnn, cnn-equal, vae, angle-vae (default: all)"
+        "--models",
+        action="extend",
+        type=listed(str),
+        metavar="A,B",
+        help="some of svm, logistic, mlp, cnn, cnn-equal, vae, angle-vae (default: all)",
     )
     parser.add_argument("--only", choices=("upright", "turned"), help="only images of this kind (default: both)")
     parser.add_argument("--generated", type=float, default=0.3, help="share of generated images (default: 0.3)")
@@ -269,7 +287,7 @@ def _compare(commands: Commands) -> None:
     _strict(parser)
     parser.add_argument("--seconds", type=float, default=30.0, help="time for all latencies (default: 30)")
     parser.add_argument("--out", default="runs/compare", help="folder of the results; goes on with what is there")
-    _threads(parser, "all")
+    _threads(parser, "all that a container's quota allows")
     _seed(parser)
     _json(parser)
 
@@ -289,6 +307,11 @@ def _export(commands: Commands) -> None:
         "--no-probes",
         action="store_true",
         help="leave out the probe images, some of which are held-out images; devices cannot verify the bundle then",
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="replace a bundle together with the int8, fp16 and engine files that were made of its old model",
     )
     _json(parser)
 
@@ -316,13 +339,19 @@ def _build(commands: Commands) -> None:
     )
     parser.add_argument(
         "--target",
-        action="append",
-        default=[],
+        action="extend",
+        type=listed(str),
         metavar="SM",
-        help="compute capability such as sm_86, for TensorRT-RTX without a GPU; may be repeated (default: this GPU's)",
+        help="compute capabilities such as sm_86,sm_89, for TensorRT-RTX without a GPU (default: this GPU's)",
     )
     parser.add_argument("--kind", default="auto", choices=("auto", "tensorrt", "tensorrt_rtx"), help="which TensorRT")
-    parser.add_argument("--batch", default="1,8,64", help="smallest, usual and largest batch (default: 1,8,64)")
+    parser.add_argument(
+        "--batch",
+        action="extend",
+        type=listed(positive),
+        metavar="N,N,N",
+        help="smallest, usual and largest batch (default: 1,8,64)",
+    )
     parser.add_argument("--workspace", type=positive, metavar="MIB", help="memory for the builder's tactics")
     _json(parser)
 
@@ -352,7 +381,7 @@ def _predict(commands: Commands) -> None:
 def _verify(commands: Commands) -> None:
     parser = _add(commands, "verify", "device", "whether each backend's answers are right on this machine")
     parser.add_argument("bundle", metavar="BUNDLE")
-    parser.add_argument("--backend", action="append", metavar="NAME", help="only this one; may be repeated")
+    _some(parser, "backend")
     parser.add_argument("--threads", type=positive, default=1, metavar="N", help="processor threads (default: 1)")
     parser.add_argument(
         "--out", metavar="FOLDER", help="where verification.json and verification.md are written (default: the bundle)"
@@ -363,12 +392,17 @@ def _verify(commands: Commands) -> None:
 def _bench(commands: Commands) -> None:
     parser = _add(commands, "bench", "device", "measure latency, throughput and memory of a bundle on this machine")
     parser.add_argument("bundle", metavar="BUNDLE")
-    parser.add_argument("--backend", action="append", metavar="NAME", help="only this one; may be repeated")
-    parser.add_argument("--precision", action="append", metavar="NAME", help="only this one; may be repeated")
+    _some(parser, "backend")
+    _some(parser, "precision")
     parser.add_argument(
-        "--batch", action="append", type=positive, metavar="N", help="may be repeated (default: 1, 8, 64)"
+        "--batch", action="extend", type=listed(positive), metavar="N,N", help="images a call (default: 1,8,64)"
     )
-    parser.add_argument("--seconds", type=float, default=20.0, help="time for all of it (default: 20)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=20.0,
+        help="time for all of it, memory included; what does not fit in is left out and named (default: 20)",
+    )
     parser.add_argument("--out", metavar="JSON", help="write the result to this file as well")
     parser.add_argument("--threads", type=positive, default=1, metavar="N", help="processor threads (default: 1)")
     _json(parser)
@@ -389,14 +423,26 @@ def _kernels(commands: Commands) -> None:
     parser: argparse.ArgumentParser = commands.add_parser("kernels", help="compile the GPU kernels and look at them")
     parts = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     check = parts.add_parser("check", help="what the compiler made of each kernel, against its budget; needs no GPU")
-    check.set_defaults(run=command("kernels", "check"))
-    check.add_argument("--arch", default="87,90", help="architectures: 87 is Jetson Orin (default: 87,90)")
+    check.set_defaults(run=command("kernels", "check"), parser=check)
+    check.add_argument(
+        "--arch",
+        action="extend",
+        type=listed(str),
+        metavar="N,N",
+        help="architectures: 87 is Jetson Orin (default: 87,90)",
+    )
     check.add_argument("--only", default="*", help="kernels whose names fit this pattern")
     check.add_argument(
-        "--networks", default="small", metavar="A,B", help="presets whose whole network is compiled, or none"
+        "--networks",
+        action="extend",
+        type=listed(str),
+        metavar="A,B",
+        help="presets whose whole network is compiled, or none (default: small)",
     )
     _json(check)
     paper = parts.add_parser("roofline", help="the floor under each launch's time, from published rates; needs no GPU")
-    paper.set_defaults(run=command("kernels", "roofline"))
-    paper.add_argument("--networks", default="tiny,small,base", metavar="A,B", help="presets (default: all three)")
+    paper.set_defaults(run=command("kernels", "roofline"), parser=paper)
+    paper.add_argument(
+        "--networks", action="extend", type=listed(str), metavar="A,B", help="presets (default: all three)"
+    )
     _json(paper)

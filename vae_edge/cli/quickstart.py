@@ -11,6 +11,7 @@ from typing import Any
 
 from vae_edge.cli.console import emit, percent, say, sharing_progress
 from vae_edge.cli.data import open_data
+from vae_edge.cli.outputs import check_folder
 
 SEEN_MOST = 170_000  # images shown in training, where there is the time
 SEEN_LEAST = 60_000  # and where there is not
@@ -25,8 +26,12 @@ def quickstart(arguments: argparse.Namespace) -> None:
     """`vae-edge quickstart`."""
     from vae_edge import __version__
     from vae_edge.files import write_json
+    from vae_edge.model import create_config
+    from vae_edge.model.threads import use_threads
 
-    out = Path(arguments.out)
+    out = check_folder("--out", arguments.out)
+    create_config(arguments.preset)  # or refuse, before the images are read
+    use_threads()
     began = time.monotonic()
     dataset = open_data(arguments)
     asked = {"preset": arguments.preset, "epochs": arguments.epochs, "seed": arguments.seed, "version": __version__}

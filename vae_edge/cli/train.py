@@ -10,6 +10,7 @@ from typing import Any
 
 from vae_edge.cli.console import counting_progress, emit, percent, say, training_progress
 from vae_edge.cli.data import left_out_json, open_data
+from vae_edge.cli.outputs import check_file, check_folder
 from vae_edge.errors import ConfigError
 from vae_edge.text import system_name
 
@@ -19,27 +20,30 @@ WORST = 20  # so many classes are printed, the worst
 
 def train(arguments: argparse.Namespace) -> None:
     """`vae-edge train`."""
-    import torch
+    from vae_edge.model import create_config
+    from vae_edge.model.threads import use_threads
+    from vae_edge.training.fit import check_folder_free
 
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    check_folder("--out", arguments.out)  # what can be refused is refused before the images are read
+    check_folder_free(arguments.out, arguments.resume)
+    create_config(arguments.preset, **({} if arguments.size is None else {"size": arguments.size}))
+    settings_of(arguments)
+    use_threads(arguments.threads)
     dataset = open_data(arguments)
     result = {**fit(dataset, arguments, "go on with --resume"), "left_out": left_out_json(dataset)}
     emit(result, arguments.json, lambda: _training_lines(Path(arguments.out)))
 
 
-def fit(dataset: Any, arguments: argparse.Namespace, how_to_go_on: str) -> dict[str, Any]:
-    """Train as the options say, with a progress bar; the run's result. An interruption says how to go on."""
+def settings_of(arguments: argparse.Namespace) -> Any:
+    """The settings that the options name, or a ConfigError for one that is out of range."""
     from vae_edge.model import LossWeights
-    from vae_edge.training.checkpoint import load_checkpoint
     from vae_edge.training.config import TrainConfig
-    from vae_edge.training.fit import Interrupted, plan, train
 
     def given(*names: str) -> dict[str, Any]:
         values = {name: getattr(arguments, name, None) for name in names}
         return {name: value for name, value in values.items() if value is not None}
 
-    settings = TrainConfig(
+    return TrainConfig(
         rotation=str(arguments.rotation),
         weights=LossWeights(**given("beta", "gamma", "delta")),
         seed=arguments.seed,
@@ -59,6 +63,14 @@ def fit(dataset: Any, arguments: argparse.Namespace, how_to_go_on: str) -> dict[
             "compile",
         ),
     )
+
+
+def fit(dataset: Any, arguments: argparse.Namespace, how_to_go_on: str) -> dict[str, Any]:
+    """Train as the options say, with a progress bar; the run's result. An interruption says how to go on."""
+    from vae_edge.training.checkpoint import load_checkpoint
+    from vae_edge.training.fit import Interrupted, plan, train
+
+    settings = settings_of(arguments)
     config = plan(dataset, arguments.preset, settings)
     shown = config.data["trained_on"] + config.data["unlabelled"]
     say(
@@ -135,6 +147,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     from vae_edge.data import rotation_range, select_split
     from vae_edge.training.evaluate import evaluate
 
+    if arguments.rotation is not None:
+        rotation_range(str(arguments.rotation))  # or refuse, before the images are read
     path = Path(arguments.model)
     is_bundle = (path / "manifest.json").is_file()
     known = _open_bundle(path, arguments) if is_bundle else _open_checkpoint(path, arguments)
@@ -201,8 +215,7 @@ def in_pieces(predict: Any, progress: Any) -> Any:
 
 
 def _open_checkpoint(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    import torch
-
+    from vae_edge.model.threads import use_threads
     from vae_edge.training.checkpoint import load_checkpoint
     from vae_edge.training.evaluate import arrays
     from vae_edge.training.predict import predict
@@ -213,8 +226,7 @@ def _open_checkpoint(path: Path, arguments: argparse.Namespace) -> dict[str, Any
                 f"--{name} {getattr(arguments, name)}: a training run is measured with PyTorch in fp32; "
                 f"export it, then evaluate the bundle"
             )
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    use_threads(arguments.threads)
     checkpoint = load_checkpoint(path)
 
     def run(images: Any) -> Any:
@@ -284,13 +296,14 @@ def _evaluation_lines(result: dict[str, Any]) -> Iterator[str]:
 
 def generate(arguments: argparse.Namespace) -> None:
     """`vae-edge generate`."""
+    from vae_edge.model.threads import use_threads
     from vae_edge.training.checkpoint import load_checkpoint, load_samples
-    from vae_edge.training.generate import SPREAD, generate, write_generated
+    from vae_edge.training.generate import SPREAD, check_out_free, generate, write_generated
 
-    try:
-        angles = [float(part) for part in arguments.angles.split(",")]
-    except ValueError as error:
-        raise ConfigError(f"--angles {arguments.angles}: expected degrees separated by commas") from error
+    check_out_free(arguments.out)
+    check_file("--out", arguments.out)
+    angles = arguments.angles or [0.0]
+    use_threads()
     if arguments.spread is not None and arguments.method == "between":
         raise ConfigError("--spread says how far around a class's mean code; it does not go with --method between")
     checkpoint = load_checkpoint(arguments.model)

@@ -8,8 +8,8 @@
     header   a TensorRT-RTX engine's header, read without a driver
     settings what a build is asked to do
     choosing which TensorRT builds, and for what
-    building one build, start to end, in the calling process (interface: whether the ONNX file is ours; sampling: whether
-             the parser read its GridSample right)
+    building one build, start to end, in the calling process (interface: whether the ONNX file is ours;
+             sampling: whether the parser read its GridSample right)
     worker   the process in which TensorRT builds (process: running it)
     build    ONNX to engine, and an engine into a bundle
 

@@ -1,8 +1,8 @@
 """How images are sampled: what the ONNX file asks of each GridSample, and what the parser made of it.
 
-ONNX calls bilinear interpolation `bilinear` up to opset 19 and `linear` from 20 on. Parsers that know the old name alone
-(TensorRT-RTX 1.5, TensorRT 10.1) take `linear` for `nearest` and say nothing. AffineGrid is new in opset 20, so that no
-file of ours can use the old name. After parsing, each layer is held against its node and set right.
+ONNX calls bilinear interpolation `bilinear` up to opset 19 and `linear` from 20 on. Parsers that know only the old
+name (TensorRT-RTX 1.5, TensorRT 10.1) take `linear` for `nearest` and say nothing. AffineGrid is new in opset 20, so
+that no file of ours can use the old name. After parsing, each layer is held against its node and set right.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def set_sampling(module: Any, network: Any, asked: list[Sampling], path: Path, p
             f"{product} made {len(layers)} grid-sample layers of the {len(asked)} GridSample nodes of {path.name}, so "
             "how they interpolate cannot be told: use another TensorRT."
         )
-    return [sentence for layer, node in zip(layers, asked, strict=True) for sentence in _set(module, layer, node, product)]
+    return [
+        sentence for layer, node in zip(layers, asked, strict=True) for sentence in _set(module, layer, node, product)
+    ]
 
 
 def _set(module: Any, layer: Any, node: Sampling, product: str) -> Iterator[str]:
@@ -99,8 +101,8 @@ def _sampling(node: memoryview) -> Sampling:
     padding = _text(given["padding_mode"], _STRING) if "padding_mode" in given else "zeros"
     if mode not in _MODES or padding not in _PADDINGS:
         raise EngineError(
-            f"The GridSample '{name}' has the mode {mode!r} and the padding {padding!r}; known are {', '.join(_MODES)}, "
-            f"and {', '.join(_PADDINGS)}. Give a file that `vae-edge export` wrote."
+            f"The GridSample '{name}' has the mode {mode!r} and the padding {padding!r}; known are "
+            f"{', '.join(_MODES)}, and {', '.join(_PADDINGS)}. Give a file that `vae-edge export` wrote."
         )
     corners = "align_corners" in given and next(iter(_numbers(given["align_corners"], _INTEGER)), 0) != 0
     return Sampling(name, _MODES[mode], _PADDINGS[padding], corners)

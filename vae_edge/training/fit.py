@@ -302,17 +302,28 @@ class Fitting:
         return model
 
 
-def _check_folder(folder: Path, config: RunConfig, resume: bool) -> None:
+def check_folder_free(folder: str | Path, resume: bool) -> None:
+    """Refuse a folder that a run cannot be written to; before the images are read, which may take long.
+
+    Raises:
+        CheckpointError: if it holds a finished run, or an unfinished one that shall not go on, or a part of one.
+    """
+    folder = Path(folder)
     if (folder / MODEL).exists():
         raise CheckpointError(f"{folder} holds a finished run; choose another --out or remove it first")
     if not (folder / CONFIG).exists():
         if (folder / STATE).exists():
             raise CheckpointError(f"{folder} holds the state of a run without its {CONFIG}; choose another --out")
-        return
-    if not resume:
+    elif not resume:
         raise CheckpointError(
             f"{folder} holds an unfinished run; go on with `vae-edge train --resume`, or choose another --out"
         )
+
+
+def _check_folder(folder: Path, config: RunConfig, resume: bool) -> None:
+    check_folder_free(folder, resume)
+    if not (folder / CONFIG).exists():
+        return
     before, now = read_config(folder).to_dict(), config.to_dict()
     if before["data"]["fingerprint"] != now["data"]["fingerprint"]:
         raise CheckpointError(

@@ -219,6 +219,20 @@ def _folder_names(classes: Sequence[str]) -> list[str]:
     return names
 
 
+def check_out_free(out: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """Where `write_generated` writes the images and their contact sheet (of a folder, both inside it).
+
+    Raises:
+        DataError: if something is there already.
+    """
+    target = Path(out)
+    beside = target.with_suffix(".png") if target.suffix == ".npz" else target
+    for path in (target, beside):
+        if path.exists():
+            raise DataError(f"{path} exists already; choose another --out, so that nothing is lost")
+    return target, beside
+
+
 def write_generated(data: LabelledImages, out: str | os.PathLike[str]) -> Path:
     """Write images as `.npz` (images, labels, classes, angles_deg) with a contact sheet beside it, or as a folder.
 
@@ -227,11 +241,7 @@ def write_generated(data: LabelledImages, out: str | os.PathLike[str]) -> Path:
     Raises:
         DataError: if `out` exists already.
     """
-    target = Path(out)
-    beside = target.with_suffix(".png") if target.suffix == ".npz" else target
-    for path in (target, beside):
-        if path.exists():
-            raise DataError(f"{path} exists already; choose another --out, so that nothing is lost")
+    target, beside = check_out_free(out)
     sheet = contact_sheet(data)
     assert data.angles_deg is not None
     if target.suffix == ".npz":
