@@ -1,4 +1,4 @@
-"""How many threads a container's quota leaves, read from doubles of the kernel's files, and from a real control group."""
+"""How many threads a container's quota leaves: doubles of the kernel's files, and a real control group."""
 
 from __future__ import annotations
 

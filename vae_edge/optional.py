@@ -58,17 +58,27 @@ def shadow(name: str) -> str:
     if spec is None or _is_installed_place(spec):
         return ""
     bare = spec.origin is None
-    if not bare and not _is_main(spec):
-        try:
-            if hasattr(importlib.import_module(name), _MARKS.get(name, "__name__")):
-                return ""
-        except Exception:  # whatever a real package raises that does not import is told by who imports it
-            if any(_place(spec).glob("*.so")) or name in importlib.metadata.packages_distributions():
-                return ""
+    wrong = "" if bare or _is_main(spec) else _wrong(name)
+    if wrong is None:
+        return ""
     place = _place(spec)
     what = "folder" if place.is_dir() else "file"
-    package = f"the package {name}, which is not installed" if bare else f"the package {name}"
+    package = f"the package {name}, which is not installed" if bare else f"the package {name}{wrong}"
     return f"the {what} {place} is taken for {package}: rename the {what}, or start Python elsewhere"
+
+
+def _wrong(name: str) -> str | None:
+    """What importing a module shows not to be the package, in brackets; None where it is, or is one that is broken."""
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        return f" ({error})"
+    except (ImportError, OSError):  # a library that is missing: whoever imports the package tells so
+        return None
+    except Exception as error:  # whatever a user's own module raises
+        return f" ({type(error).__name__}: {error})"
+    mark = _MARKS.get(name, "__name__")
+    return None if hasattr(module, mark) else f" (it has no {mark})"
 
 
 def import_package(name: str) -> ModuleType:

@@ -35,7 +35,7 @@ def result(bench_bundle: Bundle) -> dict[str, Any]:
         bench_bundle.path,
         precisions=["fp32", "int8"],
         batches=(1, 8),
-        seconds=2.0,
+        seconds=4.0,
         progress=lambda _, x: told.append(x),
     )
     assert told == sorted(told) and told[0] == 0 and told[-1] == 1
@@ -49,7 +49,9 @@ def test_every_candidate_and_batch_has_its_figures(result: dict[str, Any]) -> No
         assert 0 < row["p50_us"] <= row["p90_us"] <= row["p99_us"]
         assert row["calls"] >= 5
         assert row["images_per_s"] == pytest.approx(row["batch"] / row["p50_us"] * 1e6, rel=1e-3)
-        assert row["peak_memory_bytes"] > result["memory"]["baseline_bytes"] > 5e6
+        assert row["peak_memory_bytes"] is None or row["peak_memory_bytes"] > result["memory"]["baseline_bytes"] > 5e6
+    unmeasured = sum(row["peak_memory_bytes"] is None for row in rows.values())
+    assert [f"memory of {unmeasured} of 8 rows" in told for told in result["left_out"]] == [True] * bool(unmeasured)
     calls = {batch: {r["calls"] for r in rows.values() if r["batch"] == batch} for batch in (1, 8)}
     assert all(len(c) == 1 for c in calls.values()), "candidates take turns, so each is called as often"
 
@@ -155,10 +157,50 @@ def test_what_cannot_be_measured_is_refused(bench_bundle: Bundle, tmp_path: Path
         run_benchmark(tmp_path / "nowhere")
 
 
+def test_the_seconds_hold_memory_too_and_what_is_left_out_is_named(
+    bench_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*arguments: object) -> int:
+        time.sleep(0.4)
+        return 10**8
+
+    monkeypatch.setattr("vae_edge.benchmark.run.peak_memory", slow)
+    monkeypatch.setattr("vae_edge.benchmark.run.baseline_memory", slow)
+    start = time.perf_counter()
+    result = run_benchmark(bench_bundle.path, ["onnxruntime"], ["fp32"], batches=[8, 1, 2, 4], seconds=3.0)
+    took = time.perf_counter() - start
+    assert result["settings"]["took_s"] == pytest.approx(took, abs=0.5)
+    assert 2.9 < took < 3.6
+    rows = {row["batch"]: row["peak_memory_bytes"] for row in result["results"]}
+    assert list(rows) == [1, 2, 4, 8]
+    assert rows[1] == 10**8 and rows[8] is None, "the smallest batch comes first"
+    missing = sum(peak is None for peak in rows.values())
+    assert result["left_out"][0].startswith(f"the memory of {missing} of 4 rows was not measured: one takes 0.")
+
+
+def test_batches_that_there_is_no_time_for_are_left_out_and_named(bench_bundle: Bundle) -> None:
+    result = run_benchmark(
+        bench_bundle.path, ["onnxruntime"], ["fp32"], batches=[1, 4096, 8192], seconds=0.05, memory=False
+    )
+    timed = [row["batch"] for row in result["results"]]
+    assert timed[0] == 1 and 8192 not in timed
+    assert "batch 8192 was not timed: there was no time left of 0.05 s." in result["left_out"]
+
+
+def test_an_unknown_backend_is_refused_before_any_child_starts(
+    bench_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "run", None)
+    with pytest.raises(BackendError, match="^There is no backend 'cuda'; there are auto, onnxruntime, openvino"):
+        run_benchmark(bench_bundle.path, ["cuda"])
+    with pytest.raises(ConfigError, match="^precision is auto, fp32"):
+        run_benchmark(bench_bundle.path, precisions=["fp23"])
+
+
 @pytest.mark.slow
 @pytest.mark.alone
 def test_the_defaults_stay_within_25_seconds(bench_bundle: Bundle) -> None:
     start = time.perf_counter()
     result = run_benchmark(bench_bundle.path)
-    assert time.perf_counter() - start < 25
+    assert time.perf_counter() - start < 24
     assert len(result["results"]) == 2 * 3 * 3

@@ -50,6 +50,11 @@ EXPECTED = {
     "HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY": (False, True, True),
     "DeviceType.DLA": (True, True, True),
     "IBuilderConfig.DLA_core": (True, True, True),
+    "IGridSampleLayer.interpolation_mode": (True, True, True),
+    "IGridSampleLayer.sample_mode": (True, True, True),
+    "IGridSampleLayer.align_corners": (True, True, True),
+    "InterpolationMode.LINEAR": (True, True, True),
+    "SampleMode.FILL": (True, True, True),
 }
 
 

@@ -43,6 +43,15 @@ def test_each_precision_builds_and_every_heavy_layer_runs_in_it(tmp_path: Path, 
     json.dumps(result.provenance(), allow_nan=False)
 
 
+def test_the_version_is_not_below_the_bound_that_these_tests_hold_for() -> None:
+    """Older ones fail on int8 files: `test_each_precision_builds_and_every_heavy_layer_runs_in_it` is what they fail."""
+    project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    bounds = re.findall(r'"tensorrt-rtx-cu13-(?:libs|bindings)>=([\d.]+)"', project)
+    assert len(bounds) == 2 and len(set(bounds)) == 1
+    have = open_adapter("tensorrt_rtx").flavour.version
+    assert [int(part) for part in have.split(".")[:2]] >= [int(part) for part in bounds[0].split(".")]
+
+
 @pytest.mark.parametrize(
     ("precision", "targets", "names"),
     [

@@ -284,4 +284,9 @@ _SURFACE = (
     "HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY",
     "DeviceType.DLA",
     "IBuilderConfig.DLA_core",
+    "IGridSampleLayer.interpolation_mode",
+    "IGridSampleLayer.sample_mode",
+    "IGridSampleLayer.align_corners",
+    "InterpolationMode.LINEAR",
+    "SampleMode.FILL",
 )
