@@ -120,3 +120,46 @@ def few_layers(tmp_path_factory: pytest.TempPathFactory) -> str:
         sys.path.pop(0)
     folder = tmp_path_factory.mktemp("shadow")
     return str(make_bundle(folder / "bundle", folder / "work", widths=(16,), precisions=("fp32",)).path)
+
+
+def test_doctor_warns_of_two_distributions_of_one_package(tmp_path: Path) -> None:
+    about = tmp_path / "onnxruntime_gpu-1.23.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime-gpu\nVersion: 1.23.0\n")
+    (about / "top_level.txt").write_text("onnxruntime\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *(p for p in sys.path if p)])}
+    command = [sys.executable, "-m", "vae_edge", "doctor"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files" in done.stdout
+    assert "pip uninstall onnxruntime onnxruntime-gpu" in done.stdout
+    plain = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**environment, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert "both installed" not in plain.stdout
+
+
+def test_another_distribution_of_a_backend_is_taken(few_layers: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where onnxruntime-gpu alone is installed: no distribution is called onnxruntime."""
+    from importlib import metadata
+
+    import numpy as np
+    import onnxruntime
+
+    import vae_edge
+    from vae_edge.runtime import backend_version
+
+    real = metadata.version
+
+    def version(name: str) -> str:
+        if name == "onnxruntime":
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert backend_version("onnxruntime") == onnxruntime.__version__
+    with vae_edge.load(few_layers, "onnxruntime", "fp32") as classify:
+        assert classify(np.zeros((1, 28, 28, 1), np.uint8)).probabilities.shape == (1, 10)

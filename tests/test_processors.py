@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -169,3 +170,26 @@ def test_a_process_in_a_real_control_group_takes_one_thread_everywhere(half_a_pr
     command = [sys.executable, "-c", code, str(half_a_processor)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.split() == ["0.5", "1", "1", "2", "2"]
+
+
+def test_no_other_module_counts_processors() -> None:
+    """Whoever asks the machine itself overlooks the quota; the description of the machine may tell both."""
+    root = Path(__file__).parents[1]
+    asked = re.compile(r"cpu_count\(|sched_getaffinity|set_num_threads|n_jobs=-1")
+    found = {
+        path.relative_to(root).as_posix()
+        for folder in ("vae_edge", "kernels/vae_edge_kernels")
+        for path in (root / folder).rglob("*.py")
+        if asked.search(path.read_text())
+    }
+    assert found == {"vae_edge/processors.py", "vae_edge/benchmark/machine.py", "vae_edge/model/threads.py"}
+
+
+def test_the_machines_description_and_the_benchmarks_title_say_the_quota(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vae_edge.benchmark import describe_machine, format_table
+
+    monkeypatch.setattr("vae_edge.benchmark.machine.cpu_quota", lambda: 0.5)
+    machine = describe_machine(1)
+    assert machine["cpu_quota"] == 0.5
+    result = {"bundle": {"name": "b"}, "machine": machine, "memory": {"baseline_bytes": None}, "results": []}
+    assert str(format_table(result).title).endswith("1 thread(s), quota of 0.5 processors")

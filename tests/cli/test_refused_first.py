@@ -1,4 +1,4 @@
-"""What a command cannot do it refuses before the expensive part: no image is read, nothing is computed, no child runs."""
+"""What a command cannot do it refuses first: no image is read, nothing is computed, no child process runs."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def test_each_precision_builds_and_every_heavy_layer_runs_in_it(tmp_path: Path, 
 
 
 def test_the_version_is_not_below_the_bound_that_these_tests_hold_for() -> None:
-    """Older ones fail on int8 files: `test_each_precision_builds_and_every_heavy_layer_runs_in_it` is what they fail."""
+    """Older ones fail `test_each_precision_builds_and_every_heavy_layer_runs_in_it` with int8 files."""
     project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     bounds = re.findall(r'"tensorrt-rtx-cu13-(?:libs|bindings)>=([\d.]+)"', project)
     assert len(bounds) == 2 and len(set(bounds)) == 1

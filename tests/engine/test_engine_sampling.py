@@ -1,4 +1,4 @@
-"""GridSample: what the file asks is read without the package onnx, and what a parser made of it is set right or refused."""
+"""GridSample: what the file asks for, and what a parser made of it, which is set right or refused."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ def doctor(arguments: argparse.Namespace) -> None:
             if part["problem"]:
                 yield f"    {part['problem']}"
         for part in result["tensorrt"]:
-            yield f"TensorRT: {part['module']} {part['version']}{', ' + part['problem'] if part['problem'] else ''}"
+            yield f"TensorRT: {part['module']} {part['problem'] or part['version']}"
         if not result["tensorrt"]:
             yield "TensorRT: none is installed (docs/engines.md says which one this machine can use)"
         yield f"CUDA: {driver.sentence()}"
