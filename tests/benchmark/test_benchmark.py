@@ -191,9 +191,9 @@ def test_an_unknown_backend_is_refused_before_any_child_starts(
     bench_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subprocess, "run", None)
-    with pytest.raises(BackendError, match="^There is no backend 'cuda'; there are auto, onnxruntime, openvino"):
+    with pytest.raises(BackendError, match=r"^There is no backend 'cuda'; there are auto, onnxruntime, openvino"):
         run_benchmark(bench_bundle.path, ["cuda"])
-    with pytest.raises(ConfigError, match="^precision is auto, fp32"):
+    with pytest.raises(ConfigError, match=r"^precision is auto, fp32"):
         run_benchmark(bench_bundle.path, precisions=["fp23"])
 
 
