@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from importlib import metadata
@@ -13,7 +12,7 @@ from typing import Any
 
 from vae_edge.cli.console import emit, percent, print_table, say, sharing_progress
 from vae_edge.cli.outputs import check_file, check_folder
-from vae_edge.errors import ConfigError, DataError
+from vae_edge.errors import DataError
 
 WORTH_SAYING = 0.2  # the share from which a second-best angle is printed
 MOST_ERRORS = 20  # so many images are named where none can be read
