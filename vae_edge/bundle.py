@@ -26,10 +26,11 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vae_edge import __version__, files
 from vae_edge.bundle_schema import (
@@ -42,7 +43,7 @@ from vae_edge.bundle_schema import (
     looks_like_a_manifest,
     read_manifest,
 )
-from vae_edge.errors import BundleError
+from vae_edge.errors import BackendError, BundleError
 from vae_edge.images import InputSpec
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "add_models",
     "create_bundle",
     "load_bundle",
+    "with_bundle",
 ]
 
 _SUFFIX = {"onnx": ".onnx", "tensorrt": ".engine", "tensorrt_rtx": ".rtx"}
@@ -63,6 +65,9 @@ _OWN_NAME = re.compile(
     r"(classifier|reconstruction)\.(fp32|fp16|int8|fp8)(\.[\w-]+)*\.(onnx|engine|rtx)|probes(\.[0-9a-f]+)?\.npz"
 )
 _MEMORY = (AUTO_FILE, VERIFIED_FILE)
+REWRITTEN_FOR_S = 10.0  # how long a reader tries again while others rewrite the bundle
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -194,10 +199,44 @@ class Bundle:
 def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     """Read the bundle at `path` and verify all of it: schema, fields, paths, sizes and SHA-256 sums.
 
+    A bundle that is rewritten meanwhile is read as it was before, or as it is then.
+
     Raises:
         BundleError: with a sentence that names the file or the field, what was expected, what came, and what to do.
     """
+    return with_bundle(path, lambda bundle: bundle)
+
+
+def with_bundle(path: str | os.PathLike[str], use: Callable[[Bundle], Result]) -> Result:
+    """What `use` makes of the bundle at `path`; both again, where an error came while somebody rewrote the bundle.
+
+    A writer replaces the manifest in one step and then removes old files, so that a reader of the old manifest may
+    find a file gone or changed. No lock is taken: bundles lie on file systems that are read-only or have no locks.
+
+    Raises:
+        BundleError: as `load_bundle`.
+    """
     folder = Path(path)
+    deadline = time.monotonic() + REWRITTEN_FOR_S
+    while True:
+        before = _manifest_state(folder)
+        try:
+            return use(_load_once(folder))
+        except (BundleError, BackendError):
+            if _manifest_state(folder) == before or time.monotonic() > deadline:
+                raise
+
+
+def _manifest_state(folder: Path) -> tuple[int, ...] | None:
+    """What differs between two manifests: each is a new file, renamed into place."""
+    try:
+        found = (folder / MANIFEST_FILE).stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _load_once(folder: Path) -> Bundle:
     manifest = read_manifest(folder)
     check_manifest(manifest, folder / MANIFEST_FILE)
     models = tuple(_entry(model) for model in manifest["models"])
@@ -252,7 +291,8 @@ def create_bundle(
             taken = _taken_names(folder)
             _write(folder, manifest, models, taken, probes)
             for file in _MEMORY:
-                (folder / file).unlink(missing_ok=True)
+                if not (folder / file).is_dir():  # one that is stays: it holds nothing that is read
+                    (folder / file).unlink(missing_ok=True)
     except BaseException:
         if made and folder.is_dir() and not (folder / MANIFEST_FILE).exists():
             shutil.rmtree(folder)
@@ -316,22 +356,22 @@ def _verify_file(folder: Path, model: ModelEntry | PlainFile) -> None:
     again = "export or quantize again, or copy the bundle again from where it came"
     try:
         real = path.resolve(strict=True)
+        regular, size = real.is_file(), real.stat().st_size
     except (OSError, RuntimeError) as error:
         raise BundleError(
             f"The bundle {folder} names the file {model.file!r}, which is not there ({error}): {again}."
         ) from error
     if not real.is_relative_to(folder.resolve()):
         raise BundleError(f"The file {path} is a link that leaves the bundle (to {real}): put the file itself there.")
-    if not real.is_file():
+    if not regular:
         raise BundleError(f"{path} should be a file of the bundle, but it is not a regular file: {again}.")
-    size = real.stat().st_size
     if size != model.bytes:
         raise BundleError(
             f"{path} should have {model.bytes} bytes but has {size}: it is damaged or was changed; {again}."
         )
     try:
         digest = files.sha256(real)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be read ({error}): check its permissions.") from error
     if digest != model.sha256:
         raise BundleError(
@@ -378,7 +418,10 @@ def _write(
     named = {part["file"] for part in (*models, manifest.get("probes")) if part}
     for path in folder.iterdir():
         if path.name not in named and _is_left_over(path):
-            path.unlink()
+            if path.name.endswith(".part"):
+                files.remove_if_left(path)
+            else:
+                path.unlink()
 
 
 def _place(folder: Path, source: Path, entry: ModelEntry, taken: Mapping[str, str | None]) -> ModelEntry:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import Any, NoReturn
 
 from vae_edge import files
 from vae_edge.errors import BundleError
+from vae_edge.limits import MAX_CLASSES, MAX_INPUT_SIZE, MAX_MANIFEST_BYTES, MAX_MODELS, MAX_NAME
 
 SCHEMA = 1
 MANIFEST_FILE = "manifest.json"
@@ -26,6 +28,7 @@ _OPTIONAL_INPUT: dict[str, tuple[Any, ...]] = {
     "color_order": ("rgb",),
 }
 """Fields of the input that older versions did not write, and the values they may have."""
+MAX_OPSET = 1000
 _TARGET = re.compile(r"any|[A-Za-z0-9][\w-]{0,31}")
 _HEX = re.compile(r"[0-9a-f]{64}")
 
@@ -37,15 +40,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         BundleError: if the folder or file is missing or unreadable, or the file is not such an object.
     """
     path = folder / MANIFEST_FILE
-    if not folder.is_dir():
-        what = "is a file, not a folder" if folder.exists() else "is not there"
+    if not os.path.isdir(folder):  # noqa: PTH112 (a Path's raises for a name that is too long)
+        what = "is a file, not a folder" if os.path.exists(folder) else "is not there"  # noqa: PTH110
         raise BundleError(f"The bundle {folder} {what}: give the folder that `vae-edge export` wrote.")
-    if not path.is_file():
+    try:
+        value = files.read_json(path, MAX_MANIFEST_BYTES)
+    except FileNotFoundError as error:
         raise BundleError(
             f"{folder} is not a bundle: it has no {MANIFEST_FILE}. Give the folder that `vae-edge export` wrote."
-        )
-    try:
-        value = files.read_json(path)
+        ) from error
     except OSError as error:
         raise BundleError(f"{path} cannot be read ({error}): check its permissions.") from error
     except ValueError as error:
@@ -78,9 +81,9 @@ def check_manifest(manifest: Mapping[str, Any], path: Path) -> None:
             "install the version that wrote it, or export the bundle again."
         )
     for key in ("vae_edge", "created", "name"):
-        _take(manifest, key, str, where)
-    _check_classes(_take(manifest, "classes", list, where), where)
-    _check_input(_take(manifest, "input", dict, where), where)
+        _check_length(_take(manifest, key, str, where), key, where)
+    check_classes(_take(manifest, "classes", list, where), where)
+    check_input(_take(manifest, "input", dict, where), where + ", input")
     _check_rotation(manifest, where)
     score = _take(manifest, "score", dict, where)
     _number(score, "threshold", where + ", score")
@@ -88,8 +91,10 @@ def check_manifest(manifest: Mapping[str, Any], path: Path) -> None:
         _wrong(where + ", score", "reject_rate", "a share in 0..1", score["reject_rate"])
     if score.get("kind", "full") not in SCORES:
         _wrong(where + ", score", "kind", "one of " + ", ".join(SCORES), score["kind"])
-    _take(manifest, "data", dict, where)
+    check_data(_take(manifest, "data", dict, where), where + ", data")
     models = _take(manifest, "models", list, where)
+    if len(models) > MAX_MODELS:
+        _wrong(where, "models", f"a list of at most {MAX_MODELS} models", f"one of {len(models)}")
     for index, model in enumerate(models):
         if not isinstance(model, dict):
             _wrong(where, f"models[{index}]", "an object", model)
@@ -119,8 +124,8 @@ def check_entry(model: Mapping[str, Any], where: str) -> None:
         _wrong(where, "target", "'any', 'cpu', 'cpu_reduced_range' or an architecture such as 'sm_87'", model["target"])
     if "opset" not in model:
         _missing(where, "opset")
-    if model["opset"] is not None:
-        _take(model, "opset", int, where)
+    if model["opset"] is not None and not 0 <= _take(model, "opset", int, where) <= MAX_OPSET:
+        _wrong(where, "opset", f"null or a number from 0 to {MAX_OPSET}", model["opset"])
     _check_file(model, where)
     _take(model, "accuracy", dict, where)
     _take(model, "provenance", dict, where)
@@ -137,6 +142,7 @@ def _check_file(given: Mapping[str, Any], where: str) -> None:
 
 
 def _check_file_name(name: str, where: str) -> None:
+    _check_length(name, "file", where)
     if (
         name in ("", ".", "..")
         or "/" in name
@@ -150,16 +156,31 @@ def _check_file_name(name: str, where: str) -> None:
         _wrong(where, "file", f"another name than {MANIFEST_FILE}, {AUTO_FILE} and {VERIFIED_FILE}", name)
 
 
-def _check_classes(classes: list[Any], where: str) -> None:
-    if not classes or not all(isinstance(name, str) and name for name in classes):
+def check_classes(classes: Any, where: str) -> None:
+    """Check a list of class names: texts, not empty, each once, within `vae_edge.limits`.
+
+    Raises:
+        BundleError: with the field and what is wrong with it; `where` is what the message calls the file.
+    """
+    if not isinstance(classes, list) or not classes or not all(isinstance(name, str) and name for name in classes):
         _wrong(where, "classes", "a list of at least one name", classes)
+    if len(classes) > MAX_CLASSES:
+        _wrong(where, "classes", f"a list of at most {MAX_CLASSES} names", f"one of {len(classes)}")
+    for name in classes:
+        _check_length(name, "classes", where)
     _check_unique(classes, "class", where)
 
 
-def _check_input(given: Mapping[str, Any], where: str) -> None:
-    where += ", input"
-    if _take(given, "size", int, where) < 1:
-        _wrong(where, "size", "the side of the image in pixels", given["size"])
+def check_input(given: Any, where: str) -> None:
+    """Check the JSON form of an `InputSpec`.
+
+    Raises:
+        BundleError: as `check_classes`.
+    """
+    if not isinstance(given, dict):
+        _wrong(where, "input", "an object", given)
+    if not 1 <= _take(given, "size", int, where) <= MAX_INPUT_SIZE:
+        _wrong(where, "size", f"the side of the image in pixels, from 1 to {MAX_INPUT_SIZE}", given["size"])
     if _take(given, "channels", int, where) not in (1, 3):
         _wrong(where, "channels", "1 or 3", given["channels"])
     if _take(given, "background", str, where) not in ("dark", "light", "none"):
@@ -169,6 +190,37 @@ def _check_input(given: Mapping[str, Any], where: str) -> None:
     for key, allowed in _OPTIONAL_INPUT.items():
         if key in given and (isinstance(given[key], (bool, float)) or given[key] not in allowed):
             _wrong(where, key, " or ".join("null" if value is None else str(value) for value in allowed), given[key])
+
+
+def check_data(given: Mapping[str, Any], where: str) -> None:
+    """Check what is said of the training data, of which any part may be missing.
+
+    Raises:
+        BundleError: as `check_classes`.
+    """
+    for key in ("ambiguous", "absent"):
+        names = given.get(key, [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            _wrong(where, key, "a list of names", names)
+    if given.get("fingerprint") is not None:
+        _take(given, "fingerprint", str, where)
+    if "holdout_fraction" in given and not 0 <= _number(given, "holdout_fraction", where) < 1:
+        _wrong(where, "holdout_fraction", "a share from 0 to below 1", given["holdout_fraction"])
+    for key in ("seed", "trained_on", "unlabelled"):
+        if key in given and not 0 <= _take(given, key, int, where) < 2**31:
+            _wrong(where, key, f"a whole number from 0 to {2**31 - 1}", given[key])
+    if given.get("brightness") is not None:
+        found = _take(given, "brightness", dict, where)
+        for key in ("mean", "largest"):
+            if len(_take(found, key, list, f"{where}, brightness")) != 3:
+                _wrong(f"{where}, brightness", key, "three numbers", found[key])
+            for k in range(3):
+                _number(dict(enumerate(found[key])), k, f"{where}, brightness, {key}")
+
+
+def _check_length(text: str, key: str, where: str) -> None:
+    if len(text) > MAX_NAME:
+        _wrong(where, key, f"a text of at most {MAX_NAME} characters", text)
 
 
 def _check_rotation(manifest: Mapping[str, Any], where: str) -> None:
@@ -185,7 +237,9 @@ def _check_rotation(manifest: Mapping[str, Any], where: str) -> None:
 def _check_unique(names: list[str], what: str, where: str) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise BundleError(f"{where} has the same {what} twice ({twice[0]!r}): it is damaged; export the bundle again.")
+        raise BundleError(
+            f"{where} has the same {what} twice ({twice[0][:80]!r}): it is damaged; export the bundle again."
+        )
 
 
 def _take(mapping: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
@@ -198,7 +252,7 @@ def _take(mapping: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
     return value
 
 
-def _number(mapping: Mapping[str, Any], key: str, where: str) -> float:
+def _number(mapping: Mapping[Any, Any], key: Any, where: str) -> float:
     if key not in mapping:
         _missing(where, key)
     value = mapping[key]
@@ -207,11 +261,11 @@ def _number(mapping: Mapping[str, Any], key: str, where: str) -> float:
     return float(value)
 
 
-def _missing(where: str, key: str) -> NoReturn:
+def _missing(where: str, key: object) -> NoReturn:
     raise BundleError(f"{where} lacks the field {key!r}: it is damaged or not a bundle's; export the bundle again.")
 
 
-def _wrong(where: str, key: str, expected: str, came: object) -> NoReturn:
-    shown = repr(came)
+def _wrong(where: str, key: object, expected: str, came: object) -> NoReturn:
+    shown = repr(came[:80] if isinstance(came, (str, list)) else came)
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
     raise BundleError(f"{where}: the field {key!r} should be {expected}, but it is {shown}; export the bundle again.")

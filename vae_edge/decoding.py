@@ -15,17 +15,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from vae_edge import files
 from vae_edge.errors import DataError
 from vae_edge.framing import ArrayPage, Box, Page, boxes, tiles
-
-MAX_PIXELS = 64_000_000
-"""More pixels than this are never decoded."""
-MAX_LINES = 4_000_000
-"""Nor more lines: Pillow keeps a pointer for each, so that a column of pixels costs twelve bytes a pixel."""
+from vae_edge.limits import MAX_IMAGE_BYTES, MAX_LINES, MAX_PIXELS
+from vae_edge.whole_image import check_whole
 
 SMALL = 2048 * 2048
 """Pages of at most so many pixels are converted as a whole, once."""
@@ -191,37 +190,28 @@ def decoded(source: str | os.PathLike[str] | Image.Image, depth: int | None = No
         return
     if not isinstance(source, (str, os.PathLike)):
         raise DataError(f"An image is a path or a Pillow image, but a {type(source).__name__} came.")
-    with _opened(Path(source)) as image:
-        steps = [FIRST_FRAME] if _is_animated(image) else []
-        found = _to_page(image, str(Path(source)), steps, depth)
+    with _opened(Path(source)) as (image, file):
+        steps = [FIRST_FRAME] if _is_animated(image, str(source)) else []
+        found = _to_page(image, str(Path(source)), steps, depth, file)
         try:
             yield found
         finally:
             found.page = _NO_PAGE  # nobody keeps the pixels when others are let in
 
 
-def _is_animated(image: Image.Image) -> bool:
-    """Whether it has more frames; not so of a photograph (MPO), whose further images are its preview or its depth."""
-    return bool(getattr(image, "is_animated", False)) and image.format != "MPO"
-
-
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path) -> Iterator[tuple[Image.Image, BinaryIO]]:
     """An image file of bearable size, when there is room to decode it; its pixels are gone when others are let in."""
-    image = _open(path)
-    try:
+    with _open(path) as (image, file):
         _check_size(image, str(path))
-    except DataError:
-        image.close()
-        raise
-    with _BUDGET.take(_decoding_bytes(image)):
-        try:
-            yield image
-        finally:
-            large = image.width * image.height > SMALL
-            image.close()
-            if large:
-                _trim()
+        with _BUDGET.take(_decoding_bytes(image)):
+            try:
+                yield image, file
+            finally:
+                large = image.width * image.height > SMALL
+                image.close()
+                if large:
+                    _trim()
 
 
 def _trim() -> None:
@@ -236,24 +226,36 @@ def _decoding_bytes(image: Image.Image) -> int:
     return image.width * image.height * each
 
 
-def _open(path: Path) -> Image.Image:
-    """Read the header only. The lock is there because Python's warning filters belong to the whole process."""
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[tuple[Image.Image, BinaryIO]]:
+    """Read the header only; gives the image, and the file of which Pillow reads its pixels."""
     try:
-        if not (path.is_file() or path.is_dir()) and path.exists():  # opening a pipe would wait for who fills it
-            raise DataError(f"{path} is a pipe, a socket or a device, but an image file was expected.")
-        with _OPENING, warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(path, formats=FORMATS)
-    except DataError:
-        raise
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} was not decoded: {_too_large(error)}") from error
+        file = files.open_regular(path)
     except FileNotFoundError as error:
         raise DataError(f"{path}: there is no such file.") from error
-    except IsADirectoryError as error:
-        raise DataError(f"{path} is a folder, but an image file was expected; name the files in it.") from error
+    except (OSError, ValueError) as error:
+        if os.path.isdir(path):  # noqa: PTH112 (a Path's raises for a name that is too long)
+            raise DataError(f"{path} is a folder, but an image file was expected; name the files in it.") from error
+        raise DataError(f"{path} cannot be read as an image: {error}") from error
+    with file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_IMAGE_BYTES:
+            raise DataError(f"{path} was not decoded: it has {size} bytes; expected at most {MAX_IMAGE_BYTES}.")
+        with _header(path, file, size) as image:
+            yield image, file
+
+
+def _header(path: Path, file: BinaryIO, size: int) -> Image.Image:
+    """Have Pillow read the header. The lock is there because Python's warning filters belong to the whole process."""
+    try:
+        with _OPENING, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return Image.open(file, formats=FORMATS)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} was not decoded: {_too_large(error)}") from error
     except UnidentifiedImageError as error:
-        state = "is empty" if path.stat().st_size == 0 else "does not decode as an image"
+        state = "is empty" if size == 0 else "does not decode as an image"
         raise DataError(f"{path} {state}; expected one of {', '.join(FORMATS)}.") from error
     except Exception as error:  # a decoder fed hostile bytes may raise anything
         raise DataError(f"{path} cannot be read as an image: {error}") from error
@@ -275,12 +277,22 @@ def _check_size(image: Image.Image, name: str) -> None:
         )
 
 
-def _to_page(image: Image.Image, name: str, steps: list[str], depth: int | None) -> Decoded:
+def _is_animated(image: Image.Image, name: str) -> bool:
+    """Whether it has more frames; not so of a photograph (MPO), whose further images are its preview or its depth."""
+    try:
+        return bool(getattr(image, "is_animated", False)) and image.format != "MPO"
+    except Exception as error:  # as in `_header`
+        raise DataError(f"{name} is damaged or truncated and does not decode: {error}") from error
+
+
+def _to_page(
+    image: Image.Image, name: str, steps: list[str], depth: int | None, file: BinaryIO | None = None
+) -> Decoded:
     size, mode = image.size, image.mode
     in_memory, deep = image.format is None, _is_deep_colour(image)
     try:
-        cut = _load(image)
-    except Exception as error:  # as above
+        cut = _load(image, file)
+    except Exception as error:  # as in `_header`
         raise DataError(f"{name} is damaged or truncated and does not decode: {error}") from error
     orientation = _orientation(image, steps)
     found = Decoded(_NO_PAGE, name, size, mode, steps)
@@ -317,8 +329,8 @@ def _to_page(image: Image.Image, name: str, steps: list[str], depth: int | None)
     return found
 
 
-def _load(image: Image.Image) -> Callable[[Box], Image.Image]:
-    """Decode; gives a function that cuts boxes."""
+def _load(image: Image.Image, file: BinaryIO | None) -> Callable[[Box], Image.Image]:
+    """Decode, of a file where there is one; gives a function that cuts boxes."""
     if image.format == "WEBP" and image.width * image.height > SMALL and hasattr(image, "_decoder"):
         # The decoder holds two canvases of four bytes a pixel, and `load` would make two more of what it gives.
         frame = image._decoder.get_next()
@@ -328,6 +340,8 @@ def _load(image: Image.Image) -> Callable[[Box], Image.Image]:
         pixels = np.frombuffer(frame[0], np.uint8).reshape(image.height, image.width, 4)[..., : len(image.getbands())]
         return lambda box: Image.fromarray(pixels[box[1] : box[3], box[0] : box[2]])
     image.load()
+    if file is not None:
+        check_whole(image, file)
     return lambda box: image.crop(box) if box != (0, 0, *image.size) else image
 
 
@@ -469,7 +483,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     Raises:
         DataError: the file is missing or no image.
     """
-    with _open(Path(path)) as image:
+    with _open(Path(path)) as (image, _):
         return Header(image.size, image.mode in _SIXTEEN_BIT or image.mode == "I", _is_deep_colour(image))
 
 
@@ -479,9 +493,9 @@ def highest_value(path: str | os.PathLike[str]) -> int:
     Raises:
         DataError: see `decoded`.
     """
-    with _opened(Path(path)) as image:
+    with _opened(Path(path)) as (image, file):
         try:
-            cut = _load(image)
+            cut = _load(image, file)
         except Exception as error:  # as in `_to_page`
             raise DataError(f"{path} is damaged or truncated and does not decode: {error}") from error
         return _extremes(_Stored(cut, image.size, 1, np.asarray, 1))[1]

@@ -7,21 +7,25 @@ makes. `open_regular`, `read_bytes` and `read_json` refuse these; their callers 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import math
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+from vae_edge.limits import MAX_JSON_BYTES, MAX_JSON_DEPTH
 from vae_edge.text import SUBSTITUTE, json_text
 
-MAX_JSON_BYTES = 16 << 20
-MAX_JSON_DEPTH = 32
 _MAX_INTEGER = 2**63 - 1
+_MAX_DIGITS = 20
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -36,24 +40,77 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside `path`; when the block ends well, sync it and rename it to `path`.
 
     When the block raises, or the disk is full, the temporary file is removed and whatever stood at `path` still stands.
+    What a killed writer of the same `path` left is removed as well.
 
     Raises:
-        OSError: if the folder cannot be made or written.
+        OSError: if the folder cannot be made or written; it names `path`, a full disk too.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
+    with naming(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_left_over(target)
+        temporary, lock = _locked_temporary(target)
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(target)
+            _sync_folder(target.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+            os.close(lock)
+
+
+@contextlib.contextmanager
+def naming(target: str | os.PathLike[str]) -> Iterator[None]:
+    """Let an OSError of a full or failing disk, or about a temporary file, name `target`, which the user asked for."""
+    target = Path(target)
+    beginning = str(target.with_name(f".{target.name}."))
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(target)
-        _sync_folder(target.parent)
+        yield
+    except OSError as error:
+        names = (error.filename, error.filename2)  # of a copy, the second is what is written
+        about_temporary = any(isinstance(name, (str, Path)) and str(name).startswith(beginning) for name in names)
+        if about_temporary or (error.filename is None and error.errno in _FULL):
+            raise OSError(error.errno, error.strerror, str(target)) from error
+        raise
+
+
+def remove_left_over(target: Path) -> None:
+    """Remove the temporary files of killed writers of `target`: those that no process holds."""
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.\w{{8}}\.part")
+    with os.scandir(target.parent) as entries:
+        left = [entry.path for entry in entries if pattern.fullmatch(entry.name)]
+    for path in left:
+        remove_if_left(Path(path))
+
+
+def remove_if_left(path: Path) -> None:
+    """Remove a temporary file, unless a writer still holds it, or nobody can tell (a file system without locks)."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:  # gone, a link, or another user's
+        return
+    try:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
+    except OSError:  # held by its writer, or no locks
+        return
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _locked_temporary(target: Path) -> tuple[Path, int]:
+    """A new file beside `target` and a descriptor whose lock says that its writer lives."""
+    while True:
+        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+        with contextlib.suppress(OSError):  # a file system without locks: then nobody removes what is left
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:  # nobody took it for a left-over before it was locked
+            return Path(name), descriptor
+        os.close(descriptor)
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
@@ -124,7 +181,7 @@ def parse_json(content: bytes | str) -> Any:
     """
     try:
         text = content if isinstance(content, str) else content.decode("utf-8")
-        value = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
+        value = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_no_constant, parse_int=_integer)
     except RecursionError:
         raise ValueError(f"it is nested deeper than {MAX_JSON_DEPTH}") from None
     level = [value]
@@ -165,6 +222,12 @@ def _check_plain(value: Any) -> None:
         raise ValueError("a number in it is beyond what a 64-bit float holds")
     elif isinstance(value, int) and abs(value) > _MAX_INTEGER:
         raise ValueError("an integer in it is beyond 64 bits")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:  # long ones take quadratic time
+        raise ValueError("an integer in it is beyond 64 bits")
+    return int(digits)
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -21,14 +21,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vae_edge import files
+from vae_edge.array_file import read_arrays
 from vae_edge.errors import BundleError
+from vae_edge.limits import MAX_PROBE_BYTES, MAX_PROBES
 
 SCHEMA = 1
 ANGLES = ("angle", "second_angle")  # radians, compared on the circle
 PROJECTIONS = 4
 FINGERPRINT = 1 + PROJECTIONS  # numbers for each tensor and image
 OUTLIER_SHARE = 0.04  # share of the images that may depart further: two of 64
-MOST_BYTES = 256 << 20  # of the arrays of one file; more is taken for damage
 
 
 @dataclass(frozen=True)
@@ -205,37 +207,66 @@ def load(path: str | os.PathLike[str]) -> Probes:
         BundleError: if the file is missing, damaged or of another version.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(member.file_size for member in archive.infolist()) > MOST_BYTES:
-                raise ValueError(f"it unpacks to more than {MOST_BYTES >> 20} MiB")
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        about = json.loads(arrays["about"].tobytes())
-        if about["schema"] != SCHEMA:
-            raise ValueError(f"schema {about['schema']}, this version reads schema {SCHEMA}")
-        images = arrays["images"]
-        if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
-            raise ValueError(f"its images are {images.dtype} {list(images.shape)}, not uint8 [P, S, S, C]")
-        models = {digest: _expected(arrays, model, len(images)) for digest, model in about["models"].items()}
-        return Probes(images, models)
-    except Exception as error:  # a damaged archive may raise anything, MemoryError and RecursionError too
+        with files.open_regular(path) as file:
+            arrays = {name: array for name, array in read_arrays(file, MAX_PROBE_BYTES).items() if array is not None}
+        return _probes(arrays)
+    except (OSError, ValueError) as error:
         raise BundleError(
             f"{Path(path)} does not hold readable probe images ({error}): export and quantize the bundle again."
         ) from error
 
 
-def _expected(arrays: Mapping[str, NDArray[Any]], model: Mapping[str, Any], count: int) -> Expected:
-    number = int(model["number"])
-    tolerance = {name: Tolerance(float(mean), float(largest)) for name, (mean, largest) in model["tolerance"].items()}
-    inner = model["inner"]
-    outputs = {name: arrays[f"{number}/out/{name}"] for name in tolerance}
-    if not outputs or any(values.dtype.kind != "f" or len(values) != count for values in outputs.values()):
-        raise ValueError(f"its answers are not floats for each of {count} images")
-    if not all(0 < limit < np.inf for allowed in tolerance.values() for limit in (allowed.mean, allowed.largest)):
+def _probes(arrays: Mapping[str, NDArray[Any]]) -> Probes:
+    """What the arrays of an archive mean; anything odd is a ValueError."""
+    images, about = arrays.get("images"), arrays.get("about")
+    if images is None or about is None or about.dtype != np.uint8 or about.ndim != 1:
+        raise ValueError("it lacks its images, or what they are about")
+    if images.dtype != np.uint8 or images.ndim != 4 or not images.size or len(images) > MAX_PROBES:
+        raise ValueError(f"its images are {images.dtype} {list(images.shape)}, not uint8 [P, S, S, C]")
+    said = files.parse_json(about.tobytes())
+    if not isinstance(said, dict) or said.get("schema") != SCHEMA:
+        raise ValueError(f"it is not of schema {SCHEMA}, which this version reads")
+    return Probes(images, {name: _expected(arrays, one, len(images)) for name, one in _object(said, "models").items()})
+
+
+def _object(values: Any, key: str) -> dict[str, Any]:
+    found = values.get(key) if isinstance(values, dict) else None
+    if not isinstance(found, dict):
+        raise ValueError(f"it says no {key}")
+    return found
+
+
+def _limit(value: Any) -> float:
+    """A difference that is allowed."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < np.inf:
         raise ValueError("a tolerance is not a number above 0")
-    return Expected(
-        outputs,
-        tolerance,
-        dict(zip(inner, arrays[f"{number}/inner"], strict=True)) if inner else {},
-        {name: float(limit) for name, limit in inner.items()},
-    )
+    return float(value)
+
+
+def _expected(arrays: Mapping[str, NDArray[Any]], model: Any, count: int) -> Expected:
+    stated, inner = _object(model, "tolerance"), _object(model, "inner")
+    number = model.get("number")
+    outputs, tolerance = {}, {}
+    for name, pair in stated.items():
+        values = arrays.get(f"{number}/out/{name}")
+        if values is None or values.dtype.kind != "f" or values.ndim < 1 or len(values) != count:
+            raise ValueError(f"its answers are not floats for each of {count} images")
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise ValueError("a tolerance is not a mean and a largest difference")
+        outputs[name], tolerance[name] = values, Tolerance(_limit(pair[0]), _limit(pair[1]))
+    if not outputs:
+        raise ValueError("it holds no answers of a model")
+    limits = {name: _limit(limit) for name, limit in inner.items()}
+    if not limits:
+        return Expected(outputs, tolerance, {}, {})
+    marks = arrays.get(f"{number}/inner")
+    if (
+        marks is None
+        or marks.dtype.kind != "f"
+        or marks.ndim != 3
+        or len(marks) != len(limits)
+        or not 0 < marks.shape[1] <= count
+        or marks.shape[2] != FINGERPRINT
+    ):
+        raise ValueError("its fingerprints of tensors inside are not those of its models")
+    return Expected(outputs, tolerance, dict(zip(limits, marks, strict=True)), limits)

@@ -141,7 +141,7 @@ def inspect(arguments: argparse.Namespace) -> None:
     path = Path(arguments.path)
     if not path.exists():
         raise BundleError(f"{path} is not there: expected a training run, a bundle, an ONNX file or an engine")
-    if (path / "manifest.json").is_file():
+    if (path / "manifest.json").exists():
         result = _inspect_bundle(path)
     elif path.is_dir():
         result = _inspect_run(path)
@@ -170,8 +170,14 @@ def _tree(value: Any, indent: int = 0) -> Iterator[str]:
 
 def _inspect_bundle(path: Path) -> dict[str, Any]:
     from vae_edge.bundle import load_bundle
+    from vae_edge.probes import load as load_probes
+    from vae_edge.runtime.model_file import read_model
 
     bundle = load_bundle(path)
+    for entry in bundle.select(format="onnx"):
+        read_model(bundle.file(entry), entry)
+    if bundle.probes is not None:
+        load_probes(bundle.file(bundle.probes))
     return {"kind": "bundle", "path": str(path), "verified": True, **dict(bundle.manifest)}
 
 
@@ -205,7 +211,9 @@ def _inspect_onnx(path: Path) -> dict[str, Any]:
         sides = [dim.dim_param or str(dim.dim_value) for dim in tensor.shape.dim]
         import onnx
 
-        return f"{onnx.TensorProto.DataType.Name(tensor.elem_type).lower()} [{', '.join(sides)}]"
+        known = tensor.elem_type in onnx.TensorProto.DataType.values()
+        kind = onnx.TensorProto.DataType.Name(tensor.elem_type).lower() if known else f"type {tensor.elem_type}"
+        return f"{kind} [{', '.join(sides)}]"
 
     return {
         "kind": "onnx",

@@ -74,15 +74,14 @@ def angle_words(predictions: Any, k: int) -> str:
 def verify(arguments: argparse.Namespace) -> int:
     """`vae-edge verify`: 0 where all answers are right, 1 where some are wrong or could not be told."""
     from vae_edge.files import write_json, write_text
-    from vae_edge.runtime.verification import to_markdown
-    from vae_edge.runtime.verification import verify as verify_bundle
+    from vae_edge.runtime import verification
 
     out = check_folder("--out", arguments.out) if arguments.out else Path(arguments.bundle)
-    result = verify_bundle(arguments.bundle, arguments.backend, arguments.threads)
+    result = verification.verify_apart(arguments.bundle, arguments.backend, arguments.threads)
     emit(result, arguments.json, lambda: _verification_lines(result))
     try:
         write_json(out / "verification.json", result)
-        write_text(out / "verification.md", to_markdown(result))
+        write_text(out / "verification.md", verification.to_markdown(result))
         say(f"report: {out / 'verification.md'}")
     except OSError as error:
         say(f"the report cannot be written to {out} ({error}): name another folder with --out")

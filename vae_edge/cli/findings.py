@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -151,9 +150,9 @@ def _pick(samples: SampleSet, chosen: Any) -> SampleSet:
 
 
 def _log(run: Path) -> list[dict[str, float]]:
-    from vae_edge.training.checkpoint import LOG
+    from vae_edge.training.checkpoint import read_log
 
-    return [json.loads(line) for line in (run / LOG).read_text(encoding="utf-8").splitlines()]
+    return read_log(run)
 
 
 def _facts(checkpoint: Any, benchmark: dict[str, Any]) -> dict[str, Any]:

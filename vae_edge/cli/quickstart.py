@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from vae_edge.cli.console import emit, percent, say, sharing_progress
 from vae_edge.cli.data import open_data
 from vae_edge.cli.outputs import check_folder
+from vae_edge.files import read_json
 
 SEEN_MOST = 170_000  # images shown in training, where there is the time
 SEEN_LEAST = 60_000  # and where there is not
@@ -50,10 +50,10 @@ def quickstart(arguments: argparse.Namespace) -> None:
 
 def _trained_before(run: Path) -> float:
     """Seconds of training that an earlier call, which was stopped, has put into the run."""
-    from vae_edge.training.checkpoint import LOG
+    from vae_edge.training.checkpoint import LOG, read_log
 
-    lines = (run / LOG).read_text(encoding="utf-8").splitlines() if (run / LOG).is_file() else []
-    return float(json.loads(lines[-1])["seconds"]) if lines else 0.0
+    lines = read_log(run) if (run / LOG).exists() else []
+    return float(lines[-1]["seconds"]) if lines else 0.0
 
 
 def _done_before(out: Path) -> dict[str, Any]:
@@ -61,8 +61,8 @@ def _done_before(out: Path) -> dict[str, Any]:
     if not (out / RESULT).is_file() or not (out / "report.html").is_file():
         return {}
     try:
-        result = json.loads((out / RESULT).read_text(encoding="utf-8"))
-    except ValueError as error:
+        result = read_json(out / RESULT)
+    except (OSError, ValueError) as error:
         say(f"{out / RESULT} is damaged ({error}); everything but the training is done again")
         return {}
     return result if isinstance(result, dict) else {}
@@ -178,7 +178,7 @@ def _what_was_trained(run: Path, choice: Path) -> str:
     assert epochs is not None
     words = f"{epochs} epochs, {epochs * images:,} images shown"
     try:
-        chosen = json.loads(choice.read_text(encoding="utf-8"))
+        chosen = read_json(choice)
         return f"{words} ({chosen['why']})" if chosen["epochs"] == epochs else words
     except (OSError, ValueError, KeyError, TypeError):  # the epochs were asked for
         return words

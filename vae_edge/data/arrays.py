@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from PIL import Image
 
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.images import how_to_uint8, resize_square
+from vae_edge.limits import MAX_ARRAY_BYTES
 
 SMALLEST, LARGEST = 28, 64
 """The sides, in pixels, of the images that models take."""
-MAX_BYTES = 8 << 30
-"""More is not read at once: a file's header that promises more is taken for damage."""
+
+
+def read_limit() -> int:
+    """How many bytes of arrays are read at once: `MAX_ARRAY_BYTES`, or what this machine has free, if that is less."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return min(MAX_ARRAY_BYTES, int(line.split()[1]) * 1024)
+    except (OSError, ValueError, IndexError):
+        return MAX_ARRAY_BYTES  # not Linux, or hidden
+    return MAX_ARRAY_BYTES
 
 
 def check_options(size: int | None, channels: int | None) -> None:

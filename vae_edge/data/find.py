@@ -114,7 +114,7 @@ def _load(path: Path, size: int | None, channels: int | None, fit: str, prepared
             f"{path} holds no data set: expected IDX files (train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz), "
             "or images in one sub-folder a class."
         )
-    if path.suffix.lower() == ".npz" or zipfile.is_zipfile(path):
+    if path.suffix.lower() == ".npz" or (path.is_file() and zipfile.is_zipfile(path)):
         return load_npz(path, size, channels)
     if "idx" in path.name or "ubyte" in path.name:
         return load_idx_file(path, size, channels)

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import re
 import struct
 import zlib
-from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from vae_edge.data.arrays import MAX_BYTES, shaped
+from vae_edge import files
+from vae_edge.data.arrays import read_limit, shaped
 from vae_edge.data.sets import Dataset, LabelledImages, labelled, numbered_classes
 from vae_edge.errors import DataError
+from vae_edge.limits import MAX_INPUT_SIZE, MAX_TEXT_BYTES
 
 CLASSES_FILE = "classes.txt"
 """Beside IDX files, it names the classes, one a line."""
@@ -82,21 +85,21 @@ def read_idx(path: Path, ranks: tuple[int, ...]) -> np.ndarray:
         DataError: missing, empty, truncated, damaged, too long, of another type or rank, or absurdly large.
     """
     try:
-        length = path.stat().st_size
-        if not length:
-            raise DataError(f"{path} is empty; expected an IDX file.")
-        with path.open("rb") as raw:
+        with files.open_regular(path) as raw:
+            length = os.fstat(raw.fileno()).st_size
+            if not length:
+                raise DataError(f"{path} is empty; expected an IDX file.")
             compressed = raw.read(2) == _GZIP
             raw.seek(0)
             if not compressed:
                 return _parse(path, raw, ranks, length)
             with gzip.GzipFile(fileobj=raw) as stream:
                 return _parse(path, stream, ranks, length * _DEFLATE_LIMIT)
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}. If it was downloaded, download it again.") from error
 
 
-def _parse(path: Path, stream: gzip.GzipFile | BufferedReader, ranks: tuple[int, ...], most: int) -> np.ndarray:
+def _parse(path: Path, stream: Any, ranks: tuple[int, ...], most: int) -> np.ndarray:
     """Read header and values; `most` is how many bytes there can be at all."""
     magic = stream.read(4)
     expected = " or ".join(f"00 00 08 {rank:02x}" for rank in ranks)
@@ -108,10 +111,12 @@ def _parse(path: Path, stream: gzip.GzipFile | BufferedReader, ranks: tuple[int,
     if len(header) < 4 * magic[3]:
         raise DataError(f"{path} is truncated in its header.")
     dims = struct.unpack(f">{magic[3]}I", header)
-    total = math.prod(dims)
+    total, limit = math.prod(dims), read_limit()
     promise = f"{path} promises {'×'.join(map(str, dims))} bytes in its header"
-    if total > MAX_BYTES:
-        raise DataError(f"{promise}, more than the {MAX_BYTES >> 30} GiB that are read at once; it is likely damaged.")
+    if not total and max(dims) > MAX_INPUT_SIZE:
+        raise DataError(f"{promise}: it holds nothing, and is likely damaged.")
+    if total > limit:
+        raise DataError(f"{promise}, more than the {limit >> 20} MiB that are read at once here; it is likely damaged.")
     if total > most:
         raise DataError(f"{promise}, but is truncated: it cannot hold more than {most}.")
     values = np.empty(total, dtype=np.uint8)
@@ -158,9 +163,10 @@ def _class_names(folder: Path, source: str, highest: int) -> tuple[str, ...]:
     path = folder / CLASSES_FILE
     if path.is_file():
         try:
-            names = tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
-        except (OSError, UnicodeDecodeError) as error:
+            text = files.read_bytes(path, MAX_TEXT_BYTES).decode("utf-8")
+        except (OSError, ValueError) as error:
             raise DataError(f"{path} cannot be read as UTF-8 text: {error}.") from error
+        names = tuple(line.strip() for line in text.splitlines() if line.strip())
         if len(set(names)) != len(names):
             raise DataError(f"{path} names a class twice; expected one class a line.")
         return names

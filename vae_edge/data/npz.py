@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
-import zipfile
-import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from vae_edge.data.arrays import MAX_BYTES, shaped
+from vae_edge import files
+from vae_edge.array_file import read_arrays
+from vae_edge.data.arrays import read_limit, shaped
 from vae_edge.data.listing import UNLABELLED
 from vae_edge.data.sets import Dataset, LabelledImages, labelled, numbered_classes, two_halves
 from vae_edge.errors import DataError
+from vae_edge.limits import MAX_CLASSES, MAX_NAME
 
 _NAMES = {
     "train": (("images", "x", "x_train", "train_images"), ("labels", "y", "y_train", "train_labels"), "angles_deg"),
@@ -21,7 +20,6 @@ _NAMES = {
     "test": (("x_test", "test_images"), ("y_test", "test_labels"), "angles_deg_test"),
 }
 """For each part: the names of its images, of its labels, and of its angles."""
-_DEFLATE_LIMIT = 1032
 
 
 def load_npz(path: Path, size: int | None = None, channels: int | None = None) -> Dataset:
@@ -42,7 +40,7 @@ def load_npz(path: Path, size: int | None = None, channels: int | None = None) -
             continue
         if images is None or labels is None:
             missing = image_names if images is None else label_names
-            raise DataError(f"{path} lacks {' or '.join(missing)}; it holds {', '.join(sorted(arrays))}.")
+            raise DataError(f"{path} lacks {' or '.join(missing)}; it holds {_listed(arrays)}.")
         parts[role] = images, labels, arrays.get(angle_name)
     others = _one_of(path, arrays, UNLABELLED)
     if not parts:
@@ -50,7 +48,7 @@ def load_npz(path: Path, size: int | None = None, channels: int | None = None) -
             raise DataError(f"{path} has images without labels alone; expected images and labels beside them.")
         raise DataError(
             f"{path}: expected arrays named images and labels (or x_train, y_train, x_test, y_test), "
-            f"but it holds {', '.join(sorted(arrays)) or 'nothing'}."
+            f"but it holds {_listed(arrays)}."
         )
     labels_of = {role: _labels(f"{path}, {role} labels", labels) for role, (_, labels, _) in parts.items()}
     classes = _classes(path, arrays.get("classes"), list(labels_of.values()))
@@ -71,37 +69,20 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         name for *pairs, angles in _NAMES.values() for name in (*pairs[0], *pairs[1], angles)
     }
     try:
-        with zipfile.ZipFile(path) as archive:
-            arrays: dict[str, np.ndarray] = {}
-            for member in archive.infolist():
-                name = member.filename.removesuffix(".npy").lower()
-                if name in arrays:
-                    raise DataError(f"{path} holds two arrays named {name}.")
-                arrays[name] = _read_member(path, archive, member) if name in known else np.empty(0)
-            return arrays
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise DataError(f"{path} cannot be read as a NumPy archive (.npz): {error}") from error
+        with files.open_regular(path) as file:
+            found = read_arrays(file, read_limit(), lambda name: name.lower() in known)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as a NumPy archive (.npz): {error}.") from error
+    arrays: dict[str, np.ndarray] = {}
+    for name, array in found.items():
+        if name.lower() in arrays:
+            raise DataError(f"{path} holds two arrays named {name.lower()}.")
+        arrays[name.lower()] = np.empty(0) if array is None else array
+    return arrays
 
 
-def _read_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """Read an array after its header is found to fit what is stored: a false one must not make us allocate."""
-    where = f"{path}, array {member.filename}"
-    with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        read_header: Any = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
-        shape, _, dtype = read_header(file)
-        start = file.tell()
-    if dtype.hasobject:
-        raise DataError(f"{where} holds pickled Python objects, which are never read; save plain numbers or strings.")
-    total = math.prod(shape) * dtype.itemsize
-    if total > MAX_BYTES or total > _DEFLATE_LIMIT * max(member.compress_size, 1):
-        raise DataError(f"{where} promises {list(shape)} of {dtype}, which its {member.compress_size} bytes cannot be.")
-    if total != member.file_size - start:
-        raise DataError(f"{where} promises {total} bytes, but holds {member.file_size - start}; it is damaged.")
-    with archive.open(member) as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
+def _listed(arrays: dict[str, np.ndarray]) -> str:
+    return ", ".join(name[:40] for name in sorted(arrays)[:20]) or "nothing"
 
 
 def _one_of(path: Path, arrays: dict[str, np.ndarray], names: tuple[str, ...]) -> np.ndarray | None:
@@ -134,6 +115,8 @@ def _classes(path: Path, names: np.ndarray | None, labels: list[np.ndarray]) -> 
     if names is not None:
         if names.ndim != 1 or names.dtype.kind != "U":
             raise DataError(f"{path}: classes are a list of strings, but {names.dtype} {list(names.shape)} came.")
+        if len(names) > MAX_CLASSES or names.dtype.itemsize > 4 * MAX_NAME:
+            raise DataError(f"{path}: at most {MAX_CLASSES} classes of at most {MAX_NAME} characters may be.")
         if len(set(names.tolist())) != len(names):
             raise DataError(f"{path}: classes name one class twice.")
         return tuple(str(name) for name in names)

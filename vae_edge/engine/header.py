@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 import struct
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from vae_edge import files
@@ -84,10 +83,12 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         EngineError: if the file cannot be read or is no whole TensorRT-RTX engine.
     """
     try:
-        with Path(path).open("rb") as file:
+        with files.open_regular(path) as file:
             return parse_header(file.read(HEADER_BYTES), os.fstat(file.fileno()).st_size, str(path))
     except OSError as error:
         raise EngineError(f"The engine {path} cannot be read ({error.strerror}): check the path.") from error
+    except ValueError as error:
+        raise EngineError(f"The engine {path} cannot be read: {error}.") from error
 
 
 def inspect_engine(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -97,12 +98,16 @@ def inspect_engine(path: str | os.PathLike[str]) -> dict[str, Any]:
         EngineError: as `read_header`.
     """
     header = read_header(path)
+    try:
+        digest = files.sha256(path)
+    except (OSError, ValueError) as error:
+        raise EngineError(f"The engine {path} cannot be read ({error}): check the path.") from error
     return {
         "file": str(path),
         "kind": "tensorrt_rtx",
         "version": header.version,
         "bytes": header.size,
-        "sha256": files.sha256(path),
+        "sha256": digest,
         "capability_mask": header.mask,
         "targets": list(header.targets),
         "later": header.later,

@@ -15,6 +15,7 @@ from torch import nn
 from vae_edge import __version__
 from vae_edge.errors import ExportError
 from vae_edge.export.quiet import errors_only
+from vae_edge.files import parse_json
 from vae_edge.processors import available_cpus
 
 if TYPE_CHECKING:
@@ -107,12 +108,15 @@ def get_metadata(model: onnx.ModelProto, name: object = "this ONNX file") -> dic
     """What `set_metadata` stored; `name` is what the file is called in the error.
 
     Raises:
-        ExportError: if the file was not written by us.
+        ExportError: if the file was not written by us, or its metadata is damaged.
     """
     ours = {p.key[len("vae_edge.") :]: p.value for p in model.metadata_props if p.key.startswith("vae_edge.")}
     if "version" not in ours:
         raise ExportError(f"{name} was not written by vae-edge: it has no vae_edge.version in its metadata")
-    return {key: json.loads(value) for key, value in ours.items()}
+    try:
+        return {key: parse_json(value) for key, value in ours.items()}
+    except ValueError as error:
+        raise ExportError(f"{name} is damaged: its metadata is not what vae-edge writes ({error})") from error
 
 
 def open_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:

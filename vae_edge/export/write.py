@@ -22,9 +22,13 @@ from vae_edge.export.onnx_file import OPSET, check_parity, replace_metadata, to_
 from vae_edge.export.precision import convert, for_calibration
 from vae_edge.export.probes import EVALUATED, choose_probes, write_probes
 from vae_edge.export.quality import Measured, brightness, check_images, compare, measure
+from vae_edge.files import naming, read_bytes
 from vae_edge.images import InputSpec
+from vae_edge.limits import MAX_MODEL_BYTES
 from vae_edge.model import AngleVAE
+from vae_edge.onnx_graph import read_graph
 from vae_edge.probes import load as load_probes
+from vae_edge.runtime.model_file import read_model
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,8 @@ def export_bundle(
                 provenance={**provenance, "parity": {"images": len(images), "largest_difference": parity}},
             )
             path = Path(folder) / f"{role}.onnx"
-            onnx.save(proto, path)
+            with naming(path):
+                onnx.save(proto, path)
             models.append((path, entry))
         file = Path(folder) / "probes.npz" if probes else None
         if file is not None:
@@ -127,6 +132,7 @@ def quantize_bundle(
     """
     bundle = load_bundle(path)
     source = bundle.find("classifier", "onnx", "fp32")
+    read_model(bundle.file(source), source)
     model = load_onnx(bundle.file(source))
     for images in (calibration, held):
         _check_fit(images, bundle)
@@ -158,7 +164,8 @@ def quantize_bundle(
         for target, model in converted.items():
             file, after = Path(folder) / f"{precision}.{target}.onnx", measured[target]
             replace_metadata(model, "threshold", after.threshold)
-            onnx.save(model, file)
+            with naming(file):
+                onnx.save(model, file)
             figures = {**after.figures, "fp32_accuracy": before.figures["accuracy"], "measured_on": measured_on}
             if findings.refused:
                 figures["refused"] = list(findings.refused)
@@ -222,11 +229,19 @@ def _write_probes(
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file; a damaged one is a BundleError."""
+    """Read an ONNX file without what lies outside it.
+
+    Raises:
+        BundleError: it is no regular file, too large, damaged, or refused by `vae_edge.onnx_graph`.
+    """
     try:
-        return onnx.load(path)
+        content = read_bytes(path, MAX_MODEL_BYTES)
+        read_graph(content, str(path))
+        return onnx.load_model_from_string(content)
     except (OSError, ValueError) as error:
         raise BundleError(f"{path} is not a readable ONNX file: {error}") from error
+    except BundleError:
+        raise
     except Exception as error:
         if type(error).__name__ == "DecodeError":  # protobuf's, whose module is not ours to import
             raise BundleError(f"{path} is not a readable ONNX file: {error}") from error

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, fields, is_dataclass, replace
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from vae_edge.errors import ConfigError
+from vae_edge.limits import MAX_ANGLE_BINS, MAX_BLOCKS, MAX_CLASSES, MAX_HIDDEN, MAX_WIDTH
 
 MIN_SIZE, MAX_SIZE = 28, 64
 LEAST_BINS = 12  # of the angle: with fewer, no second angle lies apart from the best one
@@ -44,16 +46,20 @@ class ModelConfig:
             raise ConfigError(f"{self.channels} image channels: expected 1 (grey) or 3 (colour)")
         if self.classes < 2:
             raise ConfigError(f"{self.classes} class: a classifier needs at least two")
+        if self.classes > MAX_CLASSES:
+            raise ConfigError(f"{self.classes} classes: expected at most {MAX_CLASSES}")
         for name in ("pose_widths", "widths"):
             widths = getattr(self, name)
-            if len(widths) < 2 or any(width < 16 or width % 16 for width in widths):
-                raise ConfigError(f"{name} {widths}: expected two or more multiples of 16")
-        if self.latent < 2 or self.hidden < 1:
-            raise ConfigError(f"latent {self.latent} and hidden {self.hidden}: expected at least 2 and 1")
+            if not 2 <= len(widths) <= MAX_BLOCKS or any(not 16 <= w <= MAX_WIDTH or w % 16 for w in widths):
+                raise ConfigError(f"{name} {widths[:8]}: expected 2 to {MAX_BLOCKS} multiples of 16 up to {MAX_WIDTH}")
+        if not 2 <= self.latent <= MAX_WIDTH or not 1 <= self.hidden <= MAX_HIDDEN:
+            raise ConfigError(
+                f"latent {self.latent} and hidden {self.hidden}: expected 2 to {MAX_WIDTH} and 1 to {MAX_HIDDEN}"
+            )
         if not 0 <= self.fill <= 1:
             raise ConfigError(f"fill {self.fill}: expected a number from 0 to 1")
-        if self.angle_bins < LEAST_BINS:
-            raise ConfigError(f"{self.angle_bins} angle bins: expected at least {LEAST_BINS}")
+        if not LEAST_BINS <= self.angle_bins <= MAX_ANGLE_BINS:
+            raise ConfigError(f"{self.angle_bins} angle bins: expected {LEAST_BINS} to {MAX_ANGLE_BINS}")
 
     def resolutions(self) -> list[int]:
         """The sides of the feature maps, from the image's to the last, which is at most 4: 28, 14, 7, 4."""
@@ -63,14 +69,47 @@ class ModelConfig:
         return sides
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """The configuration that a checkpoint stored. Unknown or missing names are a ConfigError."""
-        names = {field.name for field in fields(cls)}
-        if set(values) != names:
-            odd = sorted(set(values) ^ names)
-            raise ConfigError(f"model configuration does not fit this version: {', '.join(odd)} unknown or missing")
-        lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-        return cls(**{**values, **lists})
+    def from_dict(cls, values: Any) -> ModelConfig:
+        """The configuration that a checkpoint stored; anything else is a ConfigError."""
+        return cls(**checked_fields(cls, values, "model configuration"))
+
+
+def checked_fields(cls: type, values: Any, what: str, all_of_them: bool = True) -> dict[str, Any]:
+    """The fields of a dataclass as JSON stored them, with lists made tuples.
+
+    Args:
+        cls: its fields are bool, int, float, str, tuples of int, one of these or None, or other dataclasses.
+        values: what JSON held.
+        what: what the message calls it.
+        all_of_them: whether none may be missing.
+
+    Raises:
+        ConfigError: it is no object, a name is unknown or missing, or a value is of another type.
+    """
+    hints = get_type_hints(cls)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{what} should be an object, but a {type(values).__name__} came")
+    odd = sorted(set(values) ^ set(hints) if all_of_them else set(values) - set(hints))
+    if odd:
+        raise ConfigError(f"{what} does not fit this version: {', '.join(odd)[:200]} unknown or missing")
+    found = {}
+    for name, hint in ((name, hint) for name, hint in hints.items() if name in values):
+        value = tuple(values[name]) if isinstance(values[name], list) else values[name]
+        if isinstance(hint, type) and is_dataclass(hint):
+            value = hint(**checked_fields(hint, value, f"{what}, {name}", all_of_them))
+        elif not any(_is_of(value, kind) for kind in (get_args(hint) if isinstance(hint, UnionType) else [hint])):
+            raise ConfigError(f"{what}: {name} is {str(value)[:40]!r}, which is of another type than it should be")
+        found[name] = value
+    return found
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a value is of a field's type; a whole number is a float too, and a bool is no number."""
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_is_of(one, int) for one in value)
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    return isinstance(value, kind)
 
 
 PRESETS: dict[str, ModelConfig] = {

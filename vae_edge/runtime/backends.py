@@ -12,8 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from vae_edge.bundle import ModelEntry
-from vae_edge.errors import BackendError, BundleError
+from vae_edge.errors import BackendError, BundleError, VaeEdgeError
 from vae_edge.images import InputSpec
+from vae_edge.onnx_graph import ModelRefused
 from vae_edge.optional import import_package, is_installed, shadow
 
 DTYPES = {"tensor(uint8)": np.dtype(np.uint8), "tensor(float)": np.dtype(np.float32)}
@@ -105,6 +106,13 @@ def open_backend(name: str, file: Path, entry: ModelEntry, threads: int) -> Back
     opener = _backend_class(name)
     try:
         return opener(file, entry, threads)
+    except ModelRefused as error:
+        raise BundleError(
+            f"{file} is not a model that {name} {backend_version(name)} can load here ({error.reason}): "
+            "export it again, or see docs/limits.md."
+        ) from error
+    except VaeEdgeError:
+        raise
     except Exception as error:  # the engines' own exceptions share no base class
         first = str(error).strip().splitlines() or [type(error).__name__]
         raise BundleError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from math import isfinite
 from types import TracebackType
 from typing import Any
 
@@ -72,7 +73,7 @@ class Classifier:
 
         Raises:
             DataError: an image cannot be read or an array has the wrong form.
-            BackendError: the classifier was closed, or the engine failed.
+            BackendError: the classifier was closed, the engine failed, or an answer is NaN or infinite.
         """
         plain = invert == "never" and (color is None or color == "rgb") and fit in FIT and errors in ERRORS
         failed: dict[int, DataError] = {}
@@ -83,6 +84,10 @@ class Classifier:
             batch, found, failed = to_rows(images, self.input, invert, fit, color or "rgb", errors)
             interpret = lambda count: found  # noqa: E731
         outputs = self._run(self._engine, batch)
+        for k in self._order:
+            if not isfinite(np.vdot(outputs[k], outputs[k])):  # half a microsecond; squares may overflow
+                self._check_finite(outputs)
+                break
         for row in failed:
             for output in outputs:
                 output[row] = np.nan
@@ -188,6 +193,19 @@ class Classifier:
                 f"{self.backend} failed on a batch of {len(batch)} images ({error}): try another backend."
             ) from error
         return tuple(np.concatenate(parts) for parts in zip(*pieces, strict=True))
+
+    def _check_finite(self, outputs: tuple[np.ndarray, ...]) -> None:
+        """Refuse answers that are no numbers: no class is the most probable one of NaN."""
+        for k in self._order:
+            finite = np.isfinite(outputs[k].reshape(len(outputs[k]), -1)).all(1)
+            if not finite.all():
+                wrong = np.flatnonzero(~finite)
+                name = self._open(self._engine).outputs[k].name
+                raise BackendError(
+                    f"{self.backend} {self.precision} with {self.bundle.file(self.entry)} gives {name} that are NaN "
+                    f"or infinite for {len(wrong)} of {len(finite)} images (first: number {wrong[0]}, from 0): the "
+                    "model is damaged, or fails on such images; try another precision or backend, or export it again."
+                )
 
     def _open_reconstructor(self) -> Backend:
         """The bundle's reconstruction model in this precision or another, having proved itself."""

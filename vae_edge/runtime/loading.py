@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from vae_edge.bundle import load_bundle
+from vae_edge.bundle import Bundle, with_bundle
 from vae_edge.bundle_schema import PRECISIONS
 from vae_edge.errors import BackendError, ConfigError
 from vae_edge.runtime import auto, probing
@@ -49,7 +49,10 @@ def load(
         check_installed(backend)
     elif not installed_backends():
         raise BackendError('No backend is installed: run `pip install "vae-edge[onnxruntime]"`.')
-    bundle = load_bundle(path)
-    if backend == "auto" or precision == "auto":
-        return auto.choose(bundle, backend, precision, threads, verify)
-    return open_verified(bundle, backend, precision, threads, verify)
+
+    def opened(bundle: Bundle) -> Classifier:
+        if backend == "auto" or precision == "auto":
+            return auto.choose(bundle, backend, precision, threads, verify)
+        return open_verified(bundle, backend, precision, threads, verify)
+
+    return with_bundle(path, opened)

@@ -10,8 +10,11 @@ import numpy as np
 import onnxruntime as ort
 
 from vae_edge.bundle import ModelEntry
+from vae_edge.files import read_bytes
+from vae_edge.limits import MAX_MODEL_BYTES
 from vae_edge.runtime.backends import TensorInfo, allocate
 from vae_edge.runtime.machine import available_cpus
+from vae_edge.runtime.model_file import read_model
 from vae_edge.runtime.slots import Slot, Slots
 
 log = logging.getLogger(__name__)
@@ -33,7 +36,7 @@ class OnnxRuntimeBackend:
     """A model in ONNX Runtime's CPU provider."""
 
     def __init__(self, file: Path, entry: ModelEntry, threads: int) -> None:
-        """Load `file`; raises whatever ONNX Runtime raises for a file it refuses."""
+        """Load `file`; raises what `read_model` raises, and whatever ONNX Runtime raises for a model it refuses."""
         options = session_options(threads)
         if entry.precision == "int8" and entry.target == "any":
             log.info("%s is the int8 file for TensorRT, slow here: `vae-edge quantize` adds the files for CPUs.", file)
@@ -41,7 +44,7 @@ class OnnxRuntimeBackend:
         # At full optimization this rewrite makes fp8 graphs silently wrong.
         disabled = ["ReluQuantRewrite"] if entry.precision == "fp8" else None
         self.session = ort.InferenceSession(
-            str(file), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+            read_model(file, entry), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
         )
         self.inputs = tuple(TensorInfo(t.name, t.shape, t.type) for t in self.session.get_inputs())
         self.outputs = tuple(TensorInfo(t.name, t.shape, t.type) for t in self.session.get_outputs())
@@ -66,7 +69,7 @@ class OnnxRuntimeBackend:
     @staticmethod
     def inner_tensors(file: Path, tensors: Sequence[str], images: np.ndarray, threads: int) -> dict[str, np.ndarray]:
         """Tensors inside the graph by name, for images uint8 [N, S, S, C]."""
-        model = _with_outputs(file.read_bytes(), tensors)
+        model = _with_outputs(read_bytes(file, MAX_MODEL_BYTES), tensors)
         session = ort.InferenceSession(model, session_options(threads), providers=["CPUExecutionProvider"])
         values = session.run(list(tensors), {session.get_inputs()[0].name: images})
         return dict(zip(tensors, values, strict=True))

@@ -19,6 +19,7 @@ import openvino as ov
 
 from vae_edge.bundle import ModelEntry
 from vae_edge.runtime.backends import TensorInfo, allocate
+from vae_edge.runtime.model_file import read_model
 from vae_edge.runtime.signal_stack import kept_signal_stack
 from vae_edge.runtime.slots import Slot, Slots
 
@@ -41,10 +42,10 @@ class OpenVinoBackend:
     """A model in OpenVINO's CPU plugin; the precision is the one that is in the file."""
 
     def __init__(self, file: Path, entry: ModelEntry, threads: int) -> None:
-        """Load `file`; raises whatever OpenVINO raises for a file it refuses."""
+        """Load `file`; raises what `read_model` raises, and whatever OpenVINO raises for a model it refuses."""
         self._core = ov.Core()
         self._options = compile_options(threads)
-        self._model = self._core.read_model(str(file))
+        self._model = self._core.read_model(read_model(file, entry))
         self.inputs = tuple(_info(port) for port in self._model.inputs)
         self.outputs = tuple(_info(port) for port in self._model.outputs)
         self._lock = threading.Lock()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vae_edge import files
+from vae_edge.limits import MAX_RECORD_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -25,23 +26,32 @@ def place(bundle: Path, name: str) -> Path:
     """Where a file of records of a bundle lies: in its folder, or in the user's cache if that is not writable."""
     if os.access(bundle, os.W_OK):
         return bundle / name
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user without a home, as in containers
+        return bundle / name
     digest = hashlib.sha256(os.fsencode(bundle.resolve())).hexdigest()[:16]
     return cache / "vae-edge" / digest / name
 
 
 def read(path: Path, fields: set[str]) -> list[dict[str, Any]]:
     """The records, or none where the file is missing or damaged; each has `key` and these fields."""
-    if not path.exists():
-        return []
     try:
-        records = files.read_json(path)["records"]
-        if all({"key", *fields} <= record.keys() for record in records):
-            return list(records)
-        log.warning("%s is damaged and will be written anew.", path)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        stored = files.read_json(path, MAX_RECORD_BYTES)
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
         log.warning("%s cannot be read (%s) and will be written anew.", path, error)
+        return []
+    records = stored.get("records") if isinstance(stored, dict) else None
+    if isinstance(records, list) and all(_is_record(record, fields) for record in records):
+        return records
+    log.warning("%s is damaged and will be written anew.", path)
     return []
+
+
+def _is_record(record: Any, fields: set[str]) -> bool:
+    return isinstance(record, dict) and isinstance(record.get("key"), dict) and fields <= record.keys()
 
 
 def find(path: Path, key: dict[str, Any], fields: set[str]) -> dict[str, Any] | None:
@@ -54,7 +64,7 @@ def remember(path: Path, record: dict[str, Any], fields: set[str]) -> None:
     records = [record, *(r for r in read(path, fields) if r["key"] != record["key"])][:MOST_RECORDS]
     try:
         files.write_json(path, {"schema": 1, "records": records})
-    except OSError as error:
+    except (OSError, ValueError) as error:
         log.warning("%s cannot be remembered (%s): it will be found out again at the next load.", path, error)
 
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import json
 import os
 import platform
+import resource
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,7 +18,8 @@ import numpy as np
 
 from vae_edge import __version__
 from vae_edge.bundle import Bundle, ModelEntry, load_bundle
-from vae_edge.errors import BackendError, BundleError
+from vae_edge.errors import BackendError, BundleError, VaeEdgeError
+from vae_edge.limits import VERIFY_BYTES, VERIFY_SECONDS
 from vae_edge.runtime import probing
 from vae_edge.runtime.backends import Backend, backend_version, check_installed, installed_backends
 from vae_edge.runtime.classifier import cpu_entries, open_classifier, open_reconstructor
@@ -70,6 +77,76 @@ def verify(path: str | os.PathLike[str], backends: Sequence[str] | None = None, 
         "models": models,
         "not_run": [_not_run(entry) for entry in bundle.models if entry.file not in run_here],
     }
+
+
+def verify_apart(
+    path: str | os.PathLike[str],
+    backends: Sequence[str] | None = None,
+    threads: int = 1,
+    seconds: float = VERIFY_SECONDS,
+    max_bytes: int = VERIFY_BYTES,
+) -> dict[str, Any]:
+    """As `verify`, in a process of its own that may take so long and so much address space.
+
+    Engines read a model in native code, which nothing can stop from inside the process.
+
+    Raises:
+        BundleError, BackendError: as `verify`; or it took longer or more, or an engine ended the process.
+    """
+    request = {
+        "path": os.fsdecode(path),
+        "backends": backends and list(backends),
+        "threads": threads,
+        "bytes": max_bytes,
+    }
+    child = subprocess.Popen(
+        [sys.executable, "-c", "from vae_edge.runtime.verification import _serve; _serve()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONIOENCODING": "utf-8"},
+    )
+    try:
+        answer, _ = child.communicate(json.dumps(request).encode(), seconds)
+    except subprocess.TimeoutExpired:
+        raise BackendError(
+            f"Verifying {path} was ended after {seconds:g} s: a model in it takes too long. Do not use this bundle "
+            "unless you know where it comes from."
+        ) from None
+    finally:
+        if child.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+    try:
+        kind, result = json.loads(answer)
+    except ValueError:
+        how = f"signal {-child.returncode}" if child.returncode < 0 else f"exit code {child.returncode}"
+        raise BackendError(
+            f"Verifying {path} came to no end ({how}): an engine failed on a model in it, or took more than "
+            f"{max_bytes >> 20} MiB. Do not use this bundle unless you know where it comes from."
+        ) from None
+    if kind == "error":
+        raise (BundleError if result[0] == "BundleError" else BackendError)(result[1])
+    return result
+
+
+def _serve() -> None:
+    """The process of `verify_apart`: one request on standard input, one answer on standard output."""
+    request = json.load(sys.stdin)
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = request["bytes"] if hard == resource.RLIM_INFINITY else min(request["bytes"], hard)
+    resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+    answer_to = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what engines print is no part of the answer
+    try:
+        answer: list[Any] = ["result", verify(request["path"], request["backends"], request["threads"])]
+    except VaeEdgeError as error:
+        answer = ["error", [type(error).__name__, str(error)]]
+    except MemoryError:
+        answer = ["error", ["BackendError", f"Verifying {request['path']} took more than {most >> 20} MiB of memory."]]
+    with answer_to:
+        json.dump(answer, answer_to)
 
 
 def to_markdown(result: dict[str, Any]) -> str:

@@ -10,18 +10,21 @@ Each file is whole or absent. No pickle: tensors are safetensors, everything els
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from vae_edge.errors import CheckpointError, ConfigError
-from vae_edge.files import atomic_path, open_regular, write_json
+from vae_edge.bundle_schema import check_classes, check_data, check_input
+from vae_edge.errors import BundleError, CheckpointError, ConfigError
+from vae_edge.files import open_regular, parse_json, read_bytes, read_json, write_bytes, write_json
 from vae_edge.images import InputSpec
+from vae_edge.limits import MAX_CHECKPOINT_BYTES, MAX_JSON_BYTES
 from vae_edge.model import AngleVAE, ModelConfig
 from vae_edge.training.config import TrainConfig
 
@@ -74,31 +77,43 @@ def read_config(folder: Path) -> RunConfig:
         CheckpointError: if the folder is no training run, or its configuration is damaged or of another version.
     """
     path = folder / CONFIG
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"{folder} is not a training run: it has no {CONFIG}; make one with `vae-edge train`")
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path)
+        if not isinstance(stored, dict):
+            raise ValueError(f"it holds a {type(stored).__name__}, not an object")
         if stored.get("schema") != SCHEMA:
             raise CheckpointError(f"{path} has schema {stored.get('schema')!r}; this version reads schema {SCHEMA}")
-        return RunConfig(
-            ModelConfig.from_dict(stored["model"]),
-            TrainConfig.from_dict(stored["training"]),
-            tuple(stored["classes"]),
-            InputSpec.from_json(stored["input"]),
-            stored["data"],
-        )
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ConfigError) as error:
-        raise CheckpointError(f"{path} is damaged or of another version: {error}") from error
+        return _run_config(stored, path)
+    except (OSError, ValueError, KeyError, ConfigError, BundleError) as error:
+        what = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise CheckpointError(f"{path} is damaged or of another version: {what}") from error
+
+
+def _run_config(stored: dict[str, Any], path: Path) -> RunConfig:
+    check_classes(stored["classes"], str(path))
+    check_input(stored["input"], f"{path}, input")
+    if not isinstance(stored["data"], dict):
+        raise ValueError("data is no object")
+    check_data(stored["data"], f"{path}, data")
+    config = RunConfig(
+        ModelConfig.from_dict(stored["model"]),
+        TrainConfig.from_dict(stored["training"]),
+        tuple(stored["classes"]),
+        InputSpec.from_json(stored["input"]),
+        stored["data"],
+    )
+    model, spec = config.model, config.input
+    if (model.classes, model.size, model.channels) != (len(config.classes), spec.size, spec.channels):
+        raise ValueError("the model's classes, size or channels are not those of its images")
+    return config
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     """Write tensors and JSON metadata as one safetensors file, wholly or not at all."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with atomic_path(path) as temporary:
-        try:
-            save_file(plain, temporary, {"vae_edge": json.dumps(metadata)})
-        except SafetensorError as error:
-            raise OSError(f"{path} could not be written: {error}") from error
+    write_bytes(path, save(plain, {"vae_edge": json.dumps(metadata)}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -108,14 +123,54 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         CheckpointError: if the file is missing, truncated or not ours.
     """
     try:
-        # By its descriptor, since PyTorch takes no name that is not UTF-8.
-        with open_regular(path) as opened, safe_open(f"/proc/self/fd/{opened.fileno()}", "pt") as file:
-            metadata = json.loads((file.metadata() or {})["vae_edge"])
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+        with open_regular(path) as opened:
+            size = os.fstat(opened.fileno()).st_size
+            if size > MAX_CHECKPOINT_BYTES:
+                raise ValueError(f"it has {size} bytes; at most {MAX_CHECKPOINT_BYTES} may be")
+            # By its descriptor, since PyTorch takes no name that is not UTF-8.
+            with safe_open(f"/proc/self/fd/{opened.fileno()}", "pt") as file:
+                metadata = parse_json((file.metadata() or {}).get("vae_edge", "null"))
+                if not isinstance(metadata, dict):
+                    raise ValueError("it holds no metadata of ours")
+                return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing") from error
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except Exception as error:  # of a damaged header safetensors and PyTorch raise many kinds
         raise CheckpointError(f"{path} is damaged or not a checkpoint of vae-edge: {error}") from error
+
+
+def check_images(path: Path, tensors: dict[str, Tensor], config: RunConfig) -> None:
+    """Refuse a file of labelled images that are not what the run's model takes (CheckpointError)."""
+    images, labels = tensors.get("images"), tensors.get("labels")
+    spec = config.input
+    if (
+        images is None
+        or labels is None
+        or images.dtype != torch.uint8
+        or labels.dtype != torch.int64
+        or images.shape[1:] != (spec.size, spec.size, spec.channels)
+        or labels.shape != images.shape[:1]
+        or not bool(((labels >= 0) & (labels < len(config.classes))).all())
+    ):
+        raise CheckpointError(f"{path} is damaged: its images and labels are not those of this run")
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The epochs of a run, as `log.jsonl` has them: one object a line.
+
+    Raises:
+        CheckpointError: if the file is missing or damaged.
+    """
+    path = folder / LOG
+    try:
+        lines = [parse_json(line) for line in read_bytes(path, MAX_JSON_BYTES).splitlines()]
+        if not all(isinstance(line, dict) and isinstance(line.get("seconds"), (int, float)) for line in lines):
+            raise ValueError("a line of it is no epoch")
+        return lines
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error}): remove it, and the run has no figure of its losses"
+        ) from error
 
 
 def load_state(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
@@ -139,10 +194,32 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if not (folder / MODEL).is_file():
         raise CheckpointError(f"the training run {folder} is not finished; go on with `vae-edge train --resume`")
     tensors, result = read_tensors(folder / MODEL)
+    _check_result(result, folder / MODEL)
+    _check_numbers(tensors, folder / MODEL)
     model = AngleVAE(config.model)
     load_state(model, tensors, folder / MODEL)
     model.eval()
     return Checkpoint(folder, config, model, result)
+
+
+def _check_numbers(tensors: dict[str, Tensor], path: Path) -> None:
+    """Refuse NaN in a finished model; in the state of a run, a score that is not fitted yet may hold it."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
+            raise CheckpointError(f"{path} is damaged: {name!r} holds values that are not numbers (NaN)")
+
+
+def _check_result(result: dict[str, Any], path: Path) -> None:
+    """Refuse a result without the figures that export reads of it."""
+    for name, kind in (
+        ("threshold", (int, float)),
+        ("threshold_light", (int, float)),
+        ("reject_rate", (int, float)),
+        ("step", int),
+        ("validation", dict),
+    ):
+        if not isinstance(result.get(name), kind) or isinstance(result[name], bool):
+            raise CheckpointError(f"{path} is damaged: it says no {name}; train again")
 
 
 def load_samples(path: str | Path) -> dict[str, Tensor]:
@@ -153,7 +230,18 @@ def load_samples(path: str | Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: if the run has none, or the file is damaged.
     """
-    return read_tensors(Path(path) / SAMPLE_FILE)[0]
+    file = Path(path) / SAMPLE_FILE
+    samples = read_tensors(file)[0]
+    forms = {"images": 4, "upright": 4, "labels": 1, "codes": 2, "code_labels": 1}
+    odd = [name for name, rank in forms.items() if name not in samples or samples[name].ndim != rank]
+    pictures = [samples[name] for name in ("images", "upright") if name not in odd]
+    if odd or any(images.dtype != torch.uint8 for images in pictures):
+        raise CheckpointError(f"{file} is damaged: {', '.join(odd) or 'images'} is missing or of another form")
+    if len({len(samples[name]) for name in ("images", "upright", "labels")}) > 1 or len(samples["codes"]) != len(
+        samples["code_labels"]
+    ):
+        raise CheckpointError(f"{file} is damaged: its images and labels are not equally many")
+    return samples
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from vae_edge.errors import CheckpointError, ConfigError
+from vae_edge.files import read_json
 from vae_edge.training import baselines
 from vae_edge.training.config import TrainConfig
 
@@ -110,14 +110,61 @@ def read_cell(path: Path) -> dict[str, Any]:
         CheckpointError: if it is damaged, or of another version.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["schema"] != SCHEMA:
+        record = read_json(path)
+        if not isinstance(record, dict):
+            raise ValueError(f"it holds a {type(record).__name__}, not an object")
+        if record.get("schema") != SCHEMA:
             raise CheckpointError(
-                f"{path} has schema {record['schema']!r}; this version reads {SCHEMA}; choose another --out"
+                f"{path} has schema {record.get('schema')!r}; this version reads {SCHEMA}; choose another --out"
             )
-        for name in ("cell", "settings", "fingerprint", "accuracy", "training", "inference", "files"):
-            record[name]
-        Cell(**record["cell"])
-    except (ValueError, KeyError, TypeError) as error:
+        _check_record(record)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({error}): remove it, and its cell is done again") from error
     return record
+
+
+_NUMBER = (int, float)
+_FORM: dict[str, Any] = {
+    "settings": dict,
+    "fingerprint": str,
+    "accuracy": _NUMBER,
+    "training": {
+        "macs": (*_NUMBER, type(None)),
+        "images_seen": _NUMBER,
+        "wall_seconds": _NUMBER,
+        "processor_seconds": _NUMBER,
+    },
+    "inference": dict,
+    "images": {"judged_on": _NUMBER, "trained_on": _NUMBER},
+    "files": dict,
+    "cell": {"model": str, "images": str, "generated": bool, "seed": int},
+}
+"""What is read of a record, and its types."""
+
+
+def _check_record(record: dict[str, Any]) -> None:
+    """Refuse a record whose fields are not those of a finished cell (ValueError)."""
+    _check_form(record, _FORM, "")
+    cell = record["cell"]
+    if set(cell) != set(_FORM["cell"]) or cell["model"] not in MODELS or cell["images"] not in KINDS:
+        raise ValueError("its cell is none of this version's")
+    if not all(isinstance(part, dict) for part in record["inference"].values()):
+        raise ValueError("its field inference is of another form")
+    for file in record["files"].values():
+        _check_form(file, {"file": str, "sha256": str, "bytes": int}, "files.")
+        if Path(file["file"]).name != file["file"] or not file["file"].isprintable():
+            raise ValueError(f"one of its files, {file['file'][:80]!r}, lies elsewhere")
+    generator = record.get("generator", "")
+    if generator is not None:
+        _check_form(generator, {"cell": str}, "generator.")
+
+
+def _check_form(values: Any, form: dict[str, Any], where: str) -> None:
+    if not isinstance(values, dict):
+        raise ValueError(f"its field {where.rstrip('.') or 'all'} is no object")
+    for name, kind in form.items():
+        value = values.get(name)
+        if isinstance(kind, dict):
+            _check_form(value, kind, f"{where}{name}.")
+        elif name not in values or not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise ValueError(f"its field {where}{name} is missing or of another type")

@@ -9,6 +9,7 @@ from typing import Any
 from vae_edge.data import rotation_range
 from vae_edge.errors import ConfigError
 from vae_edge.model import LossWeights
+from vae_edge.model.config import checked_fields
 
 IMAGES_SEEN = 700_000  # by default, images shown in all; small sets are shown more often
 EPOCHS_LEAST, EPOCHS_MOST = 10, 120
@@ -141,9 +142,9 @@ class TrainConfig:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """As JSON stored it."""
-        return cls(**{**values, "weights": LossWeights(**values["weights"])})
+    def from_dict(cls, values: Any) -> TrainConfig:
+        """As JSON stored it, where earlier versions may lack some; anything else is a ConfigError."""
+        return cls(**checked_fields(cls, values, "training configuration", all_of_them=False))
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:

@@ -29,7 +29,9 @@ from vae_edge.training.checkpoint import (
     MODEL,
     STATE,
     RunConfig,
+    check_images,
     read_config,
+    read_log,
     read_tensors,
     write_config,
     write_tensors,
@@ -275,6 +277,7 @@ class Fitting:
         tensors, about = read_tensors(path)
         if about.get("step") != self.schedule.boundary:
             raise CheckpointError(f"{path} holds images of step {about.get('step')}, not {self.schedule.boundary}")
+        check_images(path, tensors, config)
         drawn_images, drawn_labels = tensors["images"].numpy(), tensors["labels"].numpy()
         seed, device = config.training.seed, self.workers.device
         self.pools["generated"] = Pool.of(drawn_images, drawn_labels, None, seed, GENERATED_STREAM, device)
@@ -344,7 +347,7 @@ def _check_folder(folder: Path, config: RunConfig, resume: bool) -> None:
 def _open_log(folder: Path, epochs: int) -> list[str]:
     """The lines of the epochs that the state has behind it; later ones, from a run that was killed, are dropped."""
     path = folder / LOG
-    return path.read_text(encoding="utf-8").splitlines()[:epochs] if path.is_file() else []
+    return [json.dumps(line) for line in read_log(folder)[:epochs]] if path.exists() else []
 
 
 def _board(folder: Path, wanted: bool, workers: Accelerator) -> Any:

@@ -22,7 +22,7 @@ from vae_edge.data import LabelledImages
 from vae_edge.data.listing import UNLABELLED
 from vae_edge.data.sheet import CONTACT_SHEET, contact_sheet
 from vae_edge.errors import ConfigError, DataError
-from vae_edge.files import atomic_path
+from vae_edge.files import atomic_path, naming
 from vae_edge.model import AngleVAE
 from vae_edge.ops.turn import turn
 from vae_edge.text import file_name, normal_form
@@ -256,15 +256,22 @@ def write_generated(data: LabelledImages, out: str | os.PathLike[str]) -> Path:
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     names = _folder_names(data.classes)
     try:
-        for index, (image, label, angle) in enumerate(zip(data.images, data.labels, data.angles_deg, strict=True)):
-            home = folder / file_name(names[label])
-            home.mkdir(exist_ok=True)
-            picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-            picture.save(home / f"{index:05d}_{angle:+04.0f}.png")
-        sheet.save(folder / CONTACT_SHEET)
-        folder.chmod(0o755)
-        folder.rename(target)
+        with naming(target):
+            _write_pictures(data, folder, names, sheet)
+            folder.chmod(0o755)
+            folder.rename(target)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return target
+
+
+def _write_pictures(data: LabelledImages, folder: Path, names: Sequence[str], sheet: Image.Image) -> None:
+    """One PNG an image, in folders by class, and the contact sheet."""
+    assert data.angles_deg is not None
+    for index, (image, label, angle) in enumerate(zip(data.images, data.labels, data.angles_deg, strict=True)):
+        home = folder / file_name(names[label])
+        home.mkdir(exist_ok=True)
+        picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+        picture.save(home / f"{index:05d}_{angle:+04.0f}.png")
+    sheet.save(folder / CONTACT_SHEET)

@@ -166,9 +166,12 @@ def restore(state: State, folder: Path) -> None:
         restore_optimizer(state.optimizer, part("optimizer."))
         state.step, state.sums = int(metadata["step"]), dict(metadata["sums"])
         state.seconds, state.watched = float(metadata["seconds"]), dict(metadata["watched"])
-    except (KeyError, TypeError, ValueError) as error:
+        state.best = part("best.")
+        shapes = {name: tensor.shape for name, tensor in state.average.state_dict().items()}
+        if state.step < 0 or (state.best and {name: tensor.shape for name, tensor in state.best.items()} != shapes):
+            raise ValueError("its step, or its best model, is not one of this run's")
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RuntimeError) as error:
         raise CheckpointError(f"{path} is not the state of this run: {error}") from error
-    state.best = part("best.")
 
 
 def fast_bf16(device: torch.device | None = None) -> bool:
