@@ -96,3 +96,64 @@ def test_json_within_the_limits_is_read_as_the_standard_library_reads_it():
     with pytest.raises(ValueError, match="nested"):
         parse_json(text)
     assert parse_json(text[2:-2]) == json.loads(text[2:-2])
+
+
+def _left_over(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.name.endswith(".part")]
+
+
+KILLED = """
+    import os, signal
+    from vae_edge.files import atomic_path
+    with atomic_path({target!r}) as temporary:
+        temporary.write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_writer_of_that_file(tmp_path: Path):
+    target = tmp_path / "a.txt"
+    subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED).format(target=str(target))], check=False)
+    assert len(_left_over(tmp_path)) == 1
+    others = tmp_path / ".b.txt.abcdefgh.part"
+    others.write_text("of another file")
+    write_text(target, "whole")
+    assert _left_over(tmp_path) == [others.name]
+
+
+def test_what_a_living_writer_holds_is_not_removed(tmp_path: Path):
+    target = tmp_path / "a.txt"
+    with atomic_path(target) as first:
+        first.write_text("first")
+        write_text(target, "second")
+        assert first.read_text() == "first"
+    assert target.read_text() == "first"
+    assert _left_over(tmp_path) == []
+
+
+def test_a_full_disk_is_reported_with_the_files_own_name(tmp_path: Path):
+    target = tmp_path / "a.bin"
+    program = textwrap.dedent(f"""
+        import resource
+        from vae_edge.files import write_bytes
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        try:
+            write_bytes({str(target)!r}, b"x" * 5000)
+        except OSError as error:
+            print(error.filename)
+    """)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(target)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_folder_that_cannot_be_written_is_reported_with_the_files_own_name(tmp_path: Path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError) as raised:
+        write_text(tmp_path / "a.txt", "")
+    assert raised.value.filename == str(tmp_path / "a.txt")
+
+
+def test_an_endless_integer_is_refused_in_linear_time():
+    with pytest.raises(ValueError, match="beyond 64 bits"):
+        parse_json("9" * 5_000_000)

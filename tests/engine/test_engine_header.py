@@ -69,7 +69,7 @@ def test_files_are_inspected_and_missing_ones_named(tmp_path: Path) -> None:
     assert told["bytes"] == 100
     with pytest.raises(EngineError, match=r"missing\.rtx cannot be read \(No such file"):
         read_header(tmp_path / "missing.rtx")
-    with pytest.raises(EngineError, match="Is a directory"):
+    with pytest.raises(EngineError, match="it is a folder"):
         read_header(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -23,7 +24,7 @@ from vae_edge.bundle import VERIFIED_FILE, Bundle, ModelEntry, load_bundle
 from vae_edge.cli import main
 from vae_edge.errors import ConfigError, VerificationError
 from vae_edge.probes import load as load_probes
-from vae_edge.runtime import auto, backends, probing
+from vae_edge.runtime import auto, backends, probing, verification
 from vae_edge.runtime.machine import ISA_VARIABLE, _cpu_flags, int8_saturates
 from vae_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
@@ -42,7 +43,8 @@ class Wrong(OnnxRuntimeBackend):
     after: Callable[[tuple[np.ndarray, ...]], tuple[np.ndarray, ...]] | None = None
 
     def __init__(self, file: Path, entry: ModelEntry, threads: int) -> None:
-        super().__init__(self._spoilt(file), entry, threads)
+        of_no_manifest = dataclasses.replace(entry, sha256="")  # else the file's sum would give the fault away
+        super().__init__(self._spoilt(file), of_no_manifest, threads)
 
     def infer(self, image: np.ndarray) -> tuple[np.ndarray, ...]:
         cls = type(self)
@@ -284,6 +286,7 @@ def test_verify_survives_a_backend_that_fails(
 
     kind = type("Planted", (Wrong,), {"mutate": staticmethod(flip_weight(0)), "inner_tensors": staticmethod(fail)})
     monkeypatch.setattr(backends, "_backend_class", lambda name: kind)
+    monkeypatch.setattr(verification, "verify_apart", verification.verify)  # the fault is in this process alone
     assert main(["verify", str(proving.path), "--backend", "onnxruntime", "--out", str(tmp_path)]) == 1
     assert "inner tensors cannot be shown" in capsys.readouterr().out
     monkeypatch.setattr(kind, "infer", fail)
@@ -331,7 +334,9 @@ def test_verify_names_the_first_tensor_that_departs(
     def spoilt(file: Path) -> Path:
         return type("Spoil", (Wrong,), {"mutate": staticmethod(flip_weight(layer))})._spoilt(file)
 
-    base.__init__ = lambda self, file, entry, threads: real.__init__(self, spoilt(file), entry, threads)
+    base.__init__ = lambda self, file, entry, threads: real.__init__(
+        self, spoilt(file), dataclasses.replace(entry, sha256=""), threads
+    )
     base.inner_tensors = staticmethod(
         lambda file, tensors, images, threads: real.inner_tensors(spoilt(file), tensors, images, threads)
     )
@@ -345,7 +350,11 @@ def test_verify_names_the_first_tensor_that_departs(
 
 
 def test_the_command_writes_json_and_markdown_and_says_by_its_code_whether_all_is_right(
-    proving: Bundle, plant: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    proving: Bundle,
+    plant: Callable[..., None],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert main(["verify", str(proving.path), "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
@@ -356,6 +365,7 @@ def test_the_command_writes_json_and_markdown_and_says_by_its_code_whether_all_i
     page = (tmp_path / "verification.md").read_text()
     assert "All answers are right" in page and page.count("| right |") == 8
     plant(mutate=flip_weight(4))
+    monkeypatch.setattr(verification, "verify_apart", verification.verify)  # the fault is in this process alone
     assert main(["verify", str(proving.path), "--backend", "onnxruntime", "--out", str(tmp_path), "--json"]) == 1
     printed = json.loads(capsys.readouterr().out)
     assert printed["right"] is False and "**wrong**" in (tmp_path / "verification.md").read_text()
