@@ -39,7 +39,10 @@ CONFIGURATION = RunConfig(
     TrainConfig(epochs=2),
     ("a", "b", "c"),
     InputSpec(28, 1),
-    {"fingerprint": "x", "ambiguous": []},
+    {
+        **{"fingerprint": "x", "trained_on": 9, "unlabelled": 0, "holdout_fraction": 0.1, "seed": 0},
+        **{"ambiguous": [], "absent": []},
+    },
 )
 RESULT = {
     "step": 3, "threshold": 1.0, "threshold_light": 1.0, "reject_rate": 0.01, "validation": {"accuracy": 0.5, "n": 3},
@@ -55,6 +58,15 @@ def test_configurations(tmp_path: Path, rng: random.Random) -> None:
             assert max(config.model.widths) <= 1024 and config.model.classes == len(config.classes)
             assert all(type(width) is int for width in config.model.widths)
             json.dumps(config.to_dict(), allow_nan=False).encode("utf-8")
+
+
+@pytest.mark.parametrize("key", sorted(CONFIGURATION.data))
+def test_a_configuration_that_lacks_what_is_said_of_the_data_is_refused(tmp_path: Path, key: str) -> None:
+    stored = CONFIGURATION.to_dict()
+    stored["data"] = {name: value for name, value in stored["data"].items() if name != key}
+    (tmp_path / CONFIG).write_text(json.dumps(stored))
+    with pytest.raises(CheckpointError, match=f"it lacks 'data.{key}'"):
+        read_config(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,8 @@ from vae_edge.engine.messages import Log, explain, parser_errors
 from vae_edge.engine.sampling import asked_samplings, set_sampling
 from vae_edge.engine.settings import Settings
 from vae_edge.errors import EngineError
+from vae_edge.files import read_bytes
+from vae_edge.limits import MAX_MODEL_BYTES
 
 Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
 
@@ -52,9 +54,10 @@ def build_here(
         EngineError: if the file is not ours, or TensorRT cannot do what is asked.
     """
     try:
-        model = onnx_path.read_bytes()
-    except OSError as error:
-        raise EngineError(f"The ONNX file {onnx_path} cannot be read ({error.strerror}): check the path.") from error
+        model = read_bytes(onnx_path, MAX_MODEL_BYTES)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise EngineError(f"The ONNX file {onnx_path} cannot be read ({reason}): check the path.") from error
     steps = adapter.plan(settings)
     builder, logger = adapter.builder(log)
     network = builder.create_network(adapter.network_flags())

@@ -21,6 +21,8 @@ from vae_edge.engine.building import build_here
 from vae_edge.engine.messages import Log
 from vae_edge.engine.settings import Settings
 from vae_edge.errors import EngineError
+from vae_edge.files import read_bytes
+from vae_edge.limits import MAX_MODEL_BYTES
 
 _PR_SET_PDEATHSIG = 1
 
@@ -67,9 +69,10 @@ def _read_timing_cache(path: str | None) -> bytes:
     if path is None or not Path(path).exists():
         return b""
     try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise EngineError(f"The timing cache {path} cannot be read ({error.strerror}): name another file.") from error
+        return read_bytes(path, MAX_MODEL_BYTES)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise EngineError(f"The timing cache {path} cannot be read ({reason}): name another file.") from error
 
 
 def _say(severity: str, text: str) -> None:

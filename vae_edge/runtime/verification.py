@@ -24,6 +24,7 @@ from vae_edge.runtime import probing
 from vae_edge.runtime.backends import Backend, backend_version, check_installed, installed_backends
 from vae_edge.runtime.classifier import cpu_entries, open_classifier, open_reconstructor
 from vae_edge.runtime.machine import cpu_model, instruction_set
+from vae_edge.text import printable
 
 SCHEMA = 1
 
@@ -181,7 +182,7 @@ def to_markdown(result: dict[str, Any]) -> str:
             lines.append(first + "| | | | | |")
     lines += ["", *(f"- {model['sentence']}" for model in result["models"] if not model["right"])]
     lines += [f"- {sentence}" for sentence in result["not_run"]]
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(printable, lines)) + "\n"
 
 
 _WORDS = {True: "right", False: "**wrong**", None: "not told"}

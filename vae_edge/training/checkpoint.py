@@ -91,12 +91,19 @@ def read_config(folder: Path) -> RunConfig:
         raise CheckpointError(f"{path} is damaged or of another version: {what}") from error
 
 
+_DATA = ("fingerprint", "trained_on", "unlabelled", "holdout_fraction", "seed", "ambiguous", "absent")
+"""What every run says of its data, and readers rely on."""
+
+
 def _run_config(stored: dict[str, Any], path: Path) -> RunConfig:
     check_classes(stored["classes"], str(path))
     check_input(stored["input"], f"{path}, input")
     if not isinstance(stored["data"], dict):
         raise ValueError("data is no object")
     check_data(stored["data"], f"{path}, data")
+    lacking = [key for key in _DATA if key not in stored["data"]]
+    if lacking:
+        raise KeyError(f"data.{lacking[0]}")
     config = RunConfig(
         ModelConfig.from_dict(stored["model"]),
         TrainConfig.from_dict(stored["training"]),
