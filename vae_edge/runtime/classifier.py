@@ -203,7 +203,8 @@ class Classifier:
                 name = self._open(self._engine).outputs[k].name
                 raise BackendError(
                     f"{self.backend} {self.precision} with {self.bundle.file(self.entry)} gives {name} that are NaN "
-                    f"or infinite for {len(wrong)} of {len(finite)} images (first: number {wrong[0]}, from 0): the "
+                    f"or infinite for {len(wrong)} of {len(finite)} images (the first: number {wrong[0]}, "
+                    "counted from 0): the "
                     "model is damaged, or fails on such images; try another precision or backend, or export it again."
                 )
 
