@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,14 @@ NAME = "jinja2"  # any package with a mark; each test gives it a place of its ow
 
 
 @pytest.fixture
-def absent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def absent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A folder that comes first in the path of a Python that has no installed package."""
     monkeypatch.setattr(sys, "path", [str(tmp_path), *(p for p in sys.path if "-packages" not in p)])
     for name in [name for name in sys.modules if name.split(".")[0] == NAME]:
         monkeypatch.delitem(sys.modules, name)
-    return tmp_path
+    yield tmp_path
+    for name in [name for name in sys.modules if name.split(".")[0] == NAME]:
+        del sys.modules[name]  # of the test; those of before come back
 
 
 def test_a_bare_folder_is_no_package(absent: Path) -> None:

@@ -265,7 +265,7 @@ def test_too_few_calibration_images_are_refused(bundle: Path, digits: Dataset):
 
 def test_a_file_that_is_not_ours_is_a_sentence(tmp_path: Path):
     (tmp_path / "a.onnx").write_bytes(b"\x00\xffthis is no protobuf")
-    with pytest.raises(BundleError, match="not a readable ONNX"):
+    with pytest.raises(BundleError, match="no Protocol Buffers"):
         load_onnx(tmp_path / "a.onnx")
     with pytest.raises(ExportError, match="not written by vae-edge"):
         get_metadata(linear_model())

@@ -171,3 +171,9 @@ def test_a_class_that_is_found_less_often_has_a_card(content: Content, tmp_path:
         page = replace(content, evaluation={**content.evaluation, **more})
         text, _ = parsed(write_report(page, tmp_path / "report.html"))
         assert ("mean over the classes (worst: " in text and "75.0 %" in text) == shown
+
+
+def test_a_memory_that_was_not_measured_is_a_dash(content: Content, tmp_path: Path):
+    for peak, cell in ((2**27, "<td>128</td>"), (None, "<td>–</td>")):
+        page = replace(content, latency=[{**content.latency[0], "peak_memory_bytes": peak}])
+        assert cell in write_report(page, tmp_path / "report.html").read_text(encoding="utf-8")

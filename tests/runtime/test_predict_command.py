@@ -71,7 +71,11 @@ def test_where_none_can_be_read_the_exit_code_is_2(
     for options in ((), ("--json",)):
         assert main(["predict", str(session_bundle.path), *bad, "--backend", "onnxruntime", *options]) == 2
         out, err = capsys.readouterr()
-        assert err.startswith("vae-edge: ") and err.count("\n") == 1 and "pipe.png is a pipe" in err
+        assert (
+            err.startswith("vae-edge: ")
+            and err.count("\n") == 1
+            and "pipe.png cannot be read as an image: it is a named pipe" in err
+        )
         if options:
             assert [row["file"] for row in json.loads(out)["predictions"] if row["error"]] == bad
         else:

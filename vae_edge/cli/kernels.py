@@ -47,9 +47,9 @@ def _tables(plans: dict[str, Any]) -> Iterator[str]:
     for name, plan in plans.items():
         yield f"{name}: microseconds at batch {' and '.join(map(str, paper.BATCHES))}"
         yield ""
-        yield paper.table(plan)
+        yield from paper.table(plan).splitlines()
         yield ""
-    yield paper.savings(plans)
+    yield from paper.savings(plans).splitlines()
 
 
 def _plans(names: str) -> dict[str, Any]:
