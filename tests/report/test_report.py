@@ -175,5 +175,6 @@ def test_a_class_that_is_found_less_often_has_a_card(content: Content, tmp_path:
 
 def test_a_memory_that_was_not_measured_is_a_dash(content: Content, tmp_path: Path):
     for peak, cell in ((2**27, "<td>128</td>"), (None, "<td>–</td>")):
-        page = replace(content, latency=[{**content.latency[0], "peak_memory_bytes": peak}])
+        rows = [{**content.benchmark["results"][0], "peak_memory_bytes": peak}]
+        page = replace(content, benchmark={**content.benchmark, "results": rows})
         assert cell in write_report(page, tmp_path / "report.html").read_text(encoding="utf-8")
