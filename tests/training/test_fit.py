@@ -214,9 +214,10 @@ def start(out: Path, *extra: str) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", LISTENING, *options], stderr=subprocess.PIPE, text=True)
 
 
-def wait_for(path: Path, process: subprocess.Popen) -> None:
+def wait_for(path: Path, process: subprocess.Popen, other_than: int | None = None) -> None:
+    """Until the file is there, and is not the one that was last changed at the time `other_than`."""
     deadline = time.monotonic() + 120
-    while not path.exists():
+    while not path.exists() or path.stat().st_mtime_ns == other_than:
         assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
         time.sleep(0.05)
 
@@ -233,8 +234,9 @@ def test_an_interrupted_run_leaves_a_whole_state_from_which_it_goes_on(tmp_path:
         assert "--resume" in errors and "Traceback" not in errors
     _, metadata = read_tensors(tmp_path / "run" / STATE)
     assert metadata["step"] > 0
+    saved = (tmp_path / "run" / STATE).stat().st_mtime_ns
     again = start(tmp_path / "run", "--resume")
-    time.sleep(8)
+    wait_for(tmp_path / "run" / STATE, again, other_than=saved)
     again.send_signal(signal.SIGINT)
     assert again.wait(60) in (0, 130)
     assert read_tensors(tmp_path / "run" / STATE)[1]["step"] > metadata["step"]

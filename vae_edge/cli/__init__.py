@@ -35,14 +35,24 @@ def _run(argv: Sequence[str] | None) -> int:
         complain("stopped; whatever was there before is still there")
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 141
     except (VaeEdgeError, OSError) as error:
         complain(_sentence(error))
+        _drop_output()
         return 130 if type(error).__name__ == "Interrupted" else 2
     except (ImportError, AttributeError) as error:
         complain(_missing(error))
         return 2
+
+
+def _drop_output() -> None:
+    """Give up what standard output does not take, of which Python would complain once more at its end."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _sentence(error: Exception) -> str:
