@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from math import isfinite
 from types import TracebackType
 from typing import Any
@@ -84,13 +84,12 @@ class Classifier:
             batch, found, failed = to_rows(images, self.input, invert, fit, color or "rgb", errors)
             interpret = lambda count: found  # noqa: E731
         outputs = self._run(self._engine, batch)
-        for output in outputs:  # a tenth of a microsecond for one number, a whole one for more; squares may overflow
-            if not isfinite(output.item() if output.size == 1 else np.vdot(output, output)):
+        for output in outputs:
+            if not (isfinite(output.item()) if output.size == 1 else _is_finite(output)):
                 self._check_finite(outputs)
                 break
-        for row in failed:
-            for output in outputs:
-                output[row] = np.nan
+        if failed:
+            _blank(outputs, failed)
         if self._color_order.watching and color is None and type(images) is np.ndarray:
             place = self._order[OUTPUTS.index("score")]
             self._color_order.look(
@@ -332,3 +331,14 @@ def _missing(bundle: Bundle, precision: str) -> str:
         else f"vae-edge quantize {bundle.path} --precision {precision} --data PATH"
     )
     return f"The bundle {bundle.path} has no {precision} classifier (it has: {there}): add it with `{add}`."
+
+
+def _is_finite(output: np.ndarray) -> bool:
+    """Whether no number is NaN or infinite: the first NaN counts as the largest, and as the smallest."""
+    return isfinite(output.item(output.argmax())) and isfinite(output.item(output.argmin()))
+
+
+def _blank(outputs: Sequence[np.ndarray], rows: Iterable[int]) -> None:
+    """Take away the answers to images that could not be read."""
+    for output in outputs:
+        output[list(rows)] = np.nan

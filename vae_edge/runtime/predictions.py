@@ -44,7 +44,7 @@ class Predictions:
         self.second_shares = second_shares
         self.classes = classes
         self.threshold = threshold
-        self.errors = dict(errors or {})
+        self.errors: Mapping[int, DataError] = errors or {}
         self._angles_rad = angles_rad
         self._second_angles_rad = second_angles_rad
         self._interpret = interpret

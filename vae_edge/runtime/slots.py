@@ -34,14 +34,21 @@ class Slots:
 
     def get(self, batch: int) -> Slot:
         """This thread's slot for a batch size."""
+        slot = self.known(batch)
+        if slot is not None:
+            return slot
+        slots = self._of_thread()
+        slot = slots[batch] = self._make(batch)
+        if len(slots) > self._limit:
+            slots.popitem(last=False)
+        return slot
+
+    def known(self, batch: int) -> Slot | None:
+        """This thread's slot for a batch size, if there is one already."""
         slots = self._of_thread()
         slot = slots.get(batch)
         if slot is not None:
             slots.move_to_end(batch)
-            return slot
-        slot = slots[batch] = self._make(batch)
-        if len(slots) > self._limit:
-            slots.popitem(last=False)
         return slot
 
     def forget(self, batch: int) -> None:
