@@ -383,3 +383,17 @@ def _python(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_labels_of_probabilities_that_are_no_numbers_are_an_error(wrong: float) -> None:
+    from vae_edge.runtime import Predictions
+
+    probabilities = np.full((3, 4), 0.25, np.float32)
+    probabilities[1, 2] = wrong
+    numbers = np.zeros(3, np.float32)
+    known = {"classes": ("a", "b", "c", "d"), "threshold": 1.0, "interpret": lambda count: []}
+    with pytest.raises(BackendError, match="for image 1 of 3, counted from 0"):
+        _ = Predictions(probabilities, numbers, numbers, **known).names
+    unreadable = Predictions(probabilities, numbers, numbers, **known, errors={1: DataError("no image")})
+    assert unreadable.labels.tolist() == [0, -1, 0]

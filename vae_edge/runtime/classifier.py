@@ -84,10 +84,8 @@ class Classifier:
             batch, found, failed = to_rows(images, self.input, invert, fit, color or "rgb", errors)
             interpret = lambda count: found  # noqa: E731
         outputs = self._run(self._engine, batch)
-        for output in outputs:
-            if not (isfinite(output.item()) if output.size == 1 else _is_finite(output)):
-                self._check_finite(outputs)
-                break
+        if not _are_finite(outputs):
+            self._check_finite(outputs)
         if failed:
             _blank(outputs, failed)
         if self._color_order.watching and color is None and type(images) is np.ndarray:
@@ -333,9 +331,19 @@ def _missing(bundle: Bundle, precision: str) -> str:
     return f"The bundle {bundle.path} has no {precision} classifier (it has: {there}): add it with `{add}`."
 
 
-def _is_finite(output: np.ndarray) -> bool:
-    """Whether no number is NaN or infinite: the first NaN counts as the largest, and as the smallest."""
-    return isfinite(output.item(output.argmax())) and isfinite(output.item(output.argmin()))
+def _are_finite(outputs: Sequence[np.ndarray]) -> bool:
+    """Whether no number is NaN or infinite; of several, the first NaN counts as the largest, and as the smallest.
+
+    For one image, where each microsecond counts, its first probability stands for all: softmax makes all of them NaN.
+    `Predictions.labels` looks at the others.
+    """
+    total = 0.0  # of 64 bits, in which no sum of a few float32 becomes infinite
+    for output in outputs:
+        if len(output) == 1:
+            total += output.item(0)
+        else:
+            total += output.item(output.argmax()) - output.item(output.argmin())
+    return isfinite(total)
 
 
 def _blank(outputs: Sequence[np.ndarray], rows: Iterable[int]) -> None:

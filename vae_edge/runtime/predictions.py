@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vae_edge.errors import DataError
+from vae_edge.errors import BackendError, DataError
 from vae_edge.images import Interpretation
 
 
@@ -62,7 +62,18 @@ class Predictions:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """int64 [N]: the index of the most probable class."""
+        """int64 [N]: the index of the most probable class.
+
+        Raises:
+            BackendError: a probability is NaN or infinite.
+        """
+        finite = np.isfinite(self.probabilities).all(1)
+        finite[list(self.errors)] = True
+        if not finite.all():
+            raise BackendError(
+                f"A probability is NaN or infinite for image {int(finite.argmin())} of {len(self)}, counted from 0: "
+                "the model is damaged, or fails on such images; export it again."
+            )
         labels = self.probabilities.argmax(1).astype(np.int64, copy=False)
         labels[list(self.errors)] = -1
         return labels

@@ -45,8 +45,11 @@ class Slots:
 
     def known(self, batch: int) -> Slot | None:
         """This thread's slot for a batch size, if there is one already."""
-        slots = self._of_thread()
-        slot = slots.get(batch)
+        try:
+            slots = self._local.slots
+        except AttributeError:
+            return None
+        slot: Slot | None = slots.get(batch)
         if slot is not None:
             slots.move_to_end(batch)
         return slot
