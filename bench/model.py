@@ -45,8 +45,7 @@ from vae_edge.cli.parser import positive
 from vae_edge.cli.parser import seed as any_seed
 from vae_edge.data import Dataset, LabelledImages, load_dataset
 from vae_edge.errors import ConfigError, DataError, VaeEdgeError
-from vae_edge.training.interrupt import Interrupted
-from vae_edge.training.steps import fast_bf16
+from vae_edge.training.trainer import Interrupted, fast_bf16
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "accelerate", "onnx", "onnxscript", "pillow")

@@ -19,22 +19,18 @@ from vae_edge.benchmark import time_in_turns
 from vae_edge.bundle import ModelEntry, load_bundle
 from vae_edge.cli.deploy import export_run
 from vae_edge.data import Dataset, LabelledImages, rotated, rotation_range
-from vae_edge.data.numbers import permutation
-from vae_edge.data.unknown import KINDS, make_unknown
+from vae_edge.data.splits import permutation
+from vae_edge.data.transforms import KINDS, make_unknown
+from vae_edge.experiments import baselines
 from vae_edge.export import quantize_with
-from vae_edge.export.graph import ClassifierGraph
-from vae_edge.export.onnx_file import check_parity, to_onnx
+from vae_edge.export.onnx_file import ClassifierGraph, check_parity, to_onnx
 from vae_edge.files import write_bytes
 from vae_edge.metrics import auroc
 from vae_edge.model import AngleVAE
 from vae_edge.runtime import load
 from vae_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend
-from vae_edge.training import baselines, effort
-from vae_edge.training.calibration import cross_fitted_ece
 from vae_edge.training.checkpoint import Checkpoint, RunConfig, load_checkpoint
-from vae_edge.training.evaluate import arrays, evaluate
-from vae_edge.training.finish import as_trained
-from vae_edge.training.predict import Outputs, predict
+from vae_edge.training.evaluate import Outputs, arrays, as_trained, cross_fitted_ece, evaluate, predict
 
 CLOTHES, OTHERS = "clothes", ("noise", "inverted", "shuffled quarters")
 UNKNOWN, HALVES, CLOTHES_DRAWN = 11, 12, 1 << 34  # added to the seed, twice; the stream that clothes are drawn from
@@ -84,7 +80,7 @@ def measure_control(network: nn.Module, ground: Ground) -> dict[str, Any]:
     probabilities = baselines.network_probabilities(network, judges.images)
     logits = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
     pixels = torch.zeros(1, config.channels, config.size, config.size)
-    cost = effort.inference_cost(network, pixels)
+    cost = baselines.inference_cost(network, pixels)
     figures: dict[str, Any] = {
         "n": len(judges),
         "accuracy": float((probabilities.argmax(1) == judges.labels).mean()),
@@ -118,8 +114,8 @@ def costs(model: AngleVAE) -> dict[str, dict[str, int]]:
     """Parameters and multiply-accumulates of the exported graph, and of the part that the class depends on."""
     config = model.config
     image = torch.zeros(1, config.size, config.size, config.channels, dtype=torch.uint8)
-    whole = effort.inference_cost(ClassifierGraph(model), image)
-    decision = effort.inference_cost(effort.Decision(model), image.permute(0, 3, 1, 2).float())
+    whole = baselines.inference_cost(ClassifierGraph(model), image)
+    decision = baselines.inference_cost(baselines.Decision(model), image.permute(0, 3, 1, 2).float())
     return {"whole": vars(whole), "decision": vars(decision)}
 
 

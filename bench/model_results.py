@@ -11,8 +11,8 @@ from model_rows import GAIN, ROWS, Goal, Row
 from model_training import settings_of
 
 from vae_edge.errors import DataError
+from vae_edge.experiments.setup import spread
 from vae_edge.files import write_json
-from vae_edge.training.compare_summary import spread
 
 SCHEMA = 1
 DIGITS = 6  # decimals that are kept of a figure

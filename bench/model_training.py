@@ -16,16 +16,16 @@ from model_rows import Row
 from torch import nn
 
 from vae_edge.data import Dataset, LabelledImages, check_apart, load_dataset, rotated
-from vae_edge.data.numbers import permutation
+from vae_edge.data.splits import permutation
 from vae_edge.errors import DataError
-from vae_edge.images import measure_input
+from vae_edge.experiments import baselines
 from vae_edge.model import AngleVAE, create_config
-from vae_edge.training import baselines, effort
+from vae_edge.preprocess import measure_input
 from vae_edge.training.checkpoint import LOG, MODEL, RunConfig, load_state, read_tensors, write_tensors
 from vae_edge.training.config import TrainConfig
-from vae_edge.training.finish import as_trained
-from vae_edge.training.fit import Progress, Schedule, train
-from vae_edge.training.planning import Material, plan, sort_out
+from vae_edge.training.data import Material, plan, sort_out
+from vae_edge.training.evaluate import as_trained
+from vae_edge.training.trainer import Progress, Schedule, train
 
 NETWORK = "network.safetensors"
 TAKEN, ANGLES = 1 << 33, 5000  # the stream that images are drawn from; added to the seed of their fixed angles
@@ -162,16 +162,18 @@ def fit_control(ground: Ground, folder: Path, progress: Progress | None = None) 
     ours = AngleVAE(config)
     pixels = torch.zeros(1, config.channels, config.size, config.size)
     torch.manual_seed(settings.seed)
-    network: nn.Module = baselines.cnn_of_size(config, effort.inference_cost(effort.Decision(ours), pixels).parameters)
+    network: nn.Module = baselines.cnn_of_size(
+        config, baselines.inference_cost(baselines.Decision(ours), pixels).parameters
+    )
     if (folder / NETWORK).is_file():
         tensors, about = read_tensors(folder / NETWORK)
         load_state(network, tensors, folder / NETWORK)
         return network.eval(), about
     shape = (config.size, config.channels)
-    macs = effort.training_macs(network, baselines.cross_entropy_of_anything, *shape)
+    macs = baselines.training_macs(network, baselines.cross_entropy_of_anything, *shape)
     schedule = Schedule.of(settings, len(kept) + len(ground.material.unlabelled))
     seen = schedule.steps * schedule.batch
-    budget = seen * effort.training_macs(ours, effort.our_loss, *shape)
+    budget = seen * baselines.training_macs(ours, baselines.our_loss, *shape)
     steps = max(1, round(budget / macs / schedule.batch))
     began = time.perf_counter()
     network = baselines.fit_network(network, kept, settings, steps, config.fill, progress)

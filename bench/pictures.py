@@ -23,17 +23,14 @@ from numpy.typing import NDArray
 
 from vae_edge.cli.train import resolve_split
 from vae_edge.data import LabelledImages, load_dataset, rotation_range, select_split
-from vae_edge.data.unknown import KINDS, make_unknown
+from vae_edge.data.transforms import KINDS, make_unknown
 from vae_edge.errors import VaeEdgeError
 from vae_edge.metrics import wrap_degrees
 from vae_edge.report import galleries
-from vae_edge.report import model_figures as figures
 from vae_edge.report.galleries import Block, Column, degrees
-from vae_edge.training.calibration import fit_temperature
 from vae_edge.training.checkpoint import Checkpoint, load_checkpoint, load_samples
-from vae_edge.training.finish import as_trained, sample_of
-from vae_edge.training.predict import Outputs, predict
-from vae_edge.training.show import draw_each, reconstructed, traverse, turned_back
+from vae_edge.training.evaluate import Outputs, as_trained, fit_temperature, predict, sample_of
+from vae_edge.training.visualize import draw_each, reconstructed, traverse, turned_back
 
 EXAMPLES, MISTAKES, DOUBTFUL = 10, 4, 4
 DEVIATIONS = tuple(np.linspace(-2, 2, 7).tolist())
@@ -101,7 +98,7 @@ def draw(seen: Seen) -> dict[str, Any]:
         assert seen.outputs.concentrations is not None
         names = seen.checkpoint.config.data["ambiguous"]
         alike = np.isin(seen.images.labels, [seen.images.classes.index(name) for name in names])
-        figure["angles"] = figures.angles(seen.errors_deg, seen.outputs.concentrations, alike, names)
+        figure["angles"] = galleries.angles(seen.errors_deg, seen.outputs.concentrations, alike, names)
     return figure
 
 
@@ -226,7 +223,7 @@ def roc(seen: Seen) -> Any:
     known, result = seen.outputs, seen.checkpoint.result
     full = {kind: found.scores for kind, found in seen.unknown.items()}
     light = {kind: found.light_scores for kind, found in seen.unknown.items()}
-    return figures.roc(
+    return galleries.roc(
         {
             "full score": (known.scores, full, result["threshold"]),
             "light score, without the reconstruction": (known.light_scores, light, result["threshold_light"]),
@@ -239,7 +236,7 @@ def reliability(seen: Seen) -> Any:
     fitted, judged = np.array_split(np.random.default_rng(seen.seed).permutation(len(seen.images)), 2)
     logits, labels = seen.outputs.logits.astype(np.float64), seen.images.labels
     temperature = fit_temperature(logits[fitted], labels[fitted])
-    return figures.reliability_diagram(
+    return galleries.reliability_diagram(
         softmax(logits[judged]), softmax(logits[judged] / temperature), labels[judged], temperature
     )
 
@@ -262,7 +259,7 @@ def main() -> int:
     try:
         seen = look(arguments.run, arguments.data, arguments.unknown, arguments.seed)
         for name, figure in draw(seen).items():
-            print(figures.write_png(figure, arguments.out / f"{name}.png"))
+            print(galleries.write_png(figure, arguments.out / f"{name}.png"))
     except VaeEdgeError as error:
         print(f"pictures: {error}", file=sys.stderr)
         return 2

@@ -19,9 +19,10 @@ import pytest
 
 import vae_edge
 from vae_edge import files
-from vae_edge.bundle import AUTO_FILE, MANIFEST_FILE, Bundle, ModelEntry, add_model, create_bundle, load_bundle
+from vae_edge.bundle import Bundle, ModelEntry, add_model, create_bundle, load_bundle
+from vae_edge.bundle_schema import AUTO_FILE, MANIFEST_FILE
 from vae_edge.errors import BundleError
-from vae_edge.images import InputSpec
+from vae_edge.preprocess import InputSpec
 
 FP32 = ModelEntry("classifier", "fp32", opset=20, accuracy={"accuracy": 0.97, "n": 1000})
 INT8 = ModelEntry("classifier", "int8", opset=20)

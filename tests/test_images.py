@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from vae_edge.data import load_dataset
 from vae_edge.errors import ConfigError, DataError
-from vae_edge.images import (
+from vae_edge.preprocess import (
     InputSpec,
     check_batch,
     measure_background,
@@ -453,6 +453,6 @@ def test_arrays_are_inverted_one_by_one_by_auto_and_the_users_array_stays() -> N
 
 
 def test_importing_images_loads_neither_torch_nor_pillow() -> None:
-    code = "import sys, vae_edge.images; print([m for m in ('torch', 'triton', 'PIL') if m in sys.modules])"
+    code = "import sys, vae_edge.preprocess; print([m for m in ('torch', 'triton', 'PIL') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from vae_edge.decoding import MAX_LINES
 from vae_edge.errors import DataError
-from vae_edge.images import InputSpec, open_image, prepare_image
+from vae_edge.limits import MAX_LINES
+from vae_edge.preprocess import InputSpec, open_image, prepare_image
 
 ALLOWED = 4
 """How many times the decoded bytes of one image (width · height · channels) are taken at most."""
@@ -105,7 +105,7 @@ MEASURE = """
 import sys, threading
 from PIL import Image
 Image.init()
-from vae_edge.images import InputSpec, prepare_image
+from vae_edge.preprocess import InputSpec, prepare_image
 spec = InputSpec(64, 3, "none")
 for mode in ("RGBA", "P"):
     prepare_image(Image.new(mode, (640, 512)), spec, fit="ink")

@@ -161,7 +161,7 @@ def test_a_process_in_a_real_control_group_takes_one_thread_everywhere(half_a_pr
         "pathlib.Path(sys.argv[1], 'cgroup.procs').write_text(str(os.getpid()))\n"
         "from vae_edge.processors import available_cpus, cpu_quota\n"
         "import torch\n"
-        "from vae_edge.model.threads import use_threads\n"
+        "from vae_edge.training.distributed import use_threads\n"
         "print(cpu_quota(), available_cpus(), use_threads(), use_threads(2), use_threads())\n"
     )
     pytest.importorskip("torch")
@@ -182,13 +182,13 @@ def test_no_other_module_counts_processors() -> None:
         for path in (root / folder).rglob("*.py")
         if asked.search(path.read_text())
     }
-    assert found == {"vae_edge/processors.py", "vae_edge/benchmark/machine.py", "vae_edge/model/threads.py"}
+    assert found == {"vae_edge/processors.py", "vae_edge/benchmark/measure.py"}
 
 
 def test_the_machines_description_and_the_benchmarks_title_say_the_quota(monkeypatch: pytest.MonkeyPatch) -> None:
     from vae_edge.benchmark import describe_machine, format_table
 
-    monkeypatch.setattr("vae_edge.benchmark.machine.cpu_quota", lambda: 0.5)
+    monkeypatch.setattr("vae_edge.benchmark.measure.cpu_quota", lambda: 0.5)
     machine = describe_machine(1)
     assert machine["cpu_quota"] == 0.5
     result = {"bundle": {"name": "b"}, "machine": machine, "memory": {"baseline_bytes": None}, "results": []}

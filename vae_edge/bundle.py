@@ -44,7 +44,7 @@ from vae_edge.bundle_schema import (
     read_manifest,
 )
 from vae_edge.errors import BackendError, BundleError
-from vae_edge.images import InputSpec
+from vae_edge.preprocess import InputSpec
 
 __all__ = [
     "AUTO_FILE",

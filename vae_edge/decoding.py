@@ -1,7 +1,7 @@
 """Image files and Pillow images, of whatever mode, to pages of grey or RGB pixels; says each step that changed them.
 
 A page converts its pixels piece by piece. So a large image is in memory once, as Pillow decoded it, and never a second
-time in another form. Geometry and polarity are left to `vae_edge.images`.
+time in another form. Geometry and polarity are left to `vae_edge.preprocess`.
 """
 
 from __future__ import annotations

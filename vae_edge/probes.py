@@ -1,7 +1,7 @@
 """Probe images and their exact answers: what a bundle carries so that a backend can prove itself where it runs.
 
 `export` chooses the images, `export` and `quantize` write what each model file says of them, computed with exact sums
-(`vae_edge.export.probes`). `vae_edge.runtime.probing` asks a backend the same and compares. NumPy alone.
+(`vae_edge.export.probes`). `vae_edge.runtime.verification` asks a backend the same and compares. NumPy alone.
 
 The file is an `.npz` without pickled objects: `images` uint8 [P, S, S, C]; `about`, JSON; and for each model file,
 known by its SHA-256, `<n>/out/<output>` with NaN where an image is a close call for that output (it is not compared),

@@ -20,7 +20,7 @@ from small_models import noise
 
 import vae_edge
 from vae_edge.benchmark import describe_machine, format_table, run_benchmark
-from vae_edge.benchmark.memory import baseline_memory, peak_memory
+from vae_edge.benchmark.measure import baseline_memory, peak_memory
 from vae_edge.benchmark.run import _images
 from vae_edge.bundle import Bundle
 from vae_edge.errors import BackendError, BundleError, ConfigError, DataError
@@ -110,7 +110,7 @@ def test_memory_grows_with_what_is_loaded_and_predicted(bench_bundle: Bundle) ->
 def test_the_process_whose_memory_is_measured_has_only_what_it_needs(bench_bundle: Bundle) -> None:
     code = (
         "import runpy, sys; sys.argv = ['memory', sys.argv[1], '--backend=onnxruntime', '--precision=fp32'];"
-        "runpy.run_module('vae_edge.benchmark.memory', run_name='__main__');"
+        "runpy.run_module('vae_edge.benchmark.measure', run_name='__main__');"
         "print([m for m in ('torch', 'triton', 'openvino', 'onnx', 'rich', 'PIL') if m in sys.modules])"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}

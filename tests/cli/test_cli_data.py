@@ -12,7 +12,7 @@ from PIL import Image
 from vae_edge.cli import main
 from vae_edge.data import Dataset, load_dataset
 from vae_edge.training.checkpoint import SAMPLE_FILE, Checkpoint, load_samples, write_tensors
-from vae_edge.training.predict import predict
+from vae_edge.training.evaluate import predict
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:

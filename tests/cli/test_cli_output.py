@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vae_edge.benchmark.table import format_table
+from vae_edge.benchmark.run import format_table
 from vae_edge.cli import main
 from vae_edge.cli.console import print_table, safe_streams
 from vae_edge.cli.train import WORST, _class_lines

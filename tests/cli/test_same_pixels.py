@@ -108,16 +108,16 @@ class Seen:
     """The bytes of every image that came to the four entry points since `taken` was called."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from vae_edge.export import data as calibration
+        from vae_edge.export import quantize
         from vae_edge.runtime.classifier import Classifier
-        from vae_edge.training import fit, predict
+        from vae_edge.training import evaluate, trainer
 
         self.images: list[bytes] = []
         self._patch = monkeypatch
-        self._watch(fit, "sort_out", result=True)
-        self._watch(predict, "predict")
+        self._watch(trainer, "sort_out", result=True)
+        self._watch(evaluate, "predict")
         self._watch(Classifier, "_run")
-        self._watch(calibration, "quantize_bundle", ends=True)
+        self._watch(quantize, "quantize_bundle", ends=True)
 
     def _watch(self, place: Any, name: str, result: bool = False, ends: bool = False) -> None:
         function = getattr(place, name)

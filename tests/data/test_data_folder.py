@@ -9,7 +9,7 @@ from PIL import Image
 
 from vae_edge.data import load_dataset
 from vae_edge.errors import DataError
-from vae_edge.images import InputSpec, prepare_image
+from vae_edge.preprocess import InputSpec, prepare_image
 
 
 def test_one_sub_folder_is_one_class_and_files_stand_in_order(tmp_path: Path) -> None:

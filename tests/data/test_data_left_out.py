@@ -16,7 +16,7 @@ from PIL import Image, features
 
 from vae_edge.data import LabelledImages, align_classes, load_dataset
 from vae_edge.data.folder import MOST_BROKEN, NAMED
-from vae_edge.data.listing import SUFFIXES, is_image
+from vae_edge.data.image_files import SUFFIXES, is_image
 from vae_edge.decoding import FORMATS
 from vae_edge.errors import DataError
 

@@ -14,10 +14,10 @@ from PIL import Image, ImageDraw
 
 from vae_edge.cli import main
 from vae_edge.data import Dataset, load_dataset
-from vae_edge.data.preparing import GREY_TOLERANCE
+from vae_edge.data.prepare import GREY_TOLERANCE
 from vae_edge.errors import ConfigError
 from vae_edge.framing import INK_SHARE
-from vae_edge.images import InputSpec, prepare_image
+from vae_edge.preprocess import InputSpec, prepare_image
 
 
 def ring(page: int, reach: float, x: float, y: float, width: int = 6) -> Image.Image:

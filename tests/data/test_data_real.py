@@ -15,9 +15,9 @@ import pytest
 from vae_edge.data import count_copies, holdout, load_dataset, rotated
 from vae_edge.data.download import Limits
 from vae_edge.data.fetch import fetch
-from vae_edge.data.numbers import permutation
+from vae_edge.data.splits import permutation
 from vae_edge.errors import DataError
-from vae_edge.images import measure_background
+from vae_edge.preprocess import measure_background
 
 SHELF = Path(os.environ.get("VAE_EDGE_DATA") or "/nowhere")
 needs = pytest.mark.skipif(

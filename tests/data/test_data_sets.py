@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from vae_edge.data import Dataset, LabelledImages, check_trainable, holdout, select_split
-from vae_edge.data.numbers import permutation, random_bits, uniform
-from vae_edge.data.sets import join
+from vae_edge.data.dataset import join
+from vae_edge.data.splits import permutation, random_bits, uniform
 from vae_edge.errors import ConfigError, DataError
 
 

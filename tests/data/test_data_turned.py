@@ -9,7 +9,7 @@ from PIL import Image
 from PIL.Image import Resampling
 
 from vae_edge.data import LabelledImages, rotated
-from vae_edge.data.turned import wrap_deg
+from vae_edge.data.transforms import wrap_deg
 from vae_edge.errors import ConfigError
 
 torch = pytest.importorskip("torch", reason="augmentation is PyTorch's")

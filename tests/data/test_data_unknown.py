@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from vae_edge.data.unknown import KINDS, LETTERS, make_unknown
+from vae_edge.data.transforms import KINDS, LETTERS, make_unknown
 from vae_edge.errors import ConfigError
 
 KNOWN = np.random.default_rng(0).integers(0, 256, (60, 28, 28, 1), dtype=np.uint8)

@@ -7,10 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from vae_edge.engine.adapter import Adapter, found
-from vae_edge.engine.building import _monitor
-from vae_edge.engine.messages import Log, make_logger
-from vae_edge.engine.settings import Settings
+from vae_edge.engine.builder import _monitor
+from vae_edge.engine.tensorrt import Adapter, Log, Settings, found, make_logger
 from vae_edge.errors import EngineError
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vae_edge.engine.adapter import available, found, open_adapter
 from vae_edge.engine.build import build_engine
+from vae_edge.engine.tensorrt import available, found, open_adapter
 from vae_edge.errors import EngineError
 
 MODULES = ("tensorrt", "tensorrt_bindings", "tensorrt_rtx", "tensorrt_rtx_bindings")
@@ -69,7 +69,7 @@ import sys
 sys.path.insert(0, {str(tmp_path)!r})
 for name in ("tensorrt_bindings", "tensorrt_rtx", "tensorrt_rtx_bindings"):
     sys.modules[name] = None
-from vae_edge.engine.adapter import available, open_adapter
+from vae_edge.engine.tensorrt import available, open_adapter
 from vae_edge.errors import EngineError
 assert available() == []
 try:

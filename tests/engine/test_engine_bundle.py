@@ -13,9 +13,9 @@ from engine_graphs import classifier, reconstruction, save
 
 from vae_edge.bundle import ModelEntry, create_bundle, load_bundle
 from vae_edge.engine.build import build_bundle_engine
-from vae_edge.engine.header import inspect_engine
+from vae_edge.engine.inspection import inspect_engine
 from vae_edge.errors import BundleError, EngineError, VaeEdgeError
-from vae_edge.images import InputSpec
+from vae_edge.preprocess import InputSpec
 
 REPOSITORY = Path(__file__).parents[2]
 

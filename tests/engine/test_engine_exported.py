@@ -20,9 +20,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    from vae_edge.export.graph import RECONSTRUCTION, ClassifierGraph, ReconstructionGraph
-    from vae_edge.export.onnx_file import to_onnx
-    from vae_edge.export.precision import convert
+    from vae_edge.export.onnx_file import RECONSTRUCTION, ClassifierGraph, ReconstructionGraph, to_onnx
+    from vae_edge.export.quantize import convert
     from vae_edge.model import AngleVAE
     from vae_edge.model.config import create_config
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vae_edge.engine.header import HEADER_BYTES, inspect_engine, parse_header, read_header
+from vae_edge.engine.inspection import HEADER_BYTES, inspect_engine, parse_header, read_header
 from vae_edge.errors import EngineError
 
 # The first 64 bytes of an engine that TensorRT-RTX 1.7.1.116 built for 8.0, 8.6, 8.9 and 12.0; it had 1,024,476 bytes.

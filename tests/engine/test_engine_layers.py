@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vae_edge.engine.layers import LayerInfo, parse_layers, reasons, share
+from vae_edge.engine.inspection import LayerInfo, parse_layers, reasons, share
 
 LOGS = Path(__file__).parent / "logs"
 RTX_TABLE = (LOGS / "tensorrt_rtx_1_7_int8.txt").read_text()  # printed by TensorRT-RTX 1.7.1, shortened

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from vae_edge.engine.messages import Log, explain
+from vae_edge.engine.tensorrt import Log, explain
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vae_edge.engine.process import WORKER, run_worker
+from vae_edge.engine.worker import WORKER, run_worker
 from vae_edge.errors import EngineError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -124,7 +124,7 @@ def test_a_progress_line_that_a_crash_cut_short_is_kept_as_a_line_of_the_log() -
 CALLER = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
-from vae_edge.engine.process import run_worker
+from vae_edge.engine.worker import run_worker
 run_worker({request!r}, command={command!r})
 """
 
@@ -166,7 +166,7 @@ def test_the_worker_runs_from_any_folder_and_refuses_in_a_sentence(
 def test_importing_the_room_imports_no_tensorrt_and_no_torch() -> None:
     code = """
 import json, sys
-import vae_edge.engine.build, vae_edge.engine.worker, vae_edge.engine.header, vae_edge.engine.cuda
+import vae_edge.engine.build, vae_edge.engine.worker, vae_edge.engine.inspection, vae_edge.engine.cuda
 print(json.dumps(sorted(name.partition(".")[0] for name in sys.modules)))
 """
     run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)

@@ -11,12 +11,10 @@ import pytest
 from engine_graphs import classifier, reconstruction, save
 
 from vae_edge.engine import cuda
-from vae_edge.engine.adapter import open_adapter
 from vae_edge.engine.build import build_engine
-from vae_edge.engine.building import build_here
-from vae_edge.engine.header import inspect_engine, parse_header
-from vae_edge.engine.messages import Log
-from vae_edge.engine.settings import Settings
+from vae_edge.engine.builder import build_here
+from vae_edge.engine.inspection import inspect_engine, parse_header
+from vae_edge.engine.tensorrt import Log, Settings, open_adapter
 from vae_edge.errors import EngineError
 
 pytest.importorskip(

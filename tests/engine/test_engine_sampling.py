@@ -11,9 +11,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from vae_edge.engine.adapter import open_adapter
-from vae_edge.engine.messages import Log
-from vae_edge.engine.sampling import Sampling, asked_samplings, set_sampling
+from vae_edge.engine.builder import Sampling, asked_samplings, set_sampling
+from vae_edge.engine.tensorrt import Log, open_adapter
 from vae_edge.errors import EngineError
 
 PATH = Path("model.onnx")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vae_edge.engine.settings import Settings
+from vae_edge.engine.tensorrt import Settings
 from vae_edge.errors import EngineError
 
 

@@ -8,9 +8,7 @@ import pytest
 
 from vae_edge.bundle_schema import check_entry
 from vae_edge.engine import cuda
-from vae_edge.engine.adapter import Flavour
-from vae_edge.engine.choosing import choose
-from vae_edge.engine.settings import Settings
+from vae_edge.engine.build import choose
 from vae_edge.engine.targets import (
     DEVICES,
     RTX_TARGETS,
@@ -20,6 +18,7 @@ from vae_edge.engine.targets import (
     parse_targets,
     target_name,
 )
+from vae_edge.engine.tensorrt import Flavour, Settings
 from vae_edge.errors import EngineError
 
 
@@ -122,7 +121,7 @@ def chosen(
     kind: str = "auto",
     targets: str = "",
 ) -> tuple[str, tuple[str, ...]]:
-    monkeypatch.setattr("vae_edge.engine.choosing.found", lambda: installed)
+    monkeypatch.setattr("vae_edge.engine.build.found", lambda: installed)
     return choose(kind, Settings("int8", targets=parse_targets(targets)), driver)
 
 

@@ -6,8 +6,7 @@ from onnx import numpy_helper
 from test_export import model_of
 
 from vae_edge.data import Dataset
-from vae_edge.export.bias import IMAGES, channel_means, correct_biases
-from vae_edge.export.precision import convert
+from vae_edge.export.quantize import IMAGES, channel_means, convert, correct_biases
 
 
 def biases_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from vae_edge.export.graph import ClassifierGraph
-from vae_edge.export.onnx_file import run, to_onnx
-from vae_edge.export.precision import convert
+from vae_edge.export.onnx_file import ClassifierGraph, run, to_onnx
+from vae_edge.export.quantize import convert
 from vae_edge.model import AngleVAE, create_config
 
 

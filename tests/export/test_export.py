@@ -13,15 +13,22 @@ from vae_edge.cli.deploy import export_run
 from vae_edge.data import Dataset, rotated
 from vae_edge.errors import BundleError, ConfigError, ExportError
 from vae_edge.export import quantize_with
-from vae_edge.export.graph import DOUBTS, OUTPUTS, ClassifierGraph
-from vae_edge.export.half import to_fp16
-from vae_edge.export.onnx_file import check_parity, get_metadata, run, to_onnx
-from vae_edge.export.precision import check_rules, convert
-from vae_edge.export.write import load_onnx
+from vae_edge.export.bundle import load_onnx
+from vae_edge.export.onnx_file import (
+    DOUBTS,
+    OUTPUTS,
+    ClassifierGraph,
+    check_parity,
+    get_metadata,
+    run,
+    to_fp16,
+    to_onnx,
+)
+from vae_edge.export.quantize import check_rules, convert
 from vae_edge.model import AngleVAE, create_config
 from vae_edge.runtime import load
 from vae_edge.training.checkpoint import Checkpoint, load_checkpoint
-from vae_edge.training.predict import predict
+from vae_edge.training.evaluate import predict
 
 
 def model_of(bundle: Path, precision: str) -> onnx.ModelProto:

@@ -20,9 +20,8 @@ from vae_edge.bundle import ModelEntry, add_model, load_bundle
 from vae_edge.data import Dataset
 from vae_edge.errors import BundleError
 from vae_edge.export import quantize_with
-from vae_edge.export.exact import Noise, evaluate, inner_names
 from vae_edge.export.onnx_file import get_metadata, run
-from vae_edge.export.probes import choose_probes, expect
+from vae_edge.export.probes import Noise, choose_probes, evaluate, expect, inner_names
 from vae_edge.probes import Expected, Probes, Tolerance, compare, fingerprint
 from vae_edge.training.checkpoint import Checkpoint, load_samples
 

@@ -17,10 +17,11 @@ from vae_edge.bundle import load_bundle
 from vae_edge.cli import main
 from vae_edge.data import Dataset, LabelledImages
 from vae_edge.errors import ExportError
-from vae_edge.export import quantize_with, write
-from vae_edge.export.precision import check_rules
+from vae_edge.export import bundle as bundle_module
+from vae_edge.export import quantize_with
 from vae_edge.export.quality import matching_threshold, sign_test
-from vae_edge.runtime import auto, load
+from vae_edge.export.quantize import check_rules
+from vae_edge.runtime import autoselect, load
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def test_who_insists_gets_it_but_auto_does_not_trust_it(mine: Path, digits: Data
     assert any("fp32 model gets" in sentence for sentence in result["warnings"])
     opened = load_bundle(mine)
     assert all(entry.accuracy["refused"] for entry in opened.select("classifier", "onnx", "int8"))
-    assert "int8" not in {precision for _, precision in auto.candidates(opened, "auto", "auto")}
+    assert "int8" not in {precision for _, precision in autoselect.candidates(opened, "auto", "auto")}
 
 
 def test_images_of_a_few_classes_are_refused_and_missing_ones_warned_about(mine: Path, digits: Dataset):
@@ -77,12 +78,12 @@ def test_a_handful_of_images_is_warned_about_and_not_trusted(mine: Path, digits:
     assert high - low > 0.15
     assert any("70 images alone" in sentence for sentence in result["warnings"])
     assert any("10 images alone" in sentence and "auto" in sentence for sentence in result["warnings"])
-    assert "int8" not in {precision for _, precision in auto.candidates(load_bundle(mine), "auto", "auto")}
+    assert "int8" not in {precision for _, precision in autoselect.candidates(load_bundle(mine), "auto", "auto")}
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, change: Callable[[onnx.GraphProto], None]) -> None:
     """Have every quantized model come out with its graph changed."""
-    real = write.convert
+    real = bundle_module.convert
 
     def convert(*arguments):
         models = real(*arguments)
@@ -90,7 +91,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, change: Callable[[onnx.GraphProto], N
             change(model.graph)
         return models
 
-    monkeypatch.setattr(write, "convert", convert)
+    monkeypatch.setattr(bundle_module, "convert", convert)
 
 
 def without_a_layer(graph: onnx.GraphProto) -> None:

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from vae_edge.bundle import ModelEntry, create_bundle
-from vae_edge.images import InputSpec
+from vae_edge.preprocess import InputSpec
 
 
 def small_model() -> onnx.ModelProto:

@@ -19,12 +19,12 @@ from PIL import Image
 
 from vae_edge import probes
 from vae_edge.bundle import load_bundle
-from vae_edge.engine.header import CAPABILITY_BITS, MAGIC, inspect_engine
-from vae_edge.images import InputSpec, open_image, prepare_image
+from vae_edge.engine.inspection import CAPABILITY_BITS, MAGIC, inspect_engine
 from vae_edge.limits import MAX_ELEMENTS
 from vae_edge.onnx_graph import read_graph
 from vae_edge.onnx_shapes import Totals, check_model, elements
-from vae_edge.runtime import records
+from vae_edge.preprocess import InputSpec, open_image, prepare_image
+from vae_edge.runtime import probing
 
 
 @seeds
@@ -210,11 +210,11 @@ def test_records_of_the_runtime(tmp_path: Path, rng: random.Random) -> None:
     record: dict[str, Any] = {"key": key, "backend": "onnxruntime", "precision": "fp32", "median_us": {"a": 1.0}}
     for _ in range(EACH):
         path.write_bytes(json_changed({"schema": 1, "records": [record, {**record, "key": {}}]}, rng))
-        found = records.find(path, key, fields)
+        found = probing.find_record(path, key, fields)
         assert found is None or (found["key"] == key and fields <= found.keys())
         if rng.random() < 0.1:
-            records.remember(path, record, fields)
-            assert records.find(path, key, fields) == record
+            probing.save_record(path, record, fields)
+            assert probing.find_record(path, key, fields) == record
 
 
 @seeds

@@ -16,10 +16,11 @@ from vae_edge.errors import CheckpointError
 
 torch = pytest.importorskip("torch")
 
+from vae_edge.experiments.setup import SCHEMA, read_cell  # noqa: E402
+from vae_edge.export.bundle import load_onnx  # noqa: E402
 from vae_edge.export.onnx_file import get_metadata  # noqa: E402
-from vae_edge.export.write import load_onnx  # noqa: E402
-from vae_edge.images import InputSpec  # noqa: E402
 from vae_edge.model import AngleVAE, create_config  # noqa: E402
+from vae_edge.preprocess import InputSpec  # noqa: E402
 from vae_edge.training.checkpoint import (  # noqa: E402
     CONFIG,
     LOG,
@@ -31,7 +32,6 @@ from vae_edge.training.checkpoint import (  # noqa: E402
     read_tensors,
     write_tensors,
 )
-from vae_edge.training.compare_settings import SCHEMA, read_cell  # noqa: E402
 from vae_edge.training.config import TrainConfig  # noqa: E402
 
 CONFIGURATION = RunConfig(

@@ -28,9 +28,9 @@ from vae_edge.bundle import ModelEntry, add_model, create_bundle, load_bundle
 from vae_edge.cli import main
 from vae_edge.data.idx import read_idx
 from vae_edge.data.npz import load_npz
-from vae_edge.engine.header import inspect_engine
+from vae_edge.engine.inspection import inspect_engine
 from vae_edge.errors import BackendError, BundleError, DataError, VaeEdgeError
-from vae_edge.images import InputSpec, open_image
+from vae_edge.preprocess import InputSpec, open_image
 from vae_edge.runtime import verification
 from vae_edge.runtime.classifier import open_classifier
 
@@ -68,9 +68,9 @@ def device_readers() -> dict[str, Callable[[Path], Any]]:
 
 def training_readers() -> dict[str, Callable[[Path], Any]]:
     pytest.importorskip("torch")
-    from vae_edge.export.write import load_onnx
+    from vae_edge.experiments.setup import read_cell
+    from vae_edge.export.bundle import load_onnx
     from vae_edge.training.checkpoint import read_tensors
-    from vae_edge.training.compare_settings import read_cell
 
     return {"onnx": load_onnx, "tensors": read_tensors, "cell": read_cell}
 
@@ -126,7 +126,7 @@ def test_records_that_are_damaged_are_healed_by_the_next_load(small_bundle: Path
 REWRITE = """
     import sys, time
     from vae_edge.bundle import ModelEntry, create_bundle
-    from vae_edge.images import InputSpec
+    from vae_edge.preprocess import InputSpec
     folder, models = sys.argv[1], sys.argv[2:]
     end, turn = time.monotonic() + 60, 0
     while time.monotonic() < end:

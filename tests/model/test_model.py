@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from vae_edge.errors import ConfigError
 from vae_edge.metrics import auroc
 from vae_edge.model import PRESETS, AngleVAE, LossWeights, ModelConfig, RejectionScore, create_config, losses
-from vae_edge.model.losses import angle_targets, mutual_information
-from vae_edge.model.network import PoseTrunk
+from vae_edge.model.network import PoseTrunk, angle_targets, mutual_information
 from vae_edge.model.score import reconstruction_error
 
 

@@ -13,8 +13,8 @@ from scipy.stats import circmean, circvar
 
 from vae_edge.errors import ConfigError
 from vae_edge.model import AngleVAE, create_config, network
-from vae_edge.model.losses import angle_targets
-from vae_edge.model.network import PoseTrunk, round_window
+from vae_edge.model.network import PoseTrunk, angle_targets
+from vae_edge.ops.turn import round_window
 
 BINS = 36
 

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from vae_edge.report import galleries, model_figures
-from vae_edge.report.panels import wilson
+from vae_edge.report import galleries
+from vae_edge.report.plots import wilson
 
 NAMES = ("turned", "traversal", "generated", "roc", "reliability", "angles")
 
@@ -60,8 +60,8 @@ def test_every_picture_is_small_light_and_the_same_each_time(script: ModuleType,
     once, again = script.draw(seen), script.draw(seen)
     assert tuple(once) == NAMES
     for name, figure in once.items():
-        first = model_figures.write_png(figure, tmp_path / f"{name}.png")
-        second = model_figures.write_png(again[name], tmp_path / f"{name}-again.png")
+        first = galleries.write_png(figure, tmp_path / f"{name}.png")
+        second = galleries.write_png(again[name], tmp_path / f"{name}-again.png")
         assert first.read_bytes() == second.read_bytes()
         assert first.stat().st_size < 150 * 1024, name
         with Image.open(first) as image:
@@ -107,7 +107,7 @@ def test_the_reliability_diagram_is_of_images_that_the_temperature_was_not_fitte
     shown: list[Any] = []
     fit = script.fit_temperature
     monkeypatch.setattr(script, "fit_temperature", lambda logits, labels: fitted.append(logits) or fit(logits, labels))
-    monkeypatch.setattr(script.figures, "reliability_diagram", lambda *given: shown.append(given))
+    monkeypatch.setattr(script.galleries, "reliability_diagram", lambda *given: shown.append(given))
     script.reliability(seen)
     (before, after, labels, temperature), logits = shown[0], seen.outputs.logits.astype(np.float64)
     assert len(fitted[0]) + len(labels) == len(seen.images) and temperature != 1
@@ -126,7 +126,7 @@ def test_titles_give_the_calibration_error_and_bars_all_images(script: ModuleTyp
     logits = rng.normal(size=(400, 5)) * 3
     labels = np.where(rng.random(400) < 0.6, logits.argmax(1), rng.integers(0, 5, 400))
     before, after = script.softmax(logits), script.softmax(logits / 2)
-    figure = model_figures.reliability_diagram(before, after, labels, 2.0)
+    figure = galleries.reliability_diagram(before, after, labels, 2.0)
     titles = [axes.get_title() for axes in figure.axes[:2]]
     assert titles == [
         f"without temperature: ECE {100 * calibration_error(before, labels):.2f}%",
@@ -194,7 +194,8 @@ def test_angles_are_written_with_a_sign_and_never_as_minus_180() -> None:
 
 def test_a_model_without_angles_has_its_pictures_too(script: ModuleType, few_digits: Any, tmp_path: Path) -> None:
     from vae_edge.training.config import TrainConfig
-    from vae_edge.training.fit import plan, train
+    from vae_edge.training.data import plan
+    from vae_edge.training.trainer import train
 
     settings = TrainConfig(rotation="none", epochs=1, batch=64)
     train(few_digits, plan(few_digits, "tiny", settings), tmp_path / "run")

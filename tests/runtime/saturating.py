@@ -19,13 +19,13 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from vae_edge.export import exact
+from vae_edge.export import probes
 
 
 def saturate(model: onnx.ModelProto, images: np.ndarray) -> dict[str, np.ndarray]:
     """The outputs of a Q/DQ model whose quantized convolutions and linear layers saturate as described."""
     changed, layers = _with_integer_layers(model)
-    operators = [*exact._operators(None), _layer_operator(layers)]
+    operators = [*probes._operators(None), _layer_operator(layers)]
     names = [output.name for output in model.graph.output]
     values = ReferenceEvaluator(changed, new_ops=operators).run(None, {"image": images})
     return dict(zip(names, values, strict=True))

@@ -11,9 +11,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 import vae_edge
 from vae_edge.bundle import Bundle, ModelEntry, create_bundle
-from vae_edge.export.cpu_int8 import with_reduced_range, with_unsigned_activations
-from vae_edge.export.half import to_fp16
-from vae_edge.images import InputSpec
+from vae_edge.export.onnx_file import to_fp16
+from vae_edge.export.quantize import with_reduced_range, with_unsigned_activations
+from vae_edge.preprocess import InputSpec
 
 TARGETS = {"int8": ("any", "cpu", "cpu_reduced_range")}
 DOUBTS = ("concentration", "second_angle", "second_share")

@@ -21,7 +21,7 @@ from small_models import classifier as classifier_model
 import vae_edge
 from vae_edge.bundle import Bundle, ModelEntry, add_model
 from vae_edge.errors import BackendError, BundleError, ConfigError, DataError, VaeEdgeError
-from vae_edge.images import InputSpec, to_batch
+from vae_edge.preprocess import InputSpec, to_batch
 from vae_edge.runtime.classifier import find_entry
 
 BACKENDS = ["onnxruntime", "openvino"]

@@ -13,9 +13,9 @@ from small_models import make_bundle, noise
 import vae_edge
 from vae_edge.bundle import Bundle
 from vae_edge.errors import ConfigError
-from vae_edge.images import InputSpec, to_batch
+from vae_edge.preprocess import InputSpec, to_batch
 from vae_edge.runtime import Classifier
-from vae_edge.runtime.color_order import ColorOrderCheck
+from vae_edge.runtime.classifier import ColorOrderCheck
 
 
 @pytest.fixture(scope="module")

@@ -20,12 +20,13 @@ from onnx import numpy_helper
 from small_models import make_bundle, noise
 
 import vae_edge
-from vae_edge.bundle import VERIFIED_FILE, Bundle, ModelEntry, load_bundle
+from vae_edge.bundle import Bundle, ModelEntry, load_bundle
+from vae_edge.bundle_schema import VERIFIED_FILE
 from vae_edge.cli import main
 from vae_edge.errors import ConfigError, VerificationError
 from vae_edge.probes import load as load_probes
-from vae_edge.runtime import auto, backends, probing, verification
-from vae_edge.runtime.machine import ISA_VARIABLE, _cpu_flags, int8_saturates
+from vae_edge.processors import ISA_VARIABLE, _cpu_flags, int8_saturates
+from vae_edge.runtime import autoselect, backends, probing, verification
 from vae_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
 pytest.importorskip("torch", reason="the exact answers are computed with PyTorch")
@@ -233,7 +234,7 @@ def test_auto_leaves_out_what_is_wrong_and_takes_what_is_right(
     real = backends._backend_class
     kind = type("Planted", (Wrong,), {"mutate": staticmethod(flip_weight(4))})
     monkeypatch.setattr(backends, "_backend_class", lambda name: kind if name == "onnxruntime" else real(name))
-    monkeypatch.setattr(auto, "_time", lambda opened, bundle: {c.name: float(k) for k, c in enumerate(opened, 1)})
+    monkeypatch.setattr(autoselect, "_time", lambda opened, bundle: {c.name: float(k) for k, c in enumerate(opened, 1)})
     with caplog.at_level(logging.WARNING), vae_edge.load(proving.path, precision="fp32") as classifier:
         assert classifier.backend == "openvino"
     assert "auto: onnxruntime fp32 is left out" in caplog.text
@@ -270,7 +271,7 @@ def test_a_bundle_that_cannot_be_written_to_is_remembered_in_the_users_cache(
     proving: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("vae_edge.runtime.records.os.access", lambda path, mode: False)
+    monkeypatch.setattr("vae_edge.runtime.probing.os.access", lambda path, mode: False)
     vae_edge.load(proving.path).close()
     assert {file.name for file in tmp_path.rglob("*.json")} == {"auto.json", VERIFIED_FILE}
     assert not (proving.path / VERIFIED_FILE).exists()
@@ -304,7 +305,7 @@ def test_a_bundle_of_an_earlier_version_is_right_on_onnxruntime_and_refused_on_o
     images = noise(16, seed=7)
     with vae_edge.load(own_bundle.path, "onnxruntime", "int8") as classifier:
         answers = classifier(images)
-    exact = pytest.importorskip("vae_edge.export.exact")
+    exact = pytest.importorskip("vae_edge.export.probes")
     right = exact.evaluate(onnx.load(own_bundle.file(own_bundle.find(precision="int8"))), images)
     np.testing.assert_allclose(answers.scores, right["score"], atol=0.2)
     with pytest.raises(VerificationError, match="made for TensorRT; add those for CPUs with `vae-edge quantize"):
@@ -435,7 +436,7 @@ print(classifier.backend, classifier.precision)
     ]
     said = [process.communicate(timeout=120) for process in running]
     assert len({out for out, _ in said}) == 1
-    assert sum("INFO:vae_edge.runtime.auto:auto: " in err for _, err in said) == 1, "one race, read by the others"
+    assert sum("INFO:vae_edge.runtime.autoselect:auto: " in err for _, err in said) == 1, "one race, read by the others"
     assert len(json.loads((proving.path / "auto.json").read_text())["records"]) == 1
 
 
@@ -462,7 +463,7 @@ def test_the_instruction_set_is_found_out_and_can_be_forced(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("platform.machine", lambda: machine)
-    monkeypatch.setattr("vae_edge.runtime.machine._cpu_flags", lambda: flags)
+    monkeypatch.setattr("vae_edge.processors._cpu_flags", lambda: flags)
     assert int8_saturates() is expected
 
 

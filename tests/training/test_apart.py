@@ -9,12 +9,12 @@ import torch
 
 from vae_edge.data import Dataset, LabelledImages, holdout, rotated
 from vae_edge.errors import DataError
-from vae_edge.training import planning
+from vae_edge.training import data as training_data
 from vae_edge.training.checkpoint import MODEL, Checkpoint, load_samples, read_tensors
 from vae_edge.training.config import TrainConfig
-from vae_edge.training.fit import plan, train
-from vae_edge.training.planning import sort_out
-from vae_edge.training.predict import predict
+from vae_edge.training.data import plan, sort_out
+from vae_edge.training.evaluate import predict
+from vae_edge.training.trainer import train
 
 SETTINGS = TrainConfig(epochs=2, batch=64, patience=1, rotation="none")
 SET_ON_HELD_OUT = {"temperature"}  # and, in the result's metadata, the thresholds
@@ -51,7 +51,7 @@ def test_a_planted_leak_is_caught(few_digits: Dataset, tmp_path: Path, monkeypat
         images[5] = held.images[3]
         return replace(kept, images=images), held
 
-    monkeypatch.setattr(planning, "holdout", leaky)
+    monkeypatch.setattr(training_data, "holdout", leaky)
     with pytest.raises(DataError, match="1 of"):
         plan(few_digits, "tiny", replace(SETTINGS, patience=None))
 

@@ -9,7 +9,7 @@ from scipy.special import log_softmax, softmax
 
 from vae_edge.errors import DataError
 from vae_edge.metrics import expected_calibration_error
-from vae_edge.training.calibration import cross_fitted_ece, fit_temperature
+from vae_edge.training.evaluate import cross_fitted_ece, fit_temperature
 
 
 def drawn(count: int, temperature: float, seed: int = 0, classes: int = 10) -> tuple[np.ndarray, np.ndarray]:

@@ -13,18 +13,15 @@ from vae_edge.cli import main
 from vae_edge.cli.compare import to_files
 from vae_edge.data import Dataset, LabelledImages, holdout
 from vae_edge.errors import CheckpointError, ConfigError, DataError
+from vae_edge.experiments import baselines
+from vae_edge.experiments.baselines import Decision, inference_cost, training_macs
+from vae_edge.experiments.setup import INNER, KINDS, MODELS, Cell, Ground, Settings, list_cells, summarize_cells
+from vae_edge.experiments.trials import Comparison, estimate
 from vae_edge.export.onnx_file import run as run_onnx
 from vae_edge.model import AngleVAE, create_config
-from vae_edge.training import baselines
 from vae_edge.training.checkpoint import Checkpoint
-from vae_edge.training.compare import Comparison
-from vae_edge.training.compare_estimate import estimate
-from vae_edge.training.compare_ground import Ground
-from vae_edge.training.compare_settings import INNER, KINDS, MODELS, Cell, Settings, list_cells
-from vae_edge.training.compare_summary import summarize_cells
 from vae_edge.training.config import TrainConfig
-from vae_edge.training.effort import Decision, inference_cost, training_macs
-from vae_edge.training.predict import predict
+from vae_edge.training.evaluate import predict
 
 TINY = Settings(preset="tiny", images_seen=400)
 SOME = ("svm", "cnn-equal", "angle-vae")

@@ -11,11 +11,10 @@ from vae_edge.errors import ConfigError, DataError
 from vae_edge.metrics import wrap_degrees
 from vae_edge.training.checkpoint import Checkpoint, load_checkpoint
 from vae_edge.training.config import TrainConfig
-from vae_edge.training.evaluate import arrays, evaluate
-from vae_edge.training.fit import plan, train
+from vae_edge.training.data import ambiguous_classes, plan
+from vae_edge.training.evaluate import arrays, evaluate, predict
 from vae_edge.training.generate import generate, write_generated
-from vae_edge.training.predict import predict
-from vae_edge.training.symmetry import ambiguous_classes
+from vae_edge.training.trainer import train
 
 
 def clear_digits(digits: Dataset) -> LabelledImages:

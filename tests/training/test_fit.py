@@ -14,8 +14,8 @@ import torch
 
 from vae_edge.data import Dataset, LabelledImages, rotated, rotation_range
 from vae_edge.errors import CheckpointError, ConfigError, DataError
-from vae_edge.images import InputSpec
 from vae_edge.model import AngleVAE, LossWeights
+from vae_edge.preprocess import InputSpec
 from vae_edge.training.checkpoint import (
     CONFIG,
     MODEL,
@@ -27,11 +27,10 @@ from vae_edge.training.checkpoint import (
     read_tensors,
 )
 from vae_edge.training.config import TrainConfig, learning_rate
-from vae_edge.training.finish import fit_score
-from vae_edge.training.fit import Interrupted, plan, train
+from vae_edge.training.data import plan, sort_out, to_floats
+from vae_edge.training.evaluate import fit_score, predict
 from vae_edge.training.generate import generate
-from vae_edge.training.planning import sort_out
-from vae_edge.training.predict import predict, to_floats
+from vae_edge.training.trainer import Interrupted, train
 
 SETTINGS = TrainConfig(epochs=3, batch=64)
 
@@ -42,7 +41,7 @@ class Stop(Exception):
 
 @pytest.fixture(autouse=True)
 def save_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vae_edge.training.fit.SAVED_SECONDS", 0.0)
+    monkeypatch.setattr("vae_edge.training.trainer.SAVED_SECONDS", 0.0)
 
 
 def fit(data: Dataset, out: Path, settings: TrainConfig = SETTINGS, **options) -> dict[str, torch.Tensor]:

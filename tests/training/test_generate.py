@@ -10,8 +10,9 @@ from vae_edge.data import Dataset, LabelledImages, load_dataset
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.model import AngleVAE, create_config
 from vae_edge.training.checkpoint import Checkpoint
+from vae_edge.training.data import to_floats
+from vae_edge.training.evaluate import predict
 from vae_edge.training.generate import TRIES, generate, write_generated
-from vae_edge.training.predict import predict, to_floats
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from vae_edge.data import Dataset, LabelledImages
-from vae_edge.training.symmetry import mirrored_alike
+from vae_edge.training.data import mirrored_alike
 
 
 def drawn(count: int = 400) -> LabelledImages:

@@ -11,7 +11,7 @@ import torch
 from vae_edge.data import Dataset, rotated
 from vae_edge.errors import DataError
 from vae_edge.training.checkpoint import Checkpoint, load_samples
-from vae_edge.training.show import draw_each, reconstructed, traverse, turned_back
+from vae_edge.training.visualize import draw_each, reconstructed, traverse, turned_back
 
 
 def test_images_turned_back_by_the_true_angle_are_upright_again(checkpoint: Checkpoint, digits: Dataset) -> None:

@@ -13,9 +13,9 @@ from torch import nn
 
 from vae_edge.data import Dataset
 from vae_edge.errors import ConfigError
-from vae_edge.training.batches import Mixture, mix
 from vae_edge.training.checkpoint import MODEL, load_checkpoint, read_tensors
-from vae_edge.training.parallel import ExactBatchNorm, normalize_exactly, share_of
+from vae_edge.training.data import Mixture, mix
+from vae_edge.training.distributed import ExactBatchNorm, normalize_exactly, share_of
 
 LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
 LAUNCHER += ["--dynamo_backend", "no", "-m", "vae_edge", "train"]

@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from vae_edge.data import Dataset, LabelledImages
-from vae_edge.export.graph import ClassifierGraph
-from vae_edge.export.onnx_file import run, to_onnx
+from vae_edge.export.onnx_file import ClassifierGraph, run, to_onnx
 from vae_edge.model import AngleVAE
 from vae_edge.training.config import TrainConfig
-from vae_edge.training.planning import plan
+from vae_edge.training.data import plan
 
 
 def photographs(even: bool) -> Dataset:

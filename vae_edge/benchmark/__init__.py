@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Any
 __all__ = ["describe_machine", "format_table", "run_benchmark", "time_in_turns"]
 
 if TYPE_CHECKING:
-    from vae_edge.benchmark.machine import describe_machine
-    from vae_edge.benchmark.run import run_benchmark
-    from vae_edge.benchmark.table import format_table
-    from vae_edge.benchmark.turns import time_in_turns
+    from vae_edge.benchmark.measure import describe_machine, time_in_turns
+    from vae_edge.benchmark.run import format_table, run_benchmark
 
-_HOME = {"describe_machine": "machine", "run_benchmark": "run", "format_table": "table", "time_in_turns": "turns"}
+_HOME = {"describe_machine": "measure", "run_benchmark": "run", "format_table": "run", "time_in_turns": "measure"}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,9 +10,8 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
-from vae_edge.cli.console import emit, percent, say, training_progress
+from vae_edge.cli.console import check_folder, emit, percent, say, training_progress
 from vae_edge.cli.data import open_data
-from vae_edge.cli.outputs import check_folder
 from vae_edge.errors import ConfigError
 
 TRAIN_IMAGES = 12_000  # by default, or all where there are fewer
@@ -26,14 +25,13 @@ def compare(arguments: argparse.Namespace) -> None:
     """`vae-edge compare`."""
     import torch
 
-    from vae_edge.export.graph import ClassifierGraph
+    from vae_edge.experiments.setup import ESTIMATORS, KINDS, MODELS, Settings, list_cells, summarize_cells
+    from vae_edge.experiments.trials import Comparison, Exporter
+    from vae_edge.export.onnx_file import ClassifierGraph
     from vae_edge.files import write_json
     from vae_edge.model import create_config
-    from vae_edge.model.threads import use_threads
     from vae_edge.report.comparison import write_comparison
-    from vae_edge.training.compare import Comparison, Exporter
-    from vae_edge.training.compare_settings import ESTIMATORS, KINDS, MODELS, Settings, list_cells
-    from vae_edge.training.compare_summary import summarize_cells
+    from vae_edge.training.distributed import use_threads
 
     use_threads(arguments.threads)
     if arguments.seconds <= 0:
@@ -76,7 +74,7 @@ def compare(arguments: argparse.Namespace) -> None:
 
 def _train_images(asked: str | None, dataset: Any) -> int | None:
     """The number asked for; by default 12,000, or all where there are fewer; None is all."""
-    from vae_edge.training.compare_settings import HELD, INNER
+    from vae_edge.experiments.setup import HELD, INNER
 
     if asked == "all" or dataset.train is None:
         return None
@@ -88,8 +86,8 @@ def _train_images(asked: str | None, dataset: Any) -> int | None:
 
 
 def _finish_all(comparison: Any, cells: Sequence[Any]) -> list[dict[str, Any]]:
-    from vae_edge.training.compare_estimate import estimate
-    from vae_edge.training.fit import Interrupted
+    from vae_edge.experiments.trials import estimate
+    from vae_edge.training.trainer import Interrupted
 
     needed = comparison.needed(cells)
     say(f"{len(cells)} cells; {len(needed)} are to be trained (generators included), the others are done already")
@@ -118,9 +116,8 @@ def to_files(model: Any, size: int, channels: int) -> dict[str, bytes]:
     """A fitted model's ONNX files: `decision` gives one number for each class; of ours also `whole`, as exported."""
     import torch
 
-    from vae_edge.export.graph import ClassifierGraph
-    from vae_edge.export.onnx_file import to_onnx
-    from vae_edge.export.rivals import decision_onnx, estimator_onnx
+    from vae_edge.experiments.baselines import decision_onnx, estimator_onnx
+    from vae_edge.export.onnx_file import ClassifierGraph, to_onnx
     from vae_edge.model import AngleVAE
 
     about = {"role": "comparison"}

@@ -37,7 +37,7 @@ def open_data(arguments: argparse.Namespace, prepared_as: Any = None) -> Any:
 
 def left_out_lines(dataset: Any) -> Iterator[str]:
     """What is left out of a data set, by reason, with the first names; of broken images what is wrong with each."""
-    from vae_edge.data.listing import BROKEN, summarize
+    from vae_edge.data.image_files import BROKEN, summarize
 
     if not dataset.left_out:
         return
@@ -81,8 +81,8 @@ def fetch(arguments: argparse.Namespace) -> None:
 def show(arguments: argparse.Namespace) -> None:
     """`vae-edge data show`."""
     from vae_edge.data import count_copies, load_dataset
-    from vae_edge.data.copies import leaked
-    from vae_edge.data.sheet import contact_sheet
+    from vae_edge.data.contact_sheet import contact_sheet
+    from vae_edge.data.splits import leaked
     from vae_edge.files import atomic_path
 
     dataset = load_dataset(arguments.data, arguments.size, arguments.channels, arguments.fit, strict=arguments.strict)

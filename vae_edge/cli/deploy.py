@@ -7,9 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vae_edge.cli.console import emit, kibibytes, percent, say, sharing_progress, working
+from vae_edge.cli.console import (
+    check_bundle_place,
+    check_bundle_writable,
+    emit,
+    kibibytes,
+    percent,
+    say,
+    sharing_progress,
+    working,
+)
 from vae_edge.cli.data import left_out_json, open_data
-from vae_edge.cli.outputs import check_bundle_place, check_bundle_writable
 from vae_edge.errors import BundleError, ConfigError
 from vae_edge.text import system_name
 
@@ -41,9 +49,9 @@ def export_run(
     """Export a training run's model into a bundle, with the `full` rejection score or the `light` one."""
     from vae_edge.export import Description, export_bundle
     from vae_edge.files import sha256
-    from vae_edge.model.threads import use_threads
     from vae_edge.probes import load as load_probes
     from vae_edge.training.checkpoint import MODEL, load_checkpoint, load_samples
+    from vae_edge.training.distributed import use_threads
 
     use_threads()
     checkpoint = load_checkpoint(run)
@@ -78,7 +86,7 @@ def export_run(
 def quantize(arguments: argparse.Namespace) -> None:
     """`vae-edge quantize`."""
     from vae_edge.bundle import load_bundle
-    from vae_edge.export.data import quantize_with
+    from vae_edge.export.bundle import quantize_with
 
     bundle = load_bundle(arguments.bundle)
     bundle.find("classifier", "onnx", "fp32")  # or refuse, before the images are read
@@ -111,7 +119,7 @@ def _quantization_lines(result: dict[str, Any]) -> Iterator[str]:
 def build(arguments: argparse.Namespace) -> None:
     """`vae-edge build`."""
     from vae_edge.engine.build import build_bundle_engine
-    from vae_edge.engine.settings import DEFAULT_BATCH
+    from vae_edge.engine.tensorrt import DEFAULT_BATCH
 
     batch = arguments.batch or DEFAULT_BATCH
     if len(batch) != 3:
@@ -148,7 +156,7 @@ def inspect(arguments: argparse.Namespace) -> None:
     elif path.suffix == ".onnx":
         result = _inspect_onnx(path)
     else:
-        from vae_edge.engine.header import inspect_engine
+        from vae_edge.engine.inspection import inspect_engine
 
         result = {"kind": "engine", **inspect_engine(path)}
     emit(result, arguments.json, lambda: _tree(result))
@@ -171,7 +179,7 @@ def _tree(value: Any, indent: int = 0) -> Iterator[str]:
 def _inspect_bundle(path: Path) -> dict[str, Any]:
     from vae_edge.bundle import load_bundle
     from vae_edge.probes import load as load_probes
-    from vae_edge.runtime.model_file import read_model
+    from vae_edge.runtime.backends import read_model
 
     bundle = load_bundle(path)
     for entry in bundle.select(format="onnx"):
@@ -201,8 +209,8 @@ def _inspect_run(path: Path) -> dict[str, Any]:
 def _inspect_onnx(path: Path) -> dict[str, Any]:
     from collections import Counter
 
+    from vae_edge.export.bundle import load_onnx
     from vae_edge.export.onnx_file import get_metadata
-    from vae_edge.export.write import load_onnx
 
     model = load_onnx(path)
 

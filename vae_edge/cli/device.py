@@ -10,8 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from vae_edge.cli.console import emit, percent, print_table, say, sharing_progress
-from vae_edge.cli.outputs import check_file, check_folder
+from vae_edge.cli.console import check_file, check_folder, emit, percent, print_table, say, sharing_progress
 from vae_edge.errors import DataError
 
 WORTH_SAYING = 0.2  # the share from which a second-best angle is printed
@@ -148,9 +147,9 @@ _PACKAGES = {
 
 def doctor(arguments: argparse.Namespace) -> None:
     """`vae-edge doctor`."""
-    from vae_edge.benchmark.machine import describe_machine
-    from vae_edge.engine.adapter import found
+    from vae_edge.benchmark.measure import describe_machine
     from vae_edge.engine.cuda import probe
+    from vae_edge.engine.tensorrt import found
 
     brought = metadata.packages_distributions()
     packages = {name: _package(name, use, brought) for name, use in _PACKAGES.items()}

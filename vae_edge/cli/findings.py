@@ -32,7 +32,7 @@ def collect(
     from vae_edge.metrics import wrap_degrees
     from vae_edge.runtime import load
     from vae_edge.training.checkpoint import load_checkpoint, load_samples
-    from vae_edge.training.show import draw_each, turned_back
+    from vae_edge.training.visualize import draw_each, turned_back
 
     checkpoint = load_checkpoint(run)
     opened = load_bundle(bundle)
@@ -124,7 +124,7 @@ def _row(bundle: Path, precision: str, turned: Any, upright: Any, opened: Any) -
 
 
 def _unknown(classifier: Any, images: Any, seed: int) -> dict[str, Any]:
-    from vae_edge.data.unknown import KINDS, make_unknown
+    from vae_edge.data.transforms import KINDS, make_unknown
 
     return {kind: classifier(make_unknown(images, kind, seed), color="rgb").scores for kind in KINDS}
 

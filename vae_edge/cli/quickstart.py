@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vae_edge.cli.console import emit, percent, say, sharing_progress
+from vae_edge.cli.console import check_folder, emit, percent, say, sharing_progress
 from vae_edge.cli.data import open_data
-from vae_edge.cli.outputs import check_folder
 from vae_edge.files import read_json
 
 SEEN_MOST = 170_000  # images shown in training, where there is the time
@@ -27,7 +26,7 @@ def quickstart(arguments: argparse.Namespace) -> None:
     from vae_edge import __version__
     from vae_edge.files import write_json
     from vae_edge.model import create_config
-    from vae_edge.model.threads import use_threads
+    from vae_edge.training.distributed import use_threads
 
     out = check_folder("--out", arguments.out)
     create_config(arguments.preset)  # or refuse, before the images are read
@@ -152,7 +151,8 @@ def _choose_epochs(dataset: Any, arguments: argparse.Namespace) -> int:
     """So many that about 170,000 images are shown, or as many as this machine trains on in the time there is."""
     from vae_edge.files import write_json
     from vae_edge.training.config import TrainConfig
-    from vae_edge.training.fit import measure_step, plan
+    from vae_edge.training.data import plan
+    from vae_edge.training.trainer import measure_step
 
     settings = TrainConfig(rotation="full", epochs=1, seed=arguments.seed)
     config = plan(dataset, arguments.preset, settings)

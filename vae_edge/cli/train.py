@@ -8,9 +8,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from vae_edge.cli.console import counting_progress, emit, percent, say, training_progress
+from vae_edge.cli.console import check_file, check_folder, counting_progress, emit, percent, say, training_progress
 from vae_edge.cli.data import left_out_json, open_data
-from vae_edge.cli.outputs import check_file, check_folder
 from vae_edge.errors import ConfigError
 from vae_edge.text import system_name
 
@@ -21,8 +20,8 @@ WORST = 20  # so many classes are printed, the worst
 def train(arguments: argparse.Namespace) -> None:
     """`vae-edge train`."""
     from vae_edge.model import create_config
-    from vae_edge.model.threads import use_threads
-    from vae_edge.training.fit import check_folder_free
+    from vae_edge.training.distributed import use_threads
+    from vae_edge.training.trainer import check_folder_free
 
     check_folder("--out", arguments.out)  # what can be refused is refused before the images are read
     check_folder_free(arguments.out, arguments.resume)
@@ -68,7 +67,8 @@ def settings_of(arguments: argparse.Namespace) -> Any:
 def fit(dataset: Any, arguments: argparse.Namespace, how_to_go_on: str) -> dict[str, Any]:
     """Train as the options say, with a progress bar; the run's result. An interruption says how to go on."""
     from vae_edge.training.checkpoint import load_checkpoint
-    from vae_edge.training.fit import Interrupted, plan, train
+    from vae_edge.training.data import plan
+    from vae_edge.training.trainer import Interrupted, train
 
     settings = settings_of(arguments)
     config = plan(dataset, arguments.preset, settings)
@@ -215,10 +215,9 @@ def in_pieces(predict: Any, progress: Any) -> Any:
 
 
 def _open_checkpoint(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    from vae_edge.model.threads import use_threads
     from vae_edge.training.checkpoint import load_checkpoint
-    from vae_edge.training.evaluate import arrays
-    from vae_edge.training.predict import predict
+    from vae_edge.training.distributed import use_threads
+    from vae_edge.training.evaluate import arrays, predict
 
     for name in ("backend", "precision"):
         if getattr(arguments, name) not in ("auto", "torch", "fp32"):
@@ -247,7 +246,7 @@ def _open_checkpoint(path: Path, arguments: argparse.Namespace) -> dict[str, Any
 
 def _open_bundle(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     from vae_edge.bundle import load_bundle
-    from vae_edge.export.data import training_data
+    from vae_edge.export.bundle import training_data
     from vae_edge.runtime import load
     from vae_edge.training.evaluate import arrays
 
@@ -296,8 +295,8 @@ def _evaluation_lines(result: dict[str, Any]) -> Iterator[str]:
 
 def generate(arguments: argparse.Namespace) -> None:
     """`vae-edge generate`."""
-    from vae_edge.model.threads import use_threads
     from vae_edge.training.checkpoint import load_checkpoint, load_samples
+    from vae_edge.training.distributed import use_threads
     from vae_edge.training.generate import SPREAD, check_out_free, generate, write_generated
 
     check_out_free(arguments.out)

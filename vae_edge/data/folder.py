@@ -2,9 +2,9 @@
 
 Images in sub-folders of a class belong to that class. One folder around all of it is looked through. Images without
 labels lie in a folder `unlabelled` beside the classes, or beside `train` and `test`. What is not used is left out, with
-the reason (`vae_edge.data.listing`); too many images that cannot be read are an error.
+the reason (`vae_edge.data.image_files`); too many images that cannot be read are an error.
 
-How the files become images, where nobody says it, is chosen in `vae_edge.data.preparing`.
+How the files become images, where nobody says it, is chosen in `vae_edge.data.prepare`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vae_edge.data.listing import (
+from vae_edge.data.dataset import Dataset, LabelledImages, labelled, two_halves
+from vae_edge.data.image_files import (
     BROKEN,
+    CONTACT_SHEET,
     FRAMES,
     NO_IMAGES,
     OUTSIDE,
@@ -27,11 +29,9 @@ from vae_edge.data.listing import (
     unlabelled_folder,
     why_none,
 )
-from vae_edge.data.preparing import Prepared, choose_and_prepare, prepare_files
-from vae_edge.data.sets import Dataset, LabelledImages, labelled, two_halves
-from vae_edge.data.sheet import CONTACT_SHEET
+from vae_edge.data.prepare import Prepared, choose_and_prepare, prepare_files
 from vae_edge.errors import DataError
-from vae_edge.images import InputSpec
+from vae_edge.preprocess import InputSpec
 from vae_edge.text import system_name
 
 MOST_BROKEN = 0.25
@@ -73,7 +73,7 @@ def load_folder(
 ) -> Dataset:
     """Load image files; see the module for the layout.
 
-    Every image becomes square by the preprocessing that prediction uses (`vae_edge.images.prepare_image`): with the
+    Every image becomes square by the preprocessing that prediction uses (`vae_edge.preprocess.prepare_image`): with the
     settings `prepared_as` of a model, or with those that are chosen here, which the data set then carries.
     Classes are numbered as the training half has them. A validation folder is the test half where there is no `test`,
     else it joins the training half.

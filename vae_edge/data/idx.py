@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from vae_edge import files
-from vae_edge.data.arrays import read_limit, shaped
-from vae_edge.data.sets import Dataset, LabelledImages, labelled, numbered_classes
+from vae_edge.data.dataset import Dataset, LabelledImages, labelled, numbered_classes, read_limit, shaped
 from vae_edge.errors import DataError
 from vae_edge.limits import MAX_INPUT_SIZE, MAX_TEXT_BYTES
 

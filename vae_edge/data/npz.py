@@ -8,9 +8,8 @@ import numpy as np
 
 from vae_edge import files
 from vae_edge.array_file import read_arrays
-from vae_edge.data.arrays import read_limit, shaped
-from vae_edge.data.listing import UNLABELLED
-from vae_edge.data.sets import Dataset, LabelledImages, labelled, numbered_classes, two_halves
+from vae_edge.data.dataset import Dataset, LabelledImages, labelled, numbered_classes, read_limit, shaped, two_halves
+from vae_edge.data.image_files import UNLABELLED
 from vae_edge.errors import DataError
 from vae_edge.limits import MAX_CLASSES, MAX_NAME
 

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 __all__ = ["Description", "export_bundle", "quantize_bundle", "quantize_with"]
 
 if TYPE_CHECKING:
-    from vae_edge.export.data import quantize_with
-    from vae_edge.export.write import Description, export_bundle, quantize_bundle
+    from vae_edge.export.bundle import Description, export_bundle, quantize_bundle, quantize_with
 
 _HOME = {
-    "quantize_with": "vae_edge.export.data",
-    "Description": "vae_edge.export.write",
-    "export_bundle": "vae_edge.export.write",
-    "quantize_bundle": "vae_edge.export.write",
+    "quantize_with": "vae_edge.export.bundle",
+    "Description": "vae_edge.export.bundle",
+    "export_bundle": "vae_edge.export.bundle",
+    "quantize_bundle": "vae_edge.export.bundle",
 }
 
 

@@ -1,25 +1,109 @@
-"""A trained model to ONNX: opset 20, dynamic batch, our metadata, nobody's paths, checked on real images."""
+"""Other people's log lines, kept from the user's terminal while their code runs.
+
+The graphs that travel: bytes in, decisions out. Modules for the exporter, nothing else.
+
+A trained model to ONNX: opset 20, dynamic batch, our metadata, nobody's paths, checked on real images.
+
+fp16 by casts in the graph: heavy operators and what moves their data run in fp16, all else stays fp32.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
 
 from vae_edge import __version__
 from vae_edge.errors import ExportError
-from vae_edge.export.quiet import errors_only
 from vae_edge.files import parse_json
+from vae_edge.model import AngleVAE
+from vae_edge.ops.turn import turn
 from vae_edge.processors import available_cpus
 
 if TYPE_CHECKING:
     import onnxruntime
+
+
+@contextmanager
+def errors_only(*names: str) -> Iterator[None]:
+    """Let these loggers (an empty name is the root) speak of errors alone, and Python's warnings not at all."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+OUTPUTS = ("probabilities", "angle", "score")
+DOUBTS = ("concentration", "second_angle", "second_share")  # of models with a pose trunk, behind the others
+RECONSTRUCTION = ("reconstruction",)
+
+
+def to_pixels(image: Tensor) -> Tensor:
+    """uint8 [N, H, W, C] to float [N, C, H, W] in [0, 1]; cast before the transpose, as TensorRT-RTX asks."""
+    return image.to(torch.float32).permute(0, 3, 1, 2) * (1.0 / 255.0)
+
+
+class ClassifierGraph(nn.Module):
+    """`image` uint8 [N, H, W, C] to `probabilities` [N, K], `angle` [N] in radians and `score` [N].
+
+    With a pose trunk also, each [N]: `concentration` (0 is any angle, 1 is certain), `second_angle` in radians, and
+    `second_share`, the probability of the second angle. `outputs` has the names. With `light`, the score is the one
+    without the reconstruction, and the graph has no decoder.
+    """
+
+    def __init__(self, model: AngleVAE, light: bool = False) -> None:
+        super().__init__()
+        self.model, self.light = model, light
+        self.outputs = OUTPUTS if model.pose is None else OUTPUTS + DOUBTS
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The outputs, in the order of `outputs`."""
+        output = self.model(to_pixels(image))
+        probabilities = self.model.probabilities(output.logits)
+        rejection, features, logits = self.model.score, output.features, output.logits
+        if self.light:
+            score = rejection.light(features, logits)
+        else:
+            score = rejection(output.upright, output.reconstruction, features, logits)
+        pose, doubt = output.pose, output.pose.doubt
+        if doubt is None:
+            return probabilities, pose.sin, score
+        angle = torch.atan2(pose.sin, pose.cos)
+        return probabilities, angle, score, doubt.concentration, torch.atan2(doubt.sin, doubt.cos), doubt.share
+
+
+class ReconstructionGraph(nn.Module):
+    """`image` uint8 [N, H, W, C] to `reconstruction`, uint8 of the same shape, turned as the image is."""
+
+    def __init__(self, model: AngleVAE) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The reconstruction, as bytes."""
+        output = self.model(to_pixels(image))
+        drawn = output.reconstruction
+        if self.model.pose is not None:
+            drawn = turn(drawn, output.pose.cos, output.pose.sin, self.model.config.fill)
+        return (drawn * 255.0).round().clamp(0.0, 255.0).permute(0, 2, 3, 1).to(torch.uint8)
+
 
 OPSET = 20
 LARGEST_BATCH = 65_536
@@ -44,7 +128,7 @@ def to_onnx(
     """Trace `graph` with an input `image` uint8 [batch, size, size, channels] into a model of opset 20.
 
     Args:
-        graph: one of the modules of `vae_edge.export.graph`.
+        graph: one of the modules of `vae_edge.export.onnx_file`.
         outputs: the names of its outputs.
         metadata: what is stored in the file under `vae_edge.<key>`, as JSON.
 
@@ -180,3 +264,78 @@ def _refuse(wrong: bool, name: str, difference: float, tolerance: float) -> None
             f"the exported graph does not compute what the model computes: {name} differs by {difference:.3g}, "
             f"allowed is {tolerance:g}; nothing was written"
         )
+
+
+HEAVY = ("Conv", "ConvTranspose", "Gemm")
+LIGHT = ("Relu", "Resize", "Reshape", "Slice", "Flatten")  # in fp16 where their data already is
+LARGEST = 65504.0
+
+
+def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of an fp32 model whose convolutions and matrix products with constant weights run in fp16.
+
+    Casts stand only where a value changes sides, one a value; inputs and outputs of the graph keep their types.
+
+    Raises:
+        ExportError: if a weight is beyond what fp16 can hold.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    del result.graph.node[:], result.graph.value_info[:]
+    weights = {initializer.name: initializer for initializer in model.graph.initializer}
+    halves: dict[str, str] = {}  # fp32 name to the name of the same value in fp16
+    wholes: dict[str, str] = {}  # the name of a value made in fp16 to the name of its fp32 copy
+    graph = result.graph
+
+    def half(name: str) -> str:
+        if name not in halves:
+            halves[name] = f"{name}_fp16"
+            if name in weights:
+                graph.initializer.append(_half_weight(weights[name], halves[name]))
+            else:
+                graph.node.append(_cast(name, halves[name], TensorProto.FLOAT16))
+        return halves[name]
+
+    def whole(name: str) -> str:
+        if name in wholes and wholes[name] == "":
+            wholes[name] = name
+            graph.node.append(_cast(halves[name], name, TensorProto.FLOAT))
+        return name
+
+    for node in model.graph.node:
+        heavy = node.op_type in HEAVY and node.input[1] in weights
+        if not heavy and not (node.op_type in LIGHT and node.input[0] in wholes):
+            for name in node.input:
+                whole(name)
+            graph.node.append(node)
+            continue
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        for index, name in enumerate(node.input):
+            if name and (heavy or index == 0):
+                copy.input[index] = half(name)
+        halves[node.output[0]] = copy.output[0] = f"{node.output[0]}_fp16"
+        wholes[node.output[0]] = ""
+        graph.node.append(copy)
+    for output in model.graph.output:
+        whole(output.name)
+    _drop_unused(graph)
+    return result
+
+
+def _cast(source: str, target: str, to: int) -> onnx.NodeProto:
+    return helper.make_node("Cast", [source], [target], name=f"cast_{target}", to=to)
+
+
+def _half_weight(weight: onnx.TensorProto, name: str) -> onnx.TensorProto:
+    values = numpy_helper.to_array(weight)
+    if values.size and float(np.abs(values).max()) > LARGEST:
+        raise ExportError(f"weight {weight.name} reaches {np.abs(values).max():.3g}, beyond fp16's {LARGEST:g}")
+    return numpy_helper.from_array(values.astype(np.float16), name)
+
+
+def _drop_unused(graph: onnx.GraphProto) -> None:
+    used = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+    kept = [initializer for initializer in graph.initializer if initializer.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from vae_edge.bundle import Bundle
 from vae_edge.data import LabelledImages
-from vae_edge.data.unknown import KINDS, make_unknown
+from vae_edge.data.transforms import KINDS, make_unknown
 from vae_edge.export.onnx_file import run
 from vae_edge.metrics import auroc, summarize, wilson_interval
 

@@ -1,8 +1,7 @@
 """The angle VAE: presets, network, losses, rejection score. No files, no loops over data."""
 
 from vae_edge.model.config import PRESETS, ModelConfig, create_config
-from vae_edge.model.losses import LossWeights, losses, mutual_information
-from vae_edge.model.network import AngleVAE, Output
+from vae_edge.model.network import AngleVAE, LossWeights, Output, losses, mutual_information
 from vae_edge.model.score import RejectionScore
 
 __all__ = [

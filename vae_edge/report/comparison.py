@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vae_edge.files import atomic_path, write_text
-from vae_edge.report.figures import LIGHT, style
+from vae_edge.report.plots import LIGHT, style
 
 TICKS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
 NAMES = {False: "real images alone", True: "with generated images"}

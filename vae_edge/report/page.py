@@ -1,18 +1,91 @@
-"""The page itself: figures and tables put into the template; every text from outside is escaped there."""
+"""What a report is made of: arrays and figures that other rooms measured.
+
+The page itself: figures and tables put into the template; every text from outside is escaped there.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vae_edge.files import write_text
 from vae_edge.metrics import expected_calibration_error, hides_classes
-from vae_edge.report import figures, panels
-from vae_edge.report.content import Calibration, Content, SampleSet
+from vae_edge.report import plots
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """Images that were predicted, each with its reconstruction.
+
+    images, reconstructions: uint8 [M, S, S, C]; truth, names: M class names; probabilities [M] of the named class;
+    true_deg, angles_deg [M], counter-clockwise; scores [M]; accepted bool [M]. Of a model with an angle encoder also
+    the images turned back by the angle found, uint8 [M, S, S, C], and the second-best angles with their probabilities.
+    """
+
+    images: NDArray[np.uint8]
+    reconstructions: NDArray[np.uint8]
+    truth: Sequence[str]
+    names: Sequence[str]
+    probabilities: NDArray[np.floating]
+    true_deg: NDArray[np.floating]
+    angles_deg: NDArray[np.floating]
+    scores: NDArray[np.floating]
+    accepted: NDArray[np.bool_]
+    turned_back: NDArray[np.uint8] | None = None
+    second_deg: NDArray[np.floating] | None = None
+    second_shares: NDArray[np.floating] | None = None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Probabilities [N, K] as given, and without the temperature, of images with labels [N]."""
+
+    probabilities: NDArray[np.floating]
+    without_temperature: NDArray[np.floating]
+    labels: NDArray[np.int64]
+    temperature: float
+
+
+@dataclass(frozen=True)
+class Content:
+    """Everything on the page.
+
+    - `evaluation`: as `vae-edge evaluate --json` gives it (with `confusion` and, where turned, `upright`);
+    - `samples`: predictions to look at; `mistakes`: wrong ones among all that were measured;
+    - `generated`: uint8 [n, S, S, C] of each class that has any; `not_generated`: of the others, a sentence why;
+    - `angle_errors_deg`: absolute errors [N], or None without an angle encoder;
+    - `calibration`: how sure the answers are, and how often they are right;
+    - `known_scores` [N] and `unknown_scores` by kind [M], with the AUROC of each kind;
+    - `precisions`: rows with `precision`, `bytes`, `accuracy`, `upright_accuracy`, `accepted`;
+    - `benchmark`: as `vae-edge bench --json` gives it;
+    - `training`: lines of the log (`epoch`, `seconds`, `total`, …); `facts`: what else stands in the header.
+    """
+
+    title: str
+    classes: Sequence[str]
+    evaluation: Mapping[str, Any]
+    samples: SampleSet
+    mistakes: SampleSet
+    generated: Mapping[str, NDArray[np.uint8]]
+    not_generated: Mapping[str, str]
+    calibration: Calibration
+    angle_errors_deg: NDArray[np.floating] | None
+    known_scores: NDArray[np.floating]
+    unknown_scores: Mapping[str, NDArray[np.floating]]
+    auroc: Mapping[str, float]
+    threshold: float
+    precisions: Sequence[Mapping[str, Any]]
+    benchmark: Mapping[str, Any]
+    training: Sequence[Mapping[str, float]]
+    facts: Mapping[str, Any]
+
 
 SECOND = 0.1  # probability from which on the second-best angle is told
 
@@ -33,7 +106,7 @@ def write_report(content: Content, path: str | os.PathLike[str]) -> Path:
 def _view(content: Content) -> dict[str, Any]:
     """What the template shows."""
     rows = [
-        {"name": name, "picture": figures.picture(figures.strip(content.generated[name]))}
+        {"name": name, "picture": plots.picture(plots.strip(content.generated[name]))}
         for name in content.classes
         if name in content.generated
     ]
@@ -51,8 +124,8 @@ def _view(content: Content) -> dict[str, Any]:
         "not_generated": dict(content.not_generated),
         "calibration": _calibration(content.calibration),
         "confusion": _confusion(content),
-        "angle_plot": None if errors is None else figures.angle_histogram(errors),
-        "score_plot": figures.score_histogram(content.known_scores, content.unknown_scores, content.threshold),
+        "angle_plot": None if errors is None else plots.angle_histogram(errors),
+        "score_plot": plots.score_histogram(content.known_scores, content.unknown_scores, content.threshold),
         "roc_plot": _roc(content),
         "auroc": dict(content.auroc),
         "rejected": {
@@ -60,11 +133,11 @@ def _view(content: Content) -> dict[str, Any]:
         },
         "known_rejected": float((content.known_scores > content.threshold).mean()),
         "precisions": list(content.precisions),
-        "precision_plot": figures.precision_bars(content.precisions),
-        "latency_plot": figures.latency_bars(first) if first else None,
+        "precision_plot": plots.precision_bars(content.precisions),
+        "latency_plot": plots.latency_bars(first) if first else None,
         "latency": content.benchmark["results"],
         "machine": content.benchmark["machine"],
-        "training_plot": figures.training_curve(content.training) if len(content.training) > 1 else None,
+        "training_plot": plots.training_curve(content.training) if len(content.training) > 1 else None,
         "facts": dict(content.facts),
     }
 
@@ -99,8 +172,8 @@ def _cards(content: Content, first: list[Any]) -> list[dict[str, str]]:
 def _samples(samples: SampleSet) -> list[dict[str, Any]]:
     return [
         {
-            "image": figures.picture(samples.images[k]),
-            "reconstruction": figures.picture(samples.reconstructions[k]),
+            "image": plots.picture(samples.images[k]),
+            "reconstruction": plots.picture(samples.reconstructions[k]),
             "truth": samples.truth[k],
             "name": samples.names[k],
             "right": samples.truth[k] == samples.names[k],
@@ -109,7 +182,7 @@ def _samples(samples: SampleSet) -> list[dict[str, Any]]:
             "true_angle": float(samples.true_deg[k]),
             "score": float(samples.scores[k]),
             "accepted": bool(samples.accepted[k]),
-            "turned_back": None if samples.turned_back is None else figures.picture(samples.turned_back[k]),
+            "turned_back": None if samples.turned_back is None else plots.picture(samples.turned_back[k]),
             "second": _second(samples, k),
         }
         for k in range(len(samples.images))
@@ -125,13 +198,13 @@ def _second(samples: SampleSet, k: int) -> dict[str, float] | None:
 
 def _calibration(given: Calibration) -> dict[str, Any]:
     kinds = {"with temperature": given.probabilities, "without": given.without_temperature}
-    errors = {name: expected_calibration_error(found, given.labels, panels.BINS) for name, found in kinds.items()}
+    errors = {name: expected_calibration_error(found, given.labels, plots.BINS) for name, found in kinds.items()}
 
     def draw(axes: Any, colours: Any) -> None:
         looks = ((colours["known"], "s"), (colours["others"][0], "o"))
         for (name, found), (colour, marker) in zip(kinds.items(), looks, strict=True):
             label = f"{name}: error {100 * errors[name]:.2f}%"
-            panels.reliability_panel(axes, colours, found, given.labels, colour, marker, label)
+            plots.reliability_panel(axes, colours, found, given.labels, colour, marker, label)
         axes.legend(fontsize=9, loc="lower right")
 
     alt = "Reliability diagram: the share that is right against the probability given, with and without temperature"
@@ -139,18 +212,18 @@ def _calibration(given: Calibration) -> dict[str, Any]:
         "error": errors["with temperature"],
         "without": errors["without"],
         "temperature": given.temperature,
-        "plot": figures.plot(draw, alt, (5.4, 3.6)),
+        "plot": plots.plot(draw, alt, (5.4, 3.6)),
     }
 
 
-def _roc(content: Content) -> figures.Plot | None:
+def _roc(content: Content) -> plots.Plot | None:
     if not content.unknown_scores:
         return None
 
     def draw(axes: Any, colours: Any) -> None:
-        panels.roc_panel(axes, colours, content.known_scores, content.unknown_scores, content.threshold)
+        plots.roc_panel(axes, colours, content.known_scores, content.unknown_scores, content.threshold)
 
-    return figures.plot(draw, "ROC curves of the rejection score for each kind of unknown images", (5.4, 4.4))
+    return plots.plot(draw, "ROC curves of the rejection score for each kind of unknown images", (5.4, 4.4))
 
 
 def _confusion(content: Content) -> list[dict[str, Any]]:

@@ -1,21 +1,116 @@
-"""The one interface that every backend fills, which of them are installed, and the check that a model file is ours."""
+"""Buffers bound to an engine: made once for each thread and batch size, used again by every later call.
+
+A model file's bytes for a backend: those whose sum the manifest has, checked before an engine sees them.
+
+Engines are given these bytes and not the path: what was verified is what is run, whatever happens to the file.
+
+The one interface that every backend fills, which of them are installed, and the check that a model file is ours.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.metadata
-from collections.abc import Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from vae_edge import files
 from vae_edge.bundle import ModelEntry
 from vae_edge.errors import BackendError, BundleError, VaeEdgeError
-from vae_edge.images import InputSpec
+from vae_edge.limits import MAX_MODEL_BYTES
 from vae_edge.onnx_graph import ModelRefused
+from vae_edge.onnx_shapes import check_model
 from vae_edge.optional import import_package, is_installed, shadow
+from vae_edge.preprocess import InputSpec
+
+SLOTS_PER_THREAD = 8
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One bound call: fill `image`, call `run()`, read `outputs` before the next run."""
+
+    image: np.ndarray  # uint8 [N, S, S, C]
+    outputs: tuple[np.ndarray, ...]
+    run: Callable[[], object]
+    held: Any  # engine objects that point into the arrays above
+
+
+class Slots:
+    """The slots of each thread by batch size; a thread keeps the ones it used last."""
+
+    def __init__(self, make: Callable[[int], Slot], limit: int = SLOTS_PER_THREAD) -> None:
+        """`make` builds the slot of a batch size; a thread holds at most `limit` of them."""
+        self._make = make
+        self._limit = limit
+        self._local = threading.local()
+
+    def get(self, batch: int) -> Slot:
+        """This thread's slot for a batch size."""
+        slot = self.known(batch)
+        if slot is not None:
+            return slot
+        slots = self._of_thread()
+        slot = slots[batch] = self._make(batch)
+        if len(slots) > self._limit:
+            slots.popitem(last=False)
+        return slot
+
+    def known(self, batch: int) -> Slot | None:
+        """This thread's slot for a batch size, if there is one already."""
+        try:
+            slots = self._local.slots
+        except AttributeError:
+            return None
+        slot: Slot | None = slots.get(batch)
+        if slot is not None:
+            slots.move_to_end(batch)
+        return slot
+
+    def forget(self, batch: int) -> None:
+        """Let this thread make its slot for a batch size anew."""
+        self._of_thread().pop(batch, None)
+
+    def held(self) -> tuple[int, ...]:
+        """The batch sizes that this thread holds slots for, the one used last at the end."""
+        return tuple(self._of_thread())
+
+    def _of_thread(self) -> OrderedDict[int, Slot]:
+        try:
+            return self._local.slots
+        except AttributeError:
+            self._local.slots = OrderedDict()
+            return self._local.slots
+
+
+def read_model(file: Path, entry: ModelEntry) -> bytes:
+    """The bytes of an ONNX file that can be run in bounded memory and time.
+
+    Args:
+        file: where it lies.
+        entry: what the manifest says of it. One without a SHA-256 is of no manifest: the caller made the file itself,
+            and nothing of it is checked.
+
+    Raises:
+        BundleError: the file cannot be read, has another sum, or is refused by `vae_edge.onnx_shapes`.
+    """
+    try:
+        content = files.read_bytes(file, MAX_MODEL_BYTES)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{file} cannot be read ({error}): export the bundle again, or copy it again.") from error
+    if entry.sha256:
+        if hashlib.sha256(content).hexdigest() != entry.sha256:
+            raise BundleError(f"{file} was changed while it was loaded: load the bundle again.")
+        check_model(content, str(file))
+    return content
+
 
 DTYPES = {"tensor(uint8)": np.dtype(np.uint8), "tensor(float)": np.dtype(np.float32)}
 PLANNED = ("tensorrt", "tensorrt_rtx", "native")

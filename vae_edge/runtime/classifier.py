@@ -1,7 +1,14 @@
-"""The classifier that `vae_edge.load` returns: images in, predictions out, on one backend in one precision."""
+"""Notices arrays whose channels are in OpenCV's order, BGR, where the model takes RGB.
+
+The classifier that `vae_edge.load` returns: images in, predictions out, on one backend in one precision.
+
+From a bundle's path to a classifier: checks what was asked for, and asks `auto` where it was left open.
+"""
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from math import isfinite
@@ -10,14 +17,65 @@ from typing import Any
 
 import numpy as np
 
-from vae_edge.bundle import Bundle, ModelEntry
+from vae_edge.bundle import Bundle, ModelEntry, with_bundle
+from vae_edge.bundle_schema import PRECISIONS
 from vae_edge.errors import BackendError, BundleError, ConfigError, DataError
-from vae_edge.images import ERRORS, FIT, InputSpec, Interpretation, check_batch, to_batch, to_rows
+from vae_edge.preprocess import ERRORS, FIT, InputSpec, Interpretation, check_batch, to_batch, to_rows
+from vae_edge.processors import int8_saturates
 from vae_edge.runtime import probing
-from vae_edge.runtime.backends import Backend, Interface, TensorInfo, check_interface, open_backend
-from vae_edge.runtime.color_order import ColorOrderCheck
-from vae_edge.runtime.machine import int8_saturates
+from vae_edge.runtime.backends import (
+    Backend,
+    Interface,
+    TensorInfo,
+    check_installed,
+    check_interface,
+    installed_backends,
+    open_backend,
+)
 from vae_edge.runtime.predictions import Predictions
+
+_CALLS, _CHECKS, _IMAGES = 100, 8, 16
+_LEAST = 4
+
+
+class ColorOrderCheck:
+    """Looks at the rejected images of the first calls and warns once; after that a call costs nothing.
+
+    Looked at are the first hundred calls; of those, eight that rejected images; of these, sixteen images in all. Four
+    are the least that a warning is based on. It is no proof of the right order: images that are accepted in the wrong
+    one are not looked at.
+
+    Attributes: `watching`, whether it still looks.
+    """
+
+    def __init__(self, channels: int) -> None:
+        """`channels`: of the model's images; grey ones have no order."""
+        self._calls, self._checks, self._images = _CALLS, _CHECKS, _IMAGES
+        self._rejected = self._known = 0
+        self.watching = channels == 3
+
+    def look(
+        self, batch: np.ndarray, scores: np.ndarray, threshold: float, score: Callable[[np.ndarray], np.ndarray]
+    ) -> None:
+        """Where most of the rejected images of uint8 [N, S, S, 3] are known with their channels swapped, say so."""
+        rejected = np.flatnonzero(~(scores <= threshold))[: self._images]
+        self._calls -= 1
+        if len(rejected):
+            self._checks -= 1
+            self._images -= len(rejected)
+            self._rejected += len(rejected)
+            swapped = np.ascontiguousarray(batch[rejected][..., ::-1])
+            self._known += int((score(swapped) <= threshold).sum())
+        self.watching = self._calls > 0 and self._checks > 0 and self._images > 0
+        if self._rejected >= _LEAST and 2 * self._known > self._rejected:
+            self.watching = False
+            logging.getLogger(__name__).warning(
+                "%d of %d rejected images are known with red and blue exchanged: the model takes RGB. If these arrays "
+                'come from OpenCV, whose order is BGR, pass color="bgr"; if they are RGB, color="rgb" says so.',
+                self._known,
+                self._rejected,
+            )
+
 
 OUTPUTS = ("probabilities", "angle", "score")
 DOUBTS = ("concentration", "second_angle", "second_share")  # of models that were trained turned
@@ -63,7 +121,7 @@ class Classifier:
 
         Args:
             images: an array uint8 [N, S, S, C] (the fast way; colours in the order RGB), or a path, a Pillow image, or
-                a list of these or of arrays, which are prepared as `vae_edge.images.to_batch` says.
+                a list of these or of arrays, which are prepared as `vae_edge.preprocess.to_batch` says.
             invert: `never`, `always` or `auto`.
             fit: `auto` (as training did), `pad` or `ink`; arrays are never cropped.
             color: the order of the channels of arrays, `rgb` or `bgr` (OpenCV's); no effect on files, Pillow images
@@ -350,3 +408,51 @@ def _blank(outputs: Sequence[np.ndarray], rows: Iterable[int]) -> None:
     """Take away the answers to images that could not be read."""
     for output in outputs:
         output[list(rows)] = np.nan
+
+
+def load(
+    path: str | os.PathLike[str],
+    backend: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    verify: str = "error",
+) -> Classifier:
+    """Load and verify a bundle and make it ready to predict.
+
+    Args:
+        path: the bundle's folder.
+        backend: `onnxruntime`, `openvino`, or `auto`: the fastest here, timed once and remembered in the bundle.
+        precision: `fp32`, `fp16`, `int8`, `fp8`, or `auto`: the fastest whose recorded accuracy is within half a point
+            of fp32's.
+        threads: how many threads one call may use. None is 1, which is the fastest for single images with models of
+            this size; several Python threads may call one classifier at a time.
+        verify: what happens where a backend's answers to the bundle's probe images are wrong on this machine: `error`
+            refuses it, `warn` logs a sentence, `off` does not ask. It is found out at the first load and remembered.
+            With `auto` such a backend is left out unless it is `off`.
+
+    Raises:
+        BundleError: the bundle is damaged, lacks the precision, or its model is not ours.
+        BackendError: the backend is unknown or not installed.
+        VerificationError: what was asked for gives wrong answers here, or everything does.
+        ConfigError: `precision`, `threads` or `verify` is not one of the above.
+    """
+    if threads is None:
+        threads = 1
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise ConfigError(f"threads is a whole number of at least 1, or None, but {threads!r} came.")
+    if precision not in ("auto", *PRECISIONS):
+        raise ConfigError(f"precision is auto, {', '.join(PRECISIONS)}, but {precision!r} came.")
+    probing.check_mode(verify)
+    if backend != "auto":
+        check_installed(backend)
+    elif not installed_backends():
+        raise BackendError('No backend is installed: run `pip install "vae-edge[onnxruntime]"`.')
+
+    def opened(bundle: Bundle) -> Classifier:
+        if backend == "auto" or precision == "auto":
+            from vae_edge.runtime import autoselect  # it opens classifiers
+
+            return autoselect.choose(bundle, backend, precision, threads, verify)
+        return open_verified(bundle, backend, precision, threads, verify)
+
+    return with_bundle(path, opened)

@@ -12,10 +12,8 @@ import onnxruntime as ort
 from vae_edge.bundle import ModelEntry
 from vae_edge.files import read_bytes
 from vae_edge.limits import MAX_MODEL_BYTES
-from vae_edge.runtime.backends import TensorInfo, allocate
-from vae_edge.runtime.machine import available_cpus
-from vae_edge.runtime.model_file import read_model
-from vae_edge.runtime.slots import Slot, Slots
+from vae_edge.processors import available_cpus
+from vae_edge.runtime.backends import Slot, Slots, TensorInfo, allocate, read_model
 
 log = logging.getLogger(__name__)
 

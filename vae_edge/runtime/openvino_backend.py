@@ -1,4 +1,10 @@
-"""OpenVINO on the CPU: compiled for fixed batches; bound requests used again.
+"""Keeps the stack on which signal handlers run, while an engine is opened or let go.
+
+OpenVINO's CPU plugin sets a stack of its own for handlers and puts back, when it goes, the one that it found. Where the
+process had one (Python's faulthandler sets one, and so does pytest) and two plugins overlap, the second puts back the
+first one's, which is gone by then: the next Ctrl-C ends the process with a segmentation fault. Seen with 2026.4.1.
+
+OpenVINO on the CPU: compiled for fixed batches; bound requests used again.
 
 A model compiled for a fixed batch is faster than one that takes any (by a fifth on a model of 150k parameters at batch
 1), and one that takes any keeps some MiB for each size it has ever seen. So the model is compiled for a few sizes,
@@ -8,9 +14,12 @@ other batch runs with room to spare. Batches above the largest bucket run in pie
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +27,34 @@ import numpy as np
 import openvino as ov
 
 from vae_edge.bundle import ModelEntry
-from vae_edge.runtime.backends import TensorInfo, allocate
-from vae_edge.runtime.model_file import read_model
-from vae_edge.runtime.signal_stack import kept_signal_stack
-from vae_edge.runtime.slots import Slot, Slots
+from vae_edge.runtime.backends import Slot, Slots, TensorInfo, allocate, read_model
+
+_DISABLED = 2  # SS_DISABLE of <signal.h>
+
+
+class _Stack(ctypes.Structure):
+    """stack_t of <signal.h>."""
+
+    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextmanager
+def kept_signal_stack() -> Iterator[None]:
+    """Put this thread's alternate signal stack back if the block replaced it; on Linux alone."""
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    sigaltstack = ctypes.CDLL(None, use_errno=True).sigaltstack
+    before, after = _Stack(), _Stack()
+    sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        sigaltstack(None, ctypes.byref(after))
+        if after.start != before.start or after.size != before.size:
+            before.flags &= _DISABLED
+            sigaltstack(ctypes.byref(before), None)
+
 
 PREPARED_BATCHES = 8  # of those given to `prepare`, kept at a time
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vae_edge.errors import BackendError, DataError
-from vae_edge.images import Interpretation
+from vae_edge.preprocess import Interpretation
 
 
 class Predictions:

@@ -1,4 +1,8 @@
-"""Whether a backend's answers are right on this very machine: it is run on the bundle's probe images.
+"""What the runtime remembers beside a bundle's manifest: lists of records, each under the key that it holds for.
+
+They are no part of what the bundle verifies. Of a bundle that cannot be written to they lie in the user's cache folder.
+
+Whether a backend's answers are right on this very machine: it is run on the bundle's probe images.
 
 At the first load of a model in a backend the probe images are run one at a time, and compared with the exact answers
 that the bundle carries. The verdict is remembered in `verified.json` beside the manifest, under a key of model,
@@ -8,24 +12,98 @@ remembers what it found.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import fcntl
+import hashlib
 import logging
+import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vae_edge import __version__
-from vae_edge.bundle import VERIFIED_FILE, Bundle, ModelEntry
+from vae_edge import __version__, files
+from vae_edge.bundle import Bundle, ModelEntry
+from vae_edge.bundle_schema import VERIFIED_FILE
 from vae_edge.errors import BackendError, BundleError, ConfigError, VerificationError
+from vae_edge.limits import MAX_RECORD_BYTES
 from vae_edge.probes import Expected, Mismatch, Probes, compare, first_inner_mismatch, without_outliers
 from vae_edge.probes import load as load_probes
-from vae_edge.runtime import records
+from vae_edge.processors import cpu_identity, cpu_model, int8_saturates
 from vae_edge.runtime.backends import Backend, backend_version, inner_tensors
-from vae_edge.runtime.machine import cpu_identity, cpu_model, int8_saturates
 
 log = logging.getLogger(__name__)
+
+MOST_RECORDS = 64
+
+
+def records_path(bundle: Path, name: str) -> Path:
+    """Where a file of records of a bundle lies: in its folder, or in the user's cache if that is not writable."""
+    if os.access(bundle, os.W_OK):
+        return bundle / name
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user without a home, as in containers
+        return bundle / name
+    digest = hashlib.sha256(os.fsencode(bundle.resolve())).hexdigest()[:16]
+    return cache / "vae-edge" / digest / name
+
+
+def read_records(path: Path, fields: set[str]) -> list[dict[str, Any]]:
+    """The records, or none where the file is missing or damaged; each has `key` and these fields."""
+    try:
+        stored = files.read_json(path, MAX_RECORD_BYTES)
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be read (%s) and will be written anew.", path, error)
+        return []
+    records = stored.get("records") if isinstance(stored, dict) else None
+    if isinstance(records, list) and all(_is_record(record, fields) for record in records):
+        return records
+    log.warning("%s is damaged and will be written anew.", path)
+    return []
+
+
+def _is_record(record: Any, fields: set[str]) -> bool:
+    return isinstance(record, dict) and isinstance(record.get("key"), dict) and fields <= record.keys()
+
+
+def find_record(path: Path, key: dict[str, Any], fields: set[str]) -> dict[str, Any] | None:
+    """The record of this key."""
+    return next((record for record in read_records(path, fields) if record["key"] == key), None)
+
+
+def save_record(path: Path, record: dict[str, Any], fields: set[str]) -> None:
+    """Put a record first, in place of one with the same key; where that cannot be written, it is logged."""
+    records = [record, *(r for r in read_records(path, fields) if r["key"] != record["key"])][:MOST_RECORDS]
+    try:
+        files.write_json(path, {"schema": 1, "records": records})
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be remembered (%s): it will be found out again at the next load.", path, error)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder against other processes that look for the same answer; without a lock where there is none.
+
+    The lock is the one that writers of the bundle hold. It goes with the process, however that ends.
+    """
+    descriptor = None
+    try:
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:  # a file system without locks
+            log.info("%s cannot be locked (%s)", folder, error)
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
 
 MODES = ("error", "warn", "off")
 _FIELDS = {"right", "sentence"}
@@ -74,8 +152,8 @@ def verdict(bundle: Bundle, backend: str, entry: ModelEntry, engine: Backend, th
     probes = bundle.probes
     if probes is None:
         return _without_probes(bundle, backend, entry)
-    path, key = records.place(bundle.path, VERIFIED_FILE), _key(bundle, backend, entry, threads)
-    known = records.find(path, key, _FIELDS)
+    path, key = records_path(bundle.path, VERIFIED_FILE), _key(bundle, backend, entry, threads)
+    known = find_record(path, key, _FIELDS)
     if known is not None and isinstance(known["right"], bool):
         return Verdict(known["right"], str(known["sentence"]))
     expected = _expected(bundle, load_probes(bundle.file(probes)), entry)
@@ -109,7 +187,7 @@ def report(bundle: Bundle, backend: str, entry: ModelEntry, engine: Backend, thr
         for name, row in rows.items():
             row.append({"batch": batch, **_figures(answers, name, outputs.get(name))})
     found = _judge(bundle, backend, entry, mismatches)
-    _remember(records.place(bundle.path, VERIFIED_FILE), _key(bundle, backend, entry, threads), found)
+    _remember(records_path(bundle.path, VERIFIED_FILE), _key(bundle, backend, entry, threads), found)
     first, remark = None, ""
     if mismatches and answers.inner:
         some = images[: len(next(iter(answers.inner.values())))]
@@ -194,7 +272,7 @@ def _judge(bundle: Bundle, backend: str, entry: ModelEntry, mismatches: list[Mis
 
 def _remember(path: Path, key: dict[str, Any], found: Verdict) -> None:
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    records.remember(path, {"key": key, **asdict(found), "measured": now}, _FIELDS)
+    save_record(path, {"key": key, **asdict(found), "measured": now}, _FIELDS)
 
 
 def _key(bundle: Bundle, backend: str, entry: ModelEntry, threads: int) -> dict[str, Any]:

@@ -20,10 +20,10 @@ from vae_edge import __version__
 from vae_edge.bundle import Bundle, ModelEntry, load_bundle
 from vae_edge.errors import BackendError, BundleError, VaeEdgeError
 from vae_edge.limits import VERIFY_BYTES, VERIFY_SECONDS
+from vae_edge.processors import cpu_model, instruction_set
 from vae_edge.runtime import probing
 from vae_edge.runtime.backends import Backend, backend_version, check_installed, installed_backends
 from vae_edge.runtime.classifier import cpu_entries, open_classifier, open_reconstructor
-from vae_edge.runtime.machine import cpu_model, instruction_set
 from vae_edge.text import printable
 
 SCHEMA = 1

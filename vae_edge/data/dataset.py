@@ -1,0 +1,288 @@
+"""Image arrays from files to the arrays of a data set: their form checked, their size and channels as wanted.
+
+What a data set is: labelled images, in one half or two. Checked when made, so that nobody after has to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vae_edge.data.image_files import LeftOut
+from vae_edge.errors import ConfigError, DataError
+from vae_edge.limits import MAX_ARRAY_BYTES
+from vae_edge.preprocess import InputSpec, how_to_uint8, resize_square
+
+SMALLEST, LARGEST = 28, 64
+"""The sides, in pixels, of the images that models take."""
+
+
+def read_limit() -> int:
+    """How many bytes of arrays are read at once: `MAX_ARRAY_BYTES`, or what this machine has free, if that is less."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return min(MAX_ARRAY_BYTES, int(line.split()[1]) * 1024)
+    except (OSError, ValueError, IndexError):
+        return MAX_ARRAY_BYTES  # not Linux, or hidden
+    return MAX_ARRAY_BYTES
+
+
+def check_options(size: int | None, channels: int | None) -> None:
+    """Refuse a size or a channel count that no model takes (ConfigError)."""
+    if size is not None and not SMALLEST <= size <= LARGEST:
+        raise ConfigError(f"Images are {SMALLEST} to {LARGEST} pixels a side, but size {size} came.")
+    if channels not in (None, 1, 3):
+        raise ConfigError(f"Images have 1 channel (grey) or 3 (colour), but {channels} came.")
+
+
+def shaped(images: np.ndarray, size: int | None, channels: int | None, source: str) -> np.ndarray:
+    """Check an array of images, resize it where a size is given, and give it the channels that are wanted.
+
+    Args:
+        images: uint8 [N, S, S] or [N, S, S, C].
+        size: the side that is wanted; None keeps theirs, which must be from 28 to 64.
+        channels: 1, 3, or None to keep theirs.
+        source: what a message calls the array.
+
+    Returns:
+        uint8 [N, S, S, C].
+
+    Raises:
+        DataError: another rank, dtype or form, or a side that needs a `size`.
+    """
+    if images.dtype != np.uint8:
+        raise DataError(f"{source}: images are uint8, but their dtype is {images.dtype}. {how_to_uint8(images)}")
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or images.shape[-1] not in (1, 3):
+        first = images.ndim == 4 and images.shape[1] in (1, 3)
+        hint = " Its channels stand first: use x.transpose(0, 2, 3, 1)." if first else ""
+        raise DataError(
+            f"{source}: images are [N, H, W] or [N, H, W, C] with 1 or 3 channels, "
+            f"but their shape is {list(images.shape)}.{hint}"
+        )
+    count, height, width, _ = images.shape
+    if not count:
+        raise DataError(f"{source}: there are no images.")
+    if height != width:
+        raise DataError(f"{source}: images are square, but these are {width}×{height}; pad or crop them first.")
+    if size is None and not SMALLEST <= height <= LARGEST:
+        raise DataError(
+            f"{source}: images are {SMALLEST} to {LARGEST} pixels a side, but these have {height}; "
+            "give the size to resize them to (--size, or size= in Python)."
+        )
+    if not height:
+        raise DataError(f"{source}: the images have no pixels.")
+    return with_channels(_resized(images, size or height), channels)
+
+
+def with_channels(images: np.ndarray, channels: int | None) -> np.ndarray:
+    """Grey to colour by copying, colour to grey by ITU-R 601 as Pillow rounds it; uint8 [N, H, W, C]."""
+    if channels is None or channels == images.shape[-1]:
+        return images
+    if channels == 3:
+        return np.repeat(images, 3, axis=-1)
+    weights = np.array([19595, 38470, 7471], dtype=np.uint32)
+    return (((images.astype(np.uint32) @ weights + 0x8000) >> 16).astype(np.uint8))[..., None]
+
+
+def _resized(images: np.ndarray, size: int) -> np.ndarray:
+    if images.shape[1] == size:
+        return images
+    grey = images.shape[-1] == 1
+    result = np.empty((len(images), size, size, images.shape[-1]), dtype=np.uint8)
+    for index, image in enumerate(images):
+        pixels = np.asarray(resize_square(Image.fromarray(image[..., 0] if grey else image), size))
+        result[index] = pixels[..., None] if grey else pixels
+    return result
+
+
+MOST_CLASSES = 4096
+"""Labels without class names that go higher than this are taken for damage."""
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images of one size with their labels.
+
+    Raises:
+        DataError: the arrays do not fit each other, or a label is outside the classes.
+    """
+
+    images: np.ndarray
+    """uint8 [N, H, W, C], C 1 or 3."""
+    labels: np.ndarray
+    """int64 [N], each an index into `classes`."""
+    classes: tuple[str, ...]
+    angles_deg: np.ndarray | None = None
+    """float32 [N], how far each image is turned: counter-clockwise as displayed, upright is 0. None: not known."""
+
+    def __post_init__(self) -> None:
+        """Check what the type says."""
+        images, labels = self.images, self.labels
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+            raise DataError(
+                f"Images are uint8 [N, H, W, C] with 1 or 3 channels, but {images.dtype} {list(images.shape)} came."
+            )
+        if labels.dtype != np.int64 or labels.shape != (len(images),):
+            raise DataError(
+                f"Labels are int64, one for each of the {len(images)} images, "
+                f"but {labels.dtype} {list(labels.shape)} came."
+            )
+        if len(labels) and (labels.min() < 0 or labels.max() >= len(self.classes)):
+            wrong = int(labels.min()) if labels.min() < 0 else int(labels.max())
+            raise DataError(
+                f"Label {wrong} is outside the {len(self.classes)} classes (0 to {len(self.classes) - 1}); "
+                "correct the labels or give the missing class names."
+            )
+        angles = self.angles_deg
+        if angles is not None and (
+            angles.dtype != np.float32 or angles.shape != labels.shape or not np.isfinite(angles).all()
+        ):
+            raise DataError(
+                f"Angles are finite float32 degrees, one for each of the {len(images)} images, "
+                f"but {angles.dtype} {list(angles.shape)} came, or some are NaN."
+            )
+
+    def __len__(self) -> int:
+        """How many images there are."""
+        return len(self.images)
+
+    def take(self, indices: np.ndarray) -> LabelledImages:
+        """The images at these indices (integers [M] or a mask [N]), in that order."""
+        angles = None if self.angles_deg is None else self.angles_deg[indices]
+        return LabelledImages(self.images[indices], self.labels[indices], self.classes, angles)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A training half, a test half, or both; and images without labels, if there are any.
+
+    Raises:
+        DataError: neither half is there, a half is empty, or the halves differ in classes or image shape; the images
+            without labels are none, or of another shape.
+    """
+
+    name: str
+    source: str
+    train: LabelledImages | None
+    test: LabelledImages | None
+    unlabelled: np.ndarray | None = None
+    """uint8 [M, H, W, C], M at least 1, of the shape of the others. None: there are none."""
+    input: InputSpec | None = None
+    """How files became these images, or are to become images like these. None: they are arrays, and nobody has said."""
+    notes: tuple[str, ...] = ()
+    """Sentences on what was chosen while the files were read."""
+    left_out: tuple[LeftOut, ...] = ()
+    """What the folder holds that is not used, by reason."""
+
+    def __post_init__(self) -> None:
+        """Check that there is something, and that two halves are of one data set."""
+        halves = [half for half in (self.train, self.test) if half is not None]
+        if not halves or not all(len(half) for half in halves):
+            what = "there are no images" if self.unlabelled is None else "there are images without labels alone"
+            raise DataError(f"{self.source}: {what}.")
+        if len({half.classes for half in halves}) > 1:
+            difference = sorted(set(halves[0].classes) ^ set(halves[1].classes)) or ["their order"]
+            raise DataError(
+                f"{self.source}: the training and the test half differ in their classes ({', '.join(difference)}); "
+                "give both the same."
+            )
+        if len({half.images.shape[1:] for half in halves}) > 1:
+            shapes = " and ".join(str(list(half.images.shape[1:])) for half in halves)
+            raise DataError(f"{self.source}: the training and the test half differ in the images' shape: {shapes}.")
+        if self.unlabelled is not None:
+            self._check_unlabelled(self.unlabelled, halves[0].images.shape[1:])
+
+    def _check_unlabelled(self, images: np.ndarray, shape: tuple[int, ...]) -> None:
+        if images.dtype != np.uint8 or images.shape[1:] != shape:
+            raise DataError(
+                f"{self.source}: images without labels are uint8 of the shape of the others, {list(shape)}, "
+                f"but {images.dtype} {list(images.shape[1:])} came. A size (--size) brings them to one."
+            )
+        if not len(images):
+            raise DataError(f"{self.source}: the images without labels are none; leave them out.")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names, in the order of the labels."""
+        half = self.train if self.train is not None else self.test
+        assert half is not None  # as __post_init__ checked
+        return half.classes
+
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal, of all images, labels, class names, and angles where they are known."""
+        digest = hashlib.sha256(repr(self.classes).encode())
+        for role, half in (("train", self.train), ("test", self.test)):
+            if half is not None:
+                digest.update(f"{role} {half.images.shape}".encode())
+                digest.update(np.ascontiguousarray(half.images).data)
+                digest.update(np.ascontiguousarray(half.labels, dtype="<i8").data)
+                if half.angles_deg is not None:
+                    digest.update(np.ascontiguousarray(half.angles_deg, dtype="<f4").data)
+        if self.unlabelled is not None:
+            digest.update(f"unlabelled {self.unlabelled.shape}".encode())
+            digest.update(np.ascontiguousarray(self.unlabelled).data)
+        return digest.hexdigest()
+
+
+def labelled(
+    source: str, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], angles_deg: np.ndarray | None = None
+) -> LabelledImages:
+    """`LabelledImages` whose complaint names where the data came from."""
+    try:
+        return LabelledImages(images, labels, classes, angles_deg)
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from error
+
+
+def join(parts: list[LabelledImages]) -> LabelledImages:
+    """One after the other; the angles are kept where all parts have them. Classes and image shape must be alike."""
+    if len(parts) == 1:
+        return parts[0]
+    angles = [part.angles_deg for part in parts if part.angles_deg is not None]
+    return LabelledImages(
+        np.concatenate([part.images for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        parts[0].classes,
+        np.concatenate(angles) if len(angles) == len(parts) else None,
+    )
+
+
+def two_halves(
+    name: str,
+    source: str,
+    train: LabelledImages | None,
+    validation: LabelledImages | None,
+    test: LabelledImages | None,
+    unlabelled: np.ndarray | None = None,
+) -> Dataset:
+    """A data set of up to three parts as two halves.
+
+    A validation part is the test half where there is no other; else it joins the training half, out of which training
+    carves a validation set of its own.
+    """
+    if validation is None:
+        return Dataset(name, source, train, test, unlabelled)
+    if test is None:
+        return Dataset(name, source, train, validation, unlabelled)
+    if train is None:
+        return Dataset(name, source, validation, test, unlabelled)
+    Dataset(name, source, train, validation)  # raises where the two do not fit each other
+    return Dataset(name, source, join([train, validation]), test, unlabelled)
+
+
+def numbered_classes(source: str, highest: int) -> tuple[str, ...]:
+    """Names for labels that are numbers alone: `0`, `1`, and so on up to the highest label.
+
+    Raises:
+        DataError: the highest label is absurd.
+    """
+    if highest >= MOST_CLASSES:
+        raise DataError(f"{source}: label {highest} is too high to be a class's number; labels count from 0.")
+    return tuple(str(number) for number in range(highest + 1))
