@@ -23,9 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from vae_edge.errors import KernelError
-from vae_edge.files import write_json
-from vae_edge.processors import available_cpus
+from vae_edge_kernels.errors import KernelError
 
 SCHEMA = 1
 SPREAD = 8  # programs that an image is spread over, where it is
@@ -133,13 +131,27 @@ def compile_all(
             progress(f"sm_{architecture}: {len(entries)} kernels, {size:,} bytes, {seconds:.1f} s")
         return entries
 
-    with ThreadPoolExecutor(jobs or available_cpus()) as pool:
+    with ThreadPoolExecutor(jobs or cpu_count()) as pool:
         compiled = list(pool.map(one, architectures))
     manifest = {"schema": SCHEMA, "triton": version, "kernels": _merge(compiled)}
     if not manifest["kernels"]:
         raise KernelError(f"No kernel's name fits {only!r}.")
-    write_json(folder / "manifest.json", manifest)
+    write_text(folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     return manifest
+
+
+def cpu_count() -> int:
+    """The CPUs that this process may run on. (A container's quota is the caller's affair: it passes `jobs`.)"""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a file as UTF-8, wholly or not at all: to a temporary file beside it, which is then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as scratch:
+        temporary = Path(scratch) / path.name
+        temporary.write_text(content, encoding="utf-8")
+        temporary.replace(path)
 
 
 def _compile_architecture(
@@ -189,10 +201,7 @@ def _compile_architecture(
 
 def _worker_environment(cache: Path) -> dict[str, str]:
     """The environment of a compiling process: no interpreter, no source paths in the code, no cache from elsewhere."""
-    here = Path(__file__).resolve().parents[1]
-    import vae_edge
-
-    roots = [str(here), str(Path(vae_edge.__file__).resolve().parents[1])]
+    roots = [str(Path(__file__).resolve().parents[1])]
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment |= {
         "PYTHONPATH": os.pathsep.join(roots + [p for p in [os.environ.get("PYTHONPATH")] if p]),

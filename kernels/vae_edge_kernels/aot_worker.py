@@ -18,8 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vae_edge.errors import KernelError
 from vae_edge_kernels.aot import SPREAD
+from vae_edge_kernels.errors import KernelError
 from vae_edge_kernels.variants import Variant
 
 OPERATORS = (

@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vae_edge.files import write_text
-
 FOLDER = Path(__file__).parent / "configs"
 
 
@@ -65,11 +63,14 @@ def write(operator: str, kernel: str, architecture: int, configuration: dict[str
     whole["measured_on"] = sorted({*whole["measured_on"], measured_on})
     kernels = ",\n".join(f"    {json.dumps(name)}: {json.dumps(entry)}" for name, entry in whole["kernels"].items())
     budgets = ",\n".join(f"    {json.dumps(budget)}" for budget in whole["budgets"])
-    write_text(
-        path,
+    text = (
         f'{{\n  "schema": {whole["schema"]},\n  "measured_on": {json.dumps(whole["measured_on"])},\n'
-        f'  "kernels": {{\n{kernels}\n  }},\n  "budgets": [\n{budgets}\n  ]\n}}\n',
+        f'  "kernels": {{\n{kernels}\n  }},\n  "budgets": [\n{budgets}\n  ]\n}}\n'
     )
+
+    temporary = path.with_name(f".{path.name}.part")  # the file is whole at every moment
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
     table.cache_clear()
 
 

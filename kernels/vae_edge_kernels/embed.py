@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vae_edge.errors import KernelError
-from vae_edge.files import write_text
 from vae_edge_kernels import aot, aot_worker
+from vae_edge_kernels.errors import KernelError
 
 MOST_ARGUMENTS = 32
 
@@ -105,8 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         manifest = aot.compile_all(cubins, architectures, progress=lambda line: print(line, flush=True))
         for architecture in architectures:
             source = code_source(manifest["kernels"], cubins, architecture)
-            write_text(options.out / f"ve_code_sm_{architecture}.c", source)
-        write_text(options.out / "ve_table.c", table_source(manifest["kernels"]))
+            aot.write_text(options.out / f"ve_code_sm_{architecture}.c", source)
+        aot.write_text(options.out / "ve_table.c", table_source(manifest["kernels"]))
     except (KernelError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

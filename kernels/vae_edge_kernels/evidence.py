@@ -10,10 +10,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from vae_edge.errors import KernelError
-from vae_edge.processors import available_cpus
 from vae_edge_kernels import aot, machine_code
 from vae_edge_kernels.aot_worker import compile_variant, wanted
+from vae_edge_kernels.errors import KernelError
 from vae_edge_kernels.machine_code import MachineCode
 from vae_edge_kernels.variants import Variant
 
@@ -35,6 +34,7 @@ def gather(
     only: str = "*",
     networks: Mapping[str, str] | None = None,
     progress: Callable[[str], None] | None = None,
+    jobs: int | None = None,
 ) -> list[Finding]:
     """The findings of the library's kernels, and of whole networks.
 
@@ -43,22 +43,23 @@ def gather(
         only: pattern of kernels' names; those of a network end with its own.
         networks: texts of plans by name.
         progress: called with a line when something is compiled.
+        jobs: processes and threads at a time; the number of CPUs if None.
 
     Raises:
         KernelError: if something does not compile.
     """
     findings: list[Finding] = []
-    jobs = [(f"_{name}", text) for name, text in (networks or {}).items()]
+    texts = [(f"_{name}", text) for name, text in (networks or {}).items()]
     with tempfile.TemporaryDirectory(prefix="vae-edge-kernels-") as folder:
-        for label, text in [*jobs, ("", None)]:
+        for label, text in [*texts, ("", None)]:
             if not any(fnmatchcase(kernel.name, only) for n in architectures for kernel in wanted(n, text, label)):
                 continue
             out = Path(folder) / (label or "library")
             manifest = aot.compile_all(
-                out, architectures, ptx=True, only=only, progress=progress, network=text, label=label
+                out, architectures, ptx=True, only=only, jobs=jobs, progress=progress, network=text, label=label
             )
             pairs = [(kernel, cubin) for kernel in manifest["kernels"] for cubin in kernel["cubins"]]
-            with ThreadPoolExecutor(available_cpus()) as pool:
+            with ThreadPoolExecutor(jobs or aot.cpu_count()) as pool:
                 findings += pool.map(lambda pair, out=out: _find(out, *pair), pairs)
     if not findings:
         raise KernelError(f"No kernel's name fits {only!r}.")

@@ -7,8 +7,8 @@ from typing import Any
 
 import triton
 
-from vae_edge.errors import KernelError
 from vae_edge_kernels import configurations
+from vae_edge_kernels.errors import KernelError
 
 WIDTHS = (16, 32, 64)  # output channels of a tile; the smallest that holds the layer's is taken
 MOST_ROWS = 2**31 - 1024  # they are counted in 32 bits, a tile beyond the last one

@@ -14,8 +14,8 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vae_edge.errors import KernelError
 from vae_edge_kernels import configurations
+from vae_edge_kernels.errors import KernelError
 from vae_edge_kernels.occupancy import occupancy
 
 MATRIX = {

@@ -25,9 +25,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vae_edge.errors import KernelError
-from vae_edge.files import write_bytes
 from vae_edge_kernels import aot
+from vae_edge_kernels.errors import KernelError
 from vae_edge_kernels.plan import MOST_PROGRAMS, Plan, padded, to_text
 
 FORMAT = "vae-edge-network-3"
@@ -89,7 +88,7 @@ def write_network(
     content = _with_digest(tensors)
     if len(content) > MAX_FILE_BYTES:
         raise KernelError(f"a network file may have {MAX_FILE_BYTES} bytes; this one would have {len(content)}")
-    write_bytes(Path(path), content)
+    Path(path).write_bytes(content)
 
 
 def _check_buffers(given: Plan, buffers: dict[str, Any]) -> None:

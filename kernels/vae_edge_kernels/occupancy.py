@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vae_edge.errors import KernelError
+from vae_edge_kernels.errors import KernelError
 
 REGISTERS = 65536
 REGISTER_UNIT, SHARED_UNIT, SHARED_OF_BLOCK = 256, 128, 1024

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from vae_edge.cli.console import emit, say
+from vae_edge.processors import available_cpus
 
 HEADINGS = ("kernel", "sm", "registers", "shared", "spills", "occupancy", "matrix", "loop", "16-byte", "code", "")
 
@@ -17,7 +18,8 @@ def check(arguments: argparse.Namespace) -> int:
     from vae_edge_kernels import aot, evidence
 
     architectures = aot.parse_architectures(",".join(arguments.arch or ["87", "90"]))
-    findings = evidence.gather(architectures, arguments.only, _networks(",".join(arguments.networks or ["small"])), say)
+    networks = _networks(",".join(arguments.networks or ["small"]))
+    findings = evidence.gather(architectures, arguments.only, networks, say, available_cpus())
     result = [asdict(finding) for finding in findings]
     emit(result, arguments.json, lambda: _lines(findings))
     faults = [finding for finding in findings if finding.fault]

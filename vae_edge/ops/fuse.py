@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vae_edge_kernels.plan import to_text
 
 from vae_edge.errors import KernelError
+from vae_edge.files import atomic_path
 from vae_edge.ops.network import by_layers, network
 from vae_edge.ops.packing import Packed, QuantizedNetwork, pack
 
@@ -65,7 +66,8 @@ class FusedNetwork(nn.Module):
         from vae_edge_kernels.network_file import write_network
 
         buffers = {name: buffer.detach().cpu().contiguous().numpy() for name, buffer in self.named_buffers()}
-        write_network(path, self.plan, buffers, classes, threshold, architectures, self.programs)
+        with atomic_path(path) as temporary:
+            write_network(temporary, self.plan, buffers, classes, threshold, architectures, self.programs)
 
 
 def fuse(model: Any, quantized: QuantizedNetwork | None = None, light: bool = False, programs: int = 1) -> FusedNetwork:
