@@ -1,6 +1,6 @@
 """Measure the kernels against PyTorch, `torch.compile` and cuDNN: first that it is right, then how long it takes.
 
-    python bench/kernels.py [--only 'convolution_*'] [--no-large] [--seconds 420] [--out bench/results]
+    python bench/kernels.py [--only 'conv_*'] [--no-large] [--seconds 420] [--out bench/results]
     python bench/kernels.py --check [--most 32]
     python bench/kernels.py --plot bench/results/kernels-nvidia-h100.csv
 
@@ -137,13 +137,13 @@ def summary(lines: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     kernels = sorted({line["kernel"] for line in lines})
     found = {f"{kernel} against {rival[:-3]}": ratio(lines, kernel, rival) for kernel in kernels for rival in TIMES}
     found = {name: value for name, value in found.items() if value is not None}
-    halves = {(line["layer"], line["batch"]): line["ours_us"] for line in lines if line["kernel"] == "convolution_fp16"}
+    halves = {(line["layer"], line["batch"]): line["ours_us"] for line in lines if line["kernel"] == "conv_fp16"}
     paired = [
         {**line, "half_us": halves[line["layer"], line["batch"]]}
         for line in lines
-        if line["kernel"] == "convolution_int8" and (line["layer"], line["batch"]) in halves
+        if line["kernel"] == "conv_int8" and (line["layer"], line["batch"]) in halves
     ]
-    return {**found, "convolution_int8 against our fp16": ratio(paired, "*", "half_us")}
+    return {**found, "conv_int8 against our fp16": ratio(paired, "*", "half_us")}
 
 
 def slug(name: str) -> str:

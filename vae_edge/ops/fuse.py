@@ -51,7 +51,7 @@ class FusedNetwork(nn.Module):
         threshold: float,
         architectures: Sequence[int] = (87,),
     ) -> None:
-        """Write the network file that the native library opens; see `vae_edge_kernels.network_file`.
+        """Write the network file that the native library opens; see `vae_edge_kernels.aot.network_file`.
 
         With `programs` above 1 it also has machine code by which so many work on an image.
 
@@ -63,7 +63,7 @@ class FusedNetwork(nn.Module):
         Raises:
             KernelError: if the names do not fit, or the network does not compile for an architecture.
         """
-        from vae_edge_kernels.network_file import write_network
+        from vae_edge_kernels.aot.network_file import write_network
 
         buffers = {name: buffer.detach().cpu().contiguous().numpy() for name, buffer in self.named_buffers()}
         with atomic_path(path) as temporary:

@@ -2,7 +2,7 @@
 
 What they compute is in `vae_edge.model` (network and score); where their numbers lie says a `vae_edge_kernels.plan`,
 which an operator is given as the text that `plan.to_text` makes of it. On CUDA the Triton kernels
-`vae_edge_kernels.head`, `means` and `reconstruction_error` compute it.
+`vae_edge_kernels.head` and `reductions` compute it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from vae_edge_kernels import plan as plans
 from vae_edge_kernels.plan import Linear, Plan, padded
 
 from vae_edge.errors import KernelError
-from vae_edge.ops.convolution_int8 import to_int8
-from vae_edge.ops.eight_bits import multiply_add
+from vae_edge.ops.conv import fma, quantize_int8
 from vae_edge.ops.registration import check_tensor, kernel_module
 
 WINDOW_BINS, APART_BINS = 2, 4
@@ -59,7 +58,7 @@ def _means_cuda(x: Tensor, scale: float) -> Tensor:
     _check_maps(x)
     y = x.new_empty((x.shape[0], x.shape[3]), dtype=torch.float32)
     with torch.cuda.device(x.device):
-        kernel_module("means", "means").forward(x.contiguous(), y, scale)
+        kernel_module("means", "reductions").avg_pool_forward(x.contiguous(), y, scale)
     return y
 
 
@@ -234,7 +233,7 @@ def _reconstruction_error_cuda(drawn: Tensor, upright: Tensor, score: Tensor, me
     total = score.new_empty(len(score))
     read = [tensor.contiguous() for tensor in (drawn, upright, score, measure)]
     with torch.cuda.device(drawn.device):
-        kernel_module("reconstruction_error", "reconstruction_error").forward(*read, total, block)
+        kernel_module("reconstruction_error", "reductions").reconstruction_error_forward(*read, total, block)
     return total
 
 
@@ -250,15 +249,15 @@ def apply_linear(x: Tensor, weights: Tensor, numbers: Tensor, plan: Plan, number
     matrix = weights[layer.weights : layer.weights + layer.inputs * layer.stride].reshape(layer.inputs, -1)
     bias = numbers[layer.bias : layer.bias + layer.outputs]
     if plan.int8:
-        seen = x if taken else to_int8(x * numbers[layer.quantize])
+        seen = x if taken else quantize_int8(x * numbers[layer.quantize])
         total = (seen.double() @ matrix[:, : layer.outputs].double()).float()
-        return multiply_add(total, numbers[layer.scale : layer.scale + layer.outputs], bias)
+        return fma(total, numbers[layer.scale : layer.scale + layer.outputs], bias)
     return x.float() @ matrix[:, : layer.outputs].float() + bias
 
 
 def as_taken(x: Tensor, numbers: Tensor, layer: Linear) -> Tensor:
     """The values that an int8 layer takes x for."""
-    return to_int8(x * numbers[layer.quantize]).float() * numbers[layer.quantize + 1]
+    return quantize_int8(x * numbers[layer.quantize]).float() * numbers[layer.quantize + 1]
 
 
 def _check_buffers(operator: str, weights: Tensor, numbers: Tensor, given: Plan, like: Tensor) -> None:

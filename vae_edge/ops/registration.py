@@ -189,28 +189,3 @@ def check_tensor(
     ):
         wanted = ", ".join(dim if want is None else str(want) for dim, want in zip(names, shape, strict=True))
         raise KernelError(f"{operator} expects {name} of shape [{wanted}]; got {list(tensor.shape)}.")
-
-
-def conv_output_size(
-    operator: str,
-    sides: Sequence[int],
-    taps: Sequence[int],
-    stride: int,
-    pads: tuple[int, int],
-) -> list[int]:
-    """Height and width of a convolution's output.
-
-    Raises:
-        KernelError: for a stride or a padding that makes no sense, or leaves no output; it names the argument.
-    """
-    if stride < 1:
-        raise KernelError(f"{operator} expects stride of at least 1; got {stride}.")
-    if min(pads) < 0:
-        raise KernelError(f"{operator} expects padding of at least 0; got {pads[0]} and {pads[1]}.")
-    made = [(side + 2 * pad - tap) // stride + 1 for side, tap, pad in zip(sides, taps, pads, strict=True)]
-    if any(side + 2 * pad < tap for side, tap, pad in zip(sides, taps, pads, strict=True)):
-        raise KernelError(
-            f"{operator} expects x at least as large as its filter; x is {sides[0]}×{sides[1]} with padding "
-            f"{pads[0]} and {pads[1]}, the filter {taps[0]}×{taps[1]}."
-        )
-    return made

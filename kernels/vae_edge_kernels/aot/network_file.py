@@ -75,7 +75,7 @@ def write_network(
     about = _description(given, tensors, classes, threshold)
     with tempfile.TemporaryDirectory(prefix="vae-edge-network-") as folder:
         wanted = "network*" if programs > 1 else "network"
-        manifest = aot.compile_all(folder, architectures, network=to_text(given), only=wanted, programs=programs)
+        manifest = aot.compile_all(folder, architectures, network=to_text(given), only=wanted, ctas_per_image=programs)
         for kernel in manifest["kernels"]:
             alone = kernel["name"] == "network"
             for cubin in kernel["cubins"]:
