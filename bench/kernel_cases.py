@@ -10,7 +10,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from benchmark_case import BATCHES, DEVICE, PRESETS, SCALE, Case, Run, far, pixels, random, small_integers, spoil, worst
+from benchmark_case import (
+    BATCHES,
+    DEVICE,
+    PRESETS,
+    SCALE,
+    Case,
+    Run,
+    max_error,
+    max_rel_error,
+    pixels,
+    poison,
+    random,
+    small_integers,
+)
 from made_up import untrained
 from torch import Tensor
 from vae_edge_kernels import conv, reductions, reparameterize, turn
@@ -128,18 +141,18 @@ def fp16(shape: tuple[int, int, int, int, int], batch: int) -> Run:
         conv.conv_forward(x, w, bias, None, y, params, True)
         return y
 
-    rivals = fp16_baselines(x, w, bias, stride)
-    moved, macs = sizes(shape, batch, 2)
+    baselines = fp16_baselines(x, w, bias, stride)
+    bytes_moved, macs = sizes(shape, batch, 2)
 
     def check() -> float:
-        spoil(y)
-        return far(ours(), (exact(x, w, stride) + bias.double()).relu())
+        poison(y)
+        return max_rel_error(ours(), (exact(x, w, stride) + bias.double()).relu())
 
-    return Run(ours, check, 2e-3, rivals, moved, macs, rivals["eager"])
+    return Run(ours, check, 2e-3, baselines, bytes_moved, macs, baselines["eager"])
 
 
 def int8(shape: tuple[int, int, int, int, int], batch: int) -> Run:
-    """A convolution in int8, to int8; the rival is cuDNN in float16."""
+    """A convolution in int8, to int8; the baseline is cuDNN in float16."""
     side, inputs, outputs, stride, taps = shape
     x, w = small_integers(batch, side, side, inputs), small_integers(taps, taps, outputs, inputs)
     scale = random(outputs).abs() / (50.0 * taps * inputs**0.5)
@@ -152,17 +165,17 @@ def int8(shape: tuple[int, int, int, int, int], batch: int) -> Run:
         return y
 
     def check() -> float:
-        spoil(y)
+        poison(y)
         value = fma(exact(x, w.permute(0, 1, 3, 2), stride).round(), scale, bias).relu()
         return float((value.clamp(-128, 127).round() != ours()).sum())
 
-    moved, macs = sizes(shape, batch, 1)
-    rivals = fp16_baselines(x.half(), w.permute(0, 1, 3, 2).half(), bias, stride)
-    return Run(ours, check, 0.0, {"cudnn fp16": rivals["cudnn"]}, moved, macs)
+    bytes_moved, macs = sizes(shape, batch, 1)
+    baselines = fp16_baselines(x.half(), w.permute(0, 1, 3, 2).half(), bias, stride)
+    return Run(ours, check, 0.0, {"cudnn fp16": baselines["cudnn"]}, bytes_moved, macs)
 
 
 def fp8(shape: tuple[int, int, int, int, int], batch: int) -> Run:
-    """A convolution in fp8, to float16; the rival is cuDNN in float16."""
+    """A convolution in fp8, to float16; the baseline is cuDNN in float16."""
     side, inputs, outputs, stride, taps = shape
     x = random(batch, side, side, inputs).to(torch.float8_e4m3fn)
     w = random(taps, taps, outputs, inputs).to(torch.float8_e4m3fn)
@@ -176,18 +189,18 @@ def fp8(shape: tuple[int, int, int, int, int], batch: int) -> Run:
         return y
 
     def check() -> float:
-        spoil(y)
+        poison(y)
         sums = exact(x.float(), w.float().permute(0, 1, 3, 2), stride)
-        return far(ours(), (sums * scale.double() + bias.double()).relu())
+        return max_rel_error(ours(), (sums * scale.double() + bias.double()).relu())
 
     macs = sizes(shape, batch, 1)[1]
-    moved = x.nbytes + w.nbytes + y.nbytes
-    rivals = fp16_baselines(x.half(), w.permute(0, 1, 3, 2).half(), bias, stride)
-    return Run(ours, check, 5e-3, {"cudnn fp16": rivals["cudnn"]}, moved, macs)
+    bytes_moved = x.nbytes + w.nbytes + y.nbytes
+    baselines = fp16_baselines(x.half(), w.permute(0, 1, 3, 2).half(), bias, stride)
+    return Run(ours, check, 5e-3, {"cudnn fp16": baselines["cudnn"]}, bytes_moved, macs)
 
 
 def stem_fp16(shape: tuple[int, int, int, int, int], batch: int) -> Run:
-    """A first layer in float16, from bytes; the rivals scale and cast before."""
+    """A first layer in float16, from bytes; the baselines scale and cast before."""
     side, inputs, outputs, stride, taps = shape
     x, w = pixels(batch, side, side, inputs), random(taps, taps, inputs, outputs).half()
     bias, out = random(outputs), -(-side // stride)
@@ -205,12 +218,12 @@ def stem_fp16(shape: tuple[int, int, int, int, int], batch: int) -> Run:
         return F.relu(F.conv2d(image, filter, offset, stride, taps // 2))
 
     def check() -> float:
-        spoil(y)
-        return far(ours(), (exact((x.float() * SCALE).half(), w, stride) + bias.double()).relu())
+        poison(y)
+        return max_rel_error(ours(), (exact((x.float() * SCALE).half(), w, stride) + bias.double()).relu())
 
     _, macs = sizes(shape, batch, 2)
-    moved = x.nbytes + y.nbytes + w.nbytes
-    return Run(ours, check, 2e-3, {"eager": eager}, moved, macs, eager)
+    bytes_moved = x.nbytes + y.nbytes + w.nbytes
+    return Run(ours, check, 2e-3, {"eager": eager}, bytes_moved, macs, eager)
 
 
 def stem_int8(shape: tuple[int, int, int, int, int], batch: int) -> Run:
@@ -227,7 +240,7 @@ def stem_int8(shape: tuple[int, int, int, int, int], batch: int) -> Run:
 
     def check() -> float:
         seen = (x.float() * torch.tensor(inv_x_scale, device=DEVICE)).round()
-        spoil(y)
+        poison(y)
         value = fma(exact(seen, w.permute(1, 2, 3, 0), stride).round(), scale, bias).relu()
         return float((value.clamp(-128, 127).round() != ours()).sum())
 
@@ -235,7 +248,7 @@ def stem_int8(shape: tuple[int, int, int, int, int], batch: int) -> Run:
 
 
 def turning(side: int, channels: int, batch: int) -> Run:
-    """Bytes turned back, scaled and cast; the rivals use grid_sample."""
+    """Bytes turned back, scaled and cast; the baselines use grid_sample."""
     x = pixels(batch, side, side, channels)
     angle = random(batch)
     cos, sin = angle.cos(), angle.sin()
@@ -248,9 +261,9 @@ def turning(side: int, channels: int, batch: int) -> Run:
     def check() -> float:
         few = slice(0, 64)
         dtype = torch.float16
-        spoil(y)
+        poison(y)
         expected = turn_pixels(x[few].cpu(), cos[few].cpu(), sin[few].cpu(), SCALE, 0.0, False, dtype, 127.0, 0.0)
-        return far(ours()[few].cpu(), expected)
+        return max_rel_error(ours()[few].cpu(), expected)
 
     def eager() -> Tensor:
         image = x.permute(0, 3, 1, 2).float() * SCALE
@@ -263,11 +276,11 @@ def turning(side: int, channels: int, batch: int) -> Run:
 
 
 def noise(rows: int, columns: int, name: str) -> Run:
-    """Sampling and KL; the rivals draw their own noise."""
+    """Sampling and KL; the baselines draw their own noise."""
     dtype = {"fp32": torch.float32, "fp16": torch.float16}[name]
     mu, logvar = random(rows, columns).to(dtype), random(rows, columns, seed=1).to(dtype)
     z, kl = torch.empty_like(mu), torch.empty(rows, device=DEVICE)
-    spoil(z, kl)
+    poison(z, kl)
 
     def ours() -> Tensor:
         reparameterize.forward(mu, logvar, z, kl, 7, 0)
@@ -280,8 +293,8 @@ def noise(rows: int, columns: int, name: str) -> Run:
     def check() -> float:
         few = slice(0, 4096)
         expected = reparameterize_op(mu[few].cpu(), logvar[few].cpu(), 7, 0)
-        spoil(z, kl)
-        return worst(far(ours()[few].cpu(), expected[0]), far(kl[few].cpu(), expected[1]))
+        poison(z, kl)
+        return max_error(max_rel_error(ours()[few].cpu(), expected[0]), max_rel_error(kl[few].cpu(), expected[1]))
 
     return Run(ours, check, 2e-3, {"eager": eager}, 3 * mu.nbytes + kl.nbytes, 0, eager)
 
@@ -298,8 +311,8 @@ def avg_pool(batch: int) -> Run:
         return x.float().mean((1, 2))
 
     def check() -> float:
-        spoil(y)
-        return far(ours(), eager())
+        poison(y)
+        return max_rel_error(ours(), eager())
 
     return Run(ours, check, 1e-3, {"eager": eager}, x.nbytes + y.nbytes, 0, eager)
 
@@ -321,12 +334,12 @@ def comparing(batch: int) -> Run:
         return score[:, 0] + measure * (error - score[:, 1])
 
     def check() -> float:
-        spoil(total)
+        poison(total)
         expected = heads.reconstruction_error(*(tensor.cpu() for tensor in (drawn, upright, score, measure)), 4)
-        return far(ours().cpu(), expected)
+        return max_rel_error(ours().cpu(), expected)
 
-    moved = drawn.nbytes + upright.nbytes
-    return Run(ours, check, 2e-3, {"eager": eager}, moved, 0, eager)
+    bytes_moved = drawn.nbytes + upright.nbytes
+    return Run(ours, check, 2e-3, {"eager": eager}, bytes_moved, 0, eager)
 
 
 def pose(batch: int) -> Run:
@@ -355,9 +368,11 @@ def pose(batch: int) -> Run:
 
     def check() -> float:
         expected = heads.pose_head(features.cpu(), packed.weights, packed.numbers, to_text(plan))
-        spoil(logits, found)
+        poison(logits, found)
         ours()
-        return worst(far(logits.cpu(), expected[0]), far(found[:, :2].cpu(), expected[1][:, :2]))
+        return max_error(
+            max_rel_error(logits.cpu(), expected[0]), max_rel_error(found[:, :2].cpu(), expected[1][:, :2])
+        )
 
-    moved = features.nbytes + 2 * trunk.trunk.features * (plan.classes + plan.bins)
-    return Run(ours, check, 5e-3, {"eager": eager}, moved, 0, eager)
+    bytes_moved = features.nbytes + 2 * trunk.trunk.features * (plan.classes + plan.bins)
+    return Run(ours, check, 5e-3, {"eager": eager}, bytes_moved, 0, eager)

@@ -77,7 +77,7 @@ def mean_us(runs: Sequence[Run], key: Key, candidate: dict[str, int], clock: Cal
     try:
         with config.override_config(*key, candidate):
             for run in runs:
-                if not run.check() <= run.allowed:
+                if not run.check() <= run.tolerance:
                     return math.inf
                 logs.append(math.log(clock(run.ours)))
     except (TritonError, RuntimeError):  # it does not compile, or does not fit; what broke the GPU shows here:

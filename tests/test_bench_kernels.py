@@ -61,7 +61,7 @@ def test_what_is_measured_is_right_under_the_interpreter(pattern: str) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
-    assert f"of {1 if 'network' in pattern else 12} kernels are right" in done.stdout
+    assert f"of {1 if 'network' in pattern else 11} kernels are right" in done.stdout
 
 
 def test_the_comparison_of_the_suite_accepts_the_reference_and_refuses_another_result(
@@ -77,7 +77,7 @@ def test_the_comparison_of_the_suite_accepts_the_reference_and_refuses_another_r
 
 def test_a_wrong_kernel_is_not_measured(scripts: SimpleNamespace) -> None:
     case = SimpleNamespace(kernel="k", layer="l", batch=3)
-    run = SimpleNamespace(check=lambda: 0.5, allowed=0.1)
+    run = SimpleNamespace(check=lambda: 0.5, tolerance=0.1)
     with pytest.raises(KernelError, match=r"k, l, 3: off by 0.5; 0.1 allowed"):
         scripts.kernels.checked(case, run)
     run.check = lambda: float("nan")
@@ -115,11 +115,11 @@ def test_the_tuner_takes_the_fastest_that_is_right_and_within_its_budget(
         now = chosen[-1]
         return 10.0 / now["num_warps"] + (0.0 if now["BLOCK_M"] == 128 else 1.0)
 
-    run = SimpleNamespace(ours=ours, allowed=0.0, check=lambda: 0.0)
+    run = SimpleNamespace(ours=ours, tolerance=0.0, check=lambda: 0.0)
     monkeypatch.setattr(tune, "compiled_of", lambda *key: [])
     monkeypatch.setattr(tune, "within_budget", lambda key, candidate, *rest: candidate["num_warps"] < 8)
     best, after, before = tune.fastest(key, [run], 90, float("inf"), clock)
-    assert (best["BLOCK_M"], best["num_warps"], best["COLUMNS"]) == (128, 4, 32)
+    assert (best["BLOCK_M"], best["num_warps"], best["BLOCK_N"]) == (128, 4, 32)
     assert after < before
     run.check = lambda: 1.0 if config.get_config(*key, 90)["BLOCK_M"] == 128 else 0.0
     best, after, before = tune.fastest(key, [run], 90, float("inf"), clock)

@@ -70,8 +70,8 @@ def load_im2col_tile(
 def as_dot_operand(x):
     """An operand of `tl.dot`, unchanged; only the interpreter needs a cast.
 
-    Triton's interpreter keeps bfloat16 as 16-bit integers and multiplies their bits (seen with 3.6 and 3.9). There it
-    becomes float32, which holds every bfloat16.
+    Triton's interpreter holds bfloat16 as 16-bit integers, and its `tl.dot` multiplies their bits (seen with 3.9).
+    There it becomes float32, which holds every bfloat16.
     """
     if INTERPRETED and x.dtype == tl.bfloat16:
         return x.to(tl.float32)
@@ -87,7 +87,10 @@ def relu(value, enabled):
 
 @triton.jit
 def fma(value, factor, addend):
-    """value * factor + addend in float32, rounded once. The interpreter has no fma; there float64 gives its bits."""
+    """value * factor + addend in float32, rounded once.
+
+    The interpreter's `tl.fma` rounds twice. There the sum is made in float64, as in the references.
+    """
     if INTERPRETED:
         return (value.to(tl.float64) * factor + addend).to(tl.float32)
     return tl.fma(value, factor, addend)
@@ -120,9 +123,9 @@ def implicit_gemm_mainloop(
         n, oy, ox, row_mask: the output pixels of the tile, [BLOCK_M], as `output_coords` gives them.
         n_start: first output channel of the tile.
         SPLIT_N: 1 for one `tl.dot` each over the even and the odd output channels; the sums are the same. Work-around
-            for 8-bit operands on sm_80 to sm_89 (Triton 3.9): with a single dot the compiler prefetches operands across
-            iterations as whole words, unpacks them to bytes and packs them again, more than half of the loop's
-            instructions.
+            for 8-bit operands on sm_80 to sm_89: with a single dot Triton 3.9 prefetches operands across iterations,
+            unpacks them to bytes and packs them again (PRMT). A 64×64 int8 tile on sm_87 takes 290 instructions a
+            step with one dot and 125 with two; sm_90 does not need it.
 
     Returns:
         acc: [BLOCK_M, BLOCK_N] in ACC_DTYPE.
