@@ -1,4 +1,4 @@
-"""A line of the kernels' benchmark, and what its makers share: tensors on the GPU, and how far a result is off."""
+"""One case of the kernels' benchmark; test tensors on the GPU, and error measures."""
 
 from __future__ import annotations
 
@@ -19,19 +19,15 @@ SCALE = 1.0 / 255.0
 
 @dataclass
 class Run:
-    """A case with its tensors.
+    """A case with its tensors, ready to run."""
 
-    `ours` launches the kernel and gives what it wrote, `check` says how far that is from what it should be (at most
-    `allowed`), `rivals` do the same in another way. `moved` is bytes read and written, `macs` multiply-accumulates.
-    """
-
-    ours: Callable[[], Any]
-    check: Callable[[], float]
-    allowed: float
-    rivals: dict[str, Callable[[], Any]]
-    moved: int
-    macs: int = 0
-    compile: Callable[[], Any] | None = None  # what `torch.compile` is given
+    ours: Callable[[], Any]  #: launches the kernel and returns what it wrote
+    check: Callable[[], float]  #: runs it and returns its error
+    tolerance: float  #: the largest error that is accepted
+    baselines: dict[str, Callable[[], Any]]  #: the same result by other libraries
+    bytes_moved: int  #: read and written
+    macs: int = 0  #: multiply-accumulates
+    compile: Callable[[], Any] | None = None  #: what `torch.compile` is given
 
 
 @dataclass(frozen=True)
@@ -61,17 +57,17 @@ def pixels(*shape: int) -> Tensor:
     return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).to(DEVICE)
 
 
-def far(got: Tensor, expected: Tensor) -> float:
-    """The largest difference, as a share of the largest value that was expected."""
+def max_rel_error(got: Tensor, expected: Tensor) -> float:
+    """The largest difference, relative to the largest expected value."""
     return float((got.double() - expected.double()).abs().max() / expected.double().abs().max().clamp_min(1e-9))
 
 
-def worst(*errors: float) -> float:
+def max_error(*errors: float) -> float:
     """The largest; NaN where one is."""
     return float(torch.tensor(errors).max())
 
 
-def spoil(*outputs: Tensor) -> None:
+def poison(*outputs: Tensor) -> None:
     """Fill outputs with what no kernel writes, so that one that it forgets is seen."""
     for output in outputs:
         output.fill_(float("nan") if output.is_floating_point() else 85)

@@ -10,26 +10,30 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from benchmark_case import BATCHES, DEVICE, PRESETS, SCALE, Case, Run, far, pixels, random, small_integers, spoil, worst
+from benchmark_case import (
+    BATCHES,
+    DEVICE,
+    PRESETS,
+    SCALE,
+    Case,
+    Run,
+    max_error,
+    max_rel_error,
+    pixels,
+    poison,
+    random,
+    small_integers,
+)
 from made_up import untrained
 from torch import Tensor
-from vae_edge_kernels import (
-    convolution,
-    convolution_fp8,
-    convolution_int8,
-    reconstruction_error,
-    reparameterize,
-    turn,
-    upsample_convolution,
-)
-from vae_edge_kernels import means as means_kernel
-from vae_edge_kernels.launching import Geometry
+from vae_edge_kernels import conv, reductions, reparameterize, turn
+from vae_edge_kernels.conv import ConvParams
 from vae_edge_kernels.plan import Layer
 from whole_networks import network_cases
 
 from vae_edge.export.plans import plan_of_preset
 from vae_edge.ops import head as heads
-from vae_edge.ops.eight_bits import multiply_add
+from vae_edge.ops.conv import fma
 from vae_edge.ops.packing import pack
 from vae_edge.ops.reparameterize import reparameterize as reparameterize_op
 from vae_edge.ops.turn import turn_pixels
@@ -67,10 +71,8 @@ def cases(large: bool = True) -> Iterator[Case]:
     shapes = [(shape, batch) for shape in preset_layers() for batch in BATCHES]
     shapes += [(shape, batch) for shape in LARGE for batch in LARGE_BATCHES] if large else []
     for shape, batch in shapes:
-        made = convolution_cases(shape, batch) if shape[1] >= 16 else first_cases(shape, batch)
+        made = conv_cases(shape, batch) if shape[1] >= 16 else stem_cases(shape, batch)
         yield from made
-    for batch in BATCHES:
-        yield Case("upsample_convolution_fp16", "7×7×64 drawn twice, to 64, 3×3", batch, lambda n=batch: upsampling(n))
     for side, channels, batch in ((28, 1, 1), (28, 1, 32), (28, 1, 256), (64, 3, 4096)):
         layer = f"{side}×{side}×{channels}"
         yield Case("turn_u8_fp16", layer, batch, lambda s=side, c=channels, n=batch: turning(s, c, n))
@@ -80,23 +82,23 @@ def cases(large: bool = True) -> Iterator[Case]:
                 f"reparameterize_{name}", f"{columns} columns", rows, lambda r=rows, c=columns, d=name: noise(r, c, d)
             )
     for batch in BATCHES:
-        yield Case("means_fp16", "14×14×32", batch, lambda n=batch: averaging(n))
+        yield Case("avg_pool_fp16", "14×14×32", batch, lambda n=batch: avg_pool(n))
         yield Case("reconstruction_error_fp16", "28×28×1", batch, lambda n=batch: comparing(n))
         yield Case("pose_head_fp16", "small", batch, lambda n=batch: pose(n))
 
 
-def convolution_cases(shape: tuple[int, int, int, int, int], batch: int) -> Iterator[Case]:
+def conv_cases(shape: tuple[int, int, int, int, int], batch: int) -> Iterator[Case]:
     """A convolution in each precision."""
-    for kernel, make in (("fp16", half), ("int8", integers), ("fp8", eights)):
+    for kernel, make in (("fp16", fp16), ("int8", int8), ("fp8", fp8)):
         if kernel == "fp8" and torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9):
             continue
-        yield Case(f"convolution_{kernel}", label(shape), batch, lambda s=shape, n=batch, m=make: m(s, n))
+        yield Case(f"conv_{kernel}", label(shape), batch, lambda s=shape, n=batch, m=make: m(s, n))
 
 
-def first_cases(shape: tuple[int, int, int, int, int], batch: int) -> Iterator[Case]:
+def stem_cases(shape: tuple[int, int, int, int, int], batch: int) -> Iterator[Case]:
     """A first layer from bytes, in each precision."""
-    yield Case("first_convolution_fp16", label(shape), batch, lambda: first_half(shape, batch))
-    yield Case("first_convolution_int8", label(shape), batch, lambda: first_integers(shape, batch))
+    yield Case("stem_conv_fp16", label(shape), batch, lambda: stem_fp16(shape, batch))
+    yield Case("stem_conv_int8", label(shape), batch, lambda: stem_int8(shape, batch))
 
 
 def exact(x: Tensor, w: Tensor, stride: int) -> Tensor:
@@ -114,7 +116,7 @@ def sizes(shape: tuple[int, int, int, int, int], batch: int, element: int) -> tu
     return element * (batch * (side * side * inputs + out * out * outputs) + weights), batch * out * out * weights
 
 
-def half_rivals(x: Tensor, w: Tensor, bias: Tensor, stride: int) -> dict[str, Callable[[], Any]]:
+def fp16_baselines(x: Tensor, w: Tensor, bias: Tensor, stride: int) -> dict[str, Callable[[], Any]]:
     """A convolution with bias and ReLU by PyTorch, on the same memory seen as channels-last."""
     pad = w.shape[0] // 2
     image, filter, offset = x.permute(0, 3, 1, 2), w.permute(3, 2, 0, 1).contiguous(), bias.half()
@@ -126,87 +128,87 @@ def half_rivals(x: Tensor, w: Tensor, bias: Tensor, stride: int) -> dict[str, Ca
     return {"eager": lambda: F.relu(F.conv2d(image, filter, offset, stride, pad)), "cudnn": fused}
 
 
-def half(shape: tuple[int, int, int, int, int], batch: int) -> Run:
+def fp16(shape: tuple[int, int, int, int, int], batch: int) -> Run:
     """A convolution in float16."""
     side, inputs, outputs, stride, taps = shape
     x = random(batch, side, side, inputs).half()
     w = (random(taps, taps, inputs, outputs) / (taps * inputs**0.5)).half()
     bias, out = random(outputs), -(-side // stride)
     y = x.new_full((batch, out, out, outputs), float("nan"))
-    geometry = Geometry(taps, taps, stride, taps // 2, taps // 2)
+    params = ConvParams(taps, taps, stride, taps // 2, taps // 2)
 
     def ours() -> Tensor:
-        convolution.forward(x, w, bias, None, y, geometry, True)
+        conv.conv_forward(x, w, bias, None, y, params, True)
         return y
 
-    rivals = half_rivals(x, w, bias, stride)
-    moved, macs = sizes(shape, batch, 2)
+    baselines = fp16_baselines(x, w, bias, stride)
+    bytes_moved, macs = sizes(shape, batch, 2)
 
     def check() -> float:
-        spoil(y)
-        return far(ours(), (exact(x, w, stride) + bias.double()).relu())
+        poison(y)
+        return max_rel_error(ours(), (exact(x, w, stride) + bias.double()).relu())
 
-    return Run(ours, check, 2e-3, rivals, moved, macs, rivals["eager"])
+    return Run(ours, check, 2e-3, baselines, bytes_moved, macs, baselines["eager"])
 
 
-def integers(shape: tuple[int, int, int, int, int], batch: int) -> Run:
-    """A convolution in int8, to int8; the rival is cuDNN in float16."""
+def int8(shape: tuple[int, int, int, int, int], batch: int) -> Run:
+    """A convolution in int8, to int8; the baseline is cuDNN in float16."""
     side, inputs, outputs, stride, taps = shape
     x, w = small_integers(batch, side, side, inputs), small_integers(taps, taps, outputs, inputs)
     scale = random(outputs).abs() / (50.0 * taps * inputs**0.5)
     bias, out = 20.0 * random(outputs), -(-side // stride)
     y = torch.full((batch, out, out, outputs), 85, dtype=torch.int8, device=DEVICE)
-    geometry = Geometry(taps, taps, stride, taps // 2, taps // 2)
+    params = ConvParams(taps, taps, stride, taps // 2, taps // 2)
 
     def ours() -> Tensor:
-        convolution_int8.forward(x, w, scale, bias, None, y, geometry, True, 1.0)
+        conv.conv_int8_forward(x, w, scale, bias, None, y, params, True, 1.0)
         return y
 
     def check() -> float:
-        spoil(y)
-        value = multiply_add(exact(x, w.permute(0, 1, 3, 2), stride).round(), scale, bias).relu()
+        poison(y)
+        value = fma(exact(x, w.permute(0, 1, 3, 2), stride).round(), scale, bias).relu()
         return float((value.clamp(-128, 127).round() != ours()).sum())
 
-    moved, macs = sizes(shape, batch, 1)
-    rivals = half_rivals(x.half(), w.permute(0, 1, 3, 2).half(), bias, stride)
-    return Run(ours, check, 0.0, {"cudnn fp16": rivals["cudnn"]}, moved, macs)
+    bytes_moved, macs = sizes(shape, batch, 1)
+    baselines = fp16_baselines(x.half(), w.permute(0, 1, 3, 2).half(), bias, stride)
+    return Run(ours, check, 0.0, {"cudnn fp16": baselines["cudnn"]}, bytes_moved, macs)
 
 
-def eights(shape: tuple[int, int, int, int, int], batch: int) -> Run:
-    """A convolution in fp8, to float16; the rival is cuDNN in float16."""
+def fp8(shape: tuple[int, int, int, int, int], batch: int) -> Run:
+    """A convolution in fp8, to float16; the baseline is cuDNN in float16."""
     side, inputs, outputs, stride, taps = shape
     x = random(batch, side, side, inputs).to(torch.float8_e4m3fn)
     w = random(taps, taps, outputs, inputs).to(torch.float8_e4m3fn)
     scale = random(outputs).abs() / (taps * inputs**0.5)
     bias, out = random(outputs), -(-side // stride)
     y = torch.full((batch, out, out, outputs), float("nan"), dtype=torch.float16, device=DEVICE)
-    geometry = Geometry(taps, taps, stride, taps // 2, taps // 2)
+    params = ConvParams(taps, taps, stride, taps // 2, taps // 2)
 
     def ours() -> Tensor:
-        convolution_fp8.forward(x, w, scale, bias, None, y, geometry, True, 1.0)
+        conv.conv_fp8_forward(x, w, scale, bias, None, y, params, True, 1.0)
         return y
 
     def check() -> float:
-        spoil(y)
+        poison(y)
         sums = exact(x.float(), w.float().permute(0, 1, 3, 2), stride)
-        return far(ours(), (sums * scale.double() + bias.double()).relu())
+        return max_rel_error(ours(), (sums * scale.double() + bias.double()).relu())
 
     macs = sizes(shape, batch, 1)[1]
-    moved = x.nbytes + w.nbytes + y.nbytes
-    rivals = half_rivals(x.half(), w.permute(0, 1, 3, 2).half(), bias, stride)
-    return Run(ours, check, 5e-3, {"cudnn fp16": rivals["cudnn"]}, moved, macs)
+    bytes_moved = x.nbytes + w.nbytes + y.nbytes
+    baselines = fp16_baselines(x.half(), w.permute(0, 1, 3, 2).half(), bias, stride)
+    return Run(ours, check, 5e-3, {"cudnn fp16": baselines["cudnn"]}, bytes_moved, macs)
 
 
-def first_half(shape: tuple[int, int, int, int, int], batch: int) -> Run:
-    """A first layer in float16, from bytes; the rivals scale and cast before."""
+def stem_fp16(shape: tuple[int, int, int, int, int], batch: int) -> Run:
+    """A first layer in float16, from bytes; the baselines scale and cast before."""
     side, inputs, outputs, stride, taps = shape
     x, w = pixels(batch, side, side, inputs), random(taps, taps, inputs, outputs).half()
     bias, out = random(outputs), -(-side // stride)
     y = torch.full((batch, out, out, outputs), float("nan"), dtype=torch.float16, device=DEVICE)
-    geometry = Geometry(taps, taps, stride, taps // 2, taps // 2)
+    params = ConvParams(taps, taps, stride, taps // 2, taps // 2)
 
     def ours() -> Tensor:
-        convolution.first_forward(x, w, bias, y, geometry, True, SCALE)
+        conv.stem_conv_forward(x, w, bias, y, params, True, SCALE)
         return y
 
     filter, offset = w.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last), bias.half()
@@ -216,60 +218,37 @@ def first_half(shape: tuple[int, int, int, int, int], batch: int) -> Run:
         return F.relu(F.conv2d(image, filter, offset, stride, taps // 2))
 
     def check() -> float:
-        spoil(y)
-        return far(ours(), (exact((x.float() * SCALE).half(), w, stride) + bias.double()).relu())
+        poison(y)
+        return max_rel_error(ours(), (exact((x.float() * SCALE).half(), w, stride) + bias.double()).relu())
 
     _, macs = sizes(shape, batch, 2)
-    moved = x.nbytes + y.nbytes + w.nbytes
-    return Run(ours, check, 2e-3, {"eager": eager}, moved, macs, eager)
+    bytes_moved = x.nbytes + y.nbytes + w.nbytes
+    return Run(ours, check, 2e-3, {"eager": eager}, bytes_moved, macs, eager)
 
 
-def first_integers(shape: tuple[int, int, int, int, int], batch: int) -> Run:
+def stem_int8(shape: tuple[int, int, int, int, int], batch: int) -> Run:
     """A first layer in int8, from bytes."""
     side, inputs, outputs, stride, taps = shape
     x, w = pixels(batch, side, side, inputs), small_integers(outputs, taps, taps, inputs)
     scale, bias, out = random(outputs).abs() / 250.0, 20.0 * random(outputs), -(-side // stride)
     y = torch.full((batch, out, out, outputs), 85, dtype=torch.int8, device=DEVICE)
-    geometry, quantize = Geometry(taps, taps, stride, taps // 2, taps // 2), 0.4980392  # 127 / 255
+    params, inv_x_scale = ConvParams(taps, taps, stride, taps // 2, taps // 2), 0.4980392  # 127 / 255
 
     def ours() -> Tensor:
-        convolution_int8.first_forward(x, w, scale, bias, y, geometry, True, quantize)
+        conv.stem_conv_int8_forward(x, w, scale, bias, y, params, True, inv_x_scale)
         return y
 
     def check() -> float:
-        seen = (x.float() * torch.tensor(quantize, device=DEVICE)).round()
-        spoil(y)
-        value = multiply_add(exact(seen, w.permute(1, 2, 3, 0), stride).round(), scale, bias).relu()
+        seen = (x.float() * torch.tensor(inv_x_scale, device=DEVICE)).round()
+        poison(y)
+        value = fma(exact(seen, w.permute(1, 2, 3, 0), stride).round(), scale, bias).relu()
         return float((value.clamp(-128, 127).round() != ours()).sum())
 
     return Run(ours, check, 0.0, {}, x.nbytes + y.nbytes + w.nbytes, sizes(shape, batch, 1)[1])
 
 
-def upsampling(batch: int) -> Run:
-    """A convolution of an image of twice the side."""
-    x, w, bias = random(batch, 7, 7, 64).half(), (random(3, 3, 64, 64) / 24).half(), random(64)
-    y = x.new_full((batch, 14, 14, 64), float("nan"))
-
-    def ours() -> Tensor:
-        upsample_convolution.forward(x, w, bias, None, y, Geometry(3, 3, 1, 1, 1), True)
-        return y
-
-    image, filter = x.permute(0, 3, 1, 2), w.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
-
-    def eager() -> Tensor:
-        return F.relu(F.conv2d(F.interpolate(image, scale_factor=2), filter, bias.half(), 1, 1))
-
-    def check() -> float:
-        spoil(y)
-        return far(ours(), (exact(x.repeat_interleave(2, 1).repeat_interleave(2, 2), w, 1) + bias.double()).relu())
-
-    macs = batch * 14 * 14 * 9 * 64 * 64
-    moved = x.nbytes + y.nbytes + w.nbytes
-    return Run(ours, check, 2e-3, {"eager": eager}, moved, macs, eager)
-
-
 def turning(side: int, channels: int, batch: int) -> Run:
-    """Bytes turned back, scaled and cast; the rivals use grid_sample."""
+    """Bytes turned back, scaled and cast; the baselines use grid_sample."""
     x = pixels(batch, side, side, channels)
     angle = random(batch)
     cos, sin = angle.cos(), angle.sin()
@@ -282,9 +261,9 @@ def turning(side: int, channels: int, batch: int) -> Run:
     def check() -> float:
         few = slice(0, 64)
         dtype = torch.float16
-        spoil(y)
+        poison(y)
         expected = turn_pixels(x[few].cpu(), cos[few].cpu(), sin[few].cpu(), SCALE, 0.0, False, dtype, 127.0, 0.0)
-        return far(ours()[few].cpu(), expected)
+        return max_rel_error(ours()[few].cpu(), expected)
 
     def eager() -> Tensor:
         image = x.permute(0, 3, 1, 2).float() * SCALE
@@ -297,11 +276,11 @@ def turning(side: int, channels: int, batch: int) -> Run:
 
 
 def noise(rows: int, columns: int, name: str) -> Run:
-    """Sampling and KL; the rivals draw their own noise."""
+    """Sampling and KL; the baselines draw their own noise."""
     dtype = {"fp32": torch.float32, "fp16": torch.float16}[name]
     mu, logvar = random(rows, columns).to(dtype), random(rows, columns, seed=1).to(dtype)
     z, kl = torch.empty_like(mu), torch.empty(rows, device=DEVICE)
-    spoil(z, kl)
+    poison(z, kl)
 
     def ours() -> Tensor:
         reparameterize.forward(mu, logvar, z, kl, 7, 0)
@@ -314,26 +293,26 @@ def noise(rows: int, columns: int, name: str) -> Run:
     def check() -> float:
         few = slice(0, 4096)
         expected = reparameterize_op(mu[few].cpu(), logvar[few].cpu(), 7, 0)
-        spoil(z, kl)
-        return worst(far(ours()[few].cpu(), expected[0]), far(kl[few].cpu(), expected[1]))
+        poison(z, kl)
+        return max_error(max_rel_error(ours()[few].cpu(), expected[0]), max_rel_error(kl[few].cpu(), expected[1]))
 
     return Run(ours, check, 2e-3, {"eager": eager}, 3 * mu.nbytes + kl.nbytes, 0, eager)
 
 
-def averaging(batch: int) -> Run:
+def avg_pool(batch: int) -> Run:
     """Means by channel."""
     x, y = random(batch, 14, 14, 32).half(), torch.full((batch, 32), float("nan"), device=DEVICE)
 
     def ours() -> Tensor:
-        means_kernel.forward(x, y, 1.0)
+        reductions.avg_pool_forward(x, y, 1.0)
         return y
 
     def eager() -> Tensor:
         return x.float().mean((1, 2))
 
     def check() -> float:
-        spoil(y)
-        return far(ours(), eager())
+        poison(y)
+        return max_rel_error(ours(), eager())
 
     return Run(ours, check, 1e-3, {"eager": eager}, x.nbytes + y.nbytes, 0, eager)
 
@@ -344,7 +323,7 @@ def comparing(batch: int) -> Run:
     score, measure, total = random(batch, 2), random(1), torch.full((batch,), float("nan"), device=DEVICE)
 
     def ours() -> Tensor:
-        reconstruction_error.forward(drawn, upright, score, measure, total, 4)
+        reductions.reconstruction_error_forward(drawn, upright, score, measure, total, 4)
         return total
 
     def eager() -> Tensor:
@@ -355,12 +334,12 @@ def comparing(batch: int) -> Run:
         return score[:, 0] + measure * (error - score[:, 1])
 
     def check() -> float:
-        spoil(total)
+        poison(total)
         expected = heads.reconstruction_error(*(tensor.cpu() for tensor in (drawn, upright, score, measure)), 4)
-        return far(ours().cpu(), expected)
+        return max_rel_error(ours().cpu(), expected)
 
-    moved = drawn.nbytes + upright.nbytes
-    return Run(ours, check, 2e-3, {"eager": eager}, moved, 0, eager)
+    bytes_moved = drawn.nbytes + upright.nbytes
+    return Run(ours, check, 2e-3, {"eager": eager}, bytes_moved, 0, eager)
 
 
 def pose(batch: int) -> Run:
@@ -389,9 +368,11 @@ def pose(batch: int) -> Run:
 
     def check() -> float:
         expected = heads.pose_head(features.cpu(), packed.weights, packed.numbers, to_text(plan))
-        spoil(logits, found)
+        poison(logits, found)
         ours()
-        return worst(far(logits.cpu(), expected[0]), far(found[:, :2].cpu(), expected[1][:, :2]))
+        return max_error(
+            max_rel_error(logits.cpu(), expected[0]), max_rel_error(found[:, :2].cpu(), expected[1][:, :2])
+        )
 
-    moved = features.nbytes + 2 * trunk.trunk.features * (plan.classes + plan.bins)
-    return Run(ours, check, 5e-3, {"eager": eager}, moved, 0, eager)
+    bytes_moved = features.nbytes + 2 * trunk.trunk.features * (plan.classes + plan.bins)
+    return Run(ours, check, 5e-3, {"eager": eager}, bytes_moved, 0, eager)

@@ -1,14 +1,14 @@
-"""Measure the kernels against PyTorch, `torch.compile` and cuDNN: first that it is right, then how long it takes.
+"""Benchmark the kernels against eager PyTorch, `torch.compile` and cuDNN, after checking their results.
 
-    python bench/kernels.py [--only 'convolution_*'] [--no-large] [--seconds 420] [--out bench/results]
+    python bench/kernels.py [--only 'conv_*'] [--no-large] [--seconds 420] [--out bench/results]
     python bench/kernels.py --check [--most 32]
     python bench/kernels.py --plot bench/results/kernels-nvidia-h100.csv
 
-Shapes are the presets' layers at batch 1, 32 and 256, and some large ones. The rivals of int8 and fp8 convolutions, and
-of networks in int8, are in float16. Times are medians of
-`triton.testing.do_bench_cudagraph`: what the GPU needs, launches out of a CUDA graph, for ours and for the others.
-Writes `kernels-<device>.csv`; after --seconds nothing more is compiled by `torch.compile`, and what it would have shown
-stays empty. With --check only the results are looked at, which Triton's interpreter can do too (TRITON_INTERPRET=1).
+Shapes are the presets' layers at batch 1, 32 and 256, and some large ones. The baselines of int8 and fp8 convolutions,
+and of networks in int8, are in float16. Times are medians of `triton.testing.do_bench_cudagraph`: GPU time, launched
+from a CUDA graph, for ours and for the baselines. Writes `kernels-<device>.csv`. After --seconds nothing more is
+compiled by `torch.compile`, and its column stays empty. With --check only the results are checked, which Triton's
+interpreter can do too (TRITON_INTERPRET=1).
 Exit codes: 0 done; 1 a kernel computes something else; 2 no GPU.
 """
 
@@ -49,7 +49,7 @@ FIELDS = (
     ),
     *("gb_per_s", "tflop_per_s"),
 )
-RIVALS = {"eager": "eager_us", "cudnn": "cudnn_us", "cudnn fp16": "cudnn_fp16_us", "layer by layer": "layers_us"}
+BASELINES = {"eager": "eager_us", "cudnn": "cudnn_us", "cudnn fp16": "cudnn_fp16_us", "layer by layer": "layers_us"}
 TIMES = tuple(name for name in FIELDS if name.endswith("_us") and name != "ours_us")
 
 
@@ -62,7 +62,7 @@ def median_us(function: Callable[[], object]) -> float:
 
 
 def measure(case: Case, compile_until: float, show: Callable[[str], object]) -> dict[str, Any]:
-    """A line of results. A rival that fails has no time, and its error is shown: this is about ours.
+    """A line of results. A baseline that fails has no time, and its error is shown: this is about ours.
 
     Raises:
         KernelError: if the kernel's result is too far from what it should be.
@@ -71,11 +71,15 @@ def measure(case: Case, compile_until: float, show: Callable[[str], object]) -> 
     error = checked(case, run)
     ours = median_us(run.ours)
     line: dict[str, Any] = {"kernel": case.kernel, "layer": case.layer, "batch": case.batch, "error": error}
-    line |= {"ours_us": ours, "gb_per_s": run.moved / ours / 1e3, "tflop_per_s": 2 * run.macs / ours / 1e6}
-    rivals = {RIVALS[name]: lambda rival=rival: rival for name, rival in run.rivals.items()}
+    line |= {
+        "ours_us": ours,
+        "gb_per_s": run.bytes_moved / ours / 1e3,
+        "tflop_per_s": 2 * run.macs / ours / 1e6,
+    }
+    baselines = {BASELINES[name]: lambda baseline=baseline: baseline for name, baseline in run.baselines.items()}
     if run.compile is not None and time.monotonic() < compile_until:
-        rivals["compiled_us"] = lambda: compiled(run, case)
-    for name, made in rivals.items():
+        baselines["compiled_us"] = lambda: compiled(run, case)
+    for name, made in baselines.items():
         try:
             line[name] = median_us(made())
         except Exception as error:  # noqa: PERF203 - whatever PyTorch raises, shown
@@ -91,13 +95,13 @@ def checked(case: Case, run: Run) -> float:
         KernelError: if that is too far.
     """
     error = run.check()
-    if not error <= run.allowed:
-        raise KernelError(f"{case.kernel}, {case.layer}, {case.batch}: off by {error:.3g}; {run.allowed} allowed")
+    if not error <= run.tolerance:
+        raise KernelError(f"{case.kernel}, {case.layer}, {case.batch}: off by {error:.3g}; {run.tolerance} allowed")
     return error
 
 
 def compiled(run: Run, case: Case) -> Callable[[], Any]:
-    """The rival after `torch.compile`; whole networks with autotuning. CUDA graphs are recorded around it."""
+    """The baseline after `torch.compile`; whole networks with autotuning. CUDA graphs are recorded around it."""
     torch._dynamo.reset()
     mode = "max-autotune-no-cudagraphs" if case.kernel.startswith("network") else "default"
     function: Callable[[], Any] = torch.compile(run.compile, mode=mode, dynamic=False)
@@ -122,28 +126,30 @@ def measure_all(
     return lines
 
 
-def ratio(lines: Iterable[dict[str, Any]], kernel: str, rival: str) -> float | None:
-    """Geometric mean of how many times as long the rival takes, over the lines of a kernel that have it."""
+def ratio(lines: Iterable[dict[str, Any]], kernel: str, baseline: str) -> float | None:
+    """Geometric mean of how many times as long the baseline takes, over the lines of a kernel that have it."""
     logs = [
-        math.log(float(line[rival]) / float(line["ours_us"]))
+        math.log(float(line[baseline]) / float(line["ours_us"]))
         for line in lines
-        if fnmatch.fnmatchcase(line["kernel"], kernel) and line.get(rival)
+        if fnmatch.fnmatchcase(line["kernel"], kernel) and line.get(baseline)
     ]
     return math.exp(sum(logs) / len(logs)) if logs else None
 
 
 def summary(lines: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    """How many times as fast as others, by kernel and rival; None where nothing was measured."""
+    """How many times as fast as others, by kernel and baseline; None where nothing was measured."""
     kernels = sorted({line["kernel"] for line in lines})
-    found = {f"{kernel} against {rival[:-3]}": ratio(lines, kernel, rival) for kernel in kernels for rival in TIMES}
+    found = {
+        f"{kernel} against {baseline[:-3]}": ratio(lines, kernel, baseline) for kernel in kernels for baseline in TIMES
+    }
     found = {name: value for name, value in found.items() if value is not None}
-    halves = {(line["layer"], line["batch"]): line["ours_us"] for line in lines if line["kernel"] == "convolution_fp16"}
+    halves = {(line["layer"], line["batch"]): line["ours_us"] for line in lines if line["kernel"] == "conv_fp16"}
     paired = [
         {**line, "half_us": halves[line["layer"], line["batch"]]}
         for line in lines
-        if line["kernel"] == "convolution_int8" and (line["layer"], line["batch"]) in halves
+        if line["kernel"] == "conv_int8" and (line["layer"], line["batch"]) in halves
     ]
-    return {**found, "convolution_int8 against our fp16": ratio(paired, "*", "half_us")}
+    return {**found, "conv_int8 against our fp16": ratio(paired, "*", "half_us")}
 
 
 def slug(name: str) -> str:
@@ -171,7 +177,7 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
 
 
 def plot(lines: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """How many times as fast as others: a bar for each kernel, rival and batch (geometric means over the layers)."""
+    """How many times as fast as others: a bar for each kernel, baseline and batch (geometric means over the layers)."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -179,11 +185,11 @@ def plot(lines: Sequence[dict[str, Any]], path: Path, title: str) -> None:
 
     kernels = sorted({line["kernel"] for line in lines if not line["kernel"].startswith("network")})
     kernels += sorted({line["kernel"] for line in lines if re.fullmatch(r"network_(fp16|int8)", line["kernel"])})
-    rivals = {"eager_us": "eager PyTorch", "compiled_us": "torch.compile", "cudnn_us": "cuDNN, bias and ReLU fused"}
-    rivals["cudnn_fp16_us"] = "the same of cuDNN in float16"
+    baselines = {"eager_us": "eager PyTorch", "compiled_us": "torch.compile", "cudnn_us": "cuDNN, bias and ReLU fused"}
+    baselines["cudnn_fp16_us"] = "the same of cuDNN in float16"
     figure, axis = plt.subplots(figsize=(10, 0.6 * len(kernels) + 1.5), layout="constrained")
-    for number, (rival, name) in enumerate(rivals.items()):
-        values = [ratio(lines, kernel, rival) or 0.0 for kernel in kernels]
+    for number, (baseline, name) in enumerate(baselines.items()):
+        values = [ratio(lines, kernel, baseline) or 0.0 for kernel in kernels]
         places = [place + 0.2 * (number - 1.5) for place in range(len(kernels))]
         bars = axis.barh(places, values, height=0.18, label=f"against {name}")
         axis.bar_label(bars, [f"{value:.2f}" if value else "not measured" for value in values], padding=3, fontsize=7)

@@ -1,6 +1,6 @@
 """Find each kernel's fastest launch configuration on the GPU that is here, and write it into the tables.
 
-    python bench/tune.py [--only 'convolution_fp16*'] [--seconds 900] [--dry-run]
+    python bench/tune.py [--only 'conv_fp16*'] [--seconds 900] [--dry-run]
 
 A table's entry serves several layers: each candidate is checked and timed on all of the benchmark's cases that use the
 entry, and the one with the smallest geometric mean wins, if it is right everywhere, within the kernel's budget and
@@ -23,15 +23,20 @@ import torch
 from benchmark_case import PRESETS, Case, Run
 from kernel_cases import cases
 from triton.errors import TritonError
-from vae_edge_kernels import aot_worker, configurations, evidence
+from vae_edge_kernels import config
+from vae_edge_kernels.analysis import sass
+from vae_edge_kernels.aot import worker
+from vae_edge_kernels.config import KernelSpec
 from vae_edge_kernels.plan import to_text
-from vae_edge_kernels.variants import Variant
 
 from kernels import median_us
 from vae_edge.export.plans import plan_of_preset
 
 GAIN = 0.98
 CHOICES = {
+    "BLOCK_M": (16, 32, 64, 128),
+    "BLOCK_K": (32, 64, 128),
+    "BLOCK_SIZE": (256, 512, 1024, 2048),
     "ROWS": (16, 32, 64, 128),
     "DEPTH": (32, 64, 128),
     "TILE": (2048, 4096, 8192),
@@ -61,28 +66,18 @@ def candidates(operator: str, now: dict[str, int]) -> Iterator[dict[str, int]]:
 
 def entries_of(run: Run) -> set[Key]:
     """The tables' entries that a case's kernel asks for."""
-    asked: set[Key] = set()
-    choose = configurations.choose
-
-    def listen(operator: str, kernel: str, architecture: int | None) -> dict[str, int]:
-        asked.add((operator, kernel))
-        return choose(operator, kernel, architecture)
-
-    configurations.choose = listen
-    try:
+    with config.record_config_keys() as keys:
         run.ours()
-    finally:
-        configurations.choose = choose
-    return asked
+    return keys
 
 
 def mean_us(runs: Sequence[Run], key: Key, candidate: dict[str, int], clock: Callable[..., float]) -> float:
     """Geometric mean of the runs' times with a candidate; infinity where one is wrong or does not fit the GPU."""
     logs = []
     try:
-        with configurations.trying(*key, candidate):
+        with config.override_config(*key, candidate):
             for run in runs:
-                if not run.check() <= run.allowed:
+                if not run.check() <= run.tolerance:
                     return math.inf
                 logs.append(math.log(clock(run.ours)))
     except (TritonError, RuntimeError):  # it does not compile, or does not fit; what broke the GPU shows here:
@@ -91,23 +86,23 @@ def mean_us(runs: Sequence[Run], key: Key, candidate: dict[str, int], clock: Cal
     return math.exp(sum(logs) / len(logs))
 
 
-def within_budget(key: Key, candidate: dict[str, int], architecture: int, variants: Sequence[Variant]) -> bool:
+def within_budget(key: Key, candidate: dict[str, int], architecture: int, specs: Sequence[KernelSpec]) -> bool:
     """Whether the kernels that the ahead-of-time compiler makes of an entry stay within their budgets."""
-    with configurations.trying(*key, candidate):
-        made = {variant.name: variant for variant in compiled_of(key, architecture)}
-    changed = [made[was.name] for was in variants if made[was.name] != was]
-    return bool(changed) and all(evidence.look(variant, architecture).fault is None for variant in changed)
+    with config.override_config(*key, candidate):
+        made = {spec.name: spec for spec in compiled_of(key, architecture)}
+    changed = [made[was.name] for was in specs if made[was.name] != was]
+    return bool(changed) and all(sass.inspect_spec(spec, architecture).fault is None for spec in changed)
 
 
-def compiled_of(key: Key, architecture: int) -> list[Variant]:
+def compiled_of(key: Key, architecture: int) -> list[KernelSpec]:
     """The kernels that the ahead-of-time compiler makes which an entry may change."""
     if key[0] not in ("network", "head"):
-        return list(aot_worker.wanted(architecture))
+        return list(worker.kernel_specs(architecture))
     return [
-        variant
+        spec
         for name in PRESETS
         for int8 in (False, True)
-        for variant in aot_worker.wanted(
+        for spec in worker.kernel_specs(
             architecture, to_text(plan_of_preset(name, int8=int8)), f"_{name}_{'int8' if int8 else 'fp16'}"
         )
     ]
@@ -117,7 +112,7 @@ def fastest(
     key: Key, runs: Sequence[Run], architecture: int, until: float, clock: Callable[..., float] = median_us
 ) -> tuple[dict[str, int], float, float]:
     """The best configuration of an entry, its mean time, and the mean time of what is there."""
-    now = configurations.choose(*key, architecture)
+    now = config.get_config(*key, architecture)
     usual = compiled_of(key, architecture)
     times: list[tuple[float, dict[str, int]]] = []
     for candidate in candidates(key[0], now):
@@ -153,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("No CUDA GPU is available to PyTorch on this machine; run this where one is.", file=sys.stderr)
         return 2
-    architecture = configurations.current_architecture()
+    architecture = config.current_architecture()
     assert architecture is not None
     until = time.monotonic() + options.seconds
     groups = grouped([case for case in cases() if fnmatch.fnmatchcase(case.kernel, options.only)])
@@ -163,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         best, after, before = fastest(key, runs, architecture, min(until, time.monotonic() + share))
         print(f"{key[0]} {key[1]}: {before:.2f} to {after:.2f} us, {best}", flush=True)
         if after < before and not options.dry_run:
-            configurations.write(*key, architecture, best, torch.cuda.get_device_name())
+            config.write_config(*key, architecture, best, torch.cuda.get_device_name())
     return 0
 
 

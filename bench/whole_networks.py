@@ -1,4 +1,4 @@
-"""Whole networks in the kernels' benchmark, and their rival: inference as one would write it in PyTorch."""
+"""Whole networks in the kernels' benchmark, and their baseline: inference as one would write it in PyTorch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from benchmark_case import BATCHES, DEVICE, MULTIPROCESSORS, PRESETS, SCALE, Case, Run, spoil, worst
+from benchmark_case import BATCHES, DEVICE, MULTIPROCESSORS, PRESETS, SCALE, Case, Run, max_error, poison
 from made_up import blotches, quantized, untrained
 from torch import Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -36,7 +36,7 @@ def network_cases() -> Iterator[Case]:
 
 
 def whole(name: str, batch: int, int8: bool, programs: int) -> Run:
-    """A whole network in one launch; the rivals are the exported graph in float16, and our operators one by one."""
+    """A whole network in one launch; the baselines are the exported graph in float16, and our operators one by one."""
     model = untrained(name)
     packed = pack(model, quantized(model) if int8 else None)
     plan = packed.plan
@@ -56,22 +56,22 @@ def whole(name: str, batch: int, int8: bool, programs: int) -> Run:
     def check() -> float:
         some = torch.tensor(sorted({*range(min(batch, 8)), *range(max(0, batch - 8), batch)}))
         expected = by_layers(plan, images[some], packed.weights, packed.numbers, packed.whitenings)
-        spoil(*made, areas, floats)
+        poison(*made, areas, floats)
         ours()
         got = [tensor.cpu()[some] for tensor in made]
         turned = torch.remainder(got[1] - expected[1] + math.pi, 2 * math.pi) - math.pi
         score = (got[2] - expected[2]) / (1.0 + expected[2].abs())
         errors = ((got[0] - expected[0]).abs().amax(1), turned.abs(), score.abs())
         # where two classes or angles are as good as each other roundings decide: one image of the sixteen may be such
-        return worst(*(float(error.sort().values[: max(1, len(some) - 1)].max()) for error in errors))
+        return max_error(*(float(error.sort().values[: max(1, len(some) - 1)].max()) for error in errors))
 
     scalars, image, inference = packed.numbers, there[0], as_inference(model)
-    rivals: dict[str, Callable[[], Any]] = {
+    baselines: dict[str, Callable[[], Any]] = {
         "layer by layer": lambda: by_layers(plan, *there, scalars),
         "eager": lambda: inference(image),
     }
-    moved = image.nbytes + there[1].nbytes
-    return Run(ours, check, 5e-3, rivals, moved, 0, rivals["eager"])
+    bytes_moved = image.nbytes + there[1].nbytes
+    return Run(ours, check, 5e-3, baselines, bytes_moved, 0, baselines["eager"])
 
 
 def as_inference(model: AngleVAE, device: str = DEVICE) -> Callable[[Tensor], tuple[Tensor, ...]]:

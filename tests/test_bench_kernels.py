@@ -14,15 +14,15 @@ from typing import Any
 
 import pytest
 import torch
-from vae_edge_kernels import configurations
+from vae_edge_kernels import config
 
 from vae_edge.errors import KernelError
 
 BENCH = Path(__file__).parents[1] / "bench"
 LINES: list[dict[str, Any]] = [
-    {"kernel": "convolution_fp16", "layer": "a", "batch": 1, "error": 0.0, "ours_us": 2.0, "eager_us": 8.0},
-    {"kernel": "convolution_fp16", "layer": "b", "batch": 1, "error": 0.0, "ours_us": 4.0, "eager_us": 4.0},
-    {"kernel": "convolution_int8", "layer": "b", "batch": 1, "error": 0.0, "ours_us": 2.5, "cudnn_fp16_us": 5.0},
+    {"kernel": "conv_fp16", "layer": "a", "batch": 1, "error": 0.0, "ours_us": 2.0, "eager_us": 8.0},
+    {"kernel": "conv_fp16", "layer": "b", "batch": 1, "error": 0.0, "ours_us": 4.0, "eager_us": 4.0},
+    {"kernel": "conv_int8", "layer": "b", "batch": 1, "error": 0.0, "ours_us": 2.5, "cudnn_fp16_us": 5.0},
 ]
 
 
@@ -61,7 +61,7 @@ def test_what_is_measured_is_right_under_the_interpreter(pattern: str) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
-    assert f"of {1 if 'network' in pattern else 12} kernels are right" in done.stdout
+    assert f"of {1 if 'network' in pattern else 11} kernels are right" in done.stdout
 
 
 def test_the_comparison_of_the_suite_accepts_the_reference_and_refuses_another_result(
@@ -77,7 +77,7 @@ def test_the_comparison_of_the_suite_accepts_the_reference_and_refuses_another_r
 
 def test_a_wrong_kernel_is_not_measured(scripts: SimpleNamespace) -> None:
     case = SimpleNamespace(kernel="k", layer="l", batch=3)
-    run = SimpleNamespace(check=lambda: 0.5, allowed=0.1)
+    run = SimpleNamespace(check=lambda: 0.5, tolerance=0.1)
     with pytest.raises(KernelError, match=r"k, l, 3: off by 0.5; 0.1 allowed"):
         scripts.kernels.checked(case, run)
     run.check = lambda: float("nan")
@@ -86,12 +86,12 @@ def test_a_wrong_kernel_is_not_measured(scripts: SimpleNamespace) -> None:
 
 
 def test_ratios_are_geometric_means_and_what_is_missing_is_not_measured(scripts: SimpleNamespace) -> None:
-    assert scripts.kernels.ratio(LINES, "convolution_fp16", "eager_us") == pytest.approx(2.0)
-    assert scripts.kernels.ratio(LINES, "convolution_fp16", "compiled_us") is None
+    assert scripts.kernels.ratio(LINES, "conv_fp16", "eager_us") == pytest.approx(2.0)
+    assert scripts.kernels.ratio(LINES, "conv_fp16", "compiled_us") is None
     summary = scripts.kernels.summary(LINES)
-    assert summary["convolution_int8 against cudnn_fp16"] == pytest.approx(2.0)
-    assert summary["convolution_int8 against our fp16"] == pytest.approx(1.6)
-    assert "convolution_fp16 against cudnn" not in summary
+    assert summary["conv_int8 against cudnn_fp16"] == pytest.approx(2.0)
+    assert summary["conv_int8 against our fp16"] == pytest.approx(1.6)
+    assert "conv_fp16 against cudnn" not in summary
 
 
 def test_a_table_is_read_as_it_was_written_and_drawn(scripts: SimpleNamespace, tmp_path: Path) -> None:
@@ -105,44 +105,44 @@ def test_a_table_is_read_as_it_was_written_and_drawn(scripts: SimpleNamespace, t
 def test_the_tuner_takes_the_fastest_that_is_right_and_within_its_budget(
     scripts: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tune, key, chosen = scripts.tune, ("convolution", "convolution_fp16_32"), []
+    tune, key, chosen = scripts.tune, ("conv", "conv_fp16_32"), []
 
     def ours() -> None:
-        chosen.append(configurations.choose(*key, 90))
+        chosen.append(config.get_config(*key, 90))
 
     def clock(function: Any) -> float:
         function()
         now = chosen[-1]
-        return 10.0 / now["num_warps"] + (0.0 if now["ROWS"] == 128 else 1.0)
+        return 10.0 / now["num_warps"] + (0.0 if now["BLOCK_M"] == 128 else 1.0)
 
-    run = SimpleNamespace(ours=ours, allowed=0.0, check=lambda: 0.0)
+    run = SimpleNamespace(ours=ours, tolerance=0.0, check=lambda: 0.0)
     monkeypatch.setattr(tune, "compiled_of", lambda *key: [])
     monkeypatch.setattr(tune, "within_budget", lambda key, candidate, *rest: candidate["num_warps"] < 8)
     best, after, before = tune.fastest(key, [run], 90, float("inf"), clock)
-    assert (best["ROWS"], best["num_warps"], best["COLUMNS"]) == (128, 4, 32)
+    assert (best["BLOCK_M"], best["num_warps"], best["BLOCK_N"]) == (128, 4, 32)
     assert after < before
-    run.check = lambda: 1.0 if configurations.choose(*key, 90)["ROWS"] == 128 else 0.0
+    run.check = lambda: 1.0 if config.get_config(*key, 90)["BLOCK_M"] == 128 else 0.0
     best, after, before = tune.fastest(key, [run], 90, float("inf"), clock)
-    assert best == configurations.choose(*key, 90) and after == before
+    assert best == config.get_config(*key, 90) and after == before
 
 
 def test_the_tuner_writes_what_launchers_and_compiler_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for path in configurations.FOLDER.glob("*.json"):
+    for path in config.FOLDER.glob("*.json"):
         shutil.copy(path, tmp_path)
-    monkeypatch.setattr(configurations, "FOLDER", tmp_path)
-    configurations.table.cache_clear()
+    monkeypatch.setattr(config, "FOLDER", tmp_path)
+    config.load_configs.cache_clear()
     try:
         before = (tmp_path / "turn.json").read_text().splitlines()
         made = {"ELEMENTS": 256, "num_warps": 2, "num_stages": 1}
-        configurations.write("turn", "turn", 90, made, "NVIDIA Made Up")
-        assert configurations.choose("turn", "turn", 90) == made
-        assert configurations.choose("turn", "turn", 87) != made
+        config.write_config("turn", "turn", 90, made, "NVIDIA Made Up")
+        assert config.get_config("turn", "turn", 90) == made
+        assert config.get_config("turn", "turn", 87) != made
         after = (tmp_path / "turn.json").read_text().splitlines()
         changed = [number for number, (was, now) in enumerate(zip(before, after, strict=True)) if was != now]
         assert [after[number].split(":")[0].strip() for number in changed] == ['"measured_on"', '"turn"']
         assert json.loads("\n".join(after))["measured_on"] == ["NVIDIA Made Up"]
     finally:
-        configurations.table.cache_clear()
+        config.load_configs.cache_clear()
 
 
 @pytest.mark.gpu

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from vae_edge_kernels.errors import KernelError, VaeEdgeError
 
-class VaeEdgeError(Exception):
-    """Base of every error that a user can cause and catch; the command line prints it and exits with 2."""
+__all__ = [
+    "BackendError",
+    "BundleError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "EngineError",
+    "ExportError",
+    "KernelError",
+    "VaeEdgeError",
+    "VerificationError",
+]
 
 
 class DataError(VaeEdgeError):
@@ -37,7 +48,3 @@ class BackendError(VaeEdgeError):
 
 class VerificationError(BackendError):
     """A backend's answers to the bundle's probe images are wrong on this machine."""
-
-
-class KernelError(VaeEdgeError):
-    """A kernel cannot be compiled, or was called with arguments that it does not take."""

@@ -1,11 +1,9 @@
-"""VAE Edge's Triton kernels, their configurations, and the compiler that makes machine code of them ahead of time.
+"""VAE Edge's Triton kernels, their launch configurations, and the compiler that runs ahead of time.
 
-One operator, one file: the kernels, the function that launches them, and what the ahead-of-time compiler must know
-about them; its configurations per architecture lie in `configs/<operator>.json`, and it is listed in
-`aot_worker.OPERATORS`. `network` is built of the others. No kernel file imports PyTorch: a launcher takes anything with
-the few attributes of a tensor that it names.
+One operator, one file: the kernels, the functions that launch them, and `kernel_specs`, what is compiled ahead of time.
+The file is listed in `aot.worker.OPERATOR_MODULES`; launch configurations per architecture and resource budgets lie in
+`configs/<operator>.json`. `implicit_gemm` is shared by `conv` and `network`; `network` is built of all the others.
 
-This package's own import costs nothing: Triton is imported by the kernel files alone, NumPy by `philox_reference`.
+Nothing here imports PyTorch or `vae_edge`: a launcher takes any object with the few attributes of a tensor that it
+names. Importing this package costs nothing: only kernel files import Triton, only `philox_reference` NumPy.
 """
-
-from __future__ import annotations

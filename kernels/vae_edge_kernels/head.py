@@ -12,9 +12,9 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from vae_edge_kernels import configurations, plan
-from vae_edge_kernels.tiles import at_least, multiply_add, round_to_int8
-from vae_edge_kernels.variants import Variant
+from vae_edge_kernels import plan
+from vae_edge_kernels.config import KernelSpec, current_architecture, get_config
+from vae_edge_kernels.implicit_gemm import fma, quantize_int8, relu
 
 OPERATOR = "head"
 MU, INNER, OUTER, POSE, FIRST = (
@@ -76,7 +76,7 @@ def rescaled(total, numbers_ptr, P: tl.constexpr, I: tl.constexpr, column, known
     """A product to the layer's output: scaled where it was one of integers, plus bias."""
     bias = tl.load(numbers_ptr + P.linears[I].bias + column, mask=known, other=0.0)
     if P.int8:
-        return multiply_add(total, tl.load(numbers_ptr + P.linears[I].scale + column, mask=known, other=0.0), bias)
+        return fma(total, tl.load(numbers_ptr + P.linears[I].scale + column, mask=known, other=0.0), bias)
     return total + bias
 
 
@@ -84,7 +84,7 @@ def rescaled(total, numbers_ptr, P: tl.constexpr, I: tl.constexpr, column, known
 def rounded(x, numbers_ptr, P: tl.constexpr, I: tl.constexpr):
     """What a layer takes of a vector: int8 values where it is quantized."""
     if P.int8:
-        x = round_to_int8(x * tl.load(numbers_ptr + P.linears[I].quantize)).to(tl.int32)
+        x = quantize_int8(x * tl.load(numbers_ptr + P.linears[I].quantize)).to(tl.int32)
     return x
 
 
@@ -151,7 +151,7 @@ def read_content(
     if P.int8:
         mu = x.to(tl.float32) * tl.load(numbers_ptr + P.linears[INNER].quantize + 1)
     hidden = product(x, weights_ptr + P.linears[INNER].weights, P.latent, P.linears[INNER].stride, inner, known)
-    hidden = at_least(rescaled(hidden, numbers_ptr, P, INNER, inner, known), 1)
+    hidden = relu(rescaled(hidden, numbers_ptr, P, INNER, inner, known), 1)
     x = rounded(hidden, numbers_ptr, P, OUTER)
     logits = product(x, weights_ptr + P.linears[OUTER].weights, P.hidden, P.linears[OUTER].stride, klass, known_class)
     logits = rescaled(logits, numbers_ptr, P, OUTER, klass, known_class) + pose_logits
@@ -278,7 +278,7 @@ def pose_forward(given: plan.Plan, features: Any, weights: Any, numbers: Any, lo
         pose: float32 [N, 6], written: cos θ, sin θ, θ, concentration, second-best angle, its share.
     """
     if features.shape[0]:
-        chosen = configurations.choose(OPERATOR, "pose_head", configurations.current_architecture())
+        chosen = get_config(OPERATOR, "pose_head", current_architecture())
         pose_head[(features.shape[0],)](
             features, weights, numbers, logits, pose, P=given, S=plan.sizes(given),
             enable_fp_fusion=not given.int8, **chosen,
@@ -302,28 +302,28 @@ def content_forward(
         score: [N, 2]: all of the score but the reconstruction's measure, and the error to be expected.
     """
     if features.shape[0]:
-        chosen = configurations.choose(OPERATOR, "content_head", configurations.current_architecture())
+        chosen = get_config(OPERATOR, "content_head", current_architecture())
         content_head[(features.shape[0],)](
             features, pose_means, means, logits, pose, weights, numbers, whitenings, probabilities, code, score,
             P=given, S=plan.sizes(given), enable_fp_fusion=not given.int8, **chosen,
         )  # fmt: skip
 
 
-def plan_variants(given: plan.Plan, architecture: int) -> list[Variant]:
+def plan_variants(given: plan.Plan, architecture: int) -> list[KernelSpec]:
     """What the ahead-of-time compiler makes of this operator for a network: its heads."""
     return [
         _variant(function, given, architecture) for function in ([pose_head] if given.bins else []) + [content_head]
     ]
 
 
-def _variant(function: Any, given: plan.Plan, architecture: int) -> Variant:
+def _variant(function: Any, given: plan.Plan, architecture: int) -> KernelSpec:
     name = function.__name__
-    chosen = configurations.choose(OPERATOR, name, architecture)
+    chosen = get_config(OPERATOR, name, architecture)
     types = {pointer: "*fp32" for pointer in function.arg_names if pointer.endswith("_ptr")}
     inner = "*i8" if given.int8 else "*fp16"
     read = {"features_ptr": inner, "weights_ptr": inner, "numbers_ptr": "*fp32", "whitenings_ptr": "*fp16"}
     read = {pointer: kind for pointer, kind in read.items() if pointer in types}
-    return Variant(
+    return KernelSpec(
         name=name,
         operator=OPERATOR,
         function=function,

@@ -12,13 +12,19 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from vae_edge_kernels import configurations
+from vae_edge_kernels.config import KernelSpec, current_architecture, get_config
 from vae_edge_kernels.head import FIRST, arc_tangent, product, read_content, read_pose, rescaled, rounded
-from vae_edge_kernels.launching import paired
+from vae_edge_kernels.implicit_gemm import (
+    as_dot_operand,
+    fma,
+    implicit_gemm_mainloop,
+    load_im2col_tile,
+    quantize_int8,
+    relu,
+    use_split_n,
+)
 from vae_edge_kernels.plan import Plan, sizes, tiled
-from vae_edge_kernels.tiles import accumulate, at_least, gather, multiply_add, operand, round_to_int8
 from vae_edge_kernels.turn import turned
-from vae_edge_kernels.variants import Variant
 
 OPERATOR = "network"
 
@@ -29,11 +35,11 @@ def values(total, numbers_ptr, P: tl.constexpr, I: tl.constexpr, column, known):
     bias = tl.load(numbers_ptr + P.layers[I].bias + column, mask=known, other=0.0)[None, :]
     if P.int8:
         scale = tl.load(numbers_ptr + P.layers[I].scale + column, mask=known, other=0.0)
-        total = multiply_add(total.to(tl.float32), scale[None, :], bias)
+        total = fma(total.to(tl.float32), scale[None, :], bias)
     else:
         total = total + bias
     if P.layers[I].relu:
-        total = at_least(total, 1)
+        total = relu(total, 1)
     return total
 
 
@@ -43,7 +49,7 @@ def keep(value, target_ptr, P: tl.constexpr, I: tl.constexpr, row, column, known
     where = row[:, None] * P.layers[I].outputs + column[None, :]
     there = (row < P.layers[I].out_side * P.layers[I].out_side)[:, None] & known[None, :]
     if P.int8:
-        value = round_to_int8(value)
+        value = quantize_int8(value)
     tl.store(target_ptr + where, value.to(target_ptr.dtype.element_ty), mask=there)
 
 
@@ -51,7 +57,7 @@ def keep(value, target_ptr, P: tl.constexpr, I: tl.constexpr, row, column, known
 def as_kept(value, numbers_ptr, P: tl.constexpr, I: tl.constexpr):
     """What the next layer takes a tile of a layer's output for."""
     if P.int8:
-        value = round_to_int8(value).to(tl.float32) * tl.load(numbers_ptr + P.layers[I].output_scale)
+        value = quantize_int8(value).to(tl.float32) * tl.load(numbers_ptr + P.layers[I].output_scale)
     return value
 
 
@@ -101,14 +107,14 @@ def first_layer(x_ptr, target_ptr, weights_ptr, numbers_ptr, scale, part, P: tl.
             w = tl.load(w_ptr + k[:, None] * P.layers[I].outputs + column[None, :], mask=there, other=0.0)
         for start in range(part * ROWS, SIDE * SIDE, ROWS * P.programs):
             row = zero + start + tl.arange(0, ROWS)
-            x = gather(
+            x = load_im2col_tile(
                 x_ptr, row * 0, row // SIDE, row % SIDE, row < SIDE * SIDE, P.layers[I].side, P.layers[I].side,
                 P.layers[I].inputs, TAPS, TAPS, P.layers[I].stride, TAPS // 2, TAPS // 2, DEPTH,
             ).to(tl.float32)  # fmt: skip
             if P.int8:
-                total = tl.dot(round_to_int8(x * scale), w, out_dtype=tl.int32)
+                total = tl.dot(quantize_int8(x * scale), w, out_dtype=tl.int32)
             else:
-                total = tl.dot(operand((x * scale).to(w.dtype)), operand(w), input_precision="tf32")
+                total = tl.dot(as_dot_operand((x * scale).to(w.dtype)), as_dot_operand(w), input_precision="tf32")
             value = values(total, numbers_ptr, P, I, column, known)
             keep(value, target_ptr, P, I, row, column, known)
 
@@ -119,10 +125,10 @@ def tile(source_ptr, weights_ptr, P: tl.constexpr, I: tl.constexpr, row, first):
     SIDE: tl.constexpr = P.layers[I].out_side
     TAPS: tl.constexpr = P.layers[I].taps
     image, oy, ox, inside = row * 0, row // SIDE, row % SIDE, row < SIDE * SIDE
-    return accumulate(
+    return implicit_gemm_mainloop(
         source_ptr, weights_ptr + P.layers[I].weights, image, oy, ox, inside, first, P.layers[I].side,
         P.layers[I].side, P.layers[I].inputs, P.layers[I].outputs, TAPS, TAPS, P.layers[I].stride, TAPS // 2,
-        TAPS // 2, P.layers[I].rows, P.layers[I].columns, P.layers[I].depth, 1, tl.int32 if P.int8 else tl.float32,
+        TAPS // 2, P.layers[I].rows, P.layers[I].columns, P.layers[I].depth, tl.int32 if P.int8 else tl.float32,
         1 if P.int8 else 0, P.paired,
     )  # fmt: skip
 
@@ -268,9 +274,9 @@ def draw_grid(
         x = product(mu, first_ptr, P.latent, P.linears[FIRST].stride, column, known)
         code_rows = P.latent * P.linears[FIRST].stride
         x += product(weights, first_ptr + code_rows, P.classes, P.linears[FIRST].stride, column, known)
-        x = at_least(rescaled(x, numbers_ptr, P, FIRST, column, known), 1)
+        x = relu(rescaled(x, numbers_ptr, P, FIRST, column, known), 1)
         if P.int8:
-            x = round_to_int8(x)
+            x = quantize_int8(x)
         tl.store(area_ptr + column, x.to(area_ptr.dtype.element_ty), mask=known)
 
 
@@ -474,7 +480,7 @@ def forward(
     """
     if image.shape[0] == 0:
         return
-    tiles, chosen = configured(plan, configurations.current_architecture(), programs)
+    tiles, chosen = configured(plan, current_architecture(), programs)
     together = {"launch_cooperative_grid": True} if programs > 1 else {}
     network[(min(image.shape[0], areas.shape[0]), programs)](
         image, weights, numbers, whitenings, areas, floats, meetings, probabilities, angle, score, doubts,
@@ -485,20 +491,20 @@ def forward(
 def configured(plan: Plan, architecture: int | None, programs: int = 1) -> tuple[Plan, dict[str, int]]:
     """The plan with its tiles, and what else the kernel's configuration on an architecture says."""
     kernel = f"{'int8' if plan.int8 else 'fp16'}{'_spread' if programs > 1 else ''}"
-    chosen = dict(configurations.choose(OPERATOR, kernel, architecture))
+    chosen = dict(get_config(OPERATOR, kernel, architecture))
     rows, columns, depth, size, calls = (chosen.pop(name) for name in ("ROWS", "COLUMNS", "DEPTH", "TILE", "CALLS"))
-    pairs = paired(architecture) if plan.int8 else 0
+    pairs = use_split_n(architecture) if plan.int8 else 0
     return tiled(plan, rows, columns, depth, size, calls, pairs, programs), chosen
 
 
-def variant(plan: Plan, architecture: int, programs: int = 1) -> Variant:
+def variant(plan: Plan, architecture: int, programs: int = 1) -> KernelSpec:
     """The network of a plan for the ahead-of-time compiler. Images and answers may lie anywhere."""
     tiles, chosen = configured(plan, architecture, programs)
     activations = "*i8" if plan.int8 else "*fp16"
     types = {name: "*fp32" for name in network.arg_names if name.endswith("_ptr")}
     types |= {"image_ptr": "*u8", "weights_ptr": activations, "areas_ptr": activations, "whitenings_ptr": "*fp16"}
     types |= {"meetings_ptr": "*i32", "images": "i32"}
-    return Variant(
+    return KernelSpec(
         name="network" if programs == 1 else "network_spread",
         operator=OPERATOR,
         function=network,

@@ -15,9 +15,8 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from vae_edge_kernels import configurations
+from vae_edge_kernels.config import KernelSpec, current_architecture, get_config
 from vae_edge_kernels.philox import normal_at, normal_quads
-from vae_edge_kernels.variants import Variant
 
 OPERATOR = "reparameterize"
 DTYPES = ("fp32", "fp16", "bf16")
@@ -110,27 +109,27 @@ def _launch(kernel: str, function: Any, tensors: tuple[Any, ...], shape: Any, se
     rows, columns = shape
     if rows == 0:
         return
-    chosen = configurations.choose(OPERATOR, kernel, configurations.current_architecture())
+    chosen = get_config(OPERATOR, kernel, current_architecture())
     quads = columns % 4 == 0 and offset % 4 == 0
     grid = (triton.cdiv(rows, chosen["ROWS"]),)
     function[grid](*tensors, rows, columns, seed, offset, QUADS=quads, enable_fp_fusion=True, **chosen)
 
 
-def variants(architecture: int) -> list[Variant]:
+def kernel_specs(architecture: int) -> list[KernelSpec]:
     """What the ahead-of-time compiler makes of this operator: each kernel for each dtype, plain and in quads."""
     kernels = (("forward", reparameterize_forward), ("backward", reparameterize_backward))
     return [
-        _variant(kernel, function, dtype, quads, configurations.choose(OPERATOR, kernel, architecture))
+        _variant(kernel, function, dtype, quads, get_config(OPERATOR, kernel, architecture))
         for kernel, function in kernels
         for dtype in DTYPES
         for quads in (False, True)
     ]
 
 
-def _variant(kernel: str, function: Any, dtype: str, quads: bool, chosen: dict[str, int]) -> Variant:
+def _variant(kernel: str, function: Any, dtype: str, quads: bool, chosen: dict[str, int]) -> KernelSpec:
     pointers = tuple(name for name in function.arg_names if name.endswith("_ptr"))
     types = {name: "*fp32" if "kl" in name else f"*{dtype}" for name in pointers}
-    return Variant(
+    return KernelSpec(
         name=f"reparameterize_{kernel}_{dtype}{'_quads' if quads else ''}",
         operator=OPERATOR,
         function=function,

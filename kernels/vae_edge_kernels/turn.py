@@ -11,10 +11,8 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from vae_edge_kernels import configurations
-from vae_edge_kernels.launching import as_float32, dtype_name
-from vae_edge_kernels.tiles import round_to_int8, within
-from vae_edge_kernels.variants import Variant
+from vae_edge_kernels.config import KernelSpec, as_float32, current_architecture, dtype_name, get_config
+from vae_edge_kernels.implicit_gemm import in_bounds, quantize_int8
 
 OPERATOR = "turn"
 MADE = (("u8", "fp16", False), ("u8", "fp16", True), ("u8", "fp32", False), ("u8", "i8", False))  # ahead of time
@@ -37,7 +35,7 @@ def corner(
     if ROUNDED:
         if FILLED:
             value += fill
-        value = round_to_int8(value * inverse).to(tl.float32) * counts
+        value = quantize_int8(value * inverse).to(tl.float32) * counts
         if FILLED:
             value -= fill
     if FILLED:
@@ -63,8 +61,8 @@ def turned(
     left, top = tl.floor(x), tl.floor(y)
     right_share, bottom_share = x - left, y - top
     ix, iy = left.to(tl.int32), top.to(tl.int32)
-    in_left, in_right = within(ix, side), within(ix + 1, side)
-    in_top, in_bottom = within(iy, side), within(iy + 1, side)
+    in_left, in_right = in_bounds(ix, side), in_bounds(ix + 1, side)
+    in_top, in_bottom = in_bounds(iy, side), in_bounds(iy + 1, side)
     place = (iy * side + ix) * channels + channel
     lower_ptr = x_ptr + side * channels
     upper_left = corner(
@@ -116,7 +114,7 @@ def turn(
     )  # fmt: skip
     element = first + tl.arange(0, ELEMENTS)
     if y_ptr.dtype.element_ty == tl.int8:
-        tl.store(y_ptr + image + element, round_to_int8(value * quantize), mask=element < size)
+        tl.store(y_ptr + image + element, quantize_int8(value * quantize), mask=element < size)
     else:
         tl.store(y_ptr + image + element, value.to(y_ptr.dtype.element_ty), mask=element < size)
 
@@ -140,7 +138,7 @@ def forward(
     images, side, _, channels = x.shape
     if images == 0:
         return
-    chosen = configurations.choose(OPERATOR, _entry(dtype_name(y)), configurations.current_architecture())
+    chosen = get_config(OPERATOR, _entry(dtype_name(y)), current_architecture())
     size = side * side * channels
     grid = (images, triton.cdiv(size, chosen["ELEMENTS"]))
     turn[grid](
@@ -154,11 +152,11 @@ def _entry(made: str) -> str:
     return "turn_i8" if made == "i8" else "turn"
 
 
-def variants(architecture: int) -> list[Variant]:
+def kernel_specs(architecture: int) -> list[KernelSpec]:
     """What the ahead-of-time compiler makes of this operator: from each type to each type, with and without window."""
-    table = {made: configurations.choose(OPERATOR, _entry(made), architecture) for _, made, _ in MADE}
+    table = {made: get_config(OPERATOR, _entry(made), architecture) for _, made, _ in MADE}
     return [
-        Variant(
+        KernelSpec(
             name=f"turn_{given}_{made}{'_window' if window else ''}{'_aligned' if aligned else ''}",
             operator=OPERATOR,
             function=turn,

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import triton
-from vae_edge_kernels import aot, aot_worker, configurations, convolution, embed, evidence, machine_code
+from vae_edge_kernels import aot, config, conv
 from vae_edge_kernels import reparameterize as kernels
-from vae_edge_kernels.machine_code import Budget, MachineCode
+from vae_edge_kernels.analysis import sass
+from vae_edge_kernels.analysis.sass import ResourceBudget, SassStats
+from vae_edge_kernels.aot import c_codegen, worker
 from vae_edge_kernels.plan import make_plan, to_text
 
 from vae_edge.errors import KernelError
@@ -82,10 +84,8 @@ def test_every_kernel_is_within_its_budget(architecture: int, compiled: tuple[Pa
     for kernel in manifest["kernels"]:
         cubin = folder / f"sm_{architecture}" / f"{kernel['name']}.cubin"
         shape = next(made for made in kernel["cubins"] if made["architecture"] == architecture)
-        code = machine_code.inspect(
-            cubin.with_suffix(".ptx"), cubin, architecture, shape["warps"], shape["shared_bytes"]
-        )
-        machine_code.check(kernel["name"], code, machine_code.budget(kernel["operator"], kernel["name"]))
+        code = sass.read_stats(cubin.with_suffix(".ptx"), cubin, architecture, shape["warps"], shape["shared_bytes"])
+        sass.check_budget(kernel["name"], code, sass.load_budget(kernel["operator"], kernel["name"]))
         assert code.spill_store_bytes == 0
         if kernel["name"].endswith("_quads"):
             loads, stores = (2, 1) if "forward" in kernel["name"] else (3, 2)
@@ -94,9 +94,9 @@ def test_every_kernel_is_within_its_budget(architecture: int, compiled: tuple[Pa
 
 def test_a_kernel_that_spills_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
-    usual = next(v for v in kernels.variants(87) if v.name == "reparameterize_backward_fp32_quads")
+    usual = next(v for v in kernels.kernel_specs(87) if v.name == "reparameterize_backward_fp32_quads")
     wide = {"constants": {"ROWS": 32, "COLUMNS": 64, "QUADS": 1}, "num_warps": 1}
-    found = evidence.look(replace(usual, **wide), 87)
+    found = sass.inspect_spec(replace(usual, **wide), 87)
     assert found.code.spill_store_bytes > 0
     assert found.fault is not None
     assert re.search(r"spill_store_bytes is \d+, at most 0 allowed", found.fault)
@@ -106,16 +106,16 @@ def test_a_kernel_that_spills_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     "changes, words",
     [
         ({"aligned": ()}, r"the widest global load is \d+ bits, at least 128 expected"),
-        ({"constants": {"ROWS": 256, "COLUMNS": 256, "DEPTH": 64}}, r"spill_store_bytes is \d+, at most 0"),
+        ({"constants": {"BLOCK_M": 256, "BLOCK_N": 256, "BLOCK_K": 64}}, r"spill_store_bytes is \d+, at most 0"),
     ],
 )
 def test_a_convolution_without_hints_and_one_with_too_large_a_tile_are_refused(
     changes: dict[str, Any], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
-    usual = next(v for v in convolution.variants(87) if v.name == "convolution_fp16_64_aligned")
-    assert evidence.look(usual, 87).fault is None
-    fault = evidence.look(replace(usual, **changes), 87).fault
+    usual = next(v for v in conv.kernel_specs(87) if v.name == "conv_fp16_64_aligned")
+    assert sass.inspect_spec(usual, 87).fault is None
+    fault = sass.inspect_spec(replace(usual, **changes), 87).fault
     assert fault is not None and re.search(words, fault)
 
 
@@ -132,23 +132,23 @@ def test_a_convolution_without_hints_and_one_with_too_large_a_tile_are_refused(
 def test_each_figure_over_its_budget_is_named(change: dict[str, Any], words: str) -> None:
     good: dict[str, Any] = {"registers": 40, "stack_bytes": 0, "shared_bytes": 64, "spill_store_bytes": 0}
     good |= {"load_bits": {128: 2}, "store_bits": {128: 1}}
-    allowed = Budget(registers=128, stack_bytes=0, shared_bytes=4096, spill_store_bytes=0, access_bits=128)
-    machine_code.check("made_up", MachineCode(**good), allowed)
+    allowed = ResourceBudget(registers=128, stack_bytes=0, shared_bytes=4096, spill_store_bytes=0, access_bits=128)
+    sass.check_budget("made_up", SassStats(**good), allowed)
     with pytest.raises(KernelError, match=words):
-        machine_code.check("made_up", MachineCode(**{**good, **change}), allowed)
+        sass.check_budget("made_up", SassStats(**{**good, **change}), allowed)
 
 
 def test_a_file_that_is_no_machine_code_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.cubin").write_bytes(b"nothing")
     with pytest.raises(KernelError, match="cuobjdump"):
-        machine_code.inspect(tmp_path / "x.ptx", tmp_path / "x.cubin", 87)
+        sass.read_stats(tmp_path / "x.ptx", tmp_path / "x.cubin", 87)
 
 
 def test_a_kernel_without_a_budget_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "made_up.json").write_text('{"budgets": [{"kernels": "other_*"}]}')
-    monkeypatch.setattr(configurations, "FOLDER", tmp_path)
+    monkeypatch.setattr(config, "FOLDER", tmp_path)
     with pytest.raises(KernelError, match="has no budget"):
-        machine_code.budget("made_up", "made_up_forward")
+        sass.load_budget("made_up", "made_up_forward")
 
 
 @pytest.mark.parametrize("text", ["80,87", "sm_87;sm_80", " 87, 80,87"])
@@ -200,9 +200,9 @@ def test_the_command_prints_a_sentence_and_gives_2_on_an_error(
 
 def test_a_kernel_with_other_scratch_is_not_embedded(compiled: tuple[Path, dict[str, Any], list[str]]) -> None:
     kernel = compiled[1]["kernels"][0]
-    assert "reparameterize_forward" in embed.table_source([kernel])
+    assert "reparameterize_forward" in c_codegen.table_source([kernel])
     with pytest.raises(KernelError, match="global_scratch"):
-        embed.table_source([{**kernel, "arguments": kernel["arguments"][:-1]}])
+        c_codegen.table_source([{**kernel, "arguments": kernel["arguments"][:-1]}])
 
 
 def test_an_architecture_without_its_own_configuration_has_the_default(
@@ -210,21 +210,21 @@ def test_an_architecture_without_its_own_configuration_has_the_default(
 ) -> None:
     table = {"kernels": {"forward": {"default": {"ROWS": 16}, "87": {"ROWS": 8}}}}
     (tmp_path / "made_up.json").write_text(json.dumps(table))
-    monkeypatch.setattr(configurations, "FOLDER", tmp_path)
-    assert configurations.choose("made_up", "forward", 87) == {"ROWS": 8}
-    assert configurations.choose("made_up", "forward", 90) == {"ROWS": 16}
-    assert configurations.choose("made_up", "forward", None) == {"ROWS": 16}
+    monkeypatch.setattr(config, "FOLDER", tmp_path)
+    assert config.get_config("made_up", "forward", 87) == {"ROWS": 8}
+    assert config.get_config("made_up", "forward", 90) == {"ROWS": 16}
+    assert config.get_config("made_up", "forward", None) == {"ROWS": 16}
 
 
 def test_no_kernel_file_imports_torch() -> None:
-    for path in configurations.FOLDER.parent.glob("*.py"):
+    for path in config.FOLDER.parent.rglob("*.py"):
         assert "import torch" not in path.read_text(), path
         assert "from torch" not in path.read_text(), path
 
 
 def test_the_build_and_the_command_have_the_same_default_architectures() -> None:
     build = (Path(__file__).parents[2] / "CMakeLists.txt").read_text()
-    assert f'set(VAE_EDGE_ARCHITECTURES "{";".join(map(str, aot.DEFAULT))}"' in build
+    assert f'set(VAE_EDGE_ARCHITECTURES "{";".join(map(str, aot.DEFAULT_ARCHITECTURES))}"' in build
 
 
 @pytest.mark.slow
@@ -234,7 +234,7 @@ def test_the_command_finds_every_kernel_within_its_budget(capsys: pytest.Capture
     networks = "small" if NEWEST else "none"  # older compilers' whole networks are some registers over the budget
     assert main(["kernels", "check", "--arch", "87,90", "--networks", networks, "--json"]) == 0
     findings = json.loads(capsys.readouterr().out)
-    library = {variant.name for variant in aot_worker.wanted(90)}
+    library = {spec.name for spec in worker.kernel_specs(90)}
     names = {finding["kernel"] for finding in findings if finding["architecture"] == 90}
     assert library <= names
     whole = {f"{kernel}_small_{dtype}" for kernel in ("network", "content_head") for dtype in ("fp16", "int8")}
@@ -242,9 +242,9 @@ def test_the_command_finds_every_kernel_within_its_budget(capsys: pytest.Capture
     for finding in findings:
         code = finding["code"]
         assert code["spill_store_bytes"] == 0
-        if "convolution" in finding["kernel"] or finding["operator"] == "network":
+        if "conv" in finding["kernel"] or finding["operator"] == "network":
             assert code["matrix"]
-        if finding["kernel"].endswith("_aligned") and "first" not in finding["kernel"]:
+        if finding["kernel"].endswith("_aligned") and "stem" not in finding["kernel"]:
             assert code["occupancy"] >= 0.25
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from vae_edge_kernels import aot_worker, philox_reference
+from vae_edge_kernels import philox_reference
+from vae_edge_kernels.aot import worker
 
 import vae_edge
 from vae_edge.runtime import native
@@ -58,7 +59,7 @@ def test_ctest_passes(build: Path) -> None:
 
 def test_the_library_loads_from_python_and_tells_its_version(library: ctypes.CDLL) -> None:
     assert library.ve_version().decode() == vae_edge.__version__
-    assert library.ve_kernel_count() == len(list(aot_worker.wanted(90)))
+    assert library.ve_kernel_count() == len(list(worker.kernel_specs(90)))
 
 
 def test_the_interface_has_the_version_that_the_wrapper_needs_and_the_soname_tells(
@@ -107,7 +108,7 @@ def test_a_program_builds_against_the_installed_library(build: Path, tmp_path: P
         tmp_path / "program",
     )
     output = run(tmp_path / "program", env={**os.environ, "LD_LIBRARY_PATH": str(folder)})
-    assert output == f"{vae_edge.__version__} {len(list(aot_worker.wanted(90)))}"
+    assert output == f"{vae_edge.__version__} {len(list(worker.kernel_specs(90)))}"
 
 
 def test_a_python_without_triton_is_told_at_configuration(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from vae_edge_kernels import aot, network_file
-from vae_edge_kernels.network_file import write_network
+from vae_edge_kernels import aot
+from vae_edge_kernels.aot import network_file
+from vae_edge_kernels.aot.network_file import write_network
 from vae_edge_kernels.plan import Plan, make_plan, padded
 
 from vae_edge.errors import KernelError

@@ -8,33 +8,36 @@ from dataclasses import asdict
 from typing import Any
 
 from vae_edge.cli.console import emit, say
+from vae_edge.processors import available_cpus
 
 HEADINGS = ("kernel", "sm", "registers", "shared", "spills", "occupancy", "matrix", "loop", "16-byte", "code", "")
 
 
 def check(arguments: argparse.Namespace) -> int:
     """`vae-edge kernels check`: 0 when every kernel is within its budget, else 2."""
-    from vae_edge_kernels import aot, evidence
+    from vae_edge_kernels import aot
+    from vae_edge_kernels.analysis import sass
 
     architectures = aot.parse_architectures(",".join(arguments.arch or ["87", "90"]))
-    findings = evidence.gather(architectures, arguments.only, _networks(",".join(arguments.networks or ["small"])), say)
-    result = [asdict(finding) for finding in findings]
-    emit(result, arguments.json, lambda: _lines(findings))
-    faults = [finding for finding in findings if finding.fault]
-    for finding in faults:
-        say(f"sm_{finding.architecture}: {finding.fault}")
+    networks = _networks(",".join(arguments.networks or ["small"]))
+    reports = sass.collect_reports(architectures, arguments.only, networks, say, available_cpus())
+    result = [asdict(report) for report in reports]
+    emit(result, arguments.json, lambda: _lines(reports))
+    faults = [report for report in reports if report.fault]
+    for report in faults:
+        say(f"sm_{report.architecture}: {report.fault}")
     if faults:
-        say(f"{len(faults)} of {len(findings)} are over their budget")
+        say(f"{len(faults)} of {len(reports)} are over their budget")
     return 2 if faults else 0
 
 
 def roofline(arguments: argparse.Namespace) -> int:
     """`vae-edge kernels roofline`: the floor under each launch's time, on paper."""
-    from vae_edge_kernels import roofline as paper
+    from vae_edge_kernels.analysis import roofline as paper
 
     plans = _plans(",".join(arguments.networks or ["tiny", "small", "base"]))
     emit(
-        {name: [asdict(step) for step in paper.works(plan)] for name, plan in plans.items()},
+        {name: [asdict(step) for step in paper.layer_costs(plan)] for name, plan in plans.items()},
         arguments.json,
         lambda: _tables(plans),
     )
@@ -42,7 +45,7 @@ def roofline(arguments: argparse.Namespace) -> int:
 
 
 def _tables(plans: dict[str, Any]) -> Iterator[str]:
-    from vae_edge_kernels import roofline as paper
+    from vae_edge_kernels.analysis import roofline as paper
 
     for name, plan in plans.items():
         yield f"{name}: microseconds at batch {' and '.join(map(str, paper.BATCHES))}"
@@ -72,8 +75,8 @@ def _networks(names: str) -> dict[str, str]:
     return {name: to_text(plan) for name, plan in _plans(names).items()}
 
 
-def _lines(findings: Sequence[Any]) -> Iterator[str]:
-    rows = [HEADINGS, *map(_row, findings)]
+def _lines(reports: Sequence[Any]) -> Iterator[str]:
+    rows = [HEADINGS, *map(_row, reports)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
     for row in rows:
         first, *others = (cell.ljust(width) if i in (0, 6, 10) else cell.rjust(width)
@@ -81,12 +84,12 @@ def _lines(findings: Sequence[Any]) -> Iterator[str]:
         yield "  ".join((first, *others)).rstrip()
 
 
-def _row(finding: Any) -> tuple[str, ...]:
-    code = finding.code
+def _row(report: Any) -> tuple[str, ...]:
+    code = report.code
     wide = f"{code.load_bits.get(128, 0)} + {code.store_bits.get(128, 0)}"
     return (
-        finding.kernel,
-        str(finding.architecture),
+        report.kernel,
+        str(report.architecture),
         str(code.registers),
         f"{code.shared_bytes:,}",
         str(code.spill_store_bytes),
@@ -95,5 +98,5 @@ def _row(finding: Any) -> tuple[str, ...]:
         f"{code.loop_matrix} of {code.loop}" if code.loop else "–",
         wide,
         f"{code.code_bytes:,}",
-        "" if finding.fault is None else "over",
+        "" if report.fault is None else "over",
     )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vae_edge_kernels.plan import to_text
 
 from vae_edge.errors import KernelError
+from vae_edge.files import atomic_path
 from vae_edge.ops.network import by_layers, network
 from vae_edge.ops.packing import Packed, QuantizedNetwork, pack
 
@@ -50,7 +51,7 @@ class FusedNetwork(nn.Module):
         threshold: float,
         architectures: Sequence[int] = (87,),
     ) -> None:
-        """Write the network file that the native library opens; see `vae_edge_kernels.network_file`.
+        """Write the network file that the native library opens; see `vae_edge_kernels.aot.network_file`.
 
         With `programs` above 1 it also has machine code by which so many work on an image.
 
@@ -62,10 +63,11 @@ class FusedNetwork(nn.Module):
         Raises:
             KernelError: if the names do not fit, or the network does not compile for an architecture.
         """
-        from vae_edge_kernels.network_file import write_network
+        from vae_edge_kernels.aot.network_file import write_network
 
         buffers = {name: buffer.detach().cpu().contiguous().numpy() for name, buffer in self.named_buffers()}
-        write_network(path, self.plan, buffers, classes, threshold, architectures, self.programs)
+        with atomic_path(path) as temporary:
+            write_network(temporary, self.plan, buffers, classes, threshold, architectures, self.programs)
 
 
 def fuse(model: Any, quantized: QuantizedNetwork | None = None, light: bool = False, programs: int = 1) -> FusedNetwork:

@@ -12,10 +12,9 @@ from vae_edge_kernels import plan as plans
 from vae_edge_kernels.plan import Layer, Plan, padded
 
 from vae_edge.errors import KernelError
-from vae_edge.ops.checks import expect, launcher
-from vae_edge.ops.convolution import MOST_FIRST, convolution, first_convolution
-from vae_edge.ops.convolution_int8 import convolution_int8, first_convolution_int8, to_int8
+from vae_edge.ops.conv import MAX_STEM_K, conv, conv_int8, quantize_int8, stem_conv, stem_conv_int8
 from vae_edge.ops.head import POSE, content_head, linear_of, means, plan_from, pose_head, reconstruction_error
+from vae_edge.ops.registration import check_tensor, kernel_module
 from vae_edge.ops.turn import turn_pixels
 
 PLACES = 2  # programs on a multiprocessor: so many images are worked on at a time, each with scratch of its own
@@ -59,7 +58,7 @@ def _network_cuda(
         numbers.new_empty(shape) for shape in ((n, given.classes), (n,), (n,), (n, 3))
     )
     with torch.cuda.device(image.device):
-        launcher("network", "network").forward(
+        kernel_module("network", "network").forward(
             given, image.contiguous(), *buffers, areas, floats, meetings, probabilities, angle, score, doubts, programs
         )
     return probabilities, angle, score, doubts
@@ -138,7 +137,7 @@ def _trunk(
             x = _first_int8(layer, x, float(torch.tensor(scale) * scalars[quantize]), weights, numbers)
         else:
             filter, bias = _filter(layer, weights), _bias(layer, numbers)
-            x = first_convolution(x, filter, bias, layer.stride, _pads(layer), layer.relu, scale)
+            x = stem_conv(x, filter, bias, layer.stride, _pads(layer), layer.relu, scale)
         if layer.tap:
             tapped = means(x, float(scalars[layer.output_scale]) if plan.int8 else 1.0)
     return x.flatten(1), tapped
@@ -154,18 +153,16 @@ def _layer(
 ) -> Tensor:
     filter, bias = _filter(layer, weights, plan.int8), _bias(layer, numbers)
     if not plan.int8:
-        return convolution(x, filter, bias, None, layer.stride, _pads(layer), layer.relu)
+        return conv(x, filter, bias, None, layer.stride, _pads(layer), layer.relu)
     scale = numbers[layer.scale : layer.scale + layer.outputs]
-    return convolution_int8(x, filter, scale, bias, None, layer.stride, _pads(layer), layer.relu, dtype=dtype)
+    return conv_int8(x, filter, scale, bias, None, layer.stride, _pads(layer), layer.relu, dtype=dtype)
 
 
 def _first_int8(layer: Layer, x: Tensor, quantize: float, weights: Tensor, numbers: Tensor) -> Tensor:
     shape = (layer.outputs, layer.taps, layer.taps, layer.inputs)
     filter = weights[layer.weights : layer.weights + layer.outputs * layer.taps**2 * layer.inputs].reshape(shape)
     scale = numbers[layer.scale : layer.scale + layer.outputs]
-    return first_convolution_int8(
-        x, filter, scale, _bias(layer, numbers), layer.stride, _pads(layer), layer.relu, quantize
-    )
+    return stem_conv_int8(x, filter, scale, _bias(layer, numbers), layer.stride, _pads(layer), layer.relu, quantize)
 
 
 def _draw(plan: Plan, code: Tensor, weights: Tensor, numbers: Tensor, scalars: Tensor) -> Tensor:
@@ -177,18 +174,18 @@ def _draw(plan: Plan, code: Tensor, weights: Tensor, numbers: Tensor, scalars: T
     if plan.int8:
         scale = numbers[first.scale : first.scale + first.outputs]
         filter = matrix[:, : first.outputs].T.contiguous()
-        if first.inputs <= MOST_FIRST:
+        if first.inputs <= MAX_STEM_K:
             quantize = float(scalars[first.quantize])
-            x = first_convolution_int8(x, filter[:, None, None, :], scale, bias, 1, (0, 0), True, quantize)
+            x = stem_conv_int8(x, filter[:, None, None, :], scale, bias, 1, (0, 0), True, quantize)
         else:
-            x = to_int8(x * numbers[first.quantize])
-            x = convolution_int8(x, filter[None, None], scale, bias, None, 1, (0, 0), True)
+            x = quantize_int8(x * numbers[first.quantize])
+            x = conv_int8(x, filter[None, None], scale, bias, None, 1, (0, 0), True)
     else:
         filter = matrix[None, None, :, : first.outputs].contiguous()
-        if first.inputs <= MOST_FIRST:
-            x = first_convolution(x, filter, bias, 1, (0, 0), True)
+        if first.inputs <= MAX_STEM_K:
+            x = stem_conv(x, filter, bias, 1, (0, 0), True)
         else:
-            x = convolution(x.half(), filter, bias, None, 1, (0, 0), True)
+            x = conv(x.half(), filter, bias, None, 1, (0, 0), True)
     x = x.reshape(code.shape[0], plan.grid, plan.grid, plan.width)
     x = _layer(plan, plan.layers[-2], x, weights, numbers)
     return _layer(plan, plan.layers[-1], x, weights, numbers, torch.float32)
@@ -214,11 +211,11 @@ def _check(image: Tensor, weights: Tensor, numbers: Tensor, whitenings: Tensor, 
     if not 1 <= programs <= plans.MOST_PROGRAMS or programs & (programs - 1):
         raise KernelError(f"{operator} expects programs as a power of two up to {plans.MOST_PROGRAMS}; got {programs}.")
     shape = (None, given.side, given.side, given.channels)
-    expect(operator, "image", image, "N S S C", (torch.uint8,), image, shape)
+    check_tensor(operator, "image", image, "N S S C", (torch.uint8,), image, shape)
     dtype = torch.int8 if given.int8 else torch.float16
-    expect(operator, "weights", weights, "W", (dtype,), image, (given.weights_size,))
-    expect(operator, "numbers", numbers, "W", (torch.float32,), image, (given.numbers_size,))
+    check_tensor(operator, "weights", weights, "W", (dtype,), image, (given.weights_size,))
+    check_tensor(operator, "numbers", numbers, "W", (torch.float32,), image, (given.numbers_size,))
     score = given.score
     clusters = (score.clusters, score.components, padded(score.components))
-    expect(operator, "whitenings", whitenings, "M D D", (torch.float16,), image, clusters)
+    check_tensor(operator, "whitenings", whitenings, "M D D", (torch.float16,), image, clusters)
     return given

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 import numpy as np
-from vae_edge_kernels.network_file import write_network
+from vae_edge_kernels.aot.network_file import write_network
 from vae_edge_kernels.plan import make_plan, padded
 
 

@@ -17,7 +17,7 @@ static void the_listing_is_complete(void) {
         for (int j = 0; j < kernel.argument_count; j++) {
             CHECK(strstr(kernel.argument_names[j], "scratch") == NULL);
             int pointer = kernel.argument_types[j][0] == '*', alignment = kernel.argument_alignments[j];
-            int sums = strncmp(kernel.name, "means_", 6) == 0 || strncmp(kernel.name, "reconstruction_", 15) == 0;
+            int sums = strncmp(kernel.name, "avg_pool_", 9) == 0 || strncmp(kernel.name, "reconstruction_", 15) == 0;
             CHECK(alignment == 1 || (alignment == 16 && (quads || aligned || sums)));
             if (quads) CHECK((alignment == 16) == pointer);
             if (aligned && strcmp(kernel.argument_names[j], "y_ptr") == 0) CHECK(alignment == 16);

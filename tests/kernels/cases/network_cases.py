@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from made_up import blotches, quantized, untrained
 from together import run_together
 from torch import Tensor
-from vae_edge_kernels import head, reconstruction_error, turn
-from vae_edge_kernels import means as means_kernel
+from vae_edge_kernels import head, reductions, turn
 from vae_edge_kernels import network as kernels
 from vae_edge_kernels.plan import Layer, Plan, padded, to_text
 from where import DEVICE, INTERPRETED, poison
@@ -79,7 +78,7 @@ def test_the_arc_tangent_is_that_of_the_library_in_every_direction() -> None:
 def test_means_are_those_of_the_reference(images: int, side: int, channels: int, dtype: torch.dtype) -> None:
     x = torch.randint(-100, 100, (images, side, side + 1, channels)).to(dtype)
     y = poison((images, channels), torch.float32)
-    means_kernel.forward(x.to(DEVICE), y, 0.5)
+    reductions.avg_pool_forward(x.to(DEVICE), y, 0.5)
     torch.testing.assert_close(y.cpu(), references.means(x, 0.5), rtol=1e-5, atol=1e-5)
 
 
@@ -92,7 +91,7 @@ def test_the_error_of_a_reconstruction_is_that_of_the_reference(side: int, block
     score, measure = torch.randn(2, 2, generator=generator), torch.tensor([3.0])
     total = poison((2,), torch.float32)
     given_there = [tensor.to(DEVICE) for tensor in (drawn, upright, score, measure)]
-    reconstruction_error.forward(*given_there, total, block)
+    reductions.reconstruction_error_forward(*given_there, total, block)
     expected = references.reconstruction_error(drawn, upright, score, measure, block)
     torch.testing.assert_close(total.cpu(), expected, rtol=1e-5, atol=1e-5)
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from vae_edge_kernels import convolution, convolution_fp8, convolution_int8, launching, upsample_convolution
-from vae_edge_kernels.launching import Geometry
+from vae_edge_kernels import conv as kernels
+from vae_edge_kernels.conv import ConvParams
 from where import DEVICE, INTERPRETED, poison
 
 HALF = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -39,12 +39,12 @@ class Shape:
     seed: int
 
     @property
-    def geometry(self) -> Geometry:
-        return Geometry(*self.taps, self.stride, *self.pads)
+    def params(self) -> ConvParams:
+        return ConvParams(*self.taps, self.stride, *self.pads)
 
-    def out(self, upsampling: int = 1) -> tuple[int, int, int, int]:
+    def out(self) -> tuple[int, int, int, int]:
         sides = (
-            (side * upsampling + 2 * pad - tap) // self.stride + 1
+            (side + 2 * pad - tap) // self.stride + 1
             for side, pad, tap in zip((self.height, self.width), self.pads, self.taps, strict=True)
         )
         return (self.images, *sides, self.outputs)
@@ -74,33 +74,28 @@ def integers(*shape: int, seed: int) -> Tensor:
     return torch.randint(-128, 128, shape, generator=torch.Generator().manual_seed(seed)).to(torch.int8)
 
 
-def exact(x: Tensor, w: Tensor, shape: Shape, upsampling: int = 1) -> Tensor:
+def exact(x: Tensor, w: Tensor, shape: Shape) -> Tensor:
     """Float64 sums [N, OH, OW, K] of x [N, H, W, C] and w [R, S, C, K]."""
     image = x.cpu().double().permute(0, 3, 1, 2)
     if image.shape[0] == 0:
-        return torch.zeros(shape.out(upsampling), dtype=torch.float64)
-    if upsampling > 1:
-        image = image.repeat_interleave(upsampling, 2).repeat_interleave(upsampling, 3)
+        return torch.zeros(shape.out(), dtype=torch.float64)
     sums = F.conv2d(image, w.cpu().double().permute(3, 2, 0, 1), None, shape.stride, shape.pads)
     return sums.permute(0, 2, 3, 1)
 
 
 @HALF
-@given(shapes(), st.sampled_from(DTYPES), st.booleans(), st.booleans(), st.sampled_from([1, 2]))
-def test_a_convolution_is_that_of_float64(
-    shape: Shape, dtype: torch.dtype, relu: bool, has_residual: bool, upsampling: int
-) -> None:
+@given(shapes(), st.sampled_from(DTYPES), st.booleans(), st.booleans())
+def test_a_convolution_is_that_of_float64(shape: Shape, dtype: torch.dtype, relu: bool, has_residual: bool) -> None:
     rows, columns = shape.taps
     x = normal(shape.images, shape.height, shape.width, shape.channels, seed=shape.seed).to(dtype)
     w = normal(rows, columns, shape.channels, shape.outputs, seed=shape.seed + 1)
     w = (w / (rows * columns * shape.channels) ** 0.5).to(dtype)
-    bias, residual = normal(shape.outputs, seed=shape.seed + 2), normal(*shape.out(upsampling), seed=3).to(dtype)
-    expected = exact(x, w, shape, upsampling) + bias.double() + (residual.double() if has_residual else 0.0)
+    bias, residual = normal(shape.outputs, seed=shape.seed + 2), normal(*shape.out(), seed=3).to(dtype)
+    expected = exact(x, w, shape) + bias.double() + (residual.double() if has_residual else 0.0)
     expected = expected.relu() if relu else expected
-    y = poison(shape.out(upsampling), dtype)
-    kernels = convolution if upsampling == 1 else upsample_convolution
+    y = poison(shape.out(), dtype)
     given_residual = residual.to(DEVICE) if has_residual else None
-    kernels.forward(x.to(DEVICE), w.to(DEVICE), bias.to(DEVICE), given_residual, y, shape.geometry, relu)
+    kernels.conv_forward(x.to(DEVICE), w.to(DEVICE), bias.to(DEVICE), given_residual, y, shape.params, relu)
     tolerance = TOLERANCE[dtype]
     torch.testing.assert_close(y.cpu().double(), expected, rtol=4 * tolerance, atol=4 * tolerance)
 
@@ -119,11 +114,13 @@ def test_a_first_layer_reads_bytes(shape: Shape, dtype: torch.dtype, relu: bool,
     expected = exact(seen, w, shape) + bias.double()
     expected = expected.relu() if relu else expected
     y = poison(shape.out(), dtype)
-    convolution.first_forward(x.to(DEVICE), w.to(DEVICE), bias.to(DEVICE), y, shape.geometry, relu, scale)
+    kernels.stem_conv_forward(x.to(DEVICE), w.to(DEVICE), bias.to(DEVICE), y, shape.params, relu, scale)
     torch.testing.assert_close(y.cpu().double(), expected, rtol=4 * TOLERANCE[dtype], atol=8 * TOLERANCE[dtype])
 
 
-def finished(total: Tensor, scale: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, counts: float) -> Tensor:
+def dequantized(
+    total: Tensor, scale: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, counts: float
+) -> Tensor:
     """Integer sums to values in float32, by NumPy; each product and its addition are rounded once."""
     sums = total.numpy().astype(np.float32).astype(np.float64)
     value = (sums * scale.numpy() + bias.numpy()).astype(np.float32)
@@ -142,7 +139,7 @@ def rounded(value: Tensor) -> Tensor:
     st.sampled_from([0, 1]),
 )  # fmt: skip
 def test_an_int8_convolution_has_the_bits_of_the_integer_reference(
-    shape: Shape, dtype: torch.dtype, relu: bool, has_residual: bool, paired: int
+    shape: Shape, dtype: torch.dtype, relu: bool, has_residual: bool, split_n: int
 ) -> None:
     rows, columns = shape.taps
     x = integers(shape.images, shape.height, shape.width, shape.channels, seed=shape.seed)
@@ -150,14 +147,14 @@ def test_an_int8_convolution_has_the_bits_of_the_integer_reference(
     scale = normal(shape.outputs, seed=shape.seed + 2).abs() / (5.0 * rows * columns * shape.channels**0.5)
     bias, residual = 20.0 * normal(shape.outputs, seed=4), integers(*shape.out(), seed=5)
     total = exact(x, w.permute(0, 1, 3, 2), shape)
-    value = finished(total, scale, bias, residual if has_residual else None, relu, 0.6)
+    value = dequantized(total, scale, bias, residual if has_residual else None, relu, 0.6)
     expected = rounded(value) if dtype == torch.int8 else value.to(dtype)
     y = poison(shape.out(), dtype)
     tensors = (x.to(DEVICE), w.to(DEVICE), scale.to(DEVICE), bias.to(DEVICE))
     given_residual = residual.to(DEVICE) if has_residual else None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launching, "paired", lambda architecture: paired)
-        convolution_int8.forward(*tensors, given_residual, y, shape.geometry, relu, 0.6)
+        patch.setattr(kernels, "use_split_n", lambda architecture: split_n)
+        kernels.conv_int8_forward(*tensors, given_residual, y, shape.params, relu, 0.6)
     assert torch.equal(y.cpu(), expected)
 
 
@@ -176,10 +173,10 @@ def test_a_first_int8_layer_has_the_bits_of_the_integer_reference(
     seen = x if given_dtype == torch.int8 else rounded(x.float() * torch.tensor(quantize))
     w = integers(shape.outputs, rows, columns, shape.channels, seed=shape.seed + 1)
     scale, bias = normal(shape.outputs, seed=2).abs() / 60.0, 50.0 * normal(shape.outputs, seed=3)
-    expected = rounded(finished(exact(seen, w.permute(1, 2, 3, 0), shape), scale, bias, None, relu, 0.0))
+    expected = rounded(dequantized(exact(seen, w.permute(1, 2, 3, 0), shape), scale, bias, None, relu, 0.0))
     y = poison(shape.out(), torch.int8)
     tensors = (x.to(DEVICE), w.to(DEVICE), scale.to(DEVICE), bias.to(DEVICE))
-    convolution_int8.first_forward(*tensors, y, shape.geometry, relu, quantize)
+    kernels.stem_conv_int8_forward(*tensors, y, shape.params, relu, quantize)
     assert torch.equal(y.cpu(), expected)
 
 
@@ -205,7 +202,7 @@ def test_an_fp8_convolution_is_that_of_float64(shape: Shape, relu: bool, has_res
     counts = 0.25 if fp8_out else 1.0
     tensors = (x.to(DEVICE), w.to(DEVICE), (scale / counts).to(DEVICE), (bias / counts).to(DEVICE))
     given_residual = residual.to(DEVICE) if has_residual else None
-    convolution_fp8.forward(*tensors, given_residual, y, shape.geometry, relu, 0.5 / counts)
+    kernels.conv_fp8_forward(*tensors, given_residual, y, shape.params, relu, 0.5 / counts)
     got = y.float().cpu().double() * counts
     torch.testing.assert_close(got, expected, rtol=0.07 if fp8_out else 4e-3, atol=0.01)
 
@@ -214,7 +211,7 @@ def test_a_nan_stays_one_and_int8_is_held_to_its_range() -> None:
     x, w = torch.ones(1, 2, 2, 16), torch.ones(1, 1, 16, 16)
     x[0, 0, 0, 3] = float("nan")
     y = poison((1, 2, 2, 16), torch.float32)
-    convolution.forward(x.to(DEVICE), w.to(DEVICE), torch.zeros(16, device=DEVICE), None, y, Geometry(1, 1), True)
+    kernels.conv_forward(x.to(DEVICE), w.to(DEVICE), torch.zeros(16, device=DEVICE), None, y, ConvParams(1, 1), True)
     assert y[0, 0, 0].isnan().all() and not y[0, 1:].isnan().any()
     many = torch.full((1, 1, 2, 32), 127, dtype=torch.int8)
     many[0, 0, 1] = -128
@@ -222,12 +219,14 @@ def test_a_nan_stays_one_and_int8_is_held_to_its_range() -> None:
     out = poison((1, 1, 2, 16), torch.int8)
     ones, zeros = torch.ones(16, device=DEVICE), torch.zeros(16, device=DEVICE)
     tensors = (many.to(DEVICE), filter.to(DEVICE), ones, zeros)
-    convolution_int8.forward(*tensors, None, out, Geometry(1, 1), False, 1.0)
+    kernels.conv_int8_forward(*tensors, None, out, ConvParams(1, 1), False, 1.0)
     assert (out[0, 0, 0] == 127).all() and (out[0, 0, 1] == -128).all()
     biases = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.5, 1.5, -0.5] + [0.0] * 10)
     for relu in (False, True):
         tensors = (many.to(DEVICE), torch.zeros_like(filter).to(DEVICE), ones, biases.to(DEVICE))
-        convolution_int8.forward(*tensors, None, out, Geometry(1, 1), relu, float("nan"))  # of no residual: not counted
+        kernels.conv_int8_forward(
+            *tensors, None, out, ConvParams(1, 1), relu, float("nan")
+        )  # of no residual: not counted
         assert out[0, 0, 0].tolist() == [0, 127, 0 if relu else -128, 0, 2, 0] + [0] * 10
 
 
@@ -238,6 +237,6 @@ def test_nothing_is_written_beyond_a_tensor_that_is_not_aligned() -> None:
     w = normal(3 * 3 * 7 * 5 + 3, seed=1).half()[3:].view(3, 3, 7, 5)
     shape = Shape(2, 3, 3, 7, 5, (3, 3), 1, (1, 1), 0)
     zeros = torch.zeros(5, device=DEVICE)
-    convolution.forward(x.to(DEVICE), w.to(DEVICE), zeros, None, y, shape.geometry, False)
+    kernels.conv_forward(x.to(DEVICE), w.to(DEVICE), zeros, None, y, shape.params, False)
     torch.testing.assert_close(y.cpu().double(), exact(x, w, shape), rtol=4e-3, atol=1e-2)
     assert memory[:7].isnan().all() and memory[7 + y.numel() :].isnan().all()

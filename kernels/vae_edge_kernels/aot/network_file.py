@@ -25,9 +25,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vae_edge.errors import KernelError
-from vae_edge.files import write_bytes
 from vae_edge_kernels import aot
+from vae_edge_kernels.errors import KernelError
 from vae_edge_kernels.plan import MOST_PROGRAMS, Plan, padded, to_text
 
 FORMAT = "vae-edge-network-3"
@@ -76,7 +75,7 @@ def write_network(
     about = _description(given, tensors, classes, threshold)
     with tempfile.TemporaryDirectory(prefix="vae-edge-network-") as folder:
         wanted = "network*" if programs > 1 else "network"
-        manifest = aot.compile_all(folder, architectures, network=to_text(given), only=wanted, programs=programs)
+        manifest = aot.compile_all(folder, architectures, network=to_text(given), only=wanted, ctas_per_image=programs)
         for kernel in manifest["kernels"]:
             alone = kernel["name"] == "network"
             for cubin in kernel["cubins"]:
@@ -89,7 +88,7 @@ def write_network(
     content = _with_digest(tensors)
     if len(content) > MAX_FILE_BYTES:
         raise KernelError(f"a network file may have {MAX_FILE_BYTES} bytes; this one would have {len(content)}")
-    write_bytes(Path(path), content)
+    Path(path).write_bytes(content)
 
 
 def _check_buffers(given: Plan, buffers: dict[str, Any]) -> None:

@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vae_edge.errors import KernelError
-from vae_edge.ops.convolution import convolution, first_convolution
-from vae_edge.ops.convolution_fp8 import convolution_fp8
-from vae_edge.ops.convolution_int8 import convolution_int8, first_convolution_int8
+from vae_edge.ops.conv import conv, conv_fp8, conv_int8, stem_conv, stem_conv_int8
 from vae_edge.ops.head import means, reconstruction_error
 from vae_edge.ops.turn import turn, turn_pixels
 
@@ -32,26 +30,26 @@ def whole(*shape: int, seed: int = 0) -> Tensor:
 
 EIGHT = (floats(4).abs(), floats(4), None, 1, 1, 1, True, 0.5)
 CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
-    "convolution": (
-        OPS.convolution,
-        (floats(2, 5, 4, 3), floats(3, 3, 3, 4), floats(4), floats(2, 5, 4, 4), 1, 1, 1, True, 1),
+    "conv": (
+        OPS.conv,
+        (floats(2, 5, 4, 3), floats(3, 3, 3, 4), floats(4), floats(2, 5, 4, 4), 1, 1, 1, True),
     ),
-    "convolution upsampled": (
-        OPS.convolution,
-        (floats(2, 5, 4, 3).half(), floats(1, 1, 3, 4).half(), floats(4), None, 1, 0, 0, False, 2),
+    "conv without residual": (
+        OPS.conv,
+        (floats(2, 5, 4, 3).half(), floats(1, 1, 3, 4).half(), floats(4), None, 1, 0, 0, False),
     ),
-    "first_convolution": (
-        OPS.first_convolution,
+    "stem_conv": (
+        OPS.stem_conv,
         (whole(2, 5, 4, 1).view(torch.uint8), floats(3, 3, 1, 4).half(), floats(4), 2, 1, 1, True, 1 / 255),
     ),
-    "convolution_int8": (OPS.convolution_int8, (whole(2, 5, 4, 3), whole(3, 3, 4, 3), *EIGHT, torch.int8)),
-    "convolution_int8 to half": (OPS.convolution_int8, (whole(2, 5, 4, 3), whole(3, 3, 4, 3), *EIGHT, torch.float16)),
-    "first_convolution_int8": (
-        OPS.first_convolution_int8,
+    "conv_int8": (OPS.conv_int8, (whole(2, 5, 4, 3), whole(3, 3, 4, 3), *EIGHT, torch.int8)),
+    "conv_int8 to half": (OPS.conv_int8, (whole(2, 5, 4, 3), whole(3, 3, 4, 3), *EIGHT, torch.float16)),
+    "stem_conv_int8": (
+        OPS.stem_conv_int8,
         (floats(2, 5, 4, 1), whole(4, 3, 3, 1), floats(4).abs(), floats(4), 1, 1, 1, True, 50.0),
     ),
-    "convolution_fp8": (
-        OPS.convolution_fp8,
+    "conv_fp8": (
+        OPS.conv_fp8,
         (floats(2, 5, 4, 3).to(FP8), floats(3, 3, 4, 3).to(FP8), *EIGHT, torch.float16),
     ),
     "turn_pixels": (
@@ -95,7 +93,7 @@ def test_a_convolution_is_that_of_pytorch(
 ) -> None:
     x, weight, bias = floats(2, 6, 7, channels), floats(taps, taps, channels, outputs, seed=1), floats(outputs, seed=2)
     expected = F.conv2d(x.permute(0, 3, 1, 2), weight.permute(3, 2, 0, 1), bias, stride, pad).permute(0, 2, 3, 1)
-    got = convolution(x, weight, bias, None, stride, (pad, pad), relu)
+    got = conv(x, weight, bias, None, stride, (pad, pad), relu)
     torch.testing.assert_close(got, expected.relu() if relu else expected)
 
 
@@ -103,7 +101,7 @@ def test_an_int8_convolution_of_scaled_numbers_is_near_that_of_the_numbers() -> 
     x, weight, bias = floats(2, 6, 6, 16), floats(3, 3, 16, 8, seed=1) / 12, floats(8, seed=2)
     x_scale, w_scale = x.abs().max() / 127, weight.abs().amax((0, 1, 2)) / 127
     rounded = (weight / w_scale).round().to(torch.int8).permute(0, 1, 3, 2).contiguous()
-    got = convolution_int8(
+    got = conv_int8(
         (x / x_scale).round().to(torch.int8),
         rounded,
         x_scale * w_scale,
@@ -114,10 +112,10 @@ def test_an_int8_convolution_of_scaled_numbers_is_near_that_of_the_numbers() -> 
         True,
         dtype=torch.float32,
     )
-    expected = convolution(x, weight, bias, None, 1, (1, 1), True)
+    expected = conv(x, weight, bias, None, 1, (1, 1), True)
     assert (got - expected).abs().max() < 0.05
     integers = (x / x_scale).round().to(torch.int8)
-    bytes_out = convolution_int8(integers, rounded, x_scale * w_scale / 0.03, bias / 0.03, None, 1, (1, 1), True)
+    bytes_out = conv_int8(integers, rounded, x_scale * w_scale / 0.03, bias / 0.03, None, 1, (1, 1), True)
     assert torch.equal(bytes_out, (got / 0.03).clamp(-128, 127).round().to(torch.int8))
 
 
@@ -143,23 +141,22 @@ COS = torch.ones(1)
 @pytest.mark.parametrize(
     "call, words",
     [
-        (lambda: convolution(X[0], W, B), r"convolution expects x as \[N, H, W, C\]; got shape \[4, 4, 3\]"),
-        (lambda: convolution(X.double(), W, B), "convolution expects x in float32 or float16 or bfloat16; got float64"),
-        (lambda: convolution(X, W.half(), B), "convolution expects weight in float32; got float16"),
-        (lambda: convolution(X, W[:, :, :2], B), r"weight of shape \[R, S, 3, K\]; got \[3, 3, 2, 4\]"),
-        (lambda: convolution(X, W, B[:2]), r"convolution expects bias of shape \[4\]; got \[2\]"),
-        (lambda: convolution(X, W, B, X), r"convolution expects residual of shape \[1, 2, 2, 4\]"),
-        (lambda: convolution(X, W, B, None, 0), "convolution expects stride of at least 1; got 0"),
-        (lambda: convolution(X, W, B, None, 1, (-1, 0)), "padding of at least 0; got -1 and 0"),
-        (lambda: convolution(X[:, :2], W, B), "at least as large as its filter"),
-        (lambda: convolution(X, W, B, upsampling=3), "upsampling of 1 or 2; got 3"),
-        (lambda: convolution(X, W.to("meta"), B), "all tensors on one device; weight is on meta"),
-        (lambda: first_convolution(floats(1, 9, 9, 15), floats(3, 3, 15, 4), B), r"at most 128; got 3 · 3 · 15"),
-        (lambda: convolution_int8(X, V, S, B), "convolution_int8 expects x in int8; got float32"),
-        (lambda: convolution_int8(I, V, S[:3], B), r"convolution_int8 expects scale of shape \[4\]; got \[3\]"),
-        (lambda: convolution_int8(I, V, S, B, dtype=torch.int32), "gives int8, float16 or float32"),
-        (lambda: first_convolution_int8(I, whole(4, 3, 3, 2), S, B), r"weight of shape \[K, R, S, 3\]"),
-        (lambda: convolution_fp8(I, V, S, B), "convolution_fp8 expects x in float8_e4m3fn; got int8"),
+        (lambda: conv(X[0], W, B), r"conv expects x as \[N, H, W, C\]; got shape \[4, 4, 3\]"),
+        (lambda: conv(X.double(), W, B), "conv expects x in float32 or float16 or bfloat16; got float64"),
+        (lambda: conv(X, W.half(), B), "conv expects weight in float32; got float16"),
+        (lambda: conv(X, W[:, :, :2], B), r"weight of shape \[R, S, 3, K\]; got \[3, 3, 2, 4\]"),
+        (lambda: conv(X, W, B[:2]), r"conv expects bias of shape \[4\]; got \[2\]"),
+        (lambda: conv(X, W, B, X), r"conv expects residual of shape \[1, 2, 2, 4\]"),
+        (lambda: conv(X, W, B, None, 0), "conv expects stride of at least 1; got 0"),
+        (lambda: conv(X, W, B, None, 1, (-1, 0)), "padding of at least 0; got -1 and 0"),
+        (lambda: conv(X[:, :2], W, B), "at least as large as its filter"),
+        (lambda: conv(X, W.to("meta"), B), "all tensors on one device; weight is on meta"),
+        (lambda: stem_conv(floats(1, 9, 9, 15), floats(3, 3, 15, 4), B), r"at most 128; got 3 · 3 · 15"),
+        (lambda: conv_int8(X, V, S, B), "conv_int8 expects x in int8; got float32"),
+        (lambda: conv_int8(I, V, S[:3], B), r"conv_int8 expects scale of shape \[4\]; got \[3\]"),
+        (lambda: conv_int8(I, V, S, B, dtype=torch.int32), "gives int8, float16 or float32"),
+        (lambda: stem_conv_int8(I, whole(4, 3, 3, 2), S, B), r"weight of shape \[K, R, S, 3\]"),
+        (lambda: conv_fp8(I, V, S, B), "conv_fp8 expects x in float8_e4m3fn; got int8"),
         (lambda: turn_pixels(X, COS, COS, dtype=torch.int32), "turn_pixels gives float16"),
         (lambda: turn_pixels(X[:, :3], COS, COS), r"turn_pixels expects x of shape \[N, S, 3, C\]"),
         (lambda: turn_pixels(torch.zeros(1, 1, 1, (1 << 20) + 1), COS, COS), "at most 1,048,576 elements in a row"),

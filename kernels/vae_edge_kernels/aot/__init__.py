@@ -4,8 +4,10 @@
 
 Writes `DIR/sm_NN/NAME.cubin` and `DIR/manifest.json` (for each kernel: entry, arguments in order with the two
 trailing scratch pointers of Triton's calling convention, and for each architecture file, sha256, warps, shared memory
-and the constants that the grid depends on). Two runs with the same Triton write the same bytes. Each architecture
-compiles in a process of its own.
+and the constants that the grid depends on). Two runs with the same Triton write the same bytes.
+
+Each architecture compiles in a process of its own (`aot.worker`). `aot.c_codegen` makes C sources of the machine code
+for the native library; `aot.network_file` packs a network and its machine code into one file.
 """
 
 from __future__ import annotations
@@ -23,12 +25,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from vae_edge.errors import KernelError
-from vae_edge.files import write_json
-from vae_edge.processors import available_cpus
+from vae_edge_kernels.errors import KernelError
 
-SCHEMA = 1
-SPREAD = 8  # programs that an image is spread over, where it is
+MANIFEST_SCHEMA = 1
+CTAS_PER_IMAGE = 8  # programs that share an image, in the kernel that spreads one over several
 # Architecture: where it is found.
 ARCHITECTURES = {
     80: "A100",
@@ -40,7 +40,7 @@ ARCHITECTURES = {
     110: "Jetson Thor",
     120: "RTX 50",
 }
-DEFAULT = (80, 86, 87, 89, 90, 110, 120)
+DEFAULT_ARCHITECTURES = (80, 86, 87, 89, 90, 110, 120)
 RENAMED = {101: "Jetson Thor is sm_110 since CUDA 13, and Triton 3.9 aborts on the old name; ask for 110"}
 
 
@@ -50,15 +50,15 @@ def parse_architectures(text: str) -> tuple[int, ...]:
     Raises:
         KernelError: if one is not known, or is sm_101.
     """
-    chosen = set()
+    architectures = set()
     for part in text.replace(";", ",").split(","):
         number = part.strip().removeprefix("sm_")
         if not number.isdecimal() or int(number) not in ARCHITECTURES:
             known = ", ".join(map(str, ARCHITECTURES))
             reason = RENAMED.get(int(number)) if number.isdecimal() else None
             raise KernelError(f"Architecture {part.strip()!r} is refused: {reason or f'known are {known}'}.")
-        chosen.add(int(number))
-    return tuple(sorted(chosen))
+        architectures.add(int(number))
+    return tuple(sorted(architectures))
 
 
 def check_tools(architectures: Sequence[int]) -> str:
@@ -74,6 +74,7 @@ def check_tools(architectures: Sequence[int]) -> str:
         raise KernelError(
             f"Triton cannot be imported ({error}); install it with: pip install 'triton>=3.6,<3.10'."
         ) from error
+
     for architecture in architectures:
         try:
             path = get_ptxas(architecture).path
@@ -94,7 +95,7 @@ def check_tools(architectures: Sequence[int]) -> str:
 
 def compile_all(
     out: str | os.PathLike[str],
-    architectures: Sequence[int] = DEFAULT,
+    architectures: Sequence[int] = DEFAULT_ARCHITECTURES,
     *,
     ptx: bool = False,
     only: str = "*",
@@ -102,9 +103,9 @@ def compile_all(
     progress: Callable[[str], None] | None = None,
     network: str | None = None,
     label: str = "",
-    programs: int = SPREAD,
+    ctas_per_image: int = CTAS_PER_IMAGE,
 ) -> dict[str, Any]:
-    """Compile every kernel for each architecture into the folder `out`, and give the manifest that was written there.
+    """Compile every kernel for each architecture into the folder `out`, and return the manifest that was written there.
 
     Args:
         out: folder; made if it is missing. What stood in its `sm_NN` folders is replaced.
@@ -113,9 +114,9 @@ def compile_all(
         only: pattern of kernels' names.
         jobs: processes at a time; the number of CPUs if None.
         progress: called with a line when an architecture is done.
-        network: the text of a `plan`, whose network's kernels are compiled in the place of the library's.
-        label: what stands behind the names of these.
-        programs: that an image is spread over, in the kernel that does.
+        network: JSON of a network, whose kernels are compiled instead of the library's.
+        label: appended to the names of the network's kernels.
+        ctas_per_image: programs that share an image, in the kernel that spreads one over several.
 
     Raises:
         KernelError: if a tool is missing, a kernel does not compile, or no kernel fits `only`.
@@ -124,22 +125,37 @@ def compile_all(
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
 
-    def one(architecture: int) -> list[dict[str, Any]]:
+    def compile_one(architecture: int) -> list[dict[str, Any]]:
         start = time.monotonic()
-        entries = _compile_architecture(folder, architecture, ptx, only, network, label, programs)
+        entries = _compile_architecture(folder, architecture, ptx, only, network, label, ctas_per_image)
         if progress is not None:
             size = sum(entry["cubin"]["bytes"] for entry in entries)
             seconds = time.monotonic() - start
             progress(f"sm_{architecture}: {len(entries)} kernels, {size:,} bytes, {seconds:.1f} s")
         return entries
 
-    with ThreadPoolExecutor(jobs or available_cpus()) as pool:
-        compiled = list(pool.map(one, architectures))
-    manifest = {"schema": SCHEMA, "triton": version, "kernels": _merge(compiled)}
+    with ThreadPoolExecutor(jobs or cpu_count()) as pool:
+        compiled = list(pool.map(compile_one, architectures))
+
+    manifest = {"schema": MANIFEST_SCHEMA, "triton": version, "kernels": _merge(compiled)}
     if not manifest["kernels"]:
         raise KernelError(f"No kernel's name fits {only!r}.")
-    write_json(folder / "manifest.json", manifest)
+    write_text(folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     return manifest
+
+
+def cpu_count() -> int:
+    """The CPUs that this process may run on. (Of a container's quota the caller knows: it passes `jobs`.)"""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a file as UTF-8, completely or not at all: a temporary file beside it is renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as scratch:
+        temporary = Path(scratch) / path.name
+        temporary.write_text(content, encoding="utf-8")
+        temporary.replace(path)
 
 
 def _compile_architecture(
@@ -149,21 +165,21 @@ def _compile_architecture(
     only: str,
     network: str | None = None,
     label: str = "",
-    programs: int = SPREAD,
+    ctas_per_image: int = CTAS_PER_IMAGE,
 ) -> list[dict[str, Any]]:
-    """Compile in a process of its own, into a folder that takes its place only when it is complete."""
+    """Compile in a worker process, into a scratch folder that replaces `sm_NN` only when it is complete."""
     with tempfile.TemporaryDirectory(prefix=".compiling-", dir=folder) as scratch:
         made = Path(scratch) / f"sm_{architecture}"
         made.mkdir()
-        command = [sys.executable, "-m", "vae_edge_kernels.aot_worker", str(architecture), str(made), "--only", only]
+        command = [sys.executable, "-m", "vae_edge_kernels.aot.worker", str(architecture), str(made), "--only", only]
         if network is not None:
-            plan = Path(scratch) / "plan.json"
-            plan.write_text(network, encoding="utf-8")
-            command += ["--network", str(plan), "--label", label, "--programs", str(programs)]
-        environment = _worker_environment(Path(scratch) / "cache")
+            path = Path(scratch) / "network.json"
+            path.write_text(network, encoding="utf-8")
+            command += ["--network", str(path), "--label", label, "--ctas-per-image", str(ctas_per_image)]
+
         done = subprocess.run(
             command + ["--ptx"] * ptx,
-            env=environment,
+            env=_worker_environment(Path(scratch) / "cache"),
             capture_output=True,
             text=True,
             encoding="utf-8",
@@ -178,6 +194,7 @@ def _compile_architecture(
                 f"Compiling for sm_{architecture} failed: the compiler's process ended with {how} and said:\n"
                 + "\n".join(last)
             )
+
         entries: list[dict[str, Any]] = json.loads((made / "kernels.json").read_text(encoding="utf-8"))
         (made / "kernels.json").unlink()
         final = folder / made.name
@@ -189,23 +206,19 @@ def _compile_architecture(
 
 def _worker_environment(cache: Path) -> dict[str, str]:
     """The environment of a compiling process: no interpreter, no source paths in the code, no cache from elsewhere."""
-    here = Path(__file__).resolve().parents[1]
-    import vae_edge
-
-    roots = [str(here), str(Path(vae_edge.__file__).resolve().parents[1])]
+    root = str(Path(__file__).resolve().parents[2])
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment |= {
-        "PYTHONPATH": os.pathsep.join(roots + [p for p in [os.environ.get("PYTHONPATH")] if p]),
+    return environment | {
+        "PYTHONPATH": os.pathsep.join([root] + [path for path in [os.environ.get("PYTHONPATH")] if path]),
         "PYTHONHASHSEED": "0",
         "TRITON_CACHE_DIR": str(cache),
         "TRITON_DISABLE_LINE_INFO": "1",
         "TRITON_DEFAULT_FP_FUSION": "1",
     }
-    return environment
 
 
 def _merge(compiled: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Entries by architecture to entries by kernel, each with its machine codes in the order of the architectures."""
+    """Entries by architecture to entries by kernel, each with its machine code in the order of the architectures."""
     kernels: dict[str, dict[str, Any]] = {}
     for entries in compiled:
         for entry in entries:
@@ -222,9 +235,10 @@ def _merge(compiled: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command: 0 when everything was written; 2 and a sentence on stderr otherwise."""
     parser = argparse.ArgumentParser(prog="python -m vae_edge_kernels.aot", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", required=True, help="folder to write")
     known = ", ".join(f"{number} ({where})" for number, where in ARCHITECTURES.items())
-    parser.add_argument("--arch", default=",".join(map(str, DEFAULT)), help=f"architectures: {known}")
+    default = ",".join(map(str, DEFAULT_ARCHITECTURES))
+    parser.add_argument("--out", required=True, help="folder to write")
+    parser.add_argument("--arch", default=default, help=f"architectures: {known}")
     parser.add_argument("--only", default="*", help="compile the kernels whose names fit this pattern")
     parser.add_argument("--ptx", action="store_true", help="keep the PTX beside the machine code")
     parser.add_argument("--jobs", type=int, help="processes at a time (default: number of CPUs)")
@@ -243,7 +257,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     print(f"{len(manifest['kernels'])} kernels by Triton {manifest['triton']} in {options.out}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,242 @@
+"""Lower bounds on paper: the roofline of a network, and the occupancy of a kernel.
+
+Williams, Waterman and Patterson, "Roofline: an insightful visual performance model" (2009): a layer takes at least the
+time that its bytes take at the memory's bandwidth, and at least the time that its operations take at the rate of the
+tensor cores. The cost of a launch itself is not in it; launches are counted separately.
+
+Occupancy: NVIDIA, "CUDA Programming Guide", appendix "Compute Capabilities".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from vae_edge_kernels import plan as plans
+from vae_edge_kernels.errors import KernelError
+from vae_edge_kernels.plan import Layer, Plan
+
+BATCHES = (1, 256)
+POSE_VALUES = 6  # cos θ, sin θ, θ, angle confidence, second angle, its probability
+
+REGISTERS = 65536  # of a multiprocessor
+REGISTER_UNIT = 256  # registers are given to a warp in units of this
+SHARED_UNIT = 128  # bytes of shared memory are given to a block in units of this
+SHARED_PER_BLOCK = 1024  # bytes that a block takes for itself (compute capability 8.0 and later)
+
+
+@dataclass(frozen=True)
+class Device:
+    """Published figures of a GPU: memory bandwidth, and dense multiply-accumulates a second of its tensor cores."""
+
+    name: str
+    architecture: int
+    bytes_per_s: float
+    fp16_macs_per_s: float
+    int8_macs_per_s: float
+
+
+DEVICES = (
+    # Jetson AGX Orin Series technical brief: 204.8 GB/s; GPU 170 sparse INT8 TOPS, so dense 85, and half of it in FP16.
+    Device("Orin", 87, 204.8e9, 42.5e12 / 2, 85e12 / 2),
+    # Jetson Thor (T5000) datasheet: 273 GB/s; 2070 sparse FP4 TFLOPS, so dense FP8 a quarter and FP16 an eighth of it.
+    # It says nothing of INT8, which other GPUs of this generation do at FP8's rate.
+    Device("Thor", 110, 273e9, 258e12 / 2, 517e12 / 2),
+    # H100 SXM5 datasheet: 3.35 TB/s; 989 dense FP16 TFLOPS, 1979 dense INT8 TOPS.
+    Device("H100", 90, 3.35e12, 989e12 / 2, 1979e12 / 2),
+)
+
+
+@dataclass(frozen=True)
+class MultiprocessorLimits:
+    """What one multiprocessor holds at a time."""
+
+    warps: int
+    blocks: int
+    shared_bytes: int
+
+
+LIMITS = {
+    80: MultiprocessorLimits(64, 32, 164 << 10),
+    86: MultiprocessorLimits(48, 16, 100 << 10),
+    87: MultiprocessorLimits(48, 16, 164 << 10),
+    89: MultiprocessorLimits(48, 24, 100 << 10),
+    90: MultiprocessorLimits(64, 32, 228 << 10),
+    100: MultiprocessorLimits(64, 32, 228 << 10),
+    110: MultiprocessorLimits(48, 24, 228 << 10),
+    120: MultiprocessorLimits(48, 24, 100 << 10),
+}
+
+
+def occupancy(architecture: int, registers: int, warps: int, shared_bytes: int) -> float:
+    """The fraction of a multiprocessor's warps, 0 to 1, that programs of a kernel can fill; 0 if not one fits.
+
+    Args:
+        architecture: 87 is sm_87.
+        registers: of a thread.
+        warps: of a program.
+        shared_bytes: of a program.
+
+    Raises:
+        KernelError: if the limits of the architecture are not known.
+    """
+    if architecture not in LIMITS:
+        raise KernelError(f"the limits of sm_{architecture} are not known; known are {', '.join(map(str, LIMITS))}")
+
+    limits = LIMITS[architecture]
+    warp_registers = _round_up(max(registers, 1) * 32, REGISTER_UNIT)
+    block_shared = _round_up(shared_bytes, SHARED_UNIT) + SHARED_PER_BLOCK
+    blocks = min(
+        limits.blocks,
+        limits.warps // warps,
+        REGISTERS // warp_registers // warps,
+        limits.shared_bytes // block_shared,
+    )
+    return blocks * warps / limits.warps
+
+
+def _round_up(size: int, unit: int) -> int:
+    return -(-size // unit) * unit
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What one launch of a network moves and computes for one image."""
+
+    name: str
+    inputs: int  #: bytes read
+    outputs: int  #: bytes written
+    weights: int  #: bytes, read once for a whole batch
+    macs: int  #: multiply-accumulates
+
+    def lower_bound_us(self, device: Device, batch: int, int8: bool) -> float:
+        """The roofline of a batch, in microseconds: the slower of memory and tensor cores."""
+        moved = (self.inputs + self.outputs) * batch + self.weights
+        rate = device.int8_macs_per_s if int8 else device.fp16_macs_per_s
+        return 1e6 * max(moved / device.bytes_per_s, self.macs * batch / rate)
+
+
+def layer_costs(plan: Plan) -> list[LayerCost]:
+    """The launches of a network that runs layer by layer, in order."""
+    return list(_layer_costs(plan))
+
+
+def _layer_costs(plan: Plan) -> Iterator[LayerCost]:
+    element = 1 if plan.int8 else 2
+    pixels = plan.side**2 * plan.channels
+    whole = 4 if plan.int8 else 2  # bytes of an element of what stays floating point
+    if plan.bins:
+        if plan.window:
+            yield LayerCost("circular mask", pixels, whole * pixels, 0, 4 * pixels)
+        seen = whole * pixels if plan.window else pixels
+        yield from _backbone("orientation", plan.layers[: plan.pose_layers], element, seen)
+        yield _linear("orientation head", plan, plans.POSE, element, 4 * (plan.classes + POSE_VALUES))
+    yield LayerCost("rotate", pixels, whole * pixels, 0, 4 * pixels)
+    encoder = plan.layers[plan.pose_layers : plan.pose_layers + plan.trunk_layers]
+    yield from _backbone("encoder", encoder, element, whole * pixels)
+    yield _head(plan, element)
+    if not plan.score.light:
+        middle, last = plan.layers[-2:]
+        first = _linear("decoder 0", plan, plans.FIRST, element, element * plan.grid**2 * plan.width)
+        yield replace(first, inputs=4 * (plan.latent + plan.classes))
+        yield _conv("decoder 1", middle, element, element)
+        yield _conv("decoder 2", last, element, whole)
+        drawn = whole * last.out_side**2 * last.outputs
+        yield LayerCost("error", drawn + whole * pixels, 4, 0, 8 * pixels)
+
+
+def _backbone(name: str, layers: Sequence[Layer], element: int, seen: int) -> Iterator[LayerCost]:
+    for number, layer in enumerate(layers):
+        step = _conv(f"{name} {number}", layer, element, element)
+        yield replace(step, inputs=seen) if number == 0 else step
+        if layer.tap:
+            places = layer.out_side**2 * layer.outputs
+            yield LayerCost(f"{name} pool", element * places, 4 * layer.outputs, 0, places)
+
+
+def _conv(name: str, layer: Layer, element: int, out_element: int) -> LayerCost:
+    weights = layer.taps**2 * layer.inputs * layer.outputs
+    places = layer.out_side**2
+    inputs = element * layer.side**2 * layer.inputs
+    return LayerCost(name, inputs, out_element * places * layer.outputs, element * weights, places * weights)
+
+
+def _linear(name: str, plan: Plan, number: int, element: int, outputs: int) -> LayerCost:
+    layer = plan.linears[number]
+    assert layer is not None
+    weights = layer.inputs * layer.outputs
+    return LayerCost(name, element * layer.inputs, outputs, element * weights, weights)
+
+
+def _head(plan: Plan, element: int) -> LayerCost:
+    """The content head: linear layers to mu, hidden and logits, and the score's projection (float32) and whitening
+    (float16). The whitening matrix is counted once, as if all images of a batch were nearest to the same cluster."""
+    layers = [layer for number in (plans.MU, plans.INNER, plans.OUTER) if (layer := plan.linears[number]) is not None]
+    linear = sum(layer.inputs * layer.outputs for layer in layers)
+    score = plan.score
+    features = plan.pose_tap + plan.tap + plan.latent + plan.classes
+    fitted, whitening = features * (score.components + 1) + score.components * score.clusters, score.components**2
+    inputs = element * layers[0].inputs + 4 * (plan.pose_tap + plan.tap + plan.classes + POSE_VALUES)
+    outputs = 4 * (plan.latent + 2 * plan.classes + 2)
+    weights = element * linear + 4 * fitted + 2 * whitening
+    return LayerCost("content head", inputs, outputs, weights, linear + fitted + whitening)
+
+
+def fused_cost(plan: Plan) -> LayerCost:
+    """The whole network in one launch, whose activations stay in the cache."""
+    steps = layer_costs(plan)
+    weights, macs = sum(step.weights for step in steps), sum(step.macs for step in steps)
+    return LayerCost("one launch", plan.side**2 * plan.channels, 4 * (plan.classes + 5), weights, macs)
+
+
+def bytes_moved(plan: Plan) -> tuple[int, int, int]:
+    """Bytes of one image's activations that go through the GPU's memory: unfused, fused by operator, in one launch.
+
+    Unfused is eager PyTorch: each convolution's output is read and written twice more (normalization with bias, then
+    ReLU), and the image is cast, scaled and rotated by three operators.
+    """
+    element = 1 if plan.int8 else 2
+    pixels = plan.side**2 * plan.channels
+    fused = sum(step.inputs + step.outputs for step in layer_costs(plan))
+    again = sum(4 * element * layer.out_side**2 * layer.outputs for layer in plan.layers if layer.relu)
+    single = fused_cost(plan)
+    return fused + again + 2 * (4 + 4) * pixels, fused, single.inputs + single.outputs
+
+
+def table(plan: Plan, batches: tuple[int, ...] = BATCHES) -> str:
+    """The roofline of a network as a Markdown table: a line for each launch, one for their sum, one for one launch."""
+    steps = layer_costs(plan)
+    heads = [f"{device.name} {batch}" for device in DEVICES for batch in batches]
+    lines = [
+        f"| launch | KiB in | out | weights | MMAC | {' | '.join(heads)} |",
+        "|---" + "|--:" * (4 + len(heads)) + "|",
+    ]
+
+    def line(name: str, step: LayerCost, bounds: list[float]) -> str:
+        sizes = (f"{size / 1024:.1f}" for size in (step.inputs, step.outputs, step.weights))
+        told = (f"{bound:.3f}" if bound < 10 else f"{bound:.1f}" for bound in bounds)
+        return f"| {' | '.join((name, *sizes, f'{step.macs / 1e6:.3f}', *told))} |"
+
+    def bounds(step: LayerCost) -> list[float]:
+        return [step.lower_bound_us(device, batch, plan.int8) for device in DEVICES for batch in batches]
+
+    lines += [line(step.name, step, bounds(step)) for step in steps]
+    sums = [sum(column) for column in zip(*map(bounds, steps), strict=True)]
+    names = ("inputs", "outputs", "weights", "macs")
+    total = LayerCost("", *(sum(getattr(step, name) for step in steps) for name in names))
+    lines.append(line(f"**all {len(steps)}**", total, sums))
+    single = fused_cost(plan)
+    lines.append(line("**one launch**", single, bounds(single)))
+    return "\n".join(lines)
+
+
+def savings(named: Mapping[str, Plan]) -> str:
+    """What fusion saves, as a Markdown table: bytes of an image's activations through memory, and launches."""
+    lines = [
+        "| network | unfused, KiB an image | fused operators | one launch | launches, fused | in one |",
+        "|---" + "|--:" * 5 + "|",
+    ]
+    for name, plan in named.items():
+        told = (f"{size / 1024:.1f}" for size in bytes_moved(plan))
+        lines.append(f"| {' | '.join((name, *told, str(len(layer_costs(plan))), '1'))} |")
+    return "\n".join(lines)

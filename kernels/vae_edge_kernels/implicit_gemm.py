@@ -1,0 +1,191 @@
+"""Implicit GEMM: a convolution as a matrix product whose left matrix is never stored.
+
+    y[n, oy, ox, k] = sum over r, s, c of x[n, oy * stride + r - pad_top, ox * stride + s - pad_left, c] * w[r, s, c, k]
+
+Write m for the output pixel (n, oy, ox) and j for the summed index (r, s, c): y[m, k] = sum over j of a[m, j] * w[j, k]
+is a matrix product. The matrix a ("im2col") repeats each input pixel up to R·S times, so it is never made: a program
+loads the part that it needs from x.
+
+    GEMM    convolution                       tile
+    M       output pixels, N·OH·OW            BLOCK_M
+    N       output channels, K                BLOCK_N
+    K       kernel size · channels, R·S·C     BLOCK_K
+
+Tensors are channels-last: x [N, H, W, C], y [N, OH, OW, K]. The convolution kernels (`conv`) and the whole network
+(`network`) share what is here.
+"""
+
+from __future__ import annotations
+
+import os
+
+import triton
+import triton.language as tl
+
+OUT_OF_IMAGE = tl.constexpr(-(1 << 24))  # a row above every image, also after any kernel row is added
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+def use_split_n(architecture: int | None) -> int:
+    """SPLIT_N of `implicit_gemm_mainloop` for 8-bit operands: 1 on sm_80 to sm_89, else 0."""
+    return int(architecture is not None and architecture // 10 == 8)
+
+
+@triton.jit
+def output_coords(M, out_height, out_width, BLOCK_M: tl.constexpr):
+    """The output pixels of this program: m, n, oy, ox, all [BLOCK_M], and whether m is below M (`row_mask`)."""
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    image_row = m // out_width
+    return m, image_row // out_height, image_row % out_height, m % out_width, m < M
+
+
+@triton.jit
+def in_bounds(index, size):
+    """0 <= index < size in one comparison: as unsigned, a negative index is larger than every size."""
+    return index.to(tl.uint32) < size
+
+
+@triton.jit
+def load_im2col_tile(
+    x_ptr, n, oy, ox, row_mask, height, width, in_channels, kernel_h, kernel_w, stride, pad_top, pad_left,
+    BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Rows of the im2col matrix for output pixels n, oy, ox [BLOCK_M]: all R·S·C columns at once, [BLOCK_M, BLOCK_K].
+
+    For few input channels, where R·S·C <= BLOCK_K. Padding, masked rows and columns from R·S·C on are 0.
+    """
+    # Column k of the im2col matrix is the channel k % C of the kernel position k // C.
+    k = tl.arange(0, BLOCK_K)
+    position = k // in_channels
+    iy = (oy * stride - pad_top)[:, None] + (position // kernel_w)[None, :]
+    ix = (ox * stride - pad_left)[:, None] + (position % kernel_w)[None, :]
+
+    in_image = row_mask[:, None] & in_bounds(iy, height) & in_bounds(ix, width)
+    mask = in_image & (position < kernel_h * kernel_w)[None, :]
+    pixel = (n[:, None] * height + iy).to(tl.int64) * width + ix
+    return tl.load(x_ptr + pixel * in_channels + (k % in_channels)[None, :], mask=mask, other=0)
+
+
+@triton.jit
+def as_dot_operand(x):
+    """An operand of `tl.dot`, unchanged; only the interpreter needs a cast.
+
+    Triton's interpreter holds bfloat16 as 16-bit integers, and its `tl.dot` multiplies their bits (seen with 3.9).
+    There it becomes float32, which holds every bfloat16.
+    """
+    if INTERPRETED and x.dtype == tl.bfloat16:
+        return x.to(tl.float32)
+    return x
+
+
+@triton.jit
+def relu(value, enabled):
+    """max(value, 0) where `enabled` is not 0, else value. NaN stays NaN, as in PyTorch."""
+    lowest = tl.where(enabled != 0, 0.0, float("-inf"))
+    return tl.where(value < lowest, lowest, value)
+
+
+@triton.jit
+def fma(value, factor, addend):
+    """value * factor + addend in float32, rounded once.
+
+    The interpreter's `tl.fma` rounds twice. There the sum is made in float64, as in the references.
+    """
+    if INTERPRETED:
+        return (value.to(tl.float64) * factor + addend).to(tl.float32)
+    return tl.fma(value, factor, addend)
+
+
+@triton.jit
+def quantize_int8(value):
+    """float32 to int8: nearest, half to even, saturated to -128..127; NaN is 0."""
+    value = tl.where(value == value, tl.minimum(tl.maximum(value, -128.0), 127.0), 0.0)  # noqa: PLR0124
+
+    # 1.5 * 2^23: a float32 of this size has no fraction bits, so the addition itself rounds half to even.
+    return ((value + 12582912.0) - 12582912.0).to(tl.int8)
+
+
+@triton.jit
+def implicit_gemm_mainloop(
+    x_ptr, w_ptr, n, oy, ox, row_mask, n_start, height, width, in_channels, out_channels,
+    kernel_h, kernel_w, stride, pad_top, pad_left,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, ACC_DTYPE: tl.constexpr,
+    W_K_MAJOR: tl.constexpr, SPLIT_N: tl.constexpr,
+):  # fmt: skip
+    """acc[m, k] = sum over r, s, c of x[n, oy * stride + r - pad_top, ox * stride + s - pad_left, c] * w[r, s, c, k]
+
+    One step of the loop is one kernel position (r, s) and BLOCK_K input channels.
+
+    Args:
+        x_ptr: [N, height, width, in_channels].
+        w_ptr: [R·S, in_channels, out_channels], or [R·S, out_channels, in_channels] with W_K_MAJOR: the tensor cores
+            read 8-bit operands with the summed index contiguous in both.
+        n, oy, ox, row_mask: the output pixels of the tile, [BLOCK_M], as `output_coords` gives them.
+        n_start: first output channel of the tile.
+        SPLIT_N: 1 for one `tl.dot` each over the even and the odd output channels; the sums are the same. Work-around
+            for 8-bit operands on sm_80 to sm_89: with a single dot Triton 3.9 prefetches operands across iterations,
+            unpacks them to bytes and packs them again (PRMT). A 64×64 int8 tile on sm_87 takes 290 instructions a
+            step with one dot and 125 with two; sm_90 does not need it.
+
+    Returns:
+        acc: [BLOCK_M, BLOCK_N] in ACC_DTYPE.
+    """
+    # Input pixel of kernel position (0, 0). Rows that are masked lie far above the image, so that the bounds check of
+    # the loop covers them as well.
+    iy0 = tl.where(row_mask, oy * stride - pad_top, OUT_OF_IMAGE)
+    ix0 = ox * stride - pad_left
+    k = tl.arange(0, BLOCK_K)
+
+    # Pointers of the first step. Every further step adds one scalar to all of them: the next kernel position is equally
+    # far for every pixel. So the loop has no division and no pointer arithmetic per lane.
+    corner = (n.to(tl.int64) * height + iy0) * width + ix0
+    x_ptrs = x_ptr + corner[:, None] * in_channels + k[None, :]
+
+    DOT_N: tl.constexpr = BLOCK_N // 2 if SPLIT_N else BLOCK_N
+    offs_n = n_start + tl.arange(0, DOT_N) * (2 if SPLIT_N else 1)
+    if W_K_MAJOR:
+        w_ptrs = w_ptr + offs_n[None, :] * in_channels + k[:, None]
+        w_stride_n = in_channels
+        w_stride_k = 1
+    else:
+        w_ptrs = w_ptr + k[:, None] * out_channels + offs_n[None, :]
+        w_stride_n = 1
+        w_stride_k = out_channels
+
+    acc = tl.zeros((BLOCK_M, DOT_N), dtype=ACC_DTYPE)
+    acc_odd = tl.zeros((BLOCK_M, DOT_N), dtype=ACC_DTYPE)
+
+    r, s, c = 0, 0, 0
+    for _ in range(kernel_h * kernel_w * tl.cdiv(in_channels, BLOCK_K)):
+        # Load BLOCK_K channels of the input pixels under kernel position (r, s).
+        iy, ix = iy0 + r, ix0 + s
+        position = r * kernel_w + s
+        k_mask = k < in_channels - c
+        in_image = in_bounds(iy, height) & in_bounds(ix, width)
+        a_ptrs = x_ptrs + ((r * width + s) * in_channels + c)
+        a = as_dot_operand(tl.load(a_ptrs, mask=in_image[:, None] & k_mask[None, :], other=0.0))
+
+        # Load the weights of the same position and channels.
+        b_ptrs = w_ptrs + (position * in_channels * out_channels + c * w_stride_k)
+        b_mask = k_mask[:, None] & (offs_n < out_channels)[None, :]
+        b = as_dot_operand(tl.load(b_ptrs, mask=b_mask, other=0.0))
+
+        # max_num_imprecise_acc matters for fp8 on sm_90 alone, whose tensor cores sum in fewer bits than float32 has:
+        # after this many products their sums are added up in float32.
+        acc = tl.dot(a, b, acc, input_precision="tf32", out_dtype=ACC_DTYPE, max_num_imprecise_acc=BLOCK_K)
+        if SPLIT_N:
+            b_mask = k_mask[:, None] & (offs_n + 1 < out_channels)[None, :]
+            b = as_dot_operand(tl.load(b_ptrs + w_stride_n, mask=b_mask, other=0.0))
+            acc_odd = tl.dot(a, b, acc_odd, input_precision="tf32", out_dtype=ACC_DTYPE, max_num_imprecise_acc=BLOCK_K)
+
+        # Next channels; behind the last ones the next kernel column, behind the last column the next row. multiple_of
+        # tells the compiler that c keeps the loads aligned, which it cannot see through tl.where.
+        c += BLOCK_K
+        c = tl.multiple_of(tl.where(c < in_channels, c, 0), BLOCK_K)
+        s += (c == 0).to(tl.int32)
+        r += (s == kernel_w).to(tl.int32)
+        s = tl.where(s == kernel_w, 0, s)
+
+    if SPLIT_N:
+        acc = tl.join(acc, acc_odd).reshape(BLOCK_M, BLOCK_N)  # even and odd channels back in turn
+    return acc
