@@ -43,7 +43,6 @@ OPERATOR = "conv"
 MAX_M = 2**31 - 1024  # output pixels of a launch: counted in 32 bits, up to a tile beyond the last one
 VECTOR_CHANNELS = 16  # channel counts that are multiples of it are read and written 16 bytes at a time
 FP8_MIN_ARCHITECTURE = 89
-FP8_MAX = tl.constexpr(448.0)  # largest e4m3 number
 
 
 @triton.jit
@@ -238,7 +237,8 @@ def conv_fp8_kernel(
 
     value = relu(value, apply_relu)
     if y_ptr.dtype.element_ty == tl.float8e4nv:
-        value = tl.where(value > FP8_MAX, FP8_MAX, tl.where(value < -FP8_MAX, -FP8_MAX, value))
+        # 448 is the largest e4m3 number. Not tl.clamp: a NaN stays one.
+        value = tl.where(value > 448.0, 448.0, tl.where(value < -448.0, -448.0, value))
     tl.store(y_ptr + offsets, value.to(y_ptr.dtype.element_ty), mask=mask)
 
 
