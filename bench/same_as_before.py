@@ -145,7 +145,7 @@ class Table:
 
     def add(self, section: str, what: str, difference: str, said: str = "equal") -> None:
         """A comparison; `difference` is empty where there is none."""
-        line = f"{section:<9} {what:<44} {'DIFFERS: ' + difference if difference else said}"
+        line = f"{section:<9} {what:<58} {'DIFFERS: ' + difference if difference else said}"
         print(line, flush=True)
         if difference:
             self.failed.append(line)
@@ -317,7 +317,7 @@ def compare_bundles(table: Table, before: Path, after: Path, images: np.ndarray)
     """Every ONNX file of two bundles, their probe images, and the numbers in their manifests."""
     ours, theirs = ({file.name: file for file in sorted(folder.glob("*.onnx"))} for folder in (before, after))
     table.add("export", f"{before.name}: files", "" if [*ours] == [*theirs] else f"{[*ours]} before, {[*theirs]} after")
-    for name in ours.keys() & theirs.keys():
+    for name in sorted(ours.keys() & theirs.keys()):
         made = [equal_files.outputs(file, images) for file in (ours[name], theirs[name])]
         different = [at for at, pair in enumerate(zip(*made, strict=False)) if not same_bits(*pair)]
         difference = f"outputs {different} of {[len(part) for part in made]}" if different else ""
@@ -364,12 +364,12 @@ def files(before: Tree, after: Tree, table: Table) -> None:
     table.add("files", "schema 1", "" if good else "\n".join(said[-15:]), said[-1] if said else "")
 
 
-def compiled(tree: Tree) -> dict[str, Any]:
+def compiled(tree: Tree, architectures: str, networks: str) -> dict[str, Any]:
     """Figures of all machine code, and what `vae-edge kernels check` says of it. Kept by the digest of the sources."""
     import triton
 
     folders = ("kernels/vae_edge_kernels", "vae_edge/model", "vae_edge/ops", "vae_edge/export")
-    key = f"{tree.digest(*folders)}-{triton.__version__}-{ARCHITECTURES}-{NETWORKS}"
+    key = f"{tree.digest(*folders)}-{triton.__version__}-{architectures}-{networks}"
     stored = tree.work / f"kernels-{key}.json"
     if stored.exists():
         return dict(json.loads(stored.read_text()))
@@ -383,7 +383,7 @@ def compiled(tree: Tree) -> dict[str, Any]:
         wrapper.write_text(PTXAS.replace("REAL", f"'{tools / name}'").replace("KEPT", f"'{capture}'"))
         wrapper.chmod(0o755)
         wrappers[variable] = str(wrapper)
-    said = tree.vae_edge(f"kernels check --arch {ARCHITECTURES} --networks {NETWORKS} --json", codes=(0, 2), **wrappers)
+    said = tree.vae_edge(f"kernels check --arch {architectures} --networks {networks} --json", codes=(0, 2), **wrappers)
     with ThreadPoolExecutor(2) as pool:
         code = [*pool.map(lambda ptx: equal_files.machine_code(ptx, tools), sorted(capture.glob("*.ptx")))]
     result = {"code": code, "check": json.loads(said)}
@@ -392,10 +392,10 @@ def compiled(tree: Tree) -> dict[str, Any]:
     return result
 
 
-def kernels(before: Tree, after: Tree, table: Table, gone: Sequence[str]) -> None:
+def kernels(before: Tree, after: Tree, table: Table, gone: Sequence[str], architectures: str, networks: str) -> None:
     """Kernels are matched by their figures, not by their names, which may differ."""
-    ours, theirs = compiled(before), compiled(after)
-    for architecture in (f"sm_{number}" for number in ARCHITECTURES.split(",")):
+    ours, theirs = (compiled(tree, architectures, networks) for tree in (before, after))
+    for architecture in (f"sm_{number}" for number in architectures.split(",")):
         parts = []
         for found in (ours, theirs):
             kept = [one for one in found["code"] if one["architecture"].startswith(architecture)]
@@ -520,6 +520,8 @@ def main() -> int:
     parser.add_argument("after", type=Path, nargs="?", default=HERE.parent, help="of the one after (default: this one)")
     parser.add_argument("--only", action="append", choices=SECTIONS, help="may be repeated (default: all)")
     parser.add_argument("--work", type=Path, help="folder of what is kept (default: under the user's cache)")
+    parser.add_argument("--arch", default=ARCHITECTURES, help=f"of the kernels (default: {ARCHITECTURES})")
+    parser.add_argument("--networks", default=NETWORKS, help=f"presets compiled whole, or none (default: {NETWORKS})")
     parser.add_argument("--gone", action="append", default=[], metavar="PATTERN", help="kernels that may be missing")
     arguments = parser.parse_args()
     cached = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vae-edge-same-as-before"
@@ -535,7 +537,7 @@ def main() -> int:
         "training": lambda: training(before, after, table),
         "export": lambda: exporting(before, after, table),
         "files": lambda: files(before, after, table),
-        "kernels": lambda: kernels(before, after, table, arguments.gone),
+        "kernels": lambda: kernels(before, after, table, arguments.gone, arguments.arch, arguments.networks),
         "overhead": lambda: overhead(before, after, table),
     }
     for section in SECTIONS:

@@ -43,7 +43,6 @@ OPERATOR = "conv"
 MAX_M = 2**31 - 1024  # output pixels of a launch: counted in 32 bits, up to a tile beyond the last one
 VECTOR_CHANNELS = 16  # channel counts that are multiples of it are read and written 16 bytes at a time
 FP8_MIN_ARCHITECTURE = 89
-FP8_MAX = tl.constexpr(448.0)  # largest e4m3 number
 
 
 @triton.jit
@@ -55,10 +54,10 @@ def epilogue(
     bias: float32 [K].  residual: [M, K], read where has_residual is 1.
     """
     mask = row_mask[:, None] & (offs_n < out_channels)[None, :]
-    offsets = m.to(tl.int64)[:, None] * out_channels + offs_n[None, :]
+    acc += tl.load(bias_ptr + offs_n, mask=offs_n < out_channels, other=0.0)[None, :]
 
     # Without a residual the mask is false everywhere, which costs less than a second kernel.
-    acc += tl.load(bias_ptr + offs_n, mask=offs_n < out_channels, other=0.0)[None, :]
+    offsets = m.to(tl.int64)[:, None] * out_channels + offs_n[None, :]
     residual_mask = mask & (offs_n < out_channels * has_residual)[None, :]
     acc += tl.load(residual_ptr + offsets, mask=residual_mask, other=0.0).to(tl.float32)
 
@@ -132,13 +131,13 @@ def stem_conv_kernel(
     """
     m, n, oy, ox, row_mask = output_coords(M, out_height, out_width, BLOCK_M)
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    k = tl.arange(0, BLOCK_K)
 
     # Load.
     a = load_im2col_tile(
         x_ptr, n, oy, ox, row_mask, height, width, in_channels, kernel_h, kernel_w, stride, pad_top, pad_left, BLOCK_K
     )
     a = (a.to(tl.float32) * scale).to(w_ptr.dtype.element_ty)
+    k = tl.arange(0, BLOCK_K)
     w_mask = (k < kernel_h * kernel_w * in_channels)[:, None] & (offs_n < out_channels)[None, :]
     b = tl.load(w_ptr + k[:, None] * out_channels + offs_n[None, :], mask=w_mask, other=0.0)
 
@@ -238,7 +237,8 @@ def conv_fp8_kernel(
 
     value = relu(value, apply_relu)
     if y_ptr.dtype.element_ty == tl.float8e4nv:
-        value = tl.where(value > FP8_MAX, FP8_MAX, tl.where(value < -FP8_MAX, -FP8_MAX, value))
+        # 448 is the largest e4m3 number. Not tl.clamp: a NaN stays one.
+        value = tl.where(value > 448.0, 448.0, tl.where(value < -448.0, -448.0, value))
     tl.store(y_ptr + offsets, value.to(y_ptr.dtype.element_ty), mask=mask)
 
 

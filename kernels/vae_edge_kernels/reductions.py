@@ -9,8 +9,6 @@ import triton.language as tl
 
 from vae_edge_kernels.config import BLOCK_N_CHOICES, KernelSpec, block_n_for, current_architecture, get_config
 
-VARIANCE_FLOOR = tl.constexpr(0.001)  # of a pixel, so that the error of a blank image stays finite
-
 
 @triton.jit
 def avg_pool_kernel(x_ptr, y_ptr, pixels, channels, scale, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
@@ -83,7 +81,8 @@ def reconstruction_error_kernel(
         image = tl.load(image_ptr + offs, mask=offs < size, other=0.0).to(tl.float32)
         variance += tl.sum(tl.where(offs < size, (image - mean) * (image - mean), 0.0), 0)
 
-    root = tl.sqrt(variance) + tl.sqrt(VARIANCE_FLOOR * size)
+    # The variance has a floor of 0.001 a pixel, so that the error of a blank image stays finite.
+    root = tl.sqrt(variance) + tl.sqrt(0.001 * size)
     error = squared_error / (root * root)
 
     score, expected_error = tl.load(score_ptr + n * 2), tl.load(score_ptr + n * 2 + 1)
