@@ -141,12 +141,12 @@ def test_first_frame_of_an_animation_is_taken_and_said(tmp_path: Path) -> None:
 
 
 def test_dark_ink_on_transparency_is_laid_on_white_and_light_ink_on_black() -> None:
-    for ink, page in ((0, 255), (255, 0)):
+    for foreground, background in ((0, 255), (255, 0)):
         image = Image.new("LA", (28, 28), (128, 0))
-        image.paste((ink, 255), (10, 10, 18, 18))
+        image.paste((foreground, 255), (10, 10, 18, 18))
         opened = open_image(image)
         assert opened.mode == "L"
-        assert (opened.getpixel((0, 0)), opened.getpixel((14, 14))) == (page, ink)
+        assert (opened.getpixel((0, 0)), opened.getpixel((14, 14))) == (background, foreground)
 
 
 def test_opaque_alpha_changes_nothing_and_light_pages_with_a_clear_corner_stay_white() -> None:
@@ -294,7 +294,7 @@ def test_background_is_measured_from_borders() -> None:
     assert measure_background(np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)) == "none"
 
 
-# Cropping to the ink
+# Cropping to the foreground
 
 
 @pytest.mark.parametrize("scale", [0.15, 0.5, 1.0])
@@ -303,15 +303,15 @@ def test_ink_fit_gives_a_mnist_like_frame_wherever_the_drawing_stands(scale: flo
     page = drawn_seven((200, 300), scale, transparent)
     moved = Image.new("RGBA", (900, 700), (255, 255, 255, 0 if transparent else 255))
     moved.paste(page, (600, 300))
-    pixels, found = prepare_image(moved, GREY, invert="auto", fit="ink")
-    ink = pixels[..., 0] > 64
-    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
+    pixels, found = prepare_image(moved, GREY, invert="auto", fit="foreground")
+    foreground = pixels[..., 0] > 64
+    rows, columns = np.flatnonzero(foreground.any(axis=1)), np.flatnonzero(foreground.any(axis=0))
     assert 19 <= rows[-1] - rows[0] + 1 <= 21 and columns[-1] - columns[0] < 20
     assert pixels.max() > 200 and np.median(pixels) == 0
     weight = pixels[..., 0].astype(float)
     centre = (weight.sum(axis=0) @ np.arange(28), weight.sum(axis=1) @ np.arange(28)) / weight.sum()
     assert np.abs(centre - 14).max() < 0.6  # in MNIST the centre of mass is on pixel 14
-    assert "cropped to its ink" in found.sentence()
+    assert "cropped to its foreground" in found.sentence()
 
 
 def test_ink_fit_gives_mnists_own_frames_back() -> None:
@@ -324,31 +324,31 @@ def test_ink_fit_gives_mnists_own_frames_back() -> None:
         page = Image.new("RGBA", (900, 700), "white")
         drawing = Image.fromarray(255 - digit).resize((224, 224), Image.Resampling.BICUBIC)
         page.paste(drawing.convert("RGBA"), (int(generator.integers(0, 600)), int(generator.integers(0, 450))))
-        framed, _ = prepare_image(page, GREY, invert="auto", fit="ink")
+        framed, _ = prepare_image(page, GREY, invert="auto", fit="foreground")
         likeness.append(np.corrcoef(framed.ravel(), digit.ravel())[0, 1])
     assert np.median(likeness) > 0.94 and min(likeness) > 0.75  # a frame half a pixel off has a median of 0.85
 
 
 def test_a_small_drawing_is_hinted_at_and_a_large_one_is_not() -> None:
-    assert "--fit ink" in prepare_image(drawn_seven(scale=0.3), GREY)[1].sentence()
-    assert "--fit ink" not in prepare_image(drawn_seven(), GREY)[1].sentence()
+    assert "--fit foreground" in prepare_image(drawn_seven(scale=0.3), GREY)[1].sentence()
+    assert "--fit foreground" not in prepare_image(drawn_seven(), GREY)[1].sentence()
 
 
 def test_auto_fits_as_training_did_and_leaves_pictures_of_the_models_size_alone() -> None:
-    ink, pad = InputSpec(28, 1, "light", 20 / 28, "ink"), InputSpec(28, 1, "light", 20 / 28, "pad")
+    crop, pad = InputSpec(28, 1, "light", 20 / 28, "foreground"), InputSpec(28, 1, "light", 20 / 28, "pad")
     drawing = drawn_seven(scale=0.4)
-    for spec, fit in ((ink, "ink"), (pad, "pad")):
+    for spec, fit in ((crop, "foreground"), (pad, "pad")):
         assert (prepare_image(drawing, spec)[0] == prepare_image(drawing, spec, fit=fit)[0]).all()
-    assert (prepare_image(drawing, ink)[0] != prepare_image(drawing, pad)[0]).any()
+    assert (prepare_image(drawing, crop)[0] != prepare_image(drawing, pad)[0]).any()
     small = drawing.resize((28, 28)).convert("L")
-    assert (prepare_image(small, ink)[0][..., 0] == np.asarray(small)).all()
+    assert (prepare_image(small, crop)[0][..., 0] == np.asarray(small)).all()
     assert InputSpec(28, 1, "dark", 0.7).fit == "pad"  # said where it is wanted
 
 
 def test_nobody_is_told_to_crop_what_training_left_as_small() -> None:
     drawing = drawn_seven(scale=0.3)
-    assert "--fit ink" in prepare_image(drawing, InputSpec(28, 1, "light", 0.7))[1].sentence()
-    assert "--fit ink" not in prepare_image(drawing, InputSpec(28, 1, "light", 0.2))[1].sentence()
+    assert "--fit foreground" in prepare_image(drawing, InputSpec(28, 1, "light", 0.7))[1].sentence()
+    assert "--fit foreground" not in prepare_image(drawing, InputSpec(28, 1, "light", 0.2))[1].sentence()
 
 
 def test_arrays_say_the_fit_that_files_need() -> None:
@@ -358,16 +358,18 @@ def test_arrays_say_the_fit_that_files_need() -> None:
         framed[k, 4:24, 9:19] = generator.integers(200, 256, (20, 10, 1))  # 20 pixels of 28, on pixel 14
         elsewhere[k, 0:20, k % 18 : k % 18 + 10] = 255
     measured = measure_input(framed)
-    assert measured.fit == "ink" and measured.ink == pytest.approx(20 / 28, abs=1e-3)
+    assert measured.fit == "foreground" and measured.foreground_ratio == pytest.approx(20 / 28, abs=1e-3)
     measured = measure_input(elsewhere)
-    assert measured.fit == "pad" and measured.ink == pytest.approx(20 / 28, abs=1e-3)  # the margin for --fit ink
+    assert measured.fit == "pad" and measured.foreground_ratio == pytest.approx(
+        20 / 28, abs=1e-3
+    )  # the margin for --fit foreground
     assert measure_input(generator.integers(0, 256, (40, 28, 28, 3), dtype=np.uint8)).fit == "pad"
 
 
 def test_ink_fit_keeps_a_page_that_has_no_uniform_background_or_no_ink() -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8))
     for image in (noise, Image.new("L", (28, 28), 200)):
-        pixels, found = prepare_image(image, GREY, fit="ink")
+        pixels, found = prepare_image(image, GREY, fit="foreground")
         assert (pixels[..., 0] == np.asarray(image)).all() and "not cropped" in found.sentence()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vae_edge.optional import ShadowedError, import_package, is_installed, shadow, shadows
+from vae_edge.environment import ShadowedError, import_package, is_installed, shadow, shadows
 
 NAME = "jinja2"  # any package with a mark; each test gives it a place of its own
 
@@ -56,7 +56,7 @@ def test_a_real_package_counts_wherever_it_lies(absent: Path, monkeypatch: pytes
 
 def test_an_installed_package_is_not_imported_to_be_found() -> None:
     code = (
-        "import sys; from vae_edge.optional import is_installed\n"
+        "import sys; from vae_edge.environment import is_installed\n"
         "assert is_installed('onnxruntime') and 'onnxruntime' not in sys.modules"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}

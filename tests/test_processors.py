@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vae_edge.processors import available_cpus, cpu_quota, limit_libraries
+from vae_edge.environment import available_cpus, cpu_quota, limit_libraries
 
 V2 = "29 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
 V1 = "31 30 0:27 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid - cgroup cgroup rw,cpu,cpuacct\n"
@@ -159,7 +159,7 @@ def test_a_process_in_a_real_control_group_takes_one_thread_everywhere(half_a_pr
     code = (
         "import os, sys, pathlib\n"
         "pathlib.Path(sys.argv[1], 'cgroup.procs').write_text(str(os.getpid()))\n"
-        "from vae_edge.processors import available_cpus, cpu_quota\n"
+        "from vae_edge.environment import available_cpus, cpu_quota\n"
         "import torch\n"
         "from vae_edge.training.distributed import use_threads\n"
         "print(cpu_quota(), available_cpus(), use_threads(), use_threads(2), use_threads())\n"
@@ -182,7 +182,7 @@ def test_no_other_module_counts_processors() -> None:
         for path in (root / folder).rglob("*.py")
         if asked.search(path.read_text())
     }
-    assert found == {"vae_edge/processors.py", "vae_edge/benchmark/measure.py"}
+    assert found == {"vae_edge/environment.py", "vae_edge/benchmark/measure.py"}
 
 
 def test_the_machines_description_and_the_benchmarks_title_say_the_quota(monkeypatch: pytest.MonkeyPatch) -> None:

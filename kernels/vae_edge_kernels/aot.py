@@ -23,9 +23,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from vae_edge.environment import available_cpus
 from vae_edge.errors import KernelError
 from vae_edge.files import write_json
-from vae_edge.processors import available_cpus
 
 SCHEMA = 1
 SPREAD = 8  # programs that an image is spread over, where it is

@@ -10,8 +10,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from vae_edge.environment import available_cpus
 from vae_edge.errors import KernelError
-from vae_edge.processors import available_cpus
 from vae_edge_kernels import aot, machine_code
 from vae_edge_kernels.aot_worker import compile_variant, wanted
 from vae_edge_kernels.machine_code import MachineCode

@@ -8,7 +8,7 @@ from data_makers import some_images, write_image_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vae_edge.data import LabelledImages, apart_from, check_apart, count_copies, holdout, load_dataset
+from vae_edge.data import LabelledImages, check_no_leakage, count_duplicates, drop_duplicates_of, holdout, load_dataset
 from vae_edge.data.splits import permutation
 from vae_edge.errors import DataError
 
@@ -26,12 +26,12 @@ def kinds(data: LabelledImages) -> list[int]:
 
 def test_copies_are_counted_pixel_by_pixel() -> None:
     data = LabelledImages(some_images(20, channels=3), np.arange(20) % 2, ("a", "b"))
-    assert count_copies(data) == 0
+    assert count_duplicates(data) == 0
     data.images[[7, 12]] = data.images[3]
     data.images[19] = data.images[0]
-    assert count_copies(data) == 3
+    assert count_duplicates(data) == 3
     data.images[7, 27, 27, 2] ^= 1
-    assert count_copies(data) == 2
+    assert count_duplicates(data) == 2
 
 
 def test_copies_stay_on_one_side_and_the_share_is_kept() -> None:
@@ -93,23 +93,23 @@ def test_a_class_of_copies_of_one_picture_is_refused() -> None:
 def test_a_planted_leak_is_found_and_named() -> None:
     data = pictures(list(range(40)), [0] * 20 + [1] * 20)
     kept, held = holdout(data, 0.2, 0)
-    check_apart(kept, held)
-    check_apart(kept, held, unlabelled=some_images(5, channels=1))
+    check_no_leakage(kept, held)
+    check_no_leakage(kept, held, unlabelled=some_images(5, channels=1))
     planted = kept.images.copy()
     planted[7] = held.images[5]
     leaky = LabelledImages(planted, kept.labels, kept.classes)
     with pytest.raises(DataError, match=r"1 of the 8 held-out images .* images to train on.*number 5 \(class b\)"):
-        check_apart(leaky, held)
+        check_no_leakage(leaky, held)
     with pytest.raises(DataError, match=r"2 of the 8 held-out images .* unlabelled images to train on"):
-        check_apart(kept, held, unlabelled=np.concatenate([some_images(5, channels=1), held.images[[1, 3]]]))
+        check_no_leakage(kept, held, unlabelled=np.concatenate([some_images(5, channels=1), held.images[[1, 3]]]))
 
 
 def test_unlabelled_copies_of_held_out_images_are_taken_out() -> None:
     held = pictures([1, 2, 3, 4], [0, 0, 1, 1])
     others = some_images(6, channels=1)
-    assert apart_from(others, held.images) is others
+    assert drop_duplicates_of(others, held.images) is others
     mixed = np.concatenate([others[:3], held.images[[2, 0]], others[3:]])
-    np.testing.assert_array_equal(apart_from(mixed, held.images), others)
+    np.testing.assert_array_equal(drop_duplicates_of(mixed, held.images), others)
 
 
 def test_a_folder_in_which_every_file_was_copied_is_split_without_a_leak(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_folder_in_which_every_file_was_copied_is_split_without_a_leak(tmp_pat
     for file in list(tmp_path.glob("*/*.png")):
         file.with_name(f"copy of {file.name}").write_bytes(file.read_bytes())
     data = load_dataset(tmp_path).train
-    assert count_copies(data) == 16
+    assert count_duplicates(data) == 16
     kept, held = holdout(data, 0.25, 0)
-    check_apart(kept, held)
+    check_no_leakage(kept, held)
     assert np.bincount(held.labels).tolist() == [4, 4]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vae_edge.data import LabelledImages
-from vae_edge.data.contact_sheet import contact_sheet
+from vae_edge.data.transforms import contact_sheet
 
 
 def plain(labels: list[int], values: list[int], angles: list[float] | None = None, channels: int = 1) -> LabelledImages:

@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 from PIL.Image import Resampling
 
-from vae_edge.data import LabelledImages, rotated
-from vae_edge.data.transforms import wrap_deg
+from vae_edge.data import LabelledImages, rotate_dataset
+from vae_edge.data.transforms import wrap_degrees
 from vae_edge.errors import ConfigError
 
 torch = pytest.importorskip("torch", reason="augmentation is PyTorch's")
-from vae_edge.data.augment import NUMBERS, affine_augment  # noqa: E402
+from vae_edge.data.augment import RANDOMS_PER_IMAGE, affine_augment  # noqa: E402
 from vae_edge.ops.turn import turn  # noqa: E402
 
 
@@ -35,43 +35,43 @@ def angle_of_mark(image: np.ndarray) -> float:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_angle_said_is_the_angle_seen(channels: int) -> None:
-    data = rotated(marked(channels=channels))
+    data = rotate_dataset(marked(channels=channels))
     seen = np.array([angle_of_mark(image) for image in data.images])
-    assert np.abs(wrap_deg(seen - data.angles_deg)).max() < 1.5
+    assert np.abs(wrap_degrees(seen - data.angles_deg)).max() < 1.5
     assert data.angles_deg.dtype == np.float32 and data.images.dtype == np.uint8
 
 
 def test_angles_are_uniform_within_the_range_and_repeat_for_a_seed() -> None:
     data = marked(4000)
     for range_deg in (30.0, 180.0):
-        angles = rotated(data, range_deg).angles_deg
+        angles = rotate_dataset(data, range_deg).angles_deg
         assert np.abs(angles).max() <= range_deg
         counts = np.histogram(angles, 10, (-range_deg, range_deg))[0]
         assert counts.sum() == 4000 and np.abs(counts / 400 - 1).max() < 0.2
-    first, again, other = (rotated(marked(), seed=seed) for seed in (1, 1, 2))
+    first, again, other = (rotate_dataset(marked(), seed=seed) for seed in (1, 1, 2))
     assert (first.images == again.images).all() and (first.angles_deg == again.angles_deg).all()
     assert (first.angles_deg != other.angles_deg).any()
 
 
 def test_turning_again_adds_up_and_no_range_turns_nothing() -> None:
-    once = rotated(marked())
-    twice = rotated(once, seed=9)
+    once = rotate_dataset(marked())
+    twice = rotate_dataset(once, seed=9)
     assert twice.angles_deg.max() <= 180 and twice.angles_deg.min() > -180
     seen = np.array([angle_of_mark(image) for image in twice.images])
-    assert np.abs(wrap_deg(seen - twice.angles_deg)).max() < 3
-    assert (rotated(marked(), 0).images == marked().images).all()
+    assert np.abs(wrap_degrees(seen - twice.angles_deg)).max() < 3
+    assert (rotate_dataset(marked(), 0).images == marked().images).all()
     for wrong in (-1, 181, float("nan")):
         with pytest.raises(ConfigError, match="0 to 180"):
-            rotated(marked(), wrong)
+            rotate_dataset(marked(), wrong)
 
 
 def test_angles_wrap_into_the_half_open_circle() -> None:
-    assert wrap_deg(np.array([0.0, 180, -180, 190, -190, 540])).tolist() == [0, 180, 180, -170, 170, 180]
+    assert wrap_degrees(np.array([0.0, 180, -180, 190, -190, 540])).tolist() == [0, 180, 180, -170, 170, 180]
 
 
 def test_sixty_thousand_images_turn_in_seconds() -> None:
     started = time.perf_counter()
-    rotated(marked(6000))
+    rotate_dataset(marked(6000))
     assert time.perf_counter() - started < 2  # a tenth of 20 s; about 0.2 s on a quiet machine
 
 
@@ -83,7 +83,7 @@ def test_augmentation_tells_the_angle_that_it_turned_by() -> None:
     images, angle_rad = affine_augment(tensors(), torch.Generator().manual_seed(0), 180)
     pages = (images * 255).permute(0, 2, 3, 1).numpy()
     seen = np.array([angle_of_mark(page) for page in pages])
-    assert np.abs(wrap_deg(seen - np.degrees(angle_rad.numpy()))).max() < 1
+    assert np.abs(wrap_degrees(seen - np.degrees(angle_rad.numpy()))).max() < 1
     assert float(angle_rad.max()) > 2 and float(angle_rad.min()) < -2
 
 
@@ -139,7 +139,7 @@ def test_all_together_is_the_product_of_its_parts_on_a_far_point() -> None:
     """Scale and turn leave the mark's distance from the middle scaled, wherever the shift then moves it."""
     still = tensors(200)
     changed, angle_rad = affine_augment(still, torch.Generator().manual_seed(3), 180, scale=0.1, shift=2 / 28)
-    draws = torch.rand(200, NUMBERS, generator=torch.Generator().manual_seed(3)).T * 2 - 1
+    draws = torch.rand(200, RANDOMS_PER_IMAGE, generator=torch.Generator().manual_seed(3)).T * 2 - 1
     size, shift = 1 + draws[1] * 0.1, draws[3:5].T * 2
     x, y = centre(still).T
     cos, sin = angle_rad.cos(), angle_rad.sin()

@@ -37,7 +37,7 @@ def open_data(arguments: argparse.Namespace, prepared_as: Any = None) -> Any:
 
 def left_out_lines(dataset: Any) -> Iterator[str]:
     """What is left out of a data set, by reason, with the first names; of broken images what is wrong with each."""
-    from vae_edge.data.image_files import BROKEN, summarize
+    from vae_edge.data.folder import BROKEN, summarize
 
     if not dataset.left_out:
         return
@@ -70,19 +70,19 @@ def left_out_json(dataset: Any) -> list[dict[str, Any]]:
 
 def fetch(arguments: argparse.Namespace) -> None:
     """`vae-edge data fetch`."""
-    from vae_edge.data.fetch import fetch
+    from vae_edge.data import fetch_dataset
 
     folder = arguments.out or os.environ.get("VAE_EDGE_DATA") or "data"
-    path = fetch(arguments.name, folder, base_url=arguments.base_url)
+    path = fetch_dataset(arguments.name, folder, base_url=arguments.base_url)
     result = {"data": arguments.name, "path": str(path)}
     emit(result, arguments.json, lambda: iter([f"{arguments.name} is in {path}: vae-edge train --data {path} …"]))
 
 
 def show(arguments: argparse.Namespace) -> None:
     """`vae-edge data show`."""
-    from vae_edge.data import count_copies, load_dataset
-    from vae_edge.data.contact_sheet import contact_sheet
-    from vae_edge.data.splits import leaked
+    from vae_edge.data import count_duplicates, load_dataset
+    from vae_edge.data.splits import duplicates_of
+    from vae_edge.data.transforms import contact_sheet
     from vae_edge.files import atomic_path
 
     dataset = load_dataset(arguments.data, arguments.size, arguments.channels, arguments.fit, strict=arguments.strict)
@@ -94,19 +94,19 @@ def show(arguments: argparse.Namespace) -> None:
             "images": len(half),
             "shape": list(half.images.shape[1:]),
             "by_class": dict(zip(half.classes, counts.tolist(), strict=True)),
-            "copies": count_copies(half),
+            "copies": count_duplicates(half),
         }
     if dataset.unlabelled is not None:
         result["unlabelled"] = {"images": len(dataset.unlabelled)}
     if dataset.train is not None and dataset.test is not None:
-        result["test"]["also_in_train"] = int(leaked(dataset.test.images, dataset.train.images).sum())
+        result["test"]["also_in_train"] = int(duplicates_of(dataset.test.images, dataset.train.images).sum())
     if dataset.input is not None:
         result["prepared"] = {"fit": dataset.input.fit, "depth": dataset.input.depth, "notes": list(dataset.notes)}
     result["left_out"] = left_out_json(dataset)
-    if arguments.sheet:
-        with atomic_path(arguments.sheet) as temporary:
+    if arguments.contact_sheet:
+        with atomic_path(arguments.contact_sheet) as temporary:
             contact_sheet(next(iter(halves.values()))).save(temporary, "PNG")
-        result["sheet"] = arguments.sheet
+        result["contact_sheet"] = arguments.contact_sheet
 
     def lines() -> Iterator[str]:
         yield f"{dataset.name} ({dataset.source})"
