@@ -86,15 +86,15 @@ def show(arguments: argparse.Namespace) -> None:
     from vae_edge.files import atomic_path
 
     dataset = load_dataset(arguments.data, arguments.size, arguments.channels, arguments.fit, strict=arguments.strict)
-    halves = {name: half for name, half in (("train", dataset.train), ("test", dataset.test)) if half is not None}
+    splits = {name: split for name, split in (("train", dataset.train), ("test", dataset.test)) if split is not None}
     result: dict[str, Any] = {"name": dataset.name, "source": dataset.source, "classes": list(dataset.classes)}
-    for name, half in halves.items():
-        counts = np.bincount(half.labels, minlength=len(half.classes))
+    for name, split in splits.items():
+        counts = np.bincount(split.labels, minlength=len(split.classes))
         result[name] = {
-            "images": len(half),
-            "shape": list(half.images.shape[1:]),
-            "by_class": dict(zip(half.classes, counts.tolist(), strict=True)),
-            "copies": count_duplicates(half),
+            "images": len(split),
+            "shape": list(split.images.shape[1:]),
+            "by_class": dict(zip(split.classes, counts.tolist(), strict=True)),
+            "duplicates": count_duplicates(split),
         }
     if dataset.unlabelled is not None:
         result["unlabelled"] = {"images": len(dataset.unlabelled)}
@@ -105,18 +105,18 @@ def show(arguments: argparse.Namespace) -> None:
     result["left_out"] = left_out_json(dataset)
     if arguments.contact_sheet:
         with atomic_path(arguments.contact_sheet) as temporary:
-            contact_sheet(next(iter(halves.values()))).save(temporary, "PNG")
+            contact_sheet(next(iter(splits.values()))).save(temporary, "PNG")
         result["contact_sheet"] = arguments.contact_sheet
 
     def lines() -> Iterator[str]:
         yield f"{dataset.name} ({dataset.source})"
         yield from (f"  {note}" for note in dataset.notes)
-        for name in halves:
+        for name in splits:
             part = result[name]
             yield f"  {name}: {part['images']} images of {'×'.join(map(str, part['shape']))}"
             yield "    " + ", ".join(f"{label} {count}" for label, count in part["by_class"].items())
-            if part["copies"]:
-                yield f"    {part['copies']} of them repeat another one pixel by pixel"
+            if part["duplicates"]:
+                yield f"    {part['duplicates']} of them repeat another one pixel by pixel"
             if part.get("also_in_train"):
                 yield f"    {part['also_in_train']} of them are training images too: figures on them are too good"
         if "unlabelled" in result:

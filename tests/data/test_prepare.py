@@ -71,7 +71,7 @@ def test_drawings_framed_as_cropping_would_frame_them_are_cropped(tmp_path: Path
     assert any("cropped to their foreground (fit foreground)" in note for note in dataset.notes)
 
 
-def test_one_page_that_is_not_even_or_empty_keeps_all_pages_whole(tmp_path: Path) -> None:
+def test_one_image_without_uniform_background_or_foreground_keeps_all_images_padded(tmp_path: Path) -> None:
     for name, odd in (("noise", photographs(1)[0]), ("empty", Image.new("L", (140, 140), 255))):
         dataset = load_dataset(write(tmp_path / name, [*centred(), odd]))
         assert dataset.input.fit == "pad", name

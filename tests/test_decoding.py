@@ -59,7 +59,7 @@ def as_a_whole(image: Image.Image, spec: InputSpec) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [(2600, 1900), (3000, 37), (5, 4095), (4500, 4100), (70_000, 3)])
 @pytest.mark.parametrize("bands", ["L", "RGB"])
-def test_a_large_page_gives_the_pixels_of_one_that_is_converted_as_a_whole(size: tuple[int, int], bands: str) -> None:
+def test_a_large_image_gives_the_pixels_of_one_that_is_converted_as_a_whole(size: tuple[int, int], bands: str) -> None:
     image = pattern(*size) if bands == "L" else colours(pattern(*size))
     spec = InputSpec(64, len(bands), "none")
     np.testing.assert_array_equal(prepare_image(image, spec)[0], as_a_whole(image, spec))

