@@ -22,7 +22,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from vae_edge.data import load_dataset, rotated
+from vae_edge.data import load_dataset, rotate_dataset
 from vae_edge.export.layers import read_layers
 from vae_edge.export.probes import evaluate
 from vae_edge.model import AngleVAE
@@ -121,7 +121,7 @@ def main() -> int:
     held = data.train if data.test is None else data.test
     some = held.take(np.arange(min(arguments.images, len(held))))
     quantized, temperature = onnx.load(files["int8"]), float(model.temperature)
-    for name, images in (("upright", some.images), ("turned", rotated(some).images)):
+    for name, images in (("upright", some.images), ("turned", rotate_dataset(some).images)):
         in_int8 = fused(model, images, quantized)
         by_runtime = {precision: run(file, images) for precision, file in files.items()}
         for what, found, expected in (

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from vae_edge.benchmark import time_in_turns
 from vae_edge.bundle import ModelEntry, load_bundle
 from vae_edge.cli.deploy import export_run
-from vae_edge.data import Dataset, LabelledImages, rotated, rotation_range
+from vae_edge.data import Dataset, LabelledImages, rotate_dataset, rotation_range
 from vae_edge.data.splits import permutation
-from vae_edge.data.transforms import KINDS, make_unknown
+from vae_edge.data.transforms import OOD_KINDS, make_ood_images
 from vae_edge.experiments import baselines
 from vae_edge.export import quantize_with
 from vae_edge.export.onnx_file import ClassifierGraph, check_parity, to_onnx
@@ -134,10 +134,10 @@ def unknown_images(
     judges: LabelledImages, range_deg: float, clothes: LabelledImages | None, seed: int
 ) -> dict[str, NDArray[np.uint8]]:
     """As many unknown images of each kind as there are judges, turned as far as these are."""
-    found = {kind: make_unknown(judges.images, kind, seed + UNKNOWN, range_deg) for kind in KINDS}
+    found = {kind: make_ood_images(judges.images, kind, seed + UNKNOWN, range_deg) for kind in OOD_KINDS}
     if clothes is not None:
         drawn = clothes.take(permutation(len(clothes), seed, stream=CLOTHES_DRAWN)[: len(judges)])
-        found[CLOTHES] = rotated(drawn, range_deg, seed + UNKNOWN).images if range_deg else drawn.images
+        found[CLOTHES] = rotate_dataset(drawn, range_deg, seed + UNKNOWN).images if range_deg else drawn.images
     return found
 
 

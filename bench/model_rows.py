@@ -80,7 +80,7 @@ SECOND_ANGLE = (
     *(
         Goal(
             f"angle error, median, of the {half} half by concentration",
-            ("angle_error_deg", "by_concentration", f"median_of_the_{half}_half"),
+            ("angle_error_deg", "by_angle_confidence", f"median_of_the_{half}_half"),
             unit="°",
             scale=1,
             lower=True,

@@ -15,7 +15,7 @@ import torch
 from model_rows import Row
 from torch import nn
 
-from vae_edge.data import Dataset, LabelledImages, check_apart, load_dataset, rotated
+from vae_edge.data import Dataset, LabelledImages, check_no_leakage, load_dataset, rotate_dataset
 from vae_edge.data.splits import permutation
 from vae_edge.errors import DataError
 from vae_edge.experiments import baselines
@@ -132,10 +132,10 @@ def turned_by_fixed_angles(dataset: Dataset, take: tuple[int, int], seed: int) -
     order = permutation(len(half), seed, stream=TAKEN)
     fill = measure_input(half.images).fill
     first, others = half.take(order[: take[0]]), half.take(order[take[0] : sum(take)])
-    check_apart(first, others)
+    check_no_leakage(first, others)
     name = f"{take[0]} of {dataset.name}, turned"
-    turned = rotated(first, 180.0, seed + ANGLES, fill)
-    return Dataset(name, dataset.source, turned, None), rotated(others, 180.0, seed + ANGLES + 1, fill)
+    turned = rotate_dataset(first, 180.0, seed + ANGLES, fill)
+    return Dataset(name, dataset.source, turned, None), rotate_dataset(others, 180.0, seed + ANGLES + 1, fill)
 
 
 def fit_ours(ground: Ground, folder: Path, progress: Progress | None = None) -> dict[str, Any]:

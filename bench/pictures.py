@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from vae_edge.cli.train import resolve_split
 from vae_edge.data import LabelledImages, load_dataset, rotation_range, select_split
-from vae_edge.data.transforms import KINDS, make_unknown
+from vae_edge.data.transforms import OOD_KINDS, make_ood_images
 from vae_edge.errors import VaeEdgeError
 from vae_edge.metrics import wrap_degrees
 from vae_edge.report import galleries
@@ -74,8 +74,8 @@ def look(run: Path, data: str, unknown: Sequence[str], seed: int) -> Seen:
     split = resolve_split("auto", dataset, config.data, run)
     held = select_split(dataset, split, config.data["holdout_fraction"], config.data["seed"])
     images = held if held.angles_deg is not None else as_trained(held, config, seed + 1)
-    letters_turn_deg = rotation_range(config.training.rotation) if config.model.pose else 0.0
-    strange = {kind: make_unknown(images.images, kind, seed, letters_turn_deg) for kind in KINDS}
+    letters_rotation_deg = rotation_range(config.training.rotation) if config.model.pose else 0.0
+    strange = {kind: make_ood_images(images.images, kind, seed, letters_rotation_deg) for kind in OOD_KINDS}
     for name in unknown:
         other = load_dataset(name, prepared_as=config.input)
         half = other.test if other.test is not None else other.train

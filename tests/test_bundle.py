@@ -76,7 +76,7 @@ def test_what_was_written_is_read_back(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize(
     "spec",
-    [InputSpec(28, 1, "light", 0.7, "ink", 12), InputSpec(64, 3, "none"), InputSpec(64, 3, "dark", 0.5, "pad")],
+    [InputSpec(28, 1, "light", 0.7, "foreground", 12), InputSpec(64, 3, "none"), InputSpec(64, 3, "dark", 0.5, "pad")],
     ids=["grey drawings of 12 bits", "photographs", "padded drawings"],
 )
 def test_how_files_are_prepared_comes_along(tmp_path: Path, spec: InputSpec) -> None:
@@ -86,9 +86,9 @@ def test_how_files_are_prepared_comes_along(tmp_path: Path, spec: InputSpec) -> 
     assert stored.get("color_order") == ("rgb" if spec.channels == 3 else None)
 
 
-@pytest.mark.parametrize(("ink", "fit"), [(0.7, "ink"), (None, "pad")])
+@pytest.mark.parametrize(("ink", "fit"), [(0.7, "foreground"), (None, "pad")])
 def test_bundles_of_before_prepare_files_as_they_did(bundle: Bundle, ink: float | None, fit: str) -> None:
-    """They cropped to the ink where they had its share, and read 16-bit files by their full range."""
+    """They cropped to the foreground where they had its ratio, then called `ink`; 16-bit files had their full range."""
     edit(bundle, lambda m: m.update(input={"size": 28, "channels": 1, "background": "dark", "ink": ink}))
     assert load_bundle(bundle.path).input == InputSpec(28, 1, "dark", ink, fit, None)
     edit(bundle, lambda m: m["input"].pop("ink"))
@@ -174,8 +174,8 @@ def _set(*keys: Any, to: Any) -> Callable[[dict[str, Any]], None]:
         (_set("input", "size", to=0), "side of the image"),
         (_set("input", "channels", to=4), "1 or 3"),
         (_set("input", "background", to="blue"), "dark, light or none"),
-        (_set("input", "fit", to="stretch"), "'fit' should be pad or ink"),
-        (_set("input", "fit", to=None), "'fit' should be pad or ink"),
+        (_set("input", "fit", to="stretch"), "'fit' should be pad or foreground"),
+        (_set("input", "fit", to=None), "'fit' should be pad or foreground"),
         (_set("input", "depth", to=11), "'depth' should be null or 8"),
         (_set("input", "depth", to=12.0), "'depth' should be null or 8"),
         (_set("input", "color_order", to="bgr"), "'color_order' should be rgb"),

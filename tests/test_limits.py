@@ -28,7 +28,7 @@ def test_sizes_in_the_document_are_those_of_the_code() -> None:
         "image file": limits.MAX_IMAGE_BYTES,
         "arrays": limits.MAX_ARRAY_BYTES,
         "probe images": limits.MAX_PROBE_BYTES,
-        "`vae-edge verify`": limits.VERIFY_BYTES,
+        "`vae-edge verify`": limits.MAX_VERIFY_BYTES,
     }
     for name, size in sizes.items():
         number, unit = re.search(r"(\d+) (MiB|GiB)", row(name)).groups()  # type: ignore[union-attr]
@@ -47,7 +47,7 @@ def test_numbers_in_the_document_are_those_of_the_code() -> None:
         "ONNX file": [limits.MAX_NODES, limits.MAX_TENSORS, limits.MAX_RANK],
         "image": [limits.MAX_IMAGE_BYTES >> 30],
         "probe images": [limits.MAX_PROBES],
-        "`vae-edge verify`": [int(limits.VERIFY_SECONDS)],
+        "`vae-edge verify`": [int(limits.MAX_VERIFY_SECONDS)],
     }
     for name, values in numbers.items():
         for value in values:

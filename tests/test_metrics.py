@@ -104,12 +104,12 @@ def test_summary_says_what_the_second_angle_and_the_concentration_are_worth():
         first,
         np.zeros(4),
         second_angles_deg=second,
-        concentrations=np.array([0.9, 0.1, 0.2, 0.8]),
+        angle_confidences=np.array([0.9, 0.1, 0.2, 0.8]),
     )
     errors = result["angle_error_deg"]
     assert errors["beyond_90"] == 0.5 and errors["either_of_two"]["beyond_90"] == 0.0
     assert errors["either_of_two"]["mean"] == pytest.approx((0 + 8 + 1 + 4) / 4)
-    assert errors["by_concentration"] == {"median_of_the_surer_half": 2.0, "median_of_the_other_half": 174.5}
+    assert errors["by_angle_confidence"] == {"median_of_the_surer_half": 2.0, "median_of_the_other_half": 174.5}
     assert result["expected_calibration_error"] == 0.0
 
 

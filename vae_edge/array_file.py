@@ -1,7 +1,7 @@
-"""NumPy archives (`.npz`) of others, read within bounds: nothing is unpickled, evaluated, or larger than it says.
+"""Read untrusted NumPy archives (`.npz`) within bounds: nothing is unpickled, evaluated, or larger than it says.
 
-NumPy's own reader evaluates a header as Python and asks for as much memory as it promises. Here the header is matched
-by a regular expression, what it promises must be what the archive holds, and only stored and deflated members are read.
+NumPy's reader evaluates a header as Python and allocates what it promises. Here the header is matched by a regular
+expression, what it promises must be what the archive holds, and only stored and deflated members are read.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import numpy as np
 from vae_edge.limits import MAX_MEMBERS, MAX_RANK
 
 _MAGIC = b"\x93NUMPY"
-_MAX_HEADER = 4096
+_MAX_HEADER_BYTES = 4096
 _HEADER = re.compile(
     r"\s*\{\s*'descr'\s*:\s*'([<>=|]?[a-zA-Z][0-9]*)'\s*,\s*'fortran_order'\s*:\s*(True|False)\s*,"
     r"\s*'shape'\s*:\s*\(([0-9,\sL]*)\)\s*,?\s*\}\s*"
 )
 _DEFLATE_LIMIT = 1032
-"""Deflate cannot make a file more than 1032 times smaller (zlib's technical details)."""
+"""Deflate compresses by at most this factor (zlib's technical details)."""
 _KINDS = "biufU"
 _SURROGATES = (0xD800, 0xDFFF)
 _MAX_CODE_POINT = 0x10FFFF
@@ -36,18 +36,19 @@ def read_arrays(
 
     Args:
         file: opened for reading, at its beginning.
-        max_bytes: of all that is wanted, unpacked.
-        wanted: whether an array of this name is read; None is all.
+        max_bytes: of all arrays read, unpacked.
+        wanted: whether to read the array of this name. None: all.
 
     Raises:
-        ValueError: with what is wrong, as a clause about "it". Nothing else is raised, but OSError for a failing disk.
+        ValueError: what is wrong, as a clause about "it".
+        OSError: the disk fails. Nothing else is raised.
     """
     try:
         with zipfile.ZipFile(file) as archive:
             return _read_all(archive, max_bytes, wanted)
     except (ValueError, OSError):
         raise
-    except Exception as error:  # zipfile raises struct.error, KeyError, OverflowError and others of damaged bytes
+    except Exception as error:  # damaged bytes make zipfile raise struct.error, KeyError, OverflowError and others
         raise ValueError(f"it is no readable archive ({str(error) or type(error).__name__})") from error
 
 
@@ -76,8 +77,8 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, left: int) -
         raise ValueError(f"{where} is compressed by method {member.compress_type}; only stored and deflated are read")
     if member.flag_bits & 1:
         raise ValueError(f"{where} is encrypted")
-    most = max(member.compress_size, 1) * _DEFLATE_LIMIT
-    if member.file_size > left or member.file_size > most:
+    max_size = max(member.compress_size, 1) * _DEFLATE_LIMIT
+    if member.file_size > left or member.file_size > max_size:
         raise ValueError(f"{where} promises {member.file_size} bytes, which is more than is read, or than it can hold")
     with archive.open(member) as file:
         dtype, shape, fortran, start = _read_header(file, where)
@@ -88,20 +89,20 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, left: int) -
             )
         values = np.empty(count, dtype)
         _fill(file, values.view(np.uint8).data if count and dtype.itemsize else memoryview(b""), where)
-        file.read(1)  # at the end the sum of the member is compared
+        file.read(1)  # at its end zipfile verifies the checksum
     if dtype.kind == "U":
         _check_text(values, where)
     return values.reshape(shape[::-1]).transpose() if fortran else values.reshape(shape)
 
 
 def _read_header(file: Any, where: str) -> tuple[np.dtype[Any], tuple[int, ...], bool, int]:
-    """Type, shape, whether the first index runs fastest, and where the values begin (numpy.lib.format, 1.0 to 3.0)."""
+    """dtype, shape, whether the order is Fortran's, and the offset of the values (numpy.lib.format, 1.0 to 3.0)."""
     start = file.read(8)
     if start[:6] != _MAGIC or len(start) < 8 or start[6] not in (1, 2, 3):
         raise ValueError(f"{where} is no NumPy array of format 1 to 3")
     width = 2 if start[6] == 1 else 4
     length = int.from_bytes(file.read(width), "little")
-    text = file.read(length) if length <= _MAX_HEADER else b""
+    text = file.read(length) if length <= _MAX_HEADER_BYTES else b""
     found = _HEADER.fullmatch(text.decode("latin-1")) if len(text) == length else None
     if found is None:
         if b"'O'" in text or b"|O" in text:
@@ -115,7 +116,7 @@ def _read_header(file: Any, where: str) -> tuple[np.dtype[Any], tuple[int, ...],
     if words and not words[-1]:
         words.pop()
     if len(words) > MAX_RANK or not all(word.isdigit() and len(word) < 16 for word in words):
-        raise ValueError(f"{where} has a shape ({sides[:80]}) that no array of ours has")
+        raise ValueError(f"{where} has a shape ({sides[:80]}) that no array here has")
     return dtype, tuple(int(word) for word in words), fortran == "True", 8 + width + length
 
 
@@ -141,7 +142,7 @@ def _fill(file: Any, view: memoryview, where: str) -> None:
 
 
 def _check_text(values: np.ndarray, where: str) -> None:
-    """Refuse what is no Unicode: Python strings are made of it without a check."""
+    """Refuse invalid Unicode, which Python would accept unchecked in strings."""
     if not values.size or not values.dtype.itemsize:
         return
     points = values.view(np.dtype(np.uint32).newbyteorder(values.dtype.byteorder))

@@ -7,7 +7,8 @@ two steps leaves a valid bundle, the old one or the new one. What is inside the 
     manifest.json: {
       "schema": 1, "vae_edge": version, "created": ISO date (UTC), "name": text, "classes": [text, ...],
       "input": {"size": pixels, "channels": 1 | 3, "color_order": "rgb" (where there are 3),
-                "background": "dark" | "light" | "none", "ink": share | null, "fit": "pad" | "ink",
+                "background": "dark" | "light" | "none", "foreground_ratio": fraction | null,
+                "fit": "pad" | "foreground",
                 "depth": bits of the values of 16-bit files, 8 | 10 | 12 | 14 | 16 | null},
       "rotation": "none" | "full" | degrees,
       "score": {"threshold": number, "reject_rate": share, "kind": "full" | "light"},

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from vae_edge import files
 from vae_edge.errors import BundleError
 from vae_edge.limits import MAX_CLASSES, MAX_INPUT_SIZE, MAX_MANIFEST_BYTES, MAX_MODELS, MAX_NAME
+from vae_edge.preprocess import upgrade_input_json
 
 SCHEMA = 1
 MANIFEST_FILE = "manifest.json"
@@ -23,7 +24,7 @@ FORMATS = ("onnx", "tensorrt", "tensorrt_rtx")
 SCORES = ("full", "light")  # with the reconstruction, or without it and its decoder
 PRECISIONS = ("fp32", "fp16", "int8", "fp8")
 _OPTIONAL_INPUT: dict[str, tuple[Any, ...]] = {
-    "fit": ("pad", "ink"),
+    "fit": ("pad", "foreground"),
     "depth": (None, 8, 10, 12, 14, 16),
     "color_order": ("rgb",),
 }
@@ -179,14 +180,16 @@ def check_input(given: Any, where: str) -> None:
     """
     if not isinstance(given, dict):
         _wrong(where, "input", "an object", given)
+    given = upgrade_input_json(given)
     if not 1 <= _take(given, "size", int, where) <= MAX_INPUT_SIZE:
         _wrong(where, "size", f"the side of the image in pixels, from 1 to {MAX_INPUT_SIZE}", given["size"])
     if _take(given, "channels", int, where) not in (1, 3):
         _wrong(where, "channels", "1 or 3", given["channels"])
     if _take(given, "background", str, where) not in ("dark", "light", "none"):
         _wrong(where, "background", "dark, light or none", given["background"])
-    if given.get("ink") is not None and not 0 < _number(given, "ink", where) <= 1:
-        _wrong(where, "ink", "null or a share above 0 up to 1", given["ink"])
+    ratio = given.get("foreground_ratio")
+    if ratio is not None and not 0 < _number(given, "foreground_ratio", where) <= 1:
+        _wrong(where, "foreground_ratio", "null or a fraction above 0 up to 1", ratio)
     for key, allowed in _OPTIONAL_INPUT.items():
         if key in given and (isinstance(given[key], (bool, float)) or given[key] not in allowed):
             _wrong(where, key, " or ".join("null" if value is None else str(value) for value in allowed), given[key])

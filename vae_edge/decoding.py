@@ -1,7 +1,11 @@
-"""Image files and Pillow images, of whatever mode, to pages of grey or RGB pixels; says each step that changed them.
+"""Decode image files and Pillow images of any mode into grey or RGB pixels, with a list of the conversions made.
 
-A page converts its pixels piece by piece. So a large image is in memory once, as Pillow decoded it, and never a second
-time in another form. Geometry and polarity are left to `vae_edge.preprocess`.
+Pixels are converted tile by tile (`TiledImage`): a large image is in memory once, as Pillow decoded it. Geometry and
+polarity are left to `vae_edge.preprocess`.
+
+Incomplete files are refused. Pillow refuses a file that is cut off, but not one whose compressed data ends early in
+good order: zlib reports the end in a PNG, or the end marker of a JPEG comes before its last row. Missing pixels would
+come out black or grey.
 """
 
 from __future__ import annotations
@@ -9,11 +13,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import threading
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,29 +29,26 @@ from PIL import Image, UnidentifiedImageError
 
 from vae_edge import files
 from vae_edge.errors import DataError
-from vae_edge.framing import ArrayPage, Box, Page, boxes, tiles
+from vae_edge.framing import ArrayImage, Box, ConvertedImage, TiledImage, boxes, tiles
 from vae_edge.limits import MAX_IMAGE_BYTES, MAX_LINES, MAX_PIXELS
-from vae_edge.whole_image import check_whole
 
-SMALL = 2048 * 2048
-"""Pages of at most so many pixels are converted as a whole, once."""
-
-DEPTHS = (8, 10, 12, 14, 16)
-"""How many bits the values of a 16-bit file may have."""
-
+MAX_FULL_PIXELS = 2048 * 2048
+"""Images of at most this many pixels are converted in one piece."""
+BIT_DEPTHS = (8, 10, 12, 14, 16)
+"""Bit depths that the values of a 16-bit grey file may have."""
 _AVIF = ("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()  # since Pillow 11.3
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM", "JPEG2000", *_AVIF)
-FIRST_FRAME = "took the first frame of an animation"
-"""The step that says that a file has further frames."""
-_CODEC_BYTES = {"WEBP": 16, "AVIF": 16, "JPEG2000": 24}
-"""A pixel, of formats whose codecs hold the image in a form of their own as well."""
+FIRST_FRAME_STEP = "took the first frame of an animation"
+"""The step that reports a file with more frames."""
+
+_CODEC_BYTES_PER_PIXEL = {"WEBP": 16, "AVIF": 16, "JPEG2000": 24}
+"""Memory of formats whose codecs hold the image in a form of their own as well."""
 _SIXTEEN_BIT = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 _PLAIN = frozenset({"L", "RGB"})
 _CONVERTED = {"1": "L", "CMYK": "RGB", "YCbCr": "RGB", "HSV": "RGB", "LAB": "RGB", "RGBX": "RGB"}
-_MATTE_SHARE = 0.125
-"""A light image is drawn ink on a transparent page only if at least this share of the page is transparent."""
-
-_DARK = 64
+_MIN_TRANSPARENT_FRACTION = 0.125
+"""A light image counts as a drawing on a transparent background only if this fraction of it is transparent."""
+_MAX_DARK_VALUE = 64
 """The upper eight bits of values of 14 bits or fewer stay below this."""
 
 _T = Image.Transpose
@@ -57,28 +61,40 @@ _ORIENTATIONS = {
     7: _T.TRANSVERSE,
     8: _T.ROTATE_90,
 }
+"""What undoes each EXIF orientation."""
 
-_OPENING = threading.Lock()
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""Values of a pixel by a PNG's colour type."""
+_ADAM7_PASSES = (
+    *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
+    *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
+)
+"""Interlacing of PNG (specification, section 8.2): first column, first row, column step and row step of each pass."""
+_CHUNK = 1 << 16
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+"""What ends a JPEG's entropy-coded data: neither a stuffed byte nor a restart marker."""
+_CORNER_PX = 4
 
-_NO_PAGE = ArrayPage(np.empty((0, 0), np.uint8))
+_OPEN_LOCK = threading.Lock()
+_NO_IMAGE = ArrayImage(np.empty((0, 0), np.uint8))
 
 Convert = Callable[[Image.Image], np.ndarray]
-"""A piece in the image's own mode to uint8 [h, w] or [h, w, 3]."""
+"""A tile in the image's own mode to uint8 [h, w] or [h, w, 3]."""
 
 
-class _Budget:
-    """Lets so many bytes be decoded at once, in the order of asking; one image alone may take more."""
+class _DecodeBudget:
+    """Limits the bytes of concurrent decoding, first come, first served. A single image may exceed the limit."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._taken = 0
-        self._turn = threading.Lock()
+        self._queue = threading.Lock()
         self._freed = threading.Condition()
 
     @contextlib.contextmanager
     def take(self, amount: int) -> Iterator[None]:
-        """Wait until there is room, or nobody else decodes."""
-        with self._turn, self._freed:
+        """Wait until so many bytes are free, or no other image is being decoded."""
+        with self._queue, self._freed:
             self._freed.wait_for(lambda: not self._taken or self._taken + amount <= self.limit)
             self._taken += amount
         try:
@@ -89,24 +105,26 @@ class _Budget:
                 self._freed.notify_all()
 
 
-_BUDGET = _Budget(256 << 20)
+_BUDGET = _DecodeBudget(256 << 20)
 
 
 @dataclass
 class Decoded:
-    """An image as a page, and what it was before."""
+    """A decoded image, what it was as stored, the conversions made (`steps`), and what to try (`hints`)."""
 
-    page: Page
+    image: TiledImage
     source: str
     size: tuple[int, int]
+    """(width, height) as stored, in pixels."""
     mode: str
+    """Pillow's mode, as stored."""
     steps: list[str] = field(default_factory=list)
     hints: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class _Stored:
-    """A page whose pixels are as Pillow decoded them: turned by EXIF, cut, and converted when they are asked for."""
+class _StoredImage:
+    """An image as Pillow decoded it. Tiles are cut, rotated by EXIF and converted when they are read."""
 
     cut: Callable[[Box], Image.Image]
     stored: tuple[int, int]
@@ -122,113 +140,77 @@ class _Stored:
     def height(self) -> int:
         return self.stored[self.orientation < 5]
 
-    def piece(self, left: int, top: int, right: int, bottom: int) -> np.ndarray:
+    def crop(self, left: int, top: int, right: int, bottom: int) -> np.ndarray:
         return self.convert(self.raw((left, top, right, bottom)))
 
     def raw(self, box: Box) -> Image.Image:
-        """A box of the page in the image's own mode."""
+        """A box, rotated by EXIF, in the image's own mode."""
         image = self.cut(_stored_box(box, self.stored, self.orientation))
         return image.transpose(_ORIENTATIONS[self.orientation]) if self.orientation != 1 else image
 
 
-@dataclass(frozen=True)
-class Grey:
-    """A colour page in grey, by ITU-R 601."""
-
-    page: Page
-    channels: int = 1
-
-    @property
-    def width(self) -> int:
-        """Pixels across."""
-        return self.page.width
-
-    @property
-    def height(self) -> int:
-        """Pixels down."""
-        return self.page.height
-
-    def piece(self, left: int, top: int, right: int, bottom: int) -> np.ndarray:
-        """The grey pixels of a box."""
-        return np.asarray(Image.fromarray(self.page.piece(left, top, right, bottom)).convert("L"))
-
-
-@dataclass(frozen=True)
-class _FirstChannel:
-    """A colour page whose three channels are equal, as grey."""
-
-    page: Page
-    channels: int = 1
-
-    @property
-    def width(self) -> int:
-        return self.page.width
-
-    @property
-    def height(self) -> int:
-        return self.page.height
-
-    def piece(self, left: int, top: int, right: int, bottom: int) -> np.ndarray:
-        return self.page.piece(left, top, right, bottom)[..., 0]
+def to_grey(image: TiledImage) -> ConvertedImage:
+    """A colour image in grey, by ITU-R 601."""
+    return ConvertedImage(image, lambda pixels: np.asarray(Image.fromarray(pixels).convert("L")))
 
 
 @contextlib.contextmanager
 def decoded(source: str | os.PathLike[str] | Image.Image, depth: int | None = None) -> Iterator[Decoded]:
-    """Decode a file's first frame, or take a Pillow image, as a page of grey or RGB pixels; for as long as it is held.
+    """Decode a file's first frame, or take a Pillow image, as grey or RGB pixels. They are valid inside the context.
 
-    The EXIF orientation is applied; alpha is composed on white, or on black where the visible ink is light; 16-bit
+    The EXIF orientation is applied. Alpha is composited on white, or on black where the visible part is light. 16-bit
     grey is scaled to 8 bit from 0..65535, or from 0..2**depth - 1.
 
     Raises:
         DataError: the file is missing, no image, truncated, has no pixels or too many, or has floating-point or
-            32-bit pixels, whose range nobody knows.
+            32-bit pixels, whose range is not known.
     """
     if isinstance(source, Image.Image):
         name = str(getattr(source, "filename", "") or "") or "the Pillow image"
         _check_size(source, name)
-        yield _to_page(source, name, [], depth)
+        yield _to_tiled(source, name, [], depth)
         return
     if not isinstance(source, (str, os.PathLike)):
         raise DataError(f"An image is a path or a Pillow image, but a {type(source).__name__} came.")
-    with _opened(Path(source)) as (image, file):
-        steps = [FIRST_FRAME] if _is_animated(image, str(source)) else []
-        found = _to_page(image, str(Path(source)), steps, depth, file)
+    with _open_within_budget(Path(source)) as (image, file):
+        steps = [FIRST_FRAME_STEP] if _is_animated(image, str(source)) else []
+        found = _to_tiled(image, str(Path(source)), steps, depth, file)
         try:
             yield found
         finally:
-            found.page = _NO_PAGE  # nobody keeps the pixels when others are let in
+            found.image = _NO_IMAGE  # the pixels are freed before the budget is
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[Image.Image, BinaryIO]]:
-    """An image file of bearable size, when there is room to decode it; its pixels are gone when others are let in."""
+def _open_within_budget(path: Path) -> Iterator[tuple[Image.Image, BinaryIO]]:
+    """Open an image file within the size limits, when the budget allows decoding it; its pixels are freed on exit."""
     with _open(path) as (image, file):
         _check_size(image, str(path))
         with _BUDGET.take(_decoding_bytes(image)):
             try:
                 yield image, file
             finally:
-                large = image.width * image.height > SMALL
+                large = image.width * image.height > MAX_FULL_PIXELS
                 image.close()
                 if large:
-                    _trim()
+                    _trim_heap()
 
 
-def _trim() -> None:
-    """Give freed memory back to the system: glibc keeps some for each thread, which comes to an image a thread."""
+def _trim_heap() -> None:
+    """Return freed memory to the system: glibc keeps an arena for each thread, which adds up to an image a thread."""
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library has no such function
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _decoding_bytes(image: Image.Image) -> int:
-    """About what Pillow and the codec take to decode it."""
-    each = _CODEC_BYTES.get(image.format or "", 10 if "progressive" in image.info else 4)
-    return image.width * image.height * each
+    """Estimate of the memory that Pillow and the codec need to decode it."""
+    per_pixel = _CODEC_BYTES_PER_PIXEL.get(image.format or "", 10 if "progressive" in image.info else 4)
+    return image.width * image.height * per_pixel
 
 
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[tuple[Image.Image, BinaryIO]]:
-    """Read the header only; gives the image, and the file of which Pillow reads its pixels."""
+    """Read the header only. Gives the image, and the file from which Pillow will read its pixels."""
     try:
         file = files.open_regular(path)
     except FileNotFoundError as error:
@@ -246,9 +228,9 @@ def _open(path: Path) -> Iterator[tuple[Image.Image, BinaryIO]]:
 
 
 def _header(path: Path, file: BinaryIO, size: int) -> Image.Image:
-    """Have Pillow read the header. The lock is there because Python's warning filters belong to the whole process."""
+    """Let Pillow read the header, under a lock because Python's warning filters are shared by all threads."""
     try:
-        with _OPENING, warnings.catch_warnings():
+        with _OPEN_LOCK, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return Image.open(file, formats=FORMATS)
@@ -278,14 +260,14 @@ def _check_size(image: Image.Image, name: str) -> None:
 
 
 def _is_animated(image: Image.Image, name: str) -> bool:
-    """Whether it has more frames; not so of a photograph (MPO), whose further images are its preview or its depth."""
+    """Whether it has more frames. The further images of a photograph (MPO) are its preview or its depth: no frames."""
     try:
         return bool(getattr(image, "is_animated", False)) and image.format != "MPO"
     except Exception as error:  # as in `_header`
         raise DataError(f"{name} is damaged or truncated and does not decode: {error}") from error
 
 
-def _to_page(
+def _to_tiled(
     image: Image.Image, name: str, steps: list[str], depth: int | None, file: BinaryIO | None = None
 ) -> Decoded:
     size, mode = image.size, image.mode
@@ -294,45 +276,47 @@ def _to_page(
         cut = _load(image, file)
     except Exception as error:  # as in `_header`
         raise DataError(f"{name} is damaged or truncated and does not decode: {error}") from error
-    orientation = _orientation(image, steps)
-    found = Decoded(_NO_PAGE, name, size, mode, steps)
 
-    def stored(convert: Convert, channels: int) -> _Stored:
-        return _Stored(cut, size, orientation, convert, channels)
+    orientation = _exif_orientation(image, steps)
+    found = Decoded(_NO_IMAGE, name, size, mode, steps)
 
-    raw, equal = stored(np.asarray, 1), False
+    def stored(convert: Convert, channels: int) -> _StoredImage:
+        return _StoredImage(cut, size, orientation, convert, channels)
+
+    raw, may_be_grey = stored(np.asarray, 1), False
     if mode in _SIXTEEN_BIT or mode == "I":
-        found.page = stored(_scaler(raw, found, in_memory, depth), 1)
+        found.image = stored(_scale_16_bit(raw, found, in_memory, depth), 1)
     elif image.has_transparency_data:
-        convert, grey = _composer(raw, mode, steps)
-        found.page, equal = stored(convert, 1 if grey else 3), not grey
+        convert, grey = _composite_alpha(raw, mode, steps)
+        found.image, may_be_grey = stored(convert, 1 if grey else 3), not grey
     elif mode == "P":
         steps.append("looked up its palette")
-        found.page, equal = stored(lambda part: np.asarray(part.convert("RGB")), 3), True
+        found.image, may_be_grey = stored(lambda tile: np.asarray(tile.convert("RGB")), 3), True
     elif mode in _CONVERTED:
-        wanted = _CONVERTED[mode]
+        target = _CONVERTED[mode]
         steps.append(f"converted from {'1-bit' if mode == '1' else mode}")
-        found.page = stored(lambda part: np.asarray(part.convert(wanted)), 1 if wanted == "L" else 3)
+        found.image = stored(lambda tile: np.asarray(tile.convert(target)), 1 if target == "L" else 3)
     elif mode in _PLAIN:
-        found.page = stored(np.asarray, 1 if mode == "L" else 3)
+        found.image = stored(np.asarray, 1 if mode == "L" else 3)
     else:
         hint = " Convert floating-point pixels to 8 bit first, since their range is not known." if mode == "F" else ""
         raise DataError(f"{name} has pixels of mode {mode}; expected 8-bit grey, RGB, RGBA, palette or CMYK.{hint}")
-    if size[0] * size[1] <= SMALL:
-        found.page = in_full(found.page)
-    if deep and all(int(part.max()) < _DARK for _, part in tiles(found.page)):
+
+    if size[0] * size[1] <= MAX_FULL_PIXELS:
+        found.image = to_array_image(found.image)
+    if deep and all(int(tile.max()) < _MAX_DARK_VALUE for _, tile in tiles(found.image)):
         found.hints.append(
             "Of its 16-bit colours the upper 8 bits are read, and are nearly black: convert it to 8 bit."
         )
-    if equal and all((part == part[..., :1]).all() for _, part in tiles(found.page)):
-        found.page = _FirstChannel(found.page)
+    if may_be_grey and all((tile == tile[..., :1]).all() for _, tile in tiles(found.image)):
+        found.image = ConvertedImage(found.image, lambda pixels: pixels[..., 0])
     return found
 
 
 def _load(image: Image.Image, file: BinaryIO | None) -> Callable[[Box], Image.Image]:
-    """Decode, of a file where there is one; gives a function that cuts boxes."""
-    if image.format == "WEBP" and image.width * image.height > SMALL and hasattr(image, "_decoder"):
-        # The decoder holds two canvases of four bytes a pixel, and `load` would make two more of what it gives.
+    """Decode the pixels, and check that a file holds all of them. Returns a function that cuts a box."""
+    if image.format == "WEBP" and image.width * image.height > MAX_FULL_PIXELS and hasattr(image, "_decoder"):
+        # The decoder holds two canvases of four bytes a pixel, and Pillow's `load` would copy its result twice more.
         frame = image._decoder.get_next()
         image._decoder = None
         if frame is None:
@@ -341,40 +325,40 @@ def _load(image: Image.Image, file: BinaryIO | None) -> Callable[[Box], Image.Im
         return lambda box: Image.fromarray(pixels[box[1] : box[3], box[0] : box[2]])
     image.load()
     if file is not None:
-        check_whole(image, file)
+        _check_complete(image, file)
     return lambda box: image.crop(box) if box != (0, 0, *image.size) else image
 
 
-def in_full(page: Page) -> ArrayPage:
-    """A page whose pixels are all converted and in memory."""
-    whole = (0, 0, page.width, page.height)
+def to_array_image(image: TiledImage) -> ArrayImage:
+    """All pixels converted, in memory."""
+    everything = (0, 0, image.width, image.height)
     pixels = None
-    for box, part in tiles(page):
-        if box == whole:
-            return ArrayPage(part)
+    for box, tile in tiles(image):
+        if box == everything:
+            return ArrayImage(tile)
         if pixels is None:
-            pixels = np.empty((page.height, page.width, *part.shape[2:]), np.uint8)
-        pixels[box[1] : box[3], box[0] : box[2]] = part
-    assert pixels is not None  # an image has pixels, as `_check_size` saw
-    return ArrayPage(pixels)
+            pixels = np.empty((image.height, image.width, *tile.shape[2:]), np.uint8)
+        pixels[box[1] : box[3], box[0] : box[2]] = tile
+    assert pixels is not None  # `_check_size` refused images without pixels
+    return ArrayImage(pixels)
 
 
-def _orientation(image: Image.Image, steps: list[str]) -> int:
+def _exif_orientation(image: Image.Image, steps: list[str]) -> int:
     try:
         orientation = image.getexif().get(0x0112, 1)
-    except Exception as error:  # damaged EXIF does not damage the pixels
+    except Exception as error:  # the pixels may be fine
         steps.append(f"ignored its unreadable EXIF data ({error})")
         return 1
     if orientation not in _ORIENTATIONS:
         return 1
-    steps.append(f"turned as its EXIF orientation {orientation} says")
+    steps.append(f"rotated as its EXIF orientation {orientation} says")
     return int(orientation)
 
 
 def _stored_box(box: Box, size: tuple[int, int], orientation: int) -> Box:
-    """Where a box of the turned image lies in the stored one, whose size this is."""
+    """A box of the rotated image in the coordinates of the stored one, whose (width, height) is `size`."""
     (left, top, right, bottom), (width, height) = box, size
-    if orientation >= 5:  # turned by a quarter: across as stored is down as seen
+    if orientation >= 5:  # rotated by a quarter: stored columns are displayed rows
         left, top, right, bottom = top, left, bottom, right
     if orientation in (2, 3, 7, 8):
         left, right = width - right, width - left
@@ -383,77 +367,77 @@ def _stored_box(box: Box, size: tuple[int, int], orientation: int) -> Box:
     return left, top, right, bottom
 
 
-def _scaler(raw: _Stored, found: Decoded, in_memory: bool, depth: int | None) -> Convert:
-    """16-bit values to 8 bit."""
-    low, high = _extremes(raw)
+def _scale_16_bit(raw: _StoredImage, found: Decoded, in_memory: bool, depth: int | None) -> Convert:
+    """The conversion of 16-bit values to 8 bit, rounded to nearest."""
+    low, high = _value_range(raw)
     if found.mode == "I" and (in_memory or low < 0 or high > 0xFFFF):
         raise DataError(
             f"{found.source} has 32-bit pixels (mode I) from {low} to {high}, whose range is not known; "
             "convert it to 8 bit first, for example with image.convert('L') where the values are 0 to 255."
         )
     bits = depth or 16
-    most = 2**bits - 1
+    max_value = 2**bits - 1
     found.steps.append(f"scaled from {bits} to 8 bit")
-    if high > most:
-        found.steps.append(f"cut off above {most}")
-        found.hints.append(f"It has values up to {high}, but training's files had {bits} bits (0 to {most}).")
-    elif depth is None and (needed := bits_for(high)) < 16:
+    if high > max_value:
+        found.steps.append(f"clipped above {max_value}")
+        found.hints.append(f"It has values up to {high}, but training's files had {bits} bits (0 to {max_value}).")
+    elif depth is None and (needed := bit_depth_of(high)) < 16:
         found.hints.append(
             f"Its 16-bit values end at {high}: if they have {needed} bits, it comes out too dark; convert it to 8 bit."
         )
 
-    def convert(part: Image.Image) -> np.ndarray:
-        values = np.minimum(np.asarray(part).astype(np.int64), most)
-        return ((values * 255 + most // 2) // most).astype(np.uint8)
+    def convert(tile: Image.Image) -> np.ndarray:
+        values = np.minimum(np.asarray(tile).astype(np.int64), max_value)
+        return ((values * 255 + max_value // 2) // max_value).astype(np.uint8)
 
     return convert
 
 
-def _extremes(raw: _Stored) -> tuple[int, int]:
+def _value_range(raw: _StoredImage) -> tuple[int, int]:
     low, high = 0xFFFF, 0
     for box in boxes(raw):
-        part = np.asarray(raw.raw(box))
-        low, high = min(low, int(part.min())), max(high, int(part.max()))
+        values = np.asarray(raw.raw(box))
+        low, high = min(low, int(values.min())), max(high, int(values.max()))
     return low, high
 
 
-def bits_for(highest: int) -> int:
-    """The smallest usual number of bits that holds a value of 16 bits."""
-    return next(bits for bits in DEPTHS if highest < 2**bits)
+def bit_depth_of(highest: int) -> int:
+    """The smallest of `BIT_DEPTHS` that holds a value."""
+    return next(bits for bits in BIT_DEPTHS if highest < 2**bits)
 
 
-def _layers(part: Image.Image) -> Image.Image:
-    return (part.convert("LA") if part.mode == "La" else part).convert("RGBA")
+def _to_rgba(tile: Image.Image) -> Image.Image:
+    return (tile.convert("LA") if tile.mode == "La" else tile).convert("RGBA")
 
 
-def _composer(raw: _Stored, mode: str, steps: list[str]) -> tuple[Convert, bool]:
-    """Lays a transparent image on a page: white, unless its ink is light and there is a page to see through to.
+def _composite_alpha(raw: _StoredImage, mode: str, steps: list[str]) -> tuple[Convert, bool]:
+    """Composite an image with alpha on white, or on black if its visible part is light and enough of it is transparent.
 
-    Gives the conversion of a piece, and whether the image is stored in grey.
+    Returns the conversion of a tile, and whether the image is stored in grey.
     """
     grey = mode in {"L", "LA", "La"}
     lowest, visible, light = 255, 0, 0
     for box in boxes(raw):
-        layers = _layers(raw.raw(box))
+        layers = _to_rgba(raw.raw(box))
         alpha = np.asarray(layers.getchannel("A"))
         luminance = np.asarray(layers.convert("RGB").convert("L"))
         lowest = min(lowest, int(alpha.min()))
         visible += int(alpha.sum(dtype=np.int64))
         light += int((luminance.astype(np.int64) * alpha).sum())
-    page = "white"
+    background = "white"
     if lowest == 255:
         steps.append("dropped its alpha channel, which is opaque everywhere")
     else:
-        share = visible / (255 * raw.width * raw.height)
-        if visible and light > 127 * visible and share <= 1 - _MATTE_SHARE:
-            page = "black"
-        reason = ", since what is visible is light" if page == "black" else ""
-        steps.append(f"laid its transparency on {page}{reason}")
+        opaque_fraction = visible / (255 * raw.width * raw.height)
+        if visible and light > 127 * visible and opaque_fraction <= 1 - _MIN_TRANSPARENT_FRACTION:
+            background = "black"
+        reason = ", since what is visible is light" if background == "black" else ""
+        steps.append(f"composited its transparency on {background}{reason}")
 
-    def convert(part: Image.Image) -> np.ndarray:
-        layers = _layers(part)
+    def convert(tile: Image.Image) -> np.ndarray:
+        layers = _to_rgba(tile)
         if lowest < 255:
-            layers = Image.alpha_composite(Image.new("RGBA", layers.size, page), layers)
+            layers = Image.alpha_composite(Image.new("RGBA", layers.size, background), layers)
         pixels = layers.convert("RGB")
         return np.asarray(pixels.getchannel("R") if grey else pixels)
 
@@ -461,24 +445,24 @@ def _composer(raw: _Stored, mode: str, steps: list[str]) -> tuple[Convert, bool]
 
 
 def _is_deep_colour(image: Image.Image) -> bool:
-    """Whether the file has colours of 16 bits, of which Pillow reads the upper eight."""
+    """Whether the file has 16-bit colours, of which Pillow reads the upper eight bits."""
     return image.mode not in _SIXTEEN_BIT | {"I"} and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
 @dataclass(frozen=True)
 class Header:
-    """What an image file says of itself before its pixels are decoded."""
+    """What the header of an image file says, before pixels are decoded."""
 
     size: tuple[int, int]
-    """(width, height) as stored."""
+    """(width, height) as stored, in pixels."""
     sixteen_bit: bool
-    """Whether it has grey values of 16 bits."""
+    """Whether it has 16-bit grey values."""
     deep_colour: bool
-    """Whether it has colours of 16 bits."""
+    """Whether it has 16-bit colours."""
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
-    """What the header of an image file says.
+    """Read the header of an image file.
 
     Raises:
         DataError: the file is missing or no image.
@@ -487,15 +471,113 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         return Header(image.size, image.mode in _SIXTEEN_BIT or image.mode == "I", _is_deep_colour(image))
 
 
-def highest_value(path: str | os.PathLike[str]) -> int:
+def max_value(path: str | os.PathLike[str]) -> int:
     """The largest value in a 16-bit file.
 
     Raises:
         DataError: see `decoded`.
     """
-    with _opened(Path(path)) as (image, file):
+    with _open_within_budget(Path(path)) as (image, file):
         try:
             cut = _load(image, file)
-        except Exception as error:  # as in `_to_page`
+        except Exception as error:  # as in `_to_tiled`
             raise DataError(f"{path} is damaged or truncated and does not decode: {error}") from error
-        return _extremes(_Stored(cut, image.size, 1, np.asarray, 1))[1]
+        return _value_range(_StoredImage(cut, image.size, 1, np.asarray, 1))[1]
+
+
+def _check_complete(image: Image.Image, file: BinaryIO) -> None:
+    """Refuse a PNG or a baseline JPEG with missing pixels (OSError). `image` was loaded from `file`."""
+    if image.format == "PNG":
+        have, promised = _png_pixel_bytes(file)
+        if have < promised:
+            raise OSError(f"it ends early: {have} of the {promised} bytes of its pixels are there")
+    elif image.format == "JPEG" and _is_last_corner_uniform(image) and _jpeg_ends_early(file):
+        raise OSError("its compressed data ends before its last row")
+
+
+def _png_pixel_bytes(file: BinaryIO) -> tuple[int, int]:
+    """Bytes of pixel data that a PNG holds (at most what it promises), and bytes that it promises."""
+    file.seek(8)
+    promised = have = 0
+    inflate = zlib.decompressobj()
+    while len(head := file.read(8)) == 8:
+        length, kind = int.from_bytes(head[:4], "big"), head[4:]
+        if kind == b"IHDR":
+            promised = _png_promised_bytes(file.read(length))
+        elif kind == b"IDAT":
+            have += _inflated_bytes(inflate, file, length)
+            if have >= promised or inflate.eof:
+                break
+        elif kind == b"IEND":
+            break
+        else:
+            file.seek(length, 1)
+        file.seek(4, 1)  # the checksum, which Pillow has verified
+    return min(have, promised), promised
+
+
+def _inflated_bytes(inflate: zlib._Decompress, file: BinaryIO, length: int) -> int:
+    """How many bytes a chunk inflates to; none of them is kept."""
+    count = 0
+    while length > 0 and not inflate.eof:
+        part = file.read(min(length, _CHUNK))
+        if not part:
+            break
+        length -= len(part)
+        while part and not inflate.eof:
+            count += len(inflate.decompress(part, _CHUNK))
+            part = inflate.unconsumed_tail
+    file.seek(length, 1)
+    return count
+
+
+def _png_promised_bytes(header: bytes) -> int:
+    """Bytes of all rows, each with its filter byte, by the chunk IHDR."""
+    width, height = int.from_bytes(header[:4], "big"), int.from_bytes(header[4:8], "big")
+    bits = header[8] * _PNG_CHANNELS.get(header[9], 1)
+    passes = _ADAM7_PASSES if header[12] else ((0, 0, 1, 1),)
+    total = 0
+    for left, top, across, down in passes:
+        columns, rows = -(-(width - left) // across), -(-(height - top) // down)
+        if columns > 0 and rows > 0:
+            total += rows * (1 + -(-columns * bits // 8))
+    return total
+
+
+def _is_last_corner_uniform(image: Image.Image) -> bool:
+    """Whether the last corner has a single colour, as decoders fill in for missing data."""
+    corner = np.asarray(
+        image.crop((max(0, image.width - _CORNER_PX), max(0, image.height - _CORNER_PX), image.width, image.height))
+    )
+    return bool((corner == corner[-1, -1]).all())
+
+
+def _jpeg_ends_early(file: BinaryIO) -> bool:
+    """Whether a baseline JPEG of one scan lacks data: its end marker is replaced by zeros, and it is decoded again.
+
+    A decoder that has all blocks stops there. One that lacks some fails, since it needs more than a few zeros.
+    """
+    file.seek(0)
+    content = file.read(MAX_IMAGE_BYTES)
+    at, baseline = 2, False
+    while at + 4 <= len(content) and content[at] == 0xFF:
+        marker, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4], "big")
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        baseline |= marker in (0xC0, 0xC1)
+        at += 2 + length
+        if marker == 0xDA:
+            break
+    else:
+        return False
+    end = _JPEG_MARKER.search(content, at)
+    if not baseline or end is None or content[end.start() + 1] != 0xD9:
+        return False  # progressive, or in several scans
+    probe = Image.open(BytesIO(content[: end.start()] + bytes(16)), formats=("JPEG",))
+    probe.draft(probe.mode, (1, 1))  # decodes at an eighth of the size: reads all data in little memory
+    try:
+        probe.load()
+    except OSError:
+        return True
+    return False

@@ -1,4 +1,4 @@
-"""The one family of exceptions: sentences that name the thing, what was expected, what came, and what to do."""
+"""The exceptions of vae_edge. A message is a sentence: the thing, what was expected, what came, and what to do."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = [
 
 
 class DataError(VaeEdgeError):
-    """A data set, an image or an array is not what it should be."""
+    """A data set, an image or an array is malformed."""
 
 
 class ConfigError(VaeEdgeError):
-    """An option or a preset is unknown, out of range, or does not fit another one."""
+    """An option or a preset is unknown, out of range, or incompatible with another one."""
 
 
 class CheckpointError(VaeEdgeError):
@@ -31,15 +31,15 @@ class CheckpointError(VaeEdgeError):
 
 
 class BundleError(VaeEdgeError):
-    """A bundle is missing, damaged, of an unknown schema, or lacks what was asked of it."""
+    """A bundle is missing, damaged, of an unknown schema, or lacks what was requested."""
 
 
 class ExportError(VaeEdgeError):
-    """An exported or quantized graph does not compute what the model computes, or breaks a rule of its target."""
+    """An exported or quantized graph differs from the model, or breaks a rule of its target."""
 
 
 class EngineError(VaeEdgeError):
-    """An engine cannot be built, or the TensorRT that is there cannot do what was asked."""
+    """An engine cannot be built, or the installed TensorRT cannot do what was requested."""
 
 
 class BackendError(VaeEdgeError):

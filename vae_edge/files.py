@@ -1,7 +1,7 @@
-"""Files that are whole or absent: written beside, synced, renamed; and files of others, read within bounds.
+"""Atomic file writes (temporary file, fsync, rename), bounded reads of untrusted files, strict JSON, SHA-256.
 
-A path that somebody else named may lead to a pipe that never ends, to a terabyte, or to JSON that no writer of ours
-makes. `open_regular`, `read_bytes` and `read_json` refuse these; their callers say what the file was to be.
+An untrusted path may lead to a pipe that never ends, to a terabyte, or to malformed JSON. `open_regular`, `read_bytes`
+and `read_json` refuse these; the message of the caller says what the file was meant to be.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vae_edge.text import SUBSTITUTE, json_text
 
 _MAX_INTEGER = 2**63 - 1
 _MAX_DIGITS = 20
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -37,13 +37,13 @@ _KINDS = {
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path beside `path`; when the block ends well, sync it and rename it to `path`.
+    """Give a temporary path beside `path`; on success sync it and rename it to `path`.
 
-    When the block raises, or the disk is full, the temporary file is removed and whatever stood at `path` still stands.
-    What a killed writer of the same `path` left is removed as well.
+    If the block raises, or the disk is full, the temporary file is removed and `path` stays as it was. Temporary files
+    that a killed writer of the same `path` left behind are removed as well.
 
     Raises:
-        OSError: if the folder cannot be made or written; it names `path`, a full disk too.
+        OSError: the folder cannot be made or written, or the disk is full; it names `path`.
     """
     target = Path(path)
     with naming(target):
@@ -64,21 +64,21 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def naming(target: str | os.PathLike[str]) -> Iterator[None]:
-    """Let an OSError of a full or failing disk, or about a temporary file, name `target`, which the user asked for."""
+    """Make an OSError of a full or failing disk, or about a temporary file, name `target`, which the user knows."""
     target = Path(target)
-    beginning = str(target.with_name(f".{target.name}."))
+    prefix = str(target.with_name(f".{target.name}."))
     try:
         yield
     except OSError as error:
-        names = (error.filename, error.filename2)  # of a copy, the second is what is written
-        about_temporary = any(isinstance(name, (str, Path)) and str(name).startswith(beginning) for name in names)
-        if about_temporary or (error.filename is None and error.errno in _FULL):
+        names = (error.filename, error.filename2)  # of a copy, the second is the one written
+        about_temporary = any(isinstance(name, (str, Path)) and str(name).startswith(prefix) for name in names)
+        if about_temporary or (error.filename is None and error.errno in _DISK_ERRORS):
             raise OSError(error.errno, error.strerror, str(target)) from error
         raise
 
 
 def remove_left_over(target: Path) -> None:
-    """Remove the temporary files of killed writers of `target`: those that no process holds."""
+    """Remove temporary files of killed writers of `target`: those that no process has locked."""
     pattern = re.compile(rf"\.{re.escape(target.name)}\.\w{{8}}\.part")
     with os.scandir(target.parent) as entries:
         left = [entry.path for entry in entries if pattern.fullmatch(entry.name)]
@@ -87,7 +87,7 @@ def remove_left_over(target: Path) -> None:
 
 
 def remove_if_left(path: Path) -> None:
-    """Remove a temporary file, unless a writer still holds it, or nobody can tell (a file system without locks)."""
+    """Remove a temporary file, unless its writer holds the lock or the file system has no locks."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:  # gone, a link, or another user's
@@ -96,45 +96,45 @@ def remove_if_left(path: Path) -> None:
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink(missing_ok=True)
-    except OSError:  # held by its writer, or no locks
+    except OSError:  # locked by its writer, or no locks
         return
     finally:
         os.close(descriptor)
 
 
 def _locked_temporary(target: Path) -> tuple[Path, int]:
-    """A new file beside `target` and a descriptor whose lock says that its writer lives."""
+    """A new file beside `target`, and a descriptor that holds its lock while the writer is alive."""
     while True:
         descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-        with contextlib.suppress(OSError):  # a file system without locks: then nobody removes what is left
+        with contextlib.suppress(OSError):  # a file system without locks: left-overs stay
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.fstat(descriptor).st_nlink:  # nobody took it for a left-over before it was locked
+        if os.fstat(descriptor).st_nlink:  # no other process removed it before it was locked
             return Path(name), descriptor
         os.close(descriptor)
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write `content` to `path`, wholly or not at all."""
+    """Write `content` to `path` atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 
 
 def write_text(path: str | os.PathLike[str], content: str) -> None:
-    """Write `content` to `path` as UTF-8, wholly or not at all; a byte of a name that is no UTF-8 as `\\xe9`."""
+    """Write `content` to `path` atomically, as UTF-8. A byte of a name that is not UTF-8 is written as `\\xe9`."""
     write_bytes(path, content.encode("utf-8", SUBSTITUTE))
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write `value` to `path` as readable JSON, wholly or not at all. NaN and infinity are refused (ValueError)."""
+    """Write `value` to `path` atomically, as indented JSON. NaN and infinity are refused (ValueError)."""
     write_text(path, json_text(value) + "\n")
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a regular file for reading, or what a link to one leads to, without waiting for whoever fills a pipe.
+    """Open a regular file for reading, or a link to one. Never blocks on a pipe.
 
     Raises:
-        OSError: if it is not there or cannot be opened.
-        ValueError: if it is a folder, pipe, device or socket.
+        OSError: it does not exist or cannot be opened.
+        ValueError: it is a folder, pipe, device or socket.
     """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     try:
@@ -151,8 +151,8 @@ def read_bytes(path: str | os.PathLike[str], max_bytes: int) -> bytes:
     """The content of a regular file of at most `max_bytes`.
 
     Raises:
-        OSError: if it is not there or cannot be read.
-        ValueError: if it is no regular file, or larger.
+        OSError: it does not exist or cannot be read.
+        ValueError: it is no regular file, or larger.
     """
     with open_regular(path) as file:
         content = file.read(max_bytes + 1)
@@ -163,20 +163,20 @@ def read_bytes(path: str | os.PathLike[str], max_bytes: int) -> bytes:
 
 
 def read_json(path: str | os.PathLike[str], max_bytes: int = MAX_JSON_BYTES) -> Any:
-    """The value in a file of JSON; see `parse_json`.
+    """The value in a JSON file; see `parse_json`.
 
     Raises:
-        OSError: if it is not there or cannot be read.
-        ValueError: if it is no regular file, larger, or not JSON as `parse_json` takes it.
+        OSError: it does not exist or cannot be read.
+        ValueError: it is no regular file, larger, or not JSON as `parse_json` takes it.
     """
     return parse_json(read_bytes(path, max_bytes))
 
 
 def parse_json(content: bytes | str) -> Any:
-    """The value of a JSON text (bytes are UTF-8), strictly: all of it can be printed, compared and written again.
+    """Parse JSON strictly (bytes are UTF-8): every value can be printed, compared and written again.
 
     Raises:
-        ValueError: for what is not JSON or not UTF-8, a key that stands twice, NaN, an infinite number, an integer
+        ValueError: what is not JSON or not UTF-8, a key that stands twice, NaN, an infinite number, an integer
             beyond 64 bits, a lone surrogate, or nesting deeper than 32.
     """
     try:
@@ -195,11 +195,11 @@ def parse_json(content: bytes | str) -> Any:
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a regular file's bytes, in hexadecimal.
+    """The SHA-256 of a regular file, in hexadecimal.
 
     Raises:
-        OSError: if it is not there or cannot be read.
-        ValueError: if it is no regular file.
+        OSError: it does not exist or cannot be read.
+        ValueError: it is no regular file.
     """
     digest = hashlib.sha256()
     with open_regular(path) as file:
@@ -225,7 +225,7 @@ def _check_plain(value: Any) -> None:
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > _MAX_DIGITS:  # long ones take quadratic time
+    if len(digits) > _MAX_DIGITS:  # parsing takes quadratic time
         raise ValueError("an integer in it is beyond 64 bits")
     return int(digits)
 

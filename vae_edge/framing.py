@@ -1,36 +1,39 @@
-"""Where the ink is on a page, how light the page is, and which square of it a model is shown. NumPy alone.
+"""Where the foreground of an image is, how light its background is, and which square of it a model sees.
 
-A page is looked at piece by piece, so that a large one is never in memory a second time.
+An image is read tile by tile (`TiledImage`), so that a large one is never in memory a second time. NumPy alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-INK_SHARE = 20 / 28
-"""In MNIST the longer side of a digit is 20 of the frame's 28 pixels: what is taken where training says nothing."""
-INK_CENTRE = 14.5 / 28
-"""In MNIST a digit's centre of mass is in the middle of pixel 14 (from 0), both ways: half a pixel off the centre."""
+MNIST_FOREGROUND_RATIO = 20 / 28
+"""MNIST scales a digit's longer side to 20 of the 28 pixels. Used where training data has no ratio of its own."""
+MNIST_FOREGROUND_CENTRE = 14.5 / 28
+"""MNIST puts a digit's centre of mass into the middle of pixel 14 (from 0), both ways: half a pixel off the centre."""
 
-_DARK_BELOW, _LIGHT_ABOVE = 85, 170
+_MAX_DARK, _MIN_LIGHT = 85, 170
+"""Median border values (0 to 255) below and above which a background is dark or light."""
 _UNIFORM_TOLERANCE = 32
-_UNIFORM_SHARE = 0.9
-_PIECE = 1 << 18
-"""Pixels that are looked at together."""
-_NEAR = 1.5 / 28
-"""Shares and places of ink that differ by less than this part of the frame are the same."""
-_NEARLY_ALL = 0.8
+"""Largest difference (0 to 255) between a pixel of a uniform background and the background's colour."""
+_MIN_UNIFORM_FRACTION = 0.9
+"""Fraction of the border that must be within that tolerance."""
+_MAX_TILE_PIXELS = 1 << 18
+_FRAMING_TOLERANCE = 1.5 / 28
+"""Foreground ratios and positions that differ by at most this fraction of the frame count as equal."""
+_MIN_AGREEING_FRACTION = 0.8
+"""Fraction of the training images that must agree on a framing."""
 
 Box = tuple[int, int, int, int]
-"""(left, top, right, bottom) in pixels; right and bottom are the first ones outside."""
+"""(left, top, right, bottom) in pixels; right and bottom are exclusive."""
 
 
-class Page(Protocol):
-    """An image that gives its pixels piece by piece."""
+class TiledImage(Protocol):
+    """An image whose pixels can be read box by box."""
 
     @property
     def width(self) -> int:
@@ -44,13 +47,13 @@ class Page(Protocol):
     def channels(self) -> int:
         """1 (grey) or 3 (RGB)."""
 
-    def piece(self, left: int, top: int, right: int, bottom: int) -> np.ndarray:
+    def crop(self, left: int, top: int, right: int, bottom: int) -> np.ndarray:
         """The pixels of a box, uint8 [h, w] or [h, w, 3]."""
 
 
 @dataclass(frozen=True)
-class ArrayPage:
-    """A page that is in memory: uint8 [H, W] or [H, W, 3]."""
+class ArrayImage:
+    """A `TiledImage` in memory: uint8 [H, W] or [H, W, 3]."""
 
     pixels: np.ndarray
 
@@ -69,100 +72,128 @@ class ArrayPage:
         """1 (grey) or 3 (RGB)."""
         return 1 if self.pixels.ndim == 2 else 3
 
-    def piece(self, left: int, top: int, right: int, bottom: int) -> np.ndarray:
+    def crop(self, left: int, top: int, right: int, bottom: int) -> np.ndarray:
         """A view of a box."""
         return self.pixels[top:bottom, left:right]
 
 
-def as_page(image: np.ndarray) -> ArrayPage:
-    """An image uint8 [H, W, C] of a batch as a page."""
-    return ArrayPage(image[..., 0] if image.shape[-1] == 1 else image)
+@dataclass(frozen=True)
+class ConvertedImage:
+    """A view of another image, whose colour pixels uint8 [h, w, 3] are converted to grey [h, w] when they are read."""
+
+    source: TiledImage
+    convert: Callable[[np.ndarray], np.ndarray]
+    channels: int = 1
+
+    @property
+    def width(self) -> int:
+        """Pixels across."""
+        return self.source.width
+
+    @property
+    def height(self) -> int:
+        """Pixels down."""
+        return self.source.height
+
+    def crop(self, left: int, top: int, right: int, bottom: int) -> np.ndarray:
+        """The converted pixels of a box."""
+        return self.convert(self.source.crop(left, top, right, bottom))
 
 
-def boxes(page: Page, box: Box | None = None, step: int = 1) -> Iterator[Box]:
-    """The page, or a box of it, as boxes of bounded size whose sides are multiples of `step` from its top left on."""
-    left, top, right, bottom = box or (0, 0, page.width, page.height)
-    down = step * max(1, _PIECE // max(1, min(right - left, _PIECE)) // step)
-    across = step * max(1, _PIECE // max(1, min(down, bottom - top)) // step)
+def as_tiled(image: np.ndarray) -> ArrayImage:
+    """One image of a batch, uint8 [H, W, C], as a `TiledImage`."""
+    return ArrayImage(image[..., 0] if image.shape[-1] == 1 else image)
+
+
+def boxes(image: TiledImage, box: Box | None = None, step: int = 1) -> Iterator[Box]:
+    """Cut the image, or a box of it, into boxes of bounded size; sides are multiples of `step`, less at the edges."""
+    left, top, right, bottom = box or (0, 0, image.width, image.height)
+    down = step * max(1, _MAX_TILE_PIXELS // max(1, min(right - left, _MAX_TILE_PIXELS)) // step)
+    across = step * max(1, _MAX_TILE_PIXELS // max(1, min(down, bottom - top)) // step)
     for y in range(top, bottom, down):
         for x in range(left, right, across):
             yield x, y, min(x + across, right), min(y + down, bottom)
 
 
-def tiles(page: Page, box: Box | None = None, step: int = 1) -> Iterator[tuple[Box, np.ndarray]]:
+def tiles(image: TiledImage, box: Box | None = None, step: int = 1) -> Iterator[tuple[Box, np.ndarray]]:
     """The boxes of `boxes`, each with its pixels."""
-    for part in boxes(page, box, step):
-        yield part, page.piece(*part)
+    for tile in boxes(image, box, step):
+        yield tile, image.crop(*tile)
 
 
-def border(page: Page) -> Iterator[np.ndarray]:
-    """The outermost pixels in pieces [n] or [n, 3]; the one row of a strip counts as both sides."""
-    width, height = page.width, page.height
-    if isinstance(page, ArrayPage) and _has_short_border(page):
-        pixels = page.pixels
+def border(image: TiledImage) -> Iterator[np.ndarray]:
+    """The outermost pixels in pieces [n] or [n, 3]. A single row or column counts as both sides."""
+    width, height = image.width, image.height
+    if isinstance(image, ArrayImage) and _has_short_border(image):
+        pixels = image.pixels
         yield np.concatenate((pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]))
         return
     sides = ((0, 0, width, 1), (0, height - 1, width, height), (0, 1, 1, height - 1), (width - 1, 1, width, height - 1))
     for side in sides:
-        for _, pixels in tiles(page, side):
+        for _, pixels in tiles(image, side):
             yield pixels.reshape(-1, *pixels.shape[2:])
 
 
-def only_border(page: Page) -> Page:
-    """A page with the same border: of a page in memory, its border alone, as one row."""
-    return ArrayPage(next(border(page))[None]) if isinstance(page, ArrayPage) and _has_short_border(page) else page
+def border_only(image: TiledImage) -> TiledImage:
+    """An image with the same border pixels: of an image in memory its border alone, as one row."""
+    return (
+        ArrayImage(next(border(image))[None]) if isinstance(image, ArrayImage) and _has_short_border(image) else image
+    )
 
 
-def _has_short_border(page: Page) -> bool:
-    return page.width + page.height <= _PIECE // 2
+def _has_short_border(image: TiledImage) -> bool:
+    return image.width + image.height <= _MAX_TILE_PIXELS // 2
 
 
-def page_colour(page: Page) -> np.ndarray:
+def background_colour(image: TiledImage) -> np.ndarray:
     """The border's median colour, uint8 [] or [3]."""
-    return np.round(_border_median(page)).astype(np.uint8)
+    return np.round(_border_median(image)).astype(np.uint8)
 
 
-def tone(page: Page) -> str:
-    """Tell by the border of a grey page whether it is `dark`, `light`, or `none` of both."""
-    return str(_tone_of(_border_median(page)))
+def background_polarity(image: TiledImage) -> str:
+    """`dark`, `light` or `none`, by the median of a grey image's border."""
+    return str(_polarity_of(_border_median(image)))
 
 
-def tones(images: np.ndarray) -> np.ndarray:
-    """The tone of each image of [N, H, W, C]; colour counts by the mean of its channels. Strings [N]."""
+def background_polarities(images: np.ndarray) -> np.ndarray:
+    """The polarity of each image of [N, H, W, C], as strings [N]. Colour counts by the mean of its channels."""
     sides = (images[:, 0], images[:, -1], images[:, 1:-1, 0], images[:, 1:-1, -1])
-    return _tone_of(np.median(np.concatenate(sides, axis=1).mean(axis=-1), axis=1))
+    return _polarity_of(np.median(np.concatenate(sides, axis=1).mean(axis=-1), axis=1))
 
 
-def _tone_of(median: np.ndarray) -> np.ndarray:
-    return np.select([median < _DARK_BELOW, median > _LIGHT_ABOVE], ["dark", "light"], "none")
+def _polarity_of(median: np.ndarray) -> np.ndarray:
+    return np.select([median < _MAX_DARK, median > _MIN_LIGHT], ["dark", "light"], "none")
 
 
-def _border_median(page: Page) -> np.ndarray:
+def _border_median(image: TiledImage) -> np.ndarray:
     """The exact median of each channel of the border, from its histogram; float64 [] or [3]."""
-    counts = np.zeros(256 * page.channels, np.int64)
-    offsets = np.arange(0, 256 * page.channels, 256)
-    for pixels in border(page):
-        places = pixels if page.channels == 1 else (pixels + offsets).ravel()
-        counts += np.bincount(places, minlength=len(counts))
-    reached = counts.reshape(-1, 256).cumsum(axis=1)
-    total = int(reached[0, -1])
-    medians = np.array([row.searchsorted(((total - 1) // 2, total // 2), "right").sum() / 2 for row in reached])
-    return medians[0] if page.channels == 1 else medians
+    counts = np.zeros(256 * image.channels, np.int64)
+    offsets = np.arange(0, 256 * image.channels, 256)
+    for pixels in border(image):
+        values = pixels if image.channels == 1 else (pixels + offsets).ravel()
+        counts += np.bincount(values, minlength=len(counts))
+    cumulative = counts.reshape(-1, 256).cumsum(axis=1)
+    total = int(cumulative[0, -1])
+    medians = np.array([row.searchsorted(((total - 1) // 2, total // 2), "right").sum() / 2 for row in cumulative])
+    return medians[0] if image.channels == 1 else medians
 
 
-def ink_box(page: Page, colour: np.ndarray) -> Box | None:
-    """The box of what differs from a uniform page of this colour; None if the page is not uniform, or empty."""
-    alike = total = 0
-    for pixels in border(page):
-        alike += int((distance(pixels, colour) <= _UNIFORM_TOLERANCE).sum())
+def foreground_box(image: TiledImage, background: np.ndarray) -> Box | None:
+    """The bounding box of what differs from a background of this colour.
+
+    None if the background is not uniform, or nothing differs from it.
+    """
+    uniform = total = 0
+    for pixels in border(image):
+        uniform += int((distance_to_background(pixels, background) <= _UNIFORM_TOLERANCE).sum())
         total += len(pixels)
-    if alike / total < _UNIFORM_SHARE:
+    if uniform / total < _MIN_UNIFORM_FRACTION:
         return None
-    columns, rows = np.zeros(page.width, np.bool_), np.zeros(page.height, np.bool_)
-    for (left, top, right, bottom), pixels in tiles(page):
-        ink = distance(pixels, colour) > _UNIFORM_TOLERANCE
-        columns[left:right] |= ink.any(axis=0)
-        rows[top:bottom] |= ink.any(axis=1)
+    columns, rows = np.zeros(image.width, np.bool_), np.zeros(image.height, np.bool_)
+    for (left, top, right, bottom), pixels in tiles(image):
+        foreground = distance_to_background(pixels, background) > _UNIFORM_TOLERANCE
+        columns[left:right] |= foreground.any(axis=0)
+        rows[top:bottom] |= foreground.any(axis=1)
     across, down = np.flatnonzero(columns), np.flatnonzero(rows)
     if not len(across):
         return None
@@ -171,80 +202,89 @@ def ink_box(page: Page, colour: np.ndarray) -> Box | None:
 
 @dataclass(frozen=True)
 class Framing:
-    """How drawings stand in the frames of training images."""
+    """How training images place the foreground in the frame."""
 
-    share: float
-    """The share of the frame's side that the longer side of the ink takes: the median."""
-    even: float
-    """The share of the images that have an even page with ink on it."""
-    cropped: float
-    """The share of the images that cropping to the ink, with that share, hardly changes."""
+    foreground_ratio: float
+    """Longer side of the foreground over the side of the frame: the median of the images."""
+    uniform_fraction: float
+    """Fraction of the images that have a uniform background with a foreground on it."""
+    cropped_fraction: float
+    """Fraction of the images that cropping to the foreground, with this ratio, hardly changes."""
 
 
-def common_framing(images: np.ndarray, sample: int = 1000) -> Framing | None:
-    """How the drawings stand, where their share of the frame is the same in nearly all images.
+def typical_framing(images: np.ndarray, sample: int = 1000) -> Framing | None:
+    """Measure how images place the foreground in the frame, if nearly all do it in the same way.
 
     Args:
-        images: uint8 [N, S, S, C]; `sample` of them, evenly spread, are looked at.
+        images: uint8 [N, S, S, C].
+        sample: number of images to measure, evenly spaced.
 
     Returns:
-        None unless four images in five have a uniform page and a share within 1.5/28 of the median.
+        None unless four images in five have a uniform background and a foreground ratio within 1.5/28 of the median.
     """
     chosen = images[:: max(1, len(images) // sample)]
-    found = []
-    for image in chosen:
-        page = as_page(image)
-        colour = page_colour(page)
-        box = ink_box(page, colour)
+    uniform = []
+    for pixels in chosen:
+        image = as_tiled(pixels)
+        background = background_colour(image)
+        box = foreground_box(image, background)
         if box is not None:
-            found.append((page, colour, box))
-    if not found or len(found) < _NEARLY_ALL * len(chosen):
+            uniform.append((image, background, box))
+    if not uniform or len(uniform) < _MIN_AGREEING_FRACTION * len(chosen):
         return None
+
     side = images.shape[1]
-    shares = np.array([max(box[2] - box[0], box[3] - box[1]) / side for _, _, box in found])
-    share = round(float(np.median(shares)), 4)
-    if (np.abs(shares - share) <= _NEAR).sum() < _NEARLY_ALL * len(chosen):
+    ratios = np.array([max(box[2] - box[0], box[3] - box[1]) / side for _, _, box in uniform])
+    ratio = round(float(np.median(ratios)), 4)
+    if (np.abs(ratios - ratio) <= _FRAMING_TOLERANCE).sum() < _MIN_AGREEING_FRACTION * len(chosen):
         return None
-    near = 0
-    for page, colour, box in found:
-        left, top, cut = ink_square(page, colour, box, share)
-        near += max(abs(left), abs(top), abs(left + cut - side), abs(top + cut - side)) <= 2 * _NEAR * side
-    return Framing(share, len(found) / len(chosen), near / len(chosen))
+
+    cropped = 0
+    for image, background, box in uniform:
+        left, top, cut = foreground_square(image, background, box, ratio)
+        shift = max(abs(left), abs(top), abs(left + cut - side), abs(top + cut - side))
+        cropped += shift <= 2 * _FRAMING_TOLERANCE * side
+    return Framing(ratio, len(uniform) / len(chosen), cropped / len(chosen))
 
 
-def distance(pixels: np.ndarray, page: np.ndarray) -> np.ndarray:
-    """How far each uint8 pixel is from the page's colour, by the channel that differs most; uint8."""
-    difference = np.maximum(pixels, page) - np.minimum(pixels, page)
-    return difference.max(axis=-1) if page.ndim else difference
+def distance_to_background(pixels: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """Absolute difference of each pixel to the background colour, maximum over channels; uint8."""
+    difference = np.maximum(pixels, background) - np.minimum(pixels, background)
+    return difference.max(axis=-1) if background.ndim else difference
 
 
-def ink_square(page: Page, colour: np.ndarray, box: Box, share: float = INK_SHARE) -> tuple[int, int, int]:
-    """(left, top, side) of a square of which the ink takes `share`, on its centre of mass, the ink wholly inside."""
+def foreground_square(
+    image: TiledImage, background: np.ndarray, box: Box, foreground_ratio: float = MNIST_FOREGROUND_RATIO
+) -> tuple[int, int, int]:
+    """The square to crop to: (left, top, side).
+
+    The foreground takes `foreground_ratio` of the side, lies wholly inside, and its centre of mass is in the middle.
+    """
     left, top, right, bottom = box
-    side = max(round(max(right - left, bottom - top) / share), 1)
+    side = max(round(max(right - left, bottom - top) / foreground_ratio), 1)
     across, down = np.zeros(right - left, np.int64), np.zeros(bottom - top, np.int64)
-    for (x0, y0, x1, y1), pixels in tiles(page, box):
-        weight = distance(pixels, colour)
+    for (x0, y0, x1, y1), pixels in tiles(image, box):
+        weight = distance_to_background(pixels, background)
         across[x0 - left : x1 - left] += weight.sum(axis=0, dtype=np.int64)
         down[y0 - top : y1 - top] += weight.sum(axis=1, dtype=np.int64)
     centre_x = left + float(across @ (np.arange(right - left) + 0.5)) / float(across.sum())
     centre_y = top + float(down @ (np.arange(bottom - top) + 0.5)) / float(down.sum())
-    x = int(np.clip(round(centre_x - side * INK_CENTRE), right - side, left))
-    y = int(np.clip(round(centre_y - side * INK_CENTRE), bottom - side, top))
+    x = int(np.clip(round(centre_x - side * MNIST_FOREGROUND_CENTRE), right - side, left))
+    y = int(np.clip(round(centre_y - side * MNIST_FOREGROUND_CENTRE), bottom - side, top))
     return x, y, side
 
 
-def whole_square(page: Page) -> tuple[int, int, int]:
-    """(left, top, side) of the square in whose middle the whole page is."""
-    side = max(page.height, page.width)
-    return -((side - page.width) // 2), -((side - page.height) // 2), side
+def padded_square(image: TiledImage) -> tuple[int, int, int]:
+    """(left, top, side) of the square around the whole image, which is in its middle."""
+    side = max(image.height, image.width)
+    return -((side - image.width) // 2), -((side - image.height) // 2), side
 
 
-def window(page: Page, colour: np.ndarray, left: int, top: int, right: int, bottom: int) -> np.ndarray:
-    """A box of the page, which goes on beyond the image's edges in its colour; uint8 [h, w] or [h, w, 3]."""
-    pixels = np.empty((bottom - top, right - left, *colour.shape), dtype=np.uint8)
-    pixels[...] = colour
-    x0, y0, x1, y1 = max(left, 0), max(top, 0), min(right, page.width), min(bottom, page.height)
+def crop_padded(image: TiledImage, background: np.ndarray, left: int, top: int, right: int, bottom: int) -> np.ndarray:
+    """A box of the image, padded with the background colour outside the image; uint8 [h, w] or [h, w, 3]."""
+    pixels = np.empty((bottom - top, right - left, *background.shape), dtype=np.uint8)
+    pixels[...] = background
+    x0, y0, x1, y1 = max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height)
     if x0 < x1 and y0 < y1:
-        pixels[y0 - top : y1 - top, x0 - left : x1 - left] = page.piece(x0, y0, x1, y1)
+        pixels[y0 - top : y1 - top, x0 - left : x1 - left] = image.crop(x0, y0, x1, y1)
     return pixels

@@ -1,4 +1,4 @@
-"""How large what comes from outside may be. A reader refuses what is beyond, before it spends time or memory on it.
+"""Limits on what comes from outside. A reader refuses what exceeds them before it spends time or memory on it.
 
 `docs/limits.md` lists the same numbers for users. Readers import them from here.
 """
@@ -12,15 +12,18 @@ MAX_RECORD_BYTES = 1 << 20
 """Of `auto.json` and `verified.json`."""
 MAX_JSON_DEPTH = 32
 
-# What a bundle or a training run says of its model
+# What a bundle or a training run states about its model
 MAX_CLASSES = 65_536
 MAX_NAME = 1_024
-"""Characters of the name of a class, a bundle, a model file or another short text."""
+"""Characters in the name of a class, a bundle or a model file, or in another short text."""
 MAX_MODELS = 256
 MAX_INPUT_SIZE = 512
-"""Pixels of a side of what a model takes. (Networks of ours take 28 to 64.)"""
+"""Side in pixels of a model's input. The networks of `vae_edge.model` take `MIN_SIZE` to `MAX_SIZE`."""
+MIN_SIZE = 28
+MAX_SIZE = 64
+"""Sides in pixels of the images that `vae_edge.data` loads and the networks of `vae_edge.model` take."""
 MAX_WIDTH = 1_024
-"""Channels of a feature map, or numbers of a code."""
+"""Channels of a feature map, or dimensions of a code."""
 MAX_BLOCKS = 16
 MAX_HIDDEN = 16_384
 MAX_ANGLE_BINS = 3_600
@@ -42,18 +45,20 @@ MAX_CHECKPOINT_BYTES = 4 << 30
 MAX_IMAGE_BYTES = 1 << 30
 MAX_PIXELS = 64_000_000
 MAX_LINES = 4_000_000
-"""Pillow keeps a pointer for each line, so that a column of pixels costs twelve bytes a pixel."""
+"""Pillow keeps a pointer for each line, so that an image one pixel wide costs twelve bytes a pixel."""
 
 # Arrays of images
 MAX_ARRAY_BYTES = 8 << 30
 MAX_MEMBERS = 65_536
 """Arrays in an archive."""
+MAX_NUMBERED_CLASSES = 4_096
+"""Classes of labels without class names. A higher label is taken for damage."""
 MAX_PROBE_BYTES = 256 << 20
 MAX_PROBES = 4_096
 MAX_TEXT_BYTES = 8 << 20
 """Of a file of class names."""
 
-# `vae-edge verify`, which runs in a process of its own
-VERIFY_SECONDS = 300.0
-VERIFY_BYTES = 16 << 30
-"""Of address space, of which engines reserve far more than they use."""
+# `vae-edge verify`, which runs each model in a process of its own
+MAX_VERIFY_SECONDS = 300.0
+MAX_VERIFY_BYTES = 16 << 30
+"""Of address space, of which inference engines reserve far more than they use."""

@@ -1,6 +1,6 @@
-"""Files and arrays to uint8 batches: the one preprocessing that training, calibration and runtime share.
+"""Prepare files and arrays as uint8 batches: the one preprocessing of training, calibration and runtime.
 
-Pillow is imported when the first image arrives, so that a program that predicts from arrays never loads it.
+Pillow is imported when the first image file arrives. A program that predicts from arrays never loads it.
 """
 
 from __future__ import annotations
@@ -19,65 +19,77 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 INVERT = ("never", "always", "auto")
-FIT = ("auto", "pad", "ink")
+FIT = ("auto", "pad", "foreground")
 COLOR = ("rgb", "bgr")
 ERRORS = ("raise", "coerce")
-_SMALL = 0.5
-"""A drawing whose longer side is below this part of training's, or of the frame's, is small."""
 
-_ENOUGH = 2048
-"""Pages twice as large as this are first reduced by a whole number."""
-
-_GAP = 3.0
-"""Resizing first reduces by a whole number to at least so many times the size that is wanted."""
-
-_MOST = 0.8
-"""The share of arrays that must be framed alike for files to be framed like them."""
+_SMALL_FOREGROUND_RATIO = 0.5
+"""Below this fraction of the expected size, of training's foreground or of the frame, a foreground counts as small."""
+_MAX_WORKING_SIDE_PX = 2048
+"""An image with at least twice this side is first reduced by a whole factor."""
+_REDUCING_GAP = 3.0
+"""Resizing first reduces by a whole factor, to at least this multiple of the target size (Pillow's `reducing_gap`)."""
+_MIN_POLAR_FRACTION = 0.8
+"""Fraction of the training images that must have the same background polarity."""
+_MIN_CROPPED_FRACTION = 0.8
+"""Fraction of array images that cropping must hardly change, for files to be cropped like them."""
 
 _UINT8 = np.dtype(np.uint8)
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a model takes: square images of `size` pixels with `channels` (1: grey, 3: RGB), and how files become them.
+    """The input of a model: square images of `size` pixels with 1 channel (grey) or 3 (RGB), and how files become them.
 
-    It is chosen when training loads its data, and stored in the run and in the bundle. Training, evaluation,
-    calibration and prediction prepare a file by it (`prepare_image`), so that all four see the same pixels.
+    Chosen when training loads its data, and stored in the run and in the bundle. Training, evaluation, calibration and
+    prediction prepare files by it (`prepare_image`), so that all four see the same pixels.
     """
 
     size: int
     channels: int
     background: str = "dark"
-    """`dark`, `light`, or `none` where training images have no common one (then polarity is never judged)."""
-
-    ink: float | None = None
-    """The share of the frame that a drawing's longer side takes, where training images agree on one: 20/28 in MNIST."""
-
+    """Polarity of the training images' background: `dark`, `light`, or `none` where they have none in common."""
+    foreground_ratio: float | None = None
+    """Longer side of the foreground over the side of the frame, 20/28 in MNIST. None: training images do not agree."""
     fit: str = "pad"
-    """How a file becomes square: `pad` or `ink`, see `prepare_image`."""
-
+    """How a file becomes square: `pad` or `foreground`, see `prepare_image`."""
     depth: int | None = None
-    """How many bits the values of 16-bit grey files have: 8, 10, 12, 14 or 16. None: training saw no such files."""
+    """Bits of the values of 16-bit grey files: 8, 10, 12, 14 or 16. None: training saw no such files."""
 
     @property
     def fill(self) -> int:
-        """What comes in from outside the frame when an image is turned: 255 on a light background, else 0."""
+        """Pixel value outside the frame of a rotated image: 255 on a light background, else 0."""
         return 255 if self.background == "light" else 0
 
     def to_json(self) -> dict[str, Any]:
-        """As a manifest and a run's configuration hold it; colour models say that their channels are RGB."""
+        """The JSON object that manifests and runs store. Colour models also state the order of their channels."""
         return {**asdict(self), **({"color_order": "rgb"} if self.channels == 3 else {})}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> InputSpec:
-        """The inverse of `to_json`. Without `fit`, as older versions wrote it, `ink` means that files are cropped."""
-        known = {field.name: values[field.name] for field in fields(cls) if field.name in values}
-        return cls(**{"fit": "pad" if values.get("ink") is None else "ink", **known})
+        """The inverse of `to_json`, which also reads what older versions wrote (`upgrade_input_json`)."""
+        current = upgrade_input_json(values)
+        return cls(**{field.name: current[field.name] for field in fields(cls) if field.name in current})
+
+
+def upgrade_input_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON object of an `InputSpec` with today's keys and values, from one that any version wrote. Not validated.
+
+    Version 1 wrote `ink` for `foreground_ratio`, and the fit `ink` for `foreground`. Before it had fits, files were
+    cropped wherever training images had a foreground ratio.
+    """
+    current = dict(values)
+    if "ink" in current:
+        current.setdefault("foreground_ratio", current.pop("ink"))
+    if current.get("fit") == "ink":
+        current["fit"] = "foreground"
+    current.setdefault("fit", "pad" if current.get("foreground_ratio") is None else "foreground")
+    return current
 
 
 @dataclass(frozen=True)
-class Interpretation:
-    """What was made of one input, for a person to check."""
+class PreprocessInfo:
+    """What preprocessing did to one image, for a person to check."""
 
     source: str
     original_size: tuple[int, int]
@@ -89,7 +101,7 @@ class Interpretation:
     """Sentences that say what to try when the result looks wrong."""
 
     def sentence(self) -> str:
-        """One line: what came, what was done to it, and what to try."""
+        """One line: the original, the steps, and what to try."""
         width, height = self.original_size
         done = "; ".join(self.steps) or "taken as it is"
         return " ".join((f"{self.source} ({width}×{height}, {self.original_mode}): {done}.", *self.hints))
@@ -98,7 +110,7 @@ class Interpretation:
 def open_image(source: str | os.PathLike[str] | Image) -> Image:
     """Decode an image file's first frame, or convert a Pillow image, to a Pillow image of mode L or RGB.
 
-    EXIF orientation is applied, alpha composed, 16-bit grey scaled to 8 bit.
+    EXIF orientation is applied, alpha is composited, and 16-bit grey is scaled to 8 bit.
 
     Raises:
         DataError: the source is missing, undecodable, truncated, without pixels, too large, or of a mode whose
@@ -106,28 +118,28 @@ def open_image(source: str | os.PathLike[str] | Image) -> Image:
     """
     from PIL.Image import fromarray
 
-    from vae_edge.decoding import decoded, in_full
+    from vae_edge.decoding import decoded, to_array_image
 
     with decoded(source) as found:
-        return fromarray(in_full(found.page).pixels)
+        return fromarray(to_array_image(found.image).pixels)
 
 
 def prepare_image(
     source: str | os.PathLike[str] | Image, spec: InputSpec, invert: str = "never", fit: str = "auto"
-) -> tuple[np.ndarray, Interpretation]:
-    """Turn one image into what a model takes. Peak memory is about that of the image as Pillow decodes it.
+) -> tuple[np.ndarray, PreprocessInfo]:
+    """Prepare one image for a model. Peak memory is about that of the image as Pillow decodes it.
 
     Args:
         source: a path or a Pillow image.
         spec: the model's input.
-        invert: `never`; `always`; or `auto`, which inverts where the image's border is clearly light and training
-            had a dark background, or the reverse.
-        fit: `pad` keeps the whole image, padded to a square with its border's median colour. `ink` crops a drawing
-            on a uniform background to its ink and leaves the margin that training images had. `auto` is what training
-            did (`spec.fit`); images of the model's own size are taken as they are.
+        invert: `never`; `always`; or `auto`, which inverts an image whose border is clearly light where training had
+            a dark background, or the reverse.
+        fit: `pad` keeps the full image, padded to a square with its border's median colour. `foreground` crops to the
+            foreground on a uniform background, with the margin of the training images. `auto` does what training did
+            (`spec.fit`), and takes images of the model's size as they are.
 
     Returns:
-        uint8 [S, S, C], and what was done.
+        uint8 [S, S, C], and what was done to the image.
 
     Raises:
         DataError: see `open_image`.
@@ -138,22 +150,22 @@ def prepare_image(
     _check_options(invert, fit)
     with decoded(source, spec.depth) as found:
         steps, hints = list(found.steps), list(found.hints)
-        pixels, tone = _look(found.page, spec, fit, steps, hints)
-    invert_it = invert == "always" or (invert == "auto" and _opposite(tone, spec.background))
-    if invert_it:
+        pixels, polarity = _render(found.image, spec, fit, steps, hints)
+    inverted = invert == "always" or (invert == "auto" and _is_opposite(polarity, spec.background))
+    if inverted:
         pixels = 255 - pixels
-        why = "as asked" if invert == "always" else f"its background is {tone} and training's was {spec.background}"
+        why = "as asked" if invert == "always" else f"its background is {polarity} and training's was {spec.background}"
         steps.append(f"inverted ({why})")
-    elif invert == "never" and _opposite(tone, spec.background):
-        hints.append(f"Its background is {tone} but training's was {spec.background}: try --invert auto.")
-    return pixels, Interpretation(found.source, found.size, found.mode, invert_it, tuple(steps), tuple(hints))
+    elif invert == "never" and _is_opposite(polarity, spec.background):
+        hints.append(f"Its background is {polarity} but training's was {spec.background}: try --invert auto.")
+    return pixels, PreprocessInfo(found.source, found.size, found.mode, inverted, tuple(steps), tuple(hints))
 
 
 def check_batch(array: Any, spec: InputSpec, name: str = "image") -> np.ndarray:
-    """Check that an array is a batch that a model takes; about a microsecond when it is. Nothing is converted.
+    """Check that an array is a batch of the model's form. Takes about a microsecond if it is. Nothing is converted.
 
     Returns:
-        the array itself, uint8 [N, S, S, C] with N at least 1, or a copy where it was not contiguous.
+        the array itself, uint8 [N, S, S, C] with N at least 1, or a contiguous copy.
 
     Raises:
         DataError: another type, dtype, rank or size; no images.
@@ -166,77 +178,77 @@ def check_batch(array: Any, spec: InputSpec, name: str = "image") -> np.ndarray:
         and array.flags.c_contiguous
     ):
         return array
-    return _check_slowly(array, spec, name)
+    return _explain_bad_batch(array, spec, name)
 
 
 def to_batch(
     inputs: Any, spec: InputSpec, invert: str = "never", fit: str = "auto", color: str = "rgb"
-) -> tuple[np.ndarray, list[Interpretation]]:
-    """Turn whatever a user has into a batch.
+) -> tuple[np.ndarray, list[PreprocessInfo]]:
+    """Prepare arrays, files and Pillow images as one batch.
 
     Args:
         inputs: an array, a path, a Pillow image, or a list of these. An array is a batch [N, S, S, C] or [N, S, S],
-            or one image [S, S, C] or [S, S], of the model's own size; it is not resized. For colour models only the
+            or one image [S, S, C] or [S, S], of the model's size; it is not resized. Colour models take only the
             forms with channels.
         spec: the model's input.
-        invert: see `prepare_image`. For arrays `auto` judges each image by its border.
+        invert: see `prepare_image`. For arrays `auto` looks at each image's border.
         fit: see `prepare_image`. Arrays are never cropped.
-        color: the order of the channels of colour arrays: `rgb`, which is what models take, or `bgr`, which is
-            OpenCV's. Files and Pillow images know their order, and grey has none: on them it has no effect.
+        color: the channel order of colour arrays: `rgb`, as models take it, or `bgr`, as OpenCV has it. No effect on
+            grey arrays, files and Pillow images.
 
     Returns:
-        uint8 [N, S, S, C], and N interpretations.
+        uint8 [N, S, S, C], and what was done to each of the N images.
 
     Raises:
         DataError: an input is not readable or has the wrong form; there are no inputs.
         ConfigError: an unknown `invert`, `fit` or `color`.
     """
-    batch, found, failed = to_rows(inputs, spec, invert, fit, color, errors="raise")
+    batch, infos, failed = to_rows(inputs, spec, invert, fit, color, errors="raise")
     assert not failed
-    return batch, found
+    return batch, infos
 
 
 def to_rows(
     inputs: Any, spec: InputSpec, invert: str = "never", fit: str = "auto", color: str = "rgb", errors: str = "coerce"
-) -> tuple[np.ndarray, list[Interpretation], dict[int, DataError]]:
-    """As `to_batch`; but an item of a list that cannot be read does not cost the others.
+) -> tuple[np.ndarray, list[PreprocessInfo], dict[int, DataError]]:
+    """As `to_batch`, but an unreadable item of a list does not fail the others.
 
     Args:
         inputs, spec, invert, fit, color: see `to_batch`.
         errors: `coerce` gives an unreadable item of a list one row of zeros and an error; `raise` raises the first.
 
     Returns:
-        uint8 [N, S, S, C]; N interpretations; and by row the error of each item that cannot be read.
+        uint8 [N, S, S, C]; what was done to each of the N images; and the error of each unreadable item, by row.
 
     Raises:
         DataError, ConfigError: see `to_batch`.
     """
     _check_options(invert, fit, color, errors)
     if isinstance(inputs, np.ndarray):
-        return *_from_array(inputs, spec, invert, color, "array"), {}
+        return *_prepare_array(inputs, spec, invert, color, "array"), {}
     if not isinstance(inputs, (list, tuple)):
-        return *_from_one(inputs, spec, (invert, fit, color), ""), {}
+        return *_prepare_one(inputs, spec, (invert, fit, color), ""), {}
     if not inputs:
         raise DataError("There are no images: the list is empty.")
-    parts: list[np.ndarray] = []
-    interpretations: list[Interpretation] = []
+    rows: list[np.ndarray] = []
+    infos: list[PreprocessInfo] = []
     failed: dict[int, DataError] = {}
     for index, item in enumerate(inputs):
         try:
-            pixels, found = _from_one(item, spec, (invert, fit, color), f"[{index}]")
+            pixels, found = _prepare_one(item, spec, (invert, fit, color), f"[{index}]")
         except DataError as error:
             if errors == "raise":
                 raise
-            failed[len(interpretations)] = error
+            failed[len(infos)] = error
             pixels = np.zeros((1, spec.size, spec.size, spec.channels), np.uint8)
-            found = [Interpretation(str(item)[:1000], (0, 0), "unreadable", steps=("not read",), hints=(str(error),))]
-        parts.append(pixels)
-        interpretations += found
-    return np.concatenate(parts), interpretations, failed
+            found = [PreprocessInfo(str(item)[:1000], (0, 0), "unreadable", steps=("not read",), hints=(str(error),))]
+        rows.append(pixels)
+        infos += found
+    return np.concatenate(rows), infos, failed
 
 
 def measure_background(images: np.ndarray) -> str:
-    """Tell the background that training images share, from their border pixels.
+    """The background polarity that training images have in common, by their border pixels.
 
     Args:
         images: uint8 [N, H, W, C].
@@ -244,38 +256,39 @@ def measure_background(images: np.ndarray) -> str:
     Returns:
         `dark` or `light` if four images in five have that border (by its median), else `none`.
     """
-    found = framing.tones(images)
-    for tone in ("dark", "light"):
-        if len(found) and float(np.mean(found == tone)) >= 0.8:
-            return tone
+    found = framing.background_polarities(images)
+    for polarity in ("dark", "light"):
+        if len(found) and float(np.mean(found == polarity)) >= _MIN_POLAR_FRACTION:
+            return polarity
     return "none"
 
 
 def measure_input(images: np.ndarray) -> InputSpec:
-    """What a model that is trained on these images uint8 [N, S, S, C] takes: size, channels, background, margin, fit.
+    """The input of a model that is trained on these images, uint8 [N, S, S, C].
 
-    The fit is `ink` where the drawings in four images in five stand as cropping to the ink would put them, as in
-    MNIST; else `pad`.
+    The fit is `foreground` if cropping to the foreground would hardly change four images in five, as in MNIST; else
+    `pad`.
     """
     background = measure_background(images)
-    found = framing.common_framing(images) if background != "none" else None
-    fit = "ink" if found is not None and found.cropped >= _MOST else "pad"
-    return InputSpec(images.shape[1], images.shape[3], background, None if found is None else found.share, fit)
+    found = framing.typical_framing(images) if background != "none" else None
+    fit = "foreground" if found is not None and found.cropped_fraction >= _MIN_CROPPED_FRACTION else "pad"
+    ratio = None if found is None else found.foreground_ratio
+    return InputSpec(images.shape[1], images.shape[3], background, ratio, fit)
 
 
 def resize_square(square: Image, size: int) -> Image:
-    """Resize with antialiasing: whole-number box reduction, then Lanczos; bicubic upwards."""
+    """Resize with antialiasing: box reduction by a whole factor, then Lanczos. Bicubic for enlarging."""
     from PIL.Image import Resampling
 
     if square.width == size:
         return square
     if square.width > size:
-        return square.resize((size, size), Resampling.LANCZOS, reducing_gap=_GAP)
+        return square.resize((size, size), Resampling.LANCZOS, reducing_gap=_REDUCING_GAP)
     return square.resize((size, size), Resampling.BICUBIC)
 
 
-def how_to_uint8(array: np.ndarray) -> str:
-    """A sentence that says how this array, whose dtype is not uint8, becomes pixels."""
+def uint8_hint(array: np.ndarray) -> str:
+    """A sentence that says how to convert this array, whose dtype is not uint8."""
     if array.dtype == np.bool_:
         return "Convert it with x.astype(np.uint8) * 255."
     if array.dtype.kind not in "iuf" or not array.size:
@@ -297,20 +310,20 @@ def _check_options(invert: str, fit: str, color: str = "rgb", errors: str = "rai
             raise ConfigError(f"{option} is one of {', '.join(known)}, but {value!r} came.")
 
 
-def _check_slowly(array: Any, spec: InputSpec, name: str) -> np.ndarray:
-    """What `check_batch` does when the array is not plainly right: say why, or mend what is only memory layout."""
+def _explain_bad_batch(array: Any, spec: InputSpec, name: str) -> np.ndarray:
+    """The slow path of `check_batch`: fix the memory layout, or raise DataError with what is wrong."""
     size, channels = spec.size, spec.channels
     expected = f"{name}: expected a NumPy array, uint8, of shape [N, {size}, {size}, {channels}] with N at least 1"
     if not isinstance(array, np.ndarray):
         raise DataError(f"{expected}, but a {type(array).__name__} came. Convert it with np.asarray.")
     if array.dtype != np.uint8:
-        raise DataError(f"{expected}, but its dtype is {array.dtype}. {how_to_uint8(array)}")
+        raise DataError(f"{expected}, but its dtype is {array.dtype}. {uint8_hint(array)}")
     if array.shape[1:] != (size, size, channels) or not array.shape[0]:
-        raise DataError(f"{expected}, but its shape is {list(array.shape)}. {_how_to_shape(array.shape, spec)}")
+        raise DataError(f"{expected}, but its shape is {list(array.shape)}. {_shape_hint(array.shape, spec)}")
     return np.ascontiguousarray(array)
 
 
-def _how_to_shape(shape: tuple[int, ...], spec: InputSpec) -> str:
+def _shape_hint(shape: tuple[int, ...], spec: InputSpec) -> str:
     size, channels = spec.size, spec.channels
     if 0 in shape:
         return "There are no images in it."
@@ -324,84 +337,101 @@ def _how_to_shape(shape: tuple[int, ...], spec: InputSpec) -> str:
     return "Arrays are not resized; pass each image as PIL.Image.fromarray(x), which is."
 
 
-def _opposite(tone: str, background: str) -> bool:
-    return {tone, background} == {"dark", "light"}
+def _is_opposite(polarity: str, background: str) -> bool:
+    return {polarity, background} == {"dark", "light"}
 
 
-def _look(page: framing.Page, spec: InputSpec, fit: str, steps: list[str], hints: list[str]) -> tuple[np.ndarray, str]:
-    """What the model sees of a page, and the page's tone."""
-    from vae_edge.decoding import SMALL, Grey, in_full
+def _render(
+    image: framing.TiledImage, spec: InputSpec, fit: str, steps: list[str], hints: list[str]
+) -> tuple[np.ndarray, str]:
+    """The pixels that the model sees, uint8 [S, S, C], and the polarity of the image's background."""
+    from vae_edge.decoding import MAX_FULL_PIXELS, to_array_image, to_grey
 
-    if page.channels == 3 and spec.channels == 1:
-        page = Grey(page)
-        page = in_full(page) if page.width * page.height <= SMALL else page
-        steps.append("turned from colour to grey")
-    tone = framing.tone(page if page.channels == 1 else Grey(framing.only_border(page)))
-    return _fill_frame(page, spec, fit, steps, hints), tone
+    if image.channels == 3 and spec.channels == 1:
+        image = to_grey(image)
+        image = to_array_image(image) if image.width * image.height <= MAX_FULL_PIXELS else image
+        steps.append("converted from colour to grey")
+    polarity = framing.background_polarity(image if image.channels == 1 else to_grey(framing.border_only(image)))
+    return _render_square(image, spec, fit, steps, hints), polarity
 
 
-def _fill_frame(page: framing.Page, spec: InputSpec, fit: str, steps: list[str], hints: list[str]) -> np.ndarray:
-    """The square part of the page that the model sees, at the model's size and with its channels."""
-    width, height = page.width, page.height
+def _render_square(
+    image: framing.TiledImage, spec: InputSpec, fit: str, steps: list[str], hints: list[str]
+) -> np.ndarray:
+    """The square part of the image that the model sees, at the model's size and with its channels."""
+    width, height = image.width, image.height
     longer = max(width, height)
     if fit == "auto":
         fit = spec.fit if (width, height) != (spec.size, spec.size) else "pad"
-    if longer >= 2 * _ENOUGH:  # also keeps a page of 1 by a million from becoming a square
-        page = _reduced(page, longer // _ENOUGH)
-    colour = framing.page_colour(page)
-    box = framing.ink_box(page, colour)
-    left, top, side = framing.whole_square(page)
-    if box is not None and fit == "ink":
-        steps.append("cropped to its ink and centred, with the margin of the training images")
-        left, top, side = framing.ink_square(page, colour, box, spec.ink or framing.INK_SHARE)
+    if longer >= 2 * _MAX_WORKING_SIDE_PX:  # also keeps an image of 1 by a million pixels from becoming a square
+        image = _box_reduce(image, longer // _MAX_WORKING_SIDE_PX)
+
+    background = framing.background_colour(image)
+    box = framing.foreground_box(image, background)
+    left, top, side = framing.padded_square(image)
+    if box is not None and fit == "foreground":
+        steps.append("cropped to its foreground and centred, with the margin of the training images")
+        ratio = spec.foreground_ratio or framing.MNIST_FOREGROUND_RATIO
+        left, top, side = framing.foreground_square(image, background, box, ratio)
     else:
-        if fit == "ink":
-            steps.append("not cropped, since its background is not uniform or holds no ink")
-        elif box is not None and max(box[2] - box[0], box[3] - box[1]) < _SMALL * (spec.ink or 1) * side:
-            hints.append("What is drawn fills less than half of the frame: try --fit ink, which crops to it.")
+        if fit == "foreground":
+            steps.append("not cropped, since its background is not uniform or has no foreground on it")
+        elif box is not None and _is_small(box, side, spec):
+            hints.append("Its foreground fills less than half of the frame: try --fit foreground, which crops to it.")
         if width != height:
             steps.append(f"padded to {longer}×{longer} with its border's colour")
+
     if side != spec.size:
         steps.append(f"resized from {side}×{side} to {spec.size}×{spec.size}")
-    pixels = _square(page, colour, (left, top, side), spec.size)
+    pixels = _resize_crop(image, background, (left, top, side), spec.size)
     if spec.channels == 3 and pixels.ndim == 2:
         steps.append("its grey copied into three channels")
         return np.repeat(pixels[..., None], 3, axis=-1)
     return pixels.reshape(spec.size, spec.size, spec.channels)
 
 
-def _reduced(page: framing.Page, factor: int) -> framing.ArrayPage:
-    """The page made smaller by a whole number, each pixel the mean of a square (fewer pixels at the edges)."""
+def _is_small(box: framing.Box, side: int, spec: InputSpec) -> bool:
+    longer = max(box[2] - box[0], box[3] - box[1])
+    return longer < _SMALL_FOREGROUND_RATIO * (spec.foreground_ratio or 1) * side
+
+
+def _box_reduce(image: framing.TiledImage, factor: int) -> framing.ArrayImage:
+    """The image reduced by a whole factor: each pixel is the mean of a square (of fewer pixels at the edges)."""
     from PIL.Image import fromarray
 
-    shape = (-(-page.height // factor), -(-page.width // factor), *(() if page.channels == 1 else (3,)))
+    shape = (-(-image.height // factor), -(-image.width // factor), *(() if image.channels == 1 else (3,)))
     pixels = np.empty(shape, np.uint8)
-    for (left, top, _, _), part in framing.tiles(page, step=factor):
-        small = np.asarray(fromarray(part).reduce(factor))
+    for (left, top, _, _), tile in framing.tiles(image, step=factor):
+        small = np.asarray(fromarray(tile).reduce(factor))
         x, y = left // factor, top // factor
         pixels[y : y + small.shape[0], x : x + small.shape[1]] = small
-    return framing.ArrayPage(pixels)
+    return framing.ArrayImage(pixels)
 
 
-def _square(page: framing.Page, colour: np.ndarray, square: tuple[int, int, int], size: int) -> np.ndarray:
-    """A square of the page resized as `resize_square` does, without the large square in memory; a fresh array."""
+def _resize_crop(
+    image: framing.TiledImage, background: np.ndarray, square: tuple[int, int, int], size: int
+) -> np.ndarray:
+    """A square of the image (left, top, side), padded and resized as `resize_square` does; a new array.
+
+    A large square is reduced tile by tile, and never in memory as a whole.
+    """
     from PIL.Image import Resampling, fromarray
 
     left, top, side = square
-    gap = int(side / size / _GAP)
-    if side <= _ENOUGH or gap <= 1:
-        whole = fromarray(framing.window(page, colour, left, top, left + side, top + side))
-        return np.array(resize_square(whole, size))
-    small = _reduced(_Window(page, colour, square), gap).pixels
+    gap = int(side / size / _REDUCING_GAP)
+    if side <= _MAX_WORKING_SIDE_PX or gap <= 1:
+        pixels = framing.crop_padded(image, background, left, top, left + side, top + side)
+        return np.array(resize_square(fromarray(pixels), size))
+    small = _box_reduce(_PaddedCrop(image, background, square), gap).pixels
     return np.array(fromarray(small).resize((size, size), Resampling.LANCZOS, box=(0, 0, side / gap, side / gap)))
 
 
 @dataclass(frozen=True)
-class _Window:
-    """A square of a page as a page of its own."""
+class _PaddedCrop:
+    """A square of an image (left, top, side), padded with the background colour, as an image of its own."""
 
-    page: framing.Page
-    colour: np.ndarray
+    image: framing.TiledImage
+    background: np.ndarray
     square: tuple[int, int, int]
 
     @property
@@ -414,26 +444,26 @@ class _Window:
 
     @property
     def channels(self) -> int:
-        return self.page.channels
+        return self.image.channels
 
-    def piece(self, left: int, top: int, right: int, bottom: int) -> np.ndarray:
+    def crop(self, left: int, top: int, right: int, bottom: int) -> np.ndarray:
         x, y, _ = self.square
-        return framing.window(self.page, self.colour, x + left, y + top, x + right, y + bottom)
+        return framing.crop_padded(self.image, self.background, x + left, y + top, x + right, y + bottom)
 
 
-def _from_one(
-    item: Any, spec: InputSpec, options: tuple[str, str, str], place: str
-) -> tuple[np.ndarray, list[Interpretation]]:
+def _prepare_one(
+    item: Any, spec: InputSpec, options: tuple[str, str, str], index: str
+) -> tuple[np.ndarray, list[PreprocessInfo]]:
     invert, fit, color = options
     if isinstance(item, np.ndarray):
-        return _from_array(item, spec, invert, color, f"array{place}")
-    pixels, interpretation = prepare_image(item, spec, invert, fit)
-    return pixels[None], [interpretation]
+        return _prepare_array(item, spec, invert, color, f"array{index}")
+    pixels, info = prepare_image(item, spec, invert, fit)
+    return pixels[None], [info]
 
 
-def _from_array(
+def _prepare_array(
     array: np.ndarray, spec: InputSpec, invert: str, color: str, name: str
-) -> tuple[np.ndarray, list[Interpretation]]:
+) -> tuple[np.ndarray, list[PreprocessInfo]]:
     size, channels = spec.size, spec.channels
     if array.shape == (size, size, channels):
         array = array[None]
@@ -442,15 +472,13 @@ def _from_array(
     batch = check_batch(array, spec, name)
     steps: tuple[str, ...] = ()
     if color == "bgr" and channels == 3:
-        batch, steps = np.ascontiguousarray(batch[..., ::-1]), ("channels brought from BGR to RGB",)
+        batch, steps = np.ascontiguousarray(batch[..., ::-1]), ("channels reordered from BGR to RGB",)
     inverted = np.full(len(batch), invert == "always")
     if invert == "auto" and spec.background != "none":
-        inverted = framing.tones(batch) == ("light" if spec.background == "dark" else "dark")
+        inverted = framing.background_polarities(batch) == ("light" if spec.background == "dark" else "dark")
     if inverted.any():
         batch = np.where(inverted[:, None, None, None], 255 - batch, batch)
     mode = f"uint8 {channels}-channel"
-    kinds = [
-        Interpretation(name, (size, size), mode, flag, (*steps, "inverted") if flag else steps)
-        for flag in (False, True)
-    ]
-    return batch, [kinds[int(flag)] for flag in inverted]
+    as_is = PreprocessInfo(name, (size, size), mode, False, steps)
+    as_inverted = PreprocessInfo(name, (size, size), mode, True, (*steps, "inverted"))
+    return batch, [as_inverted if flag else as_is for flag in inverted]

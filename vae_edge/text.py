@@ -1,11 +1,11 @@
-"""Text that came from outside, made fit to be shown and stored: names of files and classes, manifests, messages.
+"""Escape untrusted text for terminals and files: names of files and classes, manifests, messages.
 
-Three things that such text can hold must not reach a terminal or a file as they are:
+Three things in such text must not reach a terminal or a file unchanged:
 
 - control characters (an escape sequence can recolour, retitle or overwrite a terminal): shown as `\\x1b`, `\\n`;
 - bytes of a file's name that are not UTF-8, which Python keeps as lone surrogates: shown as `\\xe9`;
-- characters that the terminal's encoding does not have: shown as a plain word or sign (`deg` for a degree sign), or as
-  `\\xe9`, `\\u2603`.
+- characters outside the terminal's encoding: shown as a plain word or sign (`deg` for a degree sign), or as `\\xe9`,
+  `\\u2603`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import unicodedata
 from typing import Any
 
 SUBSTITUTE = "vae_edge.substitute"
-"""The name of the handler of encoding errors, for `open(errors=…)` and `str.encode`."""
+"""The name of our handler of encoding errors, for `open(errors=…)` and `str.encode`."""
 
 _BEYOND_C0 = "\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 """DEL, C1, line and paragraph separators, the marks that reverse the direction of text, and surrogates."""
@@ -54,17 +54,17 @@ _PLAIN = {
 
 
 def printable(text: str, keep: str = "") -> str:
-    """The text without control characters and lone surrogates; the characters in `keep` stay as they are."""
+    """The text with control characters and lone surrogates escaped, except the characters in `keep`."""
     if text.isascii() and text.isprintable():
         return text
     return _IN_TEXT.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), _reread(text))
 
 
 def json_text(value: Any, ascii_only: bool = False) -> str:
-    """A value as readable JSON that any reader takes and any terminal bears: no control characters, no surrogates.
+    """A value as indented JSON, safe for any reader and any terminal: no control characters, no surrogates.
 
     Raises:
-        ValueError: for NaN and infinity.
+        ValueError: NaN or infinity.
     """
     text = _reread(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
     text = _IN_JSON.sub(_escaped_in_json, text)
@@ -74,30 +74,30 @@ def json_text(value: Any, ascii_only: bool = False) -> str:
 
 
 def system_name(name: str | os.PathLike[str]) -> str:
-    """A file's name or a command's argument as text: its bytes read as UTF-8, whatever the locale, in NFC.
+    """A file's name or a command's argument as text: UTF-8 whatever the locale, in NFC.
 
-    Bytes that are not UTF-8 are lone surrogates, as in `os.fsdecode`.
+    Bytes that are not UTF-8 become lone surrogates, as in `os.fsdecode`.
     """
     return normal_form(os.fsencode(name).decode("utf-8", _KEEP))
 
 
 def file_name(text: str) -> str:
-    """The inverse of `system_name`: a name whose bytes on the disk are the text's UTF-8, whatever the locale."""
+    """The inverse of `system_name`: a file name whose bytes are the text in UTF-8, whatever the locale."""
     return os.fsdecode(text.encode("utf-8", _KEEP))
 
 
 def normal_form(name: str) -> str:
-    """A name in Unicode's normal form C: `é` as one character, as most systems write it, where macOS wrote two."""
+    """A name in Unicode's normal form C, where `é` is one character. macOS writes two."""
     return unicodedata.normalize("NFC", name)
 
 
 def terminal() -> Any:
-    """Standard error as it is, for progress bars of our own, which send control characters on purpose."""
+    """The unfiltered standard error, for our own progress bars, which send control characters on purpose."""
     return getattr(sys.stderr, "behind", sys.stderr)
 
 
 def _reread(text: str) -> str:
-    """Bytes that a locale without UTF-8 could not read, read as UTF-8 where they are: a name is shown alike in all."""
+    """Decode bytes that the locale could not as UTF-8 where possible, so that a name looks the same in every locale."""
     return _BYTES.sub(lambda found: found[0].encode("utf-8", _KEEP).decode("utf-8", _KEEP), text)
 
 
@@ -109,7 +109,7 @@ def _escaped(letter: str) -> str:
 
 
 def _escaped_in_json(found: re.Match[str]) -> str:
-    """JSON's own escape of a control character; of a surrogate, which JSON must not hold, the text `\\xe9`."""
+    """JSON's escape of a control character. A surrogate, which JSON must not hold, becomes the text `\\xe9`."""
     code = ord(found[0])
     return "\\" + _escaped(found[0]) if 0xD800 <= code <= 0xDFFF else f"\\u{code:04x}"
 

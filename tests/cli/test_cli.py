@@ -94,7 +94,7 @@ def test_a_drawing_is_understood_and_said_how(
     code, out, _ = call(capsys, "predict", bundle, drawing, "--invert", "auto", "--backend", backend)
     assert code == 0
     assert ": 7 (" in out
-    for word in ("200×300", "RGBA", "inverted", "cropped to its ink"):
+    for word in ("200×300", "RGBA", "inverted", "cropped to its foreground"):
         assert word in out, out
     code, out, _ = call(capsys, "predict", bundle, drawing, "--backend", backend)
     assert code == 0 and "--invert auto" in out
@@ -164,7 +164,7 @@ def test_doctor_says_what_is_here(capsys: pytest.CaptureFixture[str]):
 
 
 def test_data_show_counts_the_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    told = result(capsys, "data", "show", "digits", "--sheet", tmp_path / "sheet.png")
+    told = result(capsys, "data", "show", "digits", "--contact-sheet", tmp_path / "sheet.png")
     assert told["train"]["images"] == 4000 and told["test"]["images"] == 1000
     assert set(told["train"]["by_class"].values()) == {400}
     assert Image.open(tmp_path / "sheet.png").width > 300

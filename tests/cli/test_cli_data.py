@@ -34,7 +34,7 @@ def test_show_tells_of_images_without_labels_and_of_copies(tmp_path: Path, capsy
     code, out, _ = call(capsys, "data", "show", tmp_path)
     assert "1 of them repeat another one" in out and "1 of them are training images too" in out
     told = json.loads(call(capsys, "data", "show", tmp_path, "--json")[1])
-    assert told["unlabelled"] == {"images": 4} and told["train"]["copies"] == 1 and told["test"]["also_in_train"] == 1
+    assert told["unlabelled"] == {"images": 4} and told["train"]["duplicates"] == 1 and told["test"]["also_in_train"] == 1
 
 
 def test_show_says_what_is_wrong_with_a_folder_for_images_without_labels(
@@ -93,7 +93,7 @@ def noise(folder: Path, count: int, seed: int) -> None:
         ({"a": 30, "b": 0}, "b holds no images"),
         ({"a": 30, "b": 30, "unlabelled": 0}, "unlabelled holds no images"),
         ({"unlabelled": 30}, "images without labels alone"),
-        ({"a": 30, "copies": 8}, "The 8 images of class copies are copies of one another"),
+        ({"a": 30, "copies": 8}, "The 8 images of class copies are duplicates of one another"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

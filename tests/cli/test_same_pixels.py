@@ -67,10 +67,10 @@ def deep(rng: np.random.Generator, label: int) -> Image.Image:
 
 
 KINDS: dict[str, tuple[Draw, tuple[str, ...], str, tuple[str, ...]]] = {
-    "framed drawings": (drawing, ("png", "jpg"), "ink", ()),
+    "framed drawings": (drawing, ("png", "jpg"), "foreground", ()),
     "framed drawings, padded": (drawing, ("png",), "pad", ("--fit", "pad")),
     "corners": (corner, ("png", "webp"), "pad", ()),
-    "corners, cropped": (corner, ("png",), "ink", ("--fit", "ink")),
+    "corners, cropped": (corner, ("png",), "foreground", ("--fit", "foreground")),
     "icons": (icon, ("png", "webp"), "pad", ()),
     "photographs": (photograph, ("jpg", "png", "webp"), "pad", ()),
     "photographs in grey": (photograph, ("jpg", "webp"), "pad", ("--channels", "1", "--size", "32")),

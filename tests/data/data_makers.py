@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import math
 import struct
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from vae_edge.data import LabelledImages
 
 
 def idx_bytes(values: np.ndarray, kind: int = 8, dims: tuple[int, ...] | None = None) -> bytes:
@@ -46,3 +49,19 @@ def write_image_folder(
         for index in range(each):
             colour = 10 * label + index
             Image.new(mode, size, colour if mode == "L" else (colour, 200, 100)).save(folder / name / f"{index}.png")
+
+
+def marked(count: int = 300, size: int = 28, channels: int = 1) -> LabelledImages:
+    """Upright images: a bright mark near the top, in the middle."""
+    images = np.zeros((count, size, size, channels), dtype=np.uint8)
+    images[:, 4:7, size // 2 - 1 : size // 2 + 1] = 255
+    return LabelledImages(images, np.arange(count, dtype=np.int64) % 2, ("a", "b"))
+
+
+def angle_of_mark(image: np.ndarray) -> float:
+    """Where the mark stands, in degrees counter-clockwise from the top, by the centre of mass."""
+    weight = image.astype(float).sum(axis=-1)
+    middle = (len(weight) - 1) / 2
+    right = weight.sum(axis=0) @ (np.arange(len(weight)) - middle)
+    down = weight.sum(axis=1) @ (np.arange(len(weight)) - middle)
+    return math.degrees(math.atan2(-right, -down))

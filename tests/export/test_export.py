@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from vae_edge.bundle import load_bundle
 from vae_edge.cli.deploy import export_run
-from vae_edge.data import Dataset, rotated
+from vae_edge.data import Dataset, rotate_dataset
 from vae_edge.errors import BundleError, ConfigError, ExportError
 from vae_edge.export import quantize_with
 from vae_edge.export.bundle import load_onnx
@@ -296,7 +296,7 @@ def test_a_bundle_with_the_light_score_has_no_decoder_and_a_threshold_of_its_own
     assert light.threshold != full.threshold
     nodes = [node.op_type for node in onnx.load(light.file(light.find("classifier", "onnx", "fp32"))).graph.node]
     assert "Resize" not in nodes and nodes.count("Conv") == 12
-    images = rotated(digits.test, 180.0, 3).images[:400]
+    images = rotate_dataset(digits.test, 180.0, 3).images[:400]
     with load(tmp_path / "light", backend="onnxruntime", precision="fp32") as classifier:
         predictions = classifier(images)
     reference = predict(load_checkpoint(run).model, images)

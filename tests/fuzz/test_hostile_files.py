@@ -322,7 +322,7 @@ def test_an_archive_that_unpacks_to_more_than_there_is_memory_is_refused(
     path = tmp_path / "bomb.npz"
     np.savez_compressed(path, images=np.zeros((5000, 28, 28), np.uint8), labels=np.zeros(5000, np.int64))
     assert len(load_npz(path).train) == 5000
-    monkeypatch.setattr("vae_edge.data.npz.read_limit", lambda: 1 << 20)
+    monkeypatch.setattr("vae_edge.data.npz.max_read_bytes", lambda: 1 << 20)
     with pytest.raises(DataError, match=r"promises 392\d+ bytes"):
         load_npz(path)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:

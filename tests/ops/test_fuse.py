@@ -15,7 +15,7 @@ import pytest
 import torch
 from vae_edge_kernels import plan as plans
 
-from vae_edge.data import Dataset, rotated
+from vae_edge.data import Dataset, rotate_dataset
 from vae_edge.errors import ExportError, KernelError
 from vae_edge.export.layers import read_layers
 from vae_edge.export.onnx_file import ClassifierGraph
@@ -33,7 +33,7 @@ COUNT = 1000
 def images(digits: Dataset) -> np.ndarray:
     """A thousand real images, turned by any angle."""
     assert digits.test is not None
-    return rotated(digits.test.take(np.arange(COUNT))).images
+    return rotate_dataset(digits.test.take(np.arange(COUNT))).images
 
 
 @pytest.fixture(scope="module")

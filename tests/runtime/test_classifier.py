@@ -143,11 +143,11 @@ def test_paths_images_arrays_and_lists_of_these_are_taken(session_bundle: Bundle
             np.testing.assert_array_equal(classifier(images).probabilities, want)
         inverted = classifier(255 - pixels, invert="always")
         np.testing.assert_array_equal(inverted.probabilities, expected)
-        assert all(i.inverted for i in inverted.interpretations)
-        assert "a.png" in classifier(tmp_path / "a.png").interpretations[0].source
-        assert classifier(pixels).interpretations == to_batch(pixels, classifier.input)[1]
+        assert all(i.inverted for i in inverted.preprocess_info)
+        assert "a.png" in classifier(tmp_path / "a.png").preprocess_info[0].source
+        assert classifier(pixels).preprocess_info == to_batch(pixels, classifier.input)[1]
         wide = Image.new("RGBA", (200, 300), "white")
-        assert "padded" in classifier(wide, fit="pad").interpretations[0].sentence()
+        assert "padded" in classifier(wide, fit="pad").preprocess_info[0].sentence()
 
 
 def test_predictions_say_names_angles_and_acceptance(session_bundle: Bundle) -> None:

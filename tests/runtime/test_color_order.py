@@ -38,8 +38,8 @@ def test_bgr_arrays_are_predicted_as_their_rgb_files(colour: Bundle, tmp_path: P
             got = classifier(images, color="bgr")
             np.testing.assert_array_equal(got.scores, expected.scores)
         assert not np.array_equal(classifier(bgr).scores, expected.scores)
-        assert "from BGR to RGB" in classifier(bgr, color="bgr").interpretations[0].sentence()
-        assert "BGR" not in classifier(tmp_path / "x.png", color="bgr").interpretations[0].sentence()
+        assert "from BGR to RGB" in classifier(bgr, color="bgr").preprocess_info[0].sentence()
+        assert "BGR" not in classifier(tmp_path / "x.png", color="bgr").preprocess_info[0].sentence()
         np.testing.assert_array_equal(classifier.reconstruct(bgr, color="bgr"), classifier.reconstruct(rgb))
         with pytest.raises(ConfigError, match="color is one of rgb, bgr, but 'gbr' came"):
             classifier(rgb, color="gbr")

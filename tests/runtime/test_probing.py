@@ -23,9 +23,9 @@ import vae_edge
 from vae_edge.bundle import Bundle, ModelEntry, load_bundle
 from vae_edge.bundle_schema import VERIFIED_FILE
 from vae_edge.cli import main
+from vae_edge.environment import ISA_VARIABLE, _cpu_flags, int8_saturates
 from vae_edge.errors import ConfigError, VerificationError
 from vae_edge.probes import load as load_probes
-from vae_edge.processors import ISA_VARIABLE, _cpu_flags, int8_saturates
 from vae_edge.runtime import autoselect, backends, probing, verification
 from vae_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
@@ -463,7 +463,7 @@ def test_the_instruction_set_is_found_out_and_can_be_forced(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("platform.machine", lambda: machine)
-    monkeypatch.setattr("vae_edge.processors._cpu_flags", lambda: flags)
+    monkeypatch.setattr("vae_edge.environment._cpu_flags", lambda: flags)
     assert int8_saturates() is expected
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from vae_edge.data import Dataset, LabelledImages, holdout, rotated
+from vae_edge.data import Dataset, LabelledImages, holdout, rotate_dataset
 from vae_edge.errors import DataError
 from vae_edge.training import data as training_data
 from vae_edge.training.checkpoint import MODEL, Checkpoint, load_samples, read_tensors
@@ -69,8 +69,8 @@ def test_unlabelled_copies_of_what_is_held_out_or_watched_are_left_out(few_digit
 def test_the_threshold_rejects_its_rate_of_fresh_images(checkpoint: Checkpoint, digits: Dataset, rate: float):
     """Set on the images that training held out, judged on the test half: within three standard errors of both draws."""
     _, held = holdout(digits.train, checkpoint.config.training.holdout, checkpoint.config.training.seed)
-    fresh = rotated(digits.test, 180.0, 7)
-    threshold = np.quantile(predict(checkpoint.model, rotated(held, 180.0, 1).images).scores, 1 - rate)
+    fresh = rotate_dataset(digits.test, 180.0, 7)
+    threshold = np.quantile(predict(checkpoint.model, rotate_dataset(held, 180.0, 1).images).scores, 1 - rate)
     rejected = (predict(checkpoint.model, fresh.images).scores > threshold).mean()
     error = np.sqrt(rate * (1 - rate) * (1 / len(held) + 1 / len(fresh)))
     assert abs(rejected - rate) < 3 * error

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vae_edge.data import Dataset, LabelledImages, align_classes, load_dataset, rotated
+from vae_edge.data import Dataset, LabelledImages, align_classes, load_dataset, rotate_dataset
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.metrics import wrap_degrees
 from vae_edge.training.checkpoint import Checkpoint, load_checkpoint
@@ -58,12 +58,12 @@ def test_turning_the_input_turns_the_reported_angle_by_as_much(checkpoint: Check
 
 
 def test_the_second_angle_and_the_concentration_say_something(checkpoint: Checkpoint, digits: Dataset):
-    turned = rotated(digits.test, 180.0, seed=4)
+    turned = rotate_dataset(digits.test, 180.0, seed=4)
     outputs = predict(checkpoint.model, turned.images)
     result = evaluate(lambda images: arrays(predict(checkpoint.model, images)), turned, digits.classes, 0.0, 180.0)
     errors = result["angle_error_deg"]
     assert errors["either_of_two"]["beyond_90"] < 0.6 * errors["beyond_90"]
-    halves = errors["by_concentration"]
+    halves = errors["by_angle_confidence"]
     assert halves["median_of_the_surer_half"] < 0.8 * halves["median_of_the_other_half"]
     apart = np.abs(wrap_degrees(outputs.second_angles_deg - outputs.angles_deg))
     assert apart.min() > 5 and ((outputs.second_shares >= 0) & (outputs.second_shares < 0.5)).all()
@@ -80,7 +80,7 @@ def test_a_restricted_range_is_read_at_least_as_precisely_as_the_full_circle(
     narrow = load_checkpoint(tmp_path / "run")
     full = checkpoint.result["validation"]["angle_error_deg"]
     assert narrow.result["validation"]["angle_error_deg"]["median"] <= full["median"]
-    outputs = predict(narrow.model, rotated(digits.test, 30.0, seed=1).images)
+    outputs = predict(narrow.model, rotate_dataset(digits.test, 30.0, seed=1).images)
     assert np.mean(np.abs(outputs.angles_deg) < 45) > 0.98
 
 
@@ -91,7 +91,7 @@ def test_evaluation_turns_the_images_and_measures_the_upright_ones_too(checkpoin
     result = evaluate(run, digits.test, digits.classes, checkpoint.result["threshold"], 180.0, seed=4)
     assert result["n"] == result["upright"]["n"] == 1000
     assert np.array(result["confusion"]).sum() == 1000
-    turned = rotated(digits.test, 180.0, seed=4)
+    turned = rotate_dataset(digits.test, 180.0, seed=4)
     by_hand = (predict(checkpoint.model, turned.images).probabilities.argmax(1) == turned.labels).mean()
     assert result["accuracy"] == pytest.approx(by_hand, abs=1e-5)
     given = evaluate(run, turned, digits.classes, checkpoint.result["threshold"], 180.0, seed=99)

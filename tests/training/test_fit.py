@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from vae_edge.data import Dataset, LabelledImages, rotated, rotation_range
+from vae_edge.data import Dataset, LabelledImages, rotate_dataset, rotation_range
 from vae_edge.errors import CheckpointError, ConfigError, DataError
 from vae_edge.model import AngleVAE, LossWeights
 from vae_edge.preprocess import InputSpec
@@ -182,7 +182,7 @@ def test_turned_images_of_a_light_background_stay_light_in_the_corners(few_digit
     config = plan(Dataset("light", "light", light, None), "tiny", SETTINGS)
     assert config.input.background == "light" and config.model.fill == 1.0
     assert plan(few_digits, "tiny", SETTINGS).model.fill == 0.0
-    turned = rotated(light, 180.0, 0, config.input.fill).images
+    turned = rotate_dataset(light, 180.0, 0, config.input.fill).images
     assert turned[:, 0, 0].min() > 200
     model = AngleVAE(config.model).eval()
     assert model(to_floats(turned)).upright[:, 0, 0, 0].min() > 0.8
@@ -387,7 +387,7 @@ def test_without_tensorboard_its_log_is_refused_before_anything_is_written(
 
 def test_a_run_of_before_prepares_files_as_it_did(checkpoint: Checkpoint, tmp_path: Path):
     config = json.loads((checkpoint.path / CONFIG).read_text())
-    for ink, fit in ((0.7, "ink"), (None, "pad")):
+    for ink, fit in ((0.7, "foreground"), (None, "pad")):
         config["input"] = {"size": 28, "channels": 1, "background": "dark", "ink": ink}
         (tmp_path / CONFIG).write_text(json.dumps(config))
         assert read_config(tmp_path).input == InputSpec(28, 1, "dark", ink, fit)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from vae_edge.data import Dataset, rotated
+from vae_edge.data import Dataset, rotate_dataset
 from vae_edge.errors import DataError
 from vae_edge.training.checkpoint import Checkpoint, load_samples
 from vae_edge.training.visualize import draw_each, reconstructed, traverse, turned_back
@@ -17,7 +17,7 @@ from vae_edge.training.visualize import draw_each, reconstructed, traverse, turn
 def test_images_turned_back_by_the_true_angle_are_upright_again(checkpoint: Checkpoint, digits: Dataset) -> None:
     assert digits.test is not None
     upright = digits.test.take(np.arange(50))
-    turned = rotated(upright, 180, seed=5)
+    turned = rotate_dataset(upright, 180, seed=5)
     assert turned.angles_deg is not None
 
     def likeness(images: np.ndarray) -> float:

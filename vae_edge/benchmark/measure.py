@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 
 import vae_edge
+from vae_edge.environment import available_cpus, cpu_quota
 from vae_edge.errors import BackendError
-from vae_edge.processors import available_cpus, cpu_quota
 
 LEAST_CALLS = 5
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from vae_edge.cli.console import complain, safe_streams
 from vae_edge.cli.parser import build_parser
+from vae_edge.environment import limit_libraries
 from vae_edge.errors import VaeEdgeError
-from vae_edge.processors import limit_libraries
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,7 +84,7 @@ _EXTRAS = {
 
 def _missing(error: ImportError | AttributeError) -> str:
     """The sentence for a package that is missing, or that something of the same name is in the way of."""
-    from vae_edge.optional import shadows
+    from vae_edge.environment import shadows
 
     package = (error.name or "").split(".")[0]
     for name, sentence in shadows(_EXTRAS).items():

@@ -37,7 +37,7 @@ def open_data(arguments: argparse.Namespace, prepared_as: Any = None) -> Any:
 
 def left_out_lines(dataset: Any) -> Iterator[str]:
     """What is left out of a data set, by reason, with the first names; of broken images what is wrong with each."""
-    from vae_edge.data.image_files import BROKEN, summarize
+    from vae_edge.data.folder import BROKEN, summarize
 
     if not dataset.left_out:
         return
@@ -70,53 +70,53 @@ def left_out_json(dataset: Any) -> list[dict[str, Any]]:
 
 def fetch(arguments: argparse.Namespace) -> None:
     """`vae-edge data fetch`."""
-    from vae_edge.data.fetch import fetch
+    from vae_edge.data import fetch_dataset
 
     folder = arguments.out or os.environ.get("VAE_EDGE_DATA") or "data"
-    path = fetch(arguments.name, folder, base_url=arguments.base_url)
+    path = fetch_dataset(arguments.name, folder, base_url=arguments.base_url)
     result = {"data": arguments.name, "path": str(path)}
     emit(result, arguments.json, lambda: iter([f"{arguments.name} is in {path}: vae-edge train --data {path} …"]))
 
 
 def show(arguments: argparse.Namespace) -> None:
     """`vae-edge data show`."""
-    from vae_edge.data import count_copies, load_dataset
-    from vae_edge.data.contact_sheet import contact_sheet
-    from vae_edge.data.splits import leaked
+    from vae_edge.data import count_duplicates, load_dataset
+    from vae_edge.data.splits import duplicates_of
+    from vae_edge.data.transforms import contact_sheet
     from vae_edge.files import atomic_path
 
     dataset = load_dataset(arguments.data, arguments.size, arguments.channels, arguments.fit, strict=arguments.strict)
-    halves = {name: half for name, half in (("train", dataset.train), ("test", dataset.test)) if half is not None}
+    splits = {name: split for name, split in (("train", dataset.train), ("test", dataset.test)) if split is not None}
     result: dict[str, Any] = {"name": dataset.name, "source": dataset.source, "classes": list(dataset.classes)}
-    for name, half in halves.items():
-        counts = np.bincount(half.labels, minlength=len(half.classes))
+    for name, split in splits.items():
+        counts = np.bincount(split.labels, minlength=len(split.classes))
         result[name] = {
-            "images": len(half),
-            "shape": list(half.images.shape[1:]),
-            "by_class": dict(zip(half.classes, counts.tolist(), strict=True)),
-            "copies": count_copies(half),
+            "images": len(split),
+            "shape": list(split.images.shape[1:]),
+            "by_class": dict(zip(split.classes, counts.tolist(), strict=True)),
+            "duplicates": count_duplicates(split),
         }
     if dataset.unlabelled is not None:
         result["unlabelled"] = {"images": len(dataset.unlabelled)}
     if dataset.train is not None and dataset.test is not None:
-        result["test"]["also_in_train"] = int(leaked(dataset.test.images, dataset.train.images).sum())
+        result["test"]["also_in_train"] = int(duplicates_of(dataset.test.images, dataset.train.images).sum())
     if dataset.input is not None:
         result["prepared"] = {"fit": dataset.input.fit, "depth": dataset.input.depth, "notes": list(dataset.notes)}
     result["left_out"] = left_out_json(dataset)
-    if arguments.sheet:
-        with atomic_path(arguments.sheet) as temporary:
-            contact_sheet(next(iter(halves.values()))).save(temporary, "PNG")
-        result["sheet"] = arguments.sheet
+    if arguments.contact_sheet:
+        with atomic_path(arguments.contact_sheet) as temporary:
+            contact_sheet(next(iter(splits.values()))).save(temporary, "PNG")
+        result["contact_sheet"] = arguments.contact_sheet
 
     def lines() -> Iterator[str]:
         yield f"{dataset.name} ({dataset.source})"
         yield from (f"  {note}" for note in dataset.notes)
-        for name in halves:
+        for name in splits:
             part = result[name]
             yield f"  {name}: {part['images']} images of {'×'.join(map(str, part['shape']))}"
             yield "    " + ", ".join(f"{label} {count}" for label, count in part["by_class"].items())
-            if part["copies"]:
-                yield f"    {part['copies']} of them repeat another one pixel by pixel"
+            if part["duplicates"]:
+                yield f"    {part['duplicates']} of them repeat another one pixel by pixel"
             if part.get("also_in_train"):
                 yield f"    {part['also_in_train']} of them are training images too: figures on them are too good"
         if "unlabelled" in result:

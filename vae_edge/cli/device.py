@@ -56,7 +56,7 @@ def _prediction_lines(images: list[str], predictions: Any, turns: bool) -> Itera
             f"{f'turned {angle_words(predictions, k)}, ' if turns else ''}"
             f"score {predictions.scores[k]:.2f} ({accepted})"
         )
-        yield f"  {predictions.interpretations[k].sentence()}"
+        yield f"  {predictions.preprocess_info[k].sentence()}"
 
 
 def angle_words(predictions: Any, k: int) -> str:
@@ -184,7 +184,7 @@ def doctor(arguments: argparse.Namespace) -> None:
 
 def _package(package: str, use: str, brought: Mapping[str, list[str]]) -> dict[str, str | None]:
     """Version, use and problem of a package; `brought` are the distributions that bring each module."""
-    from vae_edge.optional import is_installed, shadow
+    from vae_edge.environment import is_installed, shadow
 
     module = {"pillow": "PIL", "scikit-learn": "sklearn"}.get(package, package)
     if not is_installed(module):

@@ -28,7 +28,7 @@ def collect(
     `more_facts` are shown beside the model's and the machine's.
     """
     from vae_edge.bundle import load_bundle
-    from vae_edge.data import rotated, rotation_range
+    from vae_edge.data import rotate_dataset, rotation_range
     from vae_edge.metrics import wrap_degrees
     from vae_edge.runtime import load
     from vae_edge.training.checkpoint import load_checkpoint, load_samples
@@ -36,7 +36,7 @@ def collect(
 
     checkpoint = load_checkpoint(run)
     opened = load_bundle(bundle)
-    turned = rotated(held, rotation_range(str(opened.rotation)), seed + 1, opened.input.fill)
+    turned = rotate_dataset(held, rotation_range(str(opened.rotation)), seed + 1, opened.input.fill)
     assert turned.angles_deg is not None
     there = dict.fromkeys(entry.precision for entry in opened.select("classifier", "onnx"))
     by_precision = [_row(bundle, precision, turned, held, opened) for precision in there]
@@ -124,9 +124,9 @@ def _row(bundle: Path, precision: str, turned: Any, upright: Any, opened: Any) -
 
 
 def _unknown(classifier: Any, images: Any, seed: int) -> dict[str, Any]:
-    from vae_edge.data.transforms import KINDS, make_unknown
+    from vae_edge.data.transforms import OOD_KINDS, make_ood_images
 
-    return {kind: classifier(make_unknown(images, kind, seed), color="rgb").scores for kind in KINDS}
+    return {kind: classifier(make_ood_images(images, kind, seed), color="rgb").scores for kind in OOD_KINDS}
 
 
 def _without_temperature(probabilities: Any, temperature: float) -> Any:

@@ -179,9 +179,9 @@ def _form(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fit",
         default="auto",
-        choices=("auto", "pad", "ink"),
-        help="how files become square, here and in all later steps; pad: the whole picture, padded; ink: the drawing, "
-        "cut out of its page; auto (default): ink where that hardly changes the pictures, else pad",
+        choices=("auto", "pad", "foreground"),
+        help="how files become square, here and in all later steps; pad: the full picture, padded; foreground: cropped "
+        "to the drawing; auto (default): foreground where that hardly changes the pictures, else pad",
     )
 
 
@@ -246,7 +246,7 @@ def _data(commands: Commands) -> None:
     show.add_argument("data", metavar="DATA", help=DATA_HELP)
     _form(show)
     _strict(show)
-    show.add_argument("--sheet", metavar="PNG", help="write a contact sheet of some images")
+    show.add_argument("--contact-sheet", metavar="PNG", help="write a contact sheet of some images")
     _json(show)
 
 
@@ -456,9 +456,9 @@ def _predict(commands: Commands) -> None:
     parser.add_argument(
         "--fit",
         default="auto",
-        choices=("auto", "pad", "ink"),
+        choices=("auto", "pad", "foreground"),
         help="auto (default): as training prepared its files; pad: the whole picture, padded to a square; "
-        "ink: cut out the drawing and leave training's margin",
+        "foreground: crop to the drawing, with training's margin",
     )
     _backend(parser)
     _threads(parser)

@@ -285,8 +285,8 @@ def _evaluation_lines(result: dict[str, Any]) -> Iterator[str]:
             yield f"    without {names}: median {clear['median']}°, mean {clear['mean']}°"
         if "either_of_two" in error:
             yield f"    the better of the two best angles: {_angle_words(error['either_of_two'])}"
-        if "by_concentration" in error:
-            halves = " and ".join(f"{median}°" for median in error["by_concentration"].values())
+        if "by_angle_confidence" in error:
+            halves = " and ".join(f"{median}°" for median in error["by_angle_confidence"].values())
             yield f"    medians of the half with the surest angles, and of the rest: {halves}"
     yield f"  accepted     {percent(result['accepted'])} by the rejection score"
     if "upright" in result:

@@ -1,35 +1,59 @@
-"""Data sets in, uint8 arrays out. No torch here; augmentation on tensors is in `vae_edge.data.augment`."""
+"""Load, split and augment data sets: uint8 arrays in NumPy, without torch except in `vae_edge.data.augment`."""
 
 from __future__ import annotations
 
-from vae_edge.data.dataset import Dataset, LabelledImages
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from vae_edge.data.dataset import Dataset, LabelledImages, join
 from vae_edge.data.load import load_dataset
 from vae_edge.data.splits import (
-    FewLabels,
+    LabelSubset,
     align_classes,
-    apart_from,
-    check_apart,
+    check_no_leakage,
     check_trainable,
-    count_copies,
-    draw_labels,
+    count_duplicates,
+    drop_duplicates_of,
+    duplicates_of,
     holdout,
     select_split,
+    subsample_labels,
 )
-from vae_edge.data.transforms import rotated, rotation_range
+from vae_edge.data.transforms import OOD_KINDS, contact_sheet, make_ood_images, rotate_dataset, rotation_range
+
+if TYPE_CHECKING:
+    from vae_edge.data.augment import affine_augment
+    from vae_edge.data.fetch import fetch_dataset
+
+_LAZY = {"affine_augment": "vae_edge.data.augment", "fetch_dataset": "vae_edge.data.fetch"}
+"""Imported at first use: torch, and urllib with TLS."""
 
 __all__ = [
+    "OOD_KINDS",
     "Dataset",
-    "FewLabels",
+    "LabelSubset",
     "LabelledImages",
+    "affine_augment",
     "align_classes",
-    "apart_from",
-    "check_apart",
+    "check_no_leakage",
     "check_trainable",
-    "count_copies",
-    "draw_labels",
+    "contact_sheet",
+    "count_duplicates",
+    "drop_duplicates_of",
+    "duplicates_of",
+    "fetch_dataset",
     "holdout",
+    "join",
     "load_dataset",
-    "rotated",
+    "make_ood_images",
+    "rotate_dataset",
     "rotation_range",
     "select_split",
+    "subsample_labels",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)

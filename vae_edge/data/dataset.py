@@ -1,6 +1,6 @@
-"""Image arrays from files to the arrays of a data set: their form checked, their size and channels as wanted.
+"""What a data set is: labelled images in a train and a test split, checked when they are made.
 
-What a data set is: labelled images, in one half or two. Checked when made, so that nobody after has to.
+Also how arrays of images get their form (`validate_and_resize`), and how named parts become the two splits.
 """
 
 from __future__ import annotations
@@ -12,98 +12,24 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vae_edge.data.image_files import LeftOut
 from vae_edge.errors import ConfigError, DataError
-from vae_edge.limits import MAX_ARRAY_BYTES
-from vae_edge.preprocess import InputSpec, how_to_uint8, resize_square
+from vae_edge.limits import MAX_ARRAY_BYTES, MAX_NUMBERED_CLASSES, MAX_SIZE, MIN_SIZE
+from vae_edge.preprocess import InputSpec, resize_square, uint8_hint
 
-SMALLEST, LARGEST = 28, 64
-"""The sides, in pixels, of the images that models take."""
-
-
-def read_limit() -> int:
-    """How many bytes of arrays are read at once: `MAX_ARRAY_BYTES`, or what this machine has free, if that is less."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return min(MAX_ARRAY_BYTES, int(line.split()[1]) * 1024)
-    except (OSError, ValueError, IndexError):
-        return MAX_ARRAY_BYTES  # not Linux, or hidden
-    return MAX_ARRAY_BYTES
+UNLABELLED = ("unlabelled", "unlabeled")
+"""Names of the folder, or of the array of an .npz, with images without labels. No class of a folder has this name."""
 
 
-def check_options(size: int | None, channels: int | None) -> None:
-    """Refuse a size or a channel count that no model takes (ConfigError)."""
-    if size is not None and not SMALLEST <= size <= LARGEST:
-        raise ConfigError(f"Images are {SMALLEST} to {LARGEST} pixels a side, but size {size} came.")
-    if channels not in (None, 1, 3):
-        raise ConfigError(f"Images have 1 channel (grey) or 3 (colour), but {channels} came.")
+@dataclass(frozen=True)
+class LeftOut:
+    """A file or folder that a data set does not use, or not completely."""
 
-
-def shaped(images: np.ndarray, size: int | None, channels: int | None, source: str) -> np.ndarray:
-    """Check an array of images, resize it where a size is given, and give it the channels that are wanted.
-
-    Args:
-        images: uint8 [N, S, S] or [N, S, S, C].
-        size: the side that is wanted; None keeps theirs, which must be from 28 to 64.
-        channels: 1, 3, or None to keep theirs.
-        source: what a message calls the array.
-
-    Returns:
-        uint8 [N, S, S, C].
-
-    Raises:
-        DataError: another rank, dtype or form, or a side that needs a `size`.
-    """
-    if images.dtype != np.uint8:
-        raise DataError(f"{source}: images are uint8, but their dtype is {images.dtype}. {how_to_uint8(images)}")
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.ndim != 4 or images.shape[-1] not in (1, 3):
-        first = images.ndim == 4 and images.shape[1] in (1, 3)
-        hint = " Its channels stand first: use x.transpose(0, 2, 3, 1)." if first else ""
-        raise DataError(
-            f"{source}: images are [N, H, W] or [N, H, W, C] with 1 or 3 channels, "
-            f"but their shape is {list(images.shape)}.{hint}"
-        )
-    count, height, width, _ = images.shape
-    if not count:
-        raise DataError(f"{source}: there are no images.")
-    if height != width:
-        raise DataError(f"{source}: images are square, but these are {width}×{height}; pad or crop them first.")
-    if size is None and not SMALLEST <= height <= LARGEST:
-        raise DataError(
-            f"{source}: images are {SMALLEST} to {LARGEST} pixels a side, but these have {height}; "
-            "give the size to resize them to (--size, or size= in Python)."
-        )
-    if not height:
-        raise DataError(f"{source}: the images have no pixels.")
-    return with_channels(_resized(images, size or height), channels)
-
-
-def with_channels(images: np.ndarray, channels: int | None) -> np.ndarray:
-    """Grey to colour by copying, colour to grey by ITU-R 601 as Pillow rounds it; uint8 [N, H, W, C]."""
-    if channels is None or channels == images.shape[-1]:
-        return images
-    if channels == 3:
-        return np.repeat(images, 3, axis=-1)
-    weights = np.array([19595, 38470, 7471], dtype=np.uint32)
-    return (((images.astype(np.uint32) @ weights + 0x8000) >> 16).astype(np.uint8))[..., None]
-
-
-def _resized(images: np.ndarray, size: int) -> np.ndarray:
-    if images.shape[1] == size:
-        return images
-    grey = images.shape[-1] == 1
-    result = np.empty((len(images), size, size, images.shape[-1]), dtype=np.uint8)
-    for index, image in enumerate(images):
-        pixels = np.asarray(resize_square(Image.fromarray(image[..., 0] if grey else image), size))
-        result[index] = pixels[..., None] if grey else pixels
-    return result
-
-
-MOST_CLASSES = 4096
-"""Labels without class names that go higher than this are taken for damage."""
+    path: str
+    """Relative to the data set's folder."""
+    reason: str
+    """One of `vae_edge.data.folder.REASONS`."""
+    error: str = ""
+    """Of a broken image: a sentence that says what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -120,10 +46,10 @@ class LabelledImages:
     """int64 [N], each an index into `classes`."""
     classes: tuple[str, ...]
     angles_deg: np.ndarray | None = None
-    """float32 [N], how far each image is turned: counter-clockwise as displayed, upright is 0. None: not known."""
+    """float32 [N]: rotation of each image in degrees, counter-clockwise as displayed, upright is 0. None: unknown."""
 
     def __post_init__(self) -> None:
-        """Check what the type says."""
+        """Check the arrays."""
         images, labels = self.images, self.labels
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
             raise DataError(
@@ -150,7 +76,7 @@ class LabelledImages:
             )
 
     def __len__(self) -> int:
-        """How many images there are."""
+        """Number of images."""
         return len(self.images)
 
     def take(self, indices: np.ndarray) -> LabelledImages:
@@ -161,11 +87,11 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training half, a test half, or both; and images without labels, if there are any.
+    """A train split, a test split, or both; and images without labels, if there are any.
 
     Raises:
-        DataError: neither half is there, a half is empty, or the halves differ in classes or image shape; the images
-            without labels are none, or of another shape.
+        DataError: there is no split, or an empty one; the splits differ in classes or image shape; the images without
+            labels are none, or of another shape.
     """
 
     name: str
@@ -173,31 +99,31 @@ class Dataset:
     train: LabelledImages | None
     test: LabelledImages | None
     unlabelled: np.ndarray | None = None
-    """uint8 [M, H, W, C], M at least 1, of the shape of the others. None: there are none."""
+    """uint8 [M, H, W, C], M at least 1, of the same shape as the others. None: there are none."""
     input: InputSpec | None = None
-    """How files became these images, or are to become images like these. None: they are arrays, and nobody has said."""
+    """How files became these images, or are to become such images. None: they are arrays, and nothing was chosen."""
     notes: tuple[str, ...] = ()
-    """Sentences on what was chosen while the files were read."""
+    """Sentences about what was chosen while the files were read."""
     left_out: tuple[LeftOut, ...] = ()
-    """What the folder holds that is not used, by reason."""
+    """What the folder holds that is not used, sorted by reason."""
 
     def __post_init__(self) -> None:
-        """Check that there is something, and that two halves are of one data set."""
-        halves = [half for half in (self.train, self.test) if half is not None]
-        if not halves or not all(len(half) for half in halves):
+        """Check that there are images, and that two splits belong together."""
+        splits = [split for split in (self.train, self.test) if split is not None]
+        if not splits or not all(len(split) for split in splits):
             what = "there are no images" if self.unlabelled is None else "there are images without labels alone"
             raise DataError(f"{self.source}: {what}.")
-        if len({half.classes for half in halves}) > 1:
-            difference = sorted(set(halves[0].classes) ^ set(halves[1].classes)) or ["their order"]
+        if len({split.classes for split in splits}) > 1:
+            difference = sorted(set(splits[0].classes) ^ set(splits[1].classes)) or ["their order"]
             raise DataError(
-                f"{self.source}: the training and the test half differ in their classes ({', '.join(difference)}); "
+                f"{self.source}: the train and the test split differ in their classes ({', '.join(difference)}); "
                 "give both the same."
             )
-        if len({half.images.shape[1:] for half in halves}) > 1:
-            shapes = " and ".join(str(list(half.images.shape[1:])) for half in halves)
-            raise DataError(f"{self.source}: the training and the test half differ in the images' shape: {shapes}.")
+        if len({split.images.shape[1:] for split in splits}) > 1:
+            shapes = " and ".join(str(list(split.images.shape[1:])) for split in splits)
+            raise DataError(f"{self.source}: the train and the test split differ in the images' shape: {shapes}.")
         if self.unlabelled is not None:
-            self._check_unlabelled(self.unlabelled, halves[0].images.shape[1:])
+            self._check_unlabelled(self.unlabelled, splits[0].images.shape[1:])
 
     def _check_unlabelled(self, images: np.ndarray, shape: tuple[int, ...]) -> None:
         if images.dtype != np.uint8 or images.shape[1:] != shape:
@@ -211,30 +137,30 @@ class Dataset:
     @property
     def classes(self) -> tuple[str, ...]:
         """The class names, in the order of the labels."""
-        half = self.train if self.train is not None else self.test
-        assert half is not None  # as __post_init__ checked
-        return half.classes
+        split = self.train if self.train is not None else self.test
+        assert split is not None  # as __post_init__ checked
+        return split.classes
 
     def fingerprint(self) -> str:
-        """SHA-256, in hexadecimal, of all images, labels, class names, and angles where they are known."""
+        """SHA-256 (hexadecimal) of all images, labels, class names, and known angles."""
         digest = hashlib.sha256(repr(self.classes).encode())
-        for role, half in (("train", self.train), ("test", self.test)):
-            if half is not None:
-                digest.update(f"{role} {half.images.shape}".encode())
-                digest.update(np.ascontiguousarray(half.images).data)
-                digest.update(np.ascontiguousarray(half.labels, dtype="<i8").data)
-                if half.angles_deg is not None:
-                    digest.update(np.ascontiguousarray(half.angles_deg, dtype="<f4").data)
+        for role, split in (("train", self.train), ("test", self.test)):
+            if split is not None:
+                digest.update(f"{role} {split.images.shape}".encode())
+                digest.update(np.ascontiguousarray(split.images).data)
+                digest.update(np.ascontiguousarray(split.labels, dtype="<i8").data)
+                if split.angles_deg is not None:
+                    digest.update(np.ascontiguousarray(split.angles_deg, dtype="<f4").data)
         if self.unlabelled is not None:
             digest.update(f"unlabelled {self.unlabelled.shape}".encode())
             digest.update(np.ascontiguousarray(self.unlabelled).data)
         return digest.hexdigest()
 
 
-def labelled(
+def labelled_images(
     source: str, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], angles_deg: np.ndarray | None = None
 ) -> LabelledImages:
-    """`LabelledImages` whose complaint names where the data came from."""
+    """`LabelledImages` whose errors name where the data came from."""
     try:
         return LabelledImages(images, labels, classes, angles_deg)
     except DataError as error:
@@ -242,7 +168,7 @@ def labelled(
 
 
 def join(parts: list[LabelledImages]) -> LabelledImages:
-    """One after the other; the angles are kept where all parts have them. Classes and image shape must be alike."""
+    """Concatenate data of equal classes and image shape. Angles are kept if all parts have them."""
     if len(parts) == 1:
         return parts[0]
     angles = [part.angles_deg for part in parts if part.angles_deg is not None]
@@ -254,7 +180,7 @@ def join(parts: list[LabelledImages]) -> LabelledImages:
     )
 
 
-def two_halves(
+def make_splits(
     name: str,
     source: str,
     train: LabelledImages | None,
@@ -262,10 +188,10 @@ def two_halves(
     test: LabelledImages | None,
     unlabelled: np.ndarray | None = None,
 ) -> Dataset:
-    """A data set of up to three parts as two halves.
+    """A data set of up to three splits as one of two.
 
-    A validation part is the test half where there is no other; else it joins the training half, out of which training
-    carves a validation set of its own.
+    Without a test split, the validation split takes its place. Otherwise it joins the train split, of which training
+    holds out a validation set of its own.
     """
     if validation is None:
         return Dataset(name, source, train, test, unlabelled)
@@ -278,11 +204,92 @@ def two_halves(
 
 
 def numbered_classes(source: str, highest: int) -> tuple[str, ...]:
-    """Names for labels that are numbers alone: `0`, `1`, and so on up to the highest label.
+    """Class names for labels without names: `0`, `1` and so on, up to the highest label.
 
     Raises:
         DataError: the highest label is absurd.
     """
-    if highest >= MOST_CLASSES:
+    if highest >= MAX_NUMBERED_CLASSES:
         raise DataError(f"{source}: label {highest} is too high to be a class's number; labels count from 0.")
     return tuple(str(number) for number in range(highest + 1))
+
+
+def max_read_bytes() -> int:
+    """Limit on the bytes of arrays that are read at once: `MAX_ARRAY_BYTES`, or the free memory if that is less."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return min(MAX_ARRAY_BYTES, int(line.split()[1]) * 1024)
+    except (OSError, ValueError, IndexError):
+        return MAX_ARRAY_BYTES  # not Linux, or hidden
+    return MAX_ARRAY_BYTES
+
+
+def check_options(size: int | None, channels: int | None) -> None:
+    """Refuse a size or a number of channels that no model takes (ConfigError)."""
+    if size is not None and not MIN_SIZE <= size <= MAX_SIZE:
+        raise ConfigError(f"Images are {MIN_SIZE} to {MAX_SIZE} pixels a side, but size {size} came.")
+    if channels not in (None, 1, 3):
+        raise ConfigError(f"Images have 1 channel (grey) or 3 (colour), but {channels} came.")
+
+
+def validate_and_resize(images: np.ndarray, size: int | None, channels: int | None, source: str) -> np.ndarray:
+    """Check an array of images, and convert it to a size and a number of channels.
+
+    Args:
+        images: uint8 [N, S, S] or [N, S, S, C].
+        size: the side of the result in pixels; None keeps theirs, which must be from 28 to 64.
+        channels: 1, 3, or None to keep theirs.
+        source: the array's name in messages.
+
+    Returns:
+        uint8 [N, S, S, C].
+
+    Raises:
+        DataError: another dtype or shape, or a side that needs a `size`.
+    """
+    if images.dtype != np.uint8:
+        raise DataError(f"{source}: images are uint8, but their dtype is {images.dtype}. {uint8_hint(images)}")
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or images.shape[-1] not in (1, 3):
+        channels_first = images.ndim == 4 and images.shape[1] in (1, 3)
+        hint = " Its channels stand first: use x.transpose(0, 2, 3, 1)." if channels_first else ""
+        raise DataError(
+            f"{source}: images are [N, H, W] or [N, H, W, C] with 1 or 3 channels, "
+            f"but their shape is {list(images.shape)}.{hint}"
+        )
+    count, height, width, _ = images.shape
+    if not count:
+        raise DataError(f"{source}: there are no images.")
+    if height != width:
+        raise DataError(f"{source}: images are square, but these are {width}×{height}; pad or crop them first.")
+    if size is None and not MIN_SIZE <= height <= MAX_SIZE:
+        raise DataError(
+            f"{source}: images are {MIN_SIZE} to {MAX_SIZE} pixels a side, but these have {height}; "
+            "give the size to resize them to (--size, or size= in Python)."
+        )
+    if not height:
+        raise DataError(f"{source}: the images have no pixels.")
+    return with_channels(_resize_all(images, size or height), channels)
+
+
+def with_channels(images: np.ndarray, channels: int | None) -> np.ndarray:
+    """Grey to three equal channels, or colour to grey by ITU-R 601, rounded as Pillow does; uint8 [N, H, W, C]."""
+    if channels is None or channels == images.shape[-1]:
+        return images
+    if channels == 3:
+        return np.repeat(images, 3, axis=-1)
+    weights = np.array([19595, 38470, 7471], dtype=np.uint32)
+    return (((images.astype(np.uint32) @ weights + 0x8000) >> 16).astype(np.uint8))[..., None]
+
+
+def _resize_all(images: np.ndarray, size: int) -> np.ndarray:
+    if images.shape[1] == size:
+        return images
+    grey = images.shape[-1] == 1
+    result = np.empty((len(images), size, size, images.shape[-1]), dtype=np.uint8)
+    for index, image in enumerate(images):
+        pixels = np.asarray(resize_square(Image.fromarray(image[..., 0] if grey else image), size))
+        result[index] = pixels[..., None] if grey else pixels
+    return result

@@ -1,66 +1,108 @@
-"""A folder of image files, one sub-folder a class; or parts (`train`, `valid`, `Testing`, …) with such inside.
+"""Read a folder of image files: which files are images, and which class and split each belongs to.
 
-Images in sub-folders of a class belong to that class. One folder around all of it is looked through. Images without
-labels lie in a folder `unlabelled` beside the classes, or beside `train` and `test`. What is not used is left out, with
-the reason (`vae_edge.data.image_files`); too many images that cannot be read are an error.
+The layout is one sub-folder a class, or folders for splits (`train`, `valid`, `Testing`, …) with such inside. Images in
+sub-folders of a class belong to that class. A single folder around all of it is looked through. Images without labels
+lie in a folder `unlabelled` beside the classes, or beside `train` and `test`.
 
-How the files become images, where nobody says it, is chosen in `vae_edge.data.prepare`.
+A file is an image if its first bytes are those of a format that Pillow decodes and we read, whatever its name. Links
+are followed, but never to a folder that the link lies in or that was read already. What is not used is left out, with
+the reason. Too many unreadable images are an error. `vae_edge.data.prepare` turns the files into arrays.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import stat
+from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from vae_edge.data.dataset import Dataset, LabelledImages, labelled, two_halves
-from vae_edge.data.image_files import (
-    BROKEN,
-    CONTACT_SHEET,
-    FRAMES,
-    NO_IMAGES,
-    OUTSIDE,
-    Listing,
-    class_folders,
-    class_name,
-    unlabelled_files,
-    unlabelled_folder,
-    why_none,
-)
+from vae_edge.data.dataset import UNLABELLED, Dataset, LabelledImages, LeftOut, labelled_images, make_splits
 from vae_edge.data.prepare import Prepared, choose_and_prepare, prepare_files
 from vae_edge.errors import DataError
+from vae_edge.files import open_regular
 from vae_edge.preprocess import InputSpec
-from vae_edge.text import system_name
+from vae_edge.text import printable, system_name
 
-MOST_BROKEN = 0.25
-"""A folder of whose images a larger share cannot be read is refused: it is damaged, or not what it was taken for."""
-NAMED = 20
-"""So many broken images are named in an error, and their number is said."""
+CONTACT_SHEET = "contact_sheet.png"
+"""The contact sheet in a folder that `generate` wrote: not an image without a class."""
+
+BROKEN = "broken images"
+EMPTY = "empty files"
+UNREAD = "images of formats that are not read"
+NOT_IMAGES = "files that are not images"
+FRAMES = "animations, of which only the first frame is used"
+OUTSIDE = "images outside the class folders"
+NO_IMAGES = "folders without images"
+HIDDEN = "hidden files and folders"
+FOREIGN = "folders of other programs"
+NO_TARGET = "links that lead nowhere"
+SEEN = "links to folders that are read already"
+SPECIAL = "pipes, sockets and devices"
+DENIED = "files and folders that cannot be opened"
+REASONS = (
+    *(BROKEN, EMPTY, UNREAD, OUTSIDE, FRAMES, NO_IMAGES, DENIED),
+    *(NO_TARGET, SEEN, SPECIAL, NOT_IMAGES, FOREIGN, HIDDEN),
+)
+"""Why something is left out, in the order of reports."""
+
+SUFFIXES = frozenset(
+    {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff"}
+    | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif"}
+)
+"""Usual suffixes of the formats that are read. A file with such a name that is no image is broken."""
+_UNREAD_SUFFIXES = frozenset(
+    {".heic", ".heif", ".tga", ".ico", ".psd", ".svg", ".jxl", ".pcx", ".exr", ".hdr", ".qoi", ".dds", ".sgi"}
+    | {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".pef", ".srw", ".raf"}
+)
+"""Images of other formats. Camera raw files look like TIFF, and only their preview would be read."""
+_FOREIGN_FOLDERS = frozenset({"__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information"})
+
+MAX_BROKEN_FRACTION = 0.25
+"""A folder with a larger fraction of unreadable images is refused: it is damaged, or no data set."""
+MAX_NAMED = 20
+"""Broken images that an error lists by name."""
 
 _ROLES = {
     **dict.fromkeys(("train", "training", "trainset", "trn"), "train"),
     **dict.fromkeys(("test", "testing", "testset", "tst"), "test"),
     **dict.fromkeys(("val", "valid", "validation", "valset", "dev", "eval", "evaluation"), "validation"),
 }
-_DEEPEST = 8
-"""So many folders around the classes are looked through."""
+_MAX_DEPTH = 8
+"""Folders around the classes that are looked through."""
+
+_HEAD_BYTES = 32
+_SIGNATURES = (
+    b"\x89PNG\r\n\x1a\n",
+    b"\xff\xd8\xff",  # JPEG
+    b"GIF87a",
+    b"GIF89a",
+    *(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),  # TIFF and BigTIFF
+    *(b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n"),  # JPEG 2000
+)
+_OTHER_SIGNATURES = (b"8BPS", b"\0\0\x01\0", b"\xff\x0a", b"\0\0\0\x0cJXL ", b"DDS ", b"qoif", b"v/1\x01")
+_BMP_HEADERS = frozenset({12, 16, 40, 52, 56, 64, 108, 124})
+_AVIF_BRANDS = frozenset({b"avif", b"avis"})
+_HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 
 
 @dataclass(frozen=True)
-class _Part:
-    """The files of one part and the class of each."""
+class _SplitFiles:
+    """The files of one split and the class of each."""
 
     files: list[Path]
     names: list[str]
     classes: tuple[str, ...]
     nested: int
-    """How many of the files lie in sub-folders of their class's folder."""
+    """Number of files in sub-folders of their class's folder."""
 
 
 def is_image_folder(folder: Path) -> bool:
-    """Whether the folder has sub-folders."""
+    """Whether the folder has visible sub-folders."""
     return bool(Listing(folder).scan(folder)[0])
 
 
@@ -71,51 +113,56 @@ def load_folder(
     fit: str = "auto",
     prepared_as: InputSpec | None = None,
 ) -> Dataset:
-    """Load image files; see the module for the layout.
+    """Load image files; see the module for the layout, and `vae_edge.data.load_dataset` for the arguments.
 
-    Every image becomes square by the preprocessing that prediction uses (`vae_edge.preprocess.prepare_image`): with the
-    settings `prepared_as` of a model, or with those that are chosen here, which the data set then carries.
-    Classes are numbered as the training half has them. A validation folder is the test half where there is no `test`,
-    else it joins the training half.
+    Every image is prepared as prediction does it (`vae_edge.preprocess.prepare_image`): with a model's settings
+    `prepared_as`, or with settings chosen here, which the data set then carries. The train split numbers the classes.
+    A validation folder becomes the test split if there is no `test`, else it joins the train split.
 
     Raises:
-        DataError: a class of the training half without images; a half with a class that training lacks; more than a
-            quarter of the images cannot be read; a folder for images without labels that has none; images without
-            labels alone.
+        DataError: a class of the train split has no images; another split has a class that the train split lacks; more
+            than a quarter of the images cannot be read; the folder for images without labels is empty; all images are
+            without labels.
     """
     listing = Listing(folder)
-    place = _inside(listing, folder) or folder
-    halves = _halves(listing, place)
-    unlabelled_place = _unlabelled(listing, place, halves)
-    parts = _list_parts(listing, place, halves)
-    classes = next(iter(parts.values())).classes
-    files = [file for part in parts.values() for file in part.files]
-    labels = [classes.index(name) for part in parts.values() for name in part.names]
-    roles = [role for role, part in parts.items() for _ in part.files]
-    if unlabelled_place is not None:
-        others = unlabelled_files(listing, unlabelled_place)
+    root = _find_root(listing, folder) or folder
+    split_dirs = _split_dirs(listing, root)
+    unlabelled_dir = _unlabelled_dir(listing, root, split_dirs)
+    found = _list_splits(listing, root, split_dirs)
+    classes = next(iter(found.values())).classes
+    files = [file for split in found.values() for file in split.files]
+    labels = [classes.index(name) for split in found.values() for name in split.names]
+    roles = [role for role, split in found.items() for _ in split.files]
+    if unlabelled_dir is not None:
+        others = unlabelled_files(listing, unlabelled_dir)
         files, labels, roles = files + others, labels + [-1] * len(others), roles + ["unlabelled"] * len(others)
-    of_role, of_label = np.array(roles), np.array(labels, dtype=np.int64)
+    role_of, label_of = np.array(roles), np.array(labels, dtype=np.int64)
+
     if prepared_as is not None:
         prepared = prepare_files(files, prepared_as)
     else:
-        prepared = choose_and_prepare(files, size, channels, fit, of_role != "test")
+        prepared = choose_and_prepare(files, size, channels, fit, role_of != "test")
     kept = leave_out_broken(listing, files, prepared)
-    of_role, of_label = of_role[kept], of_label[kept]
-    _check_classes_left(place, parts, classes, of_role, of_label)
-    made: dict[str, LabelledImages] = {}
-    for role in parts:
-        chosen = of_role == role
+    role_of, label_of = role_of[kept], label_of[kept]
+    _check_classes_left(root, found, classes, role_of, label_of)
+
+    splits: dict[str, LabelledImages] = {}
+    for role in found:
+        chosen = role_of == role
         if chosen.any():
-            made[role] = labelled(str(folder), prepared.images[chosen], of_label[chosen], classes)
-    without = prepared.images[of_role == "unlabelled"] if "unlabelled" in of_role else None
-    dataset = two_halves(folder.name, str(folder), made.get("train"), made.get("validation"), made.get("test"), without)
-    notes = (*_notes(folder, place, parts), *prepared.notes)
+            splits[role] = labelled_images(str(folder), prepared.images[chosen], label_of[chosen], classes)
+    unlabelled = prepared.images[role_of == "unlabelled"] if "unlabelled" in role_of else None
+    train, validation, test = (splits.get(role) for role in ("train", "validation", "test"))
+    dataset = make_splits(folder.name, str(folder), train, validation, test, unlabelled)
+    notes = (*_notes(folder, root, found), *prepared.notes)
     return replace(dataset, input=prepared.input, notes=notes, left_out=listing.left_out)
 
 
 def leave_out_broken(listing: Listing, files: list[Path], prepared: Prepared) -> list[int]:
-    """Leave out the files that did not decode, and say of which only the first frame is used; the indices of the rest.
+    """Leave out the files that did not decode, and record those of which only the first frame is used.
+
+    Returns:
+        the indices of the files that decoded.
 
     Raises:
         DataError: more than a quarter of the images cannot be read.
@@ -124,38 +171,45 @@ def leave_out_broken(listing: Listing, files: list[Path], prepared: Prepared) ->
         listing.leave_out(files[index], BROKEN, error)
     for index in prepared.animated:
         listing.leave_out(files[index], FRAMES)
-    lost = [entry for entry in listing.left_out if entry.is_lost_image()]
+    lost = [entry for entry in listing.left_out if _is_lost_image(entry)]
     kept = [index for index in range(len(files)) if index not in prepared.broken]
-    if len(lost) > MOST_BROKEN * (len(lost) + len(kept)):
-        more = f"; and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
+    if len(lost) > MAX_BROKEN_FRACTION * (len(lost) + len(kept)):
+        more = f"; and {len(lost) - MAX_NAMED} more" if len(lost) > MAX_NAMED else ""
         raise DataError(
             f"{listing.root}: {len(lost)} of {len(lost) + len(kept)} images cannot be read, more than the "
-            f"{MOST_BROKEN:.0%} that are left out: is the copy whole? "
-            + "; ".join(entry.error or f"{entry.path} ({entry.reason})" for entry in lost[:NAMED])
+            f"{MAX_BROKEN_FRACTION:.0%} that are left out: is the copy complete? "
+            + "; ".join(entry.error or f"{entry.path} ({entry.reason})" for entry in lost[:MAX_NAMED])
             + more
         )
     return kept
 
 
-def _inside(listing: Listing, place: Path, known: tuple[str, ...] | None = None, depth: int = 0) -> Path | None:
-    """The folder that holds the classes or parts, where one folder after the other lies around it; else None.
+def _is_lost_image(entry: LeftOut) -> bool:
+    """Whether what is left out was meant to be an image, and cannot be read."""
+    if entry.reason in (BROKEN, UNREAD):
+        return True
+    return entry.reason in (EMPTY, DENIED, NO_TARGET) and Path(entry.path).suffix.lower() in SUFFIXES
+
+
+def _find_root(listing: Listing, folder: Path, known: tuple[str, ...] | None = None, depth: int = 0) -> Path | None:
+    """The folder that holds the classes or splits, if there are single folders around it; else None.
 
     Args:
         listing: of the data set.
-        place: where to begin.
-        known: for a part, the names of classes, which are no folders around others; None: parts may lie inside.
-        depth: how deep `place` is already.
+        folder: where to begin.
+        known: for a split, the class names, which are no folders around others. None: splits may lie inside.
+        depth: depth of `folder` below the beginning.
     """
-    folders, images = listing.scan(place)
-    if unlabelled_folder(listing, place) is not None or depth > _DEEPEST:
+    folders, images = listing.scan(folder)
+    if unlabelled_folder(listing, folder) is not None or depth > _MAX_DEPTH:
         return None
     inner = [child for child in folders if listing.images(child)]
-    parts = known is None and any(_role(child) and listing.scan(child)[0] for child in inner)
-    if len(inner) != 1 or parts or (images and depth):
-        return place if depth and (len(inner) > 1 or parts) and not images else None
+    has_splits = known is None and any(_role(child) and listing.scan(child)[0] for child in inner)
+    if len(inner) != 1 or has_splits or (images and depth):
+        return folder if depth and (len(inner) > 1 or has_splits) and not images else None
     if known is not None and system_name(inner[0].name) in known:
         return None
-    found = _inside(listing, inner[0], known, depth + 1)
+    found = _find_root(listing, inner[0], known, depth + 1)
     if found is not None:
         for child in folders:
             if child != inner[0]:
@@ -166,84 +220,85 @@ def _inside(listing: Listing, place: Path, known: tuple[str, ...] | None = None,
 
 
 def _role(folder: Path) -> str | None:
-    """Which part a folder's whole name says that it holds."""
+    """The split that a folder's full name denotes."""
     return _ROLES.get(folder.name.casefold())
 
 
 def _role_in_words(folder: Path) -> str | None:
-    """Which part one word of a folder's name says that it holds, as in `seg_train` and `test images`."""
+    """The split that one word of a folder's name denotes, as in `seg_train` and `test images`."""
     found = {_ROLES[word] for word in re.split(r"[\W_]+", folder.name.casefold()) if word in _ROLES}
     return found.pop() if len(found) == 1 else None
 
 
-def _halves(listing: Listing, place: Path) -> dict[str, Path]:
-    """Which folder holds which part; a folder of classes is the training half."""
-    children = class_folders(listing, place)
-    of_role = {child: role for child in children if (role := _role(child)) and listing.scan(child)[0]}
-    if not of_role:
+def _split_dirs(listing: Listing, root: Path) -> dict[str, Path]:
+    """The folder of each split. A folder of classes is the train split."""
+    children = class_folders(listing, root)
+    role_of = {child: role for child in children if (role := _role(child)) and listing.scan(child)[0]}
+    if not role_of:
         worded = {child: role for child in children if (role := _role_in_words(child)) and listing.scan(child)[0]}
-        of_role = worded if len(set(worded.values())) > 1 else {}
-    others = [child for child in children if child not in of_role and listing.images(child)]
+        role_of = worded if len(set(worded.values())) > 1 else {}
+    others = [child for child in children if child not in role_of and listing.images(child)]
     flat = [child for child in others if _role(child) or _role_in_words(child)]
-    if not of_role or (others and all(listing.scan(child)[1] for child in of_role)):
-        return {"train": place}  # classes, of which some may be called so
-    strange = [child.name for child in others if child not in flat]
-    if strange:
+    if not role_of or (others and all(listing.scan(child)[1] for child in role_of)):
+        return {"train": root}  # classes, some of which may have such names
+    unexpected = [child.name for child in others if child not in flat]
+    if unexpected:
         raise DataError(
-            f"{place} has {', '.join(child.name for child in of_role)} with classes inside, but also "
-            f"{', '.join(strange)}; expected train and test alone, or one folder a class."
+            f"{root} has {', '.join(child.name for child in role_of)} with classes inside, but also "
+            f"{', '.join(unexpected)}; expected train and test alone, or one folder a class."
         )
     for child in children:
         if child in flat:
             for file in listing.images(child):
                 listing.leave_out(file, OUTSIDE)
-        elif child not in of_role:
+        elif child not in role_of:
             listing.leave_out(child, NO_IMAGES)
-    for file in listing.scan(place)[1]:
+    for file in listing.scan(root)[1]:
         listing.leave_out(file, OUTSIDE)
     found: dict[str, Path] = {}
-    for child, role in of_role.items():
+    for child, role in role_of.items():
         if role in found:
-            raise DataError(f"{place} has both {found[role].name} and {child.name}, which mean the same; keep one.")
+            raise DataError(f"{root} has both {found[role].name} and {child.name}, which mean the same; keep one.")
         found[role] = child
     return {role: found[role] for role in ("train", "validation", "test") if role in found}
 
 
-def _unlabelled(listing: Listing, place: Path, halves: dict[str, Path]) -> Path | None:
-    """The folder of images without labels: beside the halves, or in the training half."""
-    places = [place, *(half for half in halves.values() if half != place)]
-    found = {where: inside for where in places if (inside := unlabelled_folder(listing, where)) is not None}
-    for role, half in halves.items():
-        if role != "train" and half in found:
-            raise DataError(f"{found[half]}: images without labels are for training; move the folder to {place}.")
+def _unlabelled_dir(listing: Listing, root: Path, split_dirs: dict[str, Path]) -> Path | None:
+    """The folder of images without labels: beside the splits, or in the train split."""
+    parents = [root, *(folder for folder in split_dirs.values() if folder != root)]
+    found = {parent: child for parent in parents if (child := unlabelled_folder(listing, parent)) is not None}
+    for role, folder in split_dirs.items():
+        if role != "train" and folder in found:
+            raise DataError(f"{found[folder]}: images without labels are for training; move the folder to {root}.")
     if len(found) > 1:
-        raise DataError(f"{place} has {' and '.join(map(str, found.values()))}, which mean the same; keep one.")
+        raise DataError(f"{root} has {' and '.join(map(str, found.values()))}, which mean the same; keep one.")
     return next(iter(found.values()), None)
 
 
-def _list_parts(listing: Listing, place: Path, halves: dict[str, Path]) -> dict[str, _Part]:
-    """The files of each part; the first one has all classes."""
-    parts: dict[str, _Part] = {}
+def _list_splits(listing: Listing, root: Path, split_dirs: dict[str, Path]) -> dict[str, _SplitFiles]:
+    """The files of each split. The first split has all classes."""
+    found: dict[str, _SplitFiles] = {}
     known: tuple[str, ...] = ()
-    for role, half in halves.items():
-        inner = half if half == place else _inside(listing, half, known) or half
-        part = _list(listing, inner, is_first=not parts)
-        known = known or part.classes
-        more = sorted(set(part.classes) - set(known))
+    for role, folder in split_dirs.items():
+        inner = folder if folder == root else _find_root(listing, folder, known) or folder
+        split = _list_files(listing, inner, is_first=not found)
+        known = known or split.classes
+        more = sorted(set(split.classes) - set(known))
         if more:
             raise DataError(
-                f"{place}: the halves differ in their classes ({', '.join(more[:10])}): {half.name} has them, but "
-                f"{next(iter(halves.values())).name} does not. Give both images of them, or neither."
+                f"{root}: the splits differ in their classes ({', '.join(more[:10])}): {folder.name} has them, but "
+                f"{next(iter(split_dirs.values())).name} does not. Give both images of them, or neither."
             )
-        parts[role] = part
-    return parts
+        found[role] = split
+    return found
 
 
-def _list(listing: Listing, place: Path, is_first: bool) -> _Part:
-    folders = class_folders(listing, place)
+def _list_files(listing: Listing, root: Path, is_first: bool) -> _SplitFiles:
+    """The images of each class below `root`. Of the first split, every class must have some."""
+    folders = class_folders(listing, root)
     if not folders:
-        raise DataError(f"{place} has images without labels alone; expected one sub-folder a class beside them.")
-    for file in listing.scan(place)[1]:
+        raise DataError(f"{root} has images without labels alone; expected one sub-folder a class beside them.")
+    for file in listing.scan(root)[1]:
         if file.name != CONTACT_SHEET:
             listing.leave_out(file, OUTSIDE)
     by_name: dict[str, list[Path]] = {}
@@ -269,25 +324,228 @@ def _list(listing: Listing, place: Path, is_first: bool) -> _Part:
         names += [name] * len(images)
     outermost, present = set(folders), set(names)
     nested = sum(file.parent not in outermost for file in files)
-    return _Part(files, names, tuple(name for name in classes if name in present), nested)
+    return _SplitFiles(files, names, tuple(name for name in classes if name in present), nested)
 
 
 def _check_classes_left(
-    place: Path, parts: dict[str, _Part], classes: tuple[str, ...], roles: np.ndarray, labels: np.ndarray
+    root: Path, found: dict[str, _SplitFiles], classes: tuple[str, ...], roles: np.ndarray, labels: np.ndarray
 ) -> None:
-    """Check that each class of the first part has an image that decodes."""
-    first = next(iter(parts))
+    """Check that each class of the first split has an image that decodes."""
+    first = next(iter(found))
     left = set(labels[roles == first].tolist())
     for label, name in enumerate(classes):
         if label not in left:
-            raise DataError(f"{place}: no image of class {name} decodes; give it images that do, or take it away.")
+            raise DataError(f"{root}: no image of class {name} decodes; give it images that do, or take it away.")
 
 
-def _notes(folder: Path, place: Path, parts: dict[str, _Part]) -> list[str]:
+def _notes(folder: Path, root: Path, found: dict[str, _SplitFiles]) -> list[str]:
     notes = []
-    if place != folder:
-        notes.append(f"the data set is the folder {place.relative_to(folder)} inside it")
-    nested = sum(part.nested for part in parts.values())
+    if root != folder:
+        notes.append(f"the data set is the folder {root.relative_to(folder)} inside it")
+    nested = sum(split.nested for split in found.values())
     if nested:
         notes.append(f"{nested} images lie in sub-folders of their class's folder")
     return notes
+
+
+def is_image(head: bytes) -> bool:
+    """Whether a file with these first bytes (32 are enough) is an image of a format that is read."""
+    if head.startswith(_SIGNATURES):
+        return True
+    if head[:4] == b"RIFF":
+        return head[8:12] == b"WEBP"
+    if head[:2] == b"BM":
+        return int.from_bytes(head[14:18], "little") in _BMP_HEADERS
+    if head[:1] == b"P" and head[1:2] in b"123456":
+        return head[2:3] in (b" ", b"\t", b"\n", b"\r", b"#")
+    return head[4:8] == b"ftyp" and head[8:12] in _AVIF_BRANDS
+
+
+def _is_other_image(head: bytes) -> bool:
+    return head.startswith(_OTHER_SIGNATURES) or (head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS)
+
+
+class Listing:
+    """Looks through the folders of a data set, each once, and records what is left out."""
+
+    def __init__(self, root: Path) -> None:
+        """`root`: the folder to which paths of what is left out are relative."""
+        self.root = root
+        self._left: dict[Path, LeftOut] = {}
+        self._scanned: dict[Path, tuple[list[Path], list[Path]]] = {}
+        self._walked: dict[Path, list[Path]] = {}
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """What is left out, sorted by reason and path."""
+        return tuple(sorted(self._left.values(), key=lambda each: (REASONS.index(each.reason), each.path)))
+
+    def leave_out(self, path: Path, reason: str, error: str = "") -> None:
+        """Record that a file or folder is not used. The first reason is kept."""
+        relative = path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
+        self._left.setdefault(path, LeftOut(relative, reason, error))
+
+    def below(self, folder: Path) -> list[LeftOut]:
+        """What is left out of a folder."""
+        return [entry for path, entry in self._left.items() if path.is_relative_to(folder)]
+
+    def scan(self, folder: Path) -> tuple[list[Path], list[Path]]:
+        """The sub-folders and the images directly in a folder, each sorted by name. The rest is left out.
+
+        Raises:
+            OSError: the folder cannot be read.
+        """
+        if folder not in self._scanned:
+            folders: list[Path] = []
+            images: list[Path] = []
+            for path in sorted(folder.iterdir()):
+                self._sort(path, folders, images)
+            self._scanned[folder] = folders, images
+        return self._scanned[folder]
+
+    def images(self, folder: Path) -> list[Path]:
+        """Every image in a folder and, at any depth, in its sub-folders, sorted by path.
+
+        Raises:
+            OSError: the folder itself cannot be read.
+        """
+        if folder not in self._walked:
+            self.scan(folder)
+            self._walked[folder] = self._walk(folder)
+        return self._walked[folder]
+
+    def _walk(self, start: Path) -> list[Path]:
+        """Breadth first. Real folders come before links, so that of a folder and a link to it the link is left out."""
+        seen: set[tuple[int, int]] = set()
+        found: list[Path] = []
+        real, linked = deque([start]), deque[Path]()
+        while real or linked:
+            folder = real.popleft() if real else linked.popleft()
+            try:
+                status = folder.stat()
+                identity = (status.st_dev, status.st_ino)
+                if identity in seen:
+                    self.leave_out(folder, SEEN)
+                    continue
+                folders, images = self.scan(folder)
+            except OSError as error:
+                self.leave_out(folder, DENIED, str(error))
+                continue
+            seen.add(identity)
+            found += images
+            for child in folders:
+                (linked if child.is_symlink() else real).append(child)
+        return sorted(found, key=lambda path: path.parts)
+
+    def _sort(self, path: Path, folders: list[Path], images: list[Path]) -> None:
+        """Add one entry to the folders or the images, or leave it out."""
+        if path.name.startswith("."):
+            self.leave_out(path, HIDDEN)
+            return
+        try:
+            status = path.stat()
+            if stat.S_ISDIR(status.st_mode):
+                self._sort_folder(path, status, folders)
+            elif not stat.S_ISREG(status.st_mode):
+                self.leave_out(path, SPECIAL)
+            elif not status.st_size:
+                self.leave_out(path, EMPTY)
+            else:
+                self._sort_file(path, images)
+        except OSError as error:
+            leads_nowhere = error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR)
+            self.leave_out(path, NO_TARGET if leads_nowhere else DENIED, str(error))
+
+    def _sort_folder(self, path: Path, status: os.stat_result, folders: list[Path]) -> None:
+        if path.name.lower() in _FOREIGN_FOLDERS:
+            self.leave_out(path, FOREIGN)
+        elif path.is_symlink() and (status.st_dev, status.st_ino) in _above(path.parent):
+            self.leave_out(path, SEEN)
+        else:
+            folders.append(path)
+
+    def _sort_file(self, path: Path, images: list[Path]) -> None:
+        try:
+            with open_regular(path) as file:
+                head = file.read(_HEAD_BYTES)
+        except ValueError:  # it became another kind of file in the meantime
+            self.leave_out(path, SPECIAL)
+            return
+        suffix = path.suffix.lower()
+        if is_image(head) and suffix not in _UNREAD_SUFFIXES:
+            images.append(path)
+        elif is_image(head) or _is_other_image(head) or suffix in _UNREAD_SUFFIXES:
+            self.leave_out(path, UNREAD)
+        elif suffix in SUFFIXES:
+            self.leave_out(path, BROKEN, f"{path} holds no image that is read here, although its name says so.")
+        else:
+            self.leave_out(path, NOT_IMAGES)
+
+
+def _above(folder: Path) -> set[tuple[int, int]]:
+    """The identities (device, inode) of a folder and of its parents."""
+    real = Path(os.path.realpath(folder))
+    return {(status.st_dev, status.st_ino) for status in (folder.stat() for folder in (real, *real.parents))}
+
+
+def class_folders(listing: Listing, folder: Path) -> list[Path]:
+    """The sub-folders that can be classes: all but `unlabelled`."""
+    return [child for child in listing.scan(folder)[0] if child.name.lower() not in UNLABELLED]
+
+
+def unlabelled_folder(listing: Listing, folder: Path) -> Path | None:
+    """The sub-folder `unlabelled`, of images without labels, if there is one.
+
+    Raises:
+        DataError: there are two, of either spelling.
+    """
+    found = [child for child in listing.scan(folder)[0] if child.name.lower() in UNLABELLED]
+    if len(found) > 1:
+        raise DataError(f"{folder} has both {found[0].name} and {found[1].name}, which mean the same; keep one.")
+    return found[0] if found else None
+
+
+def unlabelled_files(listing: Listing, folder: Path) -> list[Path]:
+    """Every image in a folder of images without labels.
+
+    Raises:
+        DataError: there are none.
+    """
+    files = listing.images(folder)
+    if not files:
+        raise DataError(
+            f"{folder} holds no images{why_none(listing, folder)}; expected image files in it or in folders inside it. "
+            "Remove the folder if there are no images without labels."
+        )
+    return files
+
+
+def why_none(listing: Listing, folder: Path) -> str:
+    """A clause about what lies in a folder instead of images; empty for an empty folder."""
+    found = summarize(listing.below(folder))
+    return f", but {'; '.join(found)}" if found else ""
+
+
+def class_name(folder: Path) -> str:
+    """The class name of a folder: UTF-8 whatever the locale, in Unicode's normal form C.
+
+    Raises:
+        DataError: the name is not UTF-8, or holds control characters.
+    """
+    name = system_name(folder.name)
+    if not name.isprintable() or "\ufffd" in name:
+        raise DataError(
+            f"{folder.parent}: the folder name {printable(name)!r} is not readable as UTF-8 text; rename that class."
+        )
+    return name
+
+
+def summarize(left_out: list[LeftOut] | tuple[LeftOut, ...], names: int = 3) -> list[str]:
+    """A phrase for each reason: the number of files, and the first few of them."""
+    phrases = []
+    for reason in REASONS:
+        paths = [each.path for each in left_out if each.reason == reason]
+        if paths:
+            more = ", …" if len(paths) > names else ""
+            phrases.append(f"{reason}: {len(paths)} ({', '.join(paths[:names])}{more})")
+    return phrases

@@ -1,6 +1,7 @@
-"""IDX files, the format of MNIST: plain or gzip-compressed, one file of images and one of labels beside it.
+"""Read IDX files, the format of MNIST: one file of images and one of labels beside it, plain or gzip-compressed.
 
 The format: two zero bytes, the type (8 is uint8), the rank, each dimension as a big-endian uint32, then the values.
+A header is believed only as far as the file can hold what it promises.
 """
 
 from __future__ import annotations
@@ -17,12 +18,19 @@ from typing import Any
 import numpy as np
 
 from vae_edge import files
-from vae_edge.data.dataset import Dataset, LabelledImages, labelled, numbered_classes, read_limit, shaped
+from vae_edge.data.dataset import (
+    Dataset,
+    LabelledImages,
+    labelled_images,
+    max_read_bytes,
+    numbered_classes,
+    validate_and_resize,
+)
 from vae_edge.errors import DataError
 from vae_edge.limits import MAX_INPUT_SIZE, MAX_TEXT_BYTES
 
 CLASSES_FILE = "classes.txt"
-"""Beside IDX files, it names the classes, one a line."""
+"""A text file beside IDX files with the class names, one a line."""
 KNOWN_CLASSES = {
     "fashion-mnist": (
         "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -30,31 +38,31 @@ KNOWN_CLASSES = {
 }  # fmt: skip
 """Class names of public data sets, by the folder's name."""
 
-_USUAL = re.compile(r"(train|t10k|test)-images[-.]idx[34]-ubyte(\.gz)?", re.IGNORECASE)
+_IMAGES_NAME = re.compile(r"(train|t10k|test)-images[-.]idx[34]-ubyte(\.gz)?", re.IGNORECASE)
 _GZIP = b"\x1f\x8b"
 _DEFLATE_LIMIT = 1032
-"""Deflate cannot make a file more than 1032 times smaller (zlib's technical details)."""
+"""Deflate compresses by at most this factor (zlib's technical details)."""
 
 
 def is_idx_folder(folder: Path) -> bool:
-    """Whether the folder holds an images or a labels file of the usual names."""
+    """Whether the folder holds an images or a labels file with one of the usual names."""
     return any(
-        _USUAL.fullmatch(path.name.replace("labels", "images").replace("idx1", "idx3")) for path in _files(folder)
+        _IMAGES_NAME.fullmatch(path.name.replace("labels", "images").replace("idx1", "idx3")) for path in _files(folder)
     )
 
 
 def load_idx_folder(folder: Path, size: int | None = None, channels: int | None = None) -> Dataset:
     """Load `train-images-idx3-ubyte` and `t10k-images-idx3-ubyte` with their labels, each plain or .gz.
 
-    Either half may be missing; `train-images.idx3-ubyte` is understood too. Class names come from `classes.txt` in the
-    folder, else they are the labels' numbers.
+    Either split may be missing. `train-images.idx3-ubyte` is understood too. Class names come from `classes.txt` in the
+    folder, else they are the numbers of the labels.
 
     Raises:
-        DataError: images without labels or the reverse; a file that is damaged.
+        DataError: images without labels or the reverse; a damaged file.
     """
     found: dict[str, Path] = {}
     for path in _files(folder):  # sorted, so that the plain file comes before the .gz
-        match = _USUAL.fullmatch(path.name)
+        match = _IMAGES_NAME.fullmatch(path.name)
         if match:
             found.setdefault("train" if match[1].lower() == "train" else "test", path)
     if not found:
@@ -63,10 +71,10 @@ def load_idx_folder(folder: Path, size: int | None = None, channels: int | None 
 
 
 def load_idx_file(path: Path, size: int | None = None, channels: int | None = None) -> Dataset:
-    """Load one images file and the labels file beside it: the test half if its name says so, else the training half.
+    """Load one images file and the labels file beside it: the test split if its name says so, else the train split.
 
     Raises:
-        DataError: there is no labels file; a file that is damaged.
+        DataError: there is no labels file; a damaged file.
     """
     if "images" not in path.name:
         raise DataError(f"{path}: name the images file, whose name has 'images' in it; the labels are found beside it.")
@@ -75,7 +83,7 @@ def load_idx_file(path: Path, size: int | None = None, channels: int | None = No
 
 
 def read_idx(path: Path, ranks: tuple[int, ...]) -> np.ndarray:
-    """Read one IDX file of unsigned bytes, after its header is found to be true.
+    """Read one IDX file of unsigned bytes, with its header checked against the file's size.
 
     Returns:
         uint8, of one of these ranks.
@@ -98,8 +106,8 @@ def read_idx(path: Path, ranks: tuple[int, ...]) -> np.ndarray:
         raise DataError(f"{path} cannot be read: {error}. If it was downloaded, download it again.") from error
 
 
-def _parse(path: Path, stream: Any, ranks: tuple[int, ...], most: int) -> np.ndarray:
-    """Read header and values; `most` is how many bytes there can be at all."""
+def _parse(path: Path, stream: Any, ranks: tuple[int, ...], max_bytes: int) -> np.ndarray:
+    """Read header and values. `max_bytes` is what the file can hold at most, unpacked."""
     magic = stream.read(4)
     expected = " or ".join(f"00 00 08 {rank:02x}" for rank in ranks)
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[3] not in ranks:
@@ -110,14 +118,14 @@ def _parse(path: Path, stream: Any, ranks: tuple[int, ...], most: int) -> np.nda
     if len(header) < 4 * magic[3]:
         raise DataError(f"{path} is truncated in its header.")
     dims = struct.unpack(f">{magic[3]}I", header)
-    total, limit = math.prod(dims), read_limit()
+    total, limit = math.prod(dims), max_read_bytes()
     promise = f"{path} promises {'×'.join(map(str, dims))} bytes in its header"
     if not total and max(dims) > MAX_INPUT_SIZE:
         raise DataError(f"{promise}: it holds nothing, and is likely damaged.")
     if total > limit:
         raise DataError(f"{promise}, more than the {limit >> 20} MiB that are read at once here; it is likely damaged.")
-    if total > most:
-        raise DataError(f"{promise}, but is truncated: it cannot hold more than {most}.")
+    if total > max_bytes:
+        raise DataError(f"{promise}, but is truncated: it cannot hold more than {max_bytes}.")
     values = np.empty(total, dtype=np.uint8)
     view, filled = values.data, 0
     while filled < total:
@@ -134,11 +142,11 @@ def _load(name: str, source: str, paths: dict[str, Path], size: int | None, chan
     read = {role: _read_pair(path) for role, path in paths.items()}
     highest = max(int(labels.max(initial=0)) for _, labels, _ in read.values())
     classes = _class_names(next(iter(paths.values())).parent, source, highest)
-    halves: dict[str, LabelledImages] = {}
+    splits: dict[str, LabelledImages] = {}
     for role, (images, labels, labels_path) in read.items():
-        pixels = shaped(images, size, channels, str(paths[role]))
-        halves[role] = labelled(str(labels_path), pixels, labels.astype(np.int64), classes)
-    return Dataset(name, source, halves.get("train"), halves.get("test"))
+        pixels = validate_and_resize(images, size, channels, str(paths[role]))
+        splits[role] = labelled_images(str(labels_path), pixels, labels.astype(np.int64), classes)
+    return Dataset(name, source, splits.get("train"), splits.get("test"))
 
 
 def _read_pair(path: Path) -> tuple[np.ndarray, np.ndarray, Path]:

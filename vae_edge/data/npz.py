@@ -1,4 +1,7 @@
-"""NumPy archives: `images` and `labels`, or Keras's `x_train`, `y_train`, `x_test`, `y_test`. Never unpickled."""
+"""Read data sets in NumPy archives: `images` and `labels`, or Keras's `x_train`, `y_train`, `x_test`, `y_test`.
+
+Arrays are read by `vae_edge.array_file`, within bounds and without unpickling.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,16 @@ import numpy as np
 
 from vae_edge import files
 from vae_edge.array_file import read_arrays
-from vae_edge.data.dataset import Dataset, LabelledImages, labelled, numbered_classes, read_limit, shaped, two_halves
-from vae_edge.data.image_files import UNLABELLED
+from vae_edge.data.dataset import (
+    UNLABELLED,
+    Dataset,
+    LabelledImages,
+    labelled_images,
+    make_splits,
+    max_read_bytes,
+    numbered_classes,
+    validate_and_resize,
+)
 from vae_edge.errors import DataError
 from vae_edge.limits import MAX_CLASSES, MAX_NAME
 
@@ -18,58 +29,60 @@ _NAMES = {
     "validation": (("x_val", "val_images"), ("y_val", "val_labels"), "angles_deg_val"),
     "test": (("x_test", "test_images"), ("y_test", "test_labels"), "angles_deg_test"),
 }
-"""For each part: the names of its images, of its labels, and of its angles."""
+"""For each split: the names of its images, of its labels, and of its angles."""
 
 
 def load_npz(path: Path, size: int | None = None, channels: int | None = None) -> Dataset:
-    """Load an archive of arrays.
+    """Load an archive of arrays. Their names are compared without case.
 
-    Images are uint8 [N, S, S] or [N, S, S, C]; labels are whole numbers or names, [N] or [N, 1]. `classes` (optional)
-    names the classes; `angles_deg` (optional) says how far each image is turned; `unlabelled` (optional) holds images
-    without labels, of the same size and channels. Upper and lower case count alike.
+    Images are uint8 [N, S, S] or [N, S, S, C]; labels are whole numbers or names, [N] or [N, 1]. Optional arrays are
+    `classes` (the class names), `angles_deg` (the rotation of each image), and `unlabelled` (images without labels, of
+    the same size and channels).
 
     Raises:
-        DataError: no archive, damaged, pickled, too large, an array is missing or of the wrong form.
+        DataError: no archive, damaged, pickled or too large; an array is missing or of the wrong form.
     """
     arrays = _read(path)
-    parts: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray | None]] = {}
+    found: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray | None]] = {}
     for role, (image_names, label_names, angle_name) in _NAMES.items():
-        images, labels = _one_of(path, arrays, image_names), _one_of(path, arrays, label_names)
+        images, labels = _find_array(path, arrays, image_names), _find_array(path, arrays, label_names)
         if images is None and labels is None:
             continue
         if images is None or labels is None:
             missing = image_names if images is None else label_names
-            raise DataError(f"{path} lacks {' or '.join(missing)}; it holds {_listed(arrays)}.")
-        parts[role] = images, labels, arrays.get(angle_name)
-    others = _one_of(path, arrays, UNLABELLED)
-    if not parts:
+            raise DataError(f"{path} lacks {' or '.join(missing)}; it holds {_array_names(arrays)}.")
+        found[role] = images, labels, arrays.get(angle_name)
+    others = _find_array(path, arrays, UNLABELLED)
+
+    if not found:
         if others is not None:
             raise DataError(f"{path} has images without labels alone; expected images and labels beside them.")
         raise DataError(
             f"{path}: expected arrays named images and labels (or x_train, y_train, x_test, y_test), "
-            f"but it holds {_listed(arrays)}."
+            f"but it holds {_array_names(arrays)}."
         )
-    labels_of = {role: _labels(f"{path}, {role} labels", labels) for role, (_, labels, _) in parts.items()}
+
+    labels_of = {role: _labels(f"{path}, {role} labels", labels) for role, (_, labels, _) in found.items()}
     classes = _classes(path, arrays.get("classes"), list(labels_of.values()))
-    made: dict[str, LabelledImages] = {}
-    for role, (images, _, angles) in parts.items():
-        source = f"{path}, {role} part" if len(parts) > 1 else str(path)
-        numbers = _as_numbers(source, labels_of[role], classes)
-        pixels = shaped(images, size, channels, source)
-        made[role] = labelled(source, pixels, numbers, classes, _angles(source, angles))
+    splits: dict[str, LabelledImages] = {}
+    for role, (images, _, angles) in found.items():
+        source = f"{path}, {role} split" if len(found) > 1 else str(path)
+        numbers = _label_indices(source, labels_of[role], classes)
+        pixels = validate_and_resize(images, size, channels, source)
+        splits[role] = labelled_images(source, pixels, numbers, classes, _angles(source, angles))
     if others is not None:
-        others = shaped(others, size, channels, f"{path}, array unlabelled")
-    return two_halves(path.stem, str(path), made.get("train"), made.get("validation"), made.get("test"), others)
+        others = validate_and_resize(others, size, channels, f"{path}, array unlabelled")
+    return make_splits(path.stem, str(path), splits.get("train"), splits.get("validation"), splits.get("test"), others)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    """The arrays by lower-case name; only those that have a meaning here."""
+    """The arrays that have a meaning here, by lower-case name."""
     known = {"classes", *UNLABELLED} | {
         name for *pairs, angles in _NAMES.values() for name in (*pairs[0], *pairs[1], angles)
     }
     try:
         with files.open_regular(path) as file:
-            found = read_arrays(file, read_limit(), lambda name: name.lower() in known)
+            found = read_arrays(file, max_read_bytes(), lambda name: name.lower() in known)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as a NumPy archive (.npz): {error}.") from error
     arrays: dict[str, np.ndarray] = {}
@@ -80,11 +93,11 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _listed(arrays: dict[str, np.ndarray]) -> str:
+def _array_names(arrays: dict[str, np.ndarray]) -> str:
     return ", ".join(name[:40] for name in sorted(arrays)[:20]) or "nothing"
 
 
-def _one_of(path: Path, arrays: dict[str, np.ndarray], names: tuple[str, ...]) -> np.ndarray | None:
+def _find_array(path: Path, arrays: dict[str, np.ndarray], names: tuple[str, ...]) -> np.ndarray | None:
     found = [name for name in names if name in arrays]
     if len(found) > 1:
         raise DataError(f"{path} holds both {' and '.join(found)}, which mean the same; keep one.")
@@ -120,18 +133,19 @@ def _classes(path: Path, names: np.ndarray | None, labels: list[np.ndarray]) -> 
             raise DataError(f"{path}: classes name one class twice.")
         return tuple(str(name) for name in names)
     if labels[0].dtype.kind == "U":
-        return tuple(sorted({str(name) for part in labels for name in part}))
-    return numbered_classes(str(path), max(int(part.max(initial=0)) for part in labels if part.dtype.kind != "U"))
+        return tuple(sorted({str(name) for split in labels for name in split}))
+    return numbered_classes(str(path), max(int(split.max(initial=0)) for split in labels if split.dtype.kind != "U"))
 
 
-def _as_numbers(source: str, labels: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:
+def _label_indices(source: str, labels: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:
+    """Labels [N] as indices into the classes, int64."""
     if labels.dtype.kind != "U":
         return labels
-    place = {name: number for number, name in enumerate(classes)}
-    unknown = sorted({str(name) for name in labels} - set(place))
+    index = {name: number for number, name in enumerate(classes)}
+    unknown = sorted({str(name) for name in labels} - set(index))
     if unknown:
         raise DataError(f"{source}: label {unknown[0]!r} is not among the classes ({', '.join(classes[:20])}).")
-    return np.array([place[str(name)] for name in labels], dtype=np.int64)
+    return np.array([index[str(name)] for name in labels], dtype=np.int64)
 
 
 def _angles(source: str, angles: np.ndarray | None) -> np.ndarray | None:

@@ -1,16 +1,14 @@
-"""A progress bar on standard error for work that is long, and none where nobody looks.
+"""Choose once, over all image files of a data set, how they become square images of one size; and decode them.
 
-How image files become the images of a data set: chosen once, over all of them, where nobody has chosen yet.
+What the user does not set is chosen by these rules. Images without labels count like the others.
 
-- **Size**: if all are square, of one size from 28 to 64 pixels, they keep it; otherwise 28 where no image is larger
-  than 32 pixels either way, else 64.
-- **Channels**: one if all images are grey, also where they are stored as colour: no two channels of a pixel are further
-  apart than `GREY_TOLERANCE`. Else three.
-- **Depth**: the values of 16-bit grey files have as many bits as the largest of them all needs (8, 10, 12, 14 or 16).
-- **Fit**: `ink` where every training image has an even page and nearly all stand in their frames as cropping to the ink
-  would put them, so that cropping hardly changes them; else `pad`.
-
-Images without labels count alike.
+- **Size**: images that are all square and of one size from 28 to 64 pixels keep it. Otherwise 28 pixels if no side is
+  longer than 32 pixels, else 64.
+- **Channels**: one if all images are grey, even where they are stored as colour: no two channels of a pixel differ by
+  more than `GREY_TOLERANCE`. Else three.
+- **Depth**: the values of 16-bit grey files have as many bits as the largest of them needs (8, 10, 12, 14 or 16).
+- **Fit**: `foreground` if every training image has a uniform background, and cropping to the foreground would hardly
+  change nearly all of them. Else `pad`.
 """
 
 from __future__ import annotations
@@ -27,95 +25,68 @@ from typing import TypeVar
 import numpy as np
 
 from vae_edge import framing
-from vae_edge.data.dataset import LARGEST, SMALLEST
-from vae_edge.decoding import DEPTHS, FIRST_FRAME, Header, bits_for, highest_value, read_header
+from vae_edge.decoding import BIT_DEPTHS, FIRST_FRAME_STEP, Header, bit_depth_of, max_value, read_header
+from vae_edge.environment import available_cpus
 from vae_edge.errors import DataError
+from vae_edge.limits import MAX_SIZE, MIN_SIZE
 from vae_edge.preprocess import InputSpec, measure_background, prepare_image
-from vae_edge.processors import available_cpus
 from vae_edge.text import terminal
-
-_WORTH_SHOWING = 500
-
-
-@contextlib.contextmanager
-def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Count items with rate and time left; quiet for few items and where standard error is no terminal.
-
-    Gives a function that is told how many items were done since its last call.
-    """
-    if total < _WORTH_SHOWING or not sys.stderr.isatty():
-        yield lambda _count: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
-    from rich.progress import TimeRemainingColumn as TimeLeft
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        """Items a second."""
-
-        def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:,.0f}/s" if task.speed else "")
-
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), Rate(), TimeLeft())
-    with Progress(*columns, console=Console(file=terminal()), transient=True) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda count: progress.advance(task, count)
-
 
 T = TypeVar("T")
 
 GREY_TOLERANCE = 4
-"""Grey pictures stored in colour as WebP or JPEG, once or twice, come back with channels that are up to 3 apart
-(measured at qualities from 5 to 100)."""
-_SMALL = 32
-_CROPPED = 0.95
-"""The share of the training images that cropping must hardly change for files to be cropped."""
+"""Grey pictures stored in colour as WebP or JPEG, once or twice, come back with channels up to 3 apart (measured at
+qualities from 5 to 100)."""
+_MAX_SMALL_PX = 32
+"""Longest side of images that become 28 pixels and not 64."""
+_MIN_CROPPED_FRACTION = 0.95
+"""Fraction of the training images that cropping must hardly change, for files to be cropped."""
+_MIN_ITEMS_SHOWN = 500
+"""Fewer items get no progress bar."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Image files as images uint8 [M, S, S, C], the settings they were prepared with, and sentences on these.
-
-    The images are those of the files that decode, in the files' order.
-    """
+    """Image files as images, and the settings that they were prepared with."""
 
     images: np.ndarray
+    """uint8 [M, S, S, C]: of the files that decode, in the files' order."""
     input: InputSpec
     notes: tuple[str, ...] = ()
+    """Sentences about what was chosen."""
     broken: dict[int, str] = field(default_factory=dict)
-    """For each file that does not decode, by its index, a sentence that says why."""
+    """Why a file does not decode, by the file's index."""
     animated: frozenset[int] = frozenset()
-    """Which files have further frames, which are not used."""
+    """Indices of files with further frames, which are not used."""
 
 
 @dataclass(frozen=True)
-class _Page:
-    """A decoded file: one channel where the three are equal."""
+class _DecodedFile:
+    """A decoded file, uint8 [S, S, C]: one channel where the three are equal."""
 
     pixels: np.ndarray
-    spread: int
-    """How far apart the channels of a pixel are, at most."""
+    channel_range: int
+    """Largest difference between two channels of a pixel."""
     animated: bool
 
 
-class _Material:
-    """Image files, each decoded once for a setting; those that do not decode are set aside."""
+class _ImageFiles:
+    """Image files, each decoded once for a setting. Those that do not decode are set aside in `broken`."""
 
     def __init__(self, files: list[Path]) -> None:
         self.files = files
         self.broken: dict[int, str] = {}
         self._spec: InputSpec | None = None
-        self._pages: dict[int, _Page] = {}
+        self._decoded: dict[int, _DecodedFile] = {}
 
     @property
     def kept(self) -> list[int]:
-        """The indices of the files that have not been set aside."""
+        """Indices of the files that are not set aside."""
         return [index for index in range(len(self.files)) if index not in self.broken]
 
-    def each(self, function: Callable[[Path], T], what: str, indices: list[int]) -> dict[int, T]:
-        """What the function gives for each file; those for which it raises DataError are set aside."""
-        results = _in_threads(partial(_caught, function), [self.files[index] for index in indices], what)
+    def map(self, function: Callable[[Path], T], what: str, indices: list[int]) -> dict[int, T]:
+        """Apply a function to files, by their indices. Files for which it raises DataError are set aside."""
+        results = _thread_map(partial(_catch_data_error, function), [self.files[index] for index in indices], what)
         found: dict[int, T] = {}
         for index, result in zip(indices, results, strict=True):
             if isinstance(result, DataError):
@@ -124,125 +95,132 @@ class _Material:
                 found[index] = result
         return found
 
-    def pages(self, spec: InputSpec) -> dict[int, _Page]:
-        """The files as pages of these settings, but for those that are set aside."""
+    def decode(self, spec: InputSpec) -> dict[int, _DecodedFile]:
+        """Decode the kept files with these settings."""
         if spec != self._spec:
-            self._spec, self._pages = spec, {}
-        missing = [index for index in self.kept if index not in self._pages]
-        self._pages.update(self.each(partial(_look, spec), "decoding images", missing))
-        return {index: self._pages[index] for index in self.kept}
+            self._spec, self._decoded = spec, {}
+        missing = [index for index in self.kept if index not in self._decoded]
+        self._decoded.update(self.map(partial(_decode, spec), "decoding images", missing))
+        return {index: self._decoded[index] for index in self.kept}
 
     def prepared(self, spec: InputSpec, notes: list[str]) -> Prepared:
-        """The pages of these settings as images."""
-        pages = self.pages(spec)
-        images = _stack(list(pages.values()), spec)
-        animated = frozenset(index for index, page in pages.items() if page.animated)
+        """The kept files as images, prepared with these settings."""
+        decoded = self.decode(spec)
+        return self.result(decoded, _stack(list(decoded.values()), spec), spec, notes)
+
+    def result(
+        self, decoded: dict[int, _DecodedFile], images: np.ndarray, spec: InputSpec, notes: list[str]
+    ) -> Prepared:
+        """Images with what is known about their files."""
+        animated = frozenset(index for index, file in decoded.items() if file.animated)
         return Prepared(images, spec, tuple(notes), dict(self.broken), animated)
 
 
 def prepare_files(files: list[Path], spec: InputSpec) -> Prepared:
-    """Prepare image files as a model's settings say."""
-    return _Material(files).prepared(spec, [])
+    """Prepare image files with a model's settings."""
+    return _ImageFiles(files).prepared(spec, [])
 
 
 def choose_and_prepare(
     files: list[Path], size: int | None, channels: int | None, fit: str, training: np.ndarray | None = None
 ) -> Prepared:
-    """Choose what is not given, by the rules at the top of this module, and prepare the files.
+    """Prepare image files with settings chosen by the rules at the top of this module.
 
-    What is chosen does not depend on files that do not decode: without them the images are the same.
+    Files that do not decode have no influence: without them the images are the same.
 
     Args:
         files: at least one.
         size: the side in pixels, or None.
         channels: 1, 3, or None.
-        fit: `auto`, `pad` or `ink`.
-        training: bool [N], which of the files the fit is chosen on; None: all.
+        fit: `auto`, `pad` or `foreground`.
+        training: bool [N], the files on which the fit is chosen; None: all.
 
     Raises:
         DataError: none of the files decodes.
     """
-    material = _Material(files)
-    headers = material.each(read_header, "looking at images", material.kept)
-    while material.kept:
-        prepared = _choose(material, headers, (size, channels, fit), training)
+    image_files = _ImageFiles(files)
+    headers = image_files.map(read_header, "looking at images", image_files.kept)
+    while image_files.kept:
+        prepared = _choose(image_files, headers, (size, channels, fit), training)
         if prepared is not None:
             return prepared
-    raise DataError(f"None of the {len(files)} images decodes: {'; '.join(list(material.broken.values())[:3])}")
+    raise DataError(f"None of the {len(files)} images decodes: {'; '.join(list(image_files.broken.values())[:3])}")
 
 
 def _choose(
-    material: _Material,
+    image_files: _ImageFiles,
     headers: dict[int, Header],
-    asked: tuple[int | None, int | None, str],
+    requested: tuple[int | None, int | None, str],
     training: np.ndarray | None,
 ) -> Prepared | None:
-    """One attempt; None where files were set aside during it, on which what was chosen may have rested."""
-    size, channels, fit = asked
-    kept = material.kept
+    """One attempt. None if files were set aside during it, since they may have influenced the choice."""
+    size, channels, fit = requested
+    kept = image_files.kept
     remaining = [headers[index] for index in kept]
-    size = size or _choose_size(remaining)
-    depth, notes = _choose_depth(material, headers)
-    if material.kept != kept:
+    size = size or _infer_size(remaining)
+    depth, notes = _choose_depth(image_files, headers)
+    if image_files.kept != kept:
         return None
+
     spec = InputSpec(size, channels or 3, "none", depth=depth)
-    pages = material.pages(spec)
-    if material.kept != kept:
+    decoded = image_files.decode(spec)
+    if image_files.kept != kept:
         return None
     if channels is None:
-        spec, images = _choose_channels(material, pages, spec, notes)
+        spec, images = _choose_channels(image_files, decoded, spec, notes)
     else:
-        images = _stack(list(pages.values()), spec)
-    looked_at = images if training is None or not training[kept].any() else images[training[kept]]
-    spec = _choose_fit(looked_at, spec, fit)
+        images = _stack(list(decoded.values()), spec)
+    measured = images if training is None or not training[kept].any() else images[training[kept]]
+    spec = _choose_fit(measured, spec, fit)
+
     colours = "grey" if spec.channels == 1 else "colour (RGB)"
-    how = "whole pictures, padded to a square" if spec.fit == "pad" else "drawings, cropped to their ink"
-    was_asked = "" if fit == "auto" else ", as asked"
-    notes.insert(0, f"images are prepared as {colours}, {size}×{size}: {how} (fit {spec.fit}{was_asked})")
-    if spec.fit == "ink":
-        return material.prepared(spec, notes)
-    animated = frozenset(index for index, page in pages.items() if page.animated)
-    return Prepared(images, spec, tuple(notes), dict(material.broken), animated)
+    how = "full pictures, padded to a square" if spec.fit == "pad" else "drawings, cropped to their foreground"
+    was_requested = "" if fit == "auto" else ", as asked"
+    notes.insert(0, f"images are prepared as {colours}, {size}×{size}: {how} (fit {spec.fit}{was_requested})")
+    if spec.fit == "foreground":
+        return image_files.prepared(spec, notes)
+    return image_files.result(decoded, images, spec, notes)
 
 
 def choose_depth(files: list[Path]) -> tuple[int | None, list[str]]:
-    """The depth of the 16-bit grey files, None where there are none; and sentences on 16-bit files."""
-    material = _Material(files)
-    return _choose_depth(material, material.each(read_header, "looking at images", material.kept))
+    """The depth of the 16-bit grey files (None if there are none), and sentences about 16-bit files."""
+    image_files = _ImageFiles(files)
+    return _choose_depth(image_files, image_files.map(read_header, "looking at images", image_files.kept))
 
 
-def _look(spec: InputSpec, file: Path) -> _Page:
-    pixels, found = prepare_image(file, spec)
-    spread = int((pixels.max(-1) - pixels.min(-1)).max())
-    return _Page(pixels if spread else pixels[..., :1].copy(), spread, FIRST_FRAME in found.steps)
+def _decode(spec: InputSpec, file: Path) -> _DecodedFile:
+    pixels, info = prepare_image(file, spec)
+    channel_range = int((pixels.max(-1) - pixels.min(-1)).max())
+    kept = pixels if channel_range else pixels[..., :1].copy()
+    return _DecodedFile(kept, channel_range, FIRST_FRAME_STEP in info.steps)
 
 
-def _stack(pages: list[_Page], spec: InputSpec) -> np.ndarray:
-    images = np.empty((len(pages), spec.size, spec.size, spec.channels), np.uint8)
-    for image, page in zip(images, pages, strict=True):
-        image[:] = page.pixels  # one channel is copied into three
+def _stack(decoded: list[_DecodedFile], spec: InputSpec) -> np.ndarray:
+    images = np.empty((len(decoded), spec.size, spec.size, spec.channels), np.uint8)
+    for image, file in zip(images, decoded, strict=True):
+        image[:] = file.pixels  # broadcasts one channel to three
     return images
 
 
-def _caught(function: Callable[[Path], T], file: Path) -> T | DataError:
+def _catch_data_error(function: Callable[[Path], T], file: Path) -> T | DataError:
     try:
         return function(file)
     except DataError as error:
         return error
 
 
-def _choose_size(headers: list[Header]) -> int:
+def _infer_size(headers: list[Header]) -> int:
     sizes = {header.size for header in headers}
     if len(sizes) == 1:
         width, height = next(iter(sizes))
-        if width == height and SMALLEST <= width <= LARGEST:
+        if width == height and MIN_SIZE <= width <= MAX_SIZE:
             return width
-    return SMALLEST if max(max(pair) for pair in sizes) <= _SMALL else LARGEST
+    return MIN_SIZE if max(max(pair) for pair in sizes) <= _MAX_SMALL_PX else MAX_SIZE
 
 
-def _choose_depth(material: _Material, headers: dict[int, Header]) -> tuple[int | None, list[str]]:
+def _choose_depth(image_files: _ImageFiles, headers: dict[int, Header]) -> tuple[int | None, list[str]]:
     notes = []
-    kept = material.kept
+    kept = image_files.kept
     coloured = sum(headers[index].deep_colour for index in kept)
     if coloured:
         notes.append(
@@ -250,49 +228,78 @@ def _choose_depth(material: _Material, headers: dict[int, Header]) -> tuple[int 
             "if their values have fewer bits, they come out too dark: convert them to 8 bit"
         )
     deep = [index for index in kept if headers[index].sixteen_bit]
-    values = material.each(highest_value, "looking at 16-bit images", deep)
+    values = image_files.map(max_value, "looking at 16-bit images", deep)
     if not values:
         return None, notes
     highest = max(values.values())
-    depth = bits_for(min(highest, 2 ** DEPTHS[-1] - 1))  # what is beyond is refused when it is prepared
+    depth = bit_depth_of(min(highest, 2 ** BIT_DEPTHS[-1] - 1))  # preparing a file refuses higher values
     notes.append(f"{len(values)} files have 16-bit values up to {highest}: they are taken for values of {depth} bits")
     return depth, notes
 
 
 def _choose_channels(
-    material: _Material, pages: dict[int, _Page], spec: InputSpec, notes: list[str]
+    image_files: _ImageFiles, decoded: dict[int, _DecodedFile], spec: InputSpec, notes: list[str]
 ) -> tuple[InputSpec, np.ndarray]:
-    """Grey where nothing is coloured."""
-    widest = max(page.spread for page in pages.values())
+    """Make the images grey if nothing in them is coloured."""
+    widest = max(file.channel_range for file in decoded.values())
     if widest > GREY_TOLERANCE:
-        return spec, _stack(list(pages.values()), spec)
+        return spec, _stack(list(decoded.values()), spec)
     spec = replace(spec, channels=1)
-    stored = [place for place, page in enumerate(pages.values()) if page.spread]
-    images = np.stack([page.pixels[..., :1] for page in pages.values()])
-    if stored:
+    rows = [row for row, file in enumerate(decoded.values()) if file.channel_range]
+    images = np.stack([file.pixels[..., :1] for file in decoded.values()])
+    if rows:
         notes.append(
-            f"{len(stored)} files are not quite grey, but no two channels of a pixel are more than {widest} of 255 "
+            f"{len(rows)} files are not quite grey, but no two channels of a pixel are more than {widest} of 255 "
             "apart: they are taken for grey (--channels 3 keeps the colours)"
         )
-        again = [material.files[list(pages)[place]] for place in stored]
-        images[stored] = np.stack(_in_threads(lambda file: prepare_image(file, spec)[0], again, "decoding images"))
+        again = [image_files.files[list(decoded)[row]] for row in rows]
+        images[rows] = np.stack(_thread_map(lambda file: prepare_image(file, spec)[0], again, "decoding images"))
     return spec, images
 
 
 def _choose_fit(images: np.ndarray, spec: InputSpec, fit: str) -> InputSpec:
     if fit == "pad":
         return spec
-    even = measure_background(images) != "none"
-    found = framing.common_framing(images) if even else None
-    if fit == "auto" and (found is None or found.even < 1 or found.cropped < _CROPPED):
+    common = measure_background(images) != "none"
+    found = framing.typical_framing(images) if common else None
+    if fit == "auto" and (
+        found is None or found.uniform_fraction < 1 or found.cropped_fraction < _MIN_CROPPED_FRACTION
+    ):
         return spec
-    return replace(spec, fit="ink", ink=framing.INK_SHARE if found is None else found.share)
+    ratio = framing.MNIST_FOREGROUND_RATIO if found is None else found.foreground_ratio
+    return replace(spec, fit="foreground", foreground_ratio=ratio)
 
 
-def _in_threads(function: Callable[[Path], object], files: list[Path], what: str) -> list:
-    with counting(what, len(files)) as advance, ThreadPoolExecutor(available_cpus()) as pool:
+def _thread_map(function: Callable[[Path], object], files: list[Path], what: str) -> list:
+    with progress_bar(what, len(files)) as advance, ThreadPoolExecutor(available_cpus()) as pool:
         results = []
         for result in pool.map(function, files):
             results.append(result)
             advance(1)
         return results
+
+
+@contextlib.contextmanager
+def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error with rate and time left; none for few items, or without a terminal.
+
+    Gives a function that takes the number of items done since its last call.
+    """
+    if total < _MIN_ITEMS_SHOWN or not sys.stderr.isatty():
+        yield lambda _count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.progress import TimeRemainingColumn as TimeLeft
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        """Items per second."""
+
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:,.0f}/s" if task.speed else "")
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), Rate(), TimeLeft())
+    with Progress(*columns, console=Console(file=terminal()), transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda count: progress.advance(task, count)

@@ -1,7 +1,4 @@
-"""A copy of a data set in which each image is turned by an angle of its own.
-
-Images unlike anything that was trained on, made from the data itself or drawn: to test the rejection score.
-"""
+"""New images from a data set: rotated copies, synthetic OOD images, and a contact sheet for a person to look at."""
 
 from __future__ import annotations
 
@@ -13,44 +10,49 @@ from PIL.Image import Resampling
 from vae_edge.data.dataset import LabelledImages
 from vae_edge.data.splits import uniform
 from vae_edge.errors import ConfigError
+from vae_edge.metrics import wrap_degrees
+
+OOD_KINDS = ("blends of two", "shuffled quarters", "inverted", "drawn letters", "noise")
+LETTERS = "ABCDEFGHJKLMNPQRTUVWXYZ"  # without I, O and S, which look like digits
+
+COLUMNS = 12
+_MAX_ANGLES = 36
+_MIN_CELL_PX = 56
+_FONT_PX, _MARGIN_PX, _MAX_NAME_PX = 15, 8, 220
+_BACKGROUND, _FOREGROUND = 64, 235  # grey levels of the contact sheet
 
 
-def rotated(data: LabelledImages, range_deg: float = 180.0, seed: int = 0, fill: int = 0) -> LabelledImages:
-    """Turn each image counter-clockwise as displayed, bilinear; the same angles for the same seed.
+def rotate_dataset(data: LabelledImages, range_deg: float = 180.0, seed: int = 0, fill: int = 0) -> LabelledImages:
+    """Rotate each image by an angle of its own, bilinear; the same angles for the same seed.
 
     Args:
         data: images, upright or with known angles.
-        range_deg: angles are uniform in [-range_deg, range_deg); at most 180.
+        range_deg: angles are uniform in [-range_deg, range_deg), counter-clockwise as displayed; at most 180.
         seed: chooses the angles.
-        fill: the value, 0 to 255, that comes in from outside the frame (`InputSpec.fill`).
+        fill: the pixel value, 0 to 255, outside the frame (`InputSpec.fill`).
 
     Returns:
-        the turned images with `angles_deg` in (-180, 180]: the angle turned by, added to the one that was known.
+        the rotated images with `angles_deg` in (-180, 180]: this rotation added to the known one.
 
     Raises:
         ConfigError: the range is not between 0 and 180.
     """
     if not 0 <= range_deg <= 180:
-        raise ConfigError(f"Images are turned by 0 to 180 degrees either way, but {range_deg} came.")
+        raise ConfigError(f"Images are rotated by 0 to 180 degrees either way, but {range_deg} came.")
     angles = ((uniform(len(data), seed) * 2 - 1) * range_deg).astype(np.float32)
     grey = data.images.shape[-1] == 1
     outside = fill if grey else (fill,) * 3
     images = np.empty_like(data.images)
     for index, angle in enumerate(angles):
-        page = Image.fromarray(data.images[index, ..., 0] if grey else data.images[index])
-        turned = np.asarray(page.rotate(float(angle), Resampling.BILINEAR, fillcolor=outside))
-        images[index] = turned[..., None] if grey else turned
+        image = Image.fromarray(data.images[index, ..., 0] if grey else data.images[index])
+        pixels = np.asarray(image.rotate(float(angle), Resampling.BILINEAR, fillcolor=outside))
+        images[index] = pixels[..., None] if grey else pixels
     total = angles if data.angles_deg is None else angles + data.angles_deg
-    return LabelledImages(images, data.labels, data.classes, wrap_deg(total))
-
-
-def wrap_deg(angles_deg: np.ndarray) -> np.ndarray:
-    """The same directions in (-180, 180], float32."""
-    return (-((-angles_deg.astype(np.float64) + 180) % 360 - 180)).astype(np.float32)
+    return LabelledImages(images, data.labels, data.classes, wrap_degrees(total).astype(np.float32))
 
 
 def rotation_range(rotation: str) -> float:
-    """`none`, `full` or degrees to the largest angle either way, in degrees: 0, 180 or the number.
+    """The largest angle of a rotation setting, in degrees either way: 0 for `none`, 180 for `full`, or the number.
 
     Raises:
         ConfigError: for anything else.
@@ -68,27 +70,24 @@ def rotation_range(rotation: str) -> float:
     return degrees
 
 
-KINDS = ("blends of two", "shuffled quarters", "inverted", "drawn letters", "noise")
-LETTERS = "ABCDEFGHJKLMNPQRTUVWXYZ"  # without I, O and S, which are digits to any eye
-
-
-def make_unknown(
-    images: NDArray[np.uint8], kind: str, seed: int = 0, letters_turn_deg: float = 180.0
+def make_ood_images(
+    images: NDArray[np.uint8], kind: str, seed: int = 0, letters_rotation_deg: float = 180.0
 ) -> NDArray[np.uint8]:
-    """As many unknown images as there are known ones.
+    """Synthetic out-of-distribution (OOD) images to test the anomaly score, as many as there are images given.
 
     Args:
-        images: known images, uint8 [N, S, S, C].
-        kind: one of `KINDS`: the brighter pixel of two images of the set; the upper and the lower half
-            exchanged, each moved by a quarter of the side; dark and bright exchanged; capital letters in a plain font,
-            white on black, turned; uniform noise.
-        letters_turn_deg: letters are turned by up to this either way: 180 is any angle, 0 leaves them upright.
+        images: in-distribution images, uint8 [N, S, S, C].
+        kind: one of `OOD_KINDS`: the brighter pixel of two images; the upper and the lower half exchanged, each
+            shifted by a quarter of the side; dark and bright exchanged; white capital letters on black in a plain
+            font, rotated; uniform noise.
+        seed: chooses pairs, letters, angles and noise.
+        letters_rotation_deg: letters are rotated by up to this angle either way: 180 is any angle, 0 is upright.
 
     Raises:
-        ConfigError: for an unknown kind, or a turn that is not between 0 and 180 degrees.
+        ConfigError: an unknown kind, or a rotation that is not between 0 and 180 degrees.
     """
-    if not 0 <= letters_turn_deg <= 180:
-        raise ConfigError(f"Letters are turned by 0 to 180 degrees either way, but {letters_turn_deg} came.")
+    if not 0 <= letters_rotation_deg <= 180:
+        raise ConfigError(f"Letters are rotated by 0 to 180 degrees either way, but {letters_rotation_deg} came.")
     rng = np.random.default_rng(seed)
     if kind == "blends of two":
         order = rng.permutation(len(images))
@@ -99,20 +98,80 @@ def make_unknown(
     if kind == "inverted":
         return 255 - images
     if kind == "drawn letters":
-        return _letters(images.shape, rng, letters_turn_deg)
+        return _letters(images.shape, rng, letters_rotation_deg)
     if kind == "noise":
         return rng.integers(0, 256, images.shape, dtype=np.uint8)
-    raise ConfigError(f"unknown kind {kind!r} of unknown images: expected one of {', '.join(KINDS)}")
+    raise ConfigError(f"unknown kind {kind!r} of OOD images: expected one of {', '.join(OOD_KINDS)}")
 
 
-def _letters(shape: tuple[int, ...], rng: np.random.Generator, turn_deg: float) -> NDArray[np.uint8]:
+def _letters(shape: tuple[int, ...], rng: np.random.Generator, rotation_deg: float) -> NDArray[np.uint8]:
     count, side, _, channels = shape
     font = ImageFont.load_default(size=side * 0.75)
     result = np.empty(shape, np.uint8)
     for index in range(count):
-        page = Image.new("L", (side, side))
+        image = Image.new("L", (side, side))
         letter = LETTERS[int(rng.integers(len(LETTERS)))]
-        ImageDraw.Draw(page).text((side / 2, side / 2), letter, fill=255, font=font, anchor="mm")
-        turned = page.rotate(float(rng.uniform(-turn_deg, turn_deg)), Image.Resampling.BILINEAR)
-        result[index] = np.asarray(turned)[..., None].repeat(channels, 2)
+        ImageDraw.Draw(image).text((side / 2, side / 2), letter, fill=255, font=font, anchor="mm")
+        rotated = image.rotate(float(rng.uniform(-rotation_deg, rotation_deg)), Resampling.BILINEAR)
+        result[index] = np.asarray(rotated)[..., None].repeat(channels, 2)
     return result
+
+
+def contact_sheet(data: LabelledImages, columns: int = COLUMNS) -> Image.Image:
+    """A contact sheet: one row for each class that has images, with the class's name on the left.
+
+    If the images have a few known angles (2 to 36), columns are grouped by angle, in the order in which the angles
+    appear, with the angle above. Otherwise a row shows the first images of its class.
+    """
+    angles = list(dict.fromkeys(np.round(data.angles_deg).astype(int).tolist())) if data.angles_deg is not None else []
+    by_angle = 1 < len(angles) <= _MAX_ANGLES
+    heads = [angle for angle in angles for _ in range(max(1, columns // len(angles)))] if by_angle else []
+    rows: list[np.ndarray] = []
+    names: list[str] = []
+    for label, name in enumerate(data.classes):
+        members = np.flatnonzero(data.labels == label)
+        if len(members):
+            rows.append(_by_angle(data, members, heads) if by_angle else members[:columns])
+            names.append("".join(letter if letter.isprintable() else " " for letter in name))
+    return _paint_sheet(data.images, rows, names, [f"{angle}°" for angle in heads])
+
+
+def _by_angle(data: LabelledImages, members: np.ndarray, heads: list[int]) -> np.ndarray:
+    """For each column the index of an image of the class at that angle, or -1 if there are no more."""
+    assert data.angles_deg is not None
+    of_angle = {angle: members[np.round(data.angles_deg[members]) == angle].tolist() for angle in heads}
+    return np.array([of_angle[angle].pop(0) if of_angle[angle] else -1 for angle in heads], dtype=np.int64)
+
+
+def _paint_sheet(images: np.ndarray, rows: list[np.ndarray], names: list[str], heads: list[str]) -> Image.Image:
+    """Paint the sheet: cells one pixel apart, each image enlarged by a whole factor."""
+    font = ImageFont.load_default(size=_FONT_PX)
+    names = [_shortened(name, font) for name in names]
+    _, side, _, channels = images.shape
+    zoom = -(-_MIN_CELL_PX // side)
+    step = side * zoom + 1
+    left = int(max(font.getlength(name) for name in names)) + 2 * _MARGIN_PX
+    top = _FONT_PX + _MARGIN_PX if heads else 1
+    size = (left + max(map(len, rows)) * step, top + len(rows) * step)
+    sheet = Image.new("L" if channels == 1 else "RGB", size, _BACKGROUND if channels == 1 else (_BACKGROUND,) * 3)
+    pen = ImageDraw.Draw(sheet)
+    text_colour = _FOREGROUND if channels == 1 else (_FOREGROUND,) * 3
+    for y, (row, name) in enumerate(zip(rows, names, strict=True)):
+        pen.text((left - _MARGIN_PX, top + y * step + step / 2), name, fill=text_colour, font=font, anchor="rm")
+        for x, index in enumerate(row):
+            if index >= 0:
+                image = Image.fromarray(images[index, ..., 0] if channels == 1 else images[index])
+                large = image.resize((side * zoom, side * zoom), Image.Resampling.NEAREST)
+                sheet.paste(large, (left + x * step, top + y * step))
+    for x, head in enumerate(heads):
+        if x == 0 or head != heads[x - 1]:
+            pen.text((left + x * step, top - 4), head, fill=text_colour, font=font, anchor="ls")
+    return sheet
+
+
+def _shortened(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    if font.getlength(name) <= _MAX_NAME_PX:
+        return name
+    while name and font.getlength(name + "…") > _MAX_NAME_PX:
+        name = name[:-1]
+    return name + "…"

@@ -20,8 +20,8 @@ from typing import Any
 
 from vae_edge.engine import cuda
 from vae_edge.engine.targets import check_precision, covers, parse_targets
+from vae_edge.environment import ShadowedError, import_package, is_installed, shadow
 from vae_edge.errors import EngineError
-from vae_edge.optional import ShadowedError, import_package, is_installed, shadow
 
 SEVERITIES = ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE")
 

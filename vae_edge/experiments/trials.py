@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from vae_edge.data import Dataset, LabelledImages, holdout, rotated
+from vae_edge.data import Dataset, LabelledImages, holdout, rotate_dataset
 from vae_edge.data.dataset import join
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.experiments import baselines
@@ -216,7 +216,7 @@ class Comparison:
         with (watch or _unwatched)(cell.name) as progress:
             fitted = self._fit(cell, images, kept, progress)
         fill = self.ground.fill
-        judges = rotated(held, 180.0, JUDGES + cell.seed, fill) if cell.images == "turned" else held
+        judges = rotate_dataset(held, 180.0, JUDGES + cell.seed, fill) if cell.images == "turned" else held
         right = fitted.classify(judges.images) == judges.labels
         macs = None if fitted.training_macs is None else fitted.training_macs * fitted.images_seen
         record = {
@@ -273,7 +273,7 @@ class Comparison:
     def _fit_estimator(self, cell: Cell, kept: LabelledImages) -> Fitted:
         """Each image once: as it came, or turned by one angle of its own."""
         turned = cell.images == "turned"
-        seen = rotated(kept, 180.0, ONCE + cell.seed, self.ground.fill) if turned else kept
+        seen = rotate_dataset(kept, 180.0, ONCE + cell.seed, self.ground.fill) if turned else kept
         clock = Clock()
         estimator = ESTIMATORS[cell.model](seen)
         seconds = clock.read()

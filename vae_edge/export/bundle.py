@@ -17,7 +17,7 @@ from vae_edge.bundle import Bundle, ModelEntry, add_models, create_bundle, load_
 from vae_edge.data import LabelledImages
 from vae_edge.data.dataset import Dataset, join
 from vae_edge.data.splits import align_classes, select_split
-from vae_edge.data.transforms import rotated, rotation_range
+from vae_edge.data.transforms import rotate_dataset, rotation_range
 from vae_edge.errors import BundleError, DataError, ExportError
 from vae_edge.export.onnx_file import (
     OPSET,
@@ -312,4 +312,4 @@ def quantize_with(
 
 def _turned(images: LabelledImages, bundle: Bundle, seed: int) -> LabelledImages:
     range_deg = rotation_range(str(bundle.rotation))
-    return rotated(images, range_deg, seed, bundle.input.fill) if range_deg and len(images) else images
+    return rotate_dataset(images, range_deg, seed, bundle.input.fill) if range_deg and len(images) else images

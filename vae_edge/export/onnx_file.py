@@ -24,11 +24,11 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from vae_edge import __version__
+from vae_edge.environment import available_cpus
 from vae_edge.errors import ExportError
 from vae_edge.files import parse_json
 from vae_edge.model import AngleVAE
 from vae_edge.ops.turn import turn
-from vae_edge.processors import available_cpus
 
 if TYPE_CHECKING:
     import onnxruntime

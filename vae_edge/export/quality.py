@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from vae_edge.bundle import Bundle
 from vae_edge.data import LabelledImages
-from vae_edge.data.transforms import KINDS, make_unknown
+from vae_edge.data.transforms import OOD_KINDS, make_ood_images
 from vae_edge.export.onnx_file import run
 from vae_edge.metrics import auroc, summarize, wilson_interval
 
@@ -101,7 +101,7 @@ def measure(
         outputs.get("concentration") if turned else None,
     )
     some = held.images[:UNKNOWN]
-    areas = {kind: auroc(outputs["score"], run(model, make_unknown(some, kind))["score"]) for kind in KINDS}
+    areas = {kind: auroc(outputs["score"], run(model, make_ood_images(some, kind))["score"]) for kind in OOD_KINDS}
     figures["auroc"] = {kind: round(area, 4) for kind, area in areas.items()}
     predicted = outputs["probabilities"].argmax(1)
     right = int((predicted == held.labels).sum())

@@ -7,9 +7,8 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from vae_edge.errors import ConfigError
-from vae_edge.limits import MAX_ANGLE_BINS, MAX_BLOCKS, MAX_CLASSES, MAX_HIDDEN, MAX_WIDTH
+from vae_edge.limits import MAX_ANGLE_BINS, MAX_BLOCKS, MAX_CLASSES, MAX_HIDDEN, MAX_SIZE, MAX_WIDTH, MIN_SIZE
 
-MIN_SIZE, MAX_SIZE = 28, 64
 LEAST_BINS = 12  # of the angle: with fewer, no second angle lies apart from the best one
 
 

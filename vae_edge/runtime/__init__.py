@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vae_edge.processors import available_cpus, cpu_model
+from vae_edge.environment import available_cpus, cpu_model
 from vae_edge.runtime.backends import TensorInfo, backend_version, installed_backends
 from vae_edge.runtime.classifier import Classifier, cpu_entries, load
 from vae_edge.runtime.predictions import Predictions

@@ -20,9 +20,8 @@ import numpy as np
 
 from vae_edge.bundle import Bundle, ModelEntry
 from vae_edge.bundle_schema import AUTO_FILE
+from vae_edge.environment import cpu_identity, cpu_model, shadows
 from vae_edge.errors import BackendError, BundleError, VaeEdgeError, VerificationError
-from vae_edge.optional import shadows
-from vae_edge.processors import cpu_identity, cpu_model
 from vae_edge.runtime import probing
 from vae_edge.runtime.backends import BACKENDS, Backend, backend_version, installed_backends
 from vae_edge.runtime.classifier import (

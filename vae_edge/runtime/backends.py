@@ -23,11 +23,11 @@ import numpy as np
 
 from vae_edge import files
 from vae_edge.bundle import ModelEntry
+from vae_edge.environment import import_package, is_installed, shadow
 from vae_edge.errors import BackendError, BundleError, VaeEdgeError
 from vae_edge.limits import MAX_MODEL_BYTES
 from vae_edge.onnx_graph import ModelRefused
 from vae_edge.onnx_shapes import check_model
-from vae_edge.optional import import_package, is_installed, shadow
 from vae_edge.preprocess import InputSpec
 
 SLOTS_PER_THREAD = 8
@@ -159,7 +159,7 @@ class Backend(Protocol):
 def installed_backends() -> tuple[str, ...]:
     """The names of the backends whose packages are installed.
 
-    They are imported only where something else may have their name (`vae_edge.optional.shadow`).
+    They are imported only where something else may have their name (`vae_edge.environment.shadow`).
     """
     return tuple(name for name in BACKENDS if is_installed(name))
 

@@ -19,9 +19,9 @@ import numpy as np
 
 from vae_edge.bundle import Bundle, ModelEntry, with_bundle
 from vae_edge.bundle_schema import PRECISIONS
+from vae_edge.environment import int8_saturates
 from vae_edge.errors import BackendError, BundleError, ConfigError, DataError
-from vae_edge.preprocess import ERRORS, FIT, InputSpec, Interpretation, check_batch, to_batch, to_rows
-from vae_edge.processors import int8_saturates
+from vae_edge.preprocess import ERRORS, FIT, InputSpec, PreprocessInfo, check_batch, to_batch, to_rows
 from vae_edge.runtime import probing
 from vae_edge.runtime.backends import (
     Backend,
@@ -123,7 +123,7 @@ class Classifier:
             images: an array uint8 [N, S, S, C] (the fast way; colours in the order RGB), or a path, a Pillow image, or
                 a list of these or of arrays, which are prepared as `vae_edge.preprocess.to_batch` says.
             invert: `never`, `always` or `auto`.
-            fit: `auto` (as training did), `pad` or `ink`; arrays are never cropped.
+            fit: `auto` (as training did), `pad` or `foreground`; arrays are never cropped.
             color: the order of the channels of arrays, `rgb` or `bgr` (OpenCV's); no effect on files, Pillow images
                 and grey models. None is `rgb`, but the first calls look whether it might be `bgr`, and log a warning.
             errors: `raise`, or `coerce`: an item of a list that cannot be read has NaN for an answer, and its error
@@ -137,7 +137,7 @@ class Classifier:
         failed: dict[int, DataError] = {}
         if plain and type(images) is np.ndarray and images.ndim == 4:
             batch = check_batch(images, self.input)
-            interpret: Callable[[int], list[Interpretation]] = self._interpret_array
+            interpret: Callable[[int], list[PreprocessInfo]] = self._interpret_array
         else:
             batch, found, failed = to_rows(images, self.input, invert, fit, color or "rgb", errors)
             interpret = lambda count: found  # noqa: E731
@@ -284,7 +284,7 @@ class Classifier:
             raise BackendError(f"The classifier of {self.bundle.path} was closed: load the bundle again.")
         return engine
 
-    def _interpret_array(self, count: int) -> list[Interpretation]:
+    def _interpret_array(self, count: int) -> list[PreprocessInfo]:
         size = self.input.size
         one = np.zeros((1, size, size, self.input.channels), np.uint8)  # an array's interpretation is its form alone
         return to_batch(one, self.input)[1] * count

@@ -10,9 +10,9 @@ import numpy as np
 import onnxruntime as ort
 
 from vae_edge.bundle import ModelEntry
+from vae_edge.environment import available_cpus
 from vae_edge.files import read_bytes
 from vae_edge.limits import MAX_MODEL_BYTES
-from vae_edge.processors import available_cpus
 from vae_edge.runtime.backends import Slot, Slots, TensorInfo, allocate, read_model
 
 log = logging.getLogger(__name__)

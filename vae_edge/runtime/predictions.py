@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from vae_edge.errors import BackendError, DataError
-from vae_edge.preprocess import Interpretation
+from vae_edge.metrics import wrap_degrees
+from vae_edge.preprocess import PreprocessInfo
 
 
 class Predictions:
@@ -34,7 +35,7 @@ class Predictions:
         *,
         classes: tuple[str, ...],
         threshold: float,
-        interpret: Callable[[int], list[Interpretation]],
+        interpret: Callable[[int], list[PreprocessInfo]],
         errors: Mapping[int, DataError] | None = None,
     ) -> None:
         """Keep the arrays; `interpret(N)` tells, when asked, what was made of each input."""
@@ -102,7 +103,7 @@ class Predictions:
         return self.scores <= np.float32(self.threshold)
 
     @cached_property
-    def interpretations(self) -> list[Interpretation]:
+    def preprocess_info(self) -> list[PreprocessInfo]:
         """What was made of each input (how it was decoded, resized, inverted)."""
         return self._interpret(len(self))
 
@@ -128,7 +129,7 @@ class Predictions:
                 **{name: None if values is None else float(values[i]) for name, values in doubts.items()},
                 "score": float(self.scores[i]),
                 "accepted": bool(self.accepted[i]),
-                "interpretation": self.interpretations[i].sentence(),
+                "preprocess_info": self.preprocess_info[i].sentence(),
             }
             for i in range(len(self))
         ]
@@ -136,6 +137,6 @@ class Predictions:
 
 def _to_degrees(angles_rad: np.ndarray) -> np.ndarray:
     degrees = np.rad2deg(angles_rad.astype(np.float64))
-    wrapped = (180.0 - np.mod(180.0 - degrees, 360.0)).astype(np.float32)
+    wrapped = wrap_degrees(degrees).astype(np.float32)
     wrapped[wrapped <= -180.0] = 180.0  # rounding to float32 may have reached the open end
     return wrapped

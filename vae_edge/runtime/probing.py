@@ -28,11 +28,11 @@ import numpy as np
 from vae_edge import __version__, files
 from vae_edge.bundle import Bundle, ModelEntry
 from vae_edge.bundle_schema import VERIFIED_FILE
+from vae_edge.environment import cpu_identity, cpu_model, int8_saturates
 from vae_edge.errors import BackendError, BundleError, ConfigError, VerificationError
 from vae_edge.limits import MAX_RECORD_BYTES
 from vae_edge.probes import Expected, Mismatch, Probes, compare, first_inner_mismatch, without_outliers
 from vae_edge.probes import load as load_probes
-from vae_edge.processors import cpu_identity, cpu_model, int8_saturates
 from vae_edge.runtime.backends import Backend, backend_version, inner_tensors
 
 log = logging.getLogger(__name__)

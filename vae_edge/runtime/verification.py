@@ -18,9 +18,9 @@ import numpy as np
 
 from vae_edge import __version__
 from vae_edge.bundle import Bundle, ModelEntry, load_bundle
+from vae_edge.environment import cpu_model, instruction_set
 from vae_edge.errors import BackendError, BundleError, VaeEdgeError
-from vae_edge.limits import VERIFY_BYTES, VERIFY_SECONDS
-from vae_edge.processors import cpu_model, instruction_set
+from vae_edge.limits import MAX_VERIFY_BYTES, MAX_VERIFY_SECONDS
 from vae_edge.runtime import probing
 from vae_edge.runtime.backends import Backend, backend_version, check_installed, installed_backends
 from vae_edge.runtime.classifier import cpu_entries, open_classifier, open_reconstructor
@@ -84,8 +84,8 @@ def verify_apart(
     path: str | os.PathLike[str],
     backends: Sequence[str] | None = None,
     threads: int = 1,
-    seconds: float = VERIFY_SECONDS,
-    max_bytes: int = VERIFY_BYTES,
+    seconds: float = MAX_VERIFY_SECONDS,
+    max_bytes: int = MAX_VERIFY_BYTES,
 ) -> dict[str, Any]:
     """As `verify`, in a process of its own that may take so long and so much address space.
 

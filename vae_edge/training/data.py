@@ -28,15 +28,15 @@ from torch import Tensor
 from vae_edge.data import (
     Dataset,
     LabelledImages,
-    apart_from,
-    check_apart,
+    check_no_leakage,
     check_trainable,
-    count_copies,
-    draw_labels,
+    count_duplicates,
+    drop_duplicates_of,
     holdout,
+    subsample_labels,
 )
 from vae_edge.data.augment import affine_augment
-from vae_edge.data.splits import leaked
+from vae_edge.data.splits import duplicates_of
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.model import create_config
 from vae_edge.model.network import POSE_NOISE_DEG
@@ -159,19 +159,19 @@ def sort_out(dataset: Dataset, training: TrainConfig) -> Material:
             raise DataError(f"--patience sets one more image of each class aside, to watch: {error}") from error
     unlabelled, angles = kept.images[:0], None
     if training.labels_per_class is not None:
-        few = draw_labels(kept, training.labels_per_class, training.seed)
+        few = subsample_labels(kept, training.labels_per_class, training.seed)
         kept, unlabelled, angles = few.labelled, few.unlabelled, few.unlabelled_angles_deg
     if dataset.unlabelled is not None:
-        others = apart_from(dataset.unlabelled, held.images)
+        others = drop_duplicates_of(dataset.unlabelled, held.images)
         if dataset.test is not None:
-            others = apart_from(others, dataset.test.images)
-        others = others if watched is None else apart_from(others, watched.images)
+            others = drop_duplicates_of(others, dataset.test.images)
+        others = others if watched is None else drop_duplicates_of(others, watched.images)
         if angles is not None:  # images that came without labels came without angles as well: they count as upright
             angles = np.concatenate([angles, np.zeros(len(others), np.float32)])
         unlabelled = np.concatenate([unlabelled, others])
     if training.labels_only:
         unlabelled, angles = unlabelled[:0], None
-    check_apart(kept, held, unlabelled)
+    check_no_leakage(kept, held, unlabelled)
     return Material(kept, unlabelled, angles, held, watched)
 
 
@@ -180,7 +180,12 @@ def _input(dataset: Dataset, images: NDArray[np.uint8]) -> InputSpec:
     spec, loaded = measure_input(images), dataset.input
     if loaded is None:
         return spec
-    return replace(spec, fit=loaded.fit, ink=spec.ink if loaded.ink is None else loaded.ink, depth=loaded.depth)
+    return replace(
+        spec,
+        fit=loaded.fit,
+        foreground_ratio=spec.foreground_ratio if loaded.foreground_ratio is None else loaded.foreground_ratio,
+        depth=loaded.depth,
+    )
 
 
 def plan(dataset: Dataset, preset: str, training: TrainConfig, **overrides: Any) -> RunConfig:
@@ -222,8 +227,8 @@ def plan(dataset: Dataset, preset: str, training: TrainConfig, **overrides: Any)
         "unlabelled": len(material.unlabelled),
         "watched": len(material.watched) if material.watched is not None else 0,
         "held_out": len(material.held),
-        "copies": count_copies(dataset.train),
-        "also_tested": 0 if dataset.test is None else int(leaked(dataset.test.images, kept.images).sum()),
+        "copies": count_duplicates(dataset.train),
+        "also_tested": 0 if dataset.test is None else int(duplicates_of(dataset.test.images, kept.images).sum()),
         "holdout_fraction": training.holdout,
         "seed": training.seed,
         "ambiguous": ambiguous_classes(kept) if model.pose and upright else [],
@@ -403,11 +408,11 @@ def draw_batch(
         chosen, labels, known = pools[name].take(step, count, mine)
         pixels, place = floats(chosen), (mine.start, count)
         images, angles = affine_augment(
-            pixels, generator, **changes, mirror=settings.mirror, fill=fill, known_rad=known, part=place
+            pixels, generator, **changes, mirror=settings.mirror, fill=fill, base_angle_rad=known, shard=place
         )
         if name == "unlabelled":
             gentle = changes["rotation_deg"] * (0.5 if settings.rotation == "none" else 1.0)
-            seen, _ = affine_augment(pixels, generator, gentle, fill=fill, part=place)
+            seen, _ = affine_augment(pixels, generator, gentle, fill=fill, shard=place)
             weights = classify(seen)
             sure, labels = weights.max(1)
             believed = (sure >= settings.confidence).float()

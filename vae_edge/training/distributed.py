@@ -16,8 +16,8 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import Tensor, nn
 from torch.distributed.nn import functional as distributed
 
+from vae_edge.environment import available_cpus
 from vae_edge.errors import ConfigError
-from vae_edge.processors import available_cpus
 
 
 def open_workers() -> Accelerator:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vae_edge.data import LabelledImages, align_classes, rotated, rotation_range
+from vae_edge.data import LabelledImages, align_classes, rotate_dataset, rotation_range
 from vae_edge.errors import CheckpointError, DataError
 from vae_edge.metrics import confusion, expected_calibration_error, summarize
 from vae_edge.model import AngleVAE
@@ -224,7 +224,7 @@ def evaluate(
 
     if data.angles_deg is not None or range_deg == 0:
         return figures(data)
-    return {**figures(rotated(data, range_deg, seed, fill)), "upright": figures(data)}
+    return {**figures(rotate_dataset(data, range_deg, seed, fill)), "upright": figures(data)}
 
 
 SAMPLES = 256  # held-out images kept with the run, on which later steps check themselves
@@ -236,7 +236,7 @@ def as_trained(images: LabelledImages, config: RunConfig, seed: int) -> Labelled
     """Images turned as far as training turned them."""
     if not config.model.pose:
         return images
-    return rotated(images, rotation_range(config.training.rotation), seed, config.input.fill)
+    return rotate_dataset(images, rotation_range(config.training.rotation), seed, config.input.fill)
 
 
 def sample_of(kept: LabelledImages, limit: int, seed: int) -> LabelledImages:
@@ -302,7 +302,7 @@ def finish(model: AngleVAE, material: Material, config: RunConfig, step: int, fo
         threshold,
         config.data["ambiguous"],
         second_angles_deg=outputs.second_angles_deg,
-        concentrations=outputs.concentrations,
+        angle_confidences=outputs.concentrations,
     )
     result: dict[str, Any] = {
         "step": step,

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vae_edge.data import LabelledImages
-from vae_edge.data.contact_sheet import contact_sheet
-from vae_edge.data.image_files import CONTACT_SHEET, UNLABELLED
+from vae_edge.data.folder import CONTACT_SHEET, UNLABELLED
+from vae_edge.data.transforms import contact_sheet
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.files import atomic_path, naming
 from vae_edge.model import AngleVAE

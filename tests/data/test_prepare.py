@@ -16,7 +16,7 @@ from vae_edge.cli import main
 from vae_edge.data import Dataset, load_dataset
 from vae_edge.data.prepare import GREY_TOLERANCE
 from vae_edge.errors import ConfigError
-from vae_edge.framing import INK_SHARE
+from vae_edge.framing import MNIST_FOREGROUND_RATIO
 from vae_edge.preprocess import InputSpec, prepare_image
 
 
@@ -64,12 +64,14 @@ def assert_prepared(dataset: Dataset, folder: Path) -> None:
 
 def test_drawings_framed_as_cropping_would_frame_them_are_cropped(tmp_path: Path) -> None:
     dataset = load_dataset(write(tmp_path, centred()))
-    assert dataset.input.fit == "ink" and dataset.input.ink == pytest.approx(INK_SHARE, abs=0.05)
+    assert dataset.input.fit == "foreground" and dataset.input.foreground_ratio == pytest.approx(
+        MNIST_FOREGROUND_RATIO, abs=0.05
+    )
     assert_prepared(dataset, tmp_path)
-    assert any("cropped to their ink (fit ink)" in note for note in dataset.notes)
+    assert any("cropped to their foreground (fit foreground)" in note for note in dataset.notes)
 
 
-def test_one_page_that_is_not_even_or_empty_keeps_all_pages_whole(tmp_path: Path) -> None:
+def test_one_image_without_uniform_background_or_foreground_keeps_all_images_padded(tmp_path: Path) -> None:
     for name, odd in (("noise", photographs(1)[0]), ("empty", Image.new("L", (140, 140), 255))):
         dataset = load_dataset(write(tmp_path / name, [*centred(), odd]))
         assert dataset.input.fit == "pad", name
@@ -79,12 +81,12 @@ def test_one_page_that_is_not_even_or_empty_keeps_all_pages_whole(tmp_path: Path
 @pytest.mark.parametrize("images", [cornered, photographs], ids=["drawings in a corner", "photographs"])
 def test_other_pictures_are_taken_whole(tmp_path: Path, images: object) -> None:
     dataset = load_dataset(write(tmp_path, images()))
-    assert dataset.input.fit == "pad" and dataset.input.ink is None
+    assert dataset.input.fit == "pad" and dataset.input.foreground_ratio is None
     assert_prepared(dataset, tmp_path)
     assert any("padded to a square (fit pad)" in note for note in dataset.notes)
 
 
-@pytest.mark.parametrize(("images", "fit"), [(centred, "pad"), (cornered, "ink"), (photographs, "ink")])
+@pytest.mark.parametrize(("images", "fit"), [(centred, "pad"), (cornered, "foreground"), (photographs, "foreground")])
 def test_fit_overrules_the_choice(tmp_path: Path, images: object, fit: str) -> None:
     dataset = load_dataset(write(tmp_path, images()), fit=fit)
     assert dataset.input.fit == fit and "as asked" in dataset.notes[0]
@@ -97,14 +99,14 @@ def test_the_test_half_has_no_say_in_the_fit(tmp_path: Path) -> None:
     write(tmp_path / "test", cornered())
     write(tmp_path / "train", centred())
     dataset = load_dataset(tmp_path)
-    assert dataset.input.fit == "ink"
+    assert dataset.input.fit == "foreground"
     first = prepare_image(sorted((tmp_path / "test").glob("*/*"))[0], dataset.input)[0]
     np.testing.assert_array_equal(dataset.test.images[0], first)
 
 
 def test_files_are_prepared_as_a_model_says_whatever_they_look_like(tmp_path: Path) -> None:
     write(tmp_path, cornered())
-    for spec in (InputSpec(32, 3, "light", 0.6, "ink"), InputSpec(28, 1, "dark", 0.6, "pad")):
+    for spec in (InputSpec(32, 3, "light", 0.6, "foreground"), InputSpec(28, 1, "dark", 0.6, "pad")):
         dataset = load_dataset(tmp_path, prepared_as=spec)
         assert dataset.input == spec and not dataset.notes
         assert_prepared(dataset, tmp_path)
@@ -118,7 +120,7 @@ def test_arrays_are_taken_as_they_are_and_say_the_fit_of_files(tmp_path: Path) -
     )
     plain = load_dataset(tmp_path / "set.npz")
     assert plain.input is None
-    for fit in ("pad", "ink"):
+    for fit in ("pad", "foreground"):
         dataset = load_dataset(tmp_path / "set.npz", fit=fit)
         assert dataset.input.fit == fit and (dataset.train.images == plain.train.images).all()
 
@@ -128,7 +130,7 @@ def test_images_without_labels_beside_arrays_are_prepared_as_files_to_predict(tm
     (tmp_path / "unlabelled").mkdir()
     cornered(1)[0].save(tmp_path / "unlabelled" / "0.png")
     deep(12, 1)[0].save(tmp_path / "unlabelled" / "1.png")
-    for fit in ("auto", "ink"):
+    for fit in ("auto", "foreground"):
         dataset = load_dataset(tmp_path, fit=fit)
         assert dataset.input.depth == 12 and dataset.unlabelled[1].max() > 200 and "12 bits" in dataset.notes[0]
         expected = prepare_image(tmp_path / "unlabelled" / "0.png", dataset.input)[0]
@@ -211,7 +213,7 @@ def test_a_file_deeper_than_training_is_cut_off_and_said_so(tmp_path: Path) -> N
     pixels, found = prepare_image(tmp_path / "deep.png", replace(spec, size=5))
     assert pixels[0, :, 0].tolist() == [0, 128, 255, 255, 255]
     assert (
-        "cut off above 4095" in found.sentence() and "up to 65535, but training's files had 12 bits" in found.sentence()
+        "clipped above 4095" in found.sentence() and "up to 65535, but training's files had 12 bits" in found.sentence()
     )
     pixels, found = prepare_image(files_of(tmp_path / "data")[0], InputSpec(64, 1, "none"))
     assert pixels.max() <= 16 and "too dark" in found.sentence()  # a model that saw no 16-bit files
@@ -242,10 +244,12 @@ def test_data_show_says_what_was_chosen(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["data", "show", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "fit pad" in out and "12 bits" in out and "grey" in out
-    assert main(["data", "show", str(tmp_path), "--channels", "3", "--fit", "ink", "--size", "30", "--json"]) == 0
+    assert (
+        main(["data", "show", str(tmp_path), "--channels", "3", "--fit", "foreground", "--size", "30", "--json"]) == 0
+    )
     told = json.loads(capsys.readouterr().out)
     assert told["train"]["shape"] == [30, 30, 3]
-    assert told["prepared"]["fit"] == "ink" and told["prepared"]["depth"] == 12
+    assert told["prepared"]["fit"] == "foreground" and told["prepared"]["depth"] == 12
 
 
 def test_training_says_and_stores_what_was_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,7 +59,7 @@ def as_a_whole(image: Image.Image, spec: InputSpec) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [(2600, 1900), (3000, 37), (5, 4095), (4500, 4100), (70_000, 3)])
 @pytest.mark.parametrize("bands", ["L", "RGB"])
-def test_a_large_page_gives_the_pixels_of_one_that_is_converted_as_a_whole(size: tuple[int, int], bands: str) -> None:
+def test_a_large_image_gives_the_pixels_of_one_that_is_converted_as_a_whole(size: tuple[int, int], bands: str) -> None:
     image = pattern(*size) if bands == "L" else colours(pattern(*size))
     spec = InputSpec(64, len(bands), "none")
     np.testing.assert_array_equal(prepare_image(image, spec)[0], as_a_whole(image, spec))
@@ -108,7 +108,7 @@ Image.init()
 from vae_edge.preprocess import InputSpec, prepare_image
 spec = InputSpec(64, 3, "none")
 for mode in ("RGBA", "P"):
-    prepare_image(Image.new(mode, (640, 512)), spec, fit="ink")
+    prepare_image(Image.new(mode, (640, 512)), spec, fit="foreground")
 
 def peak():
     with open("/proc/self/status") as status:
@@ -169,7 +169,7 @@ def test_peak_memory_is_at_most_four_times_the_decoded_image(tmp_path: Path, mod
     if suffix == "png":
         options = {"compress_level": 1, **options}
     make(pattern(9000, 7000)).save(path, **options, **({"exif": exif} if suffix in ("png", "jpg") else {}))
-    for fit in ("pad", "ink"):
+    for fit in ("pad", "foreground"):
         peak, decoded = peak_bytes(path, fit), 9000 * 7000 * channels
         assert peak <= ALLOWED * decoded, f"{peak / decoded:.2f} times the decoded bytes, fit {fit}"
 
@@ -179,7 +179,7 @@ def test_peak_memory_is_at_most_four_times_the_decoded_image(tmp_path: Path, mod
 def test_pages_that_are_not_reduced_first_take_no_more(tmp_path: Path, mode: str) -> None:
     _, channels, make, _ = MODES[mode]
     make(pattern(4000, 4000)).save(tmp_path / "x.png", compress_level=1)
-    assert peak_bytes(tmp_path / "x.png", "ink") <= ALLOWED * 4000 * 4000 * channels
+    assert peak_bytes(tmp_path / "x.png", "foreground") <= ALLOWED * 4000 * 4000 * channels
 
 
 @pytest.mark.slow

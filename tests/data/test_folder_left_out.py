@@ -15,8 +15,7 @@ from data_makers import write_image_folder
 from PIL import Image, features
 
 from vae_edge.data import LabelledImages, align_classes, load_dataset
-from vae_edge.data.folder import MOST_BROKEN, NAMED
-from vae_edge.data.image_files import SUFFIXES, is_image
+from vae_edge.data.folder import MAX_BROKEN_FRACTION, MAX_NAMED, SUFFIXES, is_image
 from vae_edge.decoding import FORMATS
 from vae_edge.errors import DataError
 
@@ -176,12 +175,12 @@ def test_a_folder_whose_images_are_mostly_broken_is_refused_and_they_are_listed(
     write_image_folder(tmp_path, each=30)
     for index in range(20):
         (tmp_path / "cat" / f"broken {index:02}.png").write_bytes(b"no image")
-    assert len(load_dataset(tmp_path).left_out) == 20 == 80 * MOST_BROKEN
+    assert len(load_dataset(tmp_path).left_out) == 20 == 80 * MAX_BROKEN_FRACTION
     for index in range(5):
         (tmp_path / "dog" / f"empty {index:02}.png").touch()
     with pytest.raises(DataError, match=r"25 of 85 images cannot be read, more than the 25%.*and 5 more") as stopped:
         load_dataset(tmp_path)
-    assert str(stopped.value).count("broken ") == NAMED == 20
+    assert str(stopped.value).count("broken ") == MAX_NAMED == 20
     (tmp_path / "dog" / "notes.txt").write_text("what is no image does not count")
     with pytest.raises(DataError, match=r"25 of 85 images"):
         load_dataset(tmp_path)

