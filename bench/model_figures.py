@@ -22,7 +22,7 @@ from vae_edge.data import Dataset, LabelledImages, rotated, rotation_range
 from vae_edge.data.splits import permutation
 from vae_edge.data.transforms import KINDS, make_unknown
 from vae_edge.experiments import baselines
-from vae_edge.export import quantize_with
+from vae_edge.export import quantize_bundle_from_dataset
 from vae_edge.export.onnx_file import ClassifierGraph, check_parity, to_onnx
 from vae_edge.files import write_bytes
 from vae_edge.metrics import auroc
@@ -66,7 +66,7 @@ def measure_ours(row: Row, ground: Ground, run: Path, clothes: LabelledImages | 
         figures["rejection"] = rejection(checkpoint, outputs, unknown)
     bundle = run.with_name(f"{run.name}-bundle")
     export_run(run, str(bundle))
-    quantize_with(bundle, "int8", calibrating(ground, config), force=True)  # what it loses is what is measured
+    quantize_bundle_from_dataset(bundle, "int8", calibrating(ground, config), force=True)  # what it loses is what is measured
     through = {precision: by_runtime(bundle, precision, ground.judges, config, unknown) for precision in PRECISIONS}
     figures |= {"precisions": through, "int8_loss": int8_loss(through["fp32"], through["int8"])}
     if row.rejection:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vae_edge.engine.build import build_engine
-from vae_edge.engine.tensorrt import available, found, open_adapter
+from vae_edge.engine.tensorrt import usable, discover, open_adapter
 from vae_edge.errors import EngineError
 
 MODULES = ("tensorrt", "tensorrt_bindings", "tensorrt_rtx", "tensorrt_rtx_bindings")
@@ -23,7 +23,7 @@ def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_where_none_is_installed_each_sentence_says_what_to_install(nothing_installed: None) -> None:
-    assert found() == []
+    assert discover() == []
     with pytest.raises(EngineError) as error:
         open_adapter()
     said = str(error.value)
@@ -83,7 +83,7 @@ except EngineError as error:
 
 
 def test_what_is_available_imports_and_has_a_version() -> None:
-    for flavour in available():
-        assert flavour.module in MODULES
-        assert flavour.version[0].isdigit()
-        assert not flavour.problem
+    for installation in usable():
+        assert installation.module in MODULES
+        assert installation.version[0].isdigit()
+        assert not installation.problem

@@ -28,17 +28,17 @@ def test_a_known_header_says_its_size_version_and_targets() -> None:
     header = parse_header(KNOWN, SIZE)
     assert (header.size, header.version, header.mask) == (SIZE, "1.7.1.116", 0x1E)
     assert header.targets == ("sm_80", "sm_86", "sm_89", "sm_120")
-    assert not header.later
+    assert not header.forward_compatible
 
 
 @pytest.mark.parametrize(
     ("mask", "targets", "later"),
     [(0x01, ("sm_75",), False), (0x38, ("sm_89", "sm_120", "sm_121"), False), (0x60, ("sm_121",), True)],
 )
-def test_each_bit_is_one_architecture(mask: int, targets: tuple[str, ...], later: bool) -> None:
+def test_each_bit_is_one_architecture(mask: int, targets: tuple[str, ...], forward_compatible: bool) -> None:
     header = parse_header(changed(32, struct.pack("<I", mask)), SIZE)
     assert header.targets == targets
-    assert header.later == later
+    assert header.forward_compatible == forward_compatible
 
 
 @pytest.mark.parametrize(

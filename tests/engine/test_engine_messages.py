@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from vae_edge.engine.tensorrt import Log, explain
+from vae_edge.engine.tensorrt import Log, describe_errors
 
 
 @pytest.mark.parametrize(
@@ -48,17 +48,17 @@ from vae_edge.engine.tensorrt import Log, explain
     ],
 )
 def test_known_errors_become_advice(text: str, words: str) -> None:
-    assert words in explain([text])
-    assert words in explain(["", "something before", text])
+    assert words in describe_errors([text])
+    assert words in describe_errors(["", "something before", text])
 
 
 def test_an_unknown_error_is_quoted_without_its_source_line() -> None:
-    said = explain(["IBuilder::build: Error Code 9: Internal Error (weird thing In x at /_src/optimizer/y.cpp:12)"])
+    said = describe_errors(["IBuilder::build: Error Code 9: Internal Error (weird thing In x at /_src/optimizer/y.cpp:12)"])
     assert said == 'TensorRT says: "Internal Error (weird thing"'
 
 
 def test_no_error_at_all_is_said() -> None:
-    assert explain([]) == "TensorRT gave no reason"
+    assert describe_errors([]) == "TensorRT gave no reason"
 
 
 def test_a_log_keeps_order_and_hands_each_message_on() -> None:

@@ -12,9 +12,9 @@ from engine_graphs import classifier, reconstruction, save
 
 from vae_edge.engine import cuda
 from vae_edge.engine.build import build_engine
-from vae_edge.engine.builder import build_here
+from vae_edge.engine.builder import build_in_process
 from vae_edge.engine.inspection import inspect_engine, parse_header
-from vae_edge.engine.tensorrt import Log, Settings, open_adapter
+from vae_edge.engine.tensorrt import Log, BuildConfig, open_adapter
 from vae_edge.errors import EngineError
 
 pytest.importorskip(
@@ -28,16 +28,16 @@ HEAVY = ("conv0", "conv1", "conv2", "logits", "turn")
 def test_each_precision_builds_and_every_heavy_layer_runs_in_it(tmp_path: Path, precision: str) -> None:
     path = save(classifier(precision), tmp_path / "model.onnx")
     result = build_engine(path, precision=precision, targets=TARGETS)
-    assert (result.kind, result.target, result.share) == ("tensorrt_rtx", "sm_80_86_89_120", 1.0)
-    heavy = [layer for layer in result.layers if layer.heavy]
+    assert (result.kind, result.target, result.fraction_at) == ("tensorrt_rtx", "sm_80_86_89_120", 1.0)
+    is_compute = [layer for layer in result.layers if layer.is_compute]
     for name in HEAVY:
-        assert any(name in layer.name for layer in heavy), name
-    assert {layer.precision for layer in heavy} == {precision}
+        assert any(name in layer.name for layer in is_compute), name
+    assert {layer.precision for layer in is_compute} == {precision}
     (tmp_path / "model.rtx").write_bytes(result.engine)
     told = inspect_engine(tmp_path / "model.rtx")
     assert told["targets"] == ["sm_80", "sm_86", "sm_89", "sm_120"]
     assert told["version"] == result.versions["tensorrt"]
-    assert f"100% of its {len(heavy)} convolutions and matrix products run in {precision}" in result.summary()
+    assert f"100% of its {len(is_compute)} convolutions and matrix products run in {precision}" in result.summary()
     json.dumps(result.provenance(), allow_nan=False)
 
 
@@ -46,7 +46,7 @@ def test_the_version_is_not_below_the_bound_that_these_tests_hold_for() -> None:
     project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     bounds = re.findall(r'"tensorrt-rtx-cu13-(?:libs|bindings)>=([\d.]+)"', project)
     assert len(bounds) == 2 and len(set(bounds)) == 1
-    have = open_adapter("tensorrt_rtx").flavour.version
+    have = open_adapter("tensorrt_rtx").installation.version
     assert [int(part) for part in have.split(".")[:2]] >= [int(part) for part in bounds[0].split(".")]
 
 
@@ -64,12 +64,12 @@ def test_an_engine_claims_the_targets_asked_and_no_other(
     result = build_engine(save(classifier(precision), tmp_path / "m.onnx"), precision=precision, targets=targets)
     header = parse_header(result.engine[:64], len(result.engine))
     assert header.targets == names
-    assert result.share == 1.0
+    assert result.fraction_at == 1.0
 
 
 def test_colour_images_other_sizes_and_the_reconstruction_build(tmp_path: Path) -> None:
     path = save(classifier("int8", size=64, channels=3, classes=43), tmp_path / "colour.onnx")
-    assert build_engine(path, precision="int8", targets="sm_86", batch=(1, 1, 1)).share == 1.0
+    assert build_engine(path, precision="int8", targets="sm_86", batch=(1, 1, 1)).fraction_at == 1.0
     path = save(reconstruction(), tmp_path / "reconstruction.onnx")
     result = build_engine(path, precision="fp32", targets="sm_86", role="reconstruction")
     assert result.engine
@@ -78,9 +78,9 @@ def test_colour_images_other_sizes_and_the_reconstruction_build(tmp_path: Path) 
 def test_layers_without_q_dq_lower_the_share_and_are_named(tmp_path: Path) -> None:
     path = save(classifier("int8", skip=("conv1",)), tmp_path / "model.onnx")
     result = build_engine(path, precision="int8", targets="sm_86")
-    assert result.share is not None
-    assert 0.5 < result.share < 1.0
-    named = [reason for reason in result.reasons if "conv1" in reason]
+    assert result.fraction_at is not None
+    assert 0.5 < result.fraction_at < 1.0
+    named = [reason for reason in result.explain_precision if "conv1" in reason]
     assert len(named) == 1
     assert "runs in fp32: the ONNX file has no int8 Q/DQ pairs on both of its inputs" in named[0]
 
@@ -215,10 +215,10 @@ def test_what_slips_through_the_checks_is_told_by_the_builder_in_our_words(tmp_p
     path = save(classifier("int8"), tmp_path / "model.onnx")
     adapter = open_adapter("tensorrt_rtx")
     with pytest.raises(EngineError, match=r"could not build model\.onnx: the matrix product '\w+' is fp32"):
-        build_here(adapter, path, Settings("int8", targets=("sm_75",)), Log())
+        build_in_process(adapter, path, BuildConfig("int8", targets=("sm_75",)), Log())
     with pytest.raises(
         EngineError, match="does not build for sm_90; it builds for sm_75, sm_80, sm_86, sm_89, sm_120, sm_121"
     ):
-        adapter.plan(Settings("int8", targets=("sm_90",)))
+        adapter.plan(BuildConfig("int8", targets=("sm_90",)))
     with pytest.raises(EngineError, match="needs the targets by name"):
-        adapter.plan(Settings("int8"))
+        adapter.plan(BuildConfig("int8"))

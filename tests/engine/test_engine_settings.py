@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vae_edge.engine.tensorrt import Settings
+from vae_edge.engine.tensorrt import BuildConfig
 from vae_edge.errors import EngineError
 
 
@@ -35,10 +35,10 @@ from vae_edge.errors import EngineError
 )
 def test_values_that_no_tensorrt_takes_are_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(EngineError, match=words):
-        Settings(**{"precision": "int8", **changes}).check()
+        BuildConfig(**{"precision": "int8", **changes}).check()
 
 
 def test_good_settings_pass_and_survive_the_way_through_json() -> None:
-    settings = Settings("fp16", batch=(8, 8, 8), targets=("sm_87",), optimization_level=0, dla_core=1)
+    settings = BuildConfig("fp16", batch=(8, 8, 8), targets=("sm_87",), optimization_level=0, dla_core=1)
     settings.check()
-    assert Settings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
+    assert BuildConfig.from_json(json.loads(json.dumps(settings.to_json()))) == settings

@@ -8,17 +8,17 @@ import pytest
 
 from vae_edge.bundle_schema import check_entry
 from vae_edge.engine import cuda
-from vae_edge.engine.build import choose
+from vae_edge.engine.build import select_tensorrt
 from vae_edge.engine.targets import (
     DEVICES,
     RTX_TARGETS,
-    check_ahead_of_time,
-    check_on_device,
+    check_rtx_target,
+    check_local_gpu,
     covers,
     parse_targets,
     target_name,
 )
-from vae_edge.engine.tensorrt import Flavour, Settings
+from vae_edge.engine.tensorrt import TensorRTInstallation, BuildConfig
 from vae_edge.errors import EngineError
 
 
@@ -86,29 +86,29 @@ def test_an_engine_covers_the_targets_it_was_built_for_and_no_other() -> None:
 )
 def test_rtx_refuses_what_it_cannot_build_and_says_what_to_use_instead(target: str, precision: str, words: str) -> None:
     with pytest.raises(EngineError, match=re.compile(words, re.DOTALL)):
-        check_ahead_of_time((target,), precision)
+        check_rtx_target((target,), precision)
 
 
 def test_everything_else_is_let_through() -> None:
-    check_ahead_of_time(RTX_TARGETS, "fp16")
+    check_rtx_target(RTX_TARGETS, "fp16")
     for precision in ("fp32", "fp16", "int8"):
-        check_ahead_of_time(("sm_80", "sm_86", "sm_89", "sm_120", "sm_121"), precision)
-    check_ahead_of_time(("sm_89", "sm_120", "sm_121"), "fp8")
+        check_rtx_target(("sm_80", "sm_86", "sm_89", "sm_120", "sm_121"), precision)
+    check_rtx_target(("sm_89", "sm_120", "sm_121"), "fp8")
     for target in DEVICES:
-        check_on_device(target, "int8")
+        check_local_gpu(target, "int8")
 
 
 def test_on_the_device_fp8_needs_ada_or_later_and_a_dla_takes_fp16_and_int8() -> None:
     with pytest.raises(EngineError, match=r"\(sm_87\) has no fp8"):
-        check_on_device("sm_87", "fp8")
-    check_on_device("sm_110", "fp8")
-    check_on_device("sm_87", "int8", dla=True)
+        check_local_gpu("sm_87", "fp8")
+    check_local_gpu("sm_110", "fp8")
+    check_local_gpu("sm_87", "int8", dla=True)
     with pytest.raises(EngineError, match="fp16 and int8 alone"):
-        check_on_device("sm_87", "fp32", dla=True)
+        check_local_gpu("sm_87", "fp32", dla=True)
 
 
-FULL = Flavour("tensorrt", "tensorrt", "10.3.0", True)
-RTX = Flavour("tensorrt_rtx", "tensorrt_rtx", "1.7.1", True)
+FULL = TensorRTInstallation("tensorrt", "tensorrt", "10.3.0", True)
+RTX = TensorRTInstallation("tensorrt_rtx", "tensorrt_rtx", "1.7.1", True)
 ORIN = cuda.Driver((12, 6), (cuda.Device(0, "Orin", (8, 7), 8, 8 << 30, True),))
 DESKTOP = cuda.Driver((13, 0), (cuda.Device(0, "RTX A2000", (8, 6), 26, 12 << 30, False),))
 NO_GPU = cuda.Driver(None, (), "no NVIDIA driver is installed")
@@ -116,13 +116,13 @@ NO_GPU = cuda.Driver(None, (), "no NVIDIA driver is installed")
 
 def chosen(
     monkeypatch: pytest.MonkeyPatch,
-    installed: list[Flavour],
+    installed: list[TensorRTInstallation],
     driver: cuda.Driver,
     kind: str = "auto",
     targets: str = "",
 ) -> tuple[str, tuple[str, ...]]:
     monkeypatch.setattr("vae_edge.engine.build.found", lambda: installed)
-    return choose(kind, Settings("int8", targets=parse_targets(targets)), driver)
+    return select_tensorrt(kind, BuildConfig("int8", targets=parse_targets(targets)), driver)
 
 
 def test_full_tensorrt_builds_for_the_gpu_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,8 +157,8 @@ def test_rtx_builds_where_asked_by_kind_or_target_or_where_there_is_nothing_else
     ],
 )
 def test_where_nothing_can_build_the_sentence_says_what_can(
-    monkeypatch: pytest.MonkeyPatch, installed: list[Flavour], driver: cuda.Driver, asked: tuple[str, str], words: str
+    monkeypatch: pytest.MonkeyPatch, installed: list[TensorRTInstallation], driver: cuda.Driver, requested: tuple[str, str], words: str
 ) -> None:
-    kind, targets = asked
+    kind, targets = requested
     with pytest.raises(EngineError, match=re.compile(words, re.DOTALL)):
         chosen(monkeypatch, installed, driver, kind=kind, targets=targets)

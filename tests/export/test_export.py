@@ -12,7 +12,7 @@ from vae_edge.bundle import load_bundle
 from vae_edge.cli.deploy import export_run
 from vae_edge.data import Dataset, rotated
 from vae_edge.errors import BundleError, ConfigError, ExportError
-from vae_edge.export import quantize_with
+from vae_edge.export import quantize_bundle_from_dataset
 from vae_edge.export.bundle import load_onnx
 from vae_edge.export.onnx_file import (
     DOUBTS,
@@ -24,7 +24,7 @@ from vae_edge.export.onnx_file import (
     to_fp16,
     to_onnx,
 )
-from vae_edge.export.quantize import check_rules, convert
+from vae_edge.export.quantize import validate_qdq, convert
 from vae_edge.model import AngleVAE, create_config
 from vae_edge.runtime import load
 from vae_edge.training.checkpoint import Checkpoint, load_checkpoint
@@ -196,7 +196,7 @@ def test_a_failed_export_leaves_the_bundle_that_was_there(bundle: Path, run: Pat
         export_run(run, str(taken))
     assert [path.name for path in taken.iterdir()] == ["letter.txt"]
     with pytest.raises(ConfigError, match="int4"):
-        quantize_with(mine, "int4", digits)
+        quantize_bundle_from_dataset(mine, "int4", digits)
     assert (mine / "manifest.json").read_bytes() == before
 
 
@@ -234,7 +234,7 @@ def linear_model(**quantize) -> onnx.ModelProto:
 
 
 def test_the_rules_of_tensorrt_pass_what_keeps_them():
-    check_rules(linear_model())
+    validate_qdq(linear_model())
 
 
 @pytest.mark.parametrize(
@@ -248,12 +248,12 @@ def test_the_rules_of_tensorrt_pass_what_keeps_them():
 )
 def test_the_rules_of_tensorrt_refuse_what_breaks_them(wrong: dict, word: str):
     with pytest.raises(ExportError, match=word):
-        check_rules(linear_model(**wrong))
+        validate_qdq(linear_model(**wrong))
 
 
 def test_a_graph_without_any_quantization_is_no_int8_model(bundle: Path):
     with pytest.raises(ExportError, match="no Q/DQ"):
-        check_rules(model_of(bundle, "fp32"))
+        validate_qdq(model_of(bundle, "fp32"))
 
 
 def test_a_weight_beyond_fp16_is_refused(bundle: Path):

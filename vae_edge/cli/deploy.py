@@ -47,7 +47,7 @@ def export_run(
     run: Path, out: str, name: str | None = None, score: str = "full", probes: bool = True
 ) -> dict[str, Any]:
     """Export a training run's model into a bundle, with the `full` rejection score or the `light` one."""
-    from vae_edge.export import Description, export_bundle
+    from vae_edge.export import BundleMetadata, export_bundle
     from vae_edge.files import sha256
     from vae_edge.probes import load as load_probes
     from vae_edge.training.checkpoint import MODEL, load_checkpoint, load_samples
@@ -56,7 +56,7 @@ def export_run(
     use_threads()
     checkpoint = load_checkpoint(run)
     config, result = checkpoint.config, checkpoint.result
-    about = Description(
+    about = BundleMetadata(
         name=name or run.resolve().name,
         classes=config.classes,
         input=config.input,
@@ -86,14 +86,14 @@ def export_run(
 def quantize(arguments: argparse.Namespace) -> None:
     """`vae-edge quantize`."""
     from vae_edge.bundle import load_bundle
-    from vae_edge.export.bundle import quantize_with
+    from vae_edge.export.bundle import quantize_bundle_from_dataset
 
     bundle = load_bundle(arguments.bundle)
     bundle.find("classifier", "onnx", "fp32")  # or refuse, before the images are read
     check_bundle_writable(arguments.bundle)
     dataset = open_data(arguments, bundle.input)
     with working(f"quantizing to {arguments.precision}"):
-        result = quantize_with(arguments.bundle, arguments.precision, dataset, arguments.seed, arguments.force)
+        result = quantize_bundle_from_dataset(arguments.bundle, arguments.precision, dataset, arguments.seed, arguments.force)
     result = {**result, "left_out": left_out_json(dataset)}
     for sentence in result["warnings"]:
         say(f"warning: {sentence}")

@@ -21,25 +21,25 @@ from typing import Any
 from vae_edge import __version__, files
 from vae_edge.bundle import Bundle, ModelEntry, add_model, load_bundle
 from vae_edge.engine import cuda
-from vae_edge.engine.inspection import LayerInfo, reasons, share
-from vae_edge.engine.targets import RTX_TARGETS, check_ahead_of_time, check_on_device, parse_targets, target_name
+from vae_edge.engine.inspection import LayerInfo, explain_precision, fraction_at
+from vae_edge.engine.targets import RTX_TARGETS, check_rtx_target, check_local_gpu, parse_targets, target_name
 from vae_edge.engine.tensorrt import (
     DEFAULT_BATCH,
-    DEFAULT_WORKSPACE,
+    DEFAULT_WORKSPACE_BYTES,
     KINDS,
-    Flavour,
-    Settings,
-    found,
+    TensorRTInstallation,
+    BuildConfig,
+    discover,
     open_adapter,
-    what_to_install,
+    install_hint,
 )
-from vae_edge.engine.worker import Answer, run_worker
+from vae_edge.engine.worker import WorkerResult, run_worker
 from vae_edge.errors import EngineError
 
 _AHEAD = 'ahead of time with TensorRT-RTX (`pip install "vae-edge[rtx]"`)'
 
 
-def choose(kind: str, settings: Settings, driver: cuda.Driver) -> tuple[str, tuple[str, ...]]:
+def select_tensorrt(kind: str, settings: BuildConfig, driver: cuda.Driver) -> tuple[str, tuple[str, ...]]:
     """The kind of TensorRT to build with, and the targets to build for.
 
     Full TensorRT where there is a GPU and nothing else was asked; else TensorRT-RTX.
@@ -53,12 +53,12 @@ def choose(kind: str, settings: Settings, driver: cuda.Driver) -> tuple[str, tup
     device = driver.devices[0].target if driver.devices else ""
     local = bool(device) and targets in ((), (device,))
     if not local and kind != "tensorrt":
-        check_ahead_of_time(targets, settings.precision)
-    flavours = found()
-    usable = {flavour.kind for flavour in flavours if not flavour.problem}
+        check_rtx_target(targets, settings.precision)
+    flavours = discover()
+    usable = {installation.kind for installation in flavours if not installation.problem}
     if kind == "tensorrt" or (kind == "auto" and local and "tensorrt" in usable):
         _check_full(targets, device, usable, flavours, driver)
-        check_on_device(device, settings.precision, settings.dla_core is not None)
+        check_local_gpu(device, settings.precision, settings.dla_core is not None)
         return "tensorrt", (device,)
     if "tensorrt_rtx" not in usable:
         raise EngineError(_nothing_fits(kind, usable, flavours, device))
@@ -68,7 +68,7 @@ def choose(kind: str, settings: Settings, driver: cuda.Driver) -> tuple[str, tup
             f"This machine has no GPU to build for ({driver.problem}), so TensorRT-RTX needs to be told the targets: "
             f"name one or more of {', '.join(RTX_TARGETS)}. For a Jetson, build on the Jetson."
         )
-    check_ahead_of_time(wanted, settings.precision)
+    check_rtx_target(wanted, settings.precision)
     return "tensorrt_rtx", wanted
 
 
@@ -76,11 +76,11 @@ def _check_full(
     targets: tuple[str, ...],
     device: str,
     usable: Collection[str],
-    flavours: Sequence[Flavour],
+    flavours: Sequence[TensorRTInstallation],
     driver: cuda.Driver,
 ) -> None:
     if "tensorrt" not in usable:
-        raise EngineError(what_to_install("tensorrt", [f for f in flavours if f.kind == "tensorrt"]))
+        raise EngineError(install_hint("tensorrt", [f for f in flavours if f.kind == "tensorrt"]))
     if not device:
         raise EngineError(
             f"Full TensorRT builds only on a machine with a GPU, and there is none here ({driver.problem}): build on "
@@ -93,16 +93,16 @@ def _check_full(
         )
 
 
-def _nothing_fits(kind: str, usable: Collection[str], flavours: Sequence[Flavour], device: str) -> str:
+def _nothing_fits(kind: str, usable: Collection[str], flavours: Sequence[TensorRTInstallation], device: str) -> str:
     if kind == "auto" and "tensorrt" in usable:
         here = (
             f"only for the GPU of this machine ({device})"
             if device
             else "only where there is a GPU, and there is none here"
         )
-        other = what_to_install("tensorrt_rtx")
+        other = install_hint("tensorrt_rtx")
         return f"Full TensorRT is installed, but it builds {here}. To build for other targets: {other}"
-    return what_to_install(kind, [f for f in flavours if kind in ("auto", f.kind)])
+    return install_hint(kind, [f for f in flavours if kind in ("auto", f.kind)])
 
 
 Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
@@ -117,10 +117,10 @@ class BuildResult:
     target: str  # one name for all targets, as in a manifest: "sm_87", "sm_80_86"
     precision: str
     layers: tuple[LayerInfo, ...]
-    share: float | None  # of the convolutions and matrix products, those that run in `precision`; None if unknown
-    reasons: tuple[str, ...]  # where it does not run in `precision`, and why
+    fraction_at: float | None  # of the convolutions and matrix products, those that run in `precision`; None if unknown
+    explain_precision: tuple[str, ...]  # where it does not run in `precision`, and why
     seconds: float
-    settings: Settings
+    settings: BuildConfig
     steps: tuple[dict[str, Any], ...]  # what was set on the builder configuration
     versions: dict[str, str]
     onnx_sha256: str
@@ -129,11 +129,11 @@ class BuildResult:
 
     def summary(self) -> str:
         """What was built, in a sentence or two for people."""
-        heavy = sum(layer.heavy for layer in self.layers)
+        is_compute = sum(layer.is_compute for layer in self.layers)
         runs = (
             "the log does not tell which precision its layers run in"
-            if self.share is None
-            else f"{self.share:.0%} of its {heavy} convolutions and matrix products run in {self.precision}"
+            if self.fraction_at is None
+            else f"{self.fraction_at:.0%} of its {is_compute} convolutions and matrix products run in {self.precision}"
         )
         product = "TensorRT-RTX" if self.kind == "tensorrt_rtx" else "TensorRT"
         return (
@@ -150,8 +150,8 @@ class BuildResult:
             "precision": self.precision,
             "bytes": len(self.engine),
             "seconds": round(self.seconds, 3),
-            "share": self.share,
-            "reasons": list(self.reasons),
+            "share": self.fraction_at,
+            "reasons": list(self.explain_precision),
             "layers": [layer.to_json() for layer in self.layers],
             "warnings": list(self.warnings),
             "versions": self.versions,
@@ -166,8 +166,8 @@ class BuildResult:
             "steps": list(self.steps),
             "seconds": round(self.seconds, 3),
             "onnx_sha256": self.onnx_sha256,
-            "share": self.share,
-            "reasons": list(self.reasons),
+            "share": self.fraction_at,
+            "reasons": list(self.explain_precision),
             "layers": [{"name": x.name, "type": x.type, "precision": x.precision} for x in self.layers],
             "warnings": list(self.warnings),
         }
@@ -213,12 +213,12 @@ def build_engine(
     Raises:
         EngineError: for every reason that an engine cannot be built; the sentence says what to do.
     """
-    settings = Settings(
+    settings = BuildConfig(
         precision=precision,
         role=role,
         batch=tuple(batch),  # type: ignore[arg-type]  # its length is checked
         targets=parse_targets(targets),
-        workspace_bytes=DEFAULT_WORKSPACE if workspace_bytes is None else workspace_bytes,
+        workspace_bytes=DEFAULT_WORKSPACE_BYTES if workspace_bytes is None else workspace_bytes,
         optimization_level=optimization_level,
         tf32=tf32,
         version_compatible=version_compatible,
@@ -231,7 +231,7 @@ def build_engine(
     if not path.is_file():
         raise EngineError(f"There is no ONNX file at {path}: make one with `vae-edge export`.")
     driver = cuda.probe()
-    kind, device_targets = choose(kind, settings, driver)
+    kind, device_targets = select_tensorrt(kind, settings, driver)
     if kind == "tensorrt_rtx":
         settings = dataclasses.replace(settings, targets=device_targets)
     open_adapter(kind).plan(settings)  # refuses what this TensorRT cannot do before a process is started
@@ -249,7 +249,7 @@ def build_engine(
 
 
 def _result(
-    answer: Answer, kind: str, targets: tuple[str, ...], settings: Settings, driver: cuda.Driver
+    answer: WorkerResult, kind: str, targets: tuple[str, ...], settings: BuildConfig, driver: cuda.Driver
 ) -> BuildResult:
     header = answer.header
     layers = tuple(LayerInfo.from_json(layer) for layer in header["layers"])
@@ -259,8 +259,8 @@ def _result(
         target=target_name(targets),
         precision=settings.precision,
         layers=layers,
-        share=share(layers, settings.precision),
-        reasons=reasons(layers, settings.precision, header["asked"]),
+        fraction_at=fraction_at(layers, settings.precision),
+        explain_precision=explain_precision(layers, settings.precision, header["asked"]),
         seconds=header["seconds"],
         settings=settings,
         steps=tuple(header["steps"]),
@@ -291,7 +291,7 @@ def build_bundle_engine(
         BundleError: if the bundle is damaged or cannot be written.
         EngineError: if the bundle has no such ONNX model, or the engine cannot be built.
     """
-    Settings(precision=precision, role=role).check()
+    BuildConfig(precision=precision, role=role).check()
     bundle = load_bundle(bundle_path)
     source = _onnx_of(bundle, role, precision)
     result = build_engine(bundle.file(source), targets=targets, precision=precision, role=role, **options)

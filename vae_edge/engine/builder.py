@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vae_edge.engine.inspection import HEADER_BYTES, LayerInfo, network_precisions, parse_header, parse_layers
-from vae_edge.engine.tensorrt import Adapter, Log, Settings, Step, explain, parser_errors
+from vae_edge.engine.inspection import HEADER_BYTES, LayerInfo, requested_precisions, parse_header, parse_layers
+from vae_edge.engine.tensorrt import Adapter, Log, BuildConfig, ConfigCall, describe_errors, parser_errors
 from vae_edge.errors import EngineError
 from vae_edge.files import read_bytes
 from vae_edge.limits import MAX_MODEL_BYTES
@@ -37,7 +37,7 @@ _DOUBTS = {"concentration": ("FLOAT", 1), "second_angle": ("FLOAT", 1), "second_
 _EXPORT = "Give a file that `vae-edge export` or `vae-edge quantize` wrote."
 
 
-def check_interface(network: Any, role: str, path: Path) -> None:
+def check_io(network: Any, role: str, path: Path) -> None:
     """Check the input `image` uint8 [N, H, W, C] and the role's outputs of a parsed network.
 
     Raises:
@@ -72,15 +72,15 @@ def check_interface(network: Any, role: str, path: Path) -> None:
         )
 
 
-def check_asked_precision(asked: Mapping[str, str], precision: str, path: Path) -> None:
+def check_requested_precision(requested: Mapping[str, str], precision: str, path: Path) -> None:
     """Check that the graph asks for `precision` at all: in one convolution or matrix product at least, in all for fp32.
 
     Raises:
         EngineError: that says which precisions the file has.
     """
-    if not asked:
+    if not requested:
         raise EngineError(f"{path} has no convolution and no matrix product: it is not a model of ours. {_EXPORT}")
-    kinds = Counter(asked.values())
+    kinds = Counter(requested.values())
     fits = set(kinds) == {"fp32"} if precision == "fp32" else precision in kinds
     if not fits:
         has = ", ".join(f"{count} in {kind}" for kind, count in kinds.most_common())
@@ -90,7 +90,7 @@ def check_asked_precision(asked: Mapping[str, str], precision: str, path: Path) 
             else f"`vae-edge quantize BUNDLE --precision {precision}` writes it"
         )
         raise EngineError(
-            f"{path} is no {precision} file: of its {len(asked)} convolutions and matrix products there are {has}. The "
+            f"{path} is no {precision} file: of its {len(requested)} convolutions and matrix products there are {has}. The "
             f"precision stands in the graph, so it cannot be chosen here; {way}."
         )
 
@@ -118,7 +118,7 @@ _ATTRIBUTE_NAME, _INTEGER, _STRING = 1, 3, 4  # of AttributeProto
 
 
 @dataclass(frozen=True)
-class Sampling:
+class GridSample:
     """One GridSample node: its name, and members of TensorRT's InterpolationMode and SampleMode."""
 
     name: str
@@ -127,7 +127,7 @@ class Sampling:
     align_corners: bool
 
 
-def asked_samplings(model: bytes) -> list[Sampling]:
+def requested_grid_samples(model: bytes) -> list[GridSample]:
     """The GridSample nodes of a serialized ONNX model's graph, in order; the package onnx is not needed.
 
     Raises:
@@ -137,7 +137,7 @@ def asked_samplings(model: bytes) -> list[Sampling]:
     return [_sampling(node) for node in nodes if _text(node, _OP_TYPE) == "GridSample"]
 
 
-def set_sampling(module: Any, network: Any, asked: list[Sampling], path: Path, product: str) -> list[str]:
+def fix_grid_samples(module: Any, network: Any, requested: list[GridSample], path: Path, product: str) -> list[str]:
     """Hold the grid-sample layers of a parsed network against the nodes, and set what differs.
 
     Args:
@@ -152,17 +152,17 @@ def set_sampling(module: Any, network: Any, asked: list[Sampling], path: Path, p
         EngineError: if the layers are not those of the nodes, or one cannot be set.
     """
     layers = [layer for k in range(network.num_layers) if (layer := network.get_layer(k)).type.name == "GRID_SAMPLE"]
-    if len(layers) != len(asked):
+    if len(layers) != len(requested):
         raise EngineError(
-            f"{product} made {len(layers)} grid-sample layers of the {len(asked)} GridSample nodes of {path.name}, so "
+            f"{product} made {len(layers)} grid-sample layers of the {len(requested)} GridSample nodes of {path.name}, so "
             "how they interpolate cannot be told: use another TensorRT."
         )
     return [
-        sentence for layer, node in zip(layers, asked, strict=True) for sentence in _set(module, layer, node, product)
+        sentence for layer, node in zip(layers, requested, strict=True) for sentence in _set(module, layer, node, product)
     ]
 
 
-def _set(module: Any, layer: Any, node: Sampling, product: str) -> Iterator[str]:
+def _set(module: Any, layer: Any, node: GridSample, product: str) -> Iterator[str]:
     if not hasattr(layer, "interpolation_mode"):
         layer.__class__ = module.IGridSampleLayer  # a network gives its layers as plain ones
     wanted = {
@@ -171,17 +171,17 @@ def _set(module: Any, layer: Any, node: Sampling, product: str) -> Iterator[str]
         "align_corners": node.align_corners,
     }
     for name, value in wanted.items():
-        found = getattr(layer, name)
-        if found == value:
+        discover = getattr(layer, name)
+        if discover == value:
             continue
         setattr(layer, name, value)
         if getattr(layer, name) != value:
             raise EngineError(
-                f"{product} reads the GridSample '{node.name}' with {name} {_word(found)} where the file asks for "
+                f"{product} reads the GridSample '{node.name}' with {name} {_word(discover)} where the file asks for "
                 f"{_word(value)}, and it cannot be set: use another TensorRT."
             )
         yield (
-            f"{product} read the GridSample '{node.name}' with {name} {_word(found)}; it was set to {_word(value)}, "
+            f"{product} read the GridSample '{node.name}' with {name} {_word(discover)}; it was set to {_word(value)}, "
             "which the file asks for."
         )
 
@@ -190,7 +190,7 @@ def _word(value: Any) -> str:
     return str(getattr(value, "name", value))
 
 
-def _sampling(node: memoryview) -> Sampling:
+def _sampling(node: memoryview) -> GridSample:
     given = {_text(attribute, _ATTRIBUTE_NAME): attribute for attribute in _fields(node, _ATTRIBUTE)}
     name = _text(node, _NODE_NAME)
     mode = _text(given["mode"], _STRING) if "mode" in given else "linear"
@@ -201,7 +201,7 @@ def _sampling(node: memoryview) -> Sampling:
             f"{', '.join(_MODES)}, and {', '.join(_PADDINGS)}. Give a file that `vae-edge export` wrote."
         )
     corners = "align_corners" in given and next(iter(_numbers(given["align_corners"], _INTEGER)), 0) != 0
-    return Sampling(name, _MODES[mode], _PADDINGS[padding], corners)
+    return GridSample(name, _MODES[mode], _PADDINGS[padding], corners)
 
 
 def _text(message: memoryview, number: int) -> str:
@@ -254,27 +254,27 @@ Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
 
 
 @dataclass(frozen=True)
-class Built:
+class BuiltEngine:
     """What one build made. `asked` is the precision that the ONNX file asks for, by node."""
 
     engine: bytes
     layers: tuple[LayerInfo, ...]
-    asked: dict[str, str]
-    steps: tuple[Step, ...]
+    requested: dict[str, str]
+    steps: tuple[ConfigCall, ...]
     seconds: float
     onnx_sha256: str
     timing_cache: bytes = b""
 
 
-def build_here(
+def build_in_process(
     adapter: Adapter,
     onnx_path: Path,
-    settings: Settings,
+    settings: BuildConfig,
     log: Log,
     *,
     progress: Progress | None = None,
     timing_cache: bytes = b"",
-) -> Built:
+) -> BuiltEngine:
     """Build an engine with this adapter.
 
     Raises:
@@ -291,11 +291,11 @@ def build_here(
     parser = adapter.module.OnnxParser(network, logger)
     if not parser.parse(model, str(onnx_path)):
         raise EngineError(_parse_sentence(adapter, builder, logger, parser, (model, onnx_path)))
-    check_interface(network, settings.role, onnx_path)
-    for sentence in set_sampling(adapter.module, network, asked_samplings(model), onnx_path, adapter.name):
+    check_io(network, settings.role, onnx_path)
+    for sentence in fix_grid_samples(adapter.module, network, requested_grid_samples(model), onnx_path, adapter.name):
         log.add("WARNING", sentence)
-    asked = network_precisions(network)
-    check_asked_precision(asked, settings.precision, onnx_path)
+    requested = requested_precisions(network)
+    check_requested_precision(requested, settings.precision, onnx_path)
     config = builder.create_builder_config()
     _apply(adapter, config, steps)
     _add_profile(builder, config, network, settings.batch, onnx_path)
@@ -305,7 +305,7 @@ def build_here(
         )
     cache = _attach_timing_cache(adapter, config, timing_cache) if settings.timing_cache else None
     monitor = (
-        _monitor(adapter, progress) if progress is not None and adapter.has("IBuilderConfig.progress_monitor") else None
+        _progress_monitor(adapter, progress) if progress is not None and adapter.has("IBuilderConfig.progress_monitor") else None
     )
     if monitor is not None:
         config.progress_monitor = monitor
@@ -313,19 +313,19 @@ def build_here(
     serialized = builder.build_serialized_network(network, config)
     seconds = time.perf_counter() - start
     if serialized is None:
-        raise EngineError(f"{adapter.name} could not build {onnx_path.name}: {explain(log.errors())}.")
+        raise EngineError(f"{adapter.name} could not build {onnx_path.name}: {describe_errors(log.errors())}.")
     engine = bytes(serialized)
     _check_claims(adapter, engine, settings)
     layers = parse_layers(text for severity, text in log.messages if severity == "VERBOSE")
     digest = hashlib.sha256(model).hexdigest()
     saved = bytes(cache.serialize()) if cache is not None else b""
-    return Built(engine, layers, asked, tuple(steps), seconds, digest, saved)
+    return BuiltEngine(engine, layers, requested, tuple(steps), seconds, digest, saved)
 
 
 def _parse_sentence(adapter: Adapter, builder: Any, logger: Any, parser: Any, file: tuple[bytes, Path]) -> str:
     model, path = file
     errors = parser_errors(parser)
-    sentence = f"{adapter.name} does not take {path.name}: {explain(errors)}."
+    sentence = f"{adapter.name} does not take {path.name}: {describe_errors(errors)}."
     if any("MODEL_DESERIALIZE_FAILED" in text or "Failed to parse" in text for text in errors):
         return sentence
     network = builder.create_network(adapter.network_flags())  # held by name: a parser does not keep its network alive
@@ -333,7 +333,7 @@ def _parse_sentence(adapter: Adapter, builder: Any, logger: Any, parser: Any, fi
     return sentence + (f" Nodes that it does not take: {', '.join(nodes)}." if nodes else "")
 
 
-def _apply(adapter: Adapter, config: Any, steps: list[Step]) -> None:
+def _apply(adapter: Adapter, config: Any, steps: list[ConfigCall]) -> None:
     for step in steps:
         value = adapter.get(step.value) if isinstance(step.value, str) else step.value
         if step.action == "set":
@@ -365,7 +365,7 @@ def _add_profile(builder: Any, config: Any, network: Any, batch: tuple[int, int,
 
 def _attach_timing_cache(adapter: Adapter, config: Any, content: bytes) -> Any:
     """Only with a GPU: without one a timing cache makes the builder ask for it, and the build fails."""
-    if not adapter.flavour.gpu:
+    if not adapter.installation.gpu:
         raise EngineError("A timing cache holds what a GPU measured, and there is no GPU here: leave it out.")
     cache = config.create_timing_cache(content)
     if cache is None or not config.set_timing_cache(cache, False):
@@ -375,19 +375,19 @@ def _attach_timing_cache(adapter: Adapter, config: Any, content: bytes) -> Any:
     return cache
 
 
-def _check_claims(adapter: Adapter, engine: bytes, settings: Settings) -> None:
+def _check_claims(adapter: Adapter, engine: bytes, settings: BuildConfig) -> None:
     """An engine of TensorRT-RTX must claim exactly the targets that were asked, and be whole."""
-    if adapter.flavour.kind != "tensorrt_rtx":
+    if adapter.installation.kind != "tensorrt_rtx":
         return
     header = parse_header(engine[:HEADER_BYTES], len(engine), "the engine just built")
-    if header.targets != settings.targets or header.later:
+    if header.targets != settings.targets or header.forward_compatible:
         raise EngineError(
             f"{adapter.name} was asked for {', '.join(settings.targets)} but its engine claims "
             f"{', '.join(header.targets)}: it is not kept. Build for each target alone."
         )
 
 
-def _monitor(adapter: Adapter, progress: Progress) -> Any:
+def _progress_monitor(adapter: Adapter, progress: Progress) -> Any:
     """An `IProgressMonitor` that reports the outermost phase that counts more than a few steps."""
     base = adapter.module.IProgressMonitor
     sizes: dict[str, int] = {}

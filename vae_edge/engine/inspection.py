@@ -35,7 +35,7 @@ _LATER = 1 << len(CAPABILITY_BITS)
 
 
 @dataclass(frozen=True)
-class Header:
+class EngineHeader:
     """What a TensorRT-RTX engine says of itself."""
 
     size: int
@@ -48,12 +48,12 @@ class Header:
         return tuple(name for bit, name in enumerate(CAPABILITY_BITS) if self.mask >> bit & 1)
 
     @property
-    def later(self) -> bool:
+    def forward_compatible(self) -> bool:
         """Whether it claims architectures later than those that have a bit of their own."""
         return bool(self.mask & _LATER)
 
 
-def parse_header(start: bytes, size: int, name: str = "the engine") -> Header:
+def parse_header(start: bytes, size: int, name: str = "the engine") -> EngineHeader:
     """Read the header from the first bytes of an engine of `size` bytes.
 
     Raises:
@@ -81,10 +81,10 @@ def parse_header(start: bytes, size: int, name: str = "the engine") -> Header:
             f"{name} has the capability mask {mask:#x} in its header, which this version cannot read: it is damaged, "
             "or was built by a TensorRT-RTX whose header differs."
         )
-    return Header(size=size, version=".".join(str(byte) for byte in start[24:28]), mask=mask)
+    return EngineHeader(size=size, version=".".join(str(byte) for byte in start[24:28]), mask=mask)
 
 
-def read_header(path: str | os.PathLike[str]) -> Header:
+def read_header(path: str | os.PathLike[str]) -> EngineHeader:
     """Read the header of the engine file at `path`.
 
     Raises:
@@ -118,7 +118,7 @@ def inspect_engine(path: str | os.PathLike[str]) -> dict[str, Any]:
         "sha256": digest,
         "capability_mask": header.mask,
         "targets": list(header.targets),
-        "later": header.later,
+        "later": header.forward_compatible,
     }
 
 
@@ -143,7 +143,7 @@ class LayerInfo:
     precision: str
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
-    heavy: bool = False
+    is_compute: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The layer as a dict fit for JSON."""
@@ -153,7 +153,7 @@ class LayerInfo:
             "precision": self.precision,
             "inputs": list(self.inputs),
             "outputs": list(self.outputs),
-            "heavy": self.heavy,
+            "heavy": self.is_compute,
         }
 
     @classmethod
@@ -164,13 +164,13 @@ class LayerInfo:
 
 def parse_layers(messages: Iterable[str]) -> tuple[LayerInfo, ...]:
     """The layers of the last table "Layers:" among the builder's messages; empty if there is none."""
-    found: tuple[LayerInfo, ...] = ()
+    discover: tuple[LayerInfo, ...] = ()
     for message in messages:
         _, mark, table = message.partition("Layers:\n")
         if mark:
             rows = (_layer(line) for line in table.split("\n\n")[0].splitlines())
-            found = tuple(row for row in rows if row is not None) or found
-    return found
+            discover = tuple(row for row in rows if row is not None) or discover
+    return discover
 
 
 def _layer(line: str) -> LayerInfo | None:
@@ -179,37 +179,37 @@ def _layer(line: str) -> LayerInfo | None:
         return None
     name, kind, rest = row["name"], row["type"], row["rest"]
     inputs, outputs = _types(_section(rest, "Inputs")), _types(_section(rest, "Outputs"))
-    heavy = bool(_HEAVY_TYPE.search(kind) or _HEAVY_FUSED.search(name))
-    return LayerInfo(name, kind, _precision(inputs, outputs, heavy), inputs, outputs, heavy)
+    is_compute = bool(_HEAVY_TYPE.search(kind) or _HEAVY_FUSED.search(name))
+    return LayerInfo(name, kind, _precision(inputs, outputs, is_compute), inputs, outputs, is_compute)
 
 
 def _section(rest: str, title: str) -> str:
     """What stands between "Inputs: [" and the "]" that closes it; names inside may hold brackets of their own."""
-    found = re.search(rf", {title}: \[(?:\]|(.*?\}})\])(?=, [A-Z]\w*: |$)", rest)
-    return (found[1] or "") if found else ""
+    discover = re.search(rf", {title}: \[(?:\]|(.*?\}})\])(?=, [A-Z]\w*: |$)", rest)
+    return (discover[1] or "") if discover else ""
 
 
 def _types(section: str) -> tuple[str, ...]:
-    words = (_TYPE_WORD.search(found[1]) for found in _DATATYPE.finditer(section))
+    words = (_TYPE_WORD.search(discover[1]) for discover in _DATATYPE.finditer(section))
     return tuple(_TYPES[word[1].lower()] for word in words if word is not None)
 
 
-def _precision(inputs: tuple[str, ...], outputs: tuple[str, ...], heavy: bool) -> str:
+def _precision(inputs: tuple[str, ...], outputs: tuple[str, ...], is_compute: bool) -> str:
     """Arithmetic of a heavy layer is as narrow as its narrowest input; of another, what its first tensor is."""
-    if heavy:
+    if is_compute:
         for kind in _NARROW:
             if kind in inputs:
                 return kind
     return next(iter(inputs or outputs), "none")
 
 
-def share(layers: Iterable[LayerInfo], precision: str) -> float | None:
+def fraction_at(layers: Iterable[LayerInfo], precision: str) -> float | None:
     """The share of the heavy layers that run in `precision`, in 0..1; None where the table has no heavy layer."""
-    heavy = [layer for layer in layers if layer.heavy]
-    return sum(layer.precision == precision for layer in heavy) / len(heavy) if heavy else None
+    is_compute = [layer for layer in layers if layer.is_compute]
+    return sum(layer.precision == precision for layer in is_compute) / len(is_compute) if is_compute else None
 
 
-def network_precisions(network: Any) -> dict[str, str]:
+def requested_precisions(network: Any) -> dict[str, str]:
     """What the ONNX file asks for: each convolution and matrix product of a parsed network by name, and its precision.
 
     "int8" or "fp8" needs a Q/DQ pair on both inputs; a pair on one alone is written "int8 on one input".
@@ -219,13 +219,13 @@ def network_precisions(network: Any) -> dict[str, str]:
         layer = network.get_layer(index)
         for slot in range(layer.num_outputs):
             makers[layer.get_output(slot).name] = layer
-    asked = {}
+    requested = {}
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         if layer.type.name in ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY"):
             tensors = [layer.get_input(slot) for slot in range(min(layer.num_inputs, 2))]
-            asked[layer.name] = _asked([_source_type(tensor, makers) for tensor in tensors if tensor is not None])
-    return asked
+            requested[layer.name] = _asked([_source_type(tensor, makers) for tensor in tensors if tensor is not None])
+    return requested
 
 
 def _asked(kinds: list[str]) -> str:
@@ -253,22 +253,22 @@ def _source_type(tensor: Any, makers: Mapping[str, Any]) -> str:
     return kind if kind in _NARROW else _TYPES.get(tensor.dtype.name.lower(), "fp32")
 
 
-def reasons(layers: Iterable[LayerInfo], precision: str, asked: Mapping[str, str]) -> tuple[str, ...]:
+def explain_precision(layers: Iterable[LayerInfo], precision: str, requested: Mapping[str, str]) -> tuple[str, ...]:
     """Sentences that say where the engine does not run in `precision`, and why, as far as the log tells.
 
     `asked` is what the ONNX file asks for (`network_precisions`).
     """
     table = list(layers)
-    heavy = [layer for layer in table if layer.heavy]
+    is_compute = [layer for layer in table if layer.is_compute]
     if not table:
         return ("The builder's log holds no table of layers: which precision runs is unknown.",)
-    said = [_reason(layer, precision, asked) for layer in heavy if layer.precision != precision]
+    said = [_reason(layer, precision, requested) for layer in is_compute if layer.precision != precision]
     if precision in ("int8", "fp8"):
-        wide = [x for x in heavy if x.precision == precision and x.outputs and precision not in x.outputs]
+        wide = [x for x in is_compute if x.precision == precision and x.outputs and precision not in x.outputs]
         if wide:
             written = " or ".join(sorted({kind for layer in wide for kind in layer.outputs}))
             said.append(
-                f"{len(wide)} of {len(heavy)} convolutions and matrix products read {precision} but write {written}: "
+                f"{len(wide)} of {len(is_compute)} convolutions and matrix products read {precision} but write {written}: "
                 "bias, activation and quantization run in a layer of their own after them."
             )
     reformats = [layer for layer in table if "reformat" in layer.type.lower()]
@@ -279,9 +279,9 @@ def reasons(layers: Iterable[LayerInfo], precision: str, asked: Mapping[str, str
     return tuple(said)
 
 
-def _reason(layer: LayerInfo, precision: str, asked: Mapping[str, str]) -> str:
+def _reason(layer: LayerInfo, precision: str, requested: Mapping[str, str]) -> str:
     names = {re.sub(r"_myl\d+_\d+$", "", part.strip()) for part in layer.name.split("+")}
-    wanted = sorted({kind for name, kind in asked.items() if name in names})
+    wanted = sorted({kind for name, kind in requested.items() if name in names})
     what = f"'{layer.name}' runs in {layer.precision}"
     if not wanted:
         return f"{what}: it is not one node of the ONNX file, so what was asked of it is unknown."

@@ -72,7 +72,7 @@ def covers(target: str, device: str) -> bool:
     return target != "any" and device in parse_targets(target)
 
 
-def check_ahead_of_time(targets: Iterable[str], precision: str) -> None:
+def check_rtx_target(targets: Iterable[str], precision: str) -> None:
     """Raise EngineError if TensorRT-RTX cannot build an engine of this precision for one of the targets."""
     for target in targets:
         device = DEVICES[target]
@@ -98,7 +98,7 @@ def check_ahead_of_time(targets: Iterable[str], precision: str) -> None:
             )
 
 
-def check_on_device(device: str, precision: str, dla: bool = False) -> None:
+def check_local_gpu(device: str, precision: str, dla: bool = False) -> None:
     """Raise EngineError if full TensorRT cannot build an engine of this precision for the GPU of this machine."""
     number = int(device.removeprefix("sm_"))
     if precision == "fp8" and number < 89:

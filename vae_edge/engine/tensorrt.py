@@ -111,24 +111,24 @@ _KNOWN: tuple[tuple[str, str], ...] = (
 _SOURCE = re.compile(r"\s*In \S+ at \S+:\d+\)?|^\S+: Error Code \d+: ")
 
 
-def explain(errors: Iterable[str]) -> str:
+def describe_errors(errors: Iterable[str]) -> str:
     """One sentence (without a full stop) for what TensorRT reported; its own words where none of ours fits."""
     texts = [text.strip() for text in errors if text.strip()]
     if not texts:
         return "TensorRT gave no reason"
     return (
-        recognize(texts)
+        error_hint(texts)
         or 'TensorRT says: "' + "; ".join(dict.fromkeys(_SOURCE.sub("", text) for text in texts[:3])) + '"'
     )
 
 
-def recognize(errors: Iterable[str]) -> str:
+def error_hint(errors: Iterable[str]) -> str:
     """Our sentence (without a full stop) for the first error that has one; empty where none has."""
     for text in errors:
         for pattern, sentence in _KNOWN:
-            found = re.search(pattern, text, re.DOTALL)
-            if found:
-                return sentence.format(*(group or "" for group in found.groups()))
+            discover = re.search(pattern, text, re.DOTALL)
+            if discover:
+                return sentence.format(*(group or "" for group in discover.groups()))
     return ""
 
 
@@ -148,20 +148,20 @@ def _node(error: Any, what: str) -> str:
 
 
 DEFAULT_BATCH = (1, 8, 64)
-DEFAULT_WORKSPACE = 256 << 20
+DEFAULT_WORKSPACE_BYTES = 256 << 20
 HARDWARE_COMPATIBILITY = ("none", "ampere_plus", "same_compute_capability")
-LARGEST_BATCH = 65_536
+MAX_BATCH = 65_536
 
 
 @dataclass(frozen=True)
-class Settings:
+class BuildConfig:
     """One build. `batch`: smallest, the one to be fastest at, largest; `targets`: empty for this machine's own GPU."""
 
     precision: str
     role: str = "classifier"
     batch: tuple[int, int, int] = DEFAULT_BATCH
     targets: tuple[str, ...] = ()
-    workspace_bytes: int = DEFAULT_WORKSPACE
+    workspace_bytes: int = DEFAULT_WORKSPACE_BYTES
     optimization_level: int | None = None  # None leaves it to TensorRT (3); 0..5
     tf32: bool = True
     version_compatible: bool = False
@@ -175,7 +175,7 @@ class Settings:
         return {**values, "batch": list(self.batch), "targets": list(self.targets)}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Settings:
+    def from_json(cls, value: Mapping[str, Any]) -> BuildConfig:
         """The inverse of `to_json`."""
         return cls(**{**value, "batch": tuple(value["batch"]), "targets": tuple(value["targets"])})
 
@@ -206,9 +206,9 @@ class Settings:
         batch = self.batch
         if len(batch) != 3 or not all(_is_int(size) for size in batch):
             raise EngineError(f"The batch should be three whole numbers (smallest, best, largest), but {batch!r} came.")
-        if not 1 <= batch[0] <= batch[1] <= batch[2] <= LARGEST_BATCH:
+        if not 1 <= batch[0] <= batch[1] <= batch[2] <= MAX_BATCH:
             raise EngineError(
-                f"The batch should rise from at least 1 to at most {LARGEST_BATCH} (smallest, best, largest), but "
+                f"The batch should rise from at least 1 to at most {MAX_BATCH} (smallest, best, largest), but "
                 f"{batch!r} came."
             )
         if self.dla_core is not None and len(set(batch)) != 1:
@@ -231,7 +231,7 @@ _MODULES = {
 
 
 @dataclass(frozen=True)
-class Flavour:
+class TensorRTInstallation:
     """One TensorRT on this machine. `gpu`: whether the driver sees a GPU; `problem`: why the module does not import."""
 
     kind: str  # "tensorrt" | "tensorrt_rtx"
@@ -242,7 +242,7 @@ class Flavour:
 
 
 @dataclass(frozen=True)
-class Step:
+class ConfigCall:
     """One thing to set on a builder configuration; `value` is a number or "Enum.MEMBER" of the module."""
 
     action: str  # "set" | "flag" | "clear_flag" | "memory" | "targets"
@@ -250,20 +250,20 @@ class Step:
     value: Any = None
 
 
-def found(kinds: Iterable[str] = KINDS) -> list[Flavour]:
+def discover(kinds: Iterable[str] = KINDS) -> list[TensorRTInstallation]:
     """Every TensorRT module that is installed, also one that does not import (then with its `problem`)."""
     gpu = cuda.probe().device_count > 0
     flavours = []
     for kind in kinds:
         here = [_try(kind, name, gpu) for name in _MODULES[kind] if is_installed(name) or shadow(name)]
-        usable = [flavour for flavour in here if not flavour.problem]
+        usable = [installation for installation in here if not installation.problem]
         flavours += usable[:1] or here[:1]
     return flavours
 
 
-def available() -> list[Flavour]:
+def usable() -> list[TensorRTInstallation]:
     """The TensorRT modules that can be used here, full TensorRT first."""
-    return [flavour for flavour in found() if not flavour.problem]
+    return [installation for installation in discover() if not installation.problem]
 
 
 def open_adapter(kind: str = "auto") -> Adapter:
@@ -274,16 +274,16 @@ def open_adapter(kind: str = "auto") -> Adapter:
     """
     if kind not in ("auto", *KINDS):
         raise EngineError(f"The kind of TensorRT {kind!r} is unknown: choose auto, {' or '.join(KINDS)}.")
-    flavours = found(KINDS if kind == "auto" else (kind,))
+    flavours = discover(KINDS if kind == "auto" else (kind,))
     usable = [f for f in flavours if not f.problem]
     if kind == "auto":
         usable.sort(key=lambda f: f.kind != ("tensorrt" if f.gpu else "tensorrt_rtx"))
     if not usable:
-        raise EngineError(what_to_install(kind, flavours))
+        raise EngineError(install_hint(kind, flavours))
     return Adapter(importlib.import_module(usable[0].module), usable[0])
 
 
-def what_to_install(kind: str = "auto", flavours: Iterable[Flavour] = ()) -> str:
+def install_hint(kind: str = "auto", flavours: Iterable[TensorRTInstallation] = ()) -> str:
     """The sentences for a machine without a TensorRT that can be used."""
     name = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}.get(kind, "TensorRT nor TensorRT-RTX")
     broken = [f"The module {f.module} cannot be used: {f.problem.rstrip('.')}." for f in flavours]
@@ -296,30 +296,30 @@ def what_to_install(kind: str = "auto", flavours: Iterable[Flavour] = ()) -> str
     )
 
 
-def _try(kind: str, name: str, gpu: bool) -> Flavour:
+def _try(kind: str, name: str, gpu: bool) -> TensorRTInstallation:
     try:
         module = import_package(name)
     except ShadowedError as error:
-        return Flavour(kind, name, "", gpu, str(error))
+        return TensorRTInstallation(kind, name, "", gpu, str(error))
     except Exception as error:  # whatever a broken installation raises becomes a sentence for the user
-        return Flavour(kind, name, "", gpu, f"{type(error).__name__}: {error}")
+        return TensorRTInstallation(kind, name, "", gpu, f"{type(error).__name__}: {error}")
     if not hasattr(module, "Builder"):
-        return Flavour(kind, name, "", gpu, "it has no Builder, so it is not the full package")
-    return Flavour(kind, name, str(getattr(module, "__version__", "unknown")), gpu)
+        return TensorRTInstallation(kind, name, "", gpu, "it has no Builder, so it is not the full package")
+    return TensorRTInstallation(kind, name, str(getattr(module, "__version__", "unknown")), gpu)
 
 
 class Adapter:
     """One TensorRT module, and the choices that depend on what it has. `build` lives in `vae_edge.engine.building`."""
 
-    def __init__(self, module: Any, flavour: Flavour) -> None:
+    def __init__(self, module: Any, installation: TensorRTInstallation) -> None:
         self.module = module
-        self.flavour = flavour
+        self.installation = installation
 
     @property
     def name(self) -> str:
         """The product's name and version, for sentences."""
-        product = "TensorRT-RTX" if self.flavour.kind == "tensorrt_rtx" else "TensorRT"
-        return f"{product} {self.flavour.version}"
+        product = "TensorRT-RTX" if self.installation.kind == "tensorrt_rtx" else "TensorRT"
+        return f"{product} {self.installation.version}"
 
     def has(self, path: str) -> bool:
         """Whether the module has this name, such as "BuilderFlag.TF32" or "OnnxParser.supports_model_v2"."""
@@ -365,50 +365,50 @@ class Adapter:
         """`network_flag_names` as the number that `create_network` takes."""
         return sum(1 << int(self.get(f"NetworkDefinitionCreationFlag.{name}")) for name in self.network_flag_names())
 
-    def plan(self, settings: Settings) -> list[Step]:
+    def plan(self, settings: BuildConfig) -> list[ConfigCall]:
         """What to set on the builder configuration of this module for these settings, in order.
 
         Raises:
             EngineError: if this TensorRT cannot do what is asked.
         """
-        if self.flavour.kind == "tensorrt_rtx":
+        if self.installation.kind == "tensorrt_rtx":
             self._refuse_on_rtx(settings)
         steps = [
-            Step("memory", "WORKSPACE", settings.workspace_bytes),
-            Step("set", "profiling_verbosity", "ProfilingVerbosity.DETAILED"),
+            ConfigCall("memory", "WORKSPACE", settings.workspace_bytes),
+            ConfigCall("set", "profiling_verbosity", "ProfilingVerbosity.DETAILED"),
         ]
         if self.has("ComputeCapability"):
-            steps.append(Step("targets", "compute_capabilities", tuple(self._capability(t) for t in settings.targets)))
+            steps.append(ConfigCall("targets", "compute_capabilities", tuple(self._capability(t) for t in settings.targets)))
         if settings.optimization_level is not None:
-            steps.append(Step("set", "builder_optimization_level", settings.optimization_level))
+            steps.append(ConfigCall("set", "builder_optimization_level", settings.optimization_level))
         if not settings.tf32:
-            steps.append(Step("clear_flag", "TF32"))
+            steps.append(ConfigCall("clear_flag", "TF32"))
         if settings.version_compatible:
-            steps.append(Step("flag", "VERSION_COMPATIBLE"))
+            steps.append(ConfigCall("flag", "VERSION_COMPATIBLE"))
         if settings.hardware_compatibility != "none":
             level = f"HardwareCompatibilityLevel.{settings.hardware_compatibility.upper()}"
-            steps.append(Step("set", "hardware_compatibility_level", level))
+            steps.append(ConfigCall("set", "hardware_compatibility_level", level))
         if settings.dla_core is not None:
             steps += [
-                Step("set", "default_device_type", "DeviceType.DLA"),
-                Step("set", "DLA_core", settings.dla_core),
-                Step("flag", "GPU_FALLBACK"),
+                ConfigCall("set", "default_device_type", "DeviceType.DLA"),
+                ConfigCall("set", "DLA_core", settings.dla_core),
+                ConfigCall("flag", "GPU_FALLBACK"),
             ]
         for step in steps:
             self._check_step(step)
         return steps
 
-    def _refuse_on_rtx(self, settings: Settings) -> None:
+    def _refuse_on_rtx(self, settings: BuildConfig) -> None:
         wishes = {
             "a DLA": settings.dla_core is not None,
             "version compatibility": settings.version_compatible,
             "hardware compatibility levels (name several targets instead)": settings.hardware_compatibility != "none",
             "a timing cache": settings.timing_cache,
         }
-        asked = [wish for wish, is_set in wishes.items() if is_set]
-        if asked:
+        requested = [wish for wish, is_set in wishes.items() if is_set]
+        if requested:
             raise EngineError(
-                f"{self.name} has no use for {', nor for '.join(asked)}: leave it out, or build with full TensorRT."
+                f"{self.name} has no use for {', nor for '.join(requested)}: leave it out, or build with full TensorRT."
             )
         if not settings.targets:
             raise EngineError(
@@ -423,7 +423,7 @@ class Adapter:
             raise EngineError(f"{self.name} does not build for {target}; it builds for {can}.")
         return member
 
-    def _check_step(self, step: Step) -> None:
+    def _check_step(self, step: ConfigCall) -> None:
         names = {
             "set": [f"IBuilderConfig.{step.name}", *([step.value] if isinstance(step.value, str) else [])],
             "flag": [f"BuilderFlag.{step.name}"],
@@ -447,7 +447,7 @@ class Adapter:
         try:
             return self.module.Builder(logger), logger
         except (TypeError, RuntimeError) as error:  # pybind11 says so when the library returned no builder
-            reason = explain(log.errors()) if log.errors() else explain(["CUDA driver version is insufficient"])
+            reason = describe_errors(log.errors()) if log.errors() else describe_errors(["CUDA driver version is insufficient"])
             raise EngineError(f"{self.name} could not start its builder: {reason}.") from error
 
     def unsupported_nodes(self, parser: Any, model: bytes, path: str) -> tuple[str, ...]:

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from vae_edge.engine.builder import build_here
-from vae_edge.engine.tensorrt import Log, Settings, open_adapter, recognize
+from vae_edge.engine.builder import build_in_process
+from vae_edge.engine.tensorrt import Log, BuildConfig, open_adapter, error_hint
 from vae_edge.errors import EngineError
 from vae_edge.files import read_bytes
 from vae_edge.limits import MAX_MODEL_BYTES
@@ -36,7 +36,7 @@ _LONGEST_LINE = 300
 
 
 @dataclass(frozen=True)
-class Answer:
+class WorkerResult:
     """What the worker sent: the JSON line, the bytes after it, and its log, one line each ("SEVERITY text")."""
 
     header: dict[str, Any]
@@ -49,7 +49,7 @@ def run_worker(
     progress: Callable[[str, int, int], None] | None = None,
     timeout_s: float | None = None,
     command: Sequence[str] = WORKER,
-) -> Answer:
+) -> WorkerResult:
     """Run one build in a process of its own. Whatever ends this call (Ctrl-C too) ends that process.
 
     Raises:
@@ -84,7 +84,7 @@ def run_worker(
     if late.is_set():
         raise EngineError(f"The build took more than {timeout_s:g} s and was ended.{_tail(log)}")
     if code != 0 or not answer or not answer[0]:
-        why = recognize(line for line in log if line.startswith(("ERROR", "INTERNAL_ERROR")))
+        why = error_hint(line for line in log if line.startswith(("ERROR", "INTERNAL_ERROR")))
         probably = f" Probably {why}." if why else ""
         raise EngineError(
             f"TensorRT's process ended with {_meaning(code)}; the engine was not built.{probably}{_tail(log)}"
@@ -93,7 +93,7 @@ def run_worker(
     header = json.loads(line)
     if "error" in header:
         raise EngineError(header["error"])
-    return Answer(header, content, tuple(log))
+    return WorkerResult(header, content, tuple(log))
 
 
 def _send(stdin: IO[bytes], request: Mapping[str, Any]) -> None:
@@ -191,19 +191,19 @@ def main() -> int:
 def _serve(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     adapter = open_adapter(request["kind"])
     cache = _read_timing_cache(request["timing_cache"])
-    built = build_here(
+    built = build_in_process(
         adapter,
         Path(request["onnx"]),
-        Settings.from_json(request["settings"]),
+        BuildConfig.from_json(request["settings"]),
         Log(sink=_say),
         progress=_progress if request["progress"] else None,
         timing_cache=cache,
     )
     header = {
-        "version": adapter.flavour.version,
+        "version": adapter.installation.version,
         "engine_bytes": len(built.engine),
         "layers": [layer.to_json() for layer in built.layers],
-        "asked": built.asked,
+        "asked": built.requested,
         "steps": [dataclasses.asdict(step) for step in built.steps],
         "seconds": built.seconds,
         "onnx_sha256": built.onnx_sha256,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 __all__ = ["Description", "export_bundle", "quantize_bundle", "quantize_with"]
 
 if TYPE_CHECKING:
-    from vae_edge.export.bundle import Description, export_bundle, quantize_bundle, quantize_with
+    from vae_edge.export.bundle import BundleMetadata, export_bundle, quantize_bundle, quantize_bundle_from_dataset
 
 _HOME = {
     "quantize_with": "vae_edge.export.bundle",

@@ -29,8 +29,8 @@ from vae_edge.export.onnx_file import (
     to_onnx,
 )
 from vae_edge.export.probes import EVALUATED, choose_probes, write_probes
-from vae_edge.export.quality import Measured, brightness, check_images, compare, measure
-from vae_edge.export.quantize import CALIBRATION_IMAGES, convert, for_calibration
+from vae_edge.export.quality import Quality, brightness, check_images, compare, measure
+from vae_edge.export.quantize import CALIBRATION_IMAGES, convert, calibration_subset
 from vae_edge.files import naming, read_bytes
 from vae_edge.limits import MAX_MODEL_BYTES
 from vae_edge.model import AngleVAE
@@ -41,7 +41,7 @@ from vae_edge.runtime.backends import read_model
 
 
 @dataclass(frozen=True)
-class Description:
+class BundleMetadata:
     """What a bundle says of its model: all that is neither a weight nor a file."""
 
     name: str
@@ -56,7 +56,7 @@ class Description:
 
 def export_bundle(
     model: AngleVAE,
-    about: Description,
+    about: BundleMetadata,
     out: str | os.PathLike[str],
     images: NDArray[np.uint8],
     accuracy: Mapping[str, Any],
@@ -166,7 +166,7 @@ def quantize_bundle(
             f"{precision} loses too much: {'; '.join(dict.fromkeys(findings.refused))}. Nothing was changed; calibrate "
             "on more images, keep fp32 or fp16, or insist with --force (force=True)"
         )
-    used = len(for_calibration(calibration.images))
+    used = len(calibration_subset(calibration.images))
     about = {"from": source.file, "from_sha256": source.sha256, "calibration_images": used}
     with tempfile.TemporaryDirectory(prefix="vae-edge-quantize-") as folder:
         models = []
@@ -191,7 +191,7 @@ def quantize_bundle(
     return {**figures_before, **_added_files(added, precision, measured)}
 
 
-def _added_files(bundle: Bundle, precision: str, measured: Mapping[str, Measured]) -> dict[str, Any]:
+def _added_files(bundle: Bundle, precision: str, measured: Mapping[str, Quality]) -> dict[str, Any]:
     """What `quantize_bundle` returns of the files: the first one's, and each one's by target."""
     files = {}
     for target, after in measured.items():
@@ -257,7 +257,7 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         raise
 
 
-def _metadata(about: Description, role: str) -> dict[str, Any]:
+def _metadata(about: BundleMetadata, role: str) -> dict[str, Any]:
     return {
         "role": role,
         "classes": list(about.classes),
@@ -273,7 +273,7 @@ def training_data(bundle: Bundle) -> dict[str, Any]:
     return {"holdout_fraction": 0.1, "seed": 0, "fingerprint": None, **bundle.manifest["data"]}
 
 
-def quantize_with(
+def quantize_bundle_from_dataset(
     path: str | os.PathLike[str], precision: str, dataset: Dataset, seed: int = 0, force: bool = False
 ) -> dict[str, Any]:
     """Add a precision to a bundle: calibrated on training images, measured on images that were held out.

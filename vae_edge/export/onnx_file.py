@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def errors_only(*names: str) -> Iterator[None]:
+def suppress_logs(*names: str) -> Iterator[None]:
     """Let these loggers (an empty name is the root) speak of errors alone, and Python's warnings not at all."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
@@ -106,7 +106,7 @@ class ReconstructionGraph(nn.Module):
 
 
 OPSET = 20
-LARGEST_BATCH = 65_536
+MAX_BATCH = 65_536
 TOLERANCE = {
     "probabilities": 1e-4,
     "score": 1e-2,
@@ -117,9 +117,9 @@ TOLERANCE = {
     "reconstruction": 1,
 }
 ANGLES = ("angle", "second_angle")  # radians, compared on the circle
-OF_BEST_BINS = (*ANGLES, "second_share")  # these jump where two bins tie
-TIES = 0.01  # share of images whose best bins may tie and fall the other way by rounding
-LEAST_SHARE = 0.01  # a second angle with less than this behind it is noise, and is not compared
+ARGMAX_OUTPUTS = (*ANGLES, "second_share")  # these jump where two bins tie
+MAX_TIE_FRACTION = 0.01  # share of images whose best bins may tie and fall the other way by rounding
+MIN_SECOND_PROB = 0.01  # a second angle with less than this behind it is noise, and is not compared
 
 
 def to_onnx(
@@ -136,9 +136,9 @@ def to_onnx(
         ExportError: if the exporter fails or the model does not pass ONNX's own checker.
     """
     example = torch.zeros(2, size, size, channels, dtype=torch.uint8)
-    batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
+    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
     try:
-        with errors_only("torch.onnx"):
+        with suppress_logs("torch.onnx"):
             program = torch.onnx.export(
                 graph.eval(),
                 (example,),
@@ -250,11 +250,11 @@ def check_parity(graph: nn.Module, model: onnx.ModelProto, images: NDArray[np.ui
         if name in ANGLES:
             apart = np.minimum(apart, 2 * np.pi - apart)
         if name == "second_angle":
-            apart = np.where(ours["second_share"] >= LEAST_SHARE, apart, 0.0)
+            apart = np.where(ours["second_share"] >= MIN_SECOND_PROB, apart, 0.0)
         label = f"{name}_rad" if name in ANGLES else name
-        worst[label] = float(np.quantile(apart, 1.0 - TIES) if name in OF_BEST_BINS else apart.max())
+        worst[label] = float(np.quantile(apart, 1.0 - MAX_TIE_FRACTION) if name in ARGMAX_OUTPUTS else apart.max())
         beyond = float((apart > TOLERANCE[name]).mean())
-        _refuse(beyond > (TIES if name in OF_BEST_BINS else 0.0), name, worst[label], TOLERANCE[name])
+        _refuse(beyond > (MAX_TIE_FRACTION if name in ARGMAX_OUTPUTS else 0.0), name, worst[label], TOLERANCE[name])
     return worst
 
 
@@ -268,7 +268,7 @@ def _refuse(wrong: bool, name: str, difference: float, tolerance: float) -> None
 
 HEAVY = ("Conv", "ConvTranspose", "Gemm")
 LIGHT = ("Relu", "Resize", "Reshape", "Slice", "Flatten")  # in fp16 where their data already is
-LARGEST = 65504.0
+MAX_FP16 = 65504.0
 
 
 def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -329,8 +329,8 @@ def _cast(source: str, target: str, to: int) -> onnx.NodeProto:
 
 def _half_weight(weight: onnx.TensorProto, name: str) -> onnx.TensorProto:
     values = numpy_helper.to_array(weight)
-    if values.size and float(np.abs(values).max()) > LARGEST:
-        raise ExportError(f"weight {weight.name} reaches {np.abs(values).max():.3g}, beyond fp16's {LARGEST:g}")
+    if values.size and float(np.abs(values).max()) > MAX_FP16:
+        raise ExportError(f"weight {weight.name} reaches {np.abs(values).max():.3g}, beyond fp16's {MAX_FP16:g}")
     return numpy_helper.from_array(values.astype(np.float16), name)
 
 

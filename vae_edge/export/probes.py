@@ -85,7 +85,7 @@ def evaluate(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def inner_names(model: onnx.ModelProto) -> list[str]:
+def inner_tensor_names(model: onnx.ModelProto) -> list[str]:
     """Tensors inside a graph that show where it goes wrong, in the graph's order.
 
     Those that every engine keeps: the dequantized activations of a quantized graph, or else what comes out of ReLUs;
@@ -279,7 +279,7 @@ def expect(model: onnx.ModelProto, precision: str, images: NDArray[np.uint8]) ->
     Raises:
         ExportError: if no image has finite answers, or the graph has an operator that is not evaluated exactly.
     """
-    names = inner_names(model)
+    names = inner_tensor_names(model)
     exact = evaluate(model, images)
     runs = [evaluate(model, images, _noise(precision, k)) for k in range(RUNS)]
     outputs: dict[str, NDArray[Any]] = {}
@@ -324,7 +324,7 @@ def _like(mask: NDArray[np.bool_], values: NDArray[Any]) -> NDArray[np.bool_]:
 
 def _reach(model: onnx.ModelProto, images: NDArray[np.uint8]) -> NDArray[np.float64]:
     """The largest magnitude in each image's tensor, [layers, N], by ONNX Runtime: it need not be exact."""
-    names = inner_names(model)
+    names = inner_tensor_names(model)
     opened = onnx.ModelProto()
     opened.CopyFrom(model)
     del opened.graph.output[:]

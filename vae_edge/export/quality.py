@@ -45,7 +45,7 @@ LEAST_CLASSES = 0.5  # share of the classes that calibration images must cover
 
 
 @dataclass(frozen=True)
-class Measured:
+class Quality:
     """A model's outputs on known and unknown images, and the figures.
 
     Attributes:
@@ -61,14 +61,14 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Findings:
+class QualityFindings:
     """Sentences: what is refused, and what is warned about."""
 
     refused: tuple[str, ...] = ()
     warned: tuple[str, ...] = ()
 
-    def __add__(self, other: Findings) -> Findings:
-        return Findings(self.refused + other.refused, self.warned + other.warned)
+    def __add__(self, other: QualityFindings) -> QualityFindings:
+        return QualityFindings(self.refused + other.refused, self.warned + other.warned)
 
 
 def measure(
@@ -76,8 +76,8 @@ def measure(
     bundle: Bundle,
     held: LabelledImages,
     calibration: NDArray[np.uint8],
-    like: Measured | None = None,
-) -> Measured:
+    like: Quality | None = None,
+) -> Quality:
     """Run a model on labelled held-out images, on unknown ones made of them, and on calibration images.
 
     Args:
@@ -106,7 +106,7 @@ def measure(
     predicted = outputs["probabilities"].argmax(1)
     right = int((predicted == held.labels).sum())
     figures["accuracy_interval"] = [round(end, 5) for end in wilson_interval(right, len(held))]
-    return Measured(figures, predicted, scores, threshold)
+    return Quality(figures, predicted, scores, threshold)
 
 
 def matching_threshold(scores: NDArray[np.floating], threshold: float, others: NDArray[np.floating]) -> float:
@@ -124,7 +124,7 @@ def matching_threshold(scores: NDArray[np.floating], threshold: float, others: N
     return float(have[accepted - 1] + share * (have[accepted] - have[accepted - 1]))
 
 
-def compare(precision: str, before: Measured, after: Measured, labels: NDArray[np.int64]) -> Findings:
+def compare(precision: str, before: Quality, after: Quality, labels: NDArray[np.int64]) -> QualityFindings:
     """What the model lost: sentences by the limits above. `labels` int64 [N] are the held-out images'.
 
     Nothing but a loss of accuracy that chance does not explain is refused on fewer than 50 images.
@@ -171,7 +171,7 @@ def compare(precision: str, before: Measured, after: Measured, labels: NDArray[n
             f"the median angle error grows from {medians[0]:.1f}° to {medians[1]:.1f}° in {precision}",
             n >= FEW,
         )
-    return Findings(tuple(refused), tuple(warned))
+    return QualityFindings(tuple(refused), tuple(warned))
 
 
 def sign_test(worse: int, better: int) -> float:
@@ -189,7 +189,7 @@ def brightness(images: NDArray[np.uint8]) -> dict[str, list[float]]:
     }
 
 
-def check_images(bundle: Bundle, images: LabelledImages, before: Measured, calibrating: int) -> Findings:
+def check_images(bundle: Bundle, images: LabelledImages, before: Quality, calibrating: int) -> QualityFindings:
     """Whether images are of the kind that the model knows, by what was recorded at export.
 
     Args:
@@ -227,7 +227,7 @@ def check_images(bundle: Bundle, images: LabelledImages, before: Measured, calib
             f"accuracy is measured on {n} images alone (95% interval {low:.1%} to {high:.1%}), so that `auto` will not "
             f"trust it; {FEW} or more held-out images are needed"
         )
-    return Findings(tuple(refused), tuple(warned))
+    return QualityFindings(tuple(refused), tuple(warned))
 
 
 def _unlike_brightness(

@@ -35,11 +35,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from vae_edge.errors import ConfigError, ExportError
-from vae_edge.export.onnx_file import errors_only, open_session, to_fp16
+from vae_edge.export.onnx_file import suppress_logs, open_session, to_fp16
 
 PRECISIONS = ("fp16", "int8")
 QUANTIZED = ("Conv", "ConvTranspose", "Gemm")
-KEPT_WHOLE = (*QUANTIZED, "Add", "Relu", "Reshape", "Sigmoid", "Flatten")
+QDQ_OPS = (*QUANTIZED, "Add", "Relu", "Reshape", "Sigmoid", "Flatten")
 CALIBRATION_IMAGES = 512
 CALIBRATION_BATCH = 64
 RANGE_PERCENTILE = 99.99
@@ -88,7 +88,7 @@ class Calibration:
         raise ExportError(f"calibration by ranges ({start_index} to {end_index}) is not supported")
 
 
-def for_calibration(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def calibration_subset(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Those that int8 is calibrated on: up to 512, and as many as make whole batches."""
     images = images[:CALIBRATION_IMAGES]
     return images[: len(images) - len(images) % max(1, min(CALIBRATION_BATCH, len(images)))]
@@ -112,9 +112,9 @@ def to_int8(model: onnx.ModelProto, images: NDArray[np.uint8]) -> dict[str, onnx
 
     if len(images) < 16:
         raise ExportError(f"{len(images)} calibration images: int8 needs at least 16 to measure ranges from")
-    images = for_calibration(images)
+    images = calibration_subset(images)
     silent = contextlib.redirect_stdout(io.StringIO())  # the calibrator prints what it does
-    with tempfile.TemporaryDirectory(prefix="vae-edge-int8-") as folder, errors_only(""), silent:
+    with tempfile.TemporaryDirectory(prefix="vae-edge-int8-") as folder, suppress_logs(""), silent:
         source, ready, result = (Path(folder) / name for name in ("fp32.onnx", "ready.onnx", "int8.onnx"))
         onnx.save(model, source)
         quant_pre_process(str(source), str(ready), skip_symbolic_shape=True)
@@ -124,7 +124,7 @@ def to_int8(model: onnx.ModelProto, images: NDArray[np.uint8]) -> dict[str, onnx
             Calibration(images),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(QUANTIZED),
-            nodes_to_quantize=worth_quantizing(model),
+            nodes_to_quantize=nodes_to_quantize(model),
             per_channel=True,
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
@@ -134,19 +134,19 @@ def to_int8(model: onnx.ModelProto, images: NDArray[np.uint8]) -> dict[str, onnx
                 "ActivationSymmetric": True,
                 "WeightSymmetric": True,
                 "QuantizeBias": False,
-                "OpTypesToExcludeOutputQuantization": list(KEPT_WHOLE),
+                "OpTypesToExcludeOutputQuantization": list(QDQ_OPS),
             },
         )
         quantized, prepared = onnx.load(result), onnx.load(ready)
         reduced = with_reduced_range(quantized, prepared)
         for each in (quantized, reduced):
             correct_biases(each, prepared, images)
-    check_rules(quantized)
+    validate_qdq(quantized)
     unsigned, reduced = (with_unsigned_activations(each) for each in (quantized, reduced))
     return {"any": quantized, "cpu": unsigned, "cpu_reduced_range": reduced}
 
 
-def worth_quantizing(model: onnx.ModelProto) -> list[str]:
+def nodes_to_quantize(model: onnx.ModelProto) -> list[str]:
     """Names of the convolutions and linear layers; the sums and distances of scores and angles stay fp32.
 
     Those are `MatMul`. They are told apart in the model as it was exported: ONNX Runtime's preparation for quantization
@@ -156,7 +156,7 @@ def worth_quantizing(model: onnx.ModelProto) -> list[str]:
     return [n.name for n in model.graph.node if n.op_type in QUANTIZED and n.input[1] in constants]
 
 
-def check_rules(model: onnx.ModelProto) -> None:
+def validate_qdq(model: onnx.ModelProto) -> None:
     """TensorRT's rules for explicit quantization, as far as our graphs can break them.
 
     Zero points are 0, types are int8 or fp8, weights are per channel along axis 0 (1 for ConvTranspose, and for a Gemm
