@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from vae_edge.engine.builder import _progress_monitor
-from vae_edge.engine.tensorrt import Adapter, Log, BuildConfig, discover, make_logger
+from vae_edge.engine.tensorrt import Adapter, BuildConfig, Log, discover, make_logger
 from vae_edge.errors import EngineError
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vae_edge.engine.build import build_engine
-from vae_edge.engine.tensorrt import usable, discover, open_adapter
+from vae_edge.engine.tensorrt import BuildConfig, discover, open_adapter, usable
 from vae_edge.errors import EngineError
 
 MODULES = ("tensorrt", "tensorrt_bindings", "tensorrt_rtx", "tensorrt_rtx_bindings")
@@ -46,7 +46,7 @@ def test_a_build_without_tensorrt_says_what_to_install(nothing_installed: None, 
     model = tmp_path / "model.onnx"
     model.write_bytes(b"anything")
     with pytest.raises(EngineError, match=r"Neither TensorRT nor TensorRT-RTX is installed.*vae-edge\[rtx\]"):
-        build_engine(model, precision="fp32", targets="sm_86")
+        build_engine(model, BuildConfig("fp32", targets=("sm_86",)))
 
 
 def test_an_unknown_kind_is_refused() -> None:
@@ -69,9 +69,9 @@ import sys
 sys.path.insert(0, {str(tmp_path)!r})
 for name in ("tensorrt_bindings", "tensorrt_rtx", "tensorrt_rtx_bindings"):
     sys.modules[name] = None
-from vae_edge.engine.tensorrt import available, open_adapter
+from vae_edge.engine.tensorrt import open_adapter, usable
 from vae_edge.errors import EngineError
-assert available() == []
+assert usable() == []
 try:
     open_adapter()
 except EngineError as error:

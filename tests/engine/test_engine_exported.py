@@ -48,7 +48,9 @@ def test_the_exported_classifier_builds_and_most_of_it_runs_in_its_precision(
 ) -> None:
     result = build_engine(exported[precision], precision=precision, targets="sm_80+86+89+120+121")
     assert result.fraction_at is not None
-    assert result.fraction_at > 0.8, result.explain_precision  # but for what is read off the bins and the score's distances
+    assert result.fraction_at > 0.8, (
+        result.explain_precision
+    )  # but for what is read off the bins and the score's distances
     told = [reason for reason in result.explain_precision if " runs in " in reason]
     assert len(told) == sum(layer.is_compute and layer.precision != precision for layer in result.layers)
 

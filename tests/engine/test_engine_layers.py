@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vae_edge.engine.inspection import LayerInfo, parse_layers, explain_precision, fraction_at
+from vae_edge.engine.inspection import LayerInfo, explain_precision, fraction_at, parse_layers
 
 LOGS = Path(__file__).parent / "logs"
 RTX_TABLE = (LOGS / "tensorrt_rtx_1_7_int8.txt").read_text()  # printed by TensorRT-RTX 1.7.1, shortened
@@ -33,7 +33,12 @@ def test_rows_of_full_tensorrt_are_read() -> None:
     layers = by_name(FULL_TABLE)
     assert len(layers) == 4
     conv0 = layers["conv0_w + conv0_w_q + conv0 + relu0"]
-    assert (conv0.type, conv0.precision, conv0.outputs, conv0.is_compute) == ("CaskConvolution", "int8", ("int8",), True)
+    assert (conv0.type, conv0.precision, conv0.outputs, conv0.is_compute) == (
+        "CaskConvolution",
+        "int8",
+        ("int8",),
+        True,
+    )
     assert layers["conv1 + relu1"].precision == "fp16"
     fused = layers["__myl_FcMulAdd_myl0_3"]
     assert (fused.inputs, fused.outputs, fused.is_compute) == (("fp16", "fp16"), ("fp32",), True)
@@ -62,7 +67,9 @@ def test_reasons_tell_a_missing_pair_from_an_unused_one() -> None:
     assert said[0].startswith("'conv1 + relu1' runs in fp16 though the ONNX file asks for int8")
     assert said[1].startswith("'__myl_FcMulAdd_myl0_3' runs in fp16: it is not one node")
     assert said[2].startswith("1 of 4 layers only change the type or the order")
-    said = explain_precision(parse_layers([RTX_TABLE]), "int8", {"conv0": "int8", "logits": "int8 on one input", "turn": "fp32"})
+    said = explain_precision(
+        parse_layers([RTX_TABLE]), "int8", {"conv0": "int8", "logits": "int8 on one input", "turn": "fp32"}
+    )
     assert "no int8 Q/DQ pairs on both of its inputs (it asks for fp32)" in said[0]
     assert said[1].startswith("1 of 2 convolutions and matrix products read int8 but write fp32")
 

@@ -53,7 +53,9 @@ def test_known_errors_become_advice(text: str, words: str) -> None:
 
 
 def test_an_unknown_error_is_quoted_without_its_source_line() -> None:
-    said = describe_errors(["IBuilder::build: Error Code 9: Internal Error (weird thing In x at /_src/optimizer/y.cpp:12)"])
+    said = describe_errors(
+        ["IBuilder::build: Error Code 9: Internal Error (weird thing In x at /_src/optimizer/y.cpp:12)"]
+    )
     assert said == 'TensorRT says: "Internal Error (weird thing"'
 
 

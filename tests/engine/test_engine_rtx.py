@@ -14,7 +14,7 @@ from vae_edge.engine import cuda
 from vae_edge.engine.build import build_engine
 from vae_edge.engine.builder import build_in_process
 from vae_edge.engine.inspection import inspect_engine, parse_header
-from vae_edge.engine.tensorrt import Log, BuildConfig, open_adapter
+from vae_edge.engine.tensorrt import BuildConfig, Log, open_adapter
 from vae_edge.errors import EngineError
 
 pytest.importorskip(

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from vae_edge.engine.builder import GridSample, requested_grid_samples, fix_grid_samples
+from vae_edge.engine.builder import GridSample, fix_grid_samples, requested_grid_samples
 from vae_edge.engine.tensorrt import Log, open_adapter
 from vae_edge.errors import EngineError
 
@@ -96,7 +96,9 @@ def test_what_the_nodes_ask_is_what_onnx_says() -> None:
         GridSample("sample1", "NEAREST", "CLAMP", False),
         GridSample("sample2", "CUBIC", "FILL", True),
     ]
-    old = requested_grid_samples(model({"mode": "bilinear", "padding_mode": "reflection", "align_corners": 0}, opset=16))
+    old = requested_grid_samples(
+        model({"mode": "bilinear", "padding_mode": "reflection", "align_corners": 0}, opset=16)
+    )
     assert old == [GridSample("sample0", "LINEAR", "REFLECT", False)]
     assert requested_grid_samples(model()) == []
 
@@ -120,7 +122,9 @@ def test_a_mode_that_onnx_does_not_know_is_refused() -> None:
 
 def test_a_layer_that_was_read_as_nearest_is_set_to_linear() -> None:
     layer = Layer(interpolation_mode=InterpolationMode.NEAREST)
-    said = fix_grid_samples(MODULE, network(Layer("RELU"), layer), requested_grid_samples(model({})), PATH, "TensorRT 10.1")
+    said = fix_grid_samples(
+        MODULE, network(Layer("RELU"), layer), requested_grid_samples(model({})), PATH, "TensorRT 10.1"
+    )
     assert layer.interpolation_mode is InterpolationMode.LINEAR
     assert said == [
         "TensorRT 10.1 read the GridSample 'sample0' with interpolation_mode NEAREST; it was set to LINEAR, which the "
@@ -137,7 +141,10 @@ def test_padding_and_corners_are_set_as_well(name: str, wrong: Any) -> None:
 
 
 def test_a_layer_that_is_right_is_left_alone() -> None:
-    assert fix_grid_samples(MODULE, network(Layer()), requested_grid_samples(model({"mode": "linear"})), PATH, "TensorRT") == []
+    assert (
+        fix_grid_samples(MODULE, network(Layer()), requested_grid_samples(model({"mode": "linear"})), PATH, "TensorRT")
+        == []
+    )
 
 
 def test_what_cannot_be_set_or_told_is_refused() -> None:

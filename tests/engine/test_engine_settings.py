@@ -1,4 +1,4 @@
-"""What a build is asked to do is checked as a whole, before any process starts."""
+"""A build's configuration is checked as a whole, before any process starts."""
 
 from __future__ import annotations
 
@@ -31,14 +31,19 @@ from vae_edge.errors import EngineError
         ({"hardware_compatibility": "all"}, "'all' is unknown"),
         ({"dla_core": -1}, "0 or more"),
         ({"dla_core": 0}, r"one fixed batch.*\(8, 8, 8\)"),
+        ({"kind": "trt"}, "'trt' is unknown: choose auto, tensorrt or tensorrt_rtx"),
     ],
 )
 def test_values_that_no_tensorrt_takes_are_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(EngineError, match=words):
-        BuildConfig(**{"precision": "int8", **changes}).check()
+        BuildConfig(**{"precision": "int8", **changes})
 
 
-def test_good_settings_pass_and_survive_the_way_through_json() -> None:
-    settings = BuildConfig("fp16", batch=(8, 8, 8), targets=("sm_87",), optimization_level=0, dla_core=1)
-    settings.check()
-    assert BuildConfig.from_json(json.loads(json.dumps(settings.to_json()))) == settings
+def test_a_good_configuration_passes_and_survives_the_way_through_json() -> None:
+    config = BuildConfig("fp16", batch=(8, 8, 8), targets=("sm_87",), optimization_level=0, dla_core=1)
+    assert BuildConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_a_manifest_keeps_no_path_of_this_machine() -> None:
+    kept = BuildConfig("fp16", timing_cache="/home/somebody/cache").for_manifest()
+    assert kept["timing_cache"] is True and kept["batch"] == [1, 8, 64] and "kind" not in kept

@@ -12,13 +12,13 @@ from vae_edge.engine.build import select_tensorrt
 from vae_edge.engine.targets import (
     DEVICES,
     RTX_TARGETS,
-    check_rtx_target,
     check_local_gpu,
+    check_rtx_targets,
     covers,
     parse_targets,
     target_name,
 )
-from vae_edge.engine.tensorrt import TensorRTInstallation, BuildConfig
+from vae_edge.engine.tensorrt import BuildConfig, TensorRTInstallation
 from vae_edge.errors import EngineError
 
 
@@ -86,14 +86,14 @@ def test_an_engine_covers_the_targets_it_was_built_for_and_no_other() -> None:
 )
 def test_rtx_refuses_what_it_cannot_build_and_says_what_to_use_instead(target: str, precision: str, words: str) -> None:
     with pytest.raises(EngineError, match=re.compile(words, re.DOTALL)):
-        check_rtx_target((target,), precision)
+        check_rtx_targets((target,), precision)
 
 
 def test_everything_else_is_let_through() -> None:
-    check_rtx_target(RTX_TARGETS, "fp16")
+    check_rtx_targets(RTX_TARGETS, "fp16")
     for precision in ("fp32", "fp16", "int8"):
-        check_rtx_target(("sm_80", "sm_86", "sm_89", "sm_120", "sm_121"), precision)
-    check_rtx_target(("sm_89", "sm_120", "sm_121"), "fp8")
+        check_rtx_targets(("sm_80", "sm_86", "sm_89", "sm_120", "sm_121"), precision)
+    check_rtx_targets(("sm_89", "sm_120", "sm_121"), "fp8")
     for target in DEVICES:
         check_local_gpu(target, "int8")
 
@@ -103,7 +103,7 @@ def test_on_the_device_fp8_needs_ada_or_later_and_a_dla_takes_fp16_and_int8() ->
         check_local_gpu("sm_87", "fp8")
     check_local_gpu("sm_110", "fp8")
     check_local_gpu("sm_87", "int8", dla=True)
-    with pytest.raises(EngineError, match="fp16 and int8 alone"):
+    with pytest.raises(EngineError, match="only in fp16 and int8"):
         check_local_gpu("sm_87", "fp32", dla=True)
 
 
@@ -121,8 +121,8 @@ def chosen(
     kind: str = "auto",
     targets: str = "",
 ) -> tuple[str, tuple[str, ...]]:
-    monkeypatch.setattr("vae_edge.engine.build.found", lambda: installed)
-    return select_tensorrt(kind, BuildConfig("int8", targets=parse_targets(targets)), driver)
+    monkeypatch.setattr("vae_edge.engine.build.discover", lambda: installed)
+    return select_tensorrt(BuildConfig("int8", targets=parse_targets(targets), kind=kind), driver)
 
 
 def test_full_tensorrt_builds_for_the_gpu_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,8 +157,12 @@ def test_rtx_builds_where_asked_by_kind_or_target_or_where_there_is_nothing_else
     ],
 )
 def test_where_nothing_can_build_the_sentence_says_what_can(
-    monkeypatch: pytest.MonkeyPatch, installed: list[TensorRTInstallation], driver: cuda.Driver, requested: tuple[str, str], words: str
+    monkeypatch: pytest.MonkeyPatch,
+    installed: list[TensorRTInstallation],
+    driver: cuda.Driver,
+    asked: tuple[str, str],
+    words: str,
 ) -> None:
-    kind, targets = requested
+    kind, targets = asked
     with pytest.raises(EngineError, match=re.compile(words, re.DOTALL)):
         chosen(monkeypatch, installed, driver, kind=kind, targets=targets)
