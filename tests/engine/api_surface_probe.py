@@ -1,4 +1,7 @@
-"""Run in a process of its own, with one version's bindings and the stubs: prints as JSON what the adapter picks."""
+"""Run in a process of its own, with one version's bindings and the stubs: prints as JSON what the adapter picks.
+
+The arguments are names such as "BuilderFlag.TF32"; the answer says which of them the module has.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +24,13 @@ def refusal(call: object) -> str:
     return ""
 
 
-def steps(adapter: Adapter, settings: BuildConfig) -> list[list[object]]:
-    """The plan, each name of an enumeration looked up in the real module."""
-    plan = adapter.plan(settings)
-    for step in plan:
-        if isinstance(step.value, str):
-            adapter.get(step.value)
-    return [[step.action, step.name, step.value] for step in plan]
+def config_calls(adapter: Adapter, config: BuildConfig) -> list[list[object]]:
+    """The calls, each name of an enumeration looked up in the real module."""
+    calls = adapter.config_calls(config)
+    for call in calls:
+        if isinstance(call.value, str):
+            adapter.get(call.value)
+    return [[call.action, call.name, call.value] for call in calls]
 
 
 def main() -> None:
@@ -58,13 +61,13 @@ def main() -> None:
         "module": installation.module,
         "version": installation.version,
         "file": str(Path(inspect.getfile(module)).resolve()),
-        "surface": adapter.surface(),
+        "features": {name: adapter.has(name) for name in sys.argv[1:]},
         "network_flags": adapter.network_flag_names(),
         "network_bits": adapter.network_flags(),
         "members": sorted(module.NetworkDefinitionCreationFlag.__members__),
-        "plan": steps(adapter, BuildConfig("fp16")),
-        "everything": steps(adapter, everything),
-        "same_compute_capability": refusal(lambda: adapter.plan(same)),
+        "config_calls": config_calls(adapter, BuildConfig("fp16")),
+        "everything": config_calls(adapter, everything),
+        "same_compute_capability": refusal(lambda: adapter.config_calls(same)),
         "builder": refusal(lambda: adapter.builder(Log())),
         "log": log.messages,
         "progress": seen,

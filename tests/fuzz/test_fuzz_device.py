@@ -228,7 +228,7 @@ def test_engine_headers(tmp_path: Path, rng: random.Random) -> None:
         path.write_bytes(bytes_changed(bytes(right[:changed]), rng) + right[changed:])
         found = outcome(lambda: inspect_engine(path))
         if found is not None:
-            assert found["bytes"] == path.stat().st_size and set(found["targets"]) <= set(CAPABILITY_BITS)
+            assert found.header.size == path.stat().st_size and set(found.header.targets) <= set(CAPABILITY_BITS)
 
 
 def test_the_odd_values_are_refused_somewhere(small_bundle: Path) -> None:

@@ -118,23 +118,26 @@ def _quantization_lines(result: dict[str, Any]) -> Iterator[str]:
 
 def build(arguments: argparse.Namespace) -> None:
     """`vae-edge build`."""
-    from vae_edge.engine.build import build_bundle_engine
-    from vae_edge.engine.tensorrt import DEFAULT_BATCH
+    from vae_edge.engine.build import BuildConfig, build_bundle_engine
+    from vae_edge.engine.tensorrt import DEFAULT_BATCH, DEFAULT_WORKSPACE_BYTES
 
     batch = arguments.batch or DEFAULT_BATCH
     if len(batch) != 3:
         raise ConfigError(f"--batch {','.join(map(str, batch))}: expected three whole numbers such as 1,8,64")
     check_bundle_writable(arguments.bundle)
     with sharing_progress() as show:
-        result = build_bundle_engine(
-            arguments.bundle,
+        config = BuildConfig(
             precision=arguments.precision,
+            batch=tuple(batch),
             targets=arguments.target or (),
             kind=arguments.kind,
-            batch=tuple(batch),
-            workspace_bytes=arguments.workspace * 2**20 if arguments.workspace else None,
-            progress=None if show is None else lambda phase, step, steps: show(phase, step / max(1, steps)),
+            workspace_bytes=arguments.workspace * 2**20 if arguments.workspace else DEFAULT_WORKSPACE_BYTES,
         )
+        result = build_bundle_engine(
+            arguments.bundle,
+            config,
+            progress=None if show is None else lambda phase, step, steps: show(phase, step / max(1, steps)),
+        ).to_json()
     emit(result, arguments.json, lambda: _build_lines(result))
 
 
@@ -158,7 +161,7 @@ def inspect(arguments: argparse.Namespace) -> None:
     else:
         from vae_edge.engine.inspection import inspect_engine
 
-        result = {"kind": "engine", **inspect_engine(path)}
+        result = {"kind": "engine", **inspect_engine(path).to_json()}
     emit(result, arguments.json, lambda: _tree(result))
 
 

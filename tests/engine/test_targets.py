@@ -7,8 +7,6 @@ import re
 import pytest
 
 from vae_edge.bundle_schema import check_entry
-from vae_edge.engine import cuda
-from vae_edge.engine.build import select_tensorrt
 from vae_edge.engine.targets import (
     DEVICES,
     RTX_TARGETS,
@@ -18,7 +16,6 @@ from vae_edge.engine.targets import (
     parse_targets,
     target_name,
 )
-from vae_edge.engine.tensorrt import BuildConfig, TensorRTInstallation
 from vae_edge.errors import EngineError
 
 
@@ -105,64 +102,3 @@ def test_on_the_device_fp8_needs_ada_or_later_and_a_dla_takes_fp16_and_int8() ->
     check_local_gpu("sm_87", "int8", dla=True)
     with pytest.raises(EngineError, match="only in fp16 and int8"):
         check_local_gpu("sm_87", "fp32", dla=True)
-
-
-FULL = TensorRTInstallation("tensorrt", "tensorrt", "10.3.0", True)
-RTX = TensorRTInstallation("tensorrt_rtx", "tensorrt_rtx", "1.7.1", True)
-ORIN = cuda.Driver((12, 6), (cuda.Device(0, "Orin", (8, 7), 8, 8 << 30, True),))
-DESKTOP = cuda.Driver((13, 0), (cuda.Device(0, "RTX A2000", (8, 6), 26, 12 << 30, False),))
-NO_GPU = cuda.Driver(None, (), "no NVIDIA driver is installed")
-
-
-def chosen(
-    monkeypatch: pytest.MonkeyPatch,
-    installed: list[TensorRTInstallation],
-    driver: cuda.Driver,
-    kind: str = "auto",
-    targets: str = "",
-) -> tuple[str, tuple[str, ...]]:
-    monkeypatch.setattr("vae_edge.engine.build.discover", lambda: installed)
-    return select_tensorrt(BuildConfig("int8", targets=parse_targets(targets), kind=kind), driver)
-
-
-def test_full_tensorrt_builds_for_the_gpu_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert chosen(monkeypatch, [FULL], ORIN) == ("tensorrt", ("sm_87",))
-    assert chosen(monkeypatch, [FULL, RTX], DESKTOP) == ("tensorrt", ("sm_86",))
-    assert chosen(monkeypatch, [FULL, RTX], DESKTOP, targets="sm_86") == ("tensorrt", ("sm_86",))
-
-
-def test_rtx_builds_where_asked_by_kind_or_target_or_where_there_is_nothing_else(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert chosen(monkeypatch, [FULL, RTX], DESKTOP, kind="tensorrt_rtx") == ("tensorrt_rtx", ("sm_86",))
-    assert chosen(monkeypatch, [FULL, RTX], DESKTOP, targets="sm_89") == ("tensorrt_rtx", ("sm_89",))
-    assert chosen(monkeypatch, [RTX], DESKTOP) == ("tensorrt_rtx", ("sm_86",))
-    assert chosen(monkeypatch, [RTX], NO_GPU, targets="sm_80+120") == ("tensorrt_rtx", ("sm_80", "sm_120"))
-
-
-@pytest.mark.parametrize(
-    ("installed", "driver", "asked", "words"),
-    [
-        ([RTX], NO_GPU, ("auto", ""), "no GPU to build for .*name one or more of sm_75"),
-        ([FULL], NO_GPU, ("auto", ""), "only where there is a GPU.*vae-edge\\[rtx\\]"),
-        ([FULL], NO_GPU, ("tensorrt", "sm_86"), "builds only on a machine with a GPU"),
-        ([FULL], ORIN, ("auto", "sm_86"), "only for the GPU of this machine \\(sm_87\\).*vae-edge\\[rtx\\]"),
-        ([FULL], ORIN, ("tensorrt", "sm_86"), "sm_87, not for sm_86"),
-        ([FULL], ORIN, ("tensorrt_rtx", ""), "TensorRT-RTX is not installed"),
-        ([RTX], ORIN, ("auto", ""), "on the Jetson itself"),
-        ([RTX], NO_GPU, ("auto", "sm_87"), "on the Jetson itself"),
-        ([RTX], NO_GPU, ("tensorrt", ""), "TensorRT is not installed.*JetPack.*pip install tensorrt"),
-        ([], NO_GPU, ("auto", "sm_86"), "Neither TensorRT nor TensorRT-RTX is installed"),
-        ([RTX], NO_GPU, ("tensorflow", ""), "'tensorflow' is unknown"),
-    ],
-)
-def test_where_nothing_can_build_the_sentence_says_what_can(
-    monkeypatch: pytest.MonkeyPatch,
-    installed: list[TensorRTInstallation],
-    driver: cuda.Driver,
-    asked: tuple[str, str],
-    words: str,
-) -> None:
-    kind, targets = asked
-    with pytest.raises(EngineError, match=re.compile(words, re.DOTALL)):
-        chosen(monkeypatch, installed, driver, kind=kind, targets=targets)
