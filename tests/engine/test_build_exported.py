@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    from vae_edge.export.onnx_file import RECONSTRUCTION, ClassifierGraph, ReconstructionGraph, to_onnx
+    from vae_edge.export.onnx_file import ClassifierGraph, ReconstructionGraph, to_onnx
     from vae_edge.export.quantize import convert
     from vae_edge.model import AngleVAE
     from vae_edge.model.config import create_config
@@ -35,7 +35,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "fp32": graph,
         "fp16": convert(graph, "fp16", images)["any"],
         "int8": convert(graph, "int8", images)["any"],
-        "reconstruction": to_onnx(ReconstructionGraph(model).eval(), 28, 1, RECONSTRUCTION, {}),
+        "reconstruction": to_onnx(ReconstructionGraph(model).eval(), 28, 1, ("reconstruction",), {}),
     }
     folder = tmp_path_factory.mktemp("exported")
     for name, proto in graphs.items():

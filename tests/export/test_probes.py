@@ -62,7 +62,9 @@ def test_probe_images_drive_every_layer_to_its_full_range(bundle: Path, run: Pat
     held = load_samples(run)["images"].numpy()
     for precision, target in (("fp32", "any"), ("int8", "any"), ("int8", "cpu_reduced_range")):
         model = model_of(bundle, precision, target)
-        largest = dict.fromkeys(inner_tensor_names(model), lambda values: np.abs(values).reshape(len(values), -1).max(1))
+        largest = dict.fromkeys(
+            inner_tensor_names(model), lambda values: np.abs(values).reshape(len(values), -1).max(1)
+        )
         ours, all_ = evaluate(model, kept.images, inner=largest), evaluate(model, held, inner=largest)
         for name in largest:
             assert ours[name].max() >= 0.9 * all_[name].max(), (precision, name)
@@ -186,7 +188,7 @@ def test_answers_are_compared_by_mean_and_largest_and_close_calls_are_not():
     assert (
         found.sentence() == "score is off by 0.2 in the mean and 0.2 at most over 10 probe images (allowed: 0.1 and 1)"
     )
-    (found,) = compare(expected(second_share=[0.0] * 9 + [1.5]), {"second_share": np.zeros(10)})
+    (found,) = compare(expected(second_angle_probability=[0.0] * 9 + [1.5]), {"second_angle_probability": np.zeros(10)})
     assert found.largest == pytest.approx(1.5) and found.mean == pytest.approx(0.15)
     assert compare(expected(score=[1000.0] * 10), {"score": np.full(10, 1050.0)}) == [], "scores by their size"
     assert compare(expected(score=[np.nan] * 9 + [0.05]), right) == []

@@ -56,10 +56,10 @@ def test_dark_images_are_refused_and_the_bundle_stays_as_it_was(mine: Path, digi
 
 def test_who_insists_gets_it_but_auto_does_not_trust_it(mine: Path, digits: Dataset):
     result = quantize_bundle_from_dataset(mine, "int8", without_test(digits, digits.train.images // 16), force=True)
-    assert any("fp32 model gets" in sentence for sentence in result["warnings"])
+    assert any("fp32 model gets" in sentence for sentence in result.warnings)
     opened = load_bundle(mine)
     assert all(entry.accuracy["refused"] for entry in opened.select("classifier", "onnx", "int8"))
-    assert "int8" not in {precision for _, precision in autoselect.candidates(opened, "auto", "auto")}
+    assert "int8" not in {c.precision for c in autoselect.candidates(opened, "auto", "auto")}
 
 
 def test_images_of_a_few_classes_are_refused_and_missing_ones_warned_about(mine: Path, digits: Dataset):
@@ -68,17 +68,17 @@ def test_images_of_a_few_classes_are_refused_and_missing_ones_warned_about(mine:
         quantize_bundle_from_dataset(mine, "int8", without_test(digits, images, first_of_each(labels, (1, 4, 7), 20)))
     most = first_of_each(labels, tuple(range(9)), 60)
     result = quantize_bundle_from_dataset(mine, "int8", without_test(digits, images, most))
-    assert "no image is of the class 9" in result["warnings"]
+    assert "no image is of the class 9" in result.warnings
 
 
 def test_a_handful_of_images_is_warned_about_and_not_trusted(mine: Path, digits: Dataset):
     few = first_of_each(digits.train.labels, tuple(range(10)), 8)
     result = quantize_bundle_from_dataset(mine, "int8", without_test(digits, digits.train.images, few))
-    low, high = result["before"]["accuracy_interval"]
+    low, high = result.before["accuracy_interval"]
     assert high - low > 0.15
-    assert any("70 images alone" in sentence for sentence in result["warnings"])
-    assert any("10 images alone" in sentence and "auto" in sentence for sentence in result["warnings"])
-    assert "int8" not in {precision for _, precision in autoselect.candidates(load_bundle(mine), "auto", "auto")}
+    assert any("only 70 images" in sentence for sentence in result.warnings)
+    assert any("only 10 images" in sentence and "auto" in sentence for sentence in result.warnings)
+    assert "int8" not in {c.precision for c in autoselect.candidates(load_bundle(mine), "auto", "auto")}
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, change: Callable[[onnx.GraphProto], None]) -> None:
@@ -126,8 +126,8 @@ def test_a_score_that_int8_moves_keeps_its_acceptance_by_a_threshold_of_its_own(
     opened = load_bundle(mine)
     entries = opened.select("classifier", "onnx", "int8")
     assert len(entries) == 3 and all(4 < entry.threshold - opened.threshold < 6 for entry in entries)
-    for part in result["files"].values():
-        assert abs(part["figures"]["accepted"] - result["before"]["accepted"]) <= 0.02
+    for part in result.files.values():
+        assert abs(part.figures["accepted"] - result.before["accepted"]) <= 0.02
     with load(mine, "onnxruntime", "int8") as classifier:
         predictions = classifier(digits.test.images)
         assert classifier.threshold == predictions.threshold > opened.threshold
@@ -200,4 +200,4 @@ def test_labelled_images_keep_their_order_of_classes(mine: Path, digits: Dataset
     names = tuple(digits.classes[k] for k in order)
     shuffled = LabelledImages(digits.train.images, place[digits.train.labels].astype(np.int64), names)
     result = quantize_bundle_from_dataset(mine, "int8", Dataset("shuffled", "shuffled", shuffled, None))
-    assert result["after"]["accuracy"] > 0.9
+    assert result.files["any"].figures["accuracy"] > 0.9

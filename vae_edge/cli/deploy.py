@@ -93,9 +93,11 @@ def quantize(arguments: argparse.Namespace) -> None:
     check_bundle_writable(arguments.bundle)
     dataset = open_data(arguments, bundle.input)
     with working(f"quantizing to {arguments.precision}"):
-        result = quantize_bundle_from_dataset(arguments.bundle, arguments.precision, dataset, arguments.seed, arguments.force)
-    result = {**result, "left_out": left_out_json(dataset)}
-    for sentence in result["warnings"]:
+        added = quantize_bundle_from_dataset(
+            arguments.bundle, arguments.precision, dataset, arguments.seed, arguments.force
+        )
+    result = {**added.to_json(), "left_out": left_out_json(dataset)}
+    for sentence in added.warnings:
         say(f"warning: {sentence}")
     emit(result, arguments.json, lambda: _quantization_lines(result))
 

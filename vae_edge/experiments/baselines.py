@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vae_edge.data import LabelledImages
 from vae_edge.data.augment import affine_augment
 from vae_edge.errors import CheckpointError
-from vae_edge.export.onnx_file import OPSET, suppress_logs, set_metadata, strip, to_onnx, to_pixels
+from vae_edge.export.onnx_file import OPSET, set_metadata, strip, suppress_logs, to_onnx, to_pixels
 from vae_edge.model import AngleVAE, LossWeights, ModelConfig, losses
 from vae_edge.model.network import Trunk
 from vae_edge.training.config import TrainConfig, learning_rate
