@@ -53,7 +53,7 @@ def test_the_exported_graph_equals_pytorch_on_real_images(bundle: Path, checkpoi
     np.testing.assert_allclose(outputs["probabilities"], reference.probabilities, atol=1e-5)
     np.testing.assert_allclose(outputs["score"], reference.scores, atol=1e-3)
     assert circular(outputs["angle"], reference.angles_deg, 0.995) < 0.01
-    np.testing.assert_allclose(outputs["angle_confidence"], reference.concentrations, atol=1e-4)
+    np.testing.assert_allclose(outputs["angle_confidence"], reference.angle_confidences, atol=1e-4)
     assert np.quantile(np.abs(outputs["second_angle_probability"] - reference.second_shares), 0.995) < 1e-4
     told = reference.second_shares > 0.01
     assert told.sum() > 100
