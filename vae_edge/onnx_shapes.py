@@ -328,8 +328,8 @@ def _slice(node: NodeInputs) -> list[SymbolicTensor]:
     sides = list(shape)
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         if isinstance(shape[axis], Size):
-            whole = start == 0 and step == 1 and not isinstance(end, Size) and to_int(end) >= 2**31 - 1
-            if not whole and end != shape[axis]:
+            keeps_all = start == 0 and step == 1 and not isinstance(end, Size) and to_int(end) >= 2**31 - 1
+            if not keeps_all and end != shape[axis]:
                 raise ShapeError("it cuts the batch")
             continue
         part = slice(to_int(start), to_int(end), step)

@@ -94,8 +94,8 @@ def quotient(total: Side, by: Side) -> Side:
     for number in {per_image_part(total) // (per_image_part(by) or 1), fixed_part(total) // (fixed_part(by) or 1)}:
         if by * number == total:
             return number
-    whole = isinstance(by, int) and by > 0 and isinstance(total, Size)
-    if whole and not (total.fixed % by or total.per_image % by):
+    divisible = isinstance(by, int) and by > 0 and isinstance(total, Size)
+    if divisible and not (total.fixed % by or total.per_image % by):
         return _make_size(total.fixed // by, total.per_image // by)
     raise ShapeError("what is left does not divide")
 

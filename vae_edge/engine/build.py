@@ -1,7 +1,7 @@
 """ONNX to engine: choose the TensorRT, build in a worker process, and add the engine to a bundle.
 
 Full TensorRT builds for the GPU of this machine; TensorRT-RTX builds ahead of time, also without a GPU, for named
-architectures. The precision stands in the ONNX file (Q/DQ pairs, casts): every network is strongly typed.
+architectures. The precision is that of the ONNX file (Q/DQ pairs, casts): every network is strongly typed.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ def build_bundle_engine(
     """Build an engine from a bundle's own ONNX model of this role and precision, and add it to the bundle.
 
     The bundle changes only once the engine is complete. The engine's accuracy stays empty, since it was not measured
-    on the device; that of the ONNX file stands in the provenance.
+    on the device; that of the ONNX file is in the provenance.
 
     Args:
         progress, timeout_s: as in `build_engine`.

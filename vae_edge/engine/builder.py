@@ -86,7 +86,7 @@ def build_in_process(
     if config.dla_core is not None and config.dla_core >= builder.num_DLA_cores:
         raise EngineError(f"The DLA core {config.dla_core} was asked for, but this device has {builder.num_DLA_cores}.")
     cache = _attach_timing_cache(adapter, builder_config, timing_cache) if config.timing_cache is not None else None
-    monitor = None  # held by name until the build is over
+    monitor = None  # a name keeps it alive until the build is over
     if progress is not None and adapter.has("IBuilderConfig.progress_monitor"):
         monitor = _progress_monitor(adapter, progress)
         builder_config.progress_monitor = monitor
@@ -123,7 +123,8 @@ def _parse_error(adapter: Adapter, builder: Any, logger: Any, parser: Any, model
     sentence = f"{adapter.name} does not take {path.name}: {describe_errors(errors)}."
     if any("MODEL_DESERIALIZE_FAILED" in text or "Failed to parse" in text for text in errors):
         return sentence
-    network = builder.create_network(adapter.network_flags())  # held by name: a parser does not keep its network alive
+    # A parser does not keep its network alive: the name does.
+    network = builder.create_network(adapter.network_flags())
     nodes = adapter.unsupported_nodes(adapter.module.OnnxParser(network, logger), model, str(path))
     return sentence + (f" Nodes that it does not take: {', '.join(nodes)}." if nodes else "")
 
@@ -277,7 +278,7 @@ def fix_grid_samples(module: Any, network: Any, requested: list[GridSample], pat
     if len(layers) != len(requested):
         raise EngineError(
             f"{product} made {len(layers)} grid-sample layers of the {len(requested)} GridSample nodes of {path.name}, "
-            "so how they interpolate cannot be told: use another TensorRT."
+            "so it is unknown how they interpolate: use another TensorRT."
         )
     return [
         sentence
@@ -385,12 +386,12 @@ def _progress_monitor(adapter: Adapter, progress: Progress) -> Any:
 
 
 def _verify_engine(adapter: Adapter, engine: bytes, config: BuildConfig) -> None:
-    """An engine of TensorRT-RTX must claim exactly the targets it was built for, and be whole."""
+    """An engine of TensorRT-RTX must claim exactly the targets it was built for, and be complete."""
     if adapter.installation.kind != "tensorrt_rtx":
         return
     header = parse_header(engine[:HEADER_BYTES], len(engine), "the engine just built")
     if header.targets != config.targets or header.forward_compatible:
         raise EngineError(
             f"{adapter.name} was asked for {', '.join(config.targets)} but its engine claims "
-            f"{', '.join(header.targets)}: it is not kept. Build for each target alone."
+            f"{', '.join(header.targets)}: it is not kept. Build for one target at a time."
         )

@@ -40,7 +40,7 @@ class BuildConfig:
     """What an engine is built for. Checked when it is made.
 
     Attributes:
-        precision: of the ONNX file: "fp32", "fp16", "int8" or "fp8". It stands in the file and is not chosen here.
+        precision: of the ONNX file: "fp32", "fp16", "int8" or "fp8". The file decides it, not the build.
         role: "classifier" or "reconstruction".
         batch: (min, opt, max) of the optimization profile.
         targets: architectures such as "sm_86", in any form that `parse_targets` reads; empty for this machine's GPU.
@@ -372,7 +372,7 @@ class Adapter:
     def unsupported_nodes(self, parser: Any, model: bytes, path: str) -> tuple[str, ...]:
         """The nodes of an ONNX model that a fresh parser does not take, as "name (operator)".
 
-        They stand in the errors of `supports_model`. The subgraphs that it lists are the groups *between* them.
+        They are in the errors of `supports_model`. The subgraphs that it lists are the groups *between* them.
         """
         ask = parser.supports_model_v2 if hasattr(parser, "supports_model_v2") else parser.supports_model
         ask(model, path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ HOLDOUT_ROTATION_SEED, CALIBRATION_ROTATION_SEED = 1, 3  # added to the seed
 
 @dataclass(frozen=True)
 class BundleMetadata:
-    """What a bundle says of its model, beside weights and files."""
+    """What a bundle says of its model, apart from weights and files."""
 
     name: str
     classes: tuple[str, ...]
@@ -242,23 +242,19 @@ def quantize_bundle(
 
     used = len(calibration_subset(calibration.images))
     provenance = {"from": source.file, "from_sha256": source.sha256, "calibration_images": used}
-    with tempfile.TemporaryDirectory(prefix="vae-edge-quantize-") as folder:
-        models = []
-        for target, model in converted.items():
-            file = Path(folder) / f"{precision}.{target}.onnx"
-            replace_metadata(model, "threshold", after[target].threshold)
-            with naming(file):
-                onnx.save(model, file)
-            figures = _figures(after[target], before, measured_on, findings, lost[target])
-            entry = ModelEntry(
-                "classifier", precision, target=target, opset=OPSET, accuracy=figures, provenance=provenance
-            )
-            models.append((file, replace(entry, threshold=after[target].threshold)))
-        probes = Path(folder) / "probes.npz" if bundle.manifest["data"].get("probe_images", True) else None
-        if probes is not None:
-            _write_probes(probes, bundle, models, all_images.images)
-        added = add_models(path, models, probes)
-
+    entries = {
+        target: ModelEntry(
+            "classifier",
+            precision,
+            target=target,
+            opset=OPSET,
+            accuracy=_figures(each, before, measured_on, findings, lost[target]),
+            provenance=provenance,
+            threshold=each.threshold,
+        )
+        for target, each in after.items()
+    }
+    added = _add_models(bundle, converted, entries, all_images.images)
     warnings = tuple(dict.fromkeys((*findings.refused, *findings.warned)))
     files = {target: _quantized_file(added, precision, target, each) for target, each in after.items()}
     return Quantization(precision, measured_on, warnings, before.figures, files)
@@ -286,6 +282,28 @@ def _figures(
     if lost.warned:
         figures["lost"] = list(lost.warned)
     return figures
+
+
+def _add_models(
+    bundle: Bundle,
+    models: Mapping[str, onnx.ModelProto],
+    entries: Mapping[str, ModelEntry],
+    images: NDArray[np.uint8],
+) -> Bundle:
+    """Add model files, by target, and their answers to the probe images; `images` are for a bundle without probes."""
+    with tempfile.TemporaryDirectory(prefix="vae-edge-quantize-") as folder:
+        added = []
+        for target, model in models.items():
+            entry = entries[target]
+            file = Path(folder) / f"{entry.precision}.{target}.onnx"
+            replace_metadata(model, "threshold", entry.threshold)
+            with naming(file):
+                onnx.save(model, file)
+            added.append((file, entry))
+        probes = Path(folder) / "probes.npz" if bundle.manifest["data"].get("probe_images", True) else None
+        if probes is not None:
+            _write_probes(probes, bundle, added, images)
+        return add_models(bundle.path, added, probes)
 
 
 def _quantized_file(bundle: Bundle, precision: str, target: str, quality: Quality) -> QuantizedFile:

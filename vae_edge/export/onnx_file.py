@@ -242,7 +242,7 @@ TOLERANCE = {
 ARGMAX_OUTPUTS = (*ANGLE_OUTPUTS, "second_angle_probability")
 """Read off the most probable angle bins: they jump where two bins tie."""
 MAX_TIE_FRACTION = 0.01
-"""Of the images: so many may have bins that tie, and fall the other way by rounding."""
+"""Of the images: those whose bins tie may fall the other way by rounding."""
 MIN_SECOND_PROBABILITY = 0.01
 """A second angle that is less probable is noise, and is not compared."""
 

@@ -54,7 +54,7 @@ INNER_PROBES = 8  # images whose inner tensors are kept
 MIN_COMPARED = 8  # images that are compared for each output, even if noise moves them far
 NOISY_RUNS = 2
 SAFETY = 3.0  # times the departure that noise brings is allowed
-CLOSE_CALL_FACTOR = 8.0  # an image that noise moves by so many times the median is a close call
+CLOSE_CALL_FACTOR = 8.0  # times the median: an image that noise moves further is a close call
 MIN_TOLERANCE = {
     "probabilities": (2e-4, 2e-3),
     "angle": (5e-4, 5e-3),
@@ -214,7 +214,7 @@ def expect(model: onnx.ModelProto, precision: str, images: NDArray[np.uint8]) ->
 
 
 def _expand(mask: NDArray[np.bool_], ndim: int) -> NDArray[np.bool_]:
-    """A mask [N] that broadcasts to values [N, ...] of so many dimensions."""
+    """A mask [N] with further axes, so that it broadcasts to values [N, ...] of `ndim` axes."""
     return mask.reshape(-1, *[1] * (ndim - 1))
 
 

@@ -141,8 +141,8 @@ def calibration_subset(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def nodes_to_quantize(model: onnx.ModelProto) -> list[str]:
     """Names of the convolutions and linear layers; the sums and distances of scores and angles stay fp32.
 
-    Those are `MatMul`. They are told apart in the model as it was exported: ONNX Runtime's preparation for quantization
-    makes a `Gemm` of a product and a sum, and keeps the names of the layers.
+    Those are `MatMul` in the exported model. ONNX Runtime's preparation for quantization fuses a product and a sum into
+    a `Gemm`, but keeps the names of the layers: so they are found by name, before it.
     """
     constants = {initializer.name for initializer in model.graph.initializer}
     return [n.name for n in model.graph.node if n.op_type in QUANTIZED_OPS and n.input[1] in constants]
