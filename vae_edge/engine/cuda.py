@@ -31,7 +31,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Driver:
-    """The driver. `version` is the newest CUDA that it supports, as (13, 0); `problem` says why there are no devices."""
+    """The driver. `version`: the newest CUDA that it supports, as (13, 0); `problem`: why there are no devices."""
 
     version: tuple[int, int] | None
     devices: tuple[Device, ...]
