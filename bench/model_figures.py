@@ -22,7 +22,7 @@ from vae_edge.data import Dataset, LabelledImages, rotate_dataset, rotation_rang
 from vae_edge.data.splits import permutation
 from vae_edge.data.transforms import OOD_KINDS, make_ood_images
 from vae_edge.experiments import baselines
-from vae_edge.export import quantize_with
+from vae_edge.export import quantize_bundle_from_dataset
 from vae_edge.export.onnx_file import ClassifierGraph, check_parity, to_onnx
 from vae_edge.files import write_bytes
 from vae_edge.metrics import auroc
@@ -66,7 +66,9 @@ def measure_ours(row: Row, ground: Ground, run: Path, clothes: LabelledImages | 
         figures["rejection"] = rejection(checkpoint, outputs, unknown)
     bundle = run.with_name(f"{run.name}-bundle")
     export_run(run, str(bundle))
-    quantize_with(bundle, "int8", calibrating(ground, config), force=True)  # what it loses is what is measured
+    quantize_bundle_from_dataset(
+        bundle, "int8", calibrating(ground, config), force=True
+    )  # what it loses is what is measured
     through = {precision: by_runtime(bundle, precision, ground.judges, config, unknown) for precision in PRECISIONS}
     figures |= {"precisions": through, "int8_loss": int8_loss(through["fp32"], through["int8"])}
     if row.rejection:
@@ -214,7 +216,7 @@ def latency(model: AngleVAE, bundle: Path, images: NDArray[np.uint8], seconds: f
     opened = load_bundle(bundle)
     files = {"full": opened.file(opened.find("classifier", "onnx", "fp32"))}
     folder = bundle.with_name(f"{bundle.name}-latency")
-    for name, graph in (("light", ClassifierGraph(model, light=True)), ("none", WithoutScore(ClassifierGraph(model)))):
+    for name, graph in (("light", ClassifierGraph(model, "fast")), ("none", WithoutScore(ClassifierGraph(model)))):
         proto = to_onnx(graph, model.config.size, model.config.channels, graph.outputs, {"role": "benchmark"})
         check_parity(graph, proto, images[:PARITY_IMAGES])
         files[name] = folder / f"{name}.onnx"

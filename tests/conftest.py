@@ -54,10 +54,10 @@ def checkpoint(run: Path) -> Checkpoint:
 def bundle(run: Path, digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run's bundle with fp32, fp16 and int8. Tests that change it copy it first."""
     from vae_edge.cli.deploy import export_run
-    from vae_edge.export import quantize_with
+    from vae_edge.export import quantize_bundle_from_dataset
 
     folder = tmp_path_factory.mktemp("bundles") / "tiny"
     export_run(run, str(folder))
     for precision in ("fp16", "int8"):
-        quantize_with(folder, precision, digits)
+        quantize_bundle_from_dataset(folder, precision, digits)
     return folder

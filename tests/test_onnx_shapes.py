@@ -14,7 +14,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from vae_edge.errors import BundleError
-from vae_edge.onnx_shapes import Size, check_model
+from vae_edge.onnx_shapes import check_model
+from vae_edge.onnx_sizes import Size
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 
@@ -258,7 +259,7 @@ def test_bytes_that_readers_could_read_in_two_ways_are_refused() -> None:
     check_model(content, "a")
     graph = onnx.ModelProto()
     graph.graph.node.append(one("Loop", "image", out="x"))
-    for more, says in ((graph.SerializeToString(), "the graph stands twice"), (b"\x3d\0\0\0\0", "wrong kind"),
+    for more, says in ((graph.SerializeToString(), "the graph occurs twice"), (b"\x3d\0\0\0\0", "wrong kind"),
                        (b"\x3b\x3c", "no Protocol Buffers"), (b"\x3a\xff\xff\xff\x7f", "cut short")):  # fmt: skip
         with pytest.raises(BundleError, match=says):
             check_model(content + more, "a")

@@ -1,11 +1,11 @@
-"""An ONNX file read without the package onnx: its operators, the forms of its tensors, and small constants.
+"""An ONNX file read without the package onnx: its operators, the shapes of its tensors, and small constants.
 
-Strict where Protocol Buffers are lenient, so that no engine can read the bytes otherwise than this reader did: a field
-of the wrong kind, or one that may stand once and stands twice, is refused. So is what no exporter of ours writes:
-graphs inside nodes, functions, sparse and external tensors. Forms are judged by `vae_edge.onnx_shapes`.
+Strict where Protocol Buffers are lenient, so that no engine can read the bytes in another way than this reader: a field
+of the wrong kind is refused, and so is one that may occur once and occurs twice. So is what no exporter of ours writes:
+graphs inside nodes, functions, sparse and external tensors. `vae_edge.onnx_shapes` checks the shapes.
 
-The numbers of the fields are those of onnx.proto (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto), the wire
-format is that of https://protobuf.dev/programming-guides/encoding.
+Field numbers are those of onnx.proto (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto), the wire format is that
+of https://protobuf.dev/programming-guides/encoding.
 """
 
 from __future__ import annotations
@@ -22,35 +22,19 @@ from vae_edge.errors import BundleError
 from vae_edge.limits import MAX_MODEL_BYTES, MAX_NODES, MAX_RANK, MAX_TENSORS
 
 TYPE_BYTES = {
-    1: 4,
-    2: 1,
-    3: 1,
-    4: 2,
-    5: 2,
-    6: 4,
-    7: 8,
-    9: 1,
-    10: 2,
-    11: 8,
-    12: 4,
-    13: 8,
-    16: 2,
-    17: 1,
-    18: 1,
-    19: 1,
-    20: 1,
-}
-"""Bytes of an element by TensorProto.DataType: numbers and bool, neither strings nor complex or 4-bit numbers."""
-SMALL = 1024
-"""Constants of so many elements are kept: shapes, axes, pads."""
+    1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2, 17: 1, 18: 1, 19: 1, 20: 1,
+}  # fmt: skip
+"""Bytes of an element by TensorProto.DataType: numbers and bool; no strings, complex or 4-bit numbers."""
+MAX_CONSTANT_ELEMENTS = 1024
+"""The values of constants up to this size are kept: shapes, axes, pads."""
 
-_READ_AS = {1: "<f4", 6: "<i4", 7: "<i8", 11: "<f8"}
-_MIXED = {4: "float_data", 5: "int32_data", 7: "int64_data", 10: "double_data", 11: "uint64_data"}
+_NUMPY_DTYPE = {1: "<f4", 6: "<i4", 7: "<i8", 11: "<f8"}
+_TYPED_DATA = {4: "float_data", 5: "int32_data", 7: "int64_data", 10: "double_data", 11: "uint64_data"}
 _FIXED_WIDTH = {4: 4, 10: 8}
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_KIND_OF = {2: 1, 3: 2, 4: 3, 5: 4, 7: 6, 8: 7}
+_ATTRIBUTE_TYPE = {2: 1, 3: 2, 4: 3, 5: 4, 7: 6, 8: 7}
 """AttributeProto.AttributeType by the field that holds the value."""
-_NOT_OURS = {
+_UNSUPPORTED_ATTRIBUTES = {
     6: "a graph inside a node",
     9: "a list of texts",
     10: "a list of tensors",
@@ -65,7 +49,7 @@ _NOT_OURS = {
 
 @dataclass(frozen=True)
 class Tensor:
-    """A stored tensor: `values` are kept of small ones of int32, int64, float and double, as float64 or int64."""
+    """A stored tensor. `values`, float64 or int64, are kept of small tensors of int32, int64, float and double."""
 
     name: str
     shape: tuple[int, ...]
@@ -74,7 +58,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Node:
-    """An operator of ONNX's own domain: attributes are int, float, str, lists of numbers, or a `Tensor`."""
+    """An operator of ONNX's own domain. Attributes are int, float, str, lists of numbers, or a `Tensor`."""
 
     name: str
     operator: str
@@ -90,7 +74,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """What `read_graph` found. A dimension of an input that is not fixed is None."""
+    """The graph of an ONNX file. A dimension of an input that is not fixed is None."""
 
     nodes: list[Node]
     tensors: dict[str, Tensor]
@@ -99,7 +83,7 @@ class Graph:
 
 
 class ModelRefused(BundleError):
-    """An ONNX file that no engine is given; `reason` is a clause that says why."""
+    """An ONNX file that is given to no engine; `reason` is a clause that says why."""
 
     def __init__(self, name: str, reason: object) -> None:
         """`name` is what the message calls the file."""
@@ -107,7 +91,7 @@ class ModelRefused(BundleError):
         self.reason = str(reason)
 
 
-class _Wrong(Exception):
+class _Malformed(Exception):
     """Why the bytes are refused."""
 
 
@@ -119,9 +103,9 @@ def read_graph(content: bytes, name: str) -> Graph:
     """
     try:
         if len(content) > MAX_MODEL_BYTES:
-            raise _Wrong(f"it has {len(content)} bytes; at most {MAX_MODEL_BYTES} may be")
+            raise _Malformed(f"it has {len(content)} bytes; at most {MAX_MODEL_BYTES} may be")
         return _model(memoryview(content))
-    except (_Wrong, UnicodeDecodeError, struct.error, OverflowError) as error:
+    except (_Malformed, UnicodeDecodeError, struct.error, OverflowError) as error:
         raise ModelRefused(name, error) from error
 
 
@@ -133,9 +117,9 @@ def _model(content: memoryview) -> Graph:
         elif number in (8, 14):  # operator sets, metadata
             _check_texts(_bytes(value, kind, "a pair"))
         elif number in (20, 25):
-            raise _Wrong("it holds " + ("functions of its own" if number == 25 else "instructions for training"))
+            raise _Malformed("it holds " + ("functions of its own" if number == 25 else "instructions for training"))
     if graph is None:
-        raise _Wrong("it holds no graph")
+        raise _Malformed("it holds no graph")
     nodes: list[Node] = []
     tensors: dict[str, Tensor] = {}
     inputs: dict[str, tuple[int | None, ...]] = {}
@@ -144,21 +128,21 @@ def _model(content: memoryview) -> Graph:
         if number == 1:
             nodes.append(_node(_bytes(value, kind, "a node")))
             if len(nodes) > MAX_NODES:
-                raise _Wrong(f"it has more than {MAX_NODES} nodes")
+                raise _Malformed(f"it has more than {MAX_NODES} nodes")
         elif number == 5:
             tensor = _tensor(_bytes(value, kind, "a tensor"))
             if tensor.name in tensors or len(tensors) > MAX_TENSORS:
-                raise _Wrong(f"the tensor {tensor.name!r} stands twice, or there are more than {MAX_TENSORS}")
+                raise _Malformed(f"the tensor {tensor.name!r} occurs twice, or there are more than {MAX_TENSORS}")
             tensors[tensor.name] = tensor
         elif number == 11:
             given, shape = _value(_bytes(value, kind, "an input"), "input")
             if given in inputs:
-                raise _Wrong(f"the input {given!r} stands twice")
+                raise _Malformed(f"the input {given!r} occurs twice")
             inputs[given] = shape
         elif number == 12:
             outputs.append(_value(_bytes(value, kind, "an output"), "output")[0])
         elif number == 15:
-            raise _Wrong("it holds sparse tensors")
+            raise _Malformed("it holds sparse tensors")
     return Graph(nodes, tensors, inputs, tuple(outputs))
 
 
@@ -175,10 +159,10 @@ def _node(content: memoryview) -> Node:
         elif number == 5:
             given, what = _attribute(_bytes(value, kind, "an attribute"))
             if given in attributes:
-                raise _Wrong(f"the attribute {given!r} of a node stands twice")
+                raise _Malformed(f"the attribute {given!r} of a node occurs twice")
             attributes[given] = what
     if words.get(7, "") not in ("", "ai.onnx") or words.get(8):
-        raise _Wrong(f"its operator {words.get(4, '')!r} is of the domain {words.get(7, '')!r}, not ONNX's own")
+        raise _Malformed(f"its operator {words.get(4, '')!r} is of the domain {words.get(7, '')!r}, not ONNX's own")
     return Node(words.get(3, ""), words.get(4, ""), tuple(inputs), tuple(outputs), attributes)
 
 
@@ -197,15 +181,15 @@ def _attribute(content: memoryview) -> tuple[str, Any]:
             found.setdefault(number, []).extend(_signed(one) for one in _packed_integers(kind, value))
         elif number == 20:
             stated = _once(stated, value, "an attribute's type")
-        elif number in _NOT_OURS:
-            raise _Wrong(f"it holds {_NOT_OURS[number]} (attribute {name!r})")
-    if not found and stated in (_KIND_OF[7], _KIND_OF[8]):
+        elif number in _UNSUPPORTED_ATTRIBUTES:
+            raise _Malformed(f"it holds {_UNSUPPORTED_ATTRIBUTES[number]} (attribute {name!r})")
+    if not found and stated in (_ATTRIBUTE_TYPE[7], _ATTRIBUTE_TYPE[8]):
         return name or "", []
-    if len(found) != 1 or stated not in (None, *(_KIND_OF[number] for number in found)):
-        raise _Wrong(f"the attribute {name!r} holds no value of its type, or several")
+    if len(found) != 1 or stated not in (None, *(_ATTRIBUTE_TYPE[number] for number in found)):
+        raise _Malformed(f"the attribute {name!r} holds no value of its type, or several")
     (value,) = found.values()
     if isinstance(value, list) and len(value) > MAX_TENSORS:
-        raise _Wrong(f"the attribute {name!r} is a list of more than {MAX_TENSORS} numbers")
+        raise _Malformed(f"the attribute {name!r} is a list of more than {MAX_TENSORS} numbers")
     return name or "", value
 
 
@@ -233,20 +217,22 @@ def _tensor(content: memoryview) -> Tensor:
                 _is(kind, _VARINT)
             single[number] = _once(single.get(number), one, "a tensor's type, name or data")
         elif number == 13 or (number == 14 and value):
-            raise _Wrong("the values of a tensor lie outside the file (external data), where no checksum covers them")
-        elif number in _MIXED:
+            raise _Malformed(
+                "the values of a tensor lie outside the file (external data), where no checksum covers them"
+            )
+        elif number in _TYPED_DATA:
             typed.setdefault(number, []).append(value if kind == _BYTES else _single(number, kind, value))
         elif number in (3, 6):
-            raise _Wrong("a tensor holds text, or is a segment of another one")
+            raise _Malformed("a tensor holds text, or is a segment of another one")
         if len(shape) > MAX_RANK:
-            raise _Wrong(f"a tensor has more than {MAX_RANK} dimensions")
+            raise _Malformed(f"a tensor has more than {MAX_RANK} dimensions")
     name, kind = bytes(single.get(8, b"")).decode("utf-8"), single.get(2, 0)
     if kind not in TYPE_BYTES or any(side < 0 for side in shape):
-        raise _Wrong(f"the tensor {name!r} is of type {kind} and shape {shape}")
+        raise _Malformed(f"the tensor {name!r} is of type {kind} and shape {shape}")
     elements = math.prod(shape)
     stored = _stored(single.get(9), typed, kind, name)
     if stored != elements:
-        raise _Wrong(f"the tensor {name!r} promises {elements} elements, but holds {stored}")
+        raise _Malformed(f"the tensor {name!r} promises {elements} elements, but holds {stored}")
     return Tensor(name, tuple(shape), _small_values(single.get(9), typed, kind, elements, tuple(shape)))
 
 
@@ -257,9 +243,9 @@ def _single(number: int, kind: int, value: Any) -> Any:
 
 
 def _stored(raw: memoryview | None, typed: dict[int, list[Any]], kind: int, name: str) -> int:
-    """How many elements are stored."""
+    """How many elements a tensor stores."""
     if (raw is not None) + len(typed) > 1:
-        raise _Wrong(f"the tensor {name!r} holds its values twice")
+        raise _Malformed(f"the tensor {name!r} holds its values twice")
     if raw is not None:
         return len(raw) // TYPE_BYTES[kind] if len(raw) % TYPE_BYTES[kind] == 0 else -1
     count = 0
@@ -276,10 +262,10 @@ def _stored(raw: memoryview | None, typed: dict[int, list[Any]], kind: int, name
 def _small_values(
     raw: memoryview | None, typed: dict[int, list[Any]], kind: int, elements: int, shape: tuple[int, ...]
 ) -> np.ndarray | None:
-    if elements > SMALL or kind not in _READ_AS:
+    if elements > MAX_CONSTANT_ELEMENTS or kind not in _NUMPY_DTYPE:
         return None
     if raw is not None:
-        values = np.frombuffer(raw, _READ_AS[kind])
+        values = np.frombuffer(raw, _NUMPY_DTYPE[kind])
     elif typed:
         ((number, parts),) = typed.items()
         if number in _FIXED_WIDTH:
@@ -295,7 +281,7 @@ def _small_values(
 
 
 def _check_texts(content: memoryview) -> None:
-    """Refuse a pair of texts, or a text and a number, that is no Unicode."""
+    """Refuse a pair of texts, or of a text and a number, that is not Unicode."""
     for _, kind, value in _fields(content):
         if kind == _BYTES:
             _text(value, kind)
@@ -304,17 +290,17 @@ def _check_texts(content: memoryview) -> None:
 def _value(content: memoryview, what: str) -> tuple[str, tuple[int | None, ...]]:
     """Name and shape of a ValueInfoProto: its type (2) is a tensor (1), whose shape (2) has dimensions (1)."""
     name = _value_name(content)
-    place = content
+    message = content
     for path in (2, 1, 2):
         inner: memoryview | None = None
-        for number, kind, value in _fields(place):
+        for number, kind, value in _fields(message):
             if number == path:
                 inner = _once(inner, _bytes(value, kind, "a type"), f"the type of an {what}")
         if inner is None:
-            raise _Wrong(f"the {what} {name!r} is no tensor of known rank")
-        place = inner
+            raise _Malformed(f"the {what} {name!r} is no tensor of known rank")
+        message = inner
     shape: list[int | None] = []
-    for number, kind, value in _fields(place):
+    for number, kind, value in _fields(message):
         if number != 1:
             continue
         side: int | None = None
@@ -326,7 +312,7 @@ def _value(content: memoryview, what: str) -> tuple[str, tuple[int | None, ...]]
                 _text(given, wire)
         shape.append(side)
         if len(shape) > MAX_RANK:
-            raise _Wrong(f"the {what} {name!r} has more than {MAX_RANK} dimensions")
+            raise _Malformed(f"the {what} {name!r} has more than {MAX_RANK} dimensions")
     return name, tuple(shape)
 
 
@@ -339,7 +325,7 @@ def _value_name(content: memoryview) -> str:
 
 
 def _fields(content: memoryview) -> Iterator[tuple[int, int, Any]]:
-    """The fields of a message: number, wire type, and value: an int, or the bytes."""
+    """The fields of a message: number, wire type, and value, which is an int or the bytes."""
     at, end = 0, len(content)
     while at < end:
         key, at = _varint(content, at)
@@ -353,9 +339,9 @@ def _fields(content: memoryview) -> Iterator[tuple[int, int, Any]]:
         elif kind in (_FIXED32, _FIXED64):
             length = 4 if kind == _FIXED32 else 8
         else:
-            raise _Wrong("its bytes are no Protocol Buffers")
+            raise _Malformed("its bytes are no Protocol Buffers")
         if length > end - at or not number:
-            raise _Wrong("it is cut short, or its bytes are no Protocol Buffers")
+            raise _Malformed("it is cut short, or its bytes are no Protocol Buffers")
         yield number, kind, content[at : at + length]
         at += length
 
@@ -364,7 +350,7 @@ def _varint(content: memoryview, at: int) -> tuple[int, int]:
     number = shift = 0
     while True:
         if at >= len(content) or shift > 63:
-            raise _Wrong("it is cut short, or its bytes are no Protocol Buffers")
+            raise _Malformed("it is cut short, or its bytes are no Protocol Buffers")
         byte = content[at]
         number |= (byte & 0x7F) << shift
         at += 1
@@ -385,7 +371,7 @@ def _packed_integers(kind: int, value: Any) -> list[int]:
 
 def _packed_floats(kind: int, value: Any) -> list[float]:
     if kind not in (_BYTES, _FIXED32) or len(value) % 4:
-        raise _Wrong("a list of numbers is damaged")
+        raise _Malformed("a list of numbers is damaged")
     return [float(one) for one in np.frombuffer(value, "<f4")]
 
 
@@ -395,18 +381,18 @@ def _signed(number: int) -> int:
 
 def _once(before: Any, now: Any, what: str) -> Any:
     if before is not None:
-        raise _Wrong(f"{what} stands twice")
+        raise _Malformed(f"{what} occurs twice")
     return now
 
 
 def _is(kind: int, wanted: int) -> None:
     if kind != wanted:
-        raise _Wrong("a field has the wrong kind of value")
+        raise _Malformed("a field has the wrong kind of value")
 
 
 def _bytes(value: Any, kind: int, what: str) -> memoryview:
     if kind != _BYTES:
-        raise _Wrong(f"{what} has the wrong kind of value")
+        raise _Malformed(f"{what} has the wrong kind of value")
     return value
 
 

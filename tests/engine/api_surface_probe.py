@@ -1,4 +1,7 @@
-"""Run in a process of its own, with one version's bindings and the stubs: prints as JSON what the adapter picks."""
+"""Run in a process of its own, with one version's bindings and the stubs: prints as JSON what the adapter picks.
+
+The arguments are names such as "BuilderFlag.TF32"; the answer says which of them the module has.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ import json
 import sys
 from pathlib import Path
 
-from vae_edge.engine.builder import _monitor
-from vae_edge.engine.tensorrt import Adapter, Log, Settings, found, make_logger
+from vae_edge.engine.builder import _progress_monitor
+from vae_edge.engine.tensorrt import Adapter, BuildConfig, Log, discover, make_logger
 from vae_edge.errors import EngineError
 
 
@@ -21,30 +24,30 @@ def refusal(call: object) -> str:
     return ""
 
 
-def steps(adapter: Adapter, settings: Settings) -> list[list[object]]:
-    """The plan, each name of an enumeration looked up in the real module."""
-    plan = adapter.plan(settings)
-    for step in plan:
-        if isinstance(step.value, str):
-            adapter.get(step.value)
-    return [[step.action, step.name, step.value] for step in plan]
+def config_calls(adapter: Adapter, config: BuildConfig) -> list[list[object]]:
+    """The calls, each name of an enumeration looked up in the real module."""
+    calls = adapter.config_calls(config)
+    for call in calls:
+        if isinstance(call.value, str):
+            adapter.get(call.value)
+    return [[call.action, call.name, call.value] for call in calls]
 
 
 def main() -> None:
     """Open the one TensorRT that is there and ask it everything that the adapter asks."""
-    flavour = found(("tensorrt",))[0]
-    assert not flavour.problem, flavour.problem
-    adapter = Adapter(sys.modules[flavour.module], flavour)
+    installation = discover(("tensorrt",))[0]
+    assert not installation.problem, installation.problem
+    adapter = Adapter(sys.modules[installation.module], installation)
     module = adapter.module
     log = Log()
     logger = make_logger(module, log)
     logger.log(module.ILogger.Severity.ERROR, "one line")
     seen: list[list[object]] = []
-    monitor = _monitor(adapter, lambda *step: seen.append(list(step)))
+    monitor = _progress_monitor(adapter, lambda *step: seen.append(list(step)))
     monitor.phase_start("Building", None, 2)
     monitor.step_complete("Building", 0)
     monitor.phase_finish("Building")
-    everything = Settings(
+    everything = BuildConfig(
         "int8",
         batch=(8, 8, 8),
         optimization_level=4,
@@ -53,18 +56,18 @@ def main() -> None:
         hardware_compatibility="ampere_plus",
         dla_core=0,
     )
-    same = Settings("int8", hardware_compatibility="same_compute_capability")
+    same = BuildConfig("int8", hardware_compatibility="same_compute_capability")
     answer = {
-        "module": flavour.module,
-        "version": flavour.version,
+        "module": installation.module,
+        "version": installation.version,
         "file": str(Path(inspect.getfile(module)).resolve()),
-        "surface": adapter.surface(),
+        "features": {name: adapter.has(name) for name in sys.argv[1:]},
         "network_flags": adapter.network_flag_names(),
         "network_bits": adapter.network_flags(),
         "members": sorted(module.NetworkDefinitionCreationFlag.__members__),
-        "plan": steps(adapter, Settings("fp16")),
-        "everything": steps(adapter, everything),
-        "same_compute_capability": refusal(lambda: adapter.plan(same)),
+        "config_calls": config_calls(adapter, BuildConfig("fp16")),
+        "everything": config_calls(adapter, everything),
+        "same_compute_capability": refusal(lambda: adapter.config_calls(same)),
         "builder": refusal(lambda: adapter.builder(Log())),
         "log": log.messages,
         "progress": seen,

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Fetch the Python bindings of three TensorRT versions (1 MB each, no libraries) into a folder, for the API-surface tests:
 #     tests/engine/fetch_bindings.sh FOLDER [PYTHON]
-#     VAE_EDGE_TENSORRT_WHEELS=FOLDER pytest tests/engine/test_engine_api_surface.py
+#     VAE_EDGE_TENSORRT_WHEELS=FOLDER pytest tests/engine/test_tensorrt_api.py
 # A version without a wheel for this Python is left out, and its tests are skipped.
 set -u
 folder=${1:?usage: fetch_bindings.sh FOLDER [PYTHON]}

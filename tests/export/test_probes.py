@@ -19,9 +19,9 @@ from vae_edge import probes
 from vae_edge.bundle import ModelEntry, add_model, load_bundle
 from vae_edge.data import Dataset
 from vae_edge.errors import BundleError
-from vae_edge.export import quantize_with
+from vae_edge.export import quantize_bundle_from_dataset
 from vae_edge.export.onnx_file import get_metadata, run
-from vae_edge.export.probes import Noise, choose_probes, evaluate, expect, inner_names
+from vae_edge.export.probes import Noise, choose_probes, evaluate, expect, inner_tensor_names
 from vae_edge.probes import Expected, Probes, Tolerance, compare, fingerprint
 from vae_edge.training.checkpoint import Checkpoint, load_samples
 
@@ -62,7 +62,9 @@ def test_probe_images_drive_every_layer_to_its_full_range(bundle: Path, run: Pat
     held = load_samples(run)["images"].numpy()
     for precision, target in (("fp32", "any"), ("int8", "any"), ("int8", "cpu_reduced_range")):
         model = model_of(bundle, precision, target)
-        largest = dict.fromkeys(inner_names(model), lambda values: np.abs(values).reshape(len(values), -1).max(1))
+        largest = dict.fromkeys(
+            inner_tensor_names(model), lambda values: np.abs(values).reshape(len(values), -1).max(1)
+        )
         ours, all_ = evaluate(model, kept.images, inner=largest), evaluate(model, held, inner=largest)
         for name in largest:
             assert ours[name].max() >= 0.9 * all_[name].max(), (precision, name)
@@ -186,7 +188,7 @@ def test_answers_are_compared_by_mean_and_largest_and_close_calls_are_not():
     assert (
         found.sentence() == "score is off by 0.2 in the mean and 0.2 at most over 10 probe images (allowed: 0.1 and 1)"
     )
-    (found,) = compare(expected(second_share=[0.0] * 9 + [1.5]), {"second_share": np.zeros(10)})
+    (found,) = compare(expected(second_angle_probability=[0.0] * 9 + [1.5]), {"second_angle_probability": np.zeros(10)})
     assert found.largest == pytest.approx(1.5) and found.mean == pytest.approx(0.15)
     assert compare(expected(score=[1000.0] * 10), {"score": np.full(10, 1050.0)}) == [], "scores by their size"
     assert compare(expected(score=[np.nan] * 9 + [0.05]), right) == []
@@ -224,7 +226,7 @@ def test_a_bundle_without_probes_gets_them_when_it_is_quantized(bundle: Path, di
     (mine / "manifest.json").write_text(json.dumps(manifest))
     (mine / "probes.npz").unlink(missing_ok=True)
     assert load_bundle(mine).probes is None
-    quantize_with(mine, "fp16", digits)
+    quantize_bundle_from_dataset(mine, "fp16", digits)
     opened = load_bundle(mine)
     assert opened.probes is not None
     assert set(probes.load(opened.file(opened.probes)).models) == {model.sha256 for model in opened.models}
@@ -234,7 +236,7 @@ def test_files_that_others_made_get_no_answers(bundle: Path, digits: Dataset, tm
     mine = tmp_path / "bundle"
     shutil.copytree(bundle, mine)
     add_model(mine, load_bundle(mine).file(load_bundle(mine).find()), ModelEntry("classifier", "fp8", opset=20))
-    quantize_with(mine, "fp16", digits)
+    quantize_bundle_from_dataset(mine, "fp16", digits)
     opened = load_bundle(mine)
     answered = set(probes.load(opened.file(opened.probes)).models)
     assert answered == {model.sha256 for model in opened.models if model.precision != "fp8"}

@@ -18,9 +18,9 @@ from vae_edge.cli import main
 from vae_edge.data import Dataset, LabelledImages
 from vae_edge.errors import ExportError
 from vae_edge.export import bundle as bundle_module
-from vae_edge.export import quantize_with
+from vae_edge.export import quantize_bundle_from_dataset
 from vae_edge.export.quality import matching_threshold, sign_test
-from vae_edge.export.quantize import check_rules
+from vae_edge.export.quantize import validate_qdq
 from vae_edge.runtime import autoselect, load
 
 
@@ -48,37 +48,37 @@ def first_of_each(labels: np.ndarray, classes: tuple[int, ...], each: int) -> np
 def test_dark_images_are_refused_and_the_bundle_stays_as_it_was(mine: Path, digits: Dataset):
     before = state(mine)
     with pytest.raises(ExportError, match=r"the fp32 model gets 1?\d\.\d% of these images right, but got 9\d") as told:
-        quantize_with(mine, "int8", without_test(digits, digits.train.images // 16))
+        quantize_bundle_from_dataset(mine, "int8", without_test(digits, digits.train.images // 16))
     for words in ("accepts", "mean pixel is", "largest pixel is 15", "Nothing was changed", "--force"):
         assert words in str(told.value)
     assert state(mine) == before
 
 
 def test_who_insists_gets_it_but_auto_does_not_trust_it(mine: Path, digits: Dataset):
-    result = quantize_with(mine, "int8", without_test(digits, digits.train.images // 16), force=True)
-    assert any("fp32 model gets" in sentence for sentence in result["warnings"])
+    result = quantize_bundle_from_dataset(mine, "int8", without_test(digits, digits.train.images // 16), force=True)
+    assert any("fp32 model gets" in sentence for sentence in result.warnings)
     opened = load_bundle(mine)
     assert all(entry.accuracy["refused"] for entry in opened.select("classifier", "onnx", "int8"))
-    assert "int8" not in {precision for _, precision in autoselect.candidates(opened, "auto", "auto")}
+    assert "int8" not in {c.precision for c in autoselect.candidates(opened, "auto", "auto")}
 
 
 def test_images_of_a_few_classes_are_refused_and_missing_ones_warned_about(mine: Path, digits: Dataset):
     labels, images = digits.train.labels, digits.train.images
     with pytest.raises(ExportError, match="they cover 3 of 10 classes"):
-        quantize_with(mine, "int8", without_test(digits, images, first_of_each(labels, (1, 4, 7), 20)))
+        quantize_bundle_from_dataset(mine, "int8", without_test(digits, images, first_of_each(labels, (1, 4, 7), 20)))
     most = first_of_each(labels, tuple(range(9)), 60)
-    result = quantize_with(mine, "int8", without_test(digits, images, most))
-    assert "no image is of the class 9" in result["warnings"]
+    result = quantize_bundle_from_dataset(mine, "int8", without_test(digits, images, most))
+    assert "no image is of the class 9" in result.warnings
 
 
 def test_a_handful_of_images_is_warned_about_and_not_trusted(mine: Path, digits: Dataset):
     few = first_of_each(digits.train.labels, tuple(range(10)), 8)
-    result = quantize_with(mine, "int8", without_test(digits, digits.train.images, few))
-    low, high = result["before"]["accuracy_interval"]
+    result = quantize_bundle_from_dataset(mine, "int8", without_test(digits, digits.train.images, few))
+    low, high = result.before["accuracy_interval"]
     assert high - low > 0.15
-    assert any("70 images alone" in sentence for sentence in result["warnings"])
-    assert any("10 images alone" in sentence and "auto" in sentence for sentence in result["warnings"])
-    assert "int8" not in {precision for _, precision in autoselect.candidates(load_bundle(mine), "auto", "auto")}
+    assert any("only 70 images" in sentence for sentence in result.warnings)
+    assert any("only 10 images" in sentence and "auto" in sentence for sentence in result.warnings)
+    assert "int8" not in {c.precision for c in autoselect.candidates(load_bundle(mine), "auto", "auto")}
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, change: Callable[[onnx.GraphProto], None]) -> None:
@@ -114,7 +114,7 @@ def test_a_model_that_int8_destroys_is_refused(mine: Path, digits: Dataset, monk
     plant(monkeypatch, without_a_layer)
     before = state(mine)
     with pytest.raises(ExportError, match=r"int8 loses too much: .*accuracy falls from 9.* to .* \(400 images\)"):
-        quantize_with(mine, "int8", digits)
+        quantize_bundle_from_dataset(mine, "int8", digits)
     assert state(mine) == before
 
 
@@ -122,12 +122,12 @@ def test_a_score_that_int8_moves_keeps_its_acceptance_by_a_threshold_of_its_own(
     mine: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ):
     plant(monkeypatch, with_scores_moved)
-    result = quantize_with(mine, "int8", digits)
+    result = quantize_bundle_from_dataset(mine, "int8", digits)
     opened = load_bundle(mine)
     entries = opened.select("classifier", "onnx", "int8")
     assert len(entries) == 3 and all(4 < entry.threshold - opened.threshold < 6 for entry in entries)
-    for part in result["files"].values():
-        assert abs(part["figures"]["accepted"] - result["before"]["accepted"]) <= 0.02
+    for part in result.files.values():
+        assert abs(part.figures["accepted"] - result.before["accepted"]) <= 0.02
     with load(mine, "onnxruntime", "int8") as classifier:
         predictions = classifier(digits.test.images)
         assert classifier.threshold == predictions.threshold > opened.threshold
@@ -154,10 +154,10 @@ def test_every_figure_that_rejection_rests_on_is_recorded_for_each_file(bundle: 
 
 def test_only_tensorrts_file_keeps_tensorrts_rules(bundle: Path):
     opened = load_bundle(bundle)
-    check_rules(onnx.load(opened.file(opened.find(precision="int8"))))
+    validate_qdq(onnx.load(opened.file(opened.find(precision="int8"))))
     for target in ("cpu", "cpu_reduced_range"):
         with pytest.raises(ExportError, match="UINT8"):
-            check_rules(onnx.load(opened.file(opened.find(precision="int8", target=target))))
+            validate_qdq(onnx.load(opened.file(opened.find(precision="int8", target=target))))
 
 
 @pytest.mark.slow
@@ -199,5 +199,5 @@ def test_labelled_images_keep_their_order_of_classes(mine: Path, digits: Dataset
     place = np.argsort(order)
     names = tuple(digits.classes[k] for k in order)
     shuffled = LabelledImages(digits.train.images, place[digits.train.labels].astype(np.int64), names)
-    result = quantize_with(mine, "int8", Dataset("shuffled", "shuffled", shuffled, None))
-    assert result["after"]["accuracy"] > 0.9
+    result = quantize_bundle_from_dataset(mine, "int8", Dataset("shuffled", "shuffled", shuffled, None))
+    assert result.files["any"].figures["accuracy"] > 0.9

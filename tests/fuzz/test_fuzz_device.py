@@ -22,7 +22,8 @@ from vae_edge.bundle import load_bundle
 from vae_edge.engine.inspection import CAPABILITY_BITS, MAGIC, inspect_engine
 from vae_edge.limits import MAX_ELEMENTS
 from vae_edge.onnx_graph import read_graph
-from vae_edge.onnx_shapes import Totals, check_model, elements
+from vae_edge.onnx_shapes import GraphCost, check_model
+from vae_edge.onnx_sizes import elements
 from vae_edge.preprocess import InputSpec, open_image, prepare_image
 from vae_edge.runtime import probing
 
@@ -65,7 +66,7 @@ def test_onnx_files_with_nodes_attributes_and_shapes_changed(model_file: Path, r
                 assert shape == tuple(_for_images(side, images) for side in totals.shapes[name]), name
 
 
-def _check_totals(content: bytes) -> Totals | None:
+def _check_totals(content: bytes) -> GraphCost | None:
     totals = outcome(lambda: check_model(content, "the model"))
     if totals is not None:
         computed = totals.shapes.keys() - read_graph(content, "the model").tensors.keys()
@@ -228,7 +229,7 @@ def test_engine_headers(tmp_path: Path, rng: random.Random) -> None:
         path.write_bytes(bytes_changed(bytes(right[:changed]), rng) + right[changed:])
         found = outcome(lambda: inspect_engine(path))
         if found is not None:
-            assert found["bytes"] == path.stat().st_size and set(found["targets"]) <= set(CAPABILITY_BITS)
+            assert found.header.size == path.stat().st_size and set(found.header.targets) <= set(CAPABILITY_BITS)
 
 
 def test_the_odd_values_are_refused_somewhere(small_bundle: Path) -> None:

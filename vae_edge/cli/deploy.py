@@ -47,7 +47,7 @@ def export_run(
     run: Path, out: str, name: str | None = None, score: str = "full", probes: bool = True
 ) -> dict[str, Any]:
     """Export a training run's model into a bundle, with the `full` rejection score or the `light` one."""
-    from vae_edge.export import Description, export_bundle
+    from vae_edge.export import BundleMetadata, export_bundle
     from vae_edge.files import sha256
     from vae_edge.probes import load as load_probes
     from vae_edge.training.checkpoint import MODEL, load_checkpoint, load_samples
@@ -56,7 +56,7 @@ def export_run(
     use_threads()
     checkpoint = load_checkpoint(run)
     config, result = checkpoint.config, checkpoint.result
-    about = Description(
+    about = BundleMetadata(
         name=name or run.resolve().name,
         classes=config.classes,
         input=config.input,
@@ -86,16 +86,18 @@ def export_run(
 def quantize(arguments: argparse.Namespace) -> None:
     """`vae-edge quantize`."""
     from vae_edge.bundle import load_bundle
-    from vae_edge.export.bundle import quantize_with
+    from vae_edge.export.bundle import quantize_bundle_from_dataset
 
     bundle = load_bundle(arguments.bundle)
     bundle.find("classifier", "onnx", "fp32")  # or refuse, before the images are read
     check_bundle_writable(arguments.bundle)
     dataset = open_data(arguments, bundle.input)
     with working(f"quantizing to {arguments.precision}"):
-        result = quantize_with(arguments.bundle, arguments.precision, dataset, arguments.seed, arguments.force)
-    result = {**result, "left_out": left_out_json(dataset)}
-    for sentence in result["warnings"]:
+        added = quantize_bundle_from_dataset(
+            arguments.bundle, arguments.precision, dataset, arguments.seed, arguments.force
+        )
+    result = {**added.to_json(), "left_out": left_out_json(dataset)}
+    for sentence in added.warnings:
         say(f"warning: {sentence}")
     emit(result, arguments.json, lambda: _quantization_lines(result))
 
@@ -118,23 +120,26 @@ def _quantization_lines(result: dict[str, Any]) -> Iterator[str]:
 
 def build(arguments: argparse.Namespace) -> None:
     """`vae-edge build`."""
-    from vae_edge.engine.build import build_bundle_engine
-    from vae_edge.engine.tensorrt import DEFAULT_BATCH
+    from vae_edge.engine.build import BuildConfig, build_bundle_engine
+    from vae_edge.engine.tensorrt import DEFAULT_BATCH, DEFAULT_WORKSPACE_BYTES
 
     batch = arguments.batch or DEFAULT_BATCH
     if len(batch) != 3:
         raise ConfigError(f"--batch {','.join(map(str, batch))}: expected three whole numbers such as 1,8,64")
     check_bundle_writable(arguments.bundle)
     with sharing_progress() as show:
-        result = build_bundle_engine(
-            arguments.bundle,
+        config = BuildConfig(
             precision=arguments.precision,
+            batch=tuple(batch),
             targets=arguments.target or (),
             kind=arguments.kind,
-            batch=tuple(batch),
-            workspace_bytes=arguments.workspace * 2**20 if arguments.workspace else None,
-            progress=None if show is None else lambda phase, step, steps: show(phase, step / max(1, steps)),
+            workspace_bytes=arguments.workspace * 2**20 if arguments.workspace else DEFAULT_WORKSPACE_BYTES,
         )
+        result = build_bundle_engine(
+            arguments.bundle,
+            config,
+            progress=None if show is None else lambda phase, step, steps: show(phase, step / max(1, steps)),
+        ).to_json()
     emit(result, arguments.json, lambda: _build_lines(result))
 
 
@@ -158,7 +163,7 @@ def inspect(arguments: argparse.Namespace) -> None:
     else:
         from vae_edge.engine.inspection import inspect_engine
 
-        result = {"kind": "engine", **inspect_engine(path)}
+        result = {"kind": "engine", **inspect_engine(path).to_json()}
     emit(result, arguments.json, lambda: _tree(result))
 
 

@@ -149,7 +149,7 @@ def doctor(arguments: argparse.Namespace) -> None:
     """`vae-edge doctor`."""
     from vae_edge.benchmark.measure import describe_machine
     from vae_edge.engine.cuda import probe
-    from vae_edge.engine.tensorrt import found
+    from vae_edge.engine.tensorrt import discover
 
     brought = metadata.packages_distributions()
     packages = {name: _package(name, use, brought) for name, use in _PACKAGES.items()}
@@ -158,7 +158,7 @@ def doctor(arguments: argparse.Namespace) -> None:
     result: dict[str, Any] = {
         "machine": describe_machine(),
         "packages": packages,
-        "tensorrt": [asdict(flavour) for flavour in found()],
+        "tensorrt": [asdict(installation) for installation in discover()],
         "cuda": driver.to_json(),
         "tools": tools,
         "can": _abilities(packages),

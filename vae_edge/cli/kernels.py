@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from vae_edge.cli.console import emit, say
-from vae_edge.processors import available_cpus
+from vae_edge.environment import available_cpus
 
 HEADINGS = ("kernel", "sm", "registers", "shared", "spills", "occupancy", "matrix", "loop", "16-byte", "code", "")
 

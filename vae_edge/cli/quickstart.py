@@ -83,7 +83,7 @@ def _run(dataset: Any, arguments: argparse.Namespace, out: Path) -> dict[str, An
     from vae_edge.benchmark import run_benchmark
     from vae_edge.cli.deploy import export_run
     from vae_edge.data import select_split
-    from vae_edge.export import quantize_with
+    from vae_edge.export import quantize_bundle_from_dataset
     from vae_edge.files import write_json
 
     run, bundle = out / "run", out / "bundle"
@@ -92,7 +92,7 @@ def _run(dataset: Any, arguments: argparse.Namespace, out: Path) -> dict[str, An
     export_run(run, str(bundle), "quickstart")
     for precision in PRECISIONS[1:]:
         say(f"quantizing to {precision}")
-        quantize_with(bundle, precision, dataset, arguments.seed)
+        quantize_bundle_from_dataset(bundle, precision, dataset, arguments.seed)
     say("measuring latency and memory")
     with sharing_progress() as progress:
         benchmark = run_benchmark(bundle, seconds=15.0, progress=progress)

@@ -1,4 +1,4 @@
-"""What the NVIDIA driver on this machine sees, asked of `libcuda.so.1` through ctypes: no package is needed."""
+"""The NVIDIA driver of this machine and its GPUs, by `libcuda.so.1` through ctypes: no package is needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _INTEGRATED, _MULTIPROCESSORS, _MAJOR, _MINOR = 18, 16, 75, 76  # CUdevice_attri
 
 @dataclass(frozen=True)
 class Device:
-    """One GPU, in the order in which CUDA numbers them (after CUDA_VISIBLE_DEVICES)."""
+    """One GPU. `index` is CUDA's number for it, after CUDA_VISIBLE_DEVICES."""
 
     index: int
     name: str
@@ -43,13 +43,13 @@ class Driver:
         return len(self.devices)
 
     def to_json(self) -> dict[str, Any]:
-        """The finding as a dict fit for JSON."""
+        """As `vae-edge doctor` prints it."""
         devices = [{**dataclasses.asdict(device), "target": device.target} for device in self.devices]
         version = _dotted(self.version) if self.version else None
         return {"version": version, "devices": devices, "problem": self.problem}
 
     def sentence(self) -> str:
-        """The finding in one line, for people."""
+        """The GPUs and the driver in one line."""
         if not self.devices:
             return f"none: {self.problem}"
         names = ", ".join(f"{d.name} ({d.target}, {d.memory_bytes / 2**30:.1f} GiB)" for d in self.devices)
@@ -57,7 +57,7 @@ class Driver:
 
 
 def probe(library: str = "libcuda.so.1") -> Driver:
-    """Ask the driver for its version and its GPUs. Never raises: what is missing is said in `problem`.
+    """Ask the driver for its version and its GPUs. Never raises: `problem` says what is missing.
 
     Initializes the driver in this process (a few milliseconds) but makes no context, so it takes no memory of the GPU.
     """
@@ -66,12 +66,12 @@ def probe(library: str = "libcuda.so.1") -> Driver:
     except OSError:
         return Driver(None, (), f"no NVIDIA driver is installed ({library} is not there)")
     try:
-        return _ask(cuda)
+        return _query(cuda)
     except AttributeError as error:
         return Driver(None, (), f"{library} is not a CUDA driver: {error}")
 
 
-def _ask(cuda: ctypes.CDLL) -> Driver:
+def _query(cuda: ctypes.CDLL) -> Driver:
     number = ctypes.c_int(0)
     version = None
     if cuda.cuDriverGetVersion(ctypes.byref(number)) == _SUCCESS:

@@ -1,7 +1,7 @@
-"""The header of a TensorRT-RTX engine: 64 bytes that tell its size, version and architectures, without a driver.
+"""What an engine is, without a driver: the header of a TensorRT-RTX engine, and each layer's precision from the log.
 
-The layout is not documented. It was deduced from engines of TensorRT-RTX 1.7 whose targets were known; the tests build
-such engines and compare. Little-endian:
+The layout of the header is not documented. It was deduced from engines of TensorRT-RTX 1.7 whose targets were known;
+the tests build such engines and compare. 64 bytes, little-endian:
 
     0   "vtrt"            4 bytes
     16  size of the file  u64
@@ -9,11 +9,9 @@ such engines and compare. Little-endian:
     28  "vtrt"            4 bytes
     32  capability mask   u32: bit 0 is 7.5, 1 is 8.0, 2 is 8.6, 3 is 8.9, 4 is 12.0, 5 is 12.1, 6 is anything later
 
-Which precision each layer of an engine runs in, read from the builder's verbose log, and why not the one asked for.
-
-The log's table "Layers:" has one line a layer. For a tensor TensorRT-RTX writes `Datatype: Int8, Format: (NHWC) ...`,
-full TensorRT `Format/Datatype: Thirty-two wide channel vectorized row major Int8 format` or `Format/Datatype: Half`.
-Only convolutions and matrix products ("heavy" layers) count for the share: there the arithmetic is.
+The builder's verbose log ends with a table "Layers:" of one line a layer. For a tensor TensorRT-RTX writes
+`Datatype: Int8, Format: (NHWC) ...`, full TensorRT `Format/Datatype: Thirty-two wide channel vectorized row major Int8
+format` or `Format/Datatype: Half`. (`IEngineInspector` would say the same in JSON, but it needs a GPU.)
 """
 
 from __future__ import annotations
@@ -28,14 +26,16 @@ from typing import Any
 from vae_edge import files
 from vae_edge.errors import EngineError
 
+# The header of a TensorRT-RTX engine
+
 HEADER_BYTES = 64
 MAGIC = b"vtrt"
 CAPABILITY_BITS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
-_LATER = 1 << len(CAPABILITY_BITS)
+_FORWARD_COMPATIBLE = 1 << len(CAPABILITY_BITS)
 
 
 @dataclass(frozen=True)
-class Header:
+class EngineHeader:
     """What a TensorRT-RTX engine says of itself."""
 
     size: int
@@ -48,16 +48,38 @@ class Header:
         return tuple(name for bit, name in enumerate(CAPABILITY_BITS) if self.mask >> bit & 1)
 
     @property
-    def later(self) -> bool:
-        """Whether it claims architectures later than those that have a bit of their own."""
-        return bool(self.mask & _LATER)
+    def forward_compatible(self) -> bool:
+        """Whether it claims architectures later than those with a bit of their own."""
+        return bool(self.mask & _FORWARD_COMPATIBLE)
 
 
-def parse_header(start: bytes, size: int, name: str = "the engine") -> Header:
-    """Read the header from the first bytes of an engine of `size` bytes.
+@dataclass(frozen=True)
+class EngineFile:
+    """A TensorRT-RTX engine file: its path, SHA-256 and header."""
+
+    file: str
+    sha256: str
+    header: EngineHeader
+
+    def to_json(self) -> dict[str, Any]:
+        """As `vae-edge inspect` prints it."""
+        return {
+            "file": self.file,
+            "kind": "tensorrt_rtx",
+            "version": self.header.version,
+            "bytes": self.header.size,
+            "sha256": self.sha256,
+            "capability_mask": self.header.mask,
+            "targets": list(self.header.targets),
+            "later": self.header.forward_compatible,
+        }
+
+
+def parse_header(start: bytes, size: int, name: str = "the engine") -> EngineHeader:
+    """The header in the first bytes of an engine of `size` bytes.
 
     Raises:
-        EngineError: if it is too short, begins otherwise, is cut short, or claims bits that no known version sets.
+        EngineError: the engine is too short, begins otherwise, is cut short, or claims bits that no known version sets.
     """
     if size < HEADER_BYTES or len(start) < HEADER_BYTES:
         raise EngineError(
@@ -76,19 +98,19 @@ def parse_header(start: bytes, size: int, name: str = "the engine") -> Header:
             "again."
         )
     (mask,) = struct.unpack_from("<I", start, 32)
-    if mask == 0 or mask >= _LATER << 1:
+    if mask == 0 or mask >= _FORWARD_COMPATIBLE << 1:
         raise EngineError(
             f"{name} has the capability mask {mask:#x} in its header, which this version cannot read: it is damaged, "
             "or was built by a TensorRT-RTX whose header differs."
         )
-    return Header(size=size, version=".".join(str(byte) for byte in start[24:28]), mask=mask)
+    return EngineHeader(size=size, version=".".join(str(byte) for byte in start[24:28]), mask=mask)
 
 
-def read_header(path: str | os.PathLike[str]) -> Header:
-    """Read the header of the engine file at `path`.
+def read_header(path: str | os.PathLike[str]) -> EngineHeader:
+    """The header of the engine file at `path`.
 
     Raises:
-        EngineError: if the file cannot be read or is no whole TensorRT-RTX engine.
+        EngineError: the file cannot be read, or is not a complete TensorRT-RTX engine.
     """
     try:
         with files.open_regular(path) as file:
@@ -99,8 +121,8 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         raise EngineError(f"The engine {path} cannot be read: {error}.") from error
 
 
-def inspect_engine(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a TensorRT-RTX engine file says without a driver: a dict fit for JSON.
+def inspect_engine(path: str | os.PathLike[str]) -> EngineFile:
+    """What a TensorRT-RTX engine file says without a driver.
 
     Raises:
         EngineError: as `read_header`.
@@ -110,178 +132,194 @@ def inspect_engine(path: str | os.PathLike[str]) -> dict[str, Any]:
         digest = files.sha256(path)
     except (OSError, ValueError) as error:
         raise EngineError(f"The engine {path} cannot be read ({error}): check the path.") from error
-    return {
-        "file": str(path),
-        "kind": "tensorrt_rtx",
-        "version": header.version,
-        "bytes": header.size,
-        "sha256": digest,
-        "capability_mask": header.mask,
-        "targets": list(header.targets),
-        "later": header.later,
-    }
+    return EngineFile(str(path), digest, header)
 
+
+# The layers of an engine, from the builder's log
 
 _TYPES = {
     "float": "fp32", "fp32": "fp32", "half": "fp16", "fp16": "fp16", "bfloat16": "bf16", "bf16": "bf16", "int8": "int8",
     "fp8": "fp8", "uint8": "uint8", "int32": "int32", "int64": "int64", "bool": "bool", "int4": "int4", "fp4": "fp4",
 }  # fmt: skip
+BY_WIDTH = ("fp4", "int4", "fp8", "int8", "fp16", "bf16", "fp32")
+"""Precisions of arithmetic, narrowest first."""
+QUANTIZED = ("int8", "fp8", "int4", "fp4")
+
 _TYPE_WORD = re.compile(r"\b(" + "|".join(_TYPES) + r")\b", re.IGNORECASE)
 _DATATYPE = re.compile(r"(?:Format/)?Datatype: ([^}]*?)(?:, Format: |\s*[}\n]|$)")
-_HEAVY_TYPE = re.compile(r"conv|correlation|gemm|matmul|matrix_?multiply|fully_?connected", re.IGNORECASE)
-_HEAVY_FUSED = re.compile(r"__myl_\w*?(?:Fc|Corr|Conv|Gemm)(?=[A-Z_])")
+_COMPUTE_TYPE = re.compile(r"conv|correlation|gemm|matmul|matrix_?multiply|fully_?connected", re.IGNORECASE)
+_COMPUTE_FUSED = re.compile(r"__myl_\w*?(?:Fc|Corr|Conv|Gemm)(?=[A-Z_])")
 _ROW = re.compile(r"Name: (?P<name>.*?), LayerType: (?P<type>[^,]*)(?P<rest>,.*|$)")
-_NARROW = ("fp4", "int4", "fp8", "int8", "fp16", "bf16", "fp32")
 
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """One layer of an engine. `precision` is what its arithmetic reads; `inputs`, `outputs` are its tensors' types."""
+    """One layer of an engine.
+
+    Attributes:
+        precision: of the data that its arithmetic reads.
+        inputs, outputs: the types of its tensors.
+        is_compute: whether it is a convolution or matrix product, in which the arithmetic is.
+    """
 
     name: str
     type: str
     precision: str
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
-    heavy: bool = False
+    is_compute: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """The layer as a dict fit for JSON."""
+        """As `vae-edge build` prints it."""
         return {
             "name": self.name,
             "type": self.type,
             "precision": self.precision,
             "inputs": list(self.inputs),
             "outputs": list(self.outputs),
-            "heavy": self.heavy,
+            "heavy": self.is_compute,
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> LayerInfo:
         """The inverse of `to_json`."""
-        return cls(**{**value, "inputs": tuple(value["inputs"]), "outputs": tuple(value["outputs"])})
+        return cls(
+            name=value["name"],
+            type=value["type"],
+            precision=value["precision"],
+            inputs=tuple(value["inputs"]),
+            outputs=tuple(value["outputs"]),
+            is_compute=value["heavy"],
+        )
 
 
 def parse_layers(messages: Iterable[str]) -> tuple[LayerInfo, ...]:
     """The layers of the last table "Layers:" among the builder's messages; empty if there is none."""
-    found: tuple[LayerInfo, ...] = ()
+    layers: tuple[LayerInfo, ...] = ()
     for message in messages:
         _, mark, table = message.partition("Layers:\n")
         if mark:
-            rows = (_layer(line) for line in table.split("\n\n")[0].splitlines())
-            found = tuple(row for row in rows if row is not None) or found
-    return found
+            rows = (_parse_row(line) for line in table.split("\n\n")[0].splitlines())
+            layers = tuple(row for row in rows if row is not None) or layers
+    return layers
 
 
-def _layer(line: str) -> LayerInfo | None:
+def _parse_row(line: str) -> LayerInfo | None:
     row = _ROW.match(line.strip())
     if row is None:
         return None
     name, kind, rest = row["name"], row["type"], row["rest"]
     inputs, outputs = _types(_section(rest, "Inputs")), _types(_section(rest, "Outputs"))
-    heavy = bool(_HEAVY_TYPE.search(kind) or _HEAVY_FUSED.search(name))
-    return LayerInfo(name, kind, _precision(inputs, outputs, heavy), inputs, outputs, heavy)
+    is_compute = bool(_COMPUTE_TYPE.search(kind) or _COMPUTE_FUSED.search(name))
+    return LayerInfo(name, kind, _precision(inputs, outputs, is_compute), inputs, outputs, is_compute)
 
 
 def _section(rest: str, title: str) -> str:
-    """What stands between "Inputs: [" and the "]" that closes it; names inside may hold brackets of their own."""
-    found = re.search(rf", {title}: \[(?:\]|(.*?\}})\])(?=, [A-Z]\w*: |$)", rest)
-    return (found[1] or "") if found else ""
+    """The text between "Inputs: [" and the "]" that closes it; names inside may hold brackets of their own."""
+    match = re.search(rf", {title}: \[(?:\]|(.*?\}})\])(?=, [A-Z]\w*: |$)", rest)
+    return (match[1] or "") if match else ""
 
 
 def _types(section: str) -> tuple[str, ...]:
-    words = (_TYPE_WORD.search(found[1]) for found in _DATATYPE.finditer(section))
+    words = (_TYPE_WORD.search(match[1]) for match in _DATATYPE.finditer(section))
     return tuple(_TYPES[word[1].lower()] for word in words if word is not None)
 
 
-def _precision(inputs: tuple[str, ...], outputs: tuple[str, ...], heavy: bool) -> str:
-    """Arithmetic of a heavy layer is as narrow as its narrowest input; of another, what its first tensor is."""
-    if heavy:
-        for kind in _NARROW:
-            if kind in inputs:
-                return kind
+def _precision(inputs: tuple[str, ...], outputs: tuple[str, ...], is_compute: bool) -> str:
+    """Of a compute layer that of its narrowest input, of another the type of its first tensor."""
+    if is_compute:
+        for precision in BY_WIDTH:
+            if precision in inputs:
+                return precision
     return next(iter(inputs or outputs), "none")
 
 
-def share(layers: Iterable[LayerInfo], precision: str) -> float | None:
-    """The share of the heavy layers that run in `precision`, in 0..1; None where the table has no heavy layer."""
-    heavy = [layer for layer in layers if layer.heavy]
-    return sum(layer.precision == precision for layer in heavy) / len(heavy) if heavy else None
+def fraction_at(layers: Iterable[LayerInfo], precision: str) -> float | None:
+    """The fraction 0..1 of the compute layers that run in `precision`; None where the table has none."""
+    compute = [layer for layer in layers if layer.is_compute]
+    return sum(layer.precision == precision for layer in compute) / len(compute) if compute else None
 
 
-def network_precisions(network: Any) -> dict[str, str]:
-    """What the ONNX file asks for: each convolution and matrix product of a parsed network by name, and its precision.
+# The precision that the ONNX file asks for
 
-    "int8" or "fp8" needs a Q/DQ pair on both inputs; a pair on one alone is written "int8 on one input".
+
+def requested_precisions(network: Any) -> dict[str, str]:
+    """The precision of each convolution and matrix product of a parsed network, by name.
+
+    "int8" or "fp8" needs a Q/DQ pair on both inputs; a pair on only one is written "int8 on one input".
     """
-    makers = {}
+    producers = {}
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         for slot in range(layer.num_outputs):
-            makers[layer.get_output(slot).name] = layer
-    asked = {}
+            producers[layer.get_output(slot).name] = layer
+
+    requested = {}
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         if layer.type.name in ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY"):
             tensors = [layer.get_input(slot) for slot in range(min(layer.num_inputs, 2))]
-            asked[layer.name] = _asked([_source_type(tensor, makers) for tensor in tensors if tensor is not None])
-    return asked
+            types = [_source_type(tensor, producers) for tensor in tensors if tensor is not None]
+            requested[layer.name] = _requested(types)
+    return requested
 
 
-def _asked(kinds: list[str]) -> str:
-    quantized = [kind for kind in kinds if kind in ("int8", "fp8", "int4", "fp4")]
-    if quantized and len(quantized) < len(kinds):
+def _requested(types: list[str]) -> str:
+    quantized = [name for name in types if name in QUANTIZED]
+    if quantized and len(quantized) < len(types):
         return f"{quantized[0]} on one input"
-    return quantized[0] if quantized else kinds[0]
+    return quantized[0] if quantized else types[0]
 
 
-def _source_type(tensor: Any, makers: Mapping[str, Any]) -> str:
+def _source_type(tensor: Any, producers: Mapping[str, Any]) -> str:
     """The type of a tensor, or of what was dequantized into it (seen through shuffles)."""
     current = tensor
     for _ in range(8):
-        maker = makers.get(current.name)
-        if maker is None:
+        producer = producers.get(current.name)
+        if producer is None:
             break
-        if maker.type.name == "DEQUANTIZE":
-            current = maker.get_input(0)
+        if producer.type.name == "DEQUANTIZE":
+            current = producer.get_input(0)
             break
-        if maker.type.name not in ("SHUFFLE", "IDENTITY"):
+        if producer.type.name not in ("SHUFFLE", "IDENTITY"):
             break
-        current = maker.get_input(0)
+        current = producer.get_input(0)
     name = current.dtype.name.lower() if current is not None else "float"
-    kind = _TYPES.get(name, name)
-    return kind if kind in _NARROW else _TYPES.get(tensor.dtype.name.lower(), "fp32")
+    precision = _TYPES.get(name, name)
+    return precision if precision in BY_WIDTH else _TYPES.get(tensor.dtype.name.lower(), "fp32")
 
 
-def reasons(layers: Iterable[LayerInfo], precision: str, asked: Mapping[str, str]) -> tuple[str, ...]:
-    """Sentences that say where the engine does not run in `precision`, and why, as far as the log tells.
+def explain_precision(layers: Iterable[LayerInfo], precision: str, requested: Mapping[str, str]) -> tuple[str, ...]:
+    """Sentences: which compute layers do not run in `precision`, and why, as far as the log tells.
 
-    `asked` is what the ONNX file asks for (`network_precisions`).
+    Args:
+        requested: the precision that the ONNX file asks for, by node (`requested_precisions`).
     """
     table = list(layers)
-    heavy = [layer for layer in table if layer.heavy]
+    compute = [layer for layer in table if layer.is_compute]
     if not table:
         return ("The builder's log holds no table of layers: which precision runs is unknown.",)
-    said = [_reason(layer, precision, asked) for layer in heavy if layer.precision != precision]
+
+    sentences = [_explain(layer, precision, requested) for layer in compute if layer.precision != precision]
     if precision in ("int8", "fp8"):
-        wide = [x for x in heavy if x.precision == precision and x.outputs and precision not in x.outputs]
+        wide = [x for x in compute if x.precision == precision and x.outputs and precision not in x.outputs]
         if wide:
-            written = " or ".join(sorted({kind for layer in wide for kind in layer.outputs}))
-            said.append(
-                f"{len(wide)} of {len(heavy)} convolutions and matrix products read {precision} but write {written}: "
+            written = " or ".join(sorted({name for layer in wide for name in layer.outputs}))
+            sentences.append(
+                f"{len(wide)} of {len(compute)} convolutions and matrix products read {precision} but write {written}: "
                 "bias, activation and quantization run in a layer of their own after them."
             )
     reformats = [layer for layer in table if "reformat" in layer.type.lower()]
     if reformats:
-        said.append(
+        sentences.append(
             f"{len(reformats)} of {len(table)} layers only change the type or the order of a tensor (Reformat)."
         )
-    return tuple(said)
+    return tuple(sentences)
 
 
-def _reason(layer: LayerInfo, precision: str, asked: Mapping[str, str]) -> str:
-    names = {re.sub(r"_myl\d+_\d+$", "", part.strip()) for part in layer.name.split("+")}
-    wanted = sorted({kind for name, kind in asked.items() if name in names})
+def _explain(layer: LayerInfo, precision: str, requested: Mapping[str, str]) -> str:
+    nodes = {re.sub(r"_myl\d+_\d+$", "", part.strip()) for part in layer.name.split("+")}
+    wanted = sorted({value for name, value in requested.items() if name in nodes})
     what = f"'{layer.name}' runs in {layer.precision}"
     if not wanted:
         return f"{what}: it is not one node of the ONNX file, so what was asked of it is unknown."

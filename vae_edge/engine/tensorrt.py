@@ -1,34 +1,391 @@
-"""What TensorRT says while it parses and builds: collected, and turned into sentences that tell what to do.
+"""The TensorRT that is installed: finding it, configuring a build, and its messages as advice.
 
-What a build is asked to do: one frozen record, checked as a whole, that travels to the worker as JSON.
-
-The one place that imports a TensorRT module: finds those that are there and opens one.
-
-It covers TensorRT 10.3, 10.13 and later, 11, and TensorRT-RTX 1.x. It never compares versions: it asks the module
-what it has. The Python wheels install `tensorrt_bindings` and `tensorrt_rtx_bindings`; the packages `tensorrt` and
-`tensorrt_rtx`, and JetPack, give the same under the shorter names.
+Only this module imports TensorRT. It covers TensorRT 10.3, 10.13 and later, 11, and TensorRT-RTX 1.x, and compares no
+versions: it asks the module what it has. The Python wheels install `tensorrt_bindings` and `tensorrt_rtx_bindings`; the
+packages `tensorrt` and `tensorrt_rtx`, and JetPack, give the same under the shorter names.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from vae_edge.engine import cuda
-from vae_edge.engine.targets import check_precision, covers, parse_targets
+from vae_edge.engine.targets import parse_targets
 from vae_edge.environment import ShadowedError, import_package, is_installed, shadow
 from vae_edge.errors import EngineError
+from vae_edge.spec import PRECISIONS, ROLES
 
-SEVERITIES = ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE")
+KINDS = ("tensorrt", "tensorrt_rtx")
+DEFAULT_BATCH = (1, 8, 64)
+DEFAULT_WORKSPACE_BYTES = 256 << 20
+MIN_WORKSPACE_BYTES = 1 << 20
+MAX_BATCH = 65_536
+MAX_OPTIMIZATION_LEVEL = 5
+HARDWARE_COMPATIBILITY = ("none", "ampere_plus", "same_compute_capability")
+
+_MODULES = {
+    "tensorrt": ("tensorrt", "tensorrt_bindings"),
+    "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+}
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """What an engine is built for. Checked when it is made.
+
+    Attributes:
+        precision: of the ONNX file: "fp32", "fp16", "int8" or "fp8". The file decides it, not the build.
+        role: "classifier" or "reconstruction".
+        batch: (min, opt, max) of the optimization profile.
+        targets: architectures such as "sm_86", in any form that `parse_targets` reads; empty for this machine's GPU.
+        kind: "tensorrt", "tensorrt_rtx", or "auto" for the one that fits.
+        workspace_bytes: scratch memory on the device that a kernel may take.
+        optimization_level: 0 to 5; None leaves it to TensorRT, whose default is 3.
+        tf32: whether fp32 matrix products may round their inputs to 10 bits of mantissa.
+        version_compatible: whether a later TensorRT can run the engine (full TensorRT only).
+        hardware_compatibility: "none", "ampere_plus" or "same_compute_capability" (full TensorRT only).
+        dla_core: DLA core of a Jetson to build for, with fallback to the GPU.
+        timing_cache: file of measured kernel times, read if it is there and written after the build (needs a GPU).
+
+    Raises:
+        EngineError: a value that no TensorRT takes.
+    """
+
+    precision: str
+    role: str = "classifier"
+    batch: tuple[int, int, int] = DEFAULT_BATCH
+    targets: tuple[str, ...] = ()
+    kind: str = "auto"
+    workspace_bytes: int = DEFAULT_WORKSPACE_BYTES
+    optimization_level: int | None = None
+    tf32: bool = True
+    version_compatible: bool = False
+    hardware_compatibility: str = "none"
+    dla_core: int | None = None
+    timing_cache: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise EngineError(f"The precision {self.precision!r} is unknown: choose one of {', '.join(PRECISIONS)}.")
+        object.__setattr__(self, "targets", parse_targets(self.targets))
+        object.__setattr__(self, "batch", tuple(self.batch))
+        if self.timing_cache is not None:
+            object.__setattr__(self, "timing_cache", os.fspath(self.timing_cache))
+        if self.role not in ROLES:
+            raise EngineError(f"The role {self.role!r} is unknown: it is {' or '.join(ROLES)}.")
+        _check_kind(self.kind)
+        self._check_builder_options()
+        self._check_batch()
+
+    def _check_builder_options(self) -> None:
+        if not _is_int(self.workspace_bytes) or self.workspace_bytes < MIN_WORKSPACE_BYTES:
+            raise EngineError(
+                f"The workspace should be at least 1 MiB (1048576 bytes), but {self.workspace_bytes!r} was given."
+            )
+        level = self.optimization_level
+        if level is not None and (not _is_int(level) or not 0 <= level <= MAX_OPTIMIZATION_LEVEL):
+            raise EngineError(f"The optimization level should be 0 to 5, but {level!r} was given.")
+        if self.hardware_compatibility not in HARDWARE_COMPATIBILITY:
+            raise EngineError(
+                f"The hardware compatibility {self.hardware_compatibility!r} is unknown: choose one of "
+                f"{', '.join(HARDWARE_COMPATIBILITY)}."
+            )
+        if self.dla_core is not None and (not _is_int(self.dla_core) or self.dla_core < 0):
+            raise EngineError(f"The DLA core should be 0 or more, but {self.dla_core!r} was given.")
+
+    def _check_batch(self) -> None:
+        batch = self.batch
+        if len(batch) != 3 or not all(_is_int(size) for size in batch):
+            raise EngineError(f"The batch should be three whole numbers (min, opt, max), but {batch!r} was given.")
+        if not 1 <= batch[0] <= batch[1] <= batch[2] <= MAX_BATCH:
+            raise EngineError(
+                f"The batch should rise from at least 1 to at most {MAX_BATCH} (min, opt, max), but {batch!r} was "
+                "given."
+            )
+        if self.dla_core is not None and len(set(batch)) != 1:
+            raise EngineError(
+                f"A DLA runs one fixed batch, so min, opt and max must be equal, but {batch!r} was given: give "
+                "(8, 8, 8)."
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """All values, for the worker."""
+        return {**dataclasses.asdict(self), "batch": list(self.batch), "targets": list(self.targets)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> BuildConfig:
+        """The inverse of `to_json`."""
+        return cls(**value)
+
+    def for_manifest(self) -> dict[str, Any]:
+        """What a manifest keeps of the configuration: no path, and not the kind, which is the entry's format."""
+        values = self.to_json()
+        del values["kind"]
+        return {**values, "timing_cache": self.timing_cache is not None}
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in ("auto", *KINDS):
+        raise EngineError(f"The kind of TensorRT {kind!r} is unknown: choose auto, {' or '.join(KINDS)}.")
+
+
+# Finding TensorRT
+
+
+@dataclass(frozen=True)
+class TensorRTInstallation:
+    """One TensorRT module on this machine.
+
+    Attributes:
+        kind: "tensorrt" or "tensorrt_rtx".
+        module: the name under which it is imported.
+        gpu: whether the driver sees a GPU.
+        problem: why the module cannot be imported; empty if it can.
+    """
+
+    kind: str
+    module: str
+    version: str
+    gpu: bool
+    problem: str = ""
+
+
+def discover(kinds: Iterable[str] = KINDS) -> list[TensorRTInstallation]:
+    """The installed TensorRT of each kind, also one that cannot be imported (then with its `problem`)."""
+    gpu = cuda.probe().device_count > 0
+    installations = []
+    for kind in kinds:
+        here = [_try_import(kind, name, gpu) for name in _MODULES[kind] if is_installed(name) or shadow(name)]
+        working = [installation for installation in here if not installation.problem]
+        installations += working[:1] or here[:1]
+    return installations
+
+
+def usable() -> list[TensorRTInstallation]:
+    """The TensorRT modules that can be imported, full TensorRT first."""
+    return [installation for installation in discover() if not installation.problem]
+
+
+def _try_import(kind: str, name: str, gpu: bool) -> TensorRTInstallation:
+    try:
+        module = import_package(name)
+    except ShadowedError as error:
+        return TensorRTInstallation(kind, name, "", gpu, str(error))
+    except Exception as error:  # whatever a broken installation raises becomes a sentence for the user
+        return TensorRTInstallation(kind, name, "", gpu, f"{type(error).__name__}: {error}")
+    if not hasattr(module, "Builder"):
+        return TensorRTInstallation(kind, name, "", gpu, "it has no Builder, so it is not the full package")
+    return TensorRTInstallation(kind, name, str(getattr(module, "__version__", "unknown")), gpu)
+
+
+def install_hint(kind: str = "auto", installations: Iterable[TensorRTInstallation] = ()) -> str:
+    """What to install on a machine without a usable TensorRT; `installations` are those that cannot be imported."""
+    name = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}.get(kind, "TensorRT nor TensorRT-RTX")
+    broken = [f"The module {each.module} cannot be used: {each.problem.rstrip('.')}." for each in installations]
+    begin = " ".join(broken) or (f"Neither {name} is installed." if kind == "auto" else f"{name} is not installed.")
+
+    jetson = "On a Jetson it is part of JetPack: `python3 -m venv --system-site-packages` makes a venv that sees it."
+    desktop = "On a machine with another NVIDIA GPU: `pip install tensorrt`."
+    ahead = 'On a machine without a GPU: `pip install "vae-edge[rtx]"`, which builds ahead of time for named targets.'
+    hints = {"tensorrt": (jetson, desktop), "tensorrt_rtx": (ahead,)}.get(kind, (jetson, desktop, ahead))
+    return " ".join([begin, *hints])
+
+
+def open_adapter(kind: str = "auto") -> Adapter:
+    """Import a TensorRT. "auto" takes full TensorRT where there is a GPU, else TensorRT-RTX.
+
+    Raises:
+        EngineError: the kind is unknown or not installed; the sentence says what to install.
+    """
+    _check_kind(kind)
+    installations = discover(KINDS if kind == "auto" else (kind,))
+    working = [each for each in installations if not each.problem]
+    if kind == "auto":
+        working.sort(key=lambda each: each.kind != ("tensorrt" if each.gpu else "tensorrt_rtx"))
+    if not working:
+        raise EngineError(install_hint(kind, installations))
+    return Adapter(importlib.import_module(working[0].module), working[0])
+
+
+# Configuring a build
+
+
+@dataclass(frozen=True)
+class ConfigCall:
+    """One call on TensorRT's `IBuilderConfig`. `value` is a number, or "Enum.MEMBER" of the module (or several)."""
+
+    action: str  # "set" | "flag" | "clear_flag" | "memory" | "targets"
+    name: str
+    value: Any = None
+
+
+class Adapter:
+    """One TensorRT module, and the choices that depend on what it has. `vae_edge.engine.builder` builds with it."""
+
+    def __init__(self, module: Any, installation: TensorRTInstallation) -> None:
+        self.module = module
+        self.installation = installation
+
+    @property
+    def name(self) -> str:
+        """Product and version, as messages call it."""
+        product = "TensorRT-RTX" if self.installation.kind == "tensorrt_rtx" else "TensorRT"
+        return f"{product} {self.installation.version}"
+
+    def has(self, path: str) -> bool:
+        """Whether the module has this name, such as "BuilderFlag.TF32" or "OnnxParser.supports_model_v2"."""
+        here = self.module
+        for part in path.split("."):
+            if not hasattr(here, part):
+                return False
+            here = getattr(here, part)
+        return True
+
+    def get(self, path: str) -> Any:
+        """What the module has under this name."""
+        here = self.module
+        for part in path.split("."):
+            here = getattr(here, part)
+        return here
+
+    def network_flag_names(self) -> tuple[str, ...]:
+        """The flags for a strongly typed network with an explicit batch.
+
+        EXPLICIT_BATCH is needed only where the builder has a `max_batch_size` (before TensorRT 10); 10 ignores the
+        flag, 11 has none.
+
+        Raises:
+            EngineError: this TensorRT has no strongly typed networks.
+        """
+        flags = []
+        if self.has("NetworkDefinitionCreationFlag.EXPLICIT_BATCH") and self.has("Builder.max_batch_size"):
+            flags.append("EXPLICIT_BATCH")
+        if self.has("NetworkDefinitionCreationFlag.STRONGLY_TYPED"):
+            flags.append("STRONGLY_TYPED")
+        elif self.has("BuilderFlag.FP16"):  # it types weakly and knows nothing else
+            raise EngineError(
+                f"{self.name} has no strongly typed networks: TensorRT 10.3 (JetPack 6.1) or later is needed."
+            )
+        return tuple(flags)
+
+    def network_flags(self) -> int:
+        """`network_flag_names` as the bit mask that `create_network` takes."""
+        return sum(1 << int(self.get(f"NetworkDefinitionCreationFlag.{name}")) for name in self.network_flag_names())
+
+    def config_calls(self, config: BuildConfig) -> list[ConfigCall]:
+        """The calls that set up this module's `IBuilderConfig`, in order.
+
+        Raises:
+            EngineError: this TensorRT cannot do what the configuration asks for.
+        """
+        if self.installation.kind == "tensorrt_rtx":
+            self._check_rtx_config(config)
+
+        calls = [
+            ConfigCall("memory", "WORKSPACE", config.workspace_bytes),
+            ConfigCall("set", "profiling_verbosity", "ProfilingVerbosity.DETAILED"),
+        ]
+        if self.has("ComputeCapability"):
+            capabilities = tuple(self._compute_capability(target) for target in config.targets)
+            calls.append(ConfigCall("targets", "compute_capabilities", capabilities))
+        if config.optimization_level is not None:
+            calls.append(ConfigCall("set", "builder_optimization_level", config.optimization_level))
+        if not config.tf32:
+            calls.append(ConfigCall("clear_flag", "TF32"))
+        if config.version_compatible:
+            calls.append(ConfigCall("flag", "VERSION_COMPATIBLE"))
+        if config.hardware_compatibility != "none":
+            level = f"HardwareCompatibilityLevel.{config.hardware_compatibility.upper()}"
+            calls.append(ConfigCall("set", "hardware_compatibility_level", level))
+        if config.dla_core is not None:
+            calls += [
+                ConfigCall("set", "default_device_type", "DeviceType.DLA"),
+                ConfigCall("set", "DLA_core", config.dla_core),
+                ConfigCall("flag", "GPU_FALLBACK"),
+            ]
+        for call in calls:
+            self._check_call(call)
+        return calls
+
+    def _check_rtx_config(self, config: BuildConfig) -> None:
+        options = {
+            "a DLA": config.dla_core is not None,
+            "version compatibility": config.version_compatible,
+            "hardware compatibility levels (name several targets instead)": config.hardware_compatibility != "none",
+            "a timing cache": config.timing_cache is not None,
+        }
+        requested = [option for option, is_set in options.items() if is_set]
+        if requested:
+            raise EngineError(
+                f"{self.name} has no use for {', nor for '.join(requested)}: leave it out, or build with full TensorRT."
+            )
+        if not config.targets:
+            raise EngineError(
+                f"{self.name} needs the targets by name: without them its engines claim what they cannot do."
+            )
+
+    def _compute_capability(self, target: str) -> str:
+        member = f"ComputeCapability.{target.replace('_', '').upper()}"
+        if not self.has(member):
+            names = [name for name in self.module.ComputeCapability.__members__ if name.startswith("SM")]
+            supported = ", ".join(f"sm_{name.removeprefix('SM')}" for name in names)
+            raise EngineError(f"{self.name} does not build for {target}; it builds for {supported}.")
+        return member
+
+    def _check_call(self, call: ConfigCall) -> None:
+        needed = {
+            "set": [f"IBuilderConfig.{call.name}", *([call.value] if isinstance(call.value, str) else [])],
+            "flag": [f"BuilderFlag.{call.name}"],
+            "clear_flag": [f"BuilderFlag.{call.name}"],
+            "memory": [f"MemoryPoolType.{call.name}", "IBuilderConfig.set_memory_pool_limit"],
+            "targets": ["IBuilderConfig.num_compute_capabilities", "IBuilderConfig.set_compute_capability"],
+        }[call.action]
+        missing = [name for name in needed if not self.has(name)]
+        if missing:
+            raise EngineError(
+                f"{self.name} has no {' and no '.join(missing)}: leave that setting out, or use another TensorRT."
+            )
+
+    def builder(self, log: Log) -> tuple[Any, Any]:
+        """A builder and its logger, which must live as long as the builder.
+
+        Raises:
+            EngineError: it does not start, as full TensorRT does not without a GPU.
+        """
+        logger = make_logger(self.module, log)
+        try:
+            return self.module.Builder(logger), logger
+        except (TypeError, RuntimeError) as error:  # pybind11's error where the library returned no builder
+            errors = log.errors() or ["CUDA driver version is insufficient"]
+            raise EngineError(f"{self.name} could not start its builder: {describe_errors(errors)}.") from error
+
+    def unsupported_nodes(self, parser: Any, model: bytes, path: str) -> tuple[str, ...]:
+        """The nodes of an ONNX model that a fresh parser does not take, as "name (operator)".
+
+        They are in the errors of `supports_model`. The subgraphs that it lists are the groups *between* them.
+        """
+        ask = parser.supports_model_v2 if hasattr(parser, "supports_model_v2") else parser.supports_model
+        ask(model, path)
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        return tuple(dict.fromkeys(f"{e.node_name()} ({e.node_operator()})" for e in errors if e.node_operator()))
+
+
+# TensorRT's messages
 
 
 @dataclass
 class Log:
-    """The messages of one builder, in order, as (severity, text); each is also handed to `sink` as it comes."""
+    """The messages of one builder in order, as (severity, text). Each also goes to `sink` when it comes."""
 
     messages: list[tuple[str, str]] = field(default_factory=list)
     sink: Callable[[str, str], None] | None = None
@@ -43,27 +400,23 @@ class Log:
         """The texts of the errors."""
         return [text for severity, text in self.messages if severity.endswith("ERROR")]
 
-    def warnings(self) -> list[str]:
-        """The texts of the warnings, each once."""
-        return list(dict.fromkeys(text for severity, text in self.messages if severity == "WARNING"))
-
 
 def make_logger(module: Any, log: Log) -> Any:
     """An `ILogger` of this TensorRT module that writes into `log`. Keep it alive as long as what was made with it."""
     base = module.ILogger
 
-    class Collector(base):  # type: ignore[valid-type, misc]
+    class LogWriter(base):  # type: ignore[valid-type, misc]
         def __init__(self) -> None:
             base.__init__(self)  # pybind11 wants this very call
 
         def log(self, severity: Any, text: str) -> None:
             log.add(severity.name, text)
 
-    return Collector()
+    return LogWriter()
 
 
-# What TensorRT's text contains, and the sentence for it. The first that fits is taken. {0} is a group of the pattern.
-_KNOWN: tuple[tuple[str, str], ...] = (
+# A pattern in TensorRT's text, and the advice for it. The first that matches is taken; {0} is the pattern's group.
+_HINTS: tuple[tuple[str, str], ...] = (
     (
         r"Failed to parse the ONNX model|ParseFromCodedStream",
         "the file is no ONNX model, or it is cut short: export it again, or copy it again from where it came",
@@ -92,7 +445,7 @@ _KNOWN: tuple[tuple[str, str], ...] = (
     ),
     (
         r"(?i)out of memory|OutOfMemory|could not find any implementation.*(?:memory|workspace)|insufficient workspace",
-        "the memory did not suffice: close what else uses the GPU, or lower the largest batch or the workspace",
+        "the memory did not suffice: close what else uses the GPU, or lower the max batch or the workspace",
     ),
     (
         r"(?i)CUDA initialization failure with error|CUDA driver version is insufficient|no CUDA-capable device",
@@ -108,27 +461,25 @@ _KNOWN: tuple[tuple[str, str], ...] = (
         "the ONNX file has no outputs: it is no model, or it is cut short",
     ),
 )
-_SOURCE = re.compile(r"\s*In \S+ at \S+:\d+\)?|^\S+: Error Code \d+: ")
+_SOURCE_LINE = re.compile(r"\s*In \S+ at \S+:\d+\)?|^\S+: Error Code \d+: ")
 
 
-def explain(errors: Iterable[str]) -> str:
-    """One sentence (without a full stop) for what TensorRT reported; its own words where none of ours fits."""
+def describe_errors(errors: Iterable[str]) -> str:
+    """Advice for TensorRT's errors, without a full stop; where there is none, the errors themselves."""
     texts = [text.strip() for text in errors if text.strip()]
     if not texts:
         return "TensorRT gave no reason"
-    return (
-        recognize(texts)
-        or 'TensorRT says: "' + "; ".join(dict.fromkeys(_SOURCE.sub("", text) for text in texts[:3])) + '"'
-    )
+    quoted = "; ".join(dict.fromkeys(_SOURCE_LINE.sub("", text) for text in texts[:3]))
+    return error_hint(texts) or f'TensorRT says: "{quoted}"'
 
 
-def recognize(errors: Iterable[str]) -> str:
-    """Our sentence (without a full stop) for the first error that has one; empty where none has."""
+def error_hint(errors: Iterable[str]) -> str:
+    """Advice for the first error for which there is some, without a full stop; empty where there is none."""
     for text in errors:
-        for pattern, sentence in _KNOWN:
-            found = re.search(pattern, text, re.DOTALL)
-            if found:
-                return sentence.format(*(group or "" for group in found.groups()))
+        for pattern, advice in _HINTS:
+            match = re.search(pattern, text, re.DOTALL)
+            if match:
+                return advice.format(*(group or "" for group in match.groups()))
     return ""
 
 
@@ -137,358 +488,11 @@ def parser_errors(parser: Any) -> list[str]:
     texts = []
     for index in range(parser.num_errors):
         error = parser.get_error(index)
-        node, operator = _node(error, "node_name"), _node(error, "node_operator")
-        where = f"node '{node}' ({operator}): " if operator else ""
+        operator = _node_field(error, "node_operator")
+        where = f"node '{_node_field(error, 'node_name')}' ({operator}): " if operator else ""
         texts.append(where + error.desc())
     return texts
 
 
-def _node(error: Any, what: str) -> str:
-    return str(getattr(error, what)()) if hasattr(error, what) else ""
-
-
-DEFAULT_BATCH = (1, 8, 64)
-DEFAULT_WORKSPACE = 256 << 20
-HARDWARE_COMPATIBILITY = ("none", "ampere_plus", "same_compute_capability")
-LARGEST_BATCH = 65_536
-
-
-@dataclass(frozen=True)
-class Settings:
-    """One build. `batch`: smallest, the one to be fastest at, largest; `targets`: empty for this machine's own GPU."""
-
-    precision: str
-    role: str = "classifier"
-    batch: tuple[int, int, int] = DEFAULT_BATCH
-    targets: tuple[str, ...] = ()
-    workspace_bytes: int = DEFAULT_WORKSPACE
-    optimization_level: int | None = None  # None leaves it to TensorRT (3); 0..5
-    tf32: bool = True
-    version_compatible: bool = False
-    hardware_compatibility: str = "none"
-    dla_core: int | None = None
-    timing_cache: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """The record as a dict fit for JSON."""
-        values = dataclasses.asdict(self)
-        return {**values, "batch": list(self.batch), "targets": list(self.targets)}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Settings:
-        """The inverse of `to_json`."""
-        return cls(**{**value, "batch": tuple(value["batch"]), "targets": tuple(value["targets"])})
-
-    def check(self) -> None:
-        """Raise EngineError for a value that no TensorRT takes."""
-        check_precision(self.precision)
-        parse_targets(self.targets)
-        if self.role not in ("classifier", "reconstruction"):
-            raise EngineError(f"The role {self.role!r} is unknown: it is classifier or reconstruction.")
-        if not _is_int(self.workspace_bytes) or self.workspace_bytes < 1 << 20:
-            raise EngineError(
-                f"The workspace should be at least 1 MiB (1048576 bytes), but {self.workspace_bytes!r} came."
-            )
-        if self.optimization_level is not None and (
-            not _is_int(self.optimization_level) or not 0 <= self.optimization_level <= 5
-        ):
-            raise EngineError(f"The optimization level should be 0 to 5, but {self.optimization_level!r} came.")
-        if self.hardware_compatibility not in HARDWARE_COMPATIBILITY:
-            raise EngineError(
-                f"The hardware compatibility {self.hardware_compatibility!r} is unknown: choose one of "
-                f"{', '.join(HARDWARE_COMPATIBILITY)}."
-            )
-        if self.dla_core is not None and (not _is_int(self.dla_core) or self.dla_core < 0):
-            raise EngineError(f"The DLA core should be 0 or more, but {self.dla_core!r} came.")
-        self._check_batch()
-
-    def _check_batch(self) -> None:
-        batch = self.batch
-        if len(batch) != 3 or not all(_is_int(size) for size in batch):
-            raise EngineError(f"The batch should be three whole numbers (smallest, best, largest), but {batch!r} came.")
-        if not 1 <= batch[0] <= batch[1] <= batch[2] <= LARGEST_BATCH:
-            raise EngineError(
-                f"The batch should rise from at least 1 to at most {LARGEST_BATCH} (smallest, best, largest), but "
-                f"{batch!r} came."
-            )
-        if self.dla_core is not None and len(set(batch)) != 1:
-            raise EngineError(
-                f"A DLA runs one fixed batch, so all three numbers must be equal, but {batch!r} came: give (8, 8, 8)."
-            )
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-__all__ = ["KINDS", "Adapter", "Flavour", "Step", "available", "covers", "found", "open_adapter", "what_to_install"]
-
-KINDS = ("tensorrt", "tensorrt_rtx")
-_MODULES = {
-    "tensorrt": ("tensorrt", "tensorrt_bindings"),
-    "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
-}
-
-
-@dataclass(frozen=True)
-class Flavour:
-    """One TensorRT on this machine. `gpu`: whether the driver sees a GPU; `problem`: why the module does not import."""
-
-    kind: str  # "tensorrt" | "tensorrt_rtx"
-    module: str
-    version: str
-    gpu: bool
-    problem: str = ""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One thing to set on a builder configuration; `value` is a number or "Enum.MEMBER" of the module."""
-
-    action: str  # "set" | "flag" | "clear_flag" | "memory" | "targets"
-    name: str
-    value: Any = None
-
-
-def found(kinds: Iterable[str] = KINDS) -> list[Flavour]:
-    """Every TensorRT module that is installed, also one that does not import (then with its `problem`)."""
-    gpu = cuda.probe().device_count > 0
-    flavours = []
-    for kind in kinds:
-        here = [_try(kind, name, gpu) for name in _MODULES[kind] if is_installed(name) or shadow(name)]
-        usable = [flavour for flavour in here if not flavour.problem]
-        flavours += usable[:1] or here[:1]
-    return flavours
-
-
-def available() -> list[Flavour]:
-    """The TensorRT modules that can be used here, full TensorRT first."""
-    return [flavour for flavour in found() if not flavour.problem]
-
-
-def open_adapter(kind: str = "auto") -> Adapter:
-    """Open a TensorRT. "auto" takes full TensorRT where there is a GPU, else TensorRT-RTX.
-
-    Raises:
-        EngineError: if the kind is unknown or not there; the sentence says what to install.
-    """
-    if kind not in ("auto", *KINDS):
-        raise EngineError(f"The kind of TensorRT {kind!r} is unknown: choose auto, {' or '.join(KINDS)}.")
-    flavours = found(KINDS if kind == "auto" else (kind,))
-    usable = [f for f in flavours if not f.problem]
-    if kind == "auto":
-        usable.sort(key=lambda f: f.kind != ("tensorrt" if f.gpu else "tensorrt_rtx"))
-    if not usable:
-        raise EngineError(what_to_install(kind, flavours))
-    return Adapter(importlib.import_module(usable[0].module), usable[0])
-
-
-def what_to_install(kind: str = "auto", flavours: Iterable[Flavour] = ()) -> str:
-    """The sentences for a machine without a TensorRT that can be used."""
-    name = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}.get(kind, "TensorRT nor TensorRT-RTX")
-    broken = [f"The module {f.module} cannot be used: {f.problem.rstrip('.')}." for f in flavours]
-    begin = " ".join(broken) or (f"Neither {name} is installed." if kind == "auto" else f"{name} is not installed.")
-    jetson = "On a Jetson it is part of JetPack: `python3 -m venv --system-site-packages` makes a venv that sees it."
-    desktop = "On a machine with another NVIDIA GPU: `pip install tensorrt`."
-    ahead = 'On a machine without a GPU: `pip install "vae-edge[rtx]"`, which builds ahead of time for named targets.'
-    return " ".join(
-        [begin, *{"tensorrt": (jetson, desktop), "tensorrt_rtx": (ahead,)}.get(kind, (jetson, desktop, ahead))]
-    )
-
-
-def _try(kind: str, name: str, gpu: bool) -> Flavour:
-    try:
-        module = import_package(name)
-    except ShadowedError as error:
-        return Flavour(kind, name, "", gpu, str(error))
-    except Exception as error:  # whatever a broken installation raises becomes a sentence for the user
-        return Flavour(kind, name, "", gpu, f"{type(error).__name__}: {error}")
-    if not hasattr(module, "Builder"):
-        return Flavour(kind, name, "", gpu, "it has no Builder, so it is not the full package")
-    return Flavour(kind, name, str(getattr(module, "__version__", "unknown")), gpu)
-
-
-class Adapter:
-    """One TensorRT module, and the choices that depend on what it has. `build` lives in `vae_edge.engine.building`."""
-
-    def __init__(self, module: Any, flavour: Flavour) -> None:
-        self.module = module
-        self.flavour = flavour
-
-    @property
-    def name(self) -> str:
-        """The product's name and version, for sentences."""
-        product = "TensorRT-RTX" if self.flavour.kind == "tensorrt_rtx" else "TensorRT"
-        return f"{product} {self.flavour.version}"
-
-    def has(self, path: str) -> bool:
-        """Whether the module has this name, such as "BuilderFlag.TF32" or "OnnxParser.supports_model_v2"."""
-        here = self.module
-        for part in path.split("."):
-            if not hasattr(here, part):
-                return False
-            here = getattr(here, part)
-        return True
-
-    def get(self, path: str) -> Any:
-        """What stands under this name in the module."""
-        here = self.module
-        for part in path.split("."):
-            here = getattr(here, part)
-        return here
-
-    def surface(self) -> dict[str, bool]:
-        """What the adapter's choices hang on, by name: for `doctor` and for tests against each version's bindings."""
-        return {name: self.has(name) for name in _SURFACE}
-
-    def network_flag_names(self) -> tuple[str, ...]:
-        """The flags for a strongly typed network with an explicit batch.
-
-        Networks without an explicit batch were possible where the builder has a `max_batch_size`; from TensorRT 10 on
-        the flag EXPLICIT_BATCH is ignored, in 11 it is gone.
-
-        Raises:
-            EngineError: if this TensorRT has no strongly typed networks.
-        """
-        flags = []
-        if self.has("NetworkDefinitionCreationFlag.EXPLICIT_BATCH") and self.has("Builder.max_batch_size"):
-            flags.append("EXPLICIT_BATCH")
-        if self.has("NetworkDefinitionCreationFlag.STRONGLY_TYPED"):
-            flags.append("STRONGLY_TYPED")
-        elif self.has("BuilderFlag.FP16"):  # it types weakly, and knows nothing else
-            raise EngineError(
-                f"{self.name} has no strongly typed networks: TensorRT 10.3 (JetPack 6.1) or later is needed."
-            )
-        return tuple(flags)
-
-    def network_flags(self) -> int:
-        """`network_flag_names` as the number that `create_network` takes."""
-        return sum(1 << int(self.get(f"NetworkDefinitionCreationFlag.{name}")) for name in self.network_flag_names())
-
-    def plan(self, settings: Settings) -> list[Step]:
-        """What to set on the builder configuration of this module for these settings, in order.
-
-        Raises:
-            EngineError: if this TensorRT cannot do what is asked.
-        """
-        if self.flavour.kind == "tensorrt_rtx":
-            self._refuse_on_rtx(settings)
-        steps = [
-            Step("memory", "WORKSPACE", settings.workspace_bytes),
-            Step("set", "profiling_verbosity", "ProfilingVerbosity.DETAILED"),
-        ]
-        if self.has("ComputeCapability"):
-            steps.append(Step("targets", "compute_capabilities", tuple(self._capability(t) for t in settings.targets)))
-        if settings.optimization_level is not None:
-            steps.append(Step("set", "builder_optimization_level", settings.optimization_level))
-        if not settings.tf32:
-            steps.append(Step("clear_flag", "TF32"))
-        if settings.version_compatible:
-            steps.append(Step("flag", "VERSION_COMPATIBLE"))
-        if settings.hardware_compatibility != "none":
-            level = f"HardwareCompatibilityLevel.{settings.hardware_compatibility.upper()}"
-            steps.append(Step("set", "hardware_compatibility_level", level))
-        if settings.dla_core is not None:
-            steps += [
-                Step("set", "default_device_type", "DeviceType.DLA"),
-                Step("set", "DLA_core", settings.dla_core),
-                Step("flag", "GPU_FALLBACK"),
-            ]
-        for step in steps:
-            self._check_step(step)
-        return steps
-
-    def _refuse_on_rtx(self, settings: Settings) -> None:
-        wishes = {
-            "a DLA": settings.dla_core is not None,
-            "version compatibility": settings.version_compatible,
-            "hardware compatibility levels (name several targets instead)": settings.hardware_compatibility != "none",
-            "a timing cache": settings.timing_cache,
-        }
-        asked = [wish for wish, is_set in wishes.items() if is_set]
-        if asked:
-            raise EngineError(
-                f"{self.name} has no use for {', nor for '.join(asked)}: leave it out, or build with full TensorRT."
-            )
-        if not settings.targets:
-            raise EngineError(
-                f"{self.name} needs the targets by name: without them its engines claim what they cannot do."
-            )
-
-    def _capability(self, target: str) -> str:
-        member = f"ComputeCapability.{target.replace('_', '').upper()}"
-        if not self.has(member):
-            names = [name for name in self.module.ComputeCapability.__members__ if name.startswith("SM")]
-            can = ", ".join(f"sm_{name.removeprefix('SM')}" for name in names)
-            raise EngineError(f"{self.name} does not build for {target}; it builds for {can}.")
-        return member
-
-    def _check_step(self, step: Step) -> None:
-        names = {
-            "set": [f"IBuilderConfig.{step.name}", *([step.value] if isinstance(step.value, str) else [])],
-            "flag": [f"BuilderFlag.{step.name}"],
-            "clear_flag": [f"BuilderFlag.{step.name}"],
-            "memory": [f"MemoryPoolType.{step.name}", "IBuilderConfig.set_memory_pool_limit"],
-            "targets": ["IBuilderConfig.num_compute_capabilities", "IBuilderConfig.set_compute_capability"],
-        }[step.action]
-        missing = [name for name in names if not self.has(name)]
-        if missing:
-            raise EngineError(
-                f"{self.name} has no {' and no '.join(missing)}: leave that setting out, or use another TensorRT."
-            )
-
-    def builder(self, log: Log) -> tuple[Any, Any]:
-        """A builder, and the logger that must live as long as it.
-
-        Raises:
-            EngineError: if it does not start, as full TensorRT without a GPU.
-        """
-        logger = make_logger(self.module, log)
-        try:
-            return self.module.Builder(logger), logger
-        except (TypeError, RuntimeError) as error:  # pybind11 says so when the library returned no builder
-            reason = explain(log.errors()) if log.errors() else explain(["CUDA driver version is insufficient"])
-            raise EngineError(f"{self.name} could not start its builder: {reason}.") from error
-
-    def unsupported_nodes(self, parser: Any, model: bytes, path: str) -> tuple[str, ...]:
-        """The nodes of an ONNX model that a fresh parser does not take, as "name (operator)".
-
-        They are read from the errors of `supports_model`: the subgraphs that it lists are the groups between them.
-        """
-        ask = parser.supports_model_v2 if hasattr(parser, "supports_model_v2") else parser.supports_model
-        ask(model, path)
-        errors = [parser.get_error(index) for index in range(parser.num_errors)]
-        return tuple(dict.fromkeys(f"{e.node_name()} ({e.node_operator()})" for e in errors if e.node_operator()))
-
-    def memory_bytes(self, engine: Any) -> int:
-        """The device memory that one execution context of a deserialized engine needs."""
-        name = "device_memory_size_v2" if hasattr(engine, "device_memory_size_v2") else "device_memory_size"
-        return int(getattr(engine, name))
-
-
-_SURFACE = (
-    "NetworkDefinitionCreationFlag.EXPLICIT_BATCH",
-    "NetworkDefinitionCreationFlag.STRONGLY_TYPED",
-    "BuilderFlag.FP16",
-    "BuilderFlag.INT8",
-    "BuilderFlag.TF32",
-    "BuilderFlag.VERSION_COMPATIBLE",
-    "OnnxParser.supports_model",
-    "OnnxParser.supports_model_v2",
-    "ICudaEngine.device_memory_size",
-    "ICudaEngine.device_memory_size_v2",
-    "ComputeCapability",
-    "IBuilderConfig.set_compute_capability",
-    "IBuilderConfig.set_timing_cache",
-    "IBuilderConfig.progress_monitor",
-    "ProfilingVerbosity.DETAILED",
-    "HardwareCompatibilityLevel.AMPERE_PLUS",
-    "HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY",
-    "DeviceType.DLA",
-    "IBuilderConfig.DLA_core",
-    "IGridSampleLayer.interpolation_mode",
-    "IGridSampleLayer.sample_mode",
-    "IGridSampleLayer.align_corners",
-    "InterpolationMode.LINEAR",
-    "SampleMode.FILL",
-)
+def _node_field(error: Any, name: str) -> str:
+    return str(getattr(error, name)()) if hasattr(error, name) else ""

@@ -1,10 +1,9 @@
-"""Running the worker: hand it a request, follow its log and progress, take its answer, and leave nothing behind.
+"""The process in which TensorRT builds, and the caller's side of it: a crash there becomes an error here.
 
-The process in which TensorRT builds: `python -m vae_edge.engine.worker`, started by `vae_edge.engine.build` alone.
-
-It reads one request as JSON from standard input. On standard error go the log ("L severity text") and the progress
-("P json"), so that they survive a crash. On standard output goes one line of JSON, then the bytes of the engine,
-whose number that line tells, then those of the timing cache. Nothing is written to the disk.
+The worker is `python -m vae_edge.engine.worker`, started only by `run_worker`. It reads one `BuildRequest` as JSON from
+standard input. Its log ("L severity text") and progress ("P json") go to standard error, so that they survive a crash.
+Its answer goes to standard output: one line of JSON, then the bytes of the engine, whose number the line tells, then
+those of the timing cache. It writes nothing to the disk.
 """
 
 from __future__ import annotations
@@ -24,33 +23,55 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from vae_edge.engine.builder import build_here
-from vae_edge.engine.tensorrt import Log, Settings, open_adapter, recognize
+from vae_edge.engine.builder import BuiltEngine, build_in_process
+from vae_edge.engine.inspection import LayerInfo
+from vae_edge.engine.tensorrt import BuildConfig, ConfigCall, Log, error_hint, open_adapter
 from vae_edge.errors import EngineError
 from vae_edge.files import read_bytes
 from vae_edge.limits import MAX_MODEL_BYTES
 
 WORKER = (sys.executable, "-m", "vae_edge.engine.worker")
-_LAST_LINES = 12
-_LONGEST_LINE = 300
+MAX_TAIL_LINES = 12
+MAX_TAIL_LINE_CHARS = 300
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the worker sent: the JSON line, the bytes after it, and its log, one line each ("SEVERITY text")."""
+class BuildRequest:
+    """What the worker is asked to do. `progress`: whether it writes progress lines."""
 
-    header: dict[str, Any]
-    content: bytes
+    onnx: str
+    config: BuildConfig
+    progress: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """As the worker reads it."""
+        return {"onnx": self.onnx, "config": self.config.to_json(), "progress": self.progress}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> BuildRequest:
+        """The inverse of `to_json`."""
+        return cls(value["onnx"], BuildConfig.from_json(value["config"]), value["progress"])
+
+
+@dataclass(frozen=True)
+class WorkerResult:
+    """What the worker built, the TensorRT version that built it, and its log, one line each ("SEVERITY text")."""
+
+    built: BuiltEngine
+    version: str
     log: tuple[str, ...]
 
 
+# The caller's side
+
+
 def run_worker(
-    request: Mapping[str, Any],
+    request: BuildRequest,
     progress: Callable[[str, int, int], None] | None = None,
     timeout_s: float | None = None,
     command: Sequence[str] = WORKER,
-) -> Answer:
-    """Run one build in a process of its own. Whatever ends this call (Ctrl-C too) ends that process.
+) -> WorkerResult:
+    """Run one build in a process of its own. Whatever ends this call, Ctrl-C too, ends that process.
 
     Raises:
         EngineError: with the worker's own sentence; or, if it crashed or took too long, with its last lines.
@@ -67,55 +88,52 @@ def run_worker(
     log: list[str] = []
     answer: list[bytes] = []
     reader = threading.Thread(target=lambda stream: answer.append(stream.read()), args=(worker.stdout,), daemon=True)
-    late = threading.Event()
-    alarm = threading.Timer(timeout_s, _end_late, (worker, late)) if timeout_s is not None else None
+    timed_out = threading.Event()
+    alarm = threading.Timer(timeout_s, _terminate_on_timeout, (worker, timed_out)) if timeout_s is not None else None
     try:
         reader.start()
         if alarm is not None:
             alarm.start()
-        _send(worker.stdin, request)
-        _follow(worker.stderr, log, progress)
+        _send_request(worker.stdin, request)
+        _read_log(worker.stderr, log, progress)
         code = worker.wait()
         reader.join()
     finally:
         if alarm is not None:
             alarm.cancel()
-        _end(worker, reader)
-    if late.is_set():
+        _terminate(worker, reader)
+
+    if timed_out.is_set():
         raise EngineError(f"The build took more than {timeout_s:g} s and was ended.{_tail(log)}")
     if code != 0 or not answer or not answer[0]:
-        why = recognize(line for line in log if line.startswith(("ERROR", "INTERNAL_ERROR")))
-        probably = f" Probably {why}." if why else ""
+        hint = error_hint(line for line in log if line.startswith(("ERROR", "INTERNAL_ERROR")))
+        probably = f" Probably {hint}." if hint else ""
         raise EngineError(
-            f"TensorRT's process ended with {_meaning(code)}; the engine was not built.{probably}{_tail(log)}"
+            f"TensorRT's process ended with {_describe_exit(code)}; the engine was not built.{probably}{_tail(log)}"
         )
-    line, _, content = answer[0].partition(b"\n")
-    header = json.loads(line)
-    if "error" in header:
-        raise EngineError(header["error"])
-    return Answer(header, content, tuple(log))
+    return _parse_answer(answer[0], tuple(log))
 
 
-def _send(stdin: IO[bytes], request: Mapping[str, Any]) -> None:
+def _send_request(stdin: IO[bytes], request: BuildRequest) -> None:
     try:
-        stdin.write(json.dumps(request).encode())
+        stdin.write(json.dumps(request.to_json()).encode())
         stdin.close()
     except BrokenPipeError:
         return  # the worker died before it read; its exit code and log tell why
 
 
-def _follow(stderr: IO[bytes], log: list[str], progress: Callable[[str, int, int], None] | None) -> None:
+def _read_log(stderr: IO[bytes], log: list[str], progress: Callable[[str, int, int], None] | None) -> None:
     for raw in stderr:
         line = raw.decode("utf-8", "replace").rstrip("\n")
-        step = _step(line) if progress is not None else None
+        step = _parse_progress(line) if progress is not None else None
         if step is not None and progress is not None:
             progress(*step)
         else:
             log.append(line.removeprefix("L "))
 
 
-def _step(line: str) -> tuple[str, int, int] | None:
-    """What a line "P [phase, step, steps]" says; None for any other line, also one that a crash cut short."""
+def _parse_progress(line: str) -> tuple[str, int, int] | None:
+    """Phase, step and steps of a line "P [phase, step, steps]"; None for another line, or one that a crash cut."""
     if not line.startswith("P ["):
         return None
     try:
@@ -125,7 +143,24 @@ def _step(line: str) -> tuple[str, int, int] | None:
     return str(phase), int(step), int(steps)
 
 
-def _end(worker: subprocess.Popen[bytes], reader: threading.Thread) -> None:
+def _parse_answer(answer: bytes, log: tuple[str, ...]) -> WorkerResult:
+    line, _, content = answer.partition(b"\n")
+    header = json.loads(line)
+    if "error" in header:
+        raise EngineError(header["error"])
+    built = BuiltEngine(
+        engine=content[: header["engine_bytes"]],
+        layers=tuple(LayerInfo.from_json(layer) for layer in header["layers"]),
+        requested=header["requested"],
+        config_calls=tuple(ConfigCall(**call) for call in header["config_calls"]),
+        seconds=header["seconds"],
+        onnx_sha256=header["onnx_sha256"],
+        timing_cache=content[header["engine_bytes"] :],
+    )
+    return WorkerResult(built, header["version"], log)
+
+
+def _terminate(worker: subprocess.Popen[bytes], reader: threading.Thread) -> None:
     if worker.poll() is None:
         _kill(worker)
         worker.wait()
@@ -137,8 +172,8 @@ def _end(worker: subprocess.Popen[bytes], reader: threading.Thread) -> None:
                 stream.close()
 
 
-def _end_late(worker: subprocess.Popen[bytes], late: threading.Event) -> None:
-    late.set()
+def _terminate_on_timeout(worker: subprocess.Popen[bytes], timed_out: threading.Event) -> None:
+    timed_out.set()
     _kill(worker)
 
 
@@ -148,7 +183,7 @@ def _kill(worker: subprocess.Popen[bytes]) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """The worker must find this package also where it is not installed but stands in the path of the caller."""
+    """The worker must find this package also where it is not installed but on the caller's path."""
     environment = dict(os.environ)
     root = str(Path(__file__).resolve().parents[2])
     if root not in (*site.getsitepackages(), site.getusersitepackages()):
@@ -156,7 +191,7 @@ def _environment() -> dict[str, str]:
     return environment
 
 
-def _meaning(code: int) -> str:
+def _describe_exit(code: int) -> str:
     if code >= 0:
         return f"the exit code {code}"
     try:
@@ -167,17 +202,19 @@ def _meaning(code: int) -> str:
 
 
 def _tail(log: Sequence[str]) -> str:
-    lines = [line[:_LONGEST_LINE] for line in log if line.strip()][-_LAST_LINES:]
+    lines = [line[:MAX_TAIL_LINE_CHARS] for line in log if line.strip()][-MAX_TAIL_LINES:]
     return " Its last lines:\n  " + "\n  ".join(lines) if lines else " It said nothing."
 
+
+# The worker's side
 
 _PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
-    """Serve one request; 0 also when it was refused with a sentence, which then stands in the answer."""
+    """Serve one request. Returns 0 also when it was refused with a sentence, which is then the answer."""
     _die_with_parent()
-    answer_to = _take_stdout()
+    answer_to = _redirect_stdout()
     request = json.load(sys.stdin)
     try:
         header, content = _serve(request)
@@ -188,23 +225,24 @@ def main() -> int:
     return 0
 
 
-def _serve(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-    adapter = open_adapter(request["kind"])
-    cache = _read_timing_cache(request["timing_cache"])
-    built = build_here(
+def _serve(value: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    request = BuildRequest.from_json(value)
+    adapter = open_adapter(request.config.kind)
+    cache = _read_timing_cache(request.config.timing_cache)
+    built = build_in_process(
         adapter,
-        Path(request["onnx"]),
-        Settings.from_json(request["settings"]),
-        Log(sink=_say),
-        progress=_progress if request["progress"] else None,
+        Path(request.onnx),
+        request.config,
+        Log(sink=_write_log),
+        progress=_write_progress if request.progress else None,
         timing_cache=cache,
     )
     header = {
-        "version": adapter.flavour.version,
+        "version": adapter.installation.version,
         "engine_bytes": len(built.engine),
         "layers": [layer.to_json() for layer in built.layers],
-        "asked": built.asked,
-        "steps": [dataclasses.asdict(step) for step in built.steps],
+        "requested": built.requested,
+        "config_calls": [dataclasses.asdict(call) for call in built.config_calls],
         "seconds": built.seconds,
         "onnx_sha256": built.onnx_sha256,
     }
@@ -212,7 +250,7 @@ def _serve(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
 
 
 def _read_timing_cache(path: str | None) -> bytes:
-    """The cache of earlier builds; empty bytes, by which TensorRT makes a new one, where there is none yet."""
+    """The cache of earlier builds; empty bytes, from which TensorRT makes a new one, where there is none yet."""
     if path is None or not Path(path).exists():
         return b""
     try:
@@ -222,17 +260,17 @@ def _read_timing_cache(path: str | None) -> bytes:
         raise EngineError(f"The timing cache {path} cannot be read ({reason}): name another file.") from error
 
 
-def _say(severity: str, text: str) -> None:
+def _write_log(severity: str, text: str) -> None:
     sys.stderr.write(f"L {severity} {text}\n")
     sys.stderr.flush()
 
 
-def _progress(phase: str, step: int, steps: int) -> None:
+def _write_progress(phase: str, step: int, steps: int) -> None:
     sys.stderr.write("P " + json.dumps([phase, step, steps]) + "\n")
     sys.stderr.flush()
 
 
-def _take_stdout() -> BinaryIO:
+def _redirect_stdout() -> BinaryIO:
     """Keep standard output for the answer; whatever else prints goes to standard error."""
     own = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -240,7 +278,7 @@ def _take_stdout() -> BinaryIO:
 
 
 def _die_with_parent() -> None:
-    """On Linux: end when the parent ends, however that happens, so that no build is left running alone."""
+    """On Linux: end when the parent ends, however that happens, so that no build is left running."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 

@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vae_edge.data import LabelledImages
 from vae_edge.data.augment import affine_augment
 from vae_edge.errors import CheckpointError
-from vae_edge.export.onnx_file import OPSET, errors_only, set_metadata, strip, to_onnx, to_pixels
+from vae_edge.export.onnx_file import OPSET, set_metadata, strip, suppress_logs, to_onnx, to_pixels
 from vae_edge.model import AngleVAE, LossWeights, ModelConfig, losses
 from vae_edge.model.network import Trunk
 from vae_edge.training.config import TrainConfig, learning_rate
@@ -347,7 +347,7 @@ def estimator_onnx(estimator: Any, size: int, channels: int, metadata: Mapping[s
     pixels = channels * size**2
     example = np.zeros((1, pixels), np.float32)
     options = {"zipmap": False, "raw_scores": not hasattr(estimator, "predict_proba")}
-    with errors_only("skl2onnx"):
+    with suppress_logs("skl2onnx"):
         model = convert(estimator, example, options={id(estimator): options}, target_opset=OPSET)
     graph = model.graph
     inner, scores = graph.input[0].name, graph.output[1].name

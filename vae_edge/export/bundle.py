@@ -1,11 +1,11 @@
-"""Models into a bundle: the fp32 pair at export, another precision at quantization, with their figures and probes."""
+"""Models into a bundle: fp32 at export, other precisions at quantization, with their figures and probe images."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,22 @@ from vae_edge.data.transforms import rotate_dataset, rotation_range
 from vae_edge.errors import BundleError, DataError, ExportError
 from vae_edge.export.onnx_file import (
     OPSET,
-    RECONSTRUCTION,
     ClassifierGraph,
     ReconstructionGraph,
     check_parity,
     replace_metadata,
     to_onnx,
 )
-from vae_edge.export.probes import EVALUATED, choose_probes, write_probes
-from vae_edge.export.quality import Measured, brightness, check_images, compare, measure
-from vae_edge.export.quantize import CALIBRATION_IMAGES, convert, for_calibration
+from vae_edge.export.probes import choose_probes, write_probes
+from vae_edge.export.quality import (
+    Quality,
+    QualityFindings,
+    brightness,
+    check_images,
+    compare_quality,
+    measure_quality,
+)
+from vae_edge.export.quantize import CALIBRATION_IMAGES, calibration_subset, convert
 from vae_edge.files import naming, read_bytes
 from vae_edge.limits import MAX_MODEL_BYTES
 from vae_edge.model import AngleVAE
@@ -38,11 +44,16 @@ from vae_edge.onnx_graph import read_graph
 from vae_edge.preprocess import InputSpec
 from vae_edge.probes import load as load_probes
 from vae_edge.runtime.backends import read_model
+from vae_edge.spec import EXPORTED_PRECISIONS, RECONSTRUCTION_OUTPUTS
+
+HOLDOUT_ROTATION_SEED, CALIBRATION_ROTATION_SEED = 1, 3  # added to the seed
+
+# fp32
 
 
 @dataclass(frozen=True)
-class Description:
-    """What a bundle says of its model: all that is neither a weight nor a file."""
+class BundleMetadata:
+    """What a bundle says of its model, apart from weights and files."""
 
     name: str
     classes: tuple[str, ...]
@@ -51,12 +62,12 @@ class Description:
     threshold: float
     reject_rate: float
     data: Mapping[str, Any]
-    score_kind: str = "full"
+    score_mode: str = "full"
 
 
 def export_bundle(
     model: AngleVAE,
-    about: Description,
+    about: BundleMetadata,
     out: str | os.PathLike[str],
     images: NDArray[np.uint8],
     accuracy: Mapping[str, Any],
@@ -66,24 +77,24 @@ def export_bundle(
     """Write a bundle with the fp32 classifier and reconstruction graphs.
 
     Args:
-        images: real images, uint8 [N, S, S, C], on which the graphs are compared with PyTorch, and of which the probe
-            images are chosen.
-        accuracy: the figures of the model on held-out images.
+        images: real images, uint8 [N, S, S, C]: the graphs are compared with PyTorch on them, and the probe images are
+            chosen from them.
+        accuracy: the model's figures on held-out images.
         provenance: where the weights come from.
         probes: whether the bundle carries probe images, some of which are of `images`.
 
     Raises:
-        ExportError: if a graph does not compute what PyTorch does; nothing is written then.
-        BundleError: if `out` is something else than a bundle or an empty folder.
+        ExportError: a graph does not compute what PyTorch does; nothing is written then.
+        BundleError: `out` is something other than a bundle or an empty folder.
     """
     models: list[tuple[Path, ModelEntry]] = []
-    classifier = ClassifierGraph(model, light=about.score_kind == "light")
+    classifier = ClassifierGraph(model, about.score_mode)
     with tempfile.TemporaryDirectory(prefix="vae-edge-export-") as folder:
-        for role, graph, names in (
+        for role, graph, outputs in (
             ("classifier", classifier, classifier.outputs),
-            ("reconstruction", ReconstructionGraph(model), RECONSTRUCTION),
+            ("reconstruction", ReconstructionGraph(model), tuple(RECONSTRUCTION_OUTPUTS)),
         ):
-            proto = to_onnx(graph, about.input.size, about.input.channels, names, _metadata(about, role))
+            proto = to_onnx(graph, about.input.size, about.input.channels, outputs, _metadata(about, role))
             parity = check_parity(graph, proto, images)
             entry = ModelEntry(
                 role=role,
@@ -96,6 +107,7 @@ def export_bundle(
             with naming(path):
                 onnx.save(proto, path)
             models.append((path, entry))
+
         file = Path(folder) / "probes.npz" if probes else None
         if file is not None:
             chosen = choose_probes(onnx.load(models[0][0]), images)
@@ -107,7 +119,7 @@ def export_bundle(
             input=about.input,
             threshold=about.threshold,
             reject_rate=about.reject_rate,
-            score_kind=about.score_kind,
+            score_mode=about.score_mode,
             rotation=about.rotation if about.rotation in ("none", "full") else float(about.rotation),
             data={**about.data, "brightness": brightness(images), "probe_images": probes},
             models=models,
@@ -115,92 +127,137 @@ def export_bundle(
         )
 
 
+def _metadata(about: BundleMetadata, role: str) -> dict[str, Any]:
+    return {
+        "role": role,
+        "classes": list(about.classes),
+        "threshold": about.threshold,
+        "score_mode": about.score_mode,
+        "input": asdict(about.input),
+        "rotation": about.rotation,
+    }
+
+
+# Other precisions
+
+
+@dataclass(frozen=True)
+class QuantizedFile:
+    """A model file that `quantize_bundle` added: its name in the bundle, its threshold, and its figures (JSON)."""
+
+    file: str
+    bytes: int
+    threshold: float
+    figures: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """As `vae-edge quantize` prints it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What `quantize_bundle` did.
+
+    Attributes:
+        measured_on: the images that the figures are of.
+        warnings: sentences.
+        before: figures of the fp32 model (JSON).
+        files: the added files by target; `any` is the first.
+    """
+
+    precision: str
+    measured_on: str
+    warnings: tuple[str, ...]
+    before: dict[str, Any]
+    files: Mapping[str, QuantizedFile]
+
+    def to_json(self) -> dict[str, Any]:
+        """As `vae-edge quantize` prints it; `file`, `bytes` and `after` are those of the first file."""
+        first = self.files["any"]
+        return {
+            "measured_on": self.measured_on,
+            "warnings": list(self.warnings),
+            "before": self.before,
+            "precision": self.precision,
+            "file": first.file,
+            "bytes": first.bytes,
+            "after": first.figures,
+            "files": {target: file.to_json() for target, file in self.files.items()},
+        }
+
+
 def quantize_bundle(
     path: str | os.PathLike[str],
     precision: str,
     calibration: LabelledImages,
-    held: LabelledImages,
+    held_out: LabelledImages,
     measured_on: str,
     force: bool = False,
-) -> dict[str, Any]:
+) -> Quantization:
     """Add the classifier in another precision to a bundle.
 
     Args:
         precision: `fp16` or `int8`.
-        calibration: training images, as the device will see them (turned, where it was trained so); none for fp16.
-        held: images that were not trained on; figures before and after are measured on them.
+        calibration: training images, rotated as the device will see them; none for fp16.
+        held_out: images that were not trained on; the figures before and after are measured on them.
         measured_on: what these images are, for the manifest.
-        force: add it although the images are not the model's kind, or too much is lost.
-
-    Returns:
-        `precision`, `measured_on`, `warnings` (sentences), the figures `before` (fp32) and `after` (of the first file),
-        its `file` and `bytes`, and `files`: for each target `file`, `bytes`, `threshold` and figures.
+        force: add it although the images are of another kind than the model's, or too much is lost.
 
     Raises:
-        ExportError: if the images do not fit, are not the model's kind, or too much is lost; nothing is written then.
+        ExportError: the images do not fit, are of another kind than the model's, or too much is lost; nothing is
+            written then.
     """
     bundle = load_bundle(path)
     source = bundle.find("classifier", "onnx", "fp32")
     read_model(bundle.file(source), source)
     model = load_onnx(bundle.file(source))
-    for images in (calibration, held):
+    for images in (calibration, held_out):
         _check_fit(images, bundle)
-    before = measure(model, bundle, held, calibration.images)
-    everything = join([held, calibration]) if len(calibration) else held
-    findings = check_images(bundle, everything, before, len(calibration))
+
+    before = measure_quality(model, bundle, held_out, calibration.images)
+    all_images = join([held_out, calibration]) if len(calibration) else held_out
+    findings = check_images(bundle, all_images, before, len(calibration))
     if findings.refused and not force:
         raise ExportError(
             f"these are not the images that {bundle.path} was trained for: {'; '.join(findings.refused)}. Nothing was "
             "changed; give images like those in training, or insist with --force (force=True)"
         )
+
     converted = convert(model, precision, calibration.images)
-    measured = {target: measure(made, bundle, held, calibration.images, before) for target, made in converted.items()}
-    lost = {
-        target: compare(precision if target == "any" else f"{precision} ({target})", before, after, held.labels)
-        for target, after in measured.items()
+    after = {
+        target: measure_quality(each, bundle, held_out, calibration.images, before)
+        for target, each in converted.items()
     }
-    for each in lost.values():
-        findings += each
+    lost = {}
+    for target, each in after.items():
+        name = precision if target == "any" else f"{precision} ({target})"
+        lost[target] = compare_quality(name, before, each, held_out.labels)
+        findings += lost[target]
     if findings.refused and not force:
         raise ExportError(
             f"{precision} loses too much: {'; '.join(dict.fromkeys(findings.refused))}. Nothing was changed; calibrate "
             "on more images, keep fp32 or fp16, or insist with --force (force=True)"
         )
-    used = len(for_calibration(calibration.images))
-    about = {"from": source.file, "from_sha256": source.sha256, "calibration_images": used}
-    with tempfile.TemporaryDirectory(prefix="vae-edge-quantize-") as folder:
-        models = []
-        for target, model in converted.items():
-            file, after = Path(folder) / f"{precision}.{target}.onnx", measured[target]
-            replace_metadata(model, "threshold", after.threshold)
-            with naming(file):
-                onnx.save(model, file)
-            figures = {**after.figures, "fp32_accuracy": before.figures["accuracy"], "measured_on": measured_on}
-            if findings.refused:
-                figures["refused"] = list(findings.refused)
-            if lost[target].warned:
-                figures["lost"] = list(lost[target].warned)
-            entry = ModelEntry("classifier", precision, target=target, opset=OPSET, accuracy=figures, provenance=about)
-            models.append((file, replace(entry, threshold=after.threshold)))
-        probes = Path(folder) / "probes.npz" if bundle.manifest["data"].get("probe_images", True) else None
-        if probes is not None:
-            _write_probes(probes, bundle, models, everything.images)
-        added = add_models(path, models, probes)
-    warnings = list(dict.fromkeys((*findings.refused, *findings.warned)))
-    figures_before = {"measured_on": measured_on, "warnings": warnings, "before": before.figures}
-    return {**figures_before, **_added_files(added, precision, measured)}
 
-
-def _added_files(bundle: Bundle, precision: str, measured: Mapping[str, Measured]) -> dict[str, Any]:
-    """What `quantize_bundle` returns of the files: the first one's, and each one's by target."""
-    files = {}
-    for target, after in measured.items():
-        entry = bundle.find("classifier", "onnx", precision, target)
-        about = {"file": entry.file, "bytes": entry.bytes, "threshold": entry.threshold}
-        files[target] = {**about, "figures": after.figures}
-    first = files["any"]
-    one = {"precision": precision, "file": first["file"], "bytes": first["bytes"], "after": first["figures"]}
-    return {**one, "files": files}
+    used = len(calibration_subset(calibration.images))
+    provenance = {"from": source.file, "from_sha256": source.sha256, "calibration_images": used}
+    entries = {
+        target: ModelEntry(
+            "classifier",
+            precision,
+            target=target,
+            opset=OPSET,
+            accuracy=_figures(each, before, measured_on, findings, lost[target]),
+            provenance=provenance,
+            threshold=each.threshold,
+        )
+        for target, each in after.items()
+    }
+    added = _add_models(bundle, converted, entries, all_images.images)
+    warnings = tuple(dict.fromkeys((*findings.refused, *findings.warned)))
+    files = {target: _quantized_file(added, precision, target, each) for target, each in after.items()}
+    return Quantization(precision, measured_on, warnings, before.figures, files)
 
 
 def _check_fit(images: LabelledImages, bundle: Bundle) -> None:
@@ -215,6 +272,45 @@ def _check_fit(images: LabelledImages, bundle: Bundle) -> None:
         )
 
 
+def _figures(
+    after: Quality, before: Quality, measured_on: str, findings: QualityFindings, lost: QualityFindings
+) -> dict[str, Any]:
+    """What the manifest keeps of a file's quality."""
+    figures = {**after.figures, "fp32_accuracy": before.figures["accuracy"], "measured_on": measured_on}
+    if findings.refused:
+        figures["refused"] = list(findings.refused)
+    if lost.warned:
+        figures["lost"] = list(lost.warned)
+    return figures
+
+
+def _add_models(
+    bundle: Bundle,
+    models: Mapping[str, onnx.ModelProto],
+    entries: Mapping[str, ModelEntry],
+    images: NDArray[np.uint8],
+) -> Bundle:
+    """Add model files, by target, and their answers to the probe images; `images` are for a bundle without probes."""
+    with tempfile.TemporaryDirectory(prefix="vae-edge-quantize-") as folder:
+        added = []
+        for target, model in models.items():
+            entry = entries[target]
+            file = Path(folder) / f"{entry.precision}.{target}.onnx"
+            replace_metadata(model, "threshold", entry.threshold)
+            with naming(file):
+                onnx.save(model, file)
+            added.append((file, entry))
+        probes = Path(folder) / "probes.npz" if bundle.manifest["data"].get("probe_images", True) else None
+        if probes is not None:
+            _write_probes(probes, bundle, added, images)
+        return add_models(bundle.path, added, probes)
+
+
+def _quantized_file(bundle: Bundle, precision: str, target: str, quality: Quality) -> QuantizedFile:
+    entry = bundle.find("classifier", "onnx", precision, target)
+    return QuantizedFile(entry.file, entry.bytes, quality.threshold, quality.figures)
+
+
 def _write_probes(
     path: Path, bundle: Bundle, added: Sequence[tuple[Path, ModelEntry]], images: NDArray[np.uint8]
 ) -> None:
@@ -224,9 +320,9 @@ def _write_probes(
     """
     replaced = {entry.key for _, entry in added}
     kept = [
-        (bundle.file(m), m.precision)
-        for m in bundle.select(format="onnx")
-        if m.key not in replaced and m.precision in EVALUATED
+        (bundle.file(entry), entry.precision)
+        for entry in bundle.select(format="onnx")
+        if entry.key not in replaced and entry.precision in EXPORTED_PRECISIONS
     ]
     models = [*kept, *((file, entry.precision) for file, entry in added)]
     if bundle.probes is not None:
@@ -238,10 +334,10 @@ def _write_probes(
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file without what lies outside it.
+    """Read an ONNX file, without data outside it.
 
     Raises:
-        BundleError: it is no regular file, too large, damaged, or refused by `vae_edge.onnx_graph`.
+        BundleError: it is not a regular file, too large, damaged, or refused by `vae_edge.onnx_graph`.
     """
     try:
         content = read_bytes(path, MAX_MODEL_BYTES)
@@ -257,15 +353,45 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         raise
 
 
-def _metadata(about: Description, role: str) -> dict[str, Any]:
-    return {
-        "role": role,
-        "classes": list(about.classes),
-        "threshold": about.threshold,
-        "score": about.score_kind,
-        "input": asdict(about.input),
-        "rotation": about.rotation,
-    }
+# The images of a data set that quantization needs
+
+
+def quantize_bundle_from_dataset(
+    path: str | os.PathLike[str], precision: str, dataset: Dataset, seed: int = 0, force: bool = False
+) -> Quantization:
+    """Add a precision to a bundle: calibrated on training images, measured on held-out images.
+
+    Both are rotated as in training. Where these are the bundle's own images, the held-out ones are those of training.
+    Else they are the test split, or without one a validation split that calibration leaves out.
+
+    Args:
+        precision: `fp16` or `int8`.
+        dataset: images of the bundle's size and channels.
+        force: see `quantize_bundle`.
+
+    Raises:
+        DataError: there are no training images (for int8), or the classes are not the bundle's.
+        ExportError: as `quantize_bundle`.
+    """
+    bundle = load_bundle(path)
+    trained_on = training_data(bundle)
+    holdout, training_seed = trained_on["holdout_fraction"], trained_on["seed"]
+    own = trained_on["fingerprint"] == dataset.fingerprint()
+    split = "test" if dataset.test is not None and not own else "validation"
+    held_out = select_split(dataset, split, holdout, training_seed)
+    held_out = _rotate_like_training(held_out, bundle, training_seed + HOLDOUT_ROTATION_SEED)
+    held_out = align_classes(held_out, bundle.classes)
+
+    if precision == "fp16":
+        calibration = held_out.take(np.arange(0))
+    elif dataset.train is None:
+        raise DataError(f"{dataset.source} has no training split: {precision} needs training images for its ranges")
+    else:
+        train = select_split(dataset, "train", holdout, training_seed)
+        chosen = np.random.default_rng(seed).permutation(len(train))[:CALIBRATION_IMAGES]
+        calibration = _rotate_like_training(train.take(chosen), bundle, seed + CALIBRATION_ROTATION_SEED)
+        calibration = align_classes(calibration, bundle.classes)
+    return quantize_bundle(path, precision, calibration, held_out, f"{split} of {dataset.name}", force)
 
 
 def training_data(bundle: Bundle) -> dict[str, Any]:
@@ -273,43 +399,6 @@ def training_data(bundle: Bundle) -> dict[str, Any]:
     return {"holdout_fraction": 0.1, "seed": 0, "fingerprint": None, **bundle.manifest["data"]}
 
 
-def quantize_with(
-    path: str | os.PathLike[str], precision: str, dataset: Dataset, seed: int = 0, force: bool = False
-) -> dict[str, Any]:
-    """Add a precision to a bundle: calibrated on training images, measured on images that were held out.
-
-    Both are turned as training turned them. Images are held out as training did where these are its images; else the
-    test half is measured where there is one, else a part that calibration leaves out.
-
-    Args:
-        precision: `fp16` or `int8`.
-        dataset: images of the bundle's size and channels.
-        force: see `quantize_bundle`.
-
-    Returns:
-        as `quantize_bundle`.
-
-    Raises:
-        DataError: there are no training images (for int8), or the classes are others than the bundle's.
-        ExportError: as `quantize_bundle`.
-    """
-    bundle = load_bundle(path)
-    known = training_data(bundle)
-    own = known["fingerprint"] == dataset.fingerprint()
-    split = "test" if dataset.test is not None and not own else "validation"
-    held = _turned(select_split(dataset, split, known["holdout_fraction"], known["seed"]), bundle, known["seed"] + 1)
-    held = align_classes(held, bundle.classes)
-    if precision == "fp16":
-        calibration = held.take(np.arange(0))
-    elif dataset.train is None:
-        raise DataError(f"{dataset.source} has no training half: {precision} needs training images for its ranges")
-    else:
-        kept = select_split(dataset, "train", known["holdout_fraction"], known["seed"])
-        chosen = np.random.default_rng(seed).permutation(len(kept))[:CALIBRATION_IMAGES]
-        calibration = align_classes(_turned(kept.take(chosen), bundle, seed + 3), bundle.classes)
-    return quantize_bundle(path, precision, calibration, held, f"{split} of {dataset.name}", force)
-
-
-def _turned(images: LabelledImages, bundle: Bundle, seed: int) -> LabelledImages:
+def _rotate_like_training(images: LabelledImages, bundle: Bundle, seed: int) -> LabelledImages:
     range_deg = rotation_range(str(bundle.rotation))
     return rotate_dataset(images, range_deg, seed, bundle.input.fill) if range_deg and len(images) else images

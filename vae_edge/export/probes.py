@@ -1,17 +1,11 @@
-"""An ONNX file evaluated node by node: convolutions, matrix products and resampling are exact sums, rounded once.
+"""A bundle's probe images: which are chosen, and what exactly each model file says of them.
 
 A runtime adds thousands of float32 products in an order of its own, and a value near a tie is then quantized the other
-way. Here products are summed in float64, so that nothing of a runtime is left in the answer. GridSample is PyTorch's;
-the other nodes are those of ONNX's own reference evaluator, in the types of the file.
+way. Expected answers must hold nothing of a runtime. So the file is evaluated node by node: convolutions, matrix
+products and resampling are summed in float64 and rounded once (GridSample by PyTorch); all other nodes by ONNX's
+reference evaluator, in the types of the file.
 
-`Noise` stands for what a correct runtime may do otherwise: it says how far right answers lie apart.
-
-Chooses a bundle's probe images, and computes what each of its model files says of them.
-
-The images are held-out ones and variants unlike them (inverted, noise, even pages), so that every layer is driven to
-its full range. Close calls are left out: images whose answers depend on how a correct runtime rounds.
-
-How far a correct runtime may depart is measured for each model file: it is evaluated again with noise of the size that
+How far a correct runtime may depart from that is measured: the file is evaluated again with noise of the size that
 other orders of summation and other roundings of ties bring.
 """
 
@@ -33,12 +27,47 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from vae_edge.errors import ExportError
-from vae_edge.export.onnx_file import open_session
+from vae_edge.export.onnx_file import run_inner
 from vae_edge.files import sha256
 from vae_edge.probes import Expected, Probes, Tolerance, difference, fingerprint, save
+from vae_edge.spec import output_name
+
+log = logging.getLogger(__name__)
 
 BATCH = 32
-Reduce = Callable[[NDArray[Any]], NDArray[Any]]
+
+# Choosing the images
+
+PROBES = 64
+MAX_IMAGES = 1024  # that are looked at
+TOP_PER_LAYER = 4  # images with the largest values of each layer, and
+MAX_CANDIDATES = 96  # others, from which probes are chosen
+SYNTHETIC_PER_KIND = 12
+PROBES_PER_LAYER = 2
+MIN_STABLE = 16  # images that are no close calls; where there are fewer, those with the widest margins are taken
+MIN_MARGIN = 0.1  # between the two most probable classes
+DECISIVE_OUTPUTS = ("probabilities", "score")
+
+# What is expected of a runtime
+
+INNER_PROBES = 8  # images whose inner tensors are kept
+MIN_COMPARED = 8  # images that are compared for each output, even if noise moves them far
+NOISY_RUNS = 2
+SAFETY = 3.0  # times the departure that noise brings is allowed
+CLOSE_CALL_FACTOR = 8.0  # times the median: an image that noise moves further is a close call
+MIN_TOLERANCE = {
+    "probabilities": (2e-4, 2e-3),
+    "angle": (5e-4, 5e-3),
+    "score": (1e-3, 1e-2),
+    "angle_confidence": (2e-4, 2e-3),
+    "second_angle": (5e-4, 5e-3),
+    "second_angle_probability": (2e-4, 2e-3),
+    "reconstruction": (0.5, 1.5),
+}
+"""Allowed whatever the noise brings: in the mean, and for one image."""
+
+Array = NDArray[Any]
+Reduce = Callable[[Array], Array]
 
 
 @dataclass(frozen=True)
@@ -46,203 +75,86 @@ class Noise:
     """What is added while evaluating.
 
     Attributes:
-        seed: of the noise.
-        sums: standard deviation of an error of each float32 sum of products, as a share of the root mean square of its
+        sums: standard deviation of the error of a float32 sum of products, relative to the root mean square of its
             tensor.
-        half_sums: the same where the sum is float16.
+        fp16_sums: the same of a float16 sum.
         rounding: largest error of a value before it is rounded to an integer, in quantization steps.
     """
 
     seed: int
     sums: float = 1e-5
-    half_sums: float = 1e-3
+    fp16_sums: float = 1e-3
     rounding: float = 0.0
 
 
-def evaluate(
-    model: onnx.ModelProto,
-    images: NDArray[np.uint8],
-    noise: Noise | None = None,
-    inner: Mapping[str, Reduce] | None = None,
-) -> dict[str, NDArray[Any]]:
-    """Outputs by name for images uint8 [N, H, W, C].
-
-    Args:
-        noise: what is added while evaluating; None for the exact answers.
-        inner: for names of tensors inside the graph, each [N, ...], what is kept of them; they are returned as well.
-    """
-    evaluator = ReferenceEvaluator(model, new_ops=_operators(noise))
-    outputs = [output.name for output in model.graph.output]
-    parts: list[dict[str, Any]] = []
-    for start in range(0, len(images), BATCH):
-        feeds = {model.graph.input[0].name: images[start : start + BATCH]}
-        if inner is None:
-            parts.append(dict(zip(outputs, evaluator.run(None, feeds), strict=True)))
-        else:
-            values = evaluator.run(None, feeds, intermediate=True)
-            kept = {name: reduce(values[name]) for name, reduce in inner.items()}
-            parts.append({**{name: values[name] for name in outputs}, **kept})
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def inner_names(model: onnx.ModelProto) -> list[str]:
-    """Tensors inside a graph that show where it goes wrong, in the graph's order.
-
-    Those that every engine keeps: the dequantized activations of a quantized graph, or else what comes out of ReLUs;
-    resampled images; and what comes out of linear layers.
-    """
-    made_by = {name: node for node in model.graph.node for name in node.output}
-    quantized = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
-    outputs = {output.name for output in model.graph.output}
-
-    def shows(node: onnx.NodeProto) -> bool:
-        if node.op_type == "DequantizeLinear":
-            return node.input[0] in made_by and made_by[node.input[0]].op_type == "QuantizeLinear"
-        return node.op_type in ("GridSample", "Gemm") or (node.op_type == "Relu" and not quantized)
-
-    return [node.output[0] for node in model.graph.node if shows(node) and node.output[0] not in outputs]
-
-
-def _operators(noise: Noise | None) -> list[type[OpRun]]:
-    rng = np.random.default_rng(0 if noise is None else noise.seed)
-
-    def finish(sums: NDArray[np.float64], like: np.dtype[Any]) -> NDArray[Any]:
-        """Round exact sums to the graph's type, after noise where it is wanted."""
-        if noise is not None and sums.size:
-            size = float(np.sqrt(np.mean(np.square(sums))))
-            share = noise.half_sums if like == np.float16 else noise.sums
-            sums = sums + rng.normal(0.0, share * size, sums.shape)
-        return sums.astype(like)
-
-    class Conv(OpRun):
-        op_domain = ""
-
-        def _run(
-            self, x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None = None, auto_pad: str = "NOTSET",
-            dilations: Any = None, group: int = 1, kernel_shape: Any = None, pads: Any = None, strides: Any = None,
-        ) -> tuple[NDArray[Any]]:  # fmt: skip
-            if auto_pad not in ("NOTSET", None):
-                raise ExportError(f"a Conv with auto_pad {auto_pad} is not evaluated exactly")
-            top, left, bottom, right = pads or (0, 0, 0, 0)
-            padded = F.pad(_doubles(x), (left, right, top, bottom))
-            sums = F.conv2d(
-                padded, _doubles(weight), None, list(strides or (1, 1)), 0, list(dilations or (1, 1)), group or 1
-            ).numpy()
-            return (finish(sums if bias is None else sums + bias.astype(np.float64)[None, :, None, None], x.dtype),)
-
-    class Gemm(OpRun):
-        op_domain = ""
-
-        def _run(
-            self, a: NDArray[Any], b: NDArray[Any], c: NDArray[Any] | None = None, alpha: float = 1.0,
-            beta: float = 1.0, transA: int = 0, transB: int = 0,
-        ) -> tuple[NDArray[Any]]:  # fmt: skip
-            left, right = a.astype(np.float64), b.astype(np.float64)
-            sums = (1.0 if alpha is None else alpha) * ((left.T if transA else left) @ (right.T if transB else right))
-            return (finish(sums if c is None else sums + (1.0 if beta is None else beta) * c, a.dtype),)
-
-    class MatMul(OpRun):
-        op_domain = ""
-
-        def _run(self, a: NDArray[Any], b: NDArray[Any]) -> tuple[NDArray[Any]]:
-            return (finish(a.astype(np.float64) @ b.astype(np.float64), a.dtype),)
-
-    class GridSample(OpRun):
-        op_domain = ""
-
-        def _run(
-            self, x: NDArray[Any], grid: NDArray[Any], mode: str = "linear", padding_mode: str = "zeros",
-            align_corners: int = 0,
-        ) -> tuple[NDArray[Any]]:  # fmt: skip
-            if mode not in ("linear", "bilinear"):
-                raise ExportError(f"a GridSample in mode {mode} is not evaluated exactly")
-            sampled = F.grid_sample(
-                _doubles(x), _doubles(grid), padding_mode=padding_mode, align_corners=bool(align_corners)
-            )
-            return (finish(sampled.numpy(), x.dtype),)
-
-    class QuantizeLinear(OpRun):
-        """Of a tensor to int8 or uint8 with one scale, rounding after noise."""
-
-        op_domain = ""
-
-        def _run(
-            self, x: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any] | None = None, axis: int = 1, **others: Any
-        ) -> tuple[NDArray[Any]]:
-            assert noise is not None and zero is not None
-            limits = np.iinfo(zero.dtype)
-            steps = x / scale + rng.uniform(-noise.rounding, noise.rounding, x.shape)
-            return (np.clip(np.rint(steps) + zero.astype(np.float64), limits.min, limits.max).astype(zero.dtype),)
-
-    operators: list[type[OpRun]] = [Conv, Gemm, MatMul, GridSample]
-    return [*operators, QuantizeLinear] if noise is not None and noise.rounding else operators
-
-
-def _doubles(values: NDArray[Any]) -> torch.Tensor:
-    return torch.from_numpy(np.array(values, np.float64))
-
-
-log = logging.getLogger(__name__)
-
-PROBES = 64
-MOST_IMAGES = 1024  # that are looked at
-FURTHEST = 4  # images of each layer that drive it furthest, and
-CANDIDATES = 96  # others, that probes are chosen from
-MADE = 12  # of each kind of made images
-INNER_PROBES = 8  # images whose inner tensors are kept
-LEAST_CLEAR = 16  # images that are no close calls; where there are fewer, those with the widest margins are taken
-LEAST_COMPARED = 8  # images that are compared for each output, even if noise moves them far
-RUNS = 2  # evaluations with noise
-SAFETY = 3.0  # times the departure that noise brings is allowed
-CLOSE = 8.0  # an image that noise moves by so many times the median is a close call
-LEAST_MARGIN = 0.1  # between the two most probable classes
-CHOOSING = Noise(0, sums=1e-4)
-FLOOR = {
-    "probabilities": (2e-4, 2e-3),
-    "angle": (5e-4, 5e-3),
-    "score": (1e-3, 1e-2),
-    "concentration": (2e-4, 2e-3),
-    "second_angle": (5e-4, 5e-3),
-    "second_share": (2e-4, 2e-3),
-    "reconstruction": (0.5, 1.5),
-}
-"""Allowed whatever the noise brings: in the mean, and for one image."""
-DECIDING = ("probabilities", "score")
-EVALUATED = ("fp32", "fp16", "int8")
-"""Precisions whose answers are computed: others, which we do not write, are not verified."""
+SELECTION_NOISE = Noise(0, sums=1e-4)
 
 
 def _noise(precision: str, run: int) -> Noise:
-    """int8: a runtime may round biases to whole products of two scales, which moves values towards a tie or from it."""
+    """int8: a runtime may round biases to multiples of the product of two scales, which moves values near a tie."""
     return Noise(1 + run, rounding=0.02 if precision == "int8" else 0.0)
 
 
 def choose_probes(model: onnx.ModelProto, images: NDArray[np.uint8], seed: int = 0) -> NDArray[np.uint8]:
-    """Up to 64 images of the fp32 model's candidates: for each layer the two that drive it furthest, then others.
+    """Up to 64 probe images: for each layer the two that give it the largest values, then others.
+
+    The candidates are held-out images and synthetic ones unlike them, so that every layer is driven to its full range.
+    Close calls are left out: images whose answers depend on how a correct runtime rounds.
 
     Args:
         model: the fp32 classifier.
         images: held-out images uint8 [N, S, S, C], as the device will see them.
-
     """
-    everything = np.concatenate([images[:MOST_IMAGES], _made(images, seed)])
-    reach = _reach(model, everything)
-    furthest = np.argsort(-reach, axis=1, kind="stable")[:, :FURTHEST].ravel()
-    chosen = np.unique(np.concatenate([furthest, np.arange(min(CANDIDATES, len(everything)))]))
-    pool, reach = everything[chosen], reach[:, chosen]
+    all_images = np.concatenate([images[:MAX_IMAGES], _synthetic_images(images, seed)])
+    peaks = _peak_activations(model, all_images)
+    top = np.argsort(-peaks, axis=1, kind="stable")[:, :TOP_PER_LAYER].ravel()
+    candidates = np.unique(np.concatenate([top, np.arange(min(MAX_CANDIDATES, len(all_images)))]))
+    pool, peaks = all_images[candidates], peaks[:, candidates]
+
     exact = evaluate(model, pool)
+    noisy = evaluate(model, pool, SELECTION_NOISE)
+    stable = np.ones(len(pool), bool)
+    for name in DECISIVE_OUTPUTS:
+        stable &= ~_close_calls(difference(name, noisy[name], exact[name]), MIN_TOLERANCE[name][1])
     best = np.partition(exact["probabilities"], -2, axis=1)
     margin = best[:, -1] - best[:, -2]
-    noisy = evaluate(model, pool, CHOOSING)
-    stable = np.ones(len(pool), bool)
-    for name in DECIDING:
-        stable &= ~_close_calls(difference(name, noisy[name], exact[name]), FLOOR[name][1])
-    kept = np.flatnonzero(stable & (margin >= LEAST_MARGIN))
-    if len(kept) < LEAST_CLEAR:  # a model that is sure of nothing
+    kept = np.flatnonzero(stable & (margin >= MIN_MARGIN))
+    if len(kept) < MIN_STABLE:  # a model that is sure of nothing
         kept = np.argsort(-margin, kind="stable")[:PROBES]
-    first = np.argsort(-reach[:, kept], axis=1, kind="stable")[:, :2].T.ravel()
+
+    first = np.argsort(-peaks[:, kept], axis=1, kind="stable")[:, :PROBES_PER_LAYER].T.ravel()
     order = dict.fromkeys([*first.tolist(), *range(len(kept))])
     return pool[kept[list(order)[:PROBES]]]
+
+
+def _synthetic_images(images: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
+    """Images beyond what is seen in use: inverted, grey noise, black and white noise, and uniform ones."""
+    rng = np.random.default_rng(seed)
+    shape = (SYNTHETIC_PER_KIND, *images.shape[1:])
+    uniform = np.linspace(0, 255, SYNTHETIC_PER_KIND).round().astype(np.uint8).reshape(-1, 1, 1, 1)
+    return np.concatenate(
+        [
+            255 - images[:SYNTHETIC_PER_KIND],
+            rng.integers(0, 256, shape, dtype=np.uint8),
+            rng.integers(0, 2, shape, dtype=np.uint8) * np.uint8(255),
+            np.broadcast_to(uniform, shape),
+        ]
+    )
+
+
+def _peak_activations(model: onnx.ModelProto, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """The largest magnitude in each inner tensor of each image, [tensors, N], by ONNX Runtime: it need not be exact."""
+    parts = [
+        np.stack([np.abs(value.reshape(len(value), -1)).max(1) for value in values])
+        for values in run_inner(model, inner_tensor_names(model), images, BATCH)
+    ]
+    return np.concatenate(parts, axis=1).astype(np.float64)
+
+
+def _close_calls(distance: NDArray[np.float64], floor: float) -> NDArray[np.bool_]:
+    """Images that noise moves far more than most, or whose answers are not finite."""
+    finite = np.isfinite(distance)
+    return ~finite | (distance > floor + CLOSE_CALL_FACTOR * (np.median(distance[finite]) if finite.any() else 0.0))
 
 
 def write_probes(
@@ -253,100 +165,201 @@ def write_probes(
 ) -> None:
     """Write a file of probe images with the exact answers of model files.
 
-    A file of a bundle that cannot be evaluated, since others made it, is left without answers.
+    A file that cannot be evaluated, since others made it, gets no answers.
 
     Args:
         images: the probe images.
         models: each file with its precision.
-        known: answers that were computed before, by the SHA-256 of the file; they are not computed again.
+        known: answers that were computed before, by the file's SHA-256; they are not computed again.
     """
-    found: dict[str, Expected] = {}
+    answers: dict[str, Expected] = {}
     for file, precision in models:
         digest = sha256(file)
         before = None if known is None else known.get(digest)
         try:
-            found[digest] = before if before is not None else expect(onnx.load(file), precision, images)
+            answers[digest] = before if before is not None else expect(onnx.load(file), precision, images)
         except ExportError as error:
             log.warning("%s gets no expected answers and will not be verified: %s", file.name, error)
-    save(path, Probes(images, found))
+    save(path, Probes(images, answers))
 
 
 def expect(model: onnx.ModelProto, precision: str, images: NDArray[np.uint8]) -> Expected:
     """The exact answers of a model file to the probe images, and how far a correct runtime may depart from them.
 
-    Images whose answers are not finite, and close calls, are not compared.
+    Close calls, and images whose answers are not finite, are not compared.
 
     Raises:
-        ExportError: if no image has finite answers, or the graph has an operator that is not evaluated exactly.
+        ExportError: no image has finite answers, or the graph has an operator that is not evaluated exactly.
     """
-    names = inner_names(model)
     exact = evaluate(model, images)
-    runs = [evaluate(model, images, _noise(precision, k)) for k in range(RUNS)]
-    outputs: dict[str, NDArray[Any]] = {}
+    noisy = [evaluate(model, images, _noise(precision, k)) for k in range(NOISY_RUNS)]
+    outputs: dict[str, Array] = {}
     tolerance: dict[str, Tolerance] = {}
-    for output in model.graph.output:
-        name, want = output.name, exact[output.name]
+    for name, want in exact.items():
         finite = np.isfinite(want.astype(np.float64)).reshape(len(want), -1).all(1)
         if not finite.any():
             raise ExportError(f"the {precision} model gives {name} that are not finite for every probe image")
-        apart = np.stack([difference(name, run[name], want) for run in runs])
-        apart = np.where(finite & np.isfinite(apart), apart, np.inf)
-        floor = FLOOR[name]
-        close = np.any([_close_calls(each, floor[1]) for each in apart], axis=0)
-        least_moved = np.argsort(apart.max(0), kind="stable")[:LEAST_COMPARED]
-        close[least_moved[np.isfinite(apart.max(0)[least_moved])]] = False
-        kind = np.float16 if want.dtype == np.uint8 else np.float32  # float16 holds whole numbers up to 2048
-        outputs[name] = np.where(_like(close, want), np.nan, want).astype(kind)
-        left = apart[:, ~close]
-        most = (float(left.mean(1).max()), float(left.max())) if left.size else (0.0, 0.0)
-        tolerance[name] = Tolerance(*(SAFETY * seen + least for seen, least in zip(most, floor, strict=True)))
-    some = images[:INNER_PROBES]
-    prints = dict.fromkeys(names, fingerprint)
-    inner = evaluate(model, some, inner=prints)
-    moved = [evaluate(model, some, _noise(precision, k), prints) for k in range(RUNS)]
-    limits = {
-        name: SAFETY * max(float(np.nanmax(np.abs(run[name] - inner[name]), initial=0.0)) for run in moved)
-        + 1e-3 * float(np.abs(inner[name]).max())
-        for name in names
-    }
-    return Expected(outputs, tolerance, {name: inner[name] for name in names}, limits)
+        distance = np.stack([difference(name, run[name], want) for run in noisy])
+        distance = np.where(finite & np.isfinite(distance), distance, np.inf)
+
+        close = np.any([_close_calls(each, MIN_TOLERANCE[name][1]) for each in distance], axis=0)
+        least_moved = np.argsort(distance.max(0), kind="stable")[:MIN_COMPARED]
+        close[least_moved[np.isfinite(distance.max(0)[least_moved])]] = False
+        dtype = np.float16 if want.dtype == np.uint8 else np.float32  # float16 holds whole numbers up to 2048
+        outputs[name] = np.where(_expand(close, want.ndim), np.nan, want).astype(dtype)
+        tolerance[name] = _tolerance(name, distance[:, ~close])
+
+    inner, inner_tolerance = _inner_fingerprints(model, precision, images[:INNER_PROBES])
+    return Expected(outputs, tolerance, inner, inner_tolerance)
 
 
-def _close_calls(apart: NDArray[np.float64], floor: float) -> NDArray[np.bool_]:
-    """Images that noise moves far more than most, or whose answers are not finite."""
-    finite = np.isfinite(apart)
-    return ~finite | (apart > floor + CLOSE * (np.median(apart[finite]) if finite.any() else 0.0))
+def _expand(mask: NDArray[np.bool_], ndim: int) -> NDArray[np.bool_]:
+    """A mask [N] with further axes, so that it broadcasts to values [N, ...] of `ndim` axes."""
+    return mask.reshape(-1, *[1] * (ndim - 1))
 
 
-def _like(mask: NDArray[np.bool_], values: NDArray[Any]) -> NDArray[np.bool_]:
-    return np.broadcast_to(mask.reshape(-1, *[1] * (values.ndim - 1)), values.shape)
+def _tolerance(name: str, distance: NDArray[np.float64]) -> Tolerance:
+    """Tolerance of an output from the distances [runs, N] by which noise moved it."""
+    mean, largest = (float(distance.mean(1).max()), float(distance.max())) if distance.size else (0.0, 0.0)
+    mean_floor, largest_floor = MIN_TOLERANCE[name]
+    return Tolerance(SAFETY * mean + mean_floor, SAFETY * largest + largest_floor)
 
 
-def _reach(model: onnx.ModelProto, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """The largest magnitude in each image's tensor, [layers, N], by ONNX Runtime: it need not be exact."""
-    names = inner_names(model)
-    opened = onnx.ModelProto()
-    opened.CopyFrom(model)
-    del opened.graph.output[:]
-    opened.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
-    session = open_session(opened)
-    parts = []
+def _inner_fingerprints(
+    model: onnx.ModelProto, precision: str, images: NDArray[np.uint8]
+) -> tuple[dict[str, Array], dict[str, float]]:
+    """Fingerprints of the inner tensors, by name, and how far a correct runtime's may lie from them."""
+    names = inner_tensor_names(model)
+    reduce = dict.fromkeys(names, fingerprint)
+    exact = evaluate(model, images, inner=reduce)
+    noisy = [evaluate(model, images, _noise(precision, k), reduce) for k in range(NOISY_RUNS)]
+    tolerance = {}
+    for name in names:
+        moved = max(float(np.nanmax(np.abs(run[name] - exact[name]), initial=0.0)) for run in noisy)
+        tolerance[name] = SAFETY * moved + 1e-3 * float(np.abs(exact[name]).max())
+    return {name: exact[name] for name in names}, tolerance
+
+
+# Exact evaluation
+
+
+def evaluate(
+    model: onnx.ModelProto,
+    images: NDArray[np.uint8],
+    noise: Noise | None = None,
+    inner: Mapping[str, Reduce] | None = None,
+) -> dict[str, Array]:
+    """Outputs for images uint8 [N, H, W, C], by today's name.
+
+    Args:
+        noise: what is added while evaluating; None for the exact answers.
+        inner: names of tensors inside the graph, each [N, ...], and what is kept of them; they are returned as well.
+    """
+    evaluator = ReferenceEvaluator(model, new_ops=_operators(noise))
+    outputs = [output.name for output in model.graph.output]
+    parts: list[dict[str, Any]] = []
     for start in range(0, len(images), BATCH):
-        values = session.run(names, {session.get_inputs()[0].name: images[start : start + BATCH]})
-        parts.append([np.abs(value.reshape(len(value), -1)).max(1) for value in values])
-    return np.concatenate([np.stack(part) for part in parts], axis=1).astype(np.float64)
+        feeds = {model.graph.input[0].name: images[start : start + BATCH]}
+        if inner is None:
+            values = dict(zip(outputs, evaluator.run(None, feeds), strict=True))
+        else:
+            values = evaluator.run(None, feeds, intermediate=True)
+        part = {output_name(name): values[name] for name in outputs}
+        part.update({name: reduce(values[name]) for name, reduce in (inner or {}).items()})
+        parts.append(part)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _made(images: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
-    """Images that go beyond what is seen: inverted, noise, noise of few colours, even pages."""
-    rng = np.random.default_rng(seed)
-    shape = (MADE, *images.shape[1:])
-    even = np.linspace(0, 255, MADE).round().astype(np.uint8).reshape(-1, 1, 1, 1)
-    return np.concatenate(
-        [
-            255 - images[:MADE],
-            rng.integers(0, 256, shape, dtype=np.uint8),
-            rng.integers(0, 2, shape, dtype=np.uint8) * np.uint8(255),
-            np.broadcast_to(even, shape),
-        ]
-    )
+def inner_tensor_names(model: onnx.ModelProto) -> list[str]:
+    """Tensors inside a graph, in its order, that show where an engine goes wrong.
+
+    Those that every engine keeps: the dequantized activations of a quantized graph, or else the outputs of ReLUs;
+    resampled images; and the outputs of linear layers.
+    """
+    producers = {name: node for node in model.graph.node for name in node.output}
+    quantized = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+    outputs = {output.name for output in model.graph.output}
+
+    def is_kept(node: onnx.NodeProto) -> bool:
+        if node.op_type == "DequantizeLinear":
+            return node.input[0] in producers and producers[node.input[0]].op_type == "QuantizeLinear"
+        return node.op_type in ("GridSample", "Gemm") or (node.op_type == "Relu" and not quantized)
+
+    return [node.output[0] for node in model.graph.node if is_kept(node) and node.output[0] not in outputs]
+
+
+def _operators(noise: Noise | None) -> list[type[OpRun]]:
+    """Exact implementations of the operators that sum, and of QuantizeLinear if rounding gets noise."""
+    rng = np.random.default_rng(0 if noise is None else noise.seed)
+
+    def finish(sums: NDArray[np.float64], dtype: np.dtype[Any]) -> Array:
+        """Round exact sums to the graph's type, after adding noise."""
+        if noise is not None and sums.size:
+            rms = float(np.sqrt(np.mean(np.square(sums))))
+            relative = noise.fp16_sums if dtype == np.float16 else noise.sums
+            sums = sums + rng.normal(0.0, relative * rms, sums.shape)
+        return sums.astype(dtype)
+
+    class Conv(OpRun):
+        op_domain = ""
+
+        def _run(
+            self, x: Array, weight: Array, bias: Array | None = None, auto_pad: str = "NOTSET", dilations: Any = None,
+            group: int = 1, kernel_shape: Any = None, pads: Any = None, strides: Any = None,
+        ) -> tuple[Array]:  # fmt: skip
+            if auto_pad not in ("NOTSET", None):
+                raise ExportError(f"a Conv with auto_pad {auto_pad} is not evaluated exactly")
+            top, left, bottom, right = pads or (0, 0, 0, 0)
+            padded = F.pad(_float64(x), (left, right, top, bottom))
+            sums = F.conv2d(
+                padded, _float64(weight), None, list(strides or (1, 1)), 0, list(dilations or (1, 1)), group or 1
+            ).numpy()
+            return (finish(sums if bias is None else sums + bias.astype(np.float64)[None, :, None, None], x.dtype),)
+
+    class Gemm(OpRun):
+        op_domain = ""
+
+        def _run(
+            self, a: Array, b: Array, c: Array | None = None, alpha: float = 1.0, beta: float = 1.0, transA: int = 0,
+            transB: int = 0,
+        ) -> tuple[Array]:  # fmt: skip
+            left, right = a.astype(np.float64), b.astype(np.float64)
+            sums = (1.0 if alpha is None else alpha) * ((left.T if transA else left) @ (right.T if transB else right))
+            return (finish(sums if c is None else sums + (1.0 if beta is None else beta) * c, a.dtype),)
+
+    class MatMul(OpRun):
+        op_domain = ""
+
+        def _run(self, a: Array, b: Array) -> tuple[Array]:
+            return (finish(a.astype(np.float64) @ b.astype(np.float64), a.dtype),)
+
+    class GridSample(OpRun):
+        op_domain = ""
+
+        def _run(
+            self, x: Array, grid: Array, mode: str = "linear", padding_mode: str = "zeros", align_corners: int = 0
+        ) -> tuple[Array]:
+            if mode not in ("linear", "bilinear"):
+                raise ExportError(f"a GridSample in mode {mode} is not evaluated exactly")
+            sampled = F.grid_sample(
+                _float64(x), _float64(grid), padding_mode=padding_mode, align_corners=bool(align_corners)
+            )
+            return (finish(sampled.numpy(), x.dtype),)
+
+    class QuantizeLinear(OpRun):
+        """To int8 or uint8 with one scale, rounding after noise."""
+
+        op_domain = ""
+
+        def _run(self, x: Array, scale: Array, zero: Array | None = None, axis: int = 1, **others: Any) -> tuple[Array]:
+            assert noise is not None and zero is not None
+            limits = np.iinfo(zero.dtype)
+            steps = x / scale + rng.uniform(-noise.rounding, noise.rounding, x.shape)
+            return (np.clip(np.rint(steps) + zero.astype(np.float64), limits.min, limits.max).astype(zero.dtype),)
+
+    operators: list[type[OpRun]] = [Conv, Gemm, MatMul, GridSample]
+    return [*operators, QuantizeLinear] if noise is not None and noise.rounding else operators
+
+
+def _float64(values: Array) -> torch.Tensor:
+    return torch.from_numpy(np.array(values, np.float64))

@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from vae_edge.engine.worker import WORKER, run_worker
+from vae_edge.engine.tensorrt import BuildConfig
+from vae_edge.engine.worker import WORKER, BuildRequest, run_worker
 from vae_edge.errors import EngineError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -20,20 +23,14 @@ REPOSITORY = Path(__file__).parents[2]
 WORKER_THAT = """
 import os, sys, time
 from vae_edge.engine import worker
-def build_here(*args, **options):
-    worker._say("INFO", "began to build")
+def build_in_process(*args, **options):
+    worker._write_log("INFO", "began to build")
     {}
 worker.open_adapter = lambda kind: None
-worker.build_here = build_here
+worker.build_in_process = build_in_process
 sys.exit(worker.main())
 """
-REQUEST = {
-    "kind": "auto",
-    "onnx": "/nowhere/model.onnx",
-    "settings": {"precision": "fp32", "batch": [1, 8, 64], "targets": []},
-    "timing_cache": None,
-    "progress": False,
-}
+REQUEST = BuildRequest("/nowhere/model.onnx", BuildConfig("fp32"))
 
 
 def worker_that(does: str) -> list[str]:
@@ -68,7 +65,7 @@ def test_a_segmentation_fault_becomes_a_sentence() -> None:
 
 
 def test_a_crash_after_a_known_error_says_what_is_probably_wrong() -> None:
-    does = "worker._say('ERROR', 'Error Code 2: OutOfMemory (Requested size was 4294967296 bytes.)'); os.abort()"
+    does = "worker._write_log('ERROR', 'Error Code 2: OutOfMemory (Requested size was 4294967296 bytes.)'); os.abort()"
     with pytest.raises(EngineError, match=r"SIGABRT.*Probably the memory did not suffice: .*\. Its last lines"):
         run_worker(REQUEST, command=worker_that(does))
 
@@ -83,7 +80,7 @@ def test_an_exception_of_ours_arrives_word_by_word_and_a_foreign_one_with_its_la
 
 def test_a_worker_that_dies_before_it_reads_or_answers_nothing_is_no_engine() -> None:
     with pytest.raises(EngineError, match=r"exit code 3; the engine was not built. It said nothing"):
-        run_worker({"padding": "x" * 1_000_000}, command=[sys.executable, "-c", "import os; os._exit(3)"])
+        run_worker(replace(REQUEST, onnx="x" * 1_000_000), command=[sys.executable, "-c", "import os; os._exit(3)"])
     with pytest.raises(EngineError, match="exit code 0; the engine was not built"):
         run_worker(REQUEST, command=[sys.executable, "-c", "pass"])
 
@@ -103,7 +100,7 @@ def test_a_build_that_takes_too_long_is_ended() -> None:
 
 def test_a_failing_progress_callback_reaches_the_caller_and_ends_the_worker(tmp_path: Path) -> None:
     note = tmp_path / "pid"
-    does = f"open({str(note)!r}, 'w').write(str(os.getpid())); worker._progress('Building', 1, 6); time.sleep(60)"
+    does = f"open({str(note)!r}, 'w').write(str(os.getpid())); worker._write_progress('Building', 1, 6); time.sleep(60)"
 
     def report(phase: str, step: int, steps: int) -> None:
         raise RuntimeError(f"{phase} {step}/{steps}")
@@ -115,7 +112,7 @@ def test_a_failing_progress_callback_reaches_the_caller_and_ends_the_worker(tmp_
 
 def test_a_progress_line_that_a_crash_cut_short_is_kept_as_a_line_of_the_log() -> None:
     seen: list[tuple[str, int, int]] = []
-    does = "worker._progress('Building', 1, 6); os.write(2, b'P [\\\"Buil'); os.abort()"
+    does = "worker._write_progress('Building', 1, 6); os.write(2, b'P [\\\"Buil'); os.abort()"
     with pytest.raises(EngineError, match=r'SIGABRT(.|\n)*P \["Buil'):
         run_worker(REQUEST, lambda *step: seen.append(step), command=worker_that(does))
     assert seen == [("Building", 1, 6)]
@@ -124,7 +121,8 @@ def test_a_progress_line_that_a_crash_cut_short_is_kept_as_a_line_of_the_log() -
 CALLER = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
-from vae_edge.engine.worker import run_worker
+from vae_edge.engine.tensorrt import BuildConfig
+from vae_edge.engine.worker import BuildRequest, run_worker
 run_worker({request!r}, command={command!r})
 """
 
@@ -159,11 +157,17 @@ def test_the_worker_runs_from_any_folder_and_refuses_in_a_sentence(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert WORKER[1:] == ("-m", "vae_edge.engine.worker")
+
+    class OddRequest(BuildRequest):
+        def to_json(self) -> dict[str, Any]:
+            right = super().to_json()
+            return {**right, "config": {**right["config"], "kind": "other"}}
+
     with pytest.raises(EngineError, match="The kind of TensorRT 'other' is unknown"):
-        run_worker({**REQUEST, "kind": "other"})
+        run_worker(OddRequest("/nowhere/model.onnx", BuildConfig("fp32")))
 
 
-def test_importing_the_room_imports_no_tensorrt_and_no_torch() -> None:
+def test_importing_the_package_imports_no_tensorrt_and_no_torch() -> None:
     code = """
 import json, sys
 import vae_edge.engine.build, vae_edge.engine.worker, vae_edge.engine.inspection, vae_edge.engine.cuda

@@ -1,12 +1,17 @@
+"""int8: biases are corrected to the means of fp32, and images that are nearly alike calibrate too."""
+
 from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 from onnx import numpy_helper
 from test_export import model_of
 
 from vae_edge.data import Dataset
-from vae_edge.export.quantize import IMAGES, channel_means, convert, correct_biases
+from vae_edge.export.onnx_file import ClassifierGraph, run, to_onnx
+from vae_edge.export.quantize import BIAS_IMAGES, channel_means, convert, correct_biases
+from vae_edge.model import AngleVAE, create_config
 
 
 def biases_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:
@@ -37,13 +42,24 @@ def test_biases_that_were_moved_come_back(bundle: Path, digits: Dataset):
 
 
 def test_the_layers_of_an_int8_model_have_the_means_of_fp32(bundle: Path, digits: Dataset):
-    whole = model_of(bundle, "fp32")
+    fp32 = model_of(bundle, "fp32")
     images = digits.train.images[:512]
-    int8 = convert(whole, "int8", images)["any"]
-    names = list(biases_of(whole))
+    int8 = convert(fp32, "int8", images)["any"]
+    names = list(biases_of(fp32))
     assert names and set(names) <= set(biases_of(int8))
-    used = images[:IMAGES]
-    expected, found = channel_means(whole, names, used), channel_means(int8, names, used)
+    used = images[:BIAS_IMAGES]
+    expected, found = channel_means(fp32, names, used), channel_means(int8, names, used)
     for name in names:
         size = np.abs(expected[name]).mean()
         assert np.abs(found[name] - expected[name]).mean() < 0.005 * size, name
+
+
+def test_images_that_differ_in_one_pixel_calibrate():
+    torch.manual_seed(0)
+    graph = ClassifierGraph(AngleVAE(create_config("tiny")).eval())
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (1, 28, 28, 1), dtype=np.uint8).repeat(64, 0)
+    images[np.arange(64), np.arange(64) % 28, 5] ^= 1
+    model = to_onnx(graph, 28, 1, graph.outputs, {})
+    fine, coarse = run(model, images), run(convert(model, "int8", images)["any"], images)
+    np.testing.assert_allclose(coarse["probabilities"], fine["probabilities"], atol=0.05)

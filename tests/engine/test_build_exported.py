@@ -1,4 +1,4 @@
-"""The graphs that the export room writes, from random weights: TensorRT-RTX takes them in every precision."""
+"""The graphs that `vae_edge.export` writes, from random weights: TensorRT-RTX takes them in every precision."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 import pytest
 
-from vae_edge.engine.build import build_engine
+from vae_edge.engine.build import BuildConfig, build_engine
+from vae_edge.engine.targets import parse_targets
 
 pytest.importorskip(
     "tensorrt_rtx_bindings", reason='TensorRT-RTX is not installed: pip install "vae-edge[rtx]"', exc_type=ImportError
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    from vae_edge.export.onnx_file import RECONSTRUCTION, ClassifierGraph, ReconstructionGraph, to_onnx
+    from vae_edge.export.onnx_file import ClassifierGraph, ReconstructionGraph, to_onnx
     from vae_edge.export.quantize import convert
     from vae_edge.model import AngleVAE
     from vae_edge.model.config import create_config
@@ -34,7 +35,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "fp32": graph,
         "fp16": convert(graph, "fp16", images)["any"],
         "int8": convert(graph, "int8", images)["any"],
-        "reconstruction": to_onnx(ReconstructionGraph(model).eval(), 28, 1, RECONSTRUCTION, {}),
+        "reconstruction": to_onnx(ReconstructionGraph(model).eval(), 28, 1, ("reconstruction",), {}),
     }
     folder = tmp_path_factory.mktemp("exported")
     for name, proto in graphs.items():
@@ -46,12 +47,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_the_exported_classifier_builds_and_most_of_it_runs_in_its_precision(
     exported: dict[str, Path], precision: str
 ) -> None:
-    result = build_engine(exported[precision], precision=precision, targets="sm_80+86+89+120+121")
-    assert result.share is not None
-    assert result.share > 0.8, result.reasons  # but for what is read off the bins and the score's distances
+    result = build_engine(exported[precision], BuildConfig(precision, targets=parse_targets("sm_80+86+89+120+121")))
+    assert result.fraction is not None
+    assert result.fraction > 0.8, result.reasons  # but for what is read off the bins and the score's distances
     told = [reason for reason in result.reasons if " runs in " in reason]
-    assert len(told) == sum(layer.heavy and layer.precision != precision for layer in result.layers)
+    assert len(told) == sum(layer.is_compute and layer.precision != precision for layer in result.layers)
 
 
 def test_the_exported_reconstruction_builds(exported: dict[str, Path]) -> None:
-    assert build_engine(exported["reconstruction"], precision="fp32", targets="sm_86", role="reconstruction").engine
+    assert build_engine(
+        exported["reconstruction"], BuildConfig("fp32", targets=parse_targets("sm_86"), role="reconstruction")
+    ).engine

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from engine_graphs import classifier, reconstruction, save
 
 from vae_edge.bundle import ModelEntry, create_bundle, load_bundle
-from vae_edge.engine.build import build_bundle_engine
+from vae_edge.engine import cuda
+from vae_edge.engine.build import BuildConfig, build_bundle_engine, select_tensorrt
 from vae_edge.engine.inspection import inspect_engine
+from vae_edge.engine.targets import parse_targets
+from vae_edge.engine.tensorrt import TensorRTInstallation
 from vae_edge.errors import BundleError, EngineError, VaeEdgeError
 from vae_edge.preprocess import InputSpec
 
@@ -43,6 +48,10 @@ def bundle(tmp_path: Path) -> Path:
     return path
 
 
+def config(precision: str, targets: str, **others: Any) -> BuildConfig:
+    return BuildConfig(precision, targets=parse_targets(targets), **others)
+
+
 def state(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
@@ -57,14 +66,14 @@ class TestWithRtx:
         )
 
     def test_the_engine_stands_in_the_manifest_with_where_it_came_from(self, bundle: Path) -> None:
-        report = build_bundle_engine(bundle, "int8", "sm_86+89")
+        report = build_bundle_engine(bundle, config("int8", "sm_86+89")).to_json()
         loaded = load_bundle(bundle)
         entry = loaded.find("classifier", "tensorrt_rtx", "int8", "sm_86_89")
         source = loaded.find("classifier", "onnx", "int8")
         assert (report["file"], report["bytes"], report["target"]) == (entry.file, entry.bytes, "sm_86_89")
         json.dumps(report, allow_nan=False)
         assert entry.file.startswith("classifier.int8.sm_86_89.")
-        assert inspect_engine(loaded.file(entry))["targets"] == ["sm_86", "sm_89"]
+        assert inspect_engine(loaded.file(entry)).header.targets == ("sm_86", "sm_89")
         assert entry.accuracy == {}  # nobody measured the engine
         assert entry.threshold == 1.25, "its scores are those of the file that it was built from"
         provenance = entry.provenance
@@ -82,9 +91,9 @@ class TestWithRtx:
         assert str(bundle.parent) not in json.dumps(loaded.manifest)
 
     def test_building_again_replaces_and_other_targets_stand_beside(self, bundle: Path) -> None:
-        build_bundle_engine(bundle, "fp32", "sm_86", batch=(1, 1, 1))
-        build_bundle_engine(bundle, "fp32", "sm_89")
-        build_bundle_engine(bundle, "fp32", ["sm_86"], batch=(1, 2, 2))
+        build_bundle_engine(bundle, config("fp32", "sm_86", batch=(1, 1, 1)))
+        build_bundle_engine(bundle, config("fp32", "sm_89"))
+        build_bundle_engine(bundle, config("fp32", "sm_86", batch=(1, 2, 2)))
         engines = load_bundle(bundle).select(format="tensorrt_rtx")
         (entry,) = (engine for engine in engines if engine.target == "sm_86")
         assert sorted(engine.target for engine in engines) == ["sm_86", "sm_89"]
@@ -92,7 +101,7 @@ class TestWithRtx:
         assert len(list(bundle.iterdir())) == 3 + 2 + 1
 
     def test_the_reconstruction_builds_too(self, bundle: Path) -> None:
-        build_bundle_engine(bundle, "fp32", "sm_120", role="reconstruction")
+        build_bundle_engine(bundle, config("fp32", "sm_120", role="reconstruction"))
         assert load_bundle(bundle).find("reconstruction", "tensorrt_rtx", "fp32", "sm_120").bytes > 0
 
     def test_a_full_disk_leaves_the_bundle_as_it_was(self, bundle: Path) -> None:
@@ -100,10 +109,12 @@ class TestWithRtx:
         code = f"""
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))  # no file may grow past this, as on a full disk
-from vae_edge.engine.build import build_bundle_engine
+from vae_edge.engine import cuda
+from vae_edge.engine.build import BuildConfig, build_bundle_engine, select_tensorrt
+from vae_edge.engine.tensorrt import TensorRTInstallation
 from vae_edge.errors import EngineError
 try:
-    build_bundle_engine({str(bundle)!r}, "fp32", "sm_86")
+    build_bundle_engine({str(bundle)!r}, BuildConfig("fp32", targets=("sm_86",)))
 except EngineError as error:
     print(error)
 """
@@ -132,7 +143,7 @@ def test_a_refused_build_leaves_the_bundle_as_it_was(
 ) -> None:
     before = state(bundle)
     with pytest.raises(EngineError, match=words):
-        build_bundle_engine(bundle, precision, **options)  # type: ignore[arg-type]
+        build_bundle_engine(bundle, BuildConfig(precision, **options))  # type: ignore[arg-type]
     assert state(bundle) == before
 
 
@@ -143,7 +154,7 @@ def test_without_tensorrt_the_bundle_stays_and_the_sentence_says_what_to_install
         monkeypatch.setitem(sys.modules, module, None)
     before = state(bundle)
     with pytest.raises(EngineError, match=r'pip install "vae-edge\[rtx\]"'):
-        build_bundle_engine(bundle, "int8", "sm_86")
+        build_bundle_engine(bundle, config("int8", "sm_86"))
     assert state(bundle) == before
 
 
@@ -151,6 +162,67 @@ def test_a_damaged_bundle_or_none_is_refused_before_anything_is_built(bundle: Pa
     file = bundle / load_bundle(bundle).find("classifier", "onnx", "int8").file
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     with pytest.raises(BundleError, match="SHA-256"):
-        build_bundle_engine(bundle, "int8", "sm_86")
+        build_bundle_engine(bundle, config("int8", "sm_86"))
     with pytest.raises(VaeEdgeError):
-        build_bundle_engine(tmp_path / "nothing", "int8", "sm_86")
+        build_bundle_engine(tmp_path / "nothing", config("int8", "sm_86"))
+
+
+FULL = TensorRTInstallation("tensorrt", "tensorrt", "10.3.0", True)
+RTX = TensorRTInstallation("tensorrt_rtx", "tensorrt_rtx", "1.7.1", True)
+ORIN = cuda.Driver((12, 6), (cuda.Device(0, "Orin", (8, 7), 8, 8 << 30, True),))
+DESKTOP = cuda.Driver((13, 0), (cuda.Device(0, "RTX A2000", (8, 6), 26, 12 << 30, False),))
+NO_GPU = cuda.Driver(None, (), "no NVIDIA driver is installed")
+
+
+def chosen(
+    monkeypatch: pytest.MonkeyPatch,
+    installed: list[TensorRTInstallation],
+    driver: cuda.Driver,
+    kind: str = "auto",
+    targets: str = "",
+) -> tuple[str, tuple[str, ...]]:
+    monkeypatch.setattr("vae_edge.engine.build.discover", lambda: installed)
+    return select_tensorrt(BuildConfig("int8", targets=parse_targets(targets), kind=kind), driver)
+
+
+def test_full_tensorrt_builds_for_the_gpu_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert chosen(monkeypatch, [FULL], ORIN) == ("tensorrt", ("sm_87",))
+    assert chosen(monkeypatch, [FULL, RTX], DESKTOP) == ("tensorrt", ("sm_86",))
+    assert chosen(monkeypatch, [FULL, RTX], DESKTOP, targets="sm_86") == ("tensorrt", ("sm_86",))
+
+
+def test_rtx_builds_where_asked_by_kind_or_target_or_where_there_is_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert chosen(monkeypatch, [FULL, RTX], DESKTOP, kind="tensorrt_rtx") == ("tensorrt_rtx", ("sm_86",))
+    assert chosen(monkeypatch, [FULL, RTX], DESKTOP, targets="sm_89") == ("tensorrt_rtx", ("sm_89",))
+    assert chosen(monkeypatch, [RTX], DESKTOP) == ("tensorrt_rtx", ("sm_86",))
+    assert chosen(monkeypatch, [RTX], NO_GPU, targets="sm_80+120") == ("tensorrt_rtx", ("sm_80", "sm_120"))
+
+
+@pytest.mark.parametrize(
+    ("installed", "driver", "asked", "words"),
+    [
+        ([RTX], NO_GPU, ("auto", ""), "no GPU to build for .*name one or more of sm_75"),
+        ([FULL], NO_GPU, ("auto", ""), "only where there is a GPU.*vae-edge\\[rtx\\]"),
+        ([FULL], NO_GPU, ("tensorrt", "sm_86"), "builds only on a machine with a GPU"),
+        ([FULL], ORIN, ("auto", "sm_86"), "only for the GPU of this machine \\(sm_87\\).*vae-edge\\[rtx\\]"),
+        ([FULL], ORIN, ("tensorrt", "sm_86"), "sm_87, not for sm_86"),
+        ([FULL], ORIN, ("tensorrt_rtx", ""), "TensorRT-RTX is not installed"),
+        ([RTX], ORIN, ("auto", ""), "on the Jetson itself"),
+        ([RTX], NO_GPU, ("auto", "sm_87"), "on the Jetson itself"),
+        ([RTX], NO_GPU, ("tensorrt", ""), "TensorRT is not installed.*JetPack.*pip install tensorrt"),
+        ([], NO_GPU, ("auto", "sm_86"), "Neither TensorRT nor TensorRT-RTX is installed"),
+        ([RTX], NO_GPU, ("tensorflow", ""), "'tensorflow' is unknown"),
+    ],
+)
+def test_where_nothing_can_build_the_sentence_says_what_can(
+    monkeypatch: pytest.MonkeyPatch,
+    installed: list[TensorRTInstallation],
+    driver: cuda.Driver,
+    asked: tuple[str, str],
+    words: str,
+) -> None:
+    kind, targets = asked
+    with pytest.raises(EngineError, match=re.compile(words, re.DOTALL)):
+        chosen(monkeypatch, installed, driver, kind=kind, targets=targets)

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from vae_edge.engine.builder import Sampling, asked_samplings, set_sampling
+from vae_edge.engine.builder import GridSample, fix_grid_samples, requested_grid_samples
 from vae_edge.engine.tensorrt import Log, open_adapter
 from vae_edge.errors import EngineError
 
@@ -88,39 +88,43 @@ def model(*nodes: dict[str, Any], opset: int = 20) -> bytes:
 
 
 def test_what_the_nodes_ask_is_what_onnx_says() -> None:
-    found = asked_samplings(
+    found = requested_grid_samples(
         model({}, {"mode": "nearest", "padding_mode": "border"}, {"mode": "cubic", "align_corners": 1})
     )
     assert found == [
-        Sampling("sample0", "LINEAR", "FILL", False),
-        Sampling("sample1", "NEAREST", "CLAMP", False),
-        Sampling("sample2", "CUBIC", "FILL", True),
+        GridSample("sample0", "LINEAR", "FILL", False),
+        GridSample("sample1", "NEAREST", "CLAMP", False),
+        GridSample("sample2", "CUBIC", "FILL", True),
     ]
-    old = asked_samplings(model({"mode": "bilinear", "padding_mode": "reflection", "align_corners": 0}, opset=16))
-    assert old == [Sampling("sample0", "LINEAR", "REFLECT", False)]
-    assert asked_samplings(model()) == []
+    old = requested_grid_samples(
+        model({"mode": "bilinear", "padding_mode": "reflection", "align_corners": 0}, opset=16)
+    )
+    assert old == [GridSample("sample0", "LINEAR", "REFLECT", False)]
+    assert requested_grid_samples(model()) == []
 
 
 def test_the_exported_graph_asks_for_linear_and_the_default_padding(bundle: Path) -> None:
     path = bundle / "classifier.fp32.onnx"
     (node,) = [node for node in onnx.load(path).graph.node if node.op_type == "GridSample"]
-    assert asked_samplings(path.read_bytes()) == [Sampling(node.name, "LINEAR", "FILL", False)]
+    assert requested_grid_samples(path.read_bytes()) == [GridSample(node.name, "LINEAR", "FILL", False)]
 
 
 @pytest.mark.parametrize("keep", [-1, -7, 40])
 def test_a_model_cut_short_is_refused(keep: int) -> None:
     with pytest.raises(EngineError, match="damaged or cut short"):
-        asked_samplings(model({"mode": "linear"})[:keep])
+        requested_grid_samples(model({"mode": "linear"})[:keep])
 
 
 def test_a_mode_that_onnx_does_not_know_is_refused() -> None:
     with pytest.raises(EngineError, match="'sample0' has the mode 'round'"):
-        asked_samplings(model({"mode": "round"}))
+        requested_grid_samples(model({"mode": "round"}))
 
 
 def test_a_layer_that_was_read_as_nearest_is_set_to_linear() -> None:
     layer = Layer(interpolation_mode=InterpolationMode.NEAREST)
-    said = set_sampling(MODULE, network(Layer("RELU"), layer), asked_samplings(model({})), PATH, "TensorRT 10.1")
+    said = fix_grid_samples(
+        MODULE, network(Layer("RELU"), layer), requested_grid_samples(model({})), PATH, "TensorRT 10.1"
+    )
     assert layer.interpolation_mode is InterpolationMode.LINEAR
     assert said == [
         "TensorRT 10.1 read the GridSample 'sample0' with interpolation_mode NEAREST; it was set to LINEAR, which the "
@@ -131,22 +135,25 @@ def test_a_layer_that_was_read_as_nearest_is_set_to_linear() -> None:
 @pytest.mark.parametrize(("name", "wrong"), [("sample_mode", SampleMode.CLAMP), ("align_corners", True)])
 def test_padding_and_corners_are_set_as_well(name: str, wrong: Any) -> None:
     layer, right = Layer(**{name: wrong}), Layer()
-    said = set_sampling(MODULE, network(right, layer), asked_samplings(model({}, {})), PATH, "TensorRT")
+    said = fix_grid_samples(MODULE, network(right, layer), requested_grid_samples(model({}, {})), PATH, "TensorRT")
     assert len(said) == 1 and f"'sample1' with {name}" in said[0]
     assert getattr(layer, name) == getattr(right, name)
 
 
 def test_a_layer_that_is_right_is_left_alone() -> None:
-    assert set_sampling(MODULE, network(Layer()), asked_samplings(model({"mode": "linear"})), PATH, "TensorRT") == []
+    assert (
+        fix_grid_samples(MODULE, network(Layer()), requested_grid_samples(model({"mode": "linear"})), PATH, "TensorRT")
+        == []
+    )
 
 
 def test_what_cannot_be_set_or_told_is_refused() -> None:
     with pytest.raises(
         EngineError, match="interpolation_mode NEAREST where the file asks for LINEAR, and it cannot be"
     ):
-        set_sampling(MODULE, network(Stubborn()), asked_samplings(model({})), PATH, "TensorRT 10.1")
+        fix_grid_samples(MODULE, network(Stubborn()), requested_grid_samples(model({})), PATH, "TensorRT 10.1")
     with pytest.raises(EngineError, match=r"made 0 grid-sample layers of the 1 GridSample nodes of model\.onnx"):
-        set_sampling(MODULE, network(Layer("RELU")), asked_samplings(model({})), PATH, "TensorRT 10.1")
+        fix_grid_samples(MODULE, network(Layer("RELU")), requested_grid_samples(model({})), PATH, "TensorRT 10.1")
 
 
 def test_the_real_parsers_layers_are_set_through_a_fresh_network() -> None:
@@ -172,6 +179,6 @@ def test_the_real_parsers_layers_are_set_through_a_fresh_network() -> None:
     layer = parsed.get_layer(first)
     layer.__class__ = module.IGridSampleLayer
     layer.interpolation_mode = module.InterpolationMode.NEAREST
-    said = set_sampling(module, parsed, asked_samplings(content), PATH, adapter.name)
+    said = fix_grid_samples(module, parsed, requested_grid_samples(content), PATH, adapter.name)
     assert any("'sample0' with interpolation_mode NEAREST; it was set to LINEAR" in sentence for sentence in said)
     assert read() == [("LINEAR", "FILL"), ("NEAREST", "CLAMP"), ("CUBIC", "FILL")]
