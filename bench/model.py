@@ -29,7 +29,7 @@ from model_rows import GAIN, ROWS
 
 from vae_edge.data import Dataset, LabelledImages, load_dataset
 from vae_edge.errors import ConfigError, DataError, VaeEdgeError
-from vae_edge.experiments.benchmark import ModelBenchmark, Row, RowTrial, table
+from vae_edge.experiments.model_benchmark import ModelBenchmark, Row, RowTrial, table
 from vae_edge.training.trainer import Interrupted, Progress
 
 RESULTS = Path(__file__).parent / "results"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vae_edge.experiments.benchmark import Gain, Goal, Row
+from vae_edge.experiments.model_benchmark import Gain, Goal, Row
 
 
 def accuracy(reach: float | None = None, aim: float | None = None) -> Goal:

@@ -88,7 +88,7 @@ def look(run: Path, data: str, unknown: Sequence[str], seed: int) -> Seen:
 def draw(seen: Seen) -> dict[str, Any]:
     """The figures by the names of their files; without an angle encoder there is none of the angles."""
     figure = {
-        "turned": galleries.turned(turned_lines(seen)),
+        "turned": galleries.turned(derotated_lines(seen)),
         "traversal": traversal(seen),
         "generated": generated(seen),
         "roc": roc(seen),
@@ -102,7 +102,7 @@ def draw(seen: Seen) -> dict[str, Any]:
     return figure
 
 
-def turned_lines(seen: Seen) -> list[list[Block]]:
+def derotated_lines(seen: Seen) -> list[list[Block]]:
     """One image of each of ten classes; below them the most confident mistakes, and a class with two best angles."""
     labels, order = seen.images.labels, np.random.default_rng(seen.seed).permutation(len(seen.images))
     present = np.unique(labels)

@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from vae_edge.report import galleries
-from vae_edge.report.plots import wilson
+from vae_edge.report.plots import wilson_interval
 
 NAMES = ("turned", "traversal", "generated", "roc", "reliability", "angles")
 
@@ -138,7 +138,7 @@ def test_titles_give_the_calibration_error_and_bars_all_images(script: ModuleTyp
 
 
 def test_intervals_are_those_of_the_textbook() -> None:
-    low, high = wilson(np.array([0.0, 8.0, 10.0]), np.array([10.0, 10.0, 10.0]))
+    low, high = wilson_interval(np.array([0.0, 8.0, 10.0]), np.array([10.0, 10.0, 10.0]))
     np.testing.assert_allclose(low, [0.0, 0.4902, 0.7225], atol=1e-4)
     np.testing.assert_allclose(high, [0.2775, 0.9433, 1.0], atol=1e-4)
 
@@ -160,7 +160,7 @@ def test_wrong_answers_and_far_angles_are_marked_and_no_others(script: ModuleTyp
 
 def test_every_caption_is_in_the_picture(script: ModuleType, drawn: dict[str, Any], seen: Any) -> None:
     written = texts(drawn["turned"])
-    lines = script.turned_lines(seen)
+    lines = script.derotated_lines(seen)
     assert len(lines[0][0].columns) == 10 and len(lines[1]) == 2
     for block in (block for line in lines for block in line):
         assert block.title in written and set(block.rows) <= set(written)
