@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from benchmark_case import BATCHES, DEVICE, PRESETS, SCALE, Case, Run, far, pixels, random, small_integers, spoil, worst
-from made_up import untrained
+from synthetic_models import untrained
 from torch import Tensor
 from vae_edge_kernels import (
     convolution,

@@ -1,11 +1,11 @@
 """Pictures of what a trained model does, on images that it was not trained on: docs/pictures/*.png.
 
-    python bench/pictures.py RUN --data DATA [--unknown DATA ...] [--out docs/pictures]
+    python bench/render_images.py RUN --data DATA [--unknown DATA ...] [--out docs/pictures]
 
-RUN is a finished training run and DATA what it was trained on. Shown are images of the test half or, where there is
-none, those that were held out of the training half. `--unknown` names data sets of other things (clothes, say), which
-are turned as far as the run's images are. The temperature in the reliability diagram is fitted on one half of the
-images, and the diagram is that of the other half.
+RUN is a finished training run and DATA what it was trained on. Shown are images of the test split or, where there is
+none, those that were held out of the training split. `--unknown` names data sets of other things (clothes, say), which
+are rotated as far as the run's images are. The temperature in the reliability diagram is fitted on one half of the
+images, and the diagram shows the other half.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vae_edge.cli.train import resolve_split
 from vae_edge.data import LabelledImages, load_dataset, rotation_range, select_split
 from vae_edge.data.transforms import KINDS, make_unknown
 from vae_edge.errors import VaeEdgeError
@@ -32,16 +31,16 @@ from vae_edge.training.checkpoint import Checkpoint, load_checkpoint, load_sampl
 from vae_edge.training.evaluate import Outputs, as_trained, fit_temperature, predict, sample_of
 from vae_edge.training.visualize import draw_each, reconstructed, traverse, turned_back
 
-EXAMPLES, MISTAKES, DOUBTFUL = 10, 4, 4
+EXAMPLES, MISTAKES, AMBIGUOUS = 10, 4, 4  # images shown
 DEVIATIONS = tuple(np.linspace(-2, 2, 7).tolist())
-TRAVERSED = 5  # classes
-FAR_OFF = 90.0  # degrees from which on an angle counts as wrong
-ROWS = ("as it came", "turned back", "reconstructed")
+TRAVERSED_CLASSES = 5
+WRONG_ANGLE_DEG = 90.0  # an angle with a larger error counts as wrong
+ROWS = ("input", "derotated", "reconstructed")
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A run, the images it is shown (turned as it was trained), and what it says of them and of unknown ones."""
+class Evaluated:
+    """A run, the images that are shown (rotated as in training), and its outputs for them and for unknown images."""
 
     checkpoint: Checkpoint
     images: LabelledImages
@@ -51,12 +50,12 @@ class Seen:
 
     @property
     def angles_deg(self) -> NDArray[np.float32] | None:
-        """The angles found, where the model has an angle encoder."""
+        """The predicted angles; None without an angle encoder."""
         return self.outputs.angles_deg if self.checkpoint.config.model.pose else None
 
     @property
     def true_deg(self) -> NDArray[np.float32]:
-        """How far the images are turned."""
+        """The angles by which the images are rotated."""
         known = self.images.angles_deg
         return np.zeros(len(self.images), np.float32) if known is None else known
 
@@ -65,179 +64,188 @@ class Seen:
         """Absolute errors of the angles."""
         return np.abs(wrap_degrees(self.outputs.angles_deg - self.true_deg))
 
+    def class_name(self, label: int) -> str:
+        """A class's name, cut where it is long."""
+        name = self.images.classes[label]
+        return name if len(name) <= 8 else name[:7] + "…"
 
-def look(run: Path, data: str, unknown: Sequence[str], seed: int) -> Seen:
-    """Predict what the pictures show."""
+
+def evaluate(run: Path, data: str, unknown: Sequence[str], seed: int) -> Evaluated:
+    """Predict everything that the pictures show."""
     checkpoint = load_checkpoint(run)
     config = checkpoint.config
     dataset = load_dataset(data, prepared_as=config.input)
-    split = resolve_split("auto", dataset, config.data, run)
-    held = select_split(dataset, split, config.data["holdout_fraction"], config.data["seed"])
-    images = held if held.angles_deg is not None else as_trained(held, config, seed + 1)
-    letters_turn_deg = rotation_range(config.training.rotation) if config.model.pose else 0.0
-    strange = {kind: make_unknown(images.images, kind, seed, letters_turn_deg) for kind in KINDS}
+    split = "test" if dataset.test is not None else "validation"
+    if split == "validation" and dataset.fingerprint() != config.data["fingerprint"]:
+        print(f"{run} was not trained on exactly these images: some that are shown may be training images",
+              file=sys.stderr)  # fmt: skip
+    held_out = select_split(dataset, split, config.data["holdout_fraction"], config.data["seed"])
+    images = held_out if held_out.angles_deg is not None else as_trained(held_out, config, seed + 1)
+
+    range_deg = rotation_range(config.training.rotation) if config.model.pose else 0.0
+    unknown_images = {kind: make_unknown(images.images, kind, seed, range_deg) for kind in KINDS}
     for name in unknown:
         other = load_dataset(name, prepared_as=config.input)
-        half = other.test if other.test is not None else other.train
-        assert half is not None
-        strange[other.name] = as_trained(sample_of(half, len(images), seed), config, seed + 2).images
-    outputs = {name: predict(checkpoint.model, pages) for name, pages in strange.items()}
-    return Seen(checkpoint, images, predict(checkpoint.model, images.images), outputs, seed)
+        other_split = other.test if other.test is not None else other.train
+        assert other_split is not None
+        unknown_images[other.name] = as_trained(sample_of(other_split, len(images), seed), config, seed + 2).images
+    outputs = {name: predict(checkpoint.model, pixels) for name, pixels in unknown_images.items()}
+    return Evaluated(checkpoint, images, predict(checkpoint.model, images.images), outputs, seed)
 
 
-def draw(seen: Seen) -> dict[str, Any]:
-    """The figures by the names of their files; without an angle encoder there is none of the angles."""
-    figure = {
-        "turned": galleries.turned(derotated_lines(seen)),
-        "traversal": traversal(seen),
-        "generated": generated(seen),
-        "roc": roc(seen),
-        "reliability": reliability(seen),
+def plot_all(run: Evaluated) -> dict[str, Any]:
+    """The figures by the names of their files. Without an angle encoder there is none of the angles."""
+    figures = {
+        "derotated": galleries.derotated(derotated_lines(run)),
+        "traversal": traversal(run),
+        "generated": generated(run),
+        "roc": roc(run),
+        "reliability": reliability(run),
     }
-    if seen.angles_deg is not None:
-        assert seen.outputs.concentrations is not None
-        names = seen.checkpoint.config.data["ambiguous"]
-        alike = np.isin(seen.images.labels, [seen.images.classes.index(name) for name in names])
-        figure["angles"] = galleries.angles(seen.errors_deg, seen.outputs.concentrations, alike, names)
-    return figure
+    if run.angles_deg is not None:
+        assert run.outputs.concentrations is not None
+        names = run.checkpoint.config.data["ambiguous"]
+        ambiguous = np.isin(run.images.labels, [run.images.classes.index(name) for name in names])
+        figures["angles"] = galleries.angles(run.errors_deg, run.outputs.concentrations, ambiguous, names)
+    return figures
 
 
-def derotated_lines(seen: Seen) -> list[list[Block]]:
-    """One image of each of ten classes; below them the most confident mistakes, and a class with two best angles."""
-    labels, order = seen.images.labels, np.random.default_rng(seen.seed).permutation(len(seen.images))
+def derotated_lines(run: Evaluated) -> list[list[Block]]:
+    """An image of each of ten classes; below them the most confident mistakes, and a class with two likely angles."""
+    labels, order = run.images.labels, np.random.default_rng(run.seed).permutation(len(run.images))
     present = np.unique(labels)
     shown = present[np.unique(np.linspace(0, len(present) - 1, EXAMPLES).round().astype(int))]
     first = [order[labels[order] == k][0] for k in shown]
-    wrong = np.flatnonzero(seen.outputs.probabilities.argmax(1) != labels)
-    worst = wrong[np.argsort(-seen.outputs.probabilities[wrong].max(1), kind="stable")][:MISTAKES]
-    rows = ROWS if seen.angles_deg is not None else (ROWS[0], ROWS[2])
-    lines = [[Block(f"One image of each class, drawn at random among {len(order):,}", rows, columns(seen, first))]]
+    wrong = np.flatnonzero(run.outputs.probabilities.argmax(1) != labels)
+    most_confident = wrong[np.argsort(-run.outputs.probabilities[wrong].max(1), kind="stable")][:MISTAKES]
+
+    rows = ROWS if run.angles_deg is not None else (ROWS[0], ROWS[2])
+    title = f"One image of each class, chosen at random among {len(order):,}"
+    lines = [[Block(title, rows, columns(run, first))]]
     below = []
-    if len(worst):
-        below.append(Block(f"The most confident of {len(wrong)} mistakes", rows, columns(seen, worst)))
-    if seen.angles_deg is not None:
-        below.append(two_angles(seen))
+    if len(most_confident):
+        below.append(Block(f"The most confident of {len(wrong)} mistakes", rows, columns(run, most_confident)))
+    if run.angles_deg is not None:
+        below.append(two_angles(run))
     return [*lines, below] if below else lines
 
 
-def columns(seen: Seen, chosen: Sequence[int] | NDArray[np.int64]) -> list[Column]:
-    """Images as they came, turned back (with an angle encoder), and reconstructed."""
+def columns(run: Evaluated, chosen: Sequence[int] | NDArray[np.int64]) -> list[Column]:
+    """Input images, derotated (with an angle encoder), and reconstructed."""
     index = np.asarray(chosen)
-    model, images, angles = seen.checkpoint.model, seen.images.images[index], seen.angles_deg
+    model, images, angles = run.checkpoint.model, run.images.images[index], run.angles_deg
     rows = [images, reconstructed(model, images)]
     if angles is not None:
         rows.insert(1, turned_back(model, images, angles[index]))
-    found = seen.outputs.probabilities[index].argmax(1)
+    predicted = run.outputs.probabilities[index].argmax(1)
+
     result = []
-    for place, (k, answer) in enumerate(zip(index, found, strict=True)):
-        truth, words = int(seen.images.labels[k]), []
-        if answer != truth:
-            names = short(seen, truth), short(seen, answer)
-            words += [" read as ".join(names)] if max(map(len, names)) <= 2 else [names[0], "read as", names[1]]
+    for position, (k, label) in enumerate(zip(index, predicted, strict=True)):
+        truth, caption = int(run.images.labels[k]), []
+        if label != truth:
+            names = run.class_name(truth), run.class_name(label)
+            caption += [" read as ".join(names)] if max(map(len, names)) <= 2 else [names[0], "read as", names[1]]
         if angles is not None:
-            words += [f"is {degrees(seen.true_deg[k])}", f"found {degrees(angles[k])}"]
-        off = angles is not None and seen.errors_deg[k] > FAR_OFF
-        pictures = np.stack([row[place] for row in rows])
-        result.append(Column(pictures, "\n".join(words), bool(answer != truth or off)))
+            caption += [f"is {degrees(run.true_deg[k])}", f"found {degrees(angles[k])}"]
+        wrong_angle = angles is not None and run.errors_deg[k] > WRONG_ANGLE_DEG
+        shown = np.stack([row[position] for row in rows])
+        result.append(Column(shown, "\n".join(caption), bool(label != truth or wrong_angle)))
     return result
 
 
-def short(seen: Seen, label: int) -> str:
-    """A class's name, cut where it is long."""
-    name = seen.images.classes[label]
-    return name if len(name) <= 8 else name[:7] + "…"
+def two_angles(run: Evaluated) -> Block:
+    """Images of one class with the most probable second angles, derotated by either angle.
 
-
-def two_angles(seen: Seen) -> Block:
-    """Images of one class whose second-best angle is most probable, turned back by either angle.
-
-    Of the classes known to pass for upright ones when turned by half it is the most symmetric one; where there are
-    none, or images are not turned that far, that whose second-best angles are most probable.
+    The class is the one most symmetric under a half turn, of those known to pass for upright then. Where there is none,
+    or where images are not rotated that far, it is the class whose second angles are most probable.
     """
-    shares, second = seen.outputs.second_shares, seen.outputs.second_angles_deg
-    assert shares is not None and second is not None and seen.angles_deg is not None
-    labels, classes = seen.images.labels, seen.images.classes
-    config = seen.checkpoint.config
+    second_probs, second = run.outputs.second_shares, run.outputs.second_angles_deg
+    assert second_probs is not None and second is not None and run.angles_deg is not None
+    labels, classes, config = run.images.labels, run.images.classes, run.checkpoint.config
     ambiguous = [k for k in map(classes.index, config.data["ambiguous"]) if (labels == k).any()]
     if ambiguous and rotation_range(config.training.rotation) == 180:
-        chosen, why = max(ambiguous, key=lambda k: symmetry(seen, k)), "looks the same turned by half: two angles"
+        chosen, why = max(ambiguous, key=lambda k: symmetry(run, k)), "looks the same rotated by 180°: two angles"
     else:
-        chosen = max(np.unique(labels).tolist(), key=lambda k: float(shares[labels == k].mean()))
+        chosen = max(np.unique(labels).tolist(), key=lambda k: float(second_probs[labels == k].mean()))
         why = "has a second angle most often"
+
     own = np.flatnonzero(labels == chosen)
-    most = own[np.argsort(-shares[own], kind="stable")][:DOUBTFUL]
-    images = seen.images.images[most]
-    rows = [images] + [turned_back(seen.checkpoint.model, images, found[most]) for found in (seen.angles_deg, second)]
+    shown = own[np.argsort(-second_probs[own], kind="stable")][:AMBIGUOUS]
+    images = run.images.images[shown]
+    by_either = [turned_back(run.checkpoint.model, images, angles[shown]) for angles in (run.angles_deg, second)]
+    rows = [images, *by_either]
     result = [
         Column(
-            np.stack([row[place] for row in rows]),
-            f"is {degrees(seen.true_deg[k])}\nbest {degrees(seen.angles_deg[k])}\n"
-            f"2nd {degrees(second[k])}\nat {shares[k]:.0%}",
-            bool(seen.errors_deg[k] > FAR_OFF),
+            np.stack([row[position] for row in rows]),
+            f"is {degrees(run.true_deg[k])}\nbest {degrees(run.angles_deg[k])}\n"
+            f"2nd {degrees(second[k])}\nat {second_probs[k]:.0%}",
+            bool(run.errors_deg[k] > WRONG_ANGLE_DEG),
         )
-        for place, k in enumerate(most)
+        for position, k in enumerate(shown)
     ]
-    return Block(f"{short(seen, chosen)} {why}", (ROWS[0], "by the best", "by the second"), result)
+    return Block(f"{run.class_name(chosen)} {why}", (ROWS[0], "by the best", "by the second"), result)
 
 
-def symmetry(seen: Seen, label: int) -> float:
-    """Correlation of a class's mean upright image with itself turned by half."""
-    own = seen.images.labels == label
-    upright = turned_back(seen.checkpoint.model, seen.images.images[own], seen.true_deg[own])
+def symmetry(run: Evaluated, label: int) -> float:
+    """Correlation of a class's mean upright image with itself rotated by 180°."""
+    own = run.images.labels == label
+    upright = turned_back(run.checkpoint.model, run.images.images[own], run.true_deg[own])
     mean = upright.mean(0, dtype=np.float64)
     return float(np.corrcoef(mean.ravel(), mean[::-1, ::-1].ravel())[0, 1])
 
 
-def traversal(seen: Seen) -> Any:
-    """Some classes' mean codes, moved along the two principal directions of the codes of the images drawn on."""
-    labels, codes = seen.images.labels, seen.outputs.codes
-    enough = [k for k in range(len(seen.images.classes)) if (labels == k).sum() >= 3]
-    shown = [enough[k] for k in np.unique(np.linspace(0, len(enough) - 1, TRAVERSED).round().astype(int))]
-    made = [traverse(seen.checkpoint.model, codes[torch.from_numpy(labels == k)], k, DEVIATIONS) for k in shown]
-    pictures, shares = (np.stack(parts) for parts in zip(*made, strict=True))
-    return galleries.traversal(pictures, shares, [short(seen, k) for k in shown], DEVIATIONS)
+def traversal(run: Evaluated) -> Any:
+    """Some classes' mean codes, moved along the two principal directions of the codes of the images shown."""
+    labels, codes = run.images.labels, run.outputs.codes
+    enough = [k for k in range(len(run.images.classes)) if (labels == k).sum() >= 3]
+    positions = np.unique(np.linspace(0, len(enough) - 1, TRAVERSED_CLASSES).round().astype(int))
+    shown = [enough[k] for k in positions]
+    traversed = [traverse(run.checkpoint.model, codes[torch.from_numpy(labels == k)], k, DEVIATIONS) for k in shown]
+    images, ratios = (np.stack(parts) for parts in zip(*traversed, strict=True))
+    return galleries.traversal(images, ratios, [run.class_name(k) for k in shown], DEVIATIONS)
 
 
-def generated(seen: Seen) -> Any:
-    """New images of each class, at angles over the range of training."""
-    config = seen.checkpoint.config
-    reach = rotation_range(config.training.rotation) if config.model.pose else 0.0
+def generated(run: Evaluated) -> Any:
+    """Generated images of each class, at angles over the range of training."""
+    config = run.checkpoint.config
+    range_deg = rotation_range(config.training.rotation) if config.model.pose else 0.0
     known = {0.0: [0.0] * 12, 180.0: [float(angle) for angle in range(-150, 181, 30)]}
-    angles = known.get(reach) or np.linspace(-reach, reach, 7).tolist()
-    drawn = draw_each(
-        seen.checkpoint.model,
+    angles = known.get(range_deg) or np.linspace(-range_deg, range_deg, 7).tolist()
+    samples = draw_each(
+        run.checkpoint.model,
         config.classes,
         len(angles),
-        load_samples(seen.checkpoint.path),
+        load_samples(run.checkpoint.path),
         config.data["absent"],
         angles,
-        seen.seed,
+        run.seed,
     )
-    for name, why in drawn.missing.items():
+    for name, why in samples.missing.items():
         print(f"no generated images of {name}: {why}", file=sys.stderr)
-    return galleries.generated({name: drawn.images.get(name) for name in config.classes}, angles if reach else None)
+    images = {name: samples.images.get(name) for name in config.classes}
+    return galleries.generated(images, angles if range_deg else None)
 
 
-def roc(seen: Seen) -> Any:
-    """The rejection score with and without the reconstruction, and their thresholds."""
-    known, result = seen.outputs, seen.checkpoint.result
-    full = {kind: found.scores for kind, found in seen.unknown.items()}
-    light = {kind: found.light_scores for kind, found in seen.unknown.items()}
+def roc(run: Evaluated) -> Any:
+    """The anomaly score with and without the reconstruction term, and their thresholds."""
+    known, result = run.outputs, run.checkpoint.result
+    full = {kind: outputs.scores for kind, outputs in run.unknown.items()}
+    fast = {kind: outputs.light_scores for kind, outputs in run.unknown.items()}
     return galleries.roc(
         {
             "full score": (known.scores, full, result["threshold"]),
-            "light score, without the reconstruction": (known.light_scores, light, result["threshold_light"]),
+            "fast score, without the reconstruction": (known.light_scores, fast, result["threshold_light"]),
         }
     )
 
 
-def reliability(seen: Seen) -> Any:
+def reliability(run: Evaluated) -> Any:
     """Probabilities of one half of the images, with the temperature of the other half."""
-    fitted, judged = np.array_split(np.random.default_rng(seen.seed).permutation(len(seen.images)), 2)
-    logits, labels = seen.outputs.logits.astype(np.float64), seen.images.labels
+    fitted, tested = np.array_split(np.random.default_rng(run.seed).permutation(len(run.images)), 2)
+    logits, labels = run.outputs.logits.astype(np.float64), run.images.labels
     temperature = fit_temperature(logits[fitted], labels[fitted])
     return galleries.reliability_diagram(
-        softmax(logits[judged]), softmax(logits[judged] / temperature), labels[judged], temperature
+        softmax(logits[tested]), softmax(logits[tested] / temperature), labels[tested], temperature
     )
 
 
@@ -248,20 +256,20 @@ def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def main() -> int:
-    """Draw and write every picture; the exit code."""
+    """Plot and write every picture; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--data", required=True, help="what the run was trained on")
     parser.add_argument("--unknown", action="append", default=[], help="a data set of other things; may be repeated")
     parser.add_argument("--out", type=Path, default=Path("docs/pictures"))
-    parser.add_argument("--seed", type=int, default=0, help="which images are drawn (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="which images are chosen (default: 0)")
     arguments = parser.parse_args()
     try:
-        seen = look(arguments.run, arguments.data, arguments.unknown, arguments.seed)
-        for name, figure in draw(seen).items():
+        run = evaluate(arguments.run, arguments.data, arguments.unknown, arguments.seed)
+        for name, figure in plot_all(run).items():
             print(galleries.write_png(figure, arguments.out / f"{name}.png"))
     except VaeEdgeError as error:
-        print(f"pictures: {error}", file=sys.stderr)
+        print(f"render_images: {error}", file=sys.stderr)
         return 2
     return 0
 
