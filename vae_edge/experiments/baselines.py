@@ -188,7 +188,7 @@ def fit_network(
         if not math.isfinite(float(norm)):
             raise CheckpointError(f"training diverged at step {step} of {steps}: the gradient is not finite")
         optimizer.step()
-        ema_update(ema_network, network, min(settings.ema, (2 + step) / (11 + step)))
+        update_ema(ema_network, network, min(settings.ema, (2 + step) / (11 + step)))
 
         if progress is not None:
             progress(step + 1, steps, {"total": float(loss.detach())})
@@ -204,7 +204,7 @@ def _adamw(network: nn.Module, settings: TrainConfig) -> torch.optim.AdamW:
 
 
 @torch.no_grad()
-def ema_update(ema_network: nn.Module, network: nn.Module, decay: float) -> None:
+def update_ema(ema_network: nn.Module, network: nn.Module, decay: float) -> None:
     """Move the average towards the network: the weights, and the running statistics of the normalization."""
     for average, current in zip(ema_network.state_dict().values(), network.state_dict().values(), strict=True):
         if average.is_floating_point():
