@@ -36,13 +36,13 @@ SECOND_ANGLE = (
     Goal("beyond 90°, the better of the two angles", ("angle_error_deg", "either_of_two", "beyond_90"), lower=True),
     *(
         Goal(
-            f"angle error, median, of the {half} half by concentration",
-            ("angle_error_deg", "by_concentration", f"median_of_the_{half}_half"),
+            f"angle error, median, of the {name} half by angle confidence",
+            ("angle_error_deg", "by_concentration", f"median_of_the_{key}_half"),
             unit="°",
             scale=1,
             lower=True,
         )
-        for half in ("surer", "other")
+        for name, key in (("more confident", "surer"), ("less confident", "other"))
     ),
 )
 ANY_ANGLE = tuple(replace(goal, reach=None, aim=None) for goal in ANGLE)

@@ -47,7 +47,8 @@ def evaluate_vae(
     trained: TrainedModel,
     test: LabelledImages,
     upright: LabelledImages | None,
-    data: Dataset,
+    test_split: LabelledImages | None,
+    calibration: Dataset,
     bundle: Path,
     clothes: LabelledImages | None,
     with_ood: bool,
@@ -58,7 +59,8 @@ def evaluate_vae(
     Args:
         test: the test set, rotated as the training images were.
         upright: the same images upright; None where they are upright, or where that is not known.
-        data: int8 is calibrated on its training split; its test split, if there is one, is measured as well.
+        test_split: of the data set, if it has one; measured as well, rotated in the same way.
+        calibration: int8 is calibrated on its training split.
         bundle: where the run is exported to, and next to which other graphs are written.
         clothes: OOD images, upright; None: there are none.
         with_ood: show OOD images, and time what the anomaly score costs.
@@ -75,7 +77,9 @@ def evaluate_vae(
         "inference": inference_costs(model),
         "score_numbers": sum(buffer.numel() for buffer in model.score.buffers()),
     }
-    for name, images in (("upright", upright), ("test", rotated_test_split(data, config))):
+    if test_split is not None:
+        test_split = as_trained(test_split, config, seed + TEST_SEED)
+    for name, images in (("upright", upright), ("test", test_split)):
         if images is not None:
             correct = predict(model, images.images).logits.argmax(1) == images.labels
             figures[name] = {"n": len(images), "accuracy": float(correct.mean())}
@@ -86,7 +90,7 @@ def evaluate_vae(
         figures["rejection"] = ood_detection(checkpoint, outputs, unknown)
 
     export_run(checkpoint, bundle)
-    quantize_with(bundle, "int8", data, force=True)  # what int8 loses is measured here, so no limit refuses it
+    quantize_with(bundle, "int8", calibration, force=True)  # what int8 loses is measured here, so no limit refuses it
     by_precision = {precision: runtime_figures(bundle, precision, test, config, unknown) for precision in PRECISIONS}
     figures |= {"precisions": by_precision, "int8_loss": int8_loss(by_precision["fp32"], by_precision["int8"])}
     if with_ood:
@@ -121,11 +125,6 @@ def summary(predicted: Any, images: LabelledImages, config: RunConfig, threshold
     given = arrays(predicted)
     figures = evaluate(lambda _: given, images, config.classes, threshold, 0.0, 0, 0, ambiguous, has_angle)
     return {name: value for name, value in figures.items() if name not in TABLES}
-
-
-def rotated_test_split(dataset: Dataset, config: RunConfig) -> LabelledImages | None:
-    """The test split, rotated as the training images were; None where there is none."""
-    return None if dataset.test is None else as_trained(dataset.test, config, config.training.seed + TEST_SEED)
 
 
 def inference_costs(model: AngleVAE) -> dict[str, dict[str, int]]:

@@ -339,8 +339,17 @@ class ModelBenchmark(Trials[RowTrial]):
         start = time.monotonic()
         if row.control_of is None:
             bundle = folder.with_name(f"{folder.name}-bundle")
-            data = calibration_data(images)
-            figures = evaluate_vae(trained, images.test, images.upright, data, bundle, clothes, row.ood, self.seconds)
+            figures = evaluate_vae(
+                trained,
+                images.test,
+                images.upright,
+                images.dataset.test,
+                calibration_data(images),
+                bundle,
+                clothes,
+                row.ood,
+                self.seconds,
+            )
         else:
             figures = evaluate_network(trained, images.test, images.upright, images.config)
         machine = describe_machine(torch.get_num_threads())
