@@ -135,6 +135,28 @@ def test_a_trial_whose_file_is_damaged_or_gone_is_noticed(few_digits: Dataset, t
     assert comparison.pending([trial]) == [trial]
 
 
+def test_a_record_of_schema_1_is_read_where_it_is(few_digits: Dataset, tmp_path: Path):
+    trial = Trial("logistic", "rotated", False, 0)
+    comparison = Comparison(few_digits, TINY, tmp_path)
+    record = comparison.run_or_load(trial)
+    images = record["images"]
+    before = {name: value for name, value in record.items() if name != "trial"} | {
+        "schema": 1,
+        "cell": {**record["trial"], "images": "turned"},
+        "images": {"trained_on": images["trained_on"], "drawn": images["generated"], "judged_on": images["tested_on"]},
+    }
+    comparison.record_file(trial).unlink()
+    path = tmp_path / "cells" / "turned-logistic-real-0.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(before))
+    again = Comparison(few_digits, TINY, tmp_path)
+    assert again.record_file(trial) == path and again.pending([trial]) == []
+    assert again.load(trial) == {**record, "schema": 1}
+    path.write_text(json.dumps({**before, "settings": {**before["settings"], "images_seen": 7}}))
+    with pytest.raises(ConfigError, match="images_seen: 7 then, 400 now"):
+        Comparison(few_digits, TINY, tmp_path)
+
+
 def test_trials_that_were_done_before_a_stop_stay_done(few_digits: Dataset, tmp_path: Path):
     comparison = Comparison(few_digits, TINY, tmp_path)
     first, second = list_trials(["logistic", "mlp"], ["upright"], False, [0])

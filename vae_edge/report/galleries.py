@@ -190,13 +190,8 @@ def _running_median(axes: Any, errors_deg: NDArray[np.floating], confidences: ND
 
 # ------------------------------------------------------------------------------------------------------- images
 
-CELL, GAP, NAMES, CAPTION, TITLE = (
-    0.74,
-    0.06,
-    1.0,
-    0.14,
-    0.34,
-)  # inches: an image, the gap, names of rows, a line, a title
+# Inches: an image, the gap between two, the column of names, a line of a caption, a title.
+CELL, GAP, NAMES, CAPTION, TITLE = 0.74, 0.06, 1.0, 0.14, 0.34
 
 
 @dataclass(frozen=True)
@@ -235,7 +230,7 @@ def signed(value: float, form: str = ".0f") -> str:
 
 
 def degrees(angle_deg: float) -> str:
-    """An angle in total degrees, in (-180, 180] when rounded."""
+    """An angle in whole degrees, in (-180, 180] when rounded."""
     return f"{signed(180.0 if round(angle_deg) == -180 else angle_deg)}°"
 
 
@@ -245,18 +240,18 @@ def derotated(lines: Sequence[Sequence[Block]]) -> Any:
     A line has room for ten columns, or for eight in two blocks.
     """
     heights = [max(map(_height, line)) for line in lines]
-    total = sum(heights)
+    page_height = sum(heights)
 
     def draw(figure: Any) -> None:
-        top = total
+        top = page_height
         for line, height in zip(lines, heights, strict=True):
             left = 0.0
             for block in line:
-                _block(figure, block, left, top, total)
+                _block(figure, block, left, top, page_height)
                 left += NAMES + max(len(block.columns), 4) * (CELL + GAP) + 0.1
             top -= height
 
-    return new_figure(total, draw, fixed_layout=True)
+    return new_figure(page_height, draw, fixed_layout=True)
 
 
 def _height(block: Block) -> float:
@@ -264,25 +259,25 @@ def _height(block: Block) -> float:
     return TITLE + len(block.rows) * (CELL + GAP) + captions * CAPTION + 0.12
 
 
-def _block(figure: Any, block: Block, left: float, top: float, total: float) -> None:
-    """A block whose upper left corner is at (left, top), in inches from the page's lower left one."""
+def _block(figure: Any, block: Block, left: float, top: float, page_height: float) -> None:
+    """Draw a block with its upper left corner at (left, top), in inches from the lower left corner of the page."""
     at = left + NAMES
-    figure.text(at / WIDTH, (top - 0.1) / total, block.title, va="top", ha="left", fontsize=10, fontweight="bold")
+    figure.text(at / WIDTH, (top - 0.1) / page_height, block.title, va="top", ha="left", fontsize=10, fontweight="bold")
     for r, name in enumerate(block.rows):
         y = top - TITLE - r * (CELL + GAP) - CELL / 2
-        figure.text((at - 0.08) / WIDTH, y / total, name, va="center", ha="right", fontsize=9)
+        figure.text((at - 0.08) / WIDTH, y / page_height, name, va="center", ha="right", fontsize=9)
     for c, column in enumerate(block.columns):
         x = at + c * (CELL + GAP)
         color = LIGHT["others"][0] if column.wrong else None
         for r, image in enumerate(column.images):
             y = top - TITLE - r * (CELL + GAP) - CELL
-            axes = figure.add_axes((x / WIDTH, y / total, CELL / WIDTH, CELL / total))
+            axes = figure.add_axes((x / WIDTH, y / page_height, CELL / WIDTH, CELL / page_height))
             _show(axes, image, color)
         y = top - TITLE - len(block.rows) * (CELL + GAP) - 0.01
         words = {"color": color, "fontweight": "bold"} if color else {}
         figure.text(
             (x + CELL / 2) / WIDTH,
-            y / total,
+            y / page_height,
             column.caption,
             va="top",
             ha="center",
