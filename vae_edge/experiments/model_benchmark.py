@@ -462,10 +462,10 @@ def rounded(value: Any) -> Any:
     return round(value, DIGITS) if isinstance(value, float) else value
 
 
-def write_gain(results: Path, gain: Gain, what: str, of: Mapping[int, Record], over: Mapping[int, Record]) -> bool:
-    """Write the gain of the seeds whose two records have the same recipe and images; whether there are any.
+def write_gain(results: Path, gain: Gain, what: str, of: Mapping[int, Record], over: Mapping[int, Record]) -> None:
+    """Write the gain of the seeds whose two records have the same recipe and images.
 
-    A file of an earlier recipe is removed.
+    Where there are none, a file of an earlier recipe is removed.
     """
     path = result_file(results, GAIN_FILE)
     pairs = {}
@@ -480,7 +480,6 @@ def write_gain(results: Path, gain: Gain, what: str, of: Mapping[int, Record], o
         write_results(path, GAIN_FILE, what, (gain.goal,), pairs)
     else:
         path.unlink(missing_ok=True)
-    return bool(pairs)
 
 
 def table(results: Path, rows: Mapping[str, Row], gain: Gain) -> str:
