@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import kernel_cases
-import made_up
 import numpy as np
+import synthetic_models
 import torch
 from benchmark_case import PRESETS
 from torch import Tensor
@@ -152,9 +152,9 @@ def check_network(path: str, name: str, int8: bool, programs: int) -> dict[str, 
     Raises:
         KernelError: if the answers differ.
     """
-    model = made_up.untrained(name)
-    fused = fuse(model, made_up.quantized(model) if int8 else None, programs=programs)
-    images = made_up.blotches(256, fused.plan.side, fused.plan.channels).numpy()
+    model = synthetic_models.untrained(name)
+    fused = fuse(model, synthetic_models.quantized(model) if int8 else None, programs=programs)
+    images = synthetic_models.blotches(256, fused.plan.side, fused.plan.channels).numpy()
     major, minor = torch.cuda.get_device_capability()
     times: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:

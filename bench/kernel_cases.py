@@ -24,7 +24,7 @@ from benchmark_case import (
     random,
     small_integers,
 )
-from made_up import untrained
+from synthetic_models import untrained
 from torch import Tensor
 from vae_edge_kernels import conv, reductions, reparameterize, turn
 from vae_edge_kernels.conv import ConvParams

@@ -1,170 +1,133 @@
-"""What the model reaches: trains and measures every row of the table in docs/model.md from the data folder.
+"""What the model reaches: trains and measures every row of the table in docs/model.md.
 
     python bench/model.py [--row NAME ...] [--seed N ...] [--runs runs/model] [--results bench/results]
     python bench/model.py --list | --table
 
 The rows and their settings are in bench/model_rows.py. MNIST and Fashion-MNIST come from the folder that VAE_EDGE_DATA
-names, photographs from bench/photographs.py. Judged is on images held out of the training half, of which nothing was
-trained on. Each row and seed is trained alone and written to bench/results/model-ROW.json when it is done; stopped
-anywhere, the same command (without --again) goes on from there; a plain network is trained anew. What was measured with
-the same settings on the same images is kept; --again measures it anew (measure), or trains it anew as well (train).
---quick runs every line on a few built-in digits, without generated images.
+names, photographs from bench/photographs.py. Test images are held out of the training split, and nothing is trained on
+them. A row and seed that is finished is written to bench/results/model-ROW.json. Stopped anywhere, the same command
+goes on from there; a plain network is trained anew. What was measured with the same settings on the same images is
+kept; --again measure measures it anew, --again train trains it anew as well. --quick runs every row on a few built-in
+digits, without generated images.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import time
-from collections.abc import Sequence
-from functools import cached_property
-from importlib import metadata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import photographs
 import torch
-from model_figures import measure_control, measure_ours
-from model_results import (
-    CONTROL,
-    OURS,
-    Entry,
-    read_entries,
-    results_file,
-    rounded,
-    table,
-    write_entries,
-    write_gain,
-)
-from model_rows import ROWS, Row
-from model_training import fit_control, fit_ours, load_data, prepare, quickened, run_folder, settings_of
+from model_rows import GAIN, ROWS
 
-from vae_edge.benchmark import describe_machine
-from vae_edge.cli.console import say, training_progress
-from vae_edge.cli.parser import positive
-from vae_edge.cli.parser import seed as any_seed
 from vae_edge.data import Dataset, LabelledImages, load_dataset
 from vae_edge.errors import ConfigError, DataError, VaeEdgeError
-from vae_edge.training.trainer import Interrupted, fast_bf16
+from vae_edge.experiments.model_benchmark import ModelBenchmark, Row, RowTrial, table
+from vae_edge.training.trainer import Interrupted, Progress
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "accelerate", "onnx", "onnxscript", "pillow")
 CLOTHES = "fashion-mnist"
-QUICK_SECONDS = 0.2
+PHOTOGRAPHS, FEW_PHOTOGRAPHS, FEW_DIGITS = "photographs", "few photographs", "few digits"
+PHOTOGRAPHS_PER_CLASS = {PHOTOGRAPHS: (300, 100), FEW_PHOTOGRAPHS: (10, 4)}  # to train on, and to test
+QUICK_DIGITS_PER_CLASS, QUICK_TAKE, QUICK_SECONDS = 40, (200, 150), 0.2
+PROGRESS_SECONDS = 30.0  # between two lines of progress
 
 
-class Bench:
-    """The data, the folders and the results; `finish` brings a row's entry for a seed about."""
+def quickened(row: Row) -> Row:
+    """The same row on a few images for one epoch: all of its code runs, and its figures say nothing."""
+    data = FEW_PHOTOGRAPHS if row.data == PHOTOGRAPHS else FEW_DIGITS
+    labels = row.training.get("labels_per_class")
+    fewer = {} if labels is None else {"labels_per_class": min(labels, 10)}
+    return replace(
+        row,
+        what=f"{data} in place of: {row.what}",
+        data=data,
+        training={**row.training, **fewer, "epochs": 1, "batch": 32, "generated": 0.0},
+        take=None if row.take is None else QUICK_TAKE,
+    )
 
-    def __init__(self, runs: Path, results: Path, quick: bool, again: str | None, seconds: float) -> None:
-        self.runs, self.results, self.quick, self.again, self.seconds = runs, results, quick, again, seconds
-        self._data: dict[str, tuple[Dataset, str]] = {}
 
-    def data(self, name: str) -> tuple[Dataset, str]:
-        """A data set and its fingerprint, loaded once."""
-        if name not in self._data:
-            dataset = load_data(name, self.runs)
-            self._data[name] = dataset, dataset.fingerprint()
-        return self._data[name]
+def load_data(runs: Path, name: str) -> Dataset:
+    """A data set by the name that a row gives it; the folder of photographs is made in `runs` where it is missing.
 
-    @cached_property
-    def clothes(self) -> tuple[LabelledImages | None, str | None]:
-        """Unknown images that cannot be made out of known ones, and their data set's fingerprint; None without it."""
-        try:
-            dataset = load_dataset(CLOTHES)
-        except DataError as error:
-            say(f"nothing is measured against clothes: {error}")
-            return None, None
-        return dataset.train, dataset.fingerprint()
+    Raises:
+        DataError: it is not there, and cannot be made.
+    """
+    if name in PHOTOGRAPHS_PER_CLASS:
+        folder = runs / name.replace(" ", "-")
+        if not folder.is_dir():
+            photographs.write(folder, *PHOTOGRAPHS_PER_CLASS[name], seed=0)
+        return load_dataset(folder)
+    if name == FEW_DIGITS:
+        train = load_dataset("digits").train
+        assert train is not None
+        chosen = [np.flatnonzero(train.labels == k)[:QUICK_DIGITS_PER_CLASS] for k in range(len(train.classes))]
+        return Dataset(name, "the built-in digits", train.take(np.concatenate(chosen)), None)
+    return load_dataset(name)
 
-    def entries(self, row: Row) -> dict[int, Entry]:
-        """A row's entries that hold for its settings and the data as they are now."""
-        _, fingerprint = self.data(row.data)
-        clothes = self.clothes[1] if row.rejection else None
 
-        def expected(entry: Entry) -> dict[str, Any]:
-            known = entry["data"]["clothes"] if row.rejection and clothes is None else clothes
-            data = {"name": row.data, "fingerprint": fingerprint, "clothes": known}
-            return {"settings": settings_of(row, int(entry["seed"])), "data": data}
+def load_clothes() -> tuple[LabelledImages | None, str | None]:
+    """Fashion-MNIST as OOD images, and its fingerprint; None without it."""
+    try:
+        dataset = load_dataset(CLOTHES)
+    except DataError as error:
+        log(f"nothing is measured against clothes: {error}")
+        return None, None
+    return dataset.train, dataset.fingerprint()
 
-        return read_entries(results_file(self.results, row.name), expected)
 
-    def row(self, name: str) -> Row:
-        """The row of that name, as it is run."""
-        return quickened(ROWS[name]) if self.quick else ROWS[name]
+def log(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
 
-    def finish(self, name: str, seed: int) -> None:
-        """Train and measure, unless that is done, and write the row's file."""
-        row = self.row(name)
-        before = self.entries(row)
-        if seed in before and self.again is None:
-            say(f"{row.name}, seed {seed}: done already")
-            entry = before[seed]
-        else:
-            began = time.monotonic()
-            entry = self.made(row, seed)
-            say(
-                f"{row.name}, seed {seed}: accuracy {100 * entry['figures']['accuracy']:.2f}%, "
-                f"{time.monotonic() - began:.0f} s, {entry['figures']['training_seconds']:.0f} s of them for training"
-            )
-        path = results_file(self.results, row.name)
-        write_entries(path, row.name, row.what, row.goals, {**self.entries(row), seed: entry})
-        if row.name in (OURS, CONTROL):
-            write_gain(self.results, *(self.entries(self.row(name)) for name in (OURS, CONTROL)))
 
-    def made(self, row: Row, seed: int) -> Entry:
-        """The entry of a row and a seed."""
-        dataset, fingerprint = self.data(row.data)
-        clothes, clothes_fingerprint = self.clothes if row.rejection else (None, None)
-        run = run_folder(row, seed, fingerprint, self.runs)
-        if self.again == "train":
-            shutil.rmtree(run, ignore_errors=True)
-        ground = prepare(row, dataset, seed)
-        with training_progress(f"{row.name}, seed {seed}") as progress:
-            if row.control_of is None:
-                took = fit_ours(ground, run, progress)
-            else:
-                network, took = fit_control(ground, run, progress)
-        began = time.monotonic()
-        if row.control_of is None:
-            figures = measure_ours(row, ground, run, clothes, self.seconds)
-        else:
-            figures = measure_control(network, ground)
-        machine = describe_machine(torch.get_num_threads())
-        return {
-            "seed": seed,
-            "settings": settings_of(row, seed),
-            "data": {"name": row.data, "fingerprint": fingerprint, "clothes": clothes_fingerprint},
-            "images": {
-                "trained_on": len(ground.material.labelled),
-                "unlabelled": len(ground.material.unlabelled),
-                "held_out": len(ground.material.held),
-                "judged_on": len(ground.judges),
-            },
-            "figures": rounded({**figures, **took}),
-            "measuring_seconds": round(time.monotonic() - began, 2),
-            "machine": machine,
-            "versions": {**machine["versions"], **{name: metadata.version(name) for name in PACKAGES}},
-            "bf16": fast_bf16() if ground.config.training.bf16 is None else ground.config.training.bf16,
-            "date": machine["date"],
-        }
+@contextmanager
+def progress_lines(title: str) -> Iterator[Progress]:
+    """A line of progress now and then, on standard error."""
+    last = time.monotonic()
+
+    def show(step: int, steps: int, terms: dict[str, float]) -> None:
+        nonlocal last
+        if time.monotonic() - last > PROGRESS_SECONDS:
+            last = time.monotonic()
+            log(f"{title}: step {step} of {steps}, loss {terms['total']:.3f}")
+
+    yield show
 
 
 def describe(row: Row) -> str:
     """A line of `--list`."""
-    told = ", ".join(f"{name} {value}" for name, value in row.training.items())
-    return f"{row.name:<24} {row.what}; {row.preset}, {told}"
+    settings = ", ".join(f"{name} {value}" for name, value in row.training.items())
+    return f"{row.name:<24} {row.what}; {row.preset}, {settings}"
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number from 1")
+    return int(text)
+
+
+def natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number from 0")
+    return int(text)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line.
 
     Raises:
-        ConfigError: quick results are to go where the real ones are.
+        ConfigError: quick results are to go where the measured ones are.
     """
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--row", nargs="+", choices=tuple(ROWS), metavar="NAME", help="default: all; see --list")
-    parser.add_argument("--seed", nargs="+", type=any_seed, default=[0, 1, 2], metavar="N", help="default: 0 1 2")
+    parser.add_argument("--seed", nargs="+", type=natural, default=[0, 1, 2], metavar="N", help="default: 0 1 2")
     parser.add_argument("--runs", type=Path, help="folder of the training runs (default: runs/model)")
     parser.add_argument("--results", type=Path, help="folder of the results (default: bench/results)")
     parser.add_argument("--seconds", type=float, default=20.0, help="time for the latencies of a row (default: 20)")
@@ -182,44 +145,66 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Every row that was asked for, seed by seed; by default those are left out whose data is not there.
+def run(arguments: argparse.Namespace, rows: dict[str, Row]) -> None:
+    """Every row that was asked for, seed by seed. By default, rows whose data is missing are left out.
 
     Raises:
-        DataError: the data of a row that was asked for by name is not there, or of all rows.
+        DataError: the data of a row that was asked for by name is missing, or that of all rows.
     """
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     seconds = QUICK_SECONDS if arguments.quick else arguments.seconds
-    bench = Bench(arguments.runs, arguments.results, arguments.quick, arguments.again, seconds)
+    benchmark = ModelBenchmark(
+        rows,
+        partial(load_data, arguments.runs),
+        load_clothes,
+        arguments.runs,
+        arguments.results,
+        seconds,
+        arguments.again,
+        GAIN,
+    )
     missing: set[str] = set()
-    for number in arguments.seed:
-        for name in arguments.row or ROWS:
+    for seed in arguments.seed:
+        for name in arguments.row or rows:
             try:
-                bench.data(bench.row(name).data)
+                benchmark.data(name)
             except DataError as error:
                 if arguments.row:
                     raise
                 if name not in missing:
-                    say(f"{name}: left out: {error}")
+                    log(f"{name}: left out: {error}")
                 missing.add(name)
-                if missing == set(ROWS):
+                if missing == set(rows):
                     raise
                 continue
-            bench.finish(name, number)
+            run_trial(benchmark, RowTrial(name, seed))
+
+
+def run_trial(benchmark: ModelBenchmark, trial: RowTrial) -> None:
+    """Train and measure, unless that is done."""
+    if benchmark.load(trial) is not None:
+        log(f"{trial.row}, seed {trial.seed}: done already")
+        return
+    start = time.monotonic()
+    figures = benchmark.run_or_load(trial, progress_lines)["figures"]
+    log(
+        f"{trial.row}, seed {trial.seed}: accuracy {100 * figures['accuracy']:.2f}%, "
+        f"{time.monotonic() - start:.0f} s, {figures['training_seconds']:.0f} s of them for training"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says; the exit code."""
     try:
         arguments = parse(argv)
+        rows = {name: quickened(row) if arguments.quick else row for name, row in ROWS.items()}
         if arguments.list:
             print("\n".join(describe(row) for row in ROWS.values()))
         elif arguments.table:
-            rows = {name: quickened(row) if arguments.quick else row for name, row in ROWS.items()}
-            print(table(arguments.results, rows))
+            print(table(arguments.results, rows, GAIN))
         else:
-            run(arguments)
+            run(arguments, rows)
     except KeyboardInterrupt:
         print("model: stopped; the same command goes on", file=sys.stderr)
         return 130

@@ -3,10 +3,10 @@
     pip install "vae-edge[photographs]"
     python bench/photographs.py OUT [--train 300] [--test 100] [--seed 0]
 
-A class is one photograph. Its images are random crops of 64 to 128 pixels a side, resized to 64. Those of the test half
-come from one end of the photograph, those of the training half from the rest: no pixel is in both. Crops of one
-half overlap, so that images held out of the training half tell less than the test half does. The same seed gives the
-same crops on any machine. Crops that are nearly of one colour are passed over.
+A class is one photograph. Its images are random crops of 64 to 128 pixels a side, resized to 64. Those of the test
+split come from one end of the photograph, those of the training split from the rest: no pixel is in both. Crops of one
+split overlap, so images held out of the training split tell less than the test split does. The same seed gives the same
+crops on any machine. Crops that are nearly of one colour are skipped.
 
 | class | picture | source and licence |
 |---|---|---|
@@ -40,15 +40,15 @@ from vae_edge.data.splits import uniform
 from vae_edge.errors import ConfigError, DataError, VaeEdgeError
 from vae_edge.files import sha256
 
-SIDE, LARGEST = 64, 128
-TEST_SHARE = 0.35
-LEAST_SPREAD = 12.0  # standard deviation of the grey values of a crop, of 255
-TRIES = 50  # crops looked at, at most, for each that is wanted
+SIZE, MAX_CROP = 64, 128
+TEST_FRACTION = 0.35
+MIN_STD = 12.0  # standard deviation of a crop's grey values, which are 0 to 255
+MAX_TRIES = 50  # random crops for each one that is wanted
 
 
 @dataclass(frozen=True)
 class Photograph:
-    """A file of an installed package; `test` is the end of the picture that the test half is cut from."""
+    """A file of an installed package; `test` is the end of the picture that the test split is cut from."""
 
     package: str
     file: str
@@ -98,7 +98,7 @@ PHOTOGRAPHS = {
 
 
 def find(photograph: Photograph) -> Path:
-    """Where the file is; found without importing its package.
+    """The path of the file, without importing its package.
 
     Raises:
         DataError: the package is not installed, or its file is another one.
@@ -114,10 +114,10 @@ def find(photograph: Photograph) -> Path:
     raise DataError(f"{photograph.package} with its file {photograph.file} is not there; {install}")
 
 
-def parts(size: tuple[int, int], test: str) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
+def split_boxes(size: tuple[int, int], test: str) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
     """The boxes (left, top, right, bottom) of training and test in a picture of that width and height."""
     width, height = size
-    cut_x, cut_y = round(TEST_SHARE * width), round(TEST_SHARE * height)
+    cut_x, cut_y = round(TEST_FRACTION * width), round(TEST_FRACTION * height)
     whole = (0, 0, width, height)
     boxes = {
         "left": ((cut_x, 0, width, height), (0, 0, cut_x, height)),
@@ -137,18 +137,18 @@ def crops(picture: Image.Image, box: tuple[int, int, int, int], count: int, seed
         DataError: the box has too few that are not nearly of one colour.
     """
     left, top, right, bottom = box
-    most = min(LARGEST, right - left, bottom - top)
+    largest = min(MAX_CROP, right - left, bottom - top)
     found: list[np.ndarray] = []
-    for pick in uniform(3 * TRIES * count, seed, stream).reshape(-1, 3):
-        side = SIDE + int(pick[0] * (most - SIDE + 1))
+    for pick in uniform(3 * MAX_TRIES * count, seed, stream).reshape(-1, 3):
+        side = SIZE + int(pick[0] * (largest - SIZE + 1))
         x = left + int(pick[1] * (right - left - side + 1))
         y = top + int(pick[2] * (bottom - top - side + 1))
         crop = picture.crop((x, y, x + side, y + side))
-        if np.asarray(crop.convert("L")).std() >= LEAST_SPREAD:
-            found.append(np.asarray(crop.resize((SIDE, SIDE), Image.Resampling.LANCZOS)))
+        if np.asarray(crop.convert("L")).std() >= MIN_STD:
+            found.append(np.asarray(crop.resize((SIZE, SIZE), Image.Resampling.LANCZOS)))
             if len(found) == count:
                 return found
-    raise DataError(f"{len(found)} of {TRIES * count} crops show anything, where {count} are wanted")
+    raise DataError(f"{len(found)} of {MAX_TRIES * count} crops show anything, where {count} are wanted")
 
 
 def write(out: Path, train: int, test: int, seed: int) -> None:
@@ -160,16 +160,16 @@ def write(out: Path, train: int, test: int, seed: int) -> None:
     paths = {name: find(photograph) for name, photograph in PHOTOGRAPHS.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
-        made = Path(temporary) / out.name
+        temporary_out = Path(temporary) / out.name
         for number, (name, photograph) in enumerate(PHOTOGRAPHS.items()):
             picture = Image.open(paths[name]).convert("RGB").reduce(photograph.reduce)
-            boxes = parts(picture.size, photograph.test)
-            for half, (role, count) in enumerate((("train", train), ("test", test))):
-                folder = made / role / name
+            boxes = split_boxes(picture.size, photograph.test)
+            for split, (role, count) in enumerate((("train", train), ("test", test))):
+                folder = temporary_out / role / name
                 folder.mkdir(parents=True)
-                for index, pixels in enumerate(crops(picture, boxes[half], count, seed, stream=2 * number + half)):
+                for index, pixels in enumerate(crops(picture, boxes[split], count, seed, stream=2 * number + split)):
                     Image.fromarray(pixels).save(folder / f"{index:05d}.png")
-        made.rename(out)
+        temporary_out.rename(out)
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from benchmark_case import BATCHES, DEVICE, MULTIPROCESSORS, PRESETS, SCALE, Case, Run, max_error, poison
-from made_up import blotches, quantized, untrained
+from synthetic_models import blotches, quantized, untrained
 from torch import Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from vae_edge_kernels import network as network_kernel

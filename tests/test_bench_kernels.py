@@ -30,7 +30,7 @@ LINES: list[dict[str, Any]] = [
 def scripts() -> Iterator[SimpleNamespace]:
     """The scripts as modules, which find one another as they do when they are started."""
     sys.path.insert(0, str(BENCH))
-    names = ("kernels", "gpu_suite", "tune", "kernel_cases", "benchmark_case", "made_up", "whole_networks")
+    names = ("kernels", "gpu_suite", "tune", "kernel_cases", "benchmark_case", "synthetic_models", "whole_networks")
     before: dict[str, ModuleType] = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     import gpu_suite
     import tune

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from vae_edge.experiments.summary import read_comparison
 from vae_edge.model import PRESETS, AngleVAE, create_config
 from vae_edge.report.comparison import markdown
 
@@ -40,7 +41,7 @@ def test_the_table_of_the_model_is_what_was_measured() -> None:
 
 def test_the_comparison_is_what_was_measured() -> None:
     text = (ROOT / "docs/model.md").read_text(encoding="utf-8")
-    result = json.loads((ROOT / "bench/results/model-compare.json").read_text(encoding="utf-8"))
+    result = read_comparison(ROOT / "bench/results/model-compare.json")
     lines = [line for line in markdown(result).splitlines() if line.startswith(("| ", "- ", "**"))]
     assert len(lines) > 20
     for line in lines:
@@ -71,16 +72,16 @@ def test_the_parameters_of_the_presets_are_counted() -> None:
 
 def test_the_readme_gives_the_measured_figures() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    turned, upright = (
-        json.loads((ROOT / f"bench/results/model-{row}.json").read_text())["figures"] for row in ("turned", "upright")
+    rotated, upright = (
+        json.loads((ROOT / f"bench/results/model-{row}.json").read_text())["figures"] for row in ("rotated", "upright")
     )
     quick = json.loads((ROOT / "bench/results/quickstart.json").read_text())
     fastest = min(row["p50_us"] for row in quick["latency"] if row["batch"] == 1)
     for figure in (
-        *(f"{100 * row['precisions']['int8']['accuracy']['mean']:.2f}%" for row in (turned, upright)),
-        *(f"{100 * row['accuracy']['mean']:.2f}%" for row in (turned, upright)),
-        f"{100 * turned['upright']['accuracy']['mean']:.2f}%",
-        f"{turned['angle_error_deg']['median']['mean']:.1f}°",
+        *(f"{100 * row['precisions']['int8']['accuracy']['mean']:.2f}%" for row in (rotated, upright)),
+        *(f"{100 * row['accuracy']['mean']:.2f}%" for row in (rotated, upright)),
+        f"{100 * rotated['upright']['accuracy']['mean']:.2f}%",
+        f"{rotated['angle_error_deg']['median']['mean']:.1f}°",
         f"{100 * quick['accuracy']:.1f}%",
         f"{100 * quick['upright_accuracy']:.1f}%",
         f"{quick['angle_error_deg']['median']:.1f}°",

@@ -1,4 +1,4 @@
-"""The script that makes a data set of photographs: its two splits share no pixel."""
+"""The script that makes a data set of photographs: its two halves share no pixel."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def script() -> ModuleType:
 
 
 @pytest.mark.parametrize("test", ["left", "right", "top", "bottom"])
-def test_no_pixel_is_in_both_splits(script: ModuleType, test: str) -> None:
-    """Each crop of the train split sees red alone, which is its part of the picture; those of the test split green."""
-    train_box, test_box = script.parts((451, 300), test)
+def test_no_pixel_is_in_both_halves(script: ModuleType, test: str) -> None:
+    """Each crop of the training half sees red alone, which is its part of the picture; those of the test half green."""
+    train_box, test_box = script.split_boxes((451, 300), test)
     noise = np.random.default_rng(0).choice(np.array([90, 200], np.uint8), (300, 451))
     pixels = np.zeros((300, 451, 3), np.uint8)
     for channel, (left, top, right, bottom) in enumerate((train_box, test_box)):
@@ -51,11 +51,11 @@ def test_crops_repeat_for_a_seed_and_plain_ones_are_passed_over(script: ModuleTy
     with pytest.raises(DataError, match="0 of 250 crops show anything"):
         script.crops(Image.new("RGB", (300, 200)), (0, 0, 300, 200), 5, 0, 0)
     with pytest.raises(ConfigError, match="'middle'"):
-        script.parts((300, 200), "middle")
+        script.split_boxes((300, 200), "middle")
 
 
 @pytest.mark.skipif(not (find_spec("skimage") and find_spec("sklearn")), reason="the extra `photographs` is not here")
-def test_the_folder_is_a_data_set_of_two_splits(script: ModuleType, tmp_path: Path) -> None:
+def test_the_folder_is_a_data_set_of_two_halves(script: ModuleType, tmp_path: Path) -> None:
     script.write(tmp_path / "photos", 6, 3, 0)
     dataset = load_dataset(tmp_path / "photos")
     assert dataset.train.images.shape == (54, 64, 64, 3) and dataset.test.images.shape == (27, 64, 64, 3)

@@ -16,7 +16,8 @@ from vae_edge.errors import CheckpointError
 
 torch = pytest.importorskip("torch")
 
-from vae_edge.experiments.setup import SCHEMA, read_cell  # noqa: E402
+from vae_edge.experiments.comparison import read_trial  # noqa: E402
+from vae_edge.experiments.trials import SCHEMA  # noqa: E402
 from vae_edge.export.bundle import load_onnx  # noqa: E402
 from vae_edge.export.onnx_file import get_metadata  # noqa: E402
 from vae_edge.model import AngleVAE, create_config  # noqa: E402
@@ -144,21 +145,27 @@ def test_records_of_a_comparison(tmp_path: Path, rng: random.Random) -> None:
     number = {"macs": None, "images_seen": 1, "wall_seconds": 1.0, "processor_seconds": 1.0}
     right: dict[str, Any] = {
         "schema": SCHEMA,
-        "cell": {"model": "svm", "images": "turned", "generated": False, "seed": 0},
-        "settings": {},
+        "trial": {"model": "svm", "images": "rotated", "generated": False, "seed": 0},
+        "settings": {"training": {"batch": None, "ema": 0.998}},
         "fingerprint": "x",
-        "images": {"trained_on": 1, "drawn": 0, "judged_on": 2},
+        "images": {"trained_on": 1, "generated": 0, "tested_on": 2},
         "accuracy": 0.5,
         "training": number,
         "inference": {"decision": {"macs": 1, "parameters": 2}},
         "generator": None,
         "files": {"decision": {"file": "a.onnx", "bytes": 3, "sha256": "0"}},
     }
-    for _ in range(EACH):
-        (tmp_path / "cell.json").write_bytes(json_changed(right, rng))
-        record = outcome(lambda: read_cell(tmp_path / "cell.json"))
+    before = {name: value for name, value in right.items() if name != "trial"} | {
+        "schema": 1,
+        "cell": {"model": "svm", "images": "turned", "generated": False, "seed": 0},
+        "images": {"trained_on": 1, "drawn": 0, "judged_on": 2},
+    }
+    for k in range(2 * EACH):
+        stored = before if k % 2 else right
+        (tmp_path / "trial.json").write_bytes(json_changed(stored, rng))
+        record = outcome(lambda: read_trial(tmp_path / "trial.json"))
         if record is not None:
-            assert record["cell"]["model"] and 0 * record["accuracy"] == 0
+            assert record["trial"]["model"] and 0 * record["accuracy"] == 0
 
 
 @seeds

@@ -68,11 +68,11 @@ def device_readers() -> dict[str, Callable[[Path], Any]]:
 
 def training_readers() -> dict[str, Callable[[Path], Any]]:
     pytest.importorskip("torch")
-    from vae_edge.experiments.setup import read_cell
+    from vae_edge.experiments.comparison import read_trial
     from vae_edge.export.bundle import load_onnx
     from vae_edge.training.checkpoint import read_tensors
 
-    return {"onnx": load_onnx, "tensors": read_tensors, "cell": read_cell}
+    return {"onnx": load_onnx, "tensors": read_tensors, "trial": read_trial}
 
 
 @pytest.mark.parametrize("kind", KINDS)

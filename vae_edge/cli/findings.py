@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vae_edge.report import Calibration, Content, SampleSet
+from vae_edge.report import Calibration, ReportData, SampleSet
 
 SAMPLES, MISTAKES, GENERATED, UNKNOWN = 24, 12, 16, 1000
 
@@ -22,7 +22,7 @@ def collect(
     benchmark: dict[str, Any],
     seed: int,
     more_facts: dict[str, str] | None = None,
-) -> Content:
+) -> ReportData:
     """Everything on the page, measured with the bundle's fp32 model but for the rows by precision.
 
     `more_facts` are shown beside the model's and the machine's.
@@ -73,7 +73,7 @@ def collect(
     wrong = np.flatnonzero(predicted != turned.labels)
     worst = wrong[np.argsort(-everything.probabilities[wrong])][:MISTAKES]
     fp32 = next(row for row in by_precision if row["precision"] == "fp32")
-    return Content(
+    return ReportData(
         title="VAE Edge: what this classifier can do",
         classes=opened.classes,
         evaluation={**fp32["evaluation"], "data": data_name, "split": split, "rotation": str(opened.rotation)},

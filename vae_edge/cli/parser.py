@@ -362,7 +362,7 @@ def _compare(commands: Commands) -> None:
         metavar="A,B",
         help="some of svm, logistic, mlp, cnn, cnn-equal, vae, angle-vae (default: all)",
     )
-    parser.add_argument("--only", choices=("upright", "turned"), help="only images of this kind (default: both)")
+    parser.add_argument("--only", choices=("upright", "rotated"), help="only images of this kind (default: both)")
     parser.add_argument("--generated", type=float, default=0.3, help="share of generated images (default: 0.3)")
     parser.add_argument("--no-generated", action="store_true", help="leave out training with generated images")
     parser.add_argument("--train-images", metavar="N", help="images to train on, or all (default: 12000)")

@@ -1,15 +1,10 @@
-"""What a user would use instead: a kernel machine, logistic regression, a perceptron, convolutional networks.
+"""Baselines: what a user would take instead of our model, how they are trained, and their way to ONNX.
 
-The networks are fitted as ours are: AdamW on one cycle, an average of the weights, the same batches, augmentation and
-precision. The two from scikit-learn have no use for augmentation and see each image once.
+The networks (a perceptron, two plain CNNs) are trained by our recipe: AdamW on a one-cycle learning rate, an
+exponential moving average of the weights, the same batches, augmentation and precision. scikit-learn's two models (a
+support vector machine, logistic regression) see each image once, without augmentation.
 
-What a network costs, counted and not timed: parameters and multiply-accumulates, at inference and in training.
-
-Counted are convolutions and matrix products (`torch.utils.flop_counter`, two operations a multiply-accumulate).
-Left out is what has no weights of its own: activations, normalization (which folds away), resampling (a few
-thousand for 28×28 pixels), softmax.
-
-Other models' way to ONNX, so that they are measured as ours is: bytes in, and one number for each class out.
+All models become ONNX graphs of one kind, uint8 images to one number for each class, so that they are timed alike.
 """
 
 from __future__ import annotations
@@ -17,8 +12,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -28,13 +22,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from vae_edge.data import LabelledImages
 from vae_edge.data.augment import affine_augment
 from vae_edge.errors import CheckpointError
-from vae_edge.export.onnx_file import OPSET, set_metadata, strip, suppress_logs, to_onnx, to_pixels
-from vae_edge.model import AngleVAE, LossWeights, ModelConfig, losses
+from vae_edge.export.onnx_file import OPSET, ClassifierGraph, set_metadata, strip, suppress_logs, to_onnx, to_pixels
+from vae_edge.model import AngleVAE, ModelConfig
 from vae_edge.model.network import Trunk
 from vae_edge.training.config import TrainConfig, learning_rate
 from vae_edge.training.data import to_floats
@@ -42,25 +35,24 @@ from vae_edge.training.trainer import Progress, fast_bf16
 
 MLP_HIDDEN = 256
 CNN_WIDTHS = (16, 32, 48)
-WIDTH_STEP = 8  # channel counts are multiples of this, which processors like
-LEAST_HIDDEN = 32
+WIDTH_STEP = 8  # channel counts are multiples of this, which suits SIMD registers
+MIN_HIDDEN = 32
 SVM_C = 10.0
 LOGISTIC_C = 0.1
 LOGISTIC_ITERATIONS = 300
-PREDICTED_AT_ONCE = 500
+PREDICT_BATCH = 500
+PROBABILITIES = "probabilities"  # the ONNX output
+METADATA = {"role": "comparison"}  # of the ONNX files
+
+# ------------------------------------------------------------------------------------------------------ networks
 
 
-class PlainTrunk(Trunk):
-    """A trunk whose tap nobody looks at: image to features [N, F]."""
+class PlainBackbone(Trunk):
+    """Our encoder's backbone without its feature output: image [N, C, S, S] to features [N, F]."""
 
     def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]
-        """Image [N, channels, S, S] to features [N, F]."""
+        """Features [N, F]."""
         return super().forward(image)[0]
-
-
-def trunk(channels: int, widths: tuple[int, ...], sides: list[int]) -> PlainTrunk:
-    """Image [N, channels, S, S] to features [N, widths[-1] · s · s] with s = sides[-1]."""
-    return PlainTrunk(channels, widths, sides)
 
 
 def mlp(config: ModelConfig) -> nn.Sequential:
@@ -72,51 +64,63 @@ def mlp(config: ModelConfig) -> nn.Sequential:
 
 
 def cnn(config: ModelConfig) -> nn.Sequential:
-    """A plain small convolutional network, 77k parameters for 28×28 grey pixels and ten classes."""
+    """A small plain CNN: 77k parameters for 28×28 grey pixels and ten classes."""
     features = _features(CNN_WIDTHS, config)
-    return nn.Sequential(trunk(config.channels, CNN_WIDTHS, config.resolutions()), nn.Linear(features, config.classes))
+    return nn.Sequential(_backbone(CNN_WIDTHS, config), nn.Linear(features, config.classes))
 
 
 def cnn_of_size(config: ModelConfig, parameters: int) -> nn.Sequential:
-    """The same kind of network with as many parameters as wanted.
+    """A plain CNN with a given number of parameters.
 
-    Its three widths stand as 1:2:3 and are as large as leaves room for a hidden layer of 32 units before the classes;
-    the hidden layer then takes what is left, so that the number is met within half a unit of it.
+    Its three widths are in the ratio 1:2:3, and the largest that leave at least 32 units for a hidden layer before the
+    classes. The hidden layer takes the parameters that are left, so the number is met to within half a unit.
     """
-    best = _sized(config, 1, parameters)
+    best = _widths_and_hidden(config, 1, parameters)
     step = 2
-    while (wider := _sized(config, step, parameters))[1] >= LEAST_HIDDEN:
+    while (wider := _widths_and_hidden(config, step, parameters))[1] >= MIN_HIDDEN:
         best, step = wider, step + 1
     widths, hidden = best
     return nn.Sequential(
-        trunk(config.channels, widths, config.resolutions()),
+        _backbone(widths, config),
         nn.Linear(_features(widths, config), max(1, hidden)),
         nn.ReLU(inplace=True),
         nn.Linear(max(1, hidden), config.classes),
     )
 
 
-def _sized(config: ModelConfig, step: int, parameters: int) -> tuple[tuple[int, ...], int]:
-    """Widths of a multiple of 8, and the hidden units with which the network comes nearest to `parameters`."""
+def equal_compute_steps(steps: int, macs: float, baseline_macs: float) -> int:
+    """Steps of a baseline that cost as many multiply-accumulates as `steps` of our model.
+
+    Args:
+        macs: of training our model on one image; `baseline_macs`: of training the baseline on one.
+    """
+    return max(1, round(steps * macs / baseline_macs))
+
+
+def _backbone(widths: tuple[int, ...], config: ModelConfig) -> PlainBackbone:
+    """Image [N, C, S, S] to features [N, widths[-1] · s · s], where s is the last resolution."""
+    return PlainBackbone(config.channels, widths, config.resolutions())
+
+
+def _widths_and_hidden(config: ModelConfig, step: int, parameters: int) -> tuple[tuple[int, ...], int]:
+    """Widths of 8 · `step` · (1, 2, 3), and the hidden units that bring the network nearest to `parameters`."""
     widths = tuple(WIDTH_STEP * step * k for k in (1, 2, 3))
-    convolutions = sum(p.numel() for p in trunk(config.channels, widths, config.resolutions()).parameters())
-    return widths, round(
-        (parameters - convolutions - config.classes) / (_features(widths, config) + 1 + config.classes)
-    )
+    convolutions = sum(p.numel() for p in _backbone(widths, config).parameters())
+    left = parameters - convolutions - config.classes
+    return widths, round(left / (_features(widths, config) + 1 + config.classes))
 
 
 def _features(widths: tuple[int, ...], config: ModelConfig) -> int:
-    sides = config.resolutions()
-    return widths[min(len(sides), len(widths)) - 1] * sides[-1] ** 2
+    """The number of features that the backbone gives."""
+    resolutions = config.resolutions()
+    return widths[min(len(resolutions), len(widths)) - 1] * resolutions[-1] ** 2
 
 
-def cross_entropy_of_anything(network: nn.Module, pixels: Tensor) -> Tensor:
-    """The loss on images [N, C, S, S] that all count as the first class: what it costs does not depend on labels."""
-    return F.cross_entropy(network(pixels), torch.zeros(len(pixels), dtype=torch.long, device=pixels.device))
+# ------------------------------------------------------------------------------------------------------ training
 
 
 def training_device() -> torch.device:
-    """Where networks are trained: on the GPU, if there is one, as our own training does."""
+    """The GPU if there is one, as in our own training."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -128,17 +132,20 @@ def fit_network(
     fill: float,
     progress: Progress | None = None,
 ) -> nn.Module:
-    """Train a network from float [N, C, S, S] to logits as ours is trained, for a given number of steps.
+    """Train a network from images float32 [N, C, S, S] to logits [N, K] by our own recipe, for a number of steps.
+
+    The loop is not the trainer's: it has no VAE loss, no pseudo-labels, no other processes and no state on disk. Its
+    random numbers are its own, so that records of earlier versions stay comparable.
 
     Args:
-        network: trained in place; the seed of its first weights is the caller's affair.
-        images: uint8; a step takes `settings.batch_for(len(images))` of them.
-        settings: of which the augmentation, the rates, the average and the seed are used.
-        fill: from 0 to 1, what comes in from outside the frame.
+        network: trained in place. The caller seeds its first weights.
+        images: a step takes `settings.batch_for(len(images))` of them.
+        settings: the augmentation, the learning rate, the EMA and the seed are used.
+        fill: the value of pixels from outside the frame, 0 to 1.
         progress: called after each step with (step, steps, {"total": loss}).
 
     Returns:
-        the average of the weights, on the CPU and in evaluation mode.
+        the moving average of the weights, on the CPU and in evaluation mode.
 
     Raises:
         CheckpointError: if the gradient is not finite.
@@ -147,66 +154,82 @@ def fit_network(
     for parameter in network.to(device).parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    average = copy.deepcopy(network).requires_grad_(False)
-    decayed = [p for p in network.parameters() if p.ndim > 1]
-    plain = [p for p in network.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.99))
+    ema_network = copy.deepcopy(network).requires_grad_(False)
+    optimizer = _adamw(network, settings)
     bf16 = settings.bf16 if settings.bf16 is not None else fast_bf16(device)
+
     batch = settings.batch_for(len(images))
-    per_epoch = len(images) // batch
-    everything, labels = torch.from_numpy(images.images).to(device), torch.from_numpy(images.labels).to(device)
-    changes: dict[str, Any] = {**settings.augmentation(len(images)), "mirror": bool(settings.mirror), "fill": fill}
+    steps_per_epoch = len(images) // batch
+    pixels, labels = torch.from_numpy(images.images).to(device), torch.from_numpy(images.labels).to(device)
+    augmentation: dict[str, Any] = {
+        **settings.augmentation(len(images)), "mirror": bool(settings.mirror), "fill": fill,
+    }  # fmt: skip
+
     order = np.empty(0, np.int64)
     network.train()
     for step in range(steps):
-        epoch, index = divmod(step, per_epoch)
+        epoch, index = divmod(step, steps_per_epoch)
         if index == 0:
             order = np.random.default_rng([settings.seed, epoch]).permutation(len(images))
-        chosen = torch.from_numpy(order[index * batch : (index + 1) * batch]).to(device)
+        rows = torch.from_numpy(order[index * batch : (index + 1) * batch]).to(device)
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
-        pixels = everything[chosen].permute(0, 3, 1, 2).float().div_(255.0)
-        pixels, _ = affine_augment(pixels, generator, **changes)
+        inputs = pixels[rows].permute(0, 3, 1, 2).float().div_(255.0)
+        inputs, _ = affine_augment(inputs, generator, **augmentation)
+
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            logits = network(inputs.contiguous(memory_format=torch.channels_last))
+        loss = F.cross_entropy(logits.float(), labels[rows], label_smoothing=settings.weights.smoothing)
+
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, settings.learning_rate, settings.warmup)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            logits = network(pixels.contiguous(memory_format=torch.channels_last))
-        loss = F.cross_entropy(logits.float(), labels[chosen], label_smoothing=settings.weights.smoothing)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if not math.isfinite(float(torch.nn.utils.clip_grad_norm_(network.parameters(), settings.gradient_clip))):
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), settings.gradient_clip)
+        if not math.isfinite(float(norm)):
             raise CheckpointError(f"training diverged at step {step} of {steps}: the gradient is not finite")
         optimizer.step()
-        _follow(average, network, min(settings.ema, (2 + step) / (11 + step)))
+        update_ema(ema_network, network, min(settings.ema, (2 + step) / (11 + step)))
+
         if progress is not None:
             progress(step + 1, steps, {"total": float(loss.detach())})
-    return average.cpu().eval()
+    return ema_network.cpu().eval()
+
+
+def _adamw(network: nn.Module, settings: TrainConfig) -> torch.optim.AdamW:
+    """AdamW as our trainer has it: weight decay for matrices and filters, none for biases and normalization."""
+    decayed = [p for p in network.parameters() if p.ndim > 1]
+    plain = [p for p in network.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.99))
 
 
 @torch.no_grad()
-def _follow(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """Move the average towards the network: weights and the normalization's statistics."""
-    for ours, theirs in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
-        if ours.is_floating_point():
-            ours.lerp_(theirs, 1.0 - decay)
+def update_ema(ema_network: nn.Module, network: nn.Module, decay: float) -> None:
+    """Move the average towards the network: the weights, and the running statistics of the normalization."""
+    for average, current in zip(ema_network.state_dict().values(), network.state_dict().values(), strict=True):
+        if average.is_floating_point():
+            average.lerp_(current, 1.0 - decay)
 
 
 @torch.no_grad()
 def network_probabilities(network: nn.Module, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Probabilities [N, K] of uint8 images [N, S, S, C]; the network is put into evaluation mode."""
+    """Probabilities [N, K] of images uint8 [N, S, S, C]; the network is put into evaluation mode."""
     network.eval()
-    starts = range(0, len(images), PREDICTED_AT_ONCE)
-    parts = [network(to_floats(images[i : i + PREDICTED_AT_ONCE])).softmax(1) for i in starts]
+    starts = range(0, len(images), PREDICT_BATCH)
+    parts = [network(to_floats(images[i : i + PREDICT_BATCH])).softmax(1) for i in starts]
     return torch.cat(parts).numpy()
 
 
-def flat(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """uint8 [N, S, S, C] to float32 [N, S·S·C] in [0, 1]: what scikit-learn's models take."""
+# -------------------------------------------------------------------------------------------------- scikit-learn
+
+
+def flatten(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Images uint8 [N, S, S, C] to float32 [N, S·S·C] in [0, 1]: what scikit-learn's models take."""
     return images.reshape(len(images), -1).astype(np.float32) / np.float32(255.0)
 
 
 def import_estimators() -> None:
-    """Import scikit-learn, so that the seconds which that takes are not counted as training."""
+    """Import scikit-learn now, so that its import is not timed as training."""
     import sklearn.linear_model
     import sklearn.svm  # noqa: F401
 
@@ -214,133 +237,75 @@ def import_estimators() -> None:
 def fit_svm(images: LabelledImages) -> Any:
     """scikit-learn's support vector machine: radial kernel, C = 10, gamma by the pixels' variance ("scale").
 
-    It decides by the highest of its one-against-rest scores, so that a file with these scores decides alike.
+    The class is that of the highest one-against-rest score, so that a file with these scores gives the same classes.
     """
     from sklearn.svm import SVC
 
-    return SVC(C=SVM_C, gamma="scale", break_ties=True).fit(flat(images.images), images.labels)
+    return SVC(C=SVM_C, gamma="scale", break_ties=True).fit(flatten(images.images), images.labels)
 
 
 def fit_logistic(images: LabelledImages) -> Any:
-    """scikit-learn's logistic regression over all classes at once: C = 0.1, L-BFGS, 300 iterations at most."""
-    import warnings
-
+    """scikit-learn's multinomial logistic regression: C = 0.1, L-BFGS, at most 300 iterations."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the limit is said above
-        return LogisticRegression(C=LOGISTIC_C, max_iter=LOGISTIC_ITERATIONS).fit(flat(images.images), images.labels)
+        warnings.simplefilter("ignore", ConvergenceWarning)  # 300 iterations are part of the definition
+        regression = LogisticRegression(C=LOGISTIC_C, max_iter=LOGISTIC_ITERATIONS)
+        return regression.fit(flatten(images.images), images.labels)
 
 
 def estimator_cost(estimator: Any) -> tuple[int, int]:
-    """Stored numbers, and multiply-accumulates for one image, of `fit_svm`'s and `fit_logistic`'s results.
+    """Parameters, and multiply-accumulates for one image, of what `fit_svm` and `fit_logistic` return.
 
-    A support vector costs one product of all pixels, and its weights in the classes' votes.
+    A support vector costs one product over all pixels, and its weights in the scores of the classes.
     """
     if hasattr(estimator, "support_vectors_"):
-        count, pixels = estimator.support_vectors_.shape
-        numbers = count * pixels + estimator.dual_coef_.size
-        return numbers + estimator.intercept_.size, numbers
+        vectors, pixels = estimator.support_vectors_.shape
+        products = vectors * pixels + estimator.dual_coef_.size
+        return products + estimator.intercept_.size, products
     return estimator.coef_.size + estimator.intercept_.size, estimator.coef_.size
 
 
-COUNTED_BATCH = 4
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Learned numbers that one decision depends on, and multiply-accumulates for one image."""
-
-    parameters: int
-    macs: int
-
-
-def inference_cost(network: nn.Module, image: Tensor) -> Cost:
-    """What `network` costs for one image, given as a batch of one, of the type and form that it takes.
-
-    The network is traced and what its output does not depend on is removed, so that only what runs is counted: a
-    decoder behind a reconstruction that nobody asked for costs nothing.
-    """
-    traced = copy.deepcopy(network).eval()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of torch.export about itself
-        program = torch.export.export(traced, (image,)).run_decompositions({})
-    program.graph.eliminate_dead_code()
-    used = {node.name for node in program.graph.nodes if node.op == "placeholder" and node.users}
-    names = {name for place, name in program.graph_signature.inputs_to_parameters.items() if place in used}
-    parameters = sum(parameter.numel() for name, parameter in traced.named_parameters() if name in names)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        program.module()(image)
-    return Cost(parameters, counter.get_total_flops() // 2)
-
-
-def training_macs(network: nn.Module, loss: Callable[[nn.Module, Tensor], Tensor], size: int, channels: int) -> float:
-    """Multiply-accumulates of one training step for one image: forward, and backward to all weights.
-
-    Args:
-        network: is copied, so that its normalization's statistics stay as they are.
-        loss: gives the scalar loss of the network on float images [N, C, S, S].
-    """
-    pixels = torch.zeros(COUNTED_BATCH, channels, size, size)
-    trained = copy.deepcopy(network).train()
-    with FlopCounterMode(display=False) as counter:
-        loss(trained, pixels).backward()
-    return counter.get_total_flops() / 2 / COUNTED_BATCH
-
-
-class Decision(nn.Module):
-    """Of our network what the class depends on: float [N, C, S, S] to logits [N, K]."""
-
-    def __init__(self, model: AngleVAE) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, image: Tensor) -> Tensor:
-        """The logits."""
-        return self.model(image).logits
-
-
-def our_loss(model: nn.Module, pixels: Tensor) -> Tensor:
-    """Our network's loss on images [N, C, S, S] that all count as the first class and as upright."""
-    assert isinstance(model, AngleVAE)
-    labels = torch.zeros(len(pixels), dtype=torch.long, device=pixels.device)
-    angles = torch.zeros(len(pixels), device=pixels.device) if model.config.pose else None
-    return losses(model.training_pass(pixels, labels, 0, 0), labels, angles, LossWeights())["total"]
-
-
-PROBABILITIES = "probabilities"
+# ---------------------------------------------------------------------------------------------------------- ONNX
 
 
 class DecisionGraph(nn.Module):
-    """`image` uint8 [N, S, S, C] to `probabilities` [N, K] of our network or of any that gives logits; nothing else."""
+    """`image` uint8 [N, S, S, C] to `probabilities` [N, K] and nothing else, of our model or of a baseline network."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, image: Tensor) -> Tensor:
-        """The probabilities."""
+        """Probabilities [N, K]."""
         pixels = to_pixels(image)
         if isinstance(self.network, AngleVAE):
             return self.network.probabilities(self.network(pixels).logits)
         return self.network(pixels).softmax(1)
 
 
-def decision_onnx(network: nn.Module, size: int, channels: int, metadata: Mapping[str, Any]) -> onnx.ModelProto:
-    """A network's probabilities as a graph; of ours the parts that they do not depend on are left out.
+def onnx_files(model: Any, size: int, channels: int) -> dict[str, bytes]:
+    """The ONNX files of a trained model: `decision` has one output for each class; our model's `full` has all outputs.
 
     Raises:
         ExportError: if the exporter fails.
     """
-    return to_onnx(DecisionGraph(network), size, channels, (PROBABILITIES,), metadata)
+    if not isinstance(model, nn.Module):
+        return {"decision": estimator_onnx(model, size, channels, METADATA).SerializeToString()}
+    decision = to_onnx(DecisionGraph(model), size, channels, (PROBABILITIES,), METADATA)
+    files = {"decision": decision.SerializeToString()}
+    if isinstance(model, AngleVAE):
+        graph = ClassifierGraph(model)
+        files["full"] = to_onnx(graph, size, channels, graph.outputs, METADATA).SerializeToString()
+    return files
 
 
 def estimator_onnx(estimator: Any, size: int, channels: int, metadata: Mapping[str, Any]) -> onnx.ModelProto:
-    """A classifier of scikit-learn as a graph of the same kind, by skl2onnx.
+    """A scikit-learn classifier as a graph from uint8 images, by skl2onnx with a cast and a scaling before it.
 
-    A cast, a reshape and a scaling are put before it. Its output is called `probabilities` and is one number for each
-    class that it was trained on: a probability, or what its decision function gives where it has no probabilities.
+    The output `probabilities` has one number for each class that the estimator was trained on: a probability, or the
+    decision function of an estimator without probabilities.
     """
     from skl2onnx import to_onnx as convert
 
@@ -349,6 +314,7 @@ def estimator_onnx(estimator: Any, size: int, channels: int, metadata: Mapping[s
     options = {"zipmap": False, "raw_scores": not hasattr(estimator, "predict_proba")}
     with suppress_logs("skl2onnx"):
         model = convert(estimator, example, options={id(estimator): options}, target_opset=OPSET)
+
     graph = model.graph
     inner, scores = graph.input[0].name, graph.output[1].name
     graph.initializer.append(numpy_helper.from_array(np.array([0, pixels], np.int64), "row_of_pixels"))
@@ -360,8 +326,9 @@ def estimator_onnx(estimator: Any, size: int, channels: int, metadata: Mapping[s
     ]
     last = [helper.make_node("Identity", [scores], [PROBABILITIES])] if scores != PROBABILITIES else []
     nodes = [*first, *graph.node, *last]
-    classes = len(estimator.classes_)
+
     del graph.node[:], graph.input[:], graph.output[:]
+    classes = len(estimator.classes_)
     graph.node.extend(nodes)
     graph.input.append(helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", size, size, channels]))
     graph.output.append(helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, ["batch", classes]))

@@ -1,17 +1,15 @@
-"""What is compared: the models, the cells of the table, the settings that they share, and their files' form.
+"""What a comparison compares: its trials, what they have in common, and the images, networks and budgets of each seed.
 
-The ground that all models are compared on: whose images they train on and are judged by, and how long they train.
-
-From the cells' records to rows, differences and one sentence. Differences are paired: one seed on both sides.
+A trial is one model, trained once, on one kind of images, with or without generated ones. All trials of a seed train on
+the same images and are evaluated on the same test set, and all networks see the same number of images, but for
+`cnn-equal`, whose training costs as many multiply-accumulates as the angle VAE's.
 """
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,16 +17,15 @@ import torch
 from torch import nn
 
 from vae_edge.data import Dataset, LabelledImages, check_trainable, holdout
-from vae_edge.errors import CheckpointError, ConfigError, DataError
+from vae_edge.errors import ConfigError, DataError
 from vae_edge.experiments import baselines
-from vae_edge.files import read_json
+from vae_edge.experiments.flops import Cost, LogitsOnly, inference_cost, loss_of, training_macs
 from vae_edge.model import AngleVAE, ModelConfig, create_config
 from vae_edge.preprocess import measure_input
 from vae_edge.training.checkpoint import RunConfig
 from vae_edge.training.config import TrainConfig
 from vae_edge.training.data import plan
 
-SCHEMA = 1
 MODELS = {
     "svm": "support vector machine, radial kernel (scikit-learn)",
     "logistic": "logistic regression (scikit-learn)",
@@ -38,14 +35,15 @@ MODELS = {
     "vae": "VAE classifier without angle encoder",
     "angle-vae": "angle VAE",
 }
-KINDS = ("upright", "turned")
-ESTIMATORS = {"svm": baselines.fit_svm, "logistic": baselines.fit_logistic}
-GENERATORS = {"upright": "vae", "turned": "angle-vae"}  # whose decoder draws the generated images
-POSE = {"vae": False, "angle-vae": True}
-HELD = 0.1  # share of the training half that judges and is never trained on
-INNER = 0.05  # share of what is left that only our models use, for the rejection score's threshold
-LEAST_IMAGES = 32
-TRAINING = (
+OURS, CONTROL = "angle-vae", "cnn-equal"
+VAES = {"vae": False, "angle-vae": True}  # our models, and whether they have an angle encoder
+ESTIMATORS = {"svm": baselines.fit_svm, "logistic": baselines.fit_logistic}  # scikit-learn's
+IMAGE_KINDS = ("upright", "rotated")
+GENERATORS = {"upright": "vae", "rotated": "angle-vae"}  # the model that generates images of each kind
+TEST_FRACTION = 0.1  # of the training split: the test set, which nothing is trained on
+THRESHOLD_FRACTION = 0.05  # of the rest: sets the threshold of our models' anomaly score; no model trains on it
+MIN_IMAGES = 32
+RECIPE = (
     "batch",
     "augment",
     "mirror",
@@ -57,11 +55,12 @@ TRAINING = (
     "bf16",
     "weights",
 )
+"""Fields of `TrainConfig` that all networks are trained by, and that a record therefore names."""
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One model, trained once."""
+class Trial:
+    """One model, trained once. `images` is one of `IMAGE_KINDS`; `generated`: generated images are among them."""
 
     model: str
     images: str
@@ -70,16 +69,27 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """The name of its files."""
+        """The stem of its files."""
         return f"{self.images}-{self.model}-{'generated' if self.generated else 'real'}-{self.seed}"
+
+    @property
+    def generator(self) -> Trial:
+        """The trial whose model generates images for this one."""
+        return Trial(GENERATORS[self.images], self.images, False, self.seed)
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What all cells have in common. `train_images` None: all that are not held out.
+class ExperimentConfig:
+    """What all trials have in common.
+
+    Attributes:
+        preset: of our models.
+        train_images: real images to train on; None: all that are not held out.
+        images_seen: images shown to a network in training, rounded to whole epochs.
+        generated: fraction of the training images that is generated, in trials with generated images.
 
     Raises:
-        ConfigError: for a number that makes no sense.
+        ConfigError: if a value is out of range.
     """
 
     preset: str = "small"
@@ -88,27 +98,31 @@ class Settings:
     generated: float = 0.3
 
     def __post_init__(self) -> None:
-        if self.train_images is not None and self.train_images < LEAST_IMAGES:
-            raise ConfigError(f"{self.train_images} images to train on: a comparison needs at least {LEAST_IMAGES}")
+        if self.train_images is not None and self.train_images < MIN_IMAGES:
+            raise ConfigError(f"{self.train_images} images to train on: a comparison needs at least {MIN_IMAGES}")
         if self.images_seen < 1:
             raise ConfigError(f"{self.images_seen} images seen in training: expected at least 1")
         if not 0 < self.generated < 0.95:
-            raise ConfigError(f"generated images' share {self.generated}: expected a number above 0 and below 0.95")
+            raise ConfigError(f"fraction {self.generated} of generated images: expected above 0 and below 0.95")
 
-    def of(self, cell: Cell) -> dict[str, Any]:
-        """What a cell's result depends on, as its file stores it."""
-        usual = TrainConfig().to_dict()
-        common = {**asdict(self), "generated": self.generated if cell.generated else None}
-        return {**common, "training": {name: usual[name] for name in TRAINING}}
+    def settings(self, trial: Trial) -> dict[str, Any]:
+        """Everything that the trial's result depends on but the images, as its record stores it."""
+        defaults = TrainConfig().to_dict()
+        common = {**asdict(self), "generated": self.generated if trial.generated else None}
+        return {**common, "training": {name: defaults[name] for name in RECIPE}}
 
 
-def list_cells(models: Sequence[str], kinds: Sequence[str], generated: bool, seeds: Sequence[int]) -> list[Cell]:
-    """All cells, seed by seed, so that a comparison that was stopped has whole seeds.
+def list_trials(models: Sequence[str], images: Sequence[str], generated: bool, seeds: Sequence[int]) -> list[Trial]:
+    """All trials, seed by seed, so that a comparison that was stopped has complete seeds.
+
+    Args:
+        models: some of `MODELS`; images: some of `IMAGE_KINDS`.
+        generated: with and without generated images; otherwise without alone.
 
     Raises:
-        ConfigError: for an unknown model or kind of image, or none.
+        ConfigError: for an unknown model or kind of images, or an empty list.
     """
-    for names, known, what in ((models, MODELS, "model"), (kinds, KINDS, "kind of image")):
+    for names, known, what in ((models, MODELS, "model"), (images, IMAGE_KINDS, "kind of image")):
         unknown = [name for name in names if name not in known]
         if unknown or not names:
             raise ConfigError(f"unknown {what} {', '.join(unknown) or '(none)'}: expected some of {', '.join(known)}")
@@ -116,292 +130,140 @@ def list_cells(models: Sequence[str], kinds: Sequence[str], generated: bool, see
         raise ConfigError("no seed was given: expected at least one")
     mixtures = (False, True) if generated else (False,)
     order = [name for name in MODELS if name in models]
-    return [Cell(model, kind, mix, seed) for seed in seeds for kind in kinds for mix in mixtures for model in order]
+    return [Trial(model, kind, mix, seed) for seed in seeds for kind in images for mix in mixtures for model in order]
 
 
-def read_cell(path: Path) -> dict[str, Any]:
-    """What a finished cell's file says.
-
-    Raises:
-        CheckpointError: if it is damaged, or of another version.
-    """
-    try:
-        record = read_json(path)
-        if not isinstance(record, dict):
-            raise ValueError(f"it holds a {type(record).__name__}, not an object")
-        if record.get("schema") != SCHEMA:
-            raise CheckpointError(
-                f"{path} has schema {record.get('schema')!r}; this version reads {SCHEMA}; choose another --out"
-            )
-        _check_record(record)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}): remove it, and its cell is done again") from error
-    return record
-
-
-_NUMBER = (int, float)
-_FORM: dict[str, Any] = {
-    "settings": dict,
-    "fingerprint": str,
-    "accuracy": _NUMBER,
-    "training": {
-        "macs": (*_NUMBER, type(None)),
-        "images_seen": _NUMBER,
-        "wall_seconds": _NUMBER,
-        "processor_seconds": _NUMBER,
-    },
-    "inference": dict,
-    "images": {"judged_on": _NUMBER, "trained_on": _NUMBER},
-    "files": dict,
-    "cell": {"model": str, "images": str, "generated": bool, "seed": int},
-}
-"""What is read of a record, and its types."""
-
-
-def _check_record(record: dict[str, Any]) -> None:
-    """Refuse a record whose fields are not those of a finished cell (ValueError)."""
-    _check_form(record, _FORM, "")
-    cell = record["cell"]
-    if set(cell) != set(_FORM["cell"]) or cell["model"] not in MODELS or cell["images"] not in KINDS:
-        raise ValueError("its cell is none of this version's")
-    if not all(isinstance(part, dict) for part in record["inference"].values()):
-        raise ValueError("its field inference is of another form")
-    for file in record["files"].values():
-        _check_form(file, {"file": str, "sha256": str, "bytes": int}, "files.")
-        if Path(file["file"]).name != file["file"] or not file["file"].isprintable():
-            raise ValueError(f"one of its files, {file['file'][:80]!r}, lies elsewhere")
-    generator = record.get("generator", "")
-    if generator is not None:
-        _check_form(generator, {"cell": str}, "generator.")
-
-
-def _check_form(values: Any, form: dict[str, Any], where: str) -> None:
-    if not isinstance(values, dict):
-        raise ValueError(f"its field {where.rstrip('.') or 'all'} is no object")
-    for name, kind in form.items():
-        value = values.get(name)
-        if isinstance(kind, dict):
-            _check_form(value, kind, f"{where}{name}.")
-        elif name not in values or not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise ValueError(f"its field {where}{name} is missing or of another type")
-
-
-class Ground:
-    """A data set and settings; from them the images of each seed, the networks, and their budgets.
+class ExperimentSetup:
+    """A data set and an experiment's configuration; from them the splits of each seed, the networks, their budgets.
 
     Raises:
-        DataError: if there is no training half, or one class alone.
+        DataError: if the data set has no training split, or one class alone.
     """
 
-    def __init__(self, dataset: Dataset, settings: Settings) -> None:
+    def __init__(self, dataset: Dataset, config: ExperimentConfig) -> None:
         if dataset.train is None:
             raise DataError(
-                f"{dataset.source} has no training half; give a data set with training images to compare on"
+                f"{dataset.source} has no training split; give a data set with training images to compare on"
             )
         check_trainable(dataset.train)
-        self.dataset, self.settings, self.train = dataset, settings, dataset.train
-        self._parts: dict[int, tuple[LabelledImages, LabelledImages]] = {}
-        self._costs: dict[str, baselines.Cost] = {}
+        self.dataset, self.config, self.train = dataset, config, dataset.train
+        self._splits: dict[int, tuple[LabelledImages, LabelledImages]] = {}  # of the last seed alone
+        self._costs: dict[str, Cost] = {}
 
-    def parts(self, seed: int) -> tuple[LabelledImages, LabelledImages]:
-        """The images that training may use, and those that judge; both drawn by the seed, the same share of classes."""
-        if seed not in self._parts:
-            rest, held = holdout(self.train, HELD, seed)
-            self._parts = {seed: (self._drawn(rest, seed), held)}
-        return self._parts[seed]
+    # -------------------------------------------------------------------------------------------------- images
 
-    def _drawn(self, rest: LabelledImages, seed: int) -> LabelledImages:
-        wanted = self.settings.train_images
-        most = int(len(rest) * (1 - INNER))
-        if wanted is not None and wanted > most:
+    def splits(self, seed: int) -> tuple[LabelledImages, LabelledImages]:
+        """The images that training may use, and the test set, both stratified by class and drawn by the seed."""
+        if seed not in self._splits:
+            rest, test = holdout(self.train, TEST_FRACTION, seed)
+            self._splits = {seed: (self._subsample(rest, seed), test)}
+        return self._splits[seed]
+
+    def _subsample(self, rest: LabelledImages, seed: int) -> LabelledImages:
+        """As many images as leave `train_images` to train on, once the threshold's are set aside.
+
+        Raises:
+            DataError: if there are fewer, or too few.
+        """
+        requested = self.config.train_images
+        available = int(len(rest) * (1 - THRESHOLD_FRACTION))
+        if requested is not None and requested > available:
             raise DataError(
-                f"{wanted} images to train on were asked for, but {self.dataset.source} has {most} "
+                f"{requested} images to train on were asked for, but {self.dataset.source} has {available} "
                 f"(the others are held out); ask for fewer, or for all of them"
             )
         pool = rest
-        if wanted is not None and round(wanted / (1 - INNER)) < len(rest):
-            pool = holdout(rest, wanted / (1 - INNER) / len(rest), seed + 1)[1]
+        if requested is not None and round(requested / (1 - THRESHOLD_FRACTION)) < len(rest):
+            pool = holdout(rest, requested / (1 - THRESHOLD_FRACTION) / len(rest), seed + 1)[1]
         counts = np.bincount(pool.labels, minlength=len(pool.classes))
-        alone = [name for name, count in zip(pool.classes, counts, strict=True) if count == 1]
-        if alone or len(pool) < LEAST_IMAGES:
-            what = f"class {alone[0]} has one of them" if alone else f"at least {LEAST_IMAGES} are needed"
+        single = [name for name, count in zip(pool.classes, counts, strict=True) if count == 1]
+        if single or len(pool) < MIN_IMAGES:
+            what = f"class {single[0]} has one of them" if single else f"at least {MIN_IMAGES} are needed"
             raise DataError(f"{len(pool)} images of {self.dataset.source} to train on are too few: {what}")
         return pool
 
     @cached_property
     def fill(self) -> int:
-        """What comes in from outside the frame when an image is turned, 0 to 255."""
+        """The value of pixels from outside the frame when an image is rotated, 0 to 255."""
         return measure_input(self.train.images).fill
 
-    def config(self, pose: bool) -> ModelConfig:
-        """The shape of our network on these images."""
+    # ------------------------------------------------------------------------------------------------ networks
+
+    def model_config(self, pose: bool = True) -> ModelConfig:
+        """The configuration of our model on these images, with or without an angle encoder."""
         _, size, _, channels = self.train.images.shape
         shape = {"classes": len(self.dataset.classes), "size": size, "channels": channels}
-        return create_config(self.settings.preset, **shape, pose=pose, fill=self.fill / 255)
+        return create_config(self.config.preset, **shape, pose=pose, fill=self.fill / 255)
+
+    def network(self, model: str, seed: int) -> nn.Module:
+        """A baseline network; the seed fixes its first weights."""
+        config = self.model_config()
+        parameters = self.inference_cost(OURS, AngleVAE(config)).parameters if model == CONTROL else 0
+        torch.manual_seed(seed)
+        if model == CONTROL:
+            return baselines.cnn_of_size(config, parameters)
+        return {"mlp": baselines.mlp, "cnn": baselines.cnn}[model](config)
+
+    def inference_cost(self, model: str, network: nn.Module) -> Cost:
+        """What the class of one image costs, from float32 pixels to logits; counted once for each model."""
+        config = self.model_config()
+        decision = LogitsOnly(network) if isinstance(network, AngleVAE) else network
+        return self._cost(model, decision, torch.zeros(1, config.channels, config.size, config.size))
+
+    def graph_cost(self, model: str, graph: nn.Module) -> Cost:
+        """What all outputs of the exported graph cost for one image, from uint8 pixels; counted once for each model."""
+        config = self.model_config()
+        image = torch.zeros(1, config.size, config.size, config.channels, dtype=torch.uint8)
+        return self._cost(f"{model}, full graph", graph, image)
+
+    def _cost(self, name: str, network: nn.Module, image: torch.Tensor) -> Cost:
+        if name not in self._costs:
+            self._costs[name] = inference_cost(network, image)
+        return self._costs[name]
+
+    # ------------------------------------------------------------------------------------------------- budgets
+
+    def training_macs(self, network: nn.Module) -> float:
+        """Multiply-accumulates of training a network on one image."""
+        config = self.model_config()
+        return training_macs(network, loss_of(network), config.size, config.channels)
 
     @cached_property
     def angle_vae_macs(self) -> float:
         """Multiply-accumulates of training the angle VAE on one image."""
-        return self.training_macs(AngleVAE(self.config(pose=True)))
+        return self.training_macs(AngleVAE(self.model_config()))
 
-    def training_macs(self, network: nn.Module) -> float:
-        """Multiply-accumulates of training a network on one image."""
-        config = self.config(pose=True)
-        loss = baselines.our_loss if isinstance(network, AngleVAE) else baselines.cross_entropy_of_anything
-        return baselines.training_macs(network, loss, config.size, config.channels)
+    def run_config(self, trial: Trial, images: LabelledImages, kept: int) -> RunConfig:
+        """The run configuration of our own training on these images, `kept` of which it trains on.
 
-    def cost(self, name: str, network: nn.Module) -> dict[str, int]:
-        """Parameters and multiply-accumulates for one image of a network that takes pixels; `name` names its form."""
-        config = self.config(pose=True)
-        return self._cost(name, network, torch.zeros(1, config.channels, config.size, config.size))
-
-    def graph_cost(self, name: str, graph: nn.Module) -> dict[str, int]:
-        """The same of a graph that takes bytes."""
-        config = self.config(pose=True)
-        return self._cost(name, graph, torch.zeros(1, config.size, config.size, config.channels, dtype=torch.uint8))
-
-    def _cost(self, name: str, network: nn.Module, image: torch.Tensor) -> dict[str, int]:
-        if name not in self._costs:
-            self._costs[name] = baselines.inference_cost(network, image)
-        return asdict(self._costs[name])
-
-    def network(self, model: str, seed: int) -> nn.Module:
-        """A baseline's network; the seed fixes its first weights."""
-        config = self.config(pose=True)
-        ours = self.cost("angle-vae", baselines.Decision(AngleVAE(config))) if model == "cnn-equal" else {}
-        torch.manual_seed(seed)
-        if model == "cnn-equal":
-            return baselines.cnn_of_size(config, ours["parameters"])
-        return {"mlp": baselines.mlp, "cnn": baselines.cnn}[model](config)
-
-    def plan(self, cell: Cell, images: LabelledImages, kept: int) -> RunConfig:
-        """What our own training would be told for these images, `kept` of which it keeps; all networks follow it."""
-        dataset = Dataset(self.dataset.name, self.dataset.source, images, None)
-        pose = POSE.get(cell.model, False)
-        return plan(dataset, self.settings.preset, self.training_config(cell, kept), pose=pose)
-
-    def training_config(self, cell: Cell, images: int) -> TrainConfig:
-        """The recipe for so many images: whole epochs that show about as many images as the settings say.
-
-        Batch and augmentation are those of training on the real images alone, so that a cell with generated ones takes
-        as many steps and changes its images alike.
+        The baseline networks follow it too.
         """
-        rotation = "full" if cell.images == "turned" else "none"
-        real = round((1 - INNER) * len(self.parts(cell.seed)[0]))
+        dataset = Dataset(self.dataset.name, self.dataset.source, images, None)
+        pose = VAES.get(trial.model, False)
+        return plan(dataset, self.config.preset, self.training_config(trial, kept), pose=pose)
+
+    def training_config(self, trial: Trial, images: int) -> TrainConfig:
+        """The recipe for a number of training images: the epochs that come nearest to `images_seen`.
+
+        Batch size and augmentation are those of the real images alone: a trial with generated images takes as many
+        steps, and augments alike.
+        """
+        rotation = "full" if trial.images == "rotated" else "none"
+        real = round((1 - THRESHOLD_FRACTION) * len(self.splits(trial.seed)[0]))
         batch, augment = TrainConfig().batch_for(real), TrainConfig().augmentation_kind(real)
-        epochs = max(1, round(self.settings.images_seen / (images // batch * batch)))
+        epochs = max(1, round(self.config.images_seen / (images // batch * batch)))
         return TrainConfig(
-            rotation=rotation, epochs=epochs, batch=batch, augment=augment, holdout=INNER, seed=cell.seed
+            rotation=rotation, epochs=epochs, batch=batch, augment=augment, holdout=THRESHOLD_FRACTION, seed=trial.seed
         )
 
-    def steps(self, cell: Cell, images: int) -> int:
-        """Steps of the angle VAE on so many images; every network but cnn-equal takes as many."""
-        settings = self.training_config(cell, images)
+    def steps(self, trial: Trial, images: int) -> int:
+        """Steps of the angle VAE on a number of images; every network but `cnn-equal` takes as many."""
+        settings = self.training_config(trial, images)
         return images // settings.batch_for(images) * settings.epochs_for(images)
 
-    def steps_of(self, cell: Cell, images: int, network: nn.Module) -> tuple[int, float]:
-        """A baseline's steps, and its multiply-accumulates for one image: cnn-equal's product is the angle VAE's."""
-        macs, steps = self.training_macs(network), self.steps(cell, images)
-        return (steps if cell.model != "cnn-equal" else max(1, round(steps * self.angle_vae_macs / macs))), macs
-
-
-OURS, CONTROL = "angle-vae", "cnn-equal"
-Record = Mapping[str, Any]
-
-
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, sample standard deviation (None of a single value) and the values."""
-    deviation = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.fmean(values), "std": deviation, "by_seed": list(values)}
-
-
-def summarize_cells(records: Sequence[Record], latency_us: Mapping[str, float]) -> dict[str, Any]:
-    """What the table, the plot and the closing sentence show.
-
-    Args:
-        records: of finished cells.
-        latency_us: median time of one call by the name of the ONNX file.
-
-    Returns:
-        `rows` (one for each kind of image, mixture and model: `accuracy` over the seeds, means of what training cost,
-        and what a decision costs), `gains` of the angle VAE over the control, `generated_helps` by model, in points of
-        a hundred, and `sentence`.
-    """
-    groups: dict[tuple[str, bool, str], dict[int, Record]] = {}
-    for record in records:
-        cell = Cell(**record["cell"])
-        groups.setdefault((cell.images, cell.generated, cell.model), {})[cell.seed] = record
-    order = [key for kind in KINDS for mix in (False, True) for key in [(kind, mix, name) for name in MODELS]]
-    rows = [_row(key, groups[key], latency_us) for key in order if key in groups]
-    gains, helps = [], []
-    for kind in KINDS:
-        for mix in (False, True):
-            points = _points(groups.get((kind, mix, OURS)), groups.get((kind, mix, CONTROL)))
-            if points is not None:
-                gains.append({"images": kind, "generated": mix, "of": OURS, "over": CONTROL, "points": points})
-        for name in MODELS:
-            points = _points(groups.get((kind, True, name)), groups.get((kind, False, name)))
-            if points is not None:
-                helps.append({"images": kind, "model": name, "points": points})
-    return {"rows": rows, "gains": gains, "generated_helps": helps, "sentence": sentence(gains)}
-
-
-def _row(key: tuple[str, bool, str], by_seed: Mapping[int, Record], latency_us: Mapping[str, float]) -> dict[str, Any]:
-    records = [by_seed[seed] for seed in sorted(by_seed)]
-    files: dict[str, Any] = next((record["files"] for record in records if record["files"]), {})
-    inference = records[0]["inference"]
-    costs = {
-        part: {
-            **inference[part],
-            "bytes": files[part]["bytes"] if part in files else None,
-            "latency_us": latency_us.get(files[part]["file"]) if part in files else None,
-        }
-        for part in inference
-    }
-    macs = [record["training"]["macs"] for record in records]
-    return {
-        "images": key[0],
-        "generated": key[1],
-        "model": key[2],
-        "seeds": sorted(by_seed),
-        "accuracy": spread([record["accuracy"] for record in records]),
-        "judged_on": records[0]["images"]["judged_on"],
-        "trained_on": records[0]["images"]["trained_on"],
-        "images_seen": _mean([record["training"]["images_seen"] for record in records]),
-        "wall_seconds": _mean([record["training"]["wall_seconds"] for record in records]),
-        "processor_seconds": _mean([record["training"]["processor_seconds"] for record in records]),
-        "training_macs": None if None in macs else _mean(macs),
-        **costs,
-    }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return round(statistics.fmean(values), 3)
-
-
-def _points(ours: Mapping[int, Record] | None, others: Mapping[int, Record] | None) -> dict[str, Any] | None:
-    """Differences of the accuracy in points, seed by seed; None where there is nothing to take them of."""
-    seeds = sorted(set(ours or ()) & set(others or ()))
-    if ours is None or others is None or not seeds:
-        return None
-    return spread([100 * (ours[seed]["accuracy"] - others[seed]["accuracy"]) for seed in seeds])
-
-
-def sentence(gains: Sequence[Mapping[str, Any]]) -> str:
-    """What the angle encoder is worth: on turned images over the network of equal size and compute, without others."""
-    found = [gain for gain in gains if gain["images"] == "turned" and not gain["generated"]]
-    if not found:
-        return f"What the angle encoder is worth is not known: that takes {OURS} and {CONTROL} on turned images."
-    points = found[0]["points"]
-    each = ", ".join(f"{value:+.2f}" for value in points["by_seed"])
-    count = len(points["by_seed"])
-    what = f"{OURS} over {CONTROL} (as many parameters, as many multiply-accumulates in training)"
-    if points["std"] is None:
-        return f"On turned images the gain of {what} is {points['mean']:+.2f} points, with a single seed."
-    size = (
-        f"{points['mean']:+.2f} ± {points['std']:.2f} points (mean and standard deviation over {count} seeds: {each})"
-    )
-    if min(points["by_seed"]) <= 0 <= max(points["by_seed"]):
-        return f"On turned images there is no clear gain of {what}: {size}."
-    word = "gain" if points["mean"] > 0 else "loss"
-    return f"On turned images the {word} of {what} is {size}."
+    def baseline_steps(self, trial: Trial, images: int, network: nn.Module) -> tuple[int, float]:
+        """A baseline's steps, and its multiply-accumulates for one image."""
+        macs, steps = self.training_macs(network), self.steps(trial, images)
+        if trial.model == CONTROL:
+            steps = baselines.equal_compute_steps(steps, self.angle_vae_macs, macs)
+        return steps, macs

@@ -1,387 +1,288 @@
-"""How long a comparison will take, from a few steps of each network and small fits of the others on this machine.
+"""Trials: how each kind of model is trained once, and how the records of finished trials are kept.
 
-The comparison with what a user would use instead: one cell for each model, kind of image, mixture and seed.
-
-A finished cell is a file `cells/<name>.json` in the comparison's folder and is taken as it is by the next run, as long
-as settings and data agree. The ONNX files of the first seed stay beside it, to be timed together at the end.
+A record is a JSON object with all that was measured, and with the settings and the data's fingerprint that it depends
+on. A trial whose record is there is never trained again; so an experiment that was stopped goes on where it was.
+Records of schema 1 are read too: `upgrade` is the one place that knows their words.
 """
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from vae_edge.data import Dataset, LabelledImages, holdout, rotate_dataset
-from vae_edge.data.dataset import join
-from vae_edge.errors import ConfigError, DataError
+from vae_edge.data import Dataset, LabelledImages
+from vae_edge.errors import CheckpointError, ConfigError
 from vae_edge.experiments import baselines
-from vae_edge.experiments.baselines import Decision, our_loss
-from vae_edge.experiments.setup import ESTIMATORS, GENERATORS, INNER, POSE, SCHEMA, Cell, Ground, Settings, read_cell
-from vae_edge.files import sha256, write_bytes, write_json
-from vae_edge.model import AngleVAE
-from vae_edge.training.checkpoint import MODEL, load_checkpoint
+from vae_edge.experiments.setup import ESTIMATORS, RECIPE
+from vae_edge.files import read_json
+from vae_edge.model import ModelConfig
+from vae_edge.training.checkpoint import MODEL, Checkpoint, RunConfig, load_checkpoint
+from vae_edge.training.config import TrainConfig
 from vae_edge.training.evaluate import predict
-from vae_edge.training.generate import CONFIDENCE, generate
-from vae_edge.training.trainer import Progress, fast_bf16, train
+from vae_edge.training.trainer import Progress, train
 
-TRIED_IMAGES = 1000  # for the fits whose time is then scaled: by the square of the number for a kernel machine
-TRIED_STEPS = 3
-AROUND_A_STEP = 1.3  # augmentation, optimizer and average, as a part of forward and backward
-AROUND_A_CELL = 6.0  # seconds: tracing, ONNX, judging
+T = TypeVar("T")
+Record = dict[str, Any]
+Classify = Callable[[NDArray[np.uint8]], NDArray[np.int64]]
+ProgressBar = Callable[[str], AbstractContextManager[Progress | None]]
+"""A trial's name to a progress bar that is open while the trial is trained."""
 
-
-def estimate(ground: Ground, cells: Sequence[Cell]) -> dict[str, float]:
-    """Seconds that these cells will take, by model: rough, for a person to decide whether to wait."""
-    seconds: dict[str, float] = {}
-    known: dict[str, Callable[[int, int], float]] = {}
-    for cell in cells:
-        if cell.model not in known:
-            known[cell.model] = _by_fit(ground, cell) if cell.model in ESTIMATORS else _by_steps(ground, cell)
-        pool, held = ground.parts(cells[0].seed)
-        images = round((1 - INNER) * len(pool) / (1 - (ground.settings.generated if cell.generated else 0.0)))
-        first = Cell(cell.model, cell.images, cell.generated, cells[0].seed)
-        steps = ground.steps(first, images)
-        seconds[cell.model] = seconds.get(cell.model, 0.0) + known[cell.model](
-            images if cell.model in ESTIMATORS else steps, len(held)
-        )
-    return seconds
-
-
-def _by_steps(ground: Ground, cell: Cell) -> Callable[[int, int], float]:
-    """Seconds of a number of steps of the angle VAE's, from a few timed ones of this network."""
-    config = ground.config(pose=POSE.get(cell.model, True))
-    network = AngleVAE(config) if cell.model in POSE else ground.network(cell.model, 0)
-    loss = our_loss if cell.model in POSE else baselines.cross_entropy_of_anything
-    settings = ground.training_config(cell, round((1 - INNER) * len(ground.parts(cell.seed)[0])))
-    device = baselines.training_device()
-    pixels = torch.zeros(settings.batch or 1, config.channels, config.size, config.size, device=device)
-    bf16 = settings.bf16 if settings.bf16 is not None else fast_bf16(device)
-    longer = ground.angle_vae_macs / ground.training_macs(network) if cell.model == "cnn-equal" else 1.0
-    network.to(device).train()
-    times = []
-    for _ in range(TRIED_STEPS):
-        began = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            value = loss(network, pixels)
-        value.backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return lambda steps, held: AROUND_A_CELL + AROUND_A_STEP * min(times) * steps * longer
-
-
-def _by_fit(ground: Ground, cell: Cell) -> Callable[[int, int], float]:
-    """Seconds for a number of training images and of judged ones, from a fit on at most a thousand."""
-    pool, held = ground.parts(cell.seed)
-    baselines.import_estimators()
-    tried, judged = _spread(pool, TRIED_IMAGES), _spread(held, TRIED_IMAGES // 2)
-    began = time.perf_counter()
-    estimator = ESTIMATORS[cell.model](tried)
-    fitted = time.perf_counter()
-    estimator.predict(baselines.flat(judged.images))
-    fit_s, judge_s = fitted - began, time.perf_counter() - fitted
-    power = 2 if cell.model == "svm" else 1
-
-    def scaled(images: int, held_images: int) -> float:
-        more = images / len(tried)
-        return fit_s * more**power + judge_s * held_images / len(judged) * more ** (power - 1)
-
-    return scaled
-
-
-def _spread(data: LabelledImages, count: int) -> LabelledImages:
-    """At most so many images, from all over."""
-    return data.take(torch.linspace(0, len(data) - 1, min(count, len(data))).long().unique().numpy())
-
-
-JUDGES, ONCE = 1000, 2000  # added to the seed, for the angles of held-out images and of training images seen once
-
-Watch = Callable[[str], AbstractContextManager[Progress | None]]  # a progress bar for a cell
+# ---------------------------------------------------------------------------------------------- training a model
 
 
 @dataclass(frozen=True)
-class Exporter:
-    """How models become files, which is another room's affair.
+class TrainedModel:
+    """A trained model, and what its training took.
 
-    `files`: a fitted model, the images' size and their channels, to ONNX files: `decision`, and of ours `whole`.
-    `whole`: our model to the graph, from uint8 [N, S, S, C], with all that we give.
+    Attributes:
+        model: a network or an estimator of scikit-learn.
+        classify: images uint8 [N, S, S, C] to classes [N].
+        seconds: `wall_seconds` and `processor_seconds` of training.
+        images_seen: images shown in training, each as often as it was shown.
+        macs_per_image: multiply-accumulates of training on one image; None where they are not counted.
+        checkpoint: of our models.
     """
 
-    files: Callable[[Any, int, int], dict[str, bytes]]
-    whole: Callable[[AngleVAE], nn.Module]
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A trained model, how it names the classes of uint8 images, and what went into it."""
-
     model: Any
-    classify: Callable[[NDArray[np.uint8]], NDArray[np.int64]]
+    classify: Classify
     seconds: dict[str, float]
     images_seen: int
-    training_macs: float | None  # for one image
+    macs_per_image: float | None
     details: dict[str, Any] = field(default_factory=dict)
+    checkpoint: Checkpoint | None = None
+
+    @property
+    def macs(self) -> float | None:
+        """Multiply-accumulates of all training."""
+        return None if self.macs_per_image is None else self.macs_per_image * self.images_seen
 
 
-class Clock:
-    """Wall and processor seconds since it was made; the processor's are those of all threads of this process."""
+class Stopwatch:
+    """Wall and processor seconds since it was made. Processor seconds are those of all threads of this process."""
 
     def __init__(self) -> None:
-        self._began = time.perf_counter(), time.process_time()
+        self._wall, self._processor = time.perf_counter(), time.process_time()
 
     def read(self) -> dict[str, float]:
-        """Both, rounded."""
-        wall, processor = time.perf_counter() - self._began[0], time.process_time() - self._began[1]
+        """`wall_seconds` and `processor_seconds`, to a thousandth."""
+        wall, processor = time.perf_counter() - self._wall, time.process_time() - self._processor
         return {"wall_seconds": round(wall, 3), "processor_seconds": round(processor, 3)}
 
 
-class Comparison:
-    """A data set, settings and a folder; `finish` brings a cell's record about, by training or from its file.
+def train_vae(
+    dataset: Dataset,
+    config: RunConfig,
+    folder: Path,
+    images: int,
+    macs_per_image: float | None = None,
+    progress: Progress | None = None,
+) -> TrainedModel:
+    """Train our model as `vae-edge train --resume` does; a finished run in `folder` is taken as it is.
 
     Args:
-        first_seed: the seed whose models are kept as ONNX files.
-        exporter: makes these files; without it there are none.
+        images: how many the run trains on, which fixes the batch size.
 
     Raises:
-        ConfigError: if the folder holds cells of another comparison.
-        DataError: if there is too little to train on or to judge with.
+        Interrupted: after Ctrl-C or SIGTERM; the state is in `folder`.
     """
+    stopwatch = Stopwatch()
+    if not (folder / MODEL).is_file():
+        train(dataset, config, folder, resume=True, progress=progress)
+    seconds = stopwatch.read()
+    checkpoint = load_checkpoint(folder)
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        settings: Settings,
-        out: Path,
-        first_seed: int = 0,
-        exporter: Exporter | None = None,
-        where: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.ground, self.where = Ground(dataset, settings), dict(where or {})
-        self.out, self.first_seed, self.exporter = out, first_seed, exporter
-        self.fingerprint = dataset.fingerprint()
-        self._drawn: dict[Cell, tuple[LabelledImages, dict[str, Any]]] = {}
-        self._check_folder()
-        self.ground.parts(first_seed)
+    def classify(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
+        return predict(checkpoint.model, pixels).probabilities.argmax(1)
 
-    def run_folder(self, cell: Cell) -> Path:
-        """Where the training run of a model of ours is."""
-        return self.out / "runs" / cell.name
+    steps = int(checkpoint.result["step"])
+    seen = steps * config.training.batch_for(images)
+    details = {"steps": steps}
+    return TrainedModel(checkpoint.model, classify, seconds, seen, macs_per_image, details, checkpoint)
 
-    def cell_file(self, cell: Cell) -> Path:
-        """The file that says that a cell is finished."""
-        return self.out / "cells" / f"{cell.name}.json"
 
-    def finished(self, cell: Cell) -> dict[str, Any] | None:
-        """A cell's record, if its files are all there."""
-        path = self.cell_file(cell)
-        if not path.is_file() or (cell.model in POSE and not (self.run_folder(cell) / MODEL).is_file()):
-            return None
-        record = read_cell(path)
-        if cell.seed == self.first_seed and self.exporter is not None:
-            whole = [_sum_of(path.parent / file["file"]) == file["sha256"] for file in record["files"].values()]
-            if not whole or not all(whole):
-                return None
+def train_network(
+    network: nn.Module,
+    images: LabelledImages,
+    config: RunConfig,
+    steps: int,
+    macs_per_image: float,
+    progress: Progress | None = None,
+) -> TrainedModel:
+    """Train a baseline network by the recipe of `config`, for a number of steps."""
+    settings = config.training
+    stopwatch = Stopwatch()
+    fitted = baselines.fit_network(network, images, settings, steps, config.model.fill, progress)
+    seconds = stopwatch.read()
+
+    def classify(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
+        return baselines.network_probabilities(fitted, pixels).argmax(1)
+
+    seen = steps * settings.batch_for(len(images))
+    return TrainedModel(fitted, classify, seconds, seen, macs_per_image, {"steps": steps})
+
+
+def train_estimator(name: str, images: LabelledImages) -> TrainedModel:
+    """Fit an estimator of scikit-learn (`ESTIMATORS`), which sees each image once."""
+    stopwatch = Stopwatch()
+    estimator = ESTIMATORS[name](images)
+    seconds = stopwatch.read()
+    vectors = getattr(estimator, "support_vectors_", None)
+
+    def classify(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
+        return np.asarray(estimator.predict(baselines.flatten(pixels)), np.int64)
+
+    details = {} if vectors is None else {"support_vectors": len(vectors)}
+    return TrainedModel(estimator, classify, seconds, len(images), None, details)
+
+
+# ------------------------------------------------------------------------------------------------ run or load
+
+
+class Trials(Generic[T]):
+    """The trials of an experiment. `load`, `run` and `save` say what a trial is and where its record is stored."""
+
+    def load(self, trial: T) -> Record | None:
+        """The stored record of a finished trial, if it holds for today's settings and data."""
+        raise NotImplementedError
+
+    def run(self, trial: T, progress_bar: ProgressBar) -> Record:
+        """Train and evaluate; the record."""
+        raise NotImplementedError
+
+    def save(self, trial: T, record: Record) -> None:
+        """Store the record of a finished trial."""
+        raise NotImplementedError
+
+    def required(self, trial: T) -> Iterable[T]:
+        """Trials that must be finished before this one."""
+        return ()
+
+    def pending(self, trials: Iterable[T]) -> list[T]:
+        """The trials that are still to be trained, each after the ones that it requires."""
+        found: dict[T, None] = {}
+        for trial in trials:
+            if self.load(trial) is None:
+                for one in (*self.required(trial), trial):
+                    if self.load(one) is None:
+                        found[one] = None
+        return list(found)
+
+    def run_or_load(self, trial: T, progress_bar: ProgressBar | None = None) -> Record:
+        """The trial's record; trained and evaluated unless that is done."""
+        record = self.load(trial)
+        if record is None:
+            record = self.run(trial, progress_bar or _no_progress)
+            self.save(trial, record)
         return record
 
-    def needed(self, cells: list[Cell]) -> list[Cell]:
-        """The cells that are still to be trained, with the generators that they need before them."""
-        wanted: dict[Cell, None] = {}
-        for cell in cells:
-            if self.finished(cell) is None:
-                for part in (*([_generator(cell)] if cell.generated else []), cell):
-                    if self.finished(part) is None:
-                        wanted[part] = None
-        return list(wanted)
 
-    def finish(self, cell: Cell, watch: Watch | None = None) -> dict[str, Any]:
-        """A cell's record; the cell, and the generator that it needs, are trained where that is not done yet."""
-        record = self.finished(cell)
-        if record is not None:
-            return record
-        pool, held = self.ground.parts(cell.seed)
-        images, generator = self._mixed(cell, pool, watch) if cell.generated else (pool, None)
-        kept, _ = holdout(images, INNER, cell.seed)
-        if cell.model in ESTIMATORS:
-            baselines.import_estimators()
-        with (watch or _unwatched)(cell.name) as progress:
-            fitted = self._fit(cell, images, kept, progress)
-        fill = self.ground.fill
-        judges = rotate_dataset(held, 180.0, JUDGES + cell.seed, fill) if cell.images == "turned" else held
-        right = fitted.classify(judges.images) == judges.labels
-        macs = None if fitted.training_macs is None else fitted.training_macs * fitted.images_seen
-        record = {
-            "schema": SCHEMA,
-            "cell": asdict(cell),
-            "settings": self.ground.settings.of(cell),
-            "fingerprint": self.fingerprint,
-            "images": {"trained_on": len(kept), "drawn": len(images) - len(pool), "judged_on": len(judges)},
-            "accuracy": float(right.mean()),
-            "training": {**fitted.seconds, "images_seen": fitted.images_seen, "macs": macs},
-            "inference": self._inference(cell, fitted),
-            "generator": generator,
-            "files": self._write_files(cell, fitted),
-            "details": fitted.details,
-            "where": self.where,
-        }
-        write_json(self.cell_file(cell), record)
-        return record
-
-    def _mixed(self, cell: Cell, pool: LabelledImages, watch: Watch | None) -> tuple[LabelledImages, dict[str, Any]]:
-        """The pool with the wanted share of generated images, upright and as many of each class; how they were made."""
-        drawer = _generator(cell)
-        if drawer not in self._drawn:
-            training = self.finish(drawer, watch)["training"]
-            clock = Clock()
-            checkpoint = load_checkpoint(self.run_folder(drawer))
-            share, absent = self.ground.settings.generated, checkpoint.config.data["absent"]
-            per_class = max(1, round(share / (1 - share) * len(pool) / (len(pool.classes) - len(absent))))
-            known, _ = holdout(pool, INNER, cell.seed)
-            drawn, confidence = draw(checkpoint.model, known, per_class, cell.seed, absent)
-            about = {"cell": drawer.name, "training": training, "drawing": clock.read(), "confidence": confidence}
-            self._drawn = {drawer: (drawn, about)}  # the cells that follow use the same ones
-        drawn, about = self._drawn[drawer]
-        return join([pool, drawn]), about
-
-    def _fit(self, cell: Cell, images: LabelledImages, kept: LabelledImages, progress: Progress | None) -> Fitted:
-        if cell.model in POSE:
-            return self._fit_ours(cell, images, len(kept), progress)
-        if cell.model in ESTIMATORS:
-            return self._fit_estimator(cell, kept)
-        network = self.ground.network(cell.model, cell.seed)
-        steps, macs = self.ground.steps_of(cell, len(kept), network)
-        config = self.ground.plan(cell, images, len(kept))
-        settings = config.training
-        clock = Clock()
-        fitted = baselines.fit_network(network, kept, settings, steps, config.model.fill, progress)
-        seconds = clock.read()
-
-        def classify(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
-            return baselines.network_probabilities(fitted, pixels).argmax(1)
-
-        return Fitted(fitted, classify, seconds, steps * settings.batch_for(len(kept)), macs, {"steps": steps})
-
-    def _fit_estimator(self, cell: Cell, kept: LabelledImages) -> Fitted:
-        """Each image once: as it came, or turned by one angle of its own."""
-        turned = cell.images == "turned"
-        seen = rotate_dataset(kept, 180.0, ONCE + cell.seed, self.ground.fill) if turned else kept
-        clock = Clock()
-        estimator = ESTIMATORS[cell.model](seen)
-        seconds = clock.read()
-        vectors = getattr(estimator, "support_vectors_", None)
-
-        def classify(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
-            return np.asarray(estimator.predict(baselines.flat(pixels)), np.int64)
-
-        details = {} if vectors is None else {"support_vectors": len(vectors)}
-        return Fitted(estimator, classify, seconds, len(seen), None, details)
-
-    def _fit_ours(self, cell: Cell, images: LabelledImages, kept: int, progress: Progress | None) -> Fitted:
-        """By the same functions as `vae-edge train`; an unfinished run of an earlier attempt is begun anew."""
-        folder, ground = self.run_folder(cell), self.ground
-        shutil.rmtree(folder, ignore_errors=True)
-        dataset = Dataset(ground.dataset.name, ground.dataset.source, images, None)
-        config = ground.plan(cell, images, kept)
-        clock = Clock()
-        train(dataset, config, folder, progress=progress)
-        seconds = clock.read()
-        checkpoint = load_checkpoint(folder)
-
-        def classify(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
-            return predict(checkpoint.model, pixels).probabilities.argmax(1)
-
-        steps = int(checkpoint.result["step"])
-        macs = ground.training_macs(AngleVAE(config.model))
-        return Fitted(
-            checkpoint.model, classify, seconds, steps * config.training.batch_for(kept), macs, {"steps": steps}
-        )
-
-    def _inference(self, cell: Cell, fitted: Fitted) -> dict[str, Any]:
-        """What a decision costs; of ours also with all that the exported graph gives (`whole`)."""
-        if cell.model in ESTIMATORS:
-            parameters, macs = baselines.estimator_cost(fitted.model)
-            return {"decision": {"parameters": parameters, "macs": macs}}
-        if cell.model in POSE:
-            costs = {"decision": self.ground.cost(cell.model, Decision(fitted.model))}
-            if self.exporter is not None:
-                costs["whole"] = self.ground.graph_cost(f"{cell.model}, whole", self.exporter.whole(fitted.model))
-            return costs
-        return {"decision": self.ground.cost(cell.model, fitted.model)}
-
-    def _write_files(self, cell: Cell, fitted: Fitted) -> dict[str, dict[str, Any]]:
-        """The ONNX files of the first seed; a network's of another seed would only differ in the weights."""
-        if cell.seed != self.first_seed or self.exporter is None:
-            return {}
-        config = self.ground.config(pose=True)
-        files = {}
-        for name, content in self.exporter.files(fitted.model, config.size, config.channels).items():
-            path = self.cell_file(cell).with_suffix(f".{name}.onnx")
-            write_bytes(path, content)
-            files[name] = {"file": path.name, "bytes": len(content), "sha256": sha256(path)}
-        return files
-
-    def _check_folder(self) -> None:
-        """Refuse a folder with a cell of other settings or other images."""
-        for path in sorted((self.out / "cells").glob("*.json")):
-            record = read_cell(path)
-            now = {**self.ground.settings.of(Cell(**record["cell"])), "images": self.fingerprint[:12]}
-            before = {**record["settings"], "images": record["fingerprint"][:12]}
-            odd = [
-                f"{name}: {before.get(name)!r} then, {now.get(name)!r} now"
-                for name in {**before, **now}
-                if before.get(name) != now.get(name)
-            ]
-            if odd:
-                raise ConfigError(
-                    f"{self.out} holds another comparison ({'; '.join(odd)}); use the same settings, or another --out"
-                )
-
-
-def draw(
-    model: AngleVAE, known: LabelledImages, per_class: int, seed: int, absent: Sequence[str] = ()
-) -> tuple[LabelledImages, float]:
-    """Upright images decoded between codes of one class of the known images, and the confidence that they reach.
-
-    That is 0.9 where the model recognizes enough of what it draws, and 0, all that it draws, where it does not.
-    """
-    codes = predict(model, known.images).codes
-
-    def drawn(confidence: float) -> LabelledImages:
-        return generate(
-            model,
-            known.classes,
-            per_class,
-            seed=seed,
-            absent=absent,
-            codes=codes,
-            code_labels=known.labels,
-            confidence=confidence,
-        )
-
-    try:
-        return drawn(CONFIDENCE), CONFIDENCE
-    except DataError:  # too few were recognized
-        return drawn(0.0), 0.0
-
-
-def _generator(cell: Cell) -> Cell:
-    """The cell whose model draws the generated images of this one."""
-    return Cell(GENERATORS[cell.images], cell.images, False, cell.seed)
-
-
-def _sum_of(path: Path) -> str:
-    """The sum of a file's bytes; empty where there is none."""
-    return sha256(path) if path.is_file() else ""
-
-
-def _unwatched(name: str) -> AbstractContextManager[Progress | None]:
+def _no_progress(name: str) -> AbstractContextManager[Progress | None]:
     return nullcontext()
+
+
+# ---------------------------------------------------------------------------------------------- stored records
+
+SCHEMA = 2
+RENAMED = {
+    "cell": "trial",
+    "cells": "trials",
+    "judged_on": "tested_on",
+    "drawn": "generated",
+    "drawing": "sampling",
+    "whole": "full",
+    "light": "fast",
+    "auroc_light": "auroc_fast",
+    "accepted_light": "accepted_fast",
+    "light_us": "fast_us",
+    "light_bytes": "fast_bytes",
+    "light_over_none": "fast_over_none",
+    "training_macs_of_ours": "training_macs_of_vae",
+    "turned": "rotated",
+}
+"""Keys of schema 1 that have other names now."""
+
+
+def read_record(path: Path) -> Record:
+    """A file of records, of this schema or of schema 1, in today's words.
+
+    Raises:
+        CheckpointError: if it is damaged, or of another version.
+    """
+    try:
+        stored = read_json(path)
+        if not isinstance(stored, dict):
+            raise ValueError(f"it holds a {type(stored).__name__}, not an object")
+        if stored.get("schema") not in (1, SCHEMA):
+            raise CheckpointError(
+                f"{path} has schema {stored.get('schema')!r}; this version reads 1 and {SCHEMA}: "
+                "remove it, or choose another folder"
+            )
+        record: Record = upgrade(stored) if stored["schema"] == 1 else stored
+    except (OSError, ValueError, ConfigError) as error:
+        raise damaged(path, error) from error
+    return record
+
+
+def damaged(path: Path, error: Exception) -> CheckpointError:
+    """The error of a file that is not what it should be."""
+    return CheckpointError(f"{path} is damaged ({error}): remove it, and what is missing is trained again")
+
+
+def upgrade(stored: Any, key: str = "") -> Any:
+    """JSON of schema 1 in the words of schema 2."""
+    if isinstance(stored, list):
+        return [upgrade(value, key) for value in stored]
+    if isinstance(stored, dict):
+        upgraded: dict[str, Any] = {RENAMED.get(name, name): upgrade(value, name) for name, value in stored.items()}
+        return upgrade_settings(upgraded) if key == "settings" else upgraded
+    if isinstance(stored, str) and key in ("images", "control_of", "cell"):
+        return stored.replace("turned", "rotated", 1) if stored.startswith("turned") else stored
+    return stored
+
+
+def upgrade_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of schema 1: what they say of the model and its training, read as a run of schema 1 is."""
+    training, model = settings.get("training"), settings.get("model")
+    if isinstance(training, dict):
+        now = TrainConfig.from_dict(training).to_dict()
+        settings = {**settings, "training": now if "seed" in training else {name: now[name] for name in RECIPE}}
+    if isinstance(model, dict):
+        fields = asdict(ModelConfig.from_dict(model))
+        now = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+        settings = {**settings, "model": now}
+    return settings
+
+
+Form = Mapping[str, Any]
+"""The fields that are read of a record: each a type, several types, or the form of an object."""
+
+NUMBER = (int, float)
+
+
+def check_form(values: Any, form: Form, where: str = "") -> None:
+    """Refuse an object that lacks a field, or has one of another type (ValueError)."""
+    if not isinstance(values, dict):
+        raise ValueError(f"its field {where.rstrip('.') or 'all'} is no object")
+    for name, kind in form.items():
+        value = values.get(name)
+        if isinstance(kind, Mapping):
+            check_form(value, kind, f"{where}{name}.")
+        elif name not in values or not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise ValueError(f"its field {where}{name} is missing or of another type")
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What two objects say differently, in words."""
+    return [
+        f"{name}: {before.get(name)!r} then, {now.get(name)!r} now"
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
+    ]

@@ -1,10 +1,7 @@
-"""Curves and histograms of what a trained model does, drawn from arrays, on a light page as wide as a README.
+"""Pictures of what a trained model does, drawn from arrays: curves, histograms, and images in rows and columns.
 
-Each function gives a matplotlib figure; `write_png` writes it, the same bytes for the same arrays and versions.
-
-Images in rows and columns: turned back, moved through the latent space, generated. Drawn from arrays.
-
-Each function gives a matplotlib figure for `vae_edge.report.galleries.write_png`.
+Each function gives a matplotlib figure on a light background, as wide as a README. `write_png` writes it: the same
+bytes for the same arrays and versions.
 """
 
 from __future__ import annotations
@@ -21,32 +18,32 @@ from PIL import Image
 
 from vae_edge.files import write_bytes
 from vae_edge.metrics import expected_calibration_error
-from vae_edge.report.plots import BINS, LIGHT, palette, reliability_panel, roc_panel, style
+from vae_edge.report.plots import BINS, LIGHT, palette, plot_reliability, plot_roc, style
 
 WIDTH, DPI = 9.0, 150  # inches; 1350 pixels: as many as 900 on a screen of one and a half times the density
-PAGE = "white"
+BACKGROUND = "white"
 
 
-def light_page(height: float, draw: Callable[[Any], None], by_hand: bool = False) -> Any:
-    """A figure of our width and style, `height` inches high; `by_hand`: what is in it stays where it is put."""
+def new_figure(height: float, draw: Callable[[Any], None], fixed_layout: bool = False) -> Any:
+    """A figure of our width and style, `height` inches high, filled by `draw`; `fixed_layout`: axes stay where put."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(style(LIGHT)):
-        figure = Figure(figsize=(WIDTH, height), layout=None if by_hand else "constrained", facecolor=PAGE)
+        figure = Figure(figsize=(WIDTH, height), layout=None if fixed_layout else "constrained", facecolor=BACKGROUND)
         FigureCanvasAgg(figure)
         draw(figure)
     return figure
 
 
 def write_png(figure: Any, path: str | Path) -> Path:
-    """Write a figure as a small PNG: the nearest 256 colours, no metadata; the path."""
+    """Write a figure as a small PNG: the nearest 256 colors, no metadata; the path."""
     import matplotlib
 
     with matplotlib.rc_context(style(LIGHT)):
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=DPI, facecolor=PAGE, metadata={"Software": None})
+        figure.savefig(buffer, format="png", dpi=DPI, facecolor=BACKGROUND, metadata={"Software": None})
     image = Image.open(buffer).convert("RGB")
     packed = io.BytesIO()
     image.quantize(256, dither=Image.Dither.NONE).save(packed, "PNG", optimize=True)
@@ -57,49 +54,53 @@ def write_png(figure: Any, path: str | Path) -> Path:
 def roc(
     scores: Mapping[str, tuple[NDArray[np.floating], Mapping[str, NDArray[np.floating]], float]],
 ) -> Any:
-    """ROC curves side by side: for each score by name those of known images, of each kind of unknown, the threshold."""
+    """ROC curves of several scores side by side.
+
+    Args:
+        scores: by name, the scores of known images, those of unknown images by kind, and the threshold.
+    """
 
     def draw(figure: Any) -> None:
-        panels = figure.subplots(1, len(scores), squeeze=False, sharey=True)[0]
-        for axes, (name, (known, unknown, threshold)) in zip(panels, scores.items(), strict=True):
-            roc_panel(axes, LIGHT, known, unknown, threshold)
+        all_axes = figure.subplots(1, len(scores), squeeze=False, sharey=True)[0]
+        for axes, (name, (known, unknown, threshold)) in zip(all_axes, scores.items(), strict=True):
+            plot_roc(axes, LIGHT, known, unknown, threshold)
             axes.set_title(name, fontsize=10)
-        for axes in panels[1:]:
+        for axes in all_axes[1:]:
             axes.set_ylabel("")
 
-    return light_page(4.6, draw)
+    return new_figure(4.6, draw)
 
 
 def reliability_diagram(
     before: NDArray[np.floating], after: NDArray[np.floating], labels: NDArray[np.int64], temperature: float
 ) -> Any:
-    """Reliability without and with the temperature, and below it how many images each bin has.
+    """Reliability without and with the temperature, and below it the number of images in each bin.
 
     Args:
-        before, after: probabilities [N, K]; labels: [N], of images that the temperature was not fitted on.
+        before, after: probabilities [N, K]; labels: [N]. The temperature was fitted on other images.
     """
     titles = ("without temperature", f"with temperature {temperature:.2f}")
 
     def draw(figure: Any) -> None:
-        panels = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(3, 1))
+        all_axes = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(3, 1))
         for k, (probabilities, title) in enumerate(zip((before, after), titles, strict=True)):
-            upper, lower = panels[:, k]
-            colour = palette(LIGHT)[-1 if k else 0]
-            counts = reliability_panel(upper, LIGHT, probabilities, labels, colour, "s" if k else "o")
+            upper, lower = all_axes[:, k]
+            color = palette(LIGHT)[-1 if k else 0]
+            counts = plot_reliability(upper, LIGHT, probabilities, labels, color, "s" if k else "o")
             error = expected_calibration_error(probabilities, labels, BINS)
             upper.set_title(f"{title}: ECE {100 * error:.2f}%", fontsize=10)
             upper.set_xlabel("")
-            _counts(lower, counts, colour)
-        for axes in panels[:, 1]:
+            _counts(lower, counts, color)
+        for axes in all_axes[:, 1]:
             axes.set_ylabel("")
 
-    return light_page(5.0, draw)
+    return new_figure(5.0, draw)
 
 
-def _counts(axes: Any, counts: NDArray[np.floating], colour: str) -> None:
-    """How many images each bin of probability has, on a logarithmic scale, with the numbers."""
+def _counts(axes: Any, counts: NDArray[np.floating], color: str) -> None:
+    """The number of images in each bin of probability, on a logarithmic axis."""
     middles = (np.arange(len(counts)) + 0.5) / len(counts)
-    axes.bar(middles, counts, width=0.8 / len(counts), color=colour, alpha=0.55)
+    axes.bar(middles, counts, width=0.8 / len(counts), color=color, alpha=0.55)
     axes.set_yscale("symlog", linthresh=1)
     axes.set_ylim(0, 12 * max(1.0, float(counts.max())))
     axes.set_yticks([])
@@ -109,38 +110,43 @@ def _counts(axes: Any, counts: NDArray[np.floating], colour: str) -> None:
         if count:
             axes.text(middle, count * 1.25, f"{count:.0f}", ha="center", va="bottom", fontsize=7)
     axes.set_ylabel("images (log)")
-    axes.set_xlabel("probability that it gives")
+    axes.set_xlabel("probability given")
+
+
+MIN_ERROR_DEG = 0.1  # smaller errors are drawn here
+CONFIDENCE_TICKS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998)
 
 
 def angles(
     errors_deg: NDArray[np.floating],
-    concentrations: NDArray[np.floating],
-    alike: NDArray[np.bool_],
+    confidences: NDArray[np.floating],
+    ambiguous: NDArray[np.bool_],
     names: Sequence[str],
 ) -> Any:
-    """The angle's error: how often which, and against the concentration that comes with it.
+    """The error of the angle: its histogram, and the error against the angle confidence.
 
     Args:
-        errors_deg: [N], absolute; concentrations: [N]; alike: [N], whether the image is of a class that, when turned,
-            passes for an upright image; names: these classes.
+        errors_deg: absolute errors [N]; confidences: angle confidences [N].
+        ambiguous: [N], whether an image's class passes for upright when it is rotated; names: of these classes.
     """
-    parts = [(~alike, "the other classes" if len(names) else "all classes", LIGHT["known"], "o")]
-    which = ", ".join(names) if len(", ".join(names)) < 28 else f"{len(names)} classes"
-    parts.append((alike, f"turned, pass for upright: {which}", LIGHT["others"][0], "^"))
-    parts = [part for part in parts if part[0].any()]
+    classes = ", ".join(names) if len(", ".join(names)) < 28 else f"{len(names)} classes"
+    groups = [
+        (~ambiguous, "the other classes" if len(names) else "all classes", LIGHT["known"], "o"),
+        (ambiguous, f"rotated, pass for upright: {classes}", LIGHT["others"][0], "^"),
+    ]
+    groups = [group for group in groups if group[0].any()]
 
     def draw(figure: Any) -> None:
         left, right = figure.subplots(1, 2)
-        for mask, word, colour, marker in parts:
-            look = (
-                {"histtype": "stepfilled", "alpha": 0.45} if marker == "o" else {"histtype": "step", "linewidth": 1.8}
-            )
-            left.hist(errors_deg[mask], bins=np.arange(0, 185, 5), color=colour, label=word, **look)
+        for mask, label, color, marker in groups:
+            filled = {"histtype": "stepfilled", "alpha": 0.45}
+            look = filled if marker == "o" else {"histtype": "step", "linewidth": 1.8}
+            left.hist(errors_deg[mask], bins=np.arange(0, 185, 5), color=color, label=label, **look)
             right.scatter(
-                _doubt(concentrations[mask]),
-                np.maximum(errors_deg[mask], LEAST_ERROR),
+                _uncertainty(confidences[mask]),
+                np.maximum(errors_deg[mask], MIN_ERROR_DEG),
                 s=8,
-                color=colour,
+                color=color,
                 marker=marker,
                 alpha=0.4,
                 linewidths=0,
@@ -149,50 +155,50 @@ def angles(
         left.set(xticks=range(0, 181, 30), xlabel="error of the angle, degrees", ylabel="images (log)")
         left.set_title(f"all: median {np.median(errors_deg):.1f}°, mean {errors_deg.mean():.1f}°", fontsize=10)
         left.legend(fontsize=8)
-        _running_median(right, errors_deg, concentrations)
+
+        _running_median(right, errors_deg, confidences)
         right.set(yscale="log", xscale="log", ylabel="error of the angle, degrees (log)")
-        low, high = 0.85 * _doubt(concentrations).min(), 1.15 * _doubt(concentrations).max()
-        ticks = [c for c in CONCENTRATIONS if low <= 1 - c <= high]
-        right.set_xticks([1 - c for c in ticks], [f"{c:g}" for c in ticks])
+        low, high = 0.85 * _uncertainty(confidences).min(), 1.15 * _uncertainty(confidences).max()
+        ticks = [tick for tick in CONFIDENCE_TICKS if low <= 1 - tick <= high]
+        right.set_xticks([1 - tick for tick in ticks], [f"{tick:g}" for tick in ticks])
         right.set_xlim(high, low)
         right.set_yticks([0.1, 1, 10, 100], ["0.1", "1", "10", "100"])
         right.set_ylim(0.08, 500)
         right.minorticks_off()
-        right.set_xlabel("concentration: how sure it is of the angle (log)")
-        right.set_title("error by concentration", fontsize=10)
+        right.set_xlabel("angle confidence (log)")
+        right.set_title("error by confidence", fontsize=10)
         right.legend(fontsize=8, loc="upper right")
 
-    return light_page(3.9, draw)
+    return new_figure(3.9, draw)
 
 
-LEAST_ERROR = 0.1  # degrees; smaller ones are drawn here
-CONCENTRATIONS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998)
+def _uncertainty(confidences: NDArray[np.floating]) -> NDArray[np.floating]:
+    """1 less the confidence, at least 0.001."""
+    return np.maximum(1.0 - confidences, 1e-3)
 
 
-def _doubt(concentrations: NDArray[np.floating]) -> NDArray[np.floating]:
-    """How far concentrations are from 1, at least by 0.001."""
-    return np.maximum(1.0 - concentrations, 1e-3)
-
-
-def _running_median(axes: Any, errors_deg: NDArray[np.floating], concentrations: NDArray[np.floating]) -> None:
-    groups = [group for group in np.array_split(np.argsort(concentrations, kind="stable"), 12) if len(group)]
+def _running_median(axes: Any, errors_deg: NDArray[np.floating], confidences: NDArray[np.floating]) -> None:
+    groups = [group for group in np.array_split(np.argsort(confidences, kind="stable"), 12) if len(group)]
     axes.plot(
-        [np.median(_doubt(concentrations[group])) for group in groups],
-        [max(LEAST_ERROR, float(np.median(errors_deg[group]))) for group in groups],
-        color=LIGHT["ink"],
+        [np.median(_uncertainty(confidences[group])) for group in groups],
+        [max(MIN_ERROR_DEG, float(np.median(errors_deg[group]))) for group in groups],
+        color=LIGHT["text"],
         linewidth=1.8,
         label="median, by twelfths of the images",
     )
 
 
-CELL, GAP, NAMES, CAPTION, TITLE = 0.74, 0.06, 1.0, 0.14, 0.34  # inches; a line of a caption
+# ------------------------------------------------------------------------------------------------------- images
+
+# Inches: an image, the gap between two, the column of names, a line of a caption, a title.
+CELL, GAP, NAMES, CAPTION, TITLE = 0.74, 0.06, 1.0, 0.14, 0.34
 
 
 @dataclass(frozen=True)
 class Column:
-    """Pictures uint8 [R, S, S, C], one below the other, and what stands under them; `wrong` marks them."""
+    """Images uint8 [R, S, S, C], one below the other, and a caption under them; `wrong` frames them in colour."""
 
-    pictures: NDArray[np.uint8]
+    images: NDArray[np.uint8]
     caption: str
     wrong: bool = False
 
@@ -206,13 +212,13 @@ class Block:
     columns: Sequence[Column]
 
 
-def _show(axes: Any, picture: NDArray[np.uint8], colour: str | None = None) -> None:
+def _show(axes: Any, image: NDArray[np.uint8], color: str | None = None) -> None:
     """One image uint8 [S, S, C], framed in a colour."""
-    grey = picture.shape[2] == 1
-    axes.imshow(picture[..., 0] if grey else picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    grey = image.shape[2] == 1
+    axes.imshow(image[..., 0] if grey else image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
-        spine.set(visible=colour is not None, color=colour, linewidth=2.5)
+        spine.set(visible=color is not None, color=color, linewidth=2.5)
 
 
 def signed(value: float, form: str = ".0f") -> str:
@@ -228,24 +234,24 @@ def degrees(angle_deg: float) -> str:
     return f"{signed(180.0 if round(angle_deg) == -180 else angle_deg)}°"
 
 
-def turned(lines: Sequence[Sequence[Block]]) -> Any:
-    """Images as they came, turned back and reconstructed: blocks side by side, line below line.
+def derotated(lines: Sequence[Sequence[Block]]) -> Any:
+    """Input images, derotated and reconstructed: blocks side by side, line below line.
 
     A line has room for ten columns, or for eight in two blocks.
     """
     heights = [max(map(_height, line)) for line in lines]
-    whole = sum(heights)
+    page_height = sum(heights)
 
     def draw(figure: Any) -> None:
-        top = whole
+        top = page_height
         for line, height in zip(lines, heights, strict=True):
             left = 0.0
             for block in line:
-                _block(figure, block, left, top, whole)
+                _block(figure, block, left, top, page_height)
                 left += NAMES + max(len(block.columns), 4) * (CELL + GAP) + 0.1
             top -= height
 
-    return light_page(whole, draw, by_hand=True)
+    return new_figure(page_height, draw, fixed_layout=True)
 
 
 def _height(block: Block) -> float:
@@ -253,25 +259,25 @@ def _height(block: Block) -> float:
     return TITLE + len(block.rows) * (CELL + GAP) + captions * CAPTION + 0.12
 
 
-def _block(figure: Any, block: Block, left: float, top: float, whole: float) -> None:
-    """A block whose upper left corner is at (left, top), in inches from the page's lower left one."""
+def _block(figure: Any, block: Block, left: float, top: float, page_height: float) -> None:
+    """Draw a block with its upper left corner at (left, top), in inches from the lower left corner of the page."""
     at = left + NAMES
-    figure.text(at / WIDTH, (top - 0.1) / whole, block.title, va="top", ha="left", fontsize=10, fontweight="bold")
+    figure.text(at / WIDTH, (top - 0.1) / page_height, block.title, va="top", ha="left", fontsize=10, fontweight="bold")
     for r, name in enumerate(block.rows):
         y = top - TITLE - r * (CELL + GAP) - CELL / 2
-        figure.text((at - 0.08) / WIDTH, y / whole, name, va="center", ha="right", fontsize=9)
+        figure.text((at - 0.08) / WIDTH, y / page_height, name, va="center", ha="right", fontsize=9)
     for c, column in enumerate(block.columns):
         x = at + c * (CELL + GAP)
-        colour = LIGHT["others"][0] if column.wrong else None
-        for r, picture in enumerate(column.pictures):
+        color = LIGHT["others"][0] if column.wrong else None
+        for r, image in enumerate(column.images):
             y = top - TITLE - r * (CELL + GAP) - CELL
-            axes = figure.add_axes((x / WIDTH, y / whole, CELL / WIDTH, CELL / whole))
-            _show(axes, picture, colour)
+            axes = figure.add_axes((x / WIDTH, y / page_height, CELL / WIDTH, CELL / page_height))
+            _show(axes, image, color)
         y = top - TITLE - len(block.rows) * (CELL + GAP) - 0.01
-        words = {"color": colour, "fontweight": "bold"} if colour else {}
+        words = {"color": color, "fontweight": "bold"} if color else {}
         figure.text(
             (x + CELL / 2) / WIDTH,
-            y / whole,
+            y / page_height,
             column.caption,
             va="top",
             ha="center",
@@ -282,34 +288,34 @@ def _block(figure: Any, block: Block, left: float, top: float, whole: float) -> 
 
 
 def traversal(
-    pictures: NDArray[np.uint8], shares: NDArray[np.floating], names: Sequence[str], deviations: Sequence[float]
+    images: NDArray[np.uint8], ratios: NDArray[np.floating], names: Sequence[str], deviations: Sequence[float]
 ) -> Any:
-    """Decoded codes, moved along the principal directions of their class.
+    """Decoded codes, moved along the principal directions of the codes of their class.
 
     Args:
-        pictures: uint8 [K, D, T, S, S, C]: of K classes, along D directions, at T places.
-        shares: [K, D], of each direction in the variance of its class's codes.
-        names: of the classes; deviations: the T places, in standard deviations.
+        images: uint8 [K, D, T, S, S, C]: of K classes, along D directions, at T positions.
+        ratios: [K, D], the fraction of the variance of a class's codes that a direction explains.
+        names: of the classes; deviations: the T positions, in standard deviations.
     """
     ordinals = ("first", "second", "third", "fourth")
-    classes, directions, steps = pictures.shape[:3]
+    classes, directions, steps = images.shape[:3]
 
     def draw(figure: Any) -> None:
-        panels = figure.subplots(1, directions, squeeze=False)[0]
-        for d, axes in enumerate(panels):
-            _mosaic(axes, pictures[:, d])
+        all_axes = figure.subplots(1, directions, squeeze=False)[0]
+        for d, axes in enumerate(all_axes):
+            _mosaic(axes, images[:, d])
             axes.set_xticks(range(steps), [signed(value, ".1f") for value in deviations])
-            axes.set_yticks(range(classes), [f"{share:.0%}" for share in shares[:, d]])
+            axes.set_yticks(range(classes), [f"{ratio:.0%}" for ratio in ratios[:, d]])
             axes.tick_params(axis="y", labelright=True, labelleft=False)
             axes.set_title(f"along the {ordinals[d]} direction", fontsize=10)
-            axes.set_xlabel("standard deviations; right: share of the variance", fontsize=9)
-        twin = panels[0].secondary_yaxis("left")
+            axes.set_xlabel("standard deviations; right: fraction of the variance", fontsize=9)
+        twin = all_axes[0].secondary_yaxis("left")
         twin.set_yticks(range(classes), names)
         twin.tick_params(length=0)
         twin.spines[:].set_visible(False)
 
     cell = (WIDTH - 1.6) / directions / steps
-    return light_page(0.85 + cell * classes, draw)
+    return new_figure(0.85 + cell * classes, draw)
 
 
 def generated(images: Mapping[str, NDArray[np.uint8] | None], angles_deg: Sequence[float] | None) -> Any:
@@ -319,9 +325,9 @@ def generated(images: Mapping[str, NDArray[np.uint8] | None], angles_deg: Sequen
         images: uint8 [T, S, S, C] of each class; None: there are none, and the row says so.
         angles_deg: the T angles, counter-clockwise; None: all are upright.
     """
-    there = [found for found in images.values() if found is not None]
-    steps = len(there[0]) if there else len(angles_deg or range(12))
-    blank = np.full_like(there[0], 255) if there else np.full((steps, 28, 28, 1), 255, np.uint8)
+    present = [found for found in images.values() if found is not None]
+    steps = len(present[0]) if present else len(angles_deg or range(12))
+    blank = np.full_like(present[0], 255) if present else np.full((steps, 28, 28, 1), 255, np.uint8)
     rows = np.stack([blank if found is None else found for found in images.values()])
 
     def draw(figure: Any) -> None:
@@ -334,15 +340,15 @@ def generated(images: Mapping[str, NDArray[np.uint8] | None], angles_deg: Sequen
         axes.xaxis.tick_top()
         axes.set_xticks(range(steps) if angles_deg else [], [degrees(angle) for angle in angles_deg or ()])
 
-    return light_page(0.45 + (WIDTH - 0.9) / steps * len(rows), draw)
+    return new_figure(0.45 + (WIDTH - 0.9) / steps * len(rows), draw)
 
 
-def _mosaic(axes: Any, pictures: NDArray[np.uint8]) -> None:
-    """Pictures uint8 [R, T, S, S, C] in a table whose cell (r, t) is centred on the point (t, r)."""
-    rows, steps, side, _, channels = pictures.shape
+def _mosaic(axes: Any, images: NDArray[np.uint8]) -> None:
+    """Images uint8 [R, T, S, S, C] in a table whose cell (r, t) is centred on the point (t, r)."""
+    rows, steps, side, _, channels = images.shape
     edge = max(1, side // 28)
     wide = np.full((rows, steps, side + edge, side + edge, channels), 255, np.uint8)
-    wide[:, :, :side, :side] = pictures
+    wide[:, :, :side, :side] = images
     table = wide.transpose(0, 2, 1, 3, 4).reshape(rows * (side + edge), steps * (side + edge), channels)
     axes.imshow(
         table[..., 0] if channels == 1 else table,

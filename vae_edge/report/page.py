@@ -1,6 +1,6 @@
-"""What a report is made of: arrays and figures that other rooms measured.
+"""The report: one HTML page that shows what a classifier can do, from arrays and figures that others measured.
 
-The page itself: figures and tables put into the template; every text from outside is escaped there.
+The template escapes every text from outside. The page loads nothing: its images are data URIs.
 """
 
 from __future__ import annotations
@@ -22,11 +22,16 @@ from vae_edge.report import plots
 
 @dataclass(frozen=True)
 class SampleSet:
-    """Images that were predicted, each with its reconstruction.
+    """Predicted images, each with its reconstruction.
 
-    images, reconstructions: uint8 [M, S, S, C]; truth, names: M class names; probabilities [M] of the named class;
-    true_deg, angles_deg [M], counter-clockwise; scores [M]; accepted bool [M]. Of a model with an angle encoder also
-    the images turned back by the angle found, uint8 [M, S, S, C], and the second-best angles with their probabilities.
+    Attributes:
+        images, reconstructions: uint8 [M, S, S, C].
+        truth, names: the true and the predicted class [M].
+        probabilities: of the predicted class [M].
+        true_deg, angles_deg: the true and the predicted angle [M], degrees counter-clockwise.
+        scores: anomaly scores [M]; accepted: bool [M].
+        derotated: the images rotated back by the predicted angle, uint8 [M, S, S, C]; None without an angle encoder.
+        second_angles_deg, second_probabilities: the second angle and its probability [M]; None likewise.
     """
 
     images: NDArray[np.uint8]
@@ -38,14 +43,14 @@ class SampleSet:
     angles_deg: NDArray[np.floating]
     scores: NDArray[np.floating]
     accepted: NDArray[np.bool_]
-    turned_back: NDArray[np.uint8] | None = None
-    second_deg: NDArray[np.floating] | None = None
-    second_shares: NDArray[np.floating] | None = None
+    derotated: NDArray[np.uint8] | None = None
+    second_angles_deg: NDArray[np.floating] | None = None
+    second_probabilities: NDArray[np.floating] | None = None
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Probabilities [N, K] as given, and without the temperature, of images with labels [N]."""
+    """Probabilities [N, K] with and without the temperature, of images with labels [N]."""
 
     probabilities: NDArray[np.floating]
     without_temperature: NDArray[np.floating]
@@ -54,18 +59,20 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Content:
+class ReportData:
     """Everything on the page.
 
-    - `evaluation`: as `vae-edge evaluate --json` gives it (with `confusion` and, where turned, `upright`);
-    - `samples`: predictions to look at; `mistakes`: wrong ones among all that were measured;
-    - `generated`: uint8 [n, S, S, C] of each class that has any; `not_generated`: of the others, a sentence why;
-    - `angle_errors_deg`: absolute errors [N], or None without an angle encoder;
-    - `calibration`: how sure the answers are, and how often they are right;
-    - `known_scores` [N] and `unknown_scores` by kind [M], with the AUROC of each kind;
-    - `precisions`: rows with `precision`, `bytes`, `accuracy`, `upright_accuracy`, `accepted`;
-    - `benchmark`: as `vae-edge bench --json` gives it;
-    - `training`: lines of the log (`epoch`, `seconds`, `total`, …); `facts`: what else stands in the header.
+    Attributes:
+        evaluation: the JSON of `vae-edge evaluate`, with `confusion` and, where images were rotated, `upright`.
+        samples: predictions to look at; mistakes: wrong ones among all that were measured.
+        generated: uint8 [n, S, S, C] of each class that has any; not_generated: of the others, a sentence why.
+        calibration: how sure the predictions are, and how often they are right.
+        angle_errors_deg: absolute errors [N]; None without an angle encoder.
+        known_scores: anomaly scores [N] of known images; unknown_scores: [M] of unknown images by kind; auroc: by kind.
+        precisions: rows with `precision`, `bytes`, `accuracy`, `upright_accuracy`, `accepted`.
+        benchmark: the JSON of `vae-edge bench`.
+        training: lines of the training log (`epoch`, `seconds`, `total`, …).
+        facts: more lines at the end of the page.
     """
 
     title: str
@@ -87,65 +94,63 @@ class Content:
     facts: Mapping[str, Any]
 
 
-SECOND = 0.1  # probability from which on the second-best angle is told
+MIN_SECOND_PROBABILITY = 0.1  # of a second angle that is shown
 
 
-def write_report(content: Content, path: str | os.PathLike[str]) -> Path:
-    """Write the report as one HTML file that loads nothing; the path."""
+def write_report(data: ReportData, path: str | os.PathLike[str]) -> Path:
+    """Write the report as one HTML file; its path."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["percent"] = lambda share, digits=2: f"{100 * share:.{digits}f}\u00a0%"
+    environment.filters["percent"] = lambda fraction, digits=2: f"{100 * fraction:.{digits}f}\u00a0%"
     environment.filters["kib"] = lambda count: f"{count / 1024:,.0f} KiB"
     environment.filters["micro"] = lambda value: f"{value:,.0f}"
     source = resources.files("vae_edge.report").joinpath("template.html").read_text(encoding="utf-8")
-    write_text(path, environment.from_string(source).render(_view(content)))
+    write_text(path, environment.from_string(source).render(_view(data)))
     return Path(path)
 
 
-def _view(content: Content) -> dict[str, Any]:
+def _view(data: ReportData) -> dict[str, Any]:
     """What the template shows."""
     rows = [
-        {"name": name, "picture": plots.picture(plots.strip(content.generated[name]))}
-        for name in content.classes
-        if name in content.generated
+        {"name": name, "image": plots.png_data_uri(plots.side_by_side(data.generated[name]))}
+        for name in data.classes
+        if name in data.generated
     ]
-    first = [row for row in content.benchmark["results"] if row["batch"] == 1]
-    errors = content.angle_errors_deg
+    first = [row for row in data.benchmark["results"] if row["batch"] == 1]
+    errors = data.angle_errors_deg
     return {
-        "title": content.title,
-        "classes": list(content.classes),
-        "evaluation": content.evaluation,
-        "cards": _cards(content, first),
-        "three": content.samples.turned_back is not None,
-        "samples": _samples(content.samples),
-        "mistakes": _samples(content.mistakes),
+        "title": data.title,
+        "classes": list(data.classes),
+        "evaluation": data.evaluation,
+        "cards": _cards(data, first),
+        "has_angle": data.samples.derotated is not None,
+        "samples": _samples(data.samples),
+        "mistakes": _samples(data.mistakes),
         "generated": rows,
-        "not_generated": dict(content.not_generated),
-        "calibration": _calibration(content.calibration),
-        "confusion": _confusion(content),
+        "not_generated": dict(data.not_generated),
+        "calibration": _calibration(data.calibration),
+        "confusion": _confusion(data),
         "angle_plot": None if errors is None else plots.angle_histogram(errors),
-        "score_plot": plots.score_histogram(content.known_scores, content.unknown_scores, content.threshold),
-        "roc_plot": _roc(content),
-        "auroc": dict(content.auroc),
-        "rejected": {
-            name: float((scores > content.threshold).mean()) for name, scores in content.unknown_scores.items()
-        },
-        "known_rejected": float((content.known_scores > content.threshold).mean()),
-        "precisions": list(content.precisions),
-        "precision_plot": plots.precision_bars(content.precisions),
+        "score_plot": plots.score_histogram(data.known_scores, data.unknown_scores, data.threshold),
+        "roc_plot": _roc(data),
+        "auroc": dict(data.auroc),
+        "rejected": {name: float((scores > data.threshold).mean()) for name, scores in data.unknown_scores.items()},
+        "known_rejected": float((data.known_scores > data.threshold).mean()),
+        "precisions": list(data.precisions),
+        "precision_plot": plots.precision_bars(data.precisions),
         "latency_plot": plots.latency_bars(first) if first else None,
-        "latency": content.benchmark["results"],
-        "machine": content.benchmark["machine"],
-        "training_plot": plots.training_curve(content.training) if len(content.training) > 1 else None,
-        "facts": dict(content.facts),
+        "latency": data.benchmark["results"],
+        "machine": data.benchmark["machine"],
+        "training_plot": plots.training_curve(data.training) if len(data.training) > 1 else None,
+        "facts": dict(data.facts),
     }
 
 
-def _cards(content: Content, first: list[Any]) -> list[dict[str, str]]:
-    evaluation = content.evaluation
-    turned = {"full": "right, turned by any angle", "none": "right"}
-    words = turned.get(evaluation["rotation"], f"right, turned by up to {evaluation['rotation']}°")
+def _cards(data: ReportData, first: list[Any]) -> list[dict[str, str]]:
+    evaluation = data.evaluation
+    by_rotation = {"full": "right, rotated by any angle", "none": "right"}
+    words = by_rotation.get(evaluation["rotation"], f"right, rotated by up to {evaluation['rotation']}°")
     cards = [{"figure": f"{100 * evaluation['accuracy']:.1f} %", "text": words}]
     if "images_by_class" in evaluation and hides_classes(evaluation):
         worst = min(evaluation["accuracy_by_class"].items(), key=lambda item: item[1])
@@ -155,10 +160,12 @@ def _cards(content: Content, first: list[Any]) -> list[dict[str, str]]:
         cards.append({"figure": f"{100 * evaluation['upright']['accuracy']:.1f} %", "text": "right, upright"})
     if "angle_error_deg" in evaluation:
         cards.append({"figure": f"{evaluation['angle_error_deg']['median']:.1f}°", "text": "median error of the angle"})
-    if content.auroc:
-        worst = min(content.auroc, key=lambda name: content.auroc[name])
-        cards.append({"figure": f"{content.auroc[worst]:.3f}", "text": f"AUROC of the score, worst kind ({worst})"})
-    by_precision = {row["precision"]: row for row in content.precisions}
+    if data.auroc:
+        worst = min(data.auroc, key=lambda name: data.auroc[name])
+        cards.append(
+            {"figure": f"{data.auroc[worst]:.3f}", "text": f"AUROC of the anomaly score, worst kind ({worst})"}
+        )
+    by_precision = {row["precision"]: row for row in data.precisions}
     if {"fp32", "int8"} <= by_precision.keys():
         change = 100 * (by_precision["int8"]["accuracy"] - by_precision["fp32"]["accuracy"])
         cards.append({"figure": f"{change:+.1f}", "text": "points, int8 against fp32"})
@@ -172,8 +179,8 @@ def _cards(content: Content, first: list[Any]) -> list[dict[str, str]]:
 def _samples(samples: SampleSet) -> list[dict[str, Any]]:
     return [
         {
-            "image": plots.picture(samples.images[k]),
-            "reconstruction": plots.picture(samples.reconstructions[k]),
+            "image": plots.png_data_uri(samples.images[k]),
+            "reconstruction": plots.png_data_uri(samples.reconstructions[k]),
             "truth": samples.truth[k],
             "name": samples.names[k],
             "right": samples.truth[k] == samples.names[k],
@@ -182,7 +189,7 @@ def _samples(samples: SampleSet) -> list[dict[str, Any]]:
             "true_angle": float(samples.true_deg[k]),
             "score": float(samples.scores[k]),
             "accepted": bool(samples.accepted[k]),
-            "turned_back": None if samples.turned_back is None else plots.picture(samples.turned_back[k]),
+            "derotated": None if samples.derotated is None else plots.png_data_uri(samples.derotated[k]),
             "second": _second(samples, k),
         }
         for k in range(len(samples.images))
@@ -190,52 +197,56 @@ def _samples(samples: SampleSet) -> list[dict[str, Any]]:
 
 
 def _second(samples: SampleSet, k: int) -> dict[str, float] | None:
-    """The second-best angle, where there is something to it."""
-    if samples.second_deg is None or samples.second_shares is None or samples.second_shares[k] < SECOND:
+    """The second angle, where it is probable enough to be shown."""
+    if (
+        samples.second_angles_deg is None
+        or samples.second_probabilities is None
+        or samples.second_probabilities[k] < MIN_SECOND_PROBABILITY
+    ):
         return None
-    return {"angle": float(samples.second_deg[k]), "share": float(samples.second_shares[k])}
+    return {"angle": float(samples.second_angles_deg[k]), "probability": float(samples.second_probabilities[k])}
 
 
 def _calibration(given: Calibration) -> dict[str, Any]:
     kinds = {"with temperature": given.probabilities, "without": given.without_temperature}
     errors = {name: expected_calibration_error(found, given.labels, plots.BINS) for name, found in kinds.items()}
 
-    def draw(axes: Any, colours: Any) -> None:
-        looks = ((colours["known"], "s"), (colours["others"][0], "o"))
-        for (name, found), (colour, marker) in zip(kinds.items(), looks, strict=True):
+    def draw(axes: Any, colors: plots.Colors) -> None:
+        looks = ((colors["known"], "s"), (colors["others"][0], "o"))
+        for (name, found), (color, marker) in zip(kinds.items(), looks, strict=True):
             label = f"{name}: error {100 * errors[name]:.2f}%"
-            plots.reliability_panel(axes, colours, found, given.labels, colour, marker, label)
+            plots.plot_reliability(axes, colors, found, given.labels, color, marker, label)
         axes.legend(fontsize=9, loc="lower right")
 
-    alt = "Reliability diagram: the share that is right against the probability given, with and without temperature"
+    alt = "Reliability diagram: accuracy against the probability given, with and without temperature"
     return {
         "error": errors["with temperature"],
         "without": errors["without"],
         "temperature": given.temperature,
-        "plot": plots.plot(draw, alt, (5.4, 3.6)),
+        "plot": plots.render(draw, alt, (5.4, 3.6)),
     }
 
 
-def _roc(content: Content) -> plots.Plot | None:
-    if not content.unknown_scores:
+def _roc(data: ReportData) -> plots.Plot | None:
+    if not data.unknown_scores:
         return None
 
-    def draw(axes: Any, colours: Any) -> None:
-        plots.roc_panel(axes, colours, content.known_scores, content.unknown_scores, content.threshold)
+    def draw(axes: Any, colors: plots.Colors) -> None:
+        plots.plot_roc(axes, colors, data.known_scores, data.unknown_scores, data.threshold)
 
-    return plots.plot(draw, "ROC curves of the rejection score for each kind of unknown images", (5.4, 4.4))
+    return plots.render(draw, "ROC curves of the anomaly score for each kind of unknown images", (5.4, 4.4))
 
 
-def _confusion(content: Content) -> list[dict[str, Any]]:
-    """Rows of the table; the shade of a cell is its share of the row, mistakes by the root so that few are seen."""
-    table = np.array(content.evaluation["confusion"], dtype=np.int64)
+def _confusion(data: ReportData) -> list[dict[str, Any]]:
+    """Rows of the table. The shade of a cell is its fraction of the row; of mistakes the root, so that few are seen."""
+    table = np.array(data.evaluation["confusion"], dtype=np.int64)
     rows = []
-    for k, name in enumerate(content.classes):
+    for k, name in enumerate(data.classes):
         total = max(1, int(table[k].sum()))
-        shares = table[k] / total
+        fractions = table[k] / total
         cells = [
-            {"count": int(count), "shade": round(float(share if j == k else min(1.0, share**0.5)), 3), "hit": j == k}
-            for j, (count, share) in enumerate(zip(table[k], shares, strict=True))
+            {"count": int(count), "shade": round(float(part if j == k else min(1.0, part**0.5)), 3), "hit": j == k}
+            for j, (count, part) in enumerate(zip(table[k], fractions, strict=True))
         ]
         rows.append({"name": name, "cells": cells})
     return rows

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_up import blotches, quantized, untrained
+from synthetic_models import blotches, quantized, untrained
 from together import run_together
 from torch import Tensor
 from vae_edge_kernels import head, reductions, turn

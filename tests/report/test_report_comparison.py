@@ -13,7 +13,7 @@ def row(model: str, images: str, generated: bool, mean: float, std: float | None
         "images": images,
         "generated": generated,
         "accuracy": {"mean": mean, "std": std, "by_seed": [mean]},
-        "judged_on": 100,
+        "tested_on": 100,
         "wall_seconds": 12.34,
         "processor_seconds": 23.45,
         "images_seen": 1000.0,
@@ -26,11 +26,11 @@ def row(model: str, images: str, generated: bool, mean: float, std: float | None
 def result() -> dict:
     rows = [
         row("svm", "upright", False, 0.5, None),
-        row("cnn", "turned", False, 0.981, 0.002),
-        row("cnn", "turned", True, 1.0, 0.0),
+        row("cnn", "rotated", False, 0.981, 0.002),
+        row("cnn", "rotated", True, 1.0, 0.0),
         {
-            **row("vae", "turned", True, 0.9, 0.1),
-            "whole": {"parameters": 9, "macs": 8, "bytes": None, "latency_us": None},
+            **row("vae", "rotated", True, 0.9, 0.1),
+            "full": {"parameters": 9, "macs": 8, "bytes": None, "latency_us": None},
         },
     ]
     return {
@@ -40,16 +40,16 @@ def result() -> dict:
         "machine": {"cpu": "a processor", "threads": 2, "date": "a day"},
         "versions": {"torch": "9.9", "openvino": None},
         "rows": rows,
-        "cells": [{"where": {"cpu": "a processor", "threads": 2, "code": "abc"}} for _ in rows],
-        "generated_helps": [{"images": "turned", "model": "cnn", "points": {"mean": 1.9, "std": 0.2}}],
-        "generators": [{"training": {"wall_seconds": 30.0}, "drawing": {"wall_seconds": 2.0}}],
+        "trials": [{"where": {"cpu": "a processor", "threads": 2, "code": "abc"}} for _ in rows],
+        "generated_helps": [{"images": "rotated", "model": "cnn", "points": {"mean": 1.9, "std": 0.2}}],
+        "generators": [{"training": {"wall_seconds": 30.0}, "sampling": {"wall_seconds": 2.0}}],
         "sentence": "It is so.",
     }
 
 
-def test_cells_of_several_places_are_told(result: dict):
+def test_trials_on_several_machines_are_named(result: dict):
     assert "circumstances" not in markdown(result)
-    result["cells"][1]["where"]["threads"] = 1
+    result["trials"][1]["where"]["threads"] = 1
     assert "2 different circumstances" in markdown(result) and "threads 1" in markdown(result)
 
 
@@ -72,14 +72,14 @@ def test_a_line_holds_the_figures_of_real_images_and_the_accuracy_of_both(result
     ]
     assert "| svm | 50.00% |  |" in text and "seeds 4, 5" in text and "cnn +1.90 ± 0.20" in text
     assert "**It is so.**" in text and "torch 9.9" in text and "openvino" not in text
-    assert text.index("## Turned") < text.index("## Upright")
+    assert text.index("## Rotated") < text.index("## Upright")
 
 
 def test_nothing_is_said_of_what_was_not_compared(result: dict):
     result["rows"] = [r for r in result["rows"] if r["images"] == "upright"]
     result["generated_helps"], result["generators"] = [], []
     text = markdown(result)
-    assert "## Turned" not in text and "enerated images change" not in text and "one generator" not in text
+    assert "## Rotated" not in text and "enerated images change" not in text and "one generator" not in text
 
 
 def test_the_plot_is_drawn_for_perfect_models_and_single_seeds(result: dict, tmp_path: Path):

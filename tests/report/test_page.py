@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vae_edge.report import Calibration, Content, SampleSet, write_report
+from vae_edge.report import Calibration, ReportData, SampleSet, write_report
 
 EVIL = "<script>alert(1)</script>"
 
@@ -55,14 +55,14 @@ def certain(probability: float) -> np.ndarray:
 
 
 @pytest.fixture
-def content() -> Content:
+def data() -> ReportData:
     rng = np.random.default_rng(0)
     row = {"backend": "openvino", "precision": "fp32", "batch": 1, "p50_us": 90.0, "p90_us": 95.0, "p99_us": 99.0}
     row |= {"images_per_s": 11000.0, "peak_memory_bytes": 2**27}
     error = {"median": 3.0, "mean": 5.0, "p90": 9.0, "beyond_90": 0.01}
     upright = {"n": 20, "accuracy": 0.98}
     precision = {"precision": "fp32", "bytes": 10_000, "accuracy": 0.97, "upright_accuracy": 0.98, "accepted": 0.99}
-    return Content(
+    return ReportData(
         title="A report",
         classes=("cat", EVIL),
         evaluation={
@@ -102,16 +102,16 @@ def parsed(path: Path) -> tuple[str, Page]:
     return text, page
 
 
-def test_the_page_is_whole_and_loads_nothing(content: Content, tmp_path: Path):
-    text, page = parsed(write_report(content, tmp_path / "report.html"))
+def test_the_page_is_whole_and_loads_nothing(data: ReportData, tmp_path: Path):
+    text, page = parsed(write_report(data, tmp_path / "report.html"))
     assert page.loads and all(address.startswith("data:") for address in page.loads)
     assert all(page.alternatives)
     assert "prefers-color-scheme: dark" in text and "width=device-width" in text
     assert "url(" not in text and "@import" not in text
 
 
-def test_every_claim_has_its_figure(content: Content, tmp_path: Path):
-    text, page = parsed(write_report(content, tmp_path / "report.html"))
+def test_every_claim_has_its_figure(data: ReportData, tmp_path: Path):
+    text, page = parsed(write_report(data, tmp_path / "report.html"))
     for words in (
         "97.0 %",
         "98.0 %",
@@ -131,50 +131,50 @@ def test_every_claim_has_its_figure(content: Content, tmp_path: Path):
     assert sum(address.startswith("data:image/png") for address in page.loads) == 3 * 8 + 1
 
 
-def test_names_from_outside_stay_text(content: Content, tmp_path: Path):
-    text, _ = parsed(write_report(content, tmp_path / "report.html"))
+def test_names_from_outside_stay_text(data: ReportData, tmp_path: Path):
+    text, _ = parsed(write_report(data, tmp_path / "report.html"))
     assert "<script" not in text and "&lt;script&gt;" in text
 
 
-def test_a_colour_model_without_angles_has_its_page_too(content: Content, tmp_path: Path):
+def test_a_colour_model_without_angles_has_its_page_too(data: ReportData, tmp_path: Path):
     rng = np.random.default_rng(1)
-    evaluation = {key: value for key, value in content.evaluation.items() if key not in ("angle_error_deg", "upright")}
+    evaluation = {key: value for key, value in data.evaluation.items() if key not in ("angle_error_deg", "upright")}
     plain = replace(
-        content,
+        data,
         evaluation=evaluation,
         angle_errors_deg=None,
-        samples=replace(samples(3, rng, 3), turned_back=None, second_deg=None, second_shares=None),
-        generated={name: rng.integers(0, 256, (4, 28, 28, 3), dtype=np.uint8) for name in content.classes},
+        samples=replace(samples(3, rng, 3), derotated=None, second_angles_deg=None, second_probabilities=None),
+        generated={name: rng.integers(0, 256, (4, 28, 28, 3), dtype=np.uint8) for name in data.classes},
         not_generated={},
         mistakes=samples(0, rng, 3),
     )
     text, _ = parsed(write_report(plain, tmp_path / "report.html"))
-    assert "Which way up" not in text and "Where it was wrong" not in text
-    assert "turned back" not in text and "have no row" not in text
+    assert "<h2>Angle</h2>" not in text and "Where it was wrong" not in text
+    assert "derotated" not in text and "have no row" not in text
 
 
-def test_a_second_angle_of_small_probability_is_not_told(content: Content, tmp_path: Path):
-    sure = replace(content.samples, second_shares=np.full(6, 0.05))
-    text, _ = parsed(write_report(replace(content, samples=sure, mistakes=sure), tmp_path / "report.html"))
-    assert "turned back" in text and "<br>or" not in text
+def test_a_second_angle_of_small_probability_is_not_told(data: ReportData, tmp_path: Path):
+    sure = replace(data.samples, second_probabilities=np.full(6, 0.05))
+    text, _ = parsed(write_report(replace(data, samples=sure, mistakes=sure), tmp_path / "report.html"))
+    assert "derotated" in text and "<br>or" not in text
 
 
-def test_the_same_content_gives_the_same_page(content: Content, tmp_path: Path):
-    first, second = write_report(content, tmp_path / "a.html"), write_report(content, tmp_path / "b.html")
+def test_the_same_content_gives_the_same_page(data: ReportData, tmp_path: Path):
+    first, second = write_report(data, tmp_path / "a.html"), write_report(data, tmp_path / "b.html")
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_a_class_that_is_found_less_often_has_a_card(content: Content, tmp_path: Path):
+def test_a_class_that_is_found_less_often_has_a_card(data: ReportData, tmp_path: Path):
     by_class = {"accuracy_by_class": {"cat": 1.0, EVIL: 0.5}, "balanced_accuracy": 0.75}
     for counts, shown in (({"cat": 400, EVIL: 40}, True), (None, False)):
         more = {**by_class, "images_by_class": counts} if counts else {}
-        page = replace(content, evaluation={**content.evaluation, **more})
+        page = replace(data, evaluation={**data.evaluation, **more})
         text, _ = parsed(write_report(page, tmp_path / "report.html"))
         assert ("mean over the classes (worst: " in text and "75.0 %" in text) == shown
 
 
-def test_a_memory_that_was_not_measured_is_a_dash(content: Content, tmp_path: Path):
+def test_a_memory_that_was_not_measured_is_a_dash(data: ReportData, tmp_path: Path):
     for peak, cell in ((2**27, "<td>128</td>"), (None, "<td>–</td>")):
-        rows = [{**content.benchmark["results"][0], "peak_memory_bytes": peak}]
-        page = replace(content, benchmark={**content.benchmark, "results": rows})
+        rows = [{**data.benchmark["results"][0], "peak_memory_bytes": peak}]
+        page = replace(data, benchmark={**data.benchmark, "results": rows})
         assert cell in write_report(page, tmp_path / "report.html").read_text(encoding="utf-8")

@@ -14,18 +14,18 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from vae_edge.report import galleries
-from vae_edge.report.plots import wilson
+from vae_edge.report.plots import wilson_interval
 
-NAMES = ("turned", "traversal", "generated", "roc", "reliability", "angles")
+NAMES = ("derotated", "traversal", "generated", "roc", "reliability", "angles")
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    path = Path(__file__).parents[2] / "bench" / "pictures.py"
-    spec = importlib.util.spec_from_file_location("bench_pictures", path)
+    path = Path(__file__).parents[2] / "bench" / "render_images.py"
+    spec = importlib.util.spec_from_file_location("bench_render_images", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules["bench_pictures"] = module  # where dataclasses look for it
+    sys.modules["bench_render_images"] = module  # where dataclasses look for it
     spec.loader.exec_module(module)
     return module
 
@@ -42,13 +42,13 @@ def stripes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def seen(script: ModuleType, run: Path, stripes: Path) -> Any:
-    return script.look(run, "digits", [str(stripes)], 0)
+def evaluated(script: ModuleType, run: Path, stripes: Path) -> Any:
+    return script.evaluate(run, "digits", [str(stripes)], 0)
 
 
 @pytest.fixture(scope="module")
-def drawn(script: ModuleType, seen: Any) -> dict[str, Any]:
-    return script.draw(seen)
+def figures(script: ModuleType, evaluated: Any) -> dict[str, Any]:
+    return script.plot_all(evaluated)
 
 
 def texts(figure: Any) -> list[str]:
@@ -56,8 +56,10 @@ def texts(figure: Any) -> list[str]:
     return [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text")) if text.get_text()]
 
 
-def test_every_picture_is_small_light_and_the_same_each_time(script: ModuleType, seen: Any, tmp_path: Path) -> None:
-    once, again = script.draw(seen), script.draw(seen)
+def test_every_picture_is_small_light_and_the_same_each_time(
+    script: ModuleType, evaluated: Any, tmp_path: Path
+) -> None:
+    once, again = script.plot_all(evaluated), script.plot_all(evaluated)
     assert tuple(once) == NAMES
     for name, figure in once.items():
         first = galleries.write_png(figure, tmp_path / f"{name}.png")
@@ -69,24 +71,26 @@ def test_every_picture_is_small_light_and_the_same_each_time(script: ModuleType,
             assert image.convert("RGB").getpixel((0, image.height - 1)) == (255, 255, 255)
 
 
-def test_legends_give_the_auroc_of_every_kind(drawn: dict[str, Any], seen: Any) -> None:
-    assert set(seen.unknown) == {*sys.modules["bench_pictures"].KINDS, "stripes"}
-    for axes, measure in zip(drawn["roc"].axes, ("scores", "light_scores"), strict=True):
-        known = getattr(seen.outputs, measure)
+def test_legends_give_the_auroc_of_every_kind(figures: dict[str, Any], evaluated: Any) -> None:
+    assert set(evaluated.unknown) == {*sys.modules["bench_render_images"].KINDS, "stripes"}
+    for axes, measure in zip(figures["roc"].axes, ("scores", "light_scores"), strict=True):
+        known = getattr(evaluated.outputs, measure)
         written = {text.get_text() for text in axes.get_legend().get_texts()}
         expected = set()
-        for kind, outputs in seen.unknown.items():
+        for kind, outputs in evaluated.unknown.items():
             unknown = getattr(outputs, measure)
             labels = np.repeat([0, 1], [len(known), len(unknown)])
             expected.add(f"{roc_auc_score(labels, np.concatenate([known, unknown])):.4f}  {kind}")
         assert written == expected
 
 
-def test_the_dashed_line_stands_at_the_share_that_the_threshold_rejects(drawn: dict[str, Any], seen: Any) -> None:
-    axes = drawn["roc"].axes[0]
+def test_the_dashed_line_stands_at_the_fraction_that_the_threshold_rejects(
+    figures: dict[str, Any], evaluated: Any
+) -> None:
+    axes = figures["roc"].axes[0]
     places = [line.get_xdata()[0] for line in axes.get_lines() if len(line.get_xdata()) == 2]
-    threshold = seen.checkpoint.result["threshold"]
-    assert places == [pytest.approx((seen.outputs.scores > threshold).mean())]
+    threshold = evaluated.checkpoint.result["threshold"]
+    assert places == [pytest.approx((evaluated.outputs.scores > threshold).mean())]
 
 
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -101,22 +105,22 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 
 def test_the_reliability_diagram_is_of_images_that_the_temperature_was_not_fitted_on(
-    script: ModuleType, drawn: dict[str, Any], seen: Any, monkeypatch: pytest.MonkeyPatch
+    script: ModuleType, figures: dict[str, Any], evaluated: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fitted: list[np.ndarray] = []
     shown: list[Any] = []
     fit = script.fit_temperature
     monkeypatch.setattr(script, "fit_temperature", lambda logits, labels: fitted.append(logits) or fit(logits, labels))
     monkeypatch.setattr(script.galleries, "reliability_diagram", lambda *given: shown.append(given))
-    script.reliability(seen)
-    (before, after, labels, temperature), logits = shown[0], seen.outputs.logits.astype(np.float64)
-    assert len(fitted[0]) + len(labels) == len(seen.images) and temperature != 1
+    script.reliability(evaluated)
+    (before, after, labels, temperature), logits = shown[0], evaluated.outputs.logits.astype(np.float64)
+    assert len(fitted[0]) + len(labels) == len(evaluated.images) and temperature != 1
     everything = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    judged = {row.tobytes() for row in before.round(9)}
+    tested = {row.tobytes() for row in before.round(9)}
     of_fitted = np.exp(fitted[0]) / np.exp(fitted[0]).sum(1, keepdims=True)
-    kept_apart = sum(row.tobytes() not in judged for row in of_fitted.round(9))
+    kept_apart = sum(row.tobytes() not in tested for row in of_fitted.round(9))
     assert kept_apart >= 0.95 * len(fitted[0])  # some images may have the same probabilities to nine places
-    assert judged <= {row.tobytes() for row in everything.round(9)}
+    assert tested <= {row.tobytes() for row in everything.round(9)}
     cooled = before ** (1 / temperature)
     np.testing.assert_allclose(after, cooled / cooled.sum(1, keepdims=True), atol=1e-9)
 
@@ -138,29 +142,29 @@ def test_titles_give_the_calibration_error_and_bars_all_images(script: ModuleTyp
 
 
 def test_intervals_are_those_of_the_textbook() -> None:
-    low, high = wilson(np.array([0.0, 8.0, 10.0]), np.array([10.0, 10.0, 10.0]))
+    low, high = wilson_interval(np.array([0.0, 8.0, 10.0]), np.array([10.0, 10.0, 10.0]))
     np.testing.assert_allclose(low, [0.0, 0.4902, 0.7225], atol=1e-4)
     np.testing.assert_allclose(high, [0.2775, 0.9433, 1.0], atol=1e-4)
 
 
-def test_wrong_answers_and_far_angles_are_marked_and_no_others(script: ModuleType, seen: Any) -> None:
-    found = seen.outputs.probabilities.argmax(1)
-    wrong = np.flatnonzero(found != seen.images.labels)
-    far = np.flatnonzero((found == seen.images.labels) & (seen.errors_deg > 90))
-    right = np.flatnonzero((found == seen.images.labels) & (seen.errors_deg < 90))[:5]
+def test_wrong_answers_and_far_angles_are_marked_and_no_others(script: ModuleType, evaluated: Any) -> None:
+    found = evaluated.outputs.probabilities.argmax(1)
+    wrong = np.flatnonzero(found != evaluated.images.labels)
+    far = np.flatnonzero((found == evaluated.images.labels) & (evaluated.errors_deg > 90))
+    right = np.flatnonzero((found == evaluated.images.labels) & (evaluated.errors_deg < 90))[:5]
     for chosen, marked in ((wrong[:5], True), (far[:5], True), (right, False)):
-        columns = script.columns(seen, chosen)
+        columns = script.columns(evaluated, chosen)
         assert len(chosen) and all(column.wrong is marked for column in columns)
-    name = seen.images.classes
-    for k, column in zip(wrong[:5], script.columns(seen, wrong[:5]), strict=True):
-        assert f"{name[seen.images.labels[k]]} read as {name[found[k]]}" in column.caption
-        assert f"is {galleries.degrees(seen.true_deg[k])}" in column.caption
-        np.testing.assert_array_equal(column.pictures[0], seen.images.images[k])
+    name = evaluated.images.classes
+    for k, column in zip(wrong[:5], script.columns(evaluated, wrong[:5]), strict=True):
+        assert f"{name[evaluated.images.labels[k]]} read as {name[found[k]]}" in column.caption
+        assert f"is {galleries.degrees(evaluated.true_deg[k])}" in column.caption
+        np.testing.assert_array_equal(column.images[0], evaluated.images.images[k])
 
 
-def test_every_caption_is_in_the_picture(script: ModuleType, drawn: dict[str, Any], seen: Any) -> None:
-    written = texts(drawn["turned"])
-    lines = script.turned_lines(seen)
+def test_every_caption_is_in_the_picture(script: ModuleType, figures: dict[str, Any], evaluated: Any) -> None:
+    written = texts(figures["derotated"])
+    lines = script.derotated_lines(evaluated)
     assert len(lines[0][0].columns) == 10 and len(lines[1]) == 2
     for block in (block for line in lines for block in line):
         assert block.title in written and set(block.rows) <= set(written)
@@ -168,17 +172,17 @@ def test_every_caption_is_in_the_picture(script: ModuleType, drawn: dict[str, An
     assert "2nd" in lines[1][1].columns[0].caption
 
 
-def test_the_class_with_two_angles_is_the_same_when_turned_by_half(script: ModuleType, seen: Any) -> None:
-    shown = script.two_angles(seen)
-    assert shown.title[0] in "018" and shown.title[0] in seen.checkpoint.config.data["ambiguous"]
-    assert script.symmetry(seen, 0) > script.symmetry(seen, 7)
+def test_the_class_with_two_angles_is_the_same_when_rotated_by_180(script: ModuleType, evaluated: Any) -> None:
+    shown = script.two_angles(evaluated)
+    assert shown.title[0] in "018" and shown.title[0] in evaluated.checkpoint.config.data["ambiguous"]
+    assert script.symmetry(evaluated, 0) > script.symmetry(evaluated, 7)
 
 
-def test_rows_and_columns_have_their_names(drawn: dict[str, Any], seen: Any) -> None:
-    assert {"−150°", "0°", "+180°", *seen.images.classes} <= set(texts(drawn["generated"]))
-    assert {"−2.0", "0", "+2.0"} <= set(texts(drawn["traversal"]))
-    median, mean = np.median(seen.errors_deg), seen.errors_deg.mean()
-    assert f"all: median {median:.1f}°, mean {mean:.1f}°" in texts(drawn["angles"])
+def test_rows_and_columns_have_their_names(figures: dict[str, Any], evaluated: Any) -> None:
+    assert {"−150°", "0°", "+180°", *evaluated.images.classes} <= set(texts(figures["generated"]))
+    assert {"−2.0", "0", "+2.0"} <= set(texts(figures["traversal"]))
+    median, mean = np.median(evaluated.errors_deg), evaluated.errors_deg.mean()
+    assert f"all: median {median:.1f}°, mean {mean:.1f}°" in texts(figures["angles"])
 
 
 def test_a_class_without_generated_images_says_so() -> None:
@@ -199,20 +203,20 @@ def test_a_model_without_angles_has_its_pictures_too(script: ModuleType, few_dig
 
     settings = TrainConfig(rotation="none", epochs=1, batch=64)
     train(few_digits, plan(few_digits, "tiny", settings), tmp_path / "run")
-    seen = script.look(tmp_path / "run", "digits", [], 0)
-    drawn = script.draw(seen)
-    assert tuple(drawn) == NAMES[:-1]
-    assert not {"turned back", "by the second"} & set(texts(drawn["turned"]))
-    assert seen.angles_deg is None
+    evaluated = script.evaluate(tmp_path / "run", "digits", [], 0)
+    figures = script.plot_all(evaluated)
+    assert tuple(figures) == NAMES[:-1]
+    assert not {"derotated", "by the second"} & set(texts(figures["derotated"]))
+    assert evaluated.angles_deg is None
 
 
 def test_the_script_writes_what_it_draws_and_refuses_what_is_no_run(
     script: ModuleType, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["pictures", str(run), "--data", "digits", "--out", str(tmp_path / "out")]
+    arguments = ["render_images", str(run), "--data", "digits", "--out", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", arguments)
     assert script.main() == 0
     assert sorted(path.stem for path in (tmp_path / "out").iterdir()) == sorted(NAMES)
-    monkeypatch.setattr(sys, "argv", ["pictures", str(tmp_path), *arguments[2:]])
+    monkeypatch.setattr(sys, "argv", ["render_images", str(tmp_path), *arguments[2:]])
     assert script.main() == 2
     assert "is not a training run" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Networks that nobody trained, and images for them: for times, and to compare two ways of computing the same."""
+"""Untrained networks and synthetic images, for timing and for comparing two ways of computing the same."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from vae_edge.model import AngleVAE, create_config
 from vae_edge.model.score import reconstruction_error
 from vae_edge.ops.packing import LayerNumbers, QuantizedNetwork, folded
 
-GAIN = 3.0  # of the last layers' weights, so that answers differ from image to image
-PIXEL = 1 / 126  # what one of an int8 pixel counts; 1/127 would have grey, 0.5, on a tie
+GAIN = 3.0  # of the last layers' weights, so that outputs differ from image to image
+PIXEL = 1 / 126  # the scale of int8 pixels; with 1/127 grey, 0.5, would be a tie
 COUNT = 200  # images that normalization and score have seen
 
 
 def untrained(preset: str, **changes: object) -> AngleVAE:
-    """A network of random weights, normalized on blotches, with a score that was fitted to them and has as many
-    clusters as training may find. Each of its parts makes a difference to its answers."""
+    """A network with random weights, whose normalization and anomaly score are fitted to blotches.
+
+    The score has as many clusters as training may find. Every part of the network makes a difference to its outputs.
+    """
     torch.manual_seed(0)
     model = AngleVAE(create_config(preset, **changes))
     config = model.config
@@ -44,7 +46,7 @@ def untrained(preset: str, **changes: object) -> AngleVAE:
 
 
 def _fill_clusters(model: AngleVAE) -> None:
-    """As many clusters as training may find: those that are there, again and a little different."""
+    """Fill the score up to its largest number of clusters with slightly changed copies."""
     score = model.score
     chosen = torch.arange(model.config.classes * score.most_clusters()) % len(score.cluster_whitening)
     score.nearest = score.nearest[:, chosen] + 0.01 * torch.randn(len(score.nearest), len(chosen))
@@ -54,7 +56,7 @@ def _fill_clusters(model: AngleVAE) -> None:
 
 
 def quantized(model: AngleVAE) -> QuantizedNetwork:
-    """A network's layers in int8, with scales that nobody calibrated."""
+    """A network's layers in int8, with scales that are not calibrated."""
     layers = {}
     for name, layer in folded(model).items():
         axes = tuple(range(1, layer.weight.ndim))
@@ -65,7 +67,7 @@ def quantized(model: AngleVAE) -> QuantizedNetwork:
 
 
 def blotches(images: int, side: int, channels: int, seed: int = 0) -> Tensor:
-    """Soft patterns uint8 [N, S, S, C], of many brightnesses: images that differ in more than noise."""
+    """Images of soft blotches, uint8 [N, S, S, C], which differ in more than noise."""
     coarse = torch.rand(images, channels, 6, 6, generator=torch.Generator().manual_seed(seed)).square()
     fine = F.interpolate(coarse, size=side, mode="bilinear")
     return (fine * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
