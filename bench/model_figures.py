@@ -15,7 +15,7 @@ from model_training import Ground
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vae_edge.benchmark import time_in_turns
+from vae_edge.benchmark import time_interleaved
 from vae_edge.bundle import ModelEntry, load_bundle
 from vae_edge.cli.deploy import export_run
 from vae_edge.data import Dataset, LabelledImages, rotated, rotation_range
@@ -214,7 +214,7 @@ def latency(model: AngleVAE, bundle: Path, images: NDArray[np.uint8], seconds: f
     opened = load_bundle(bundle)
     files = {"full": opened.file(opened.find("classifier", "onnx", "fp32"))}
     folder = bundle.with_name(f"{bundle.name}-latency")
-    for name, graph in (("light", ClassifierGraph(model, light=True)), ("none", WithoutScore(ClassifierGraph(model)))):
+    for name, graph in (("light", ClassifierGraph(model, "fast")), ("none", WithoutScore(ClassifierGraph(model)))):
         proto = to_onnx(graph, model.config.size, model.config.channels, graph.outputs, {"role": "benchmark"})
         check_parity(graph, proto, images[:PARITY_IMAGES])
         files[name] = folder / f"{name}.onnx"
@@ -228,7 +228,7 @@ def latency(model: AngleVAE, bundle: Path, images: NDArray[np.uint8], seconds: f
             for _ in range(WARM_CALLS):
                 backend.infer(image)
             calls.append(partial(backend.infer, image))
-        times = time_in_turns(calls, seconds)
+        times = time_interleaved(calls, seconds)
     medians = {name: statistics.median(taken) / 1e3 for name, taken in zip(files, times, strict=True)}
     return {
         "backend": "onnxruntime",

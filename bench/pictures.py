@@ -95,10 +95,10 @@ def draw(seen: Seen) -> dict[str, Any]:
         "reliability": reliability(seen),
     }
     if seen.angles_deg is not None:
-        assert seen.outputs.concentrations is not None
+        assert seen.outputs.angle_confidences is not None
         names = seen.checkpoint.config.data["ambiguous"]
         alike = np.isin(seen.images.labels, [seen.images.classes.index(name) for name in names])
-        figure["angles"] = galleries.angles(seen.errors_deg, seen.outputs.concentrations, alike, names)
+        figure["angles"] = galleries.angles(seen.errors_deg, seen.outputs.angle_confidences, alike, names)
     return figure
 
 

@@ -15,8 +15,6 @@ from vae_edge.errors import BundleError, ConfigError, ExportError
 from vae_edge.export import quantize_with
 from vae_edge.export.bundle import load_onnx
 from vae_edge.export.onnx_file import (
-    DOUBTS,
-    OUTPUTS,
     ClassifierGraph,
     check_parity,
     get_metadata,
@@ -27,6 +25,7 @@ from vae_edge.export.onnx_file import (
 from vae_edge.export.quantize import check_rules, convert
 from vae_edge.model import AngleVAE, create_config
 from vae_edge.runtime import load
+from vae_edge.spec import CLASSIFIER_OUTPUTS, UNCERTAINTY_OUTPUTS
 from vae_edge.training.checkpoint import Checkpoint, load_checkpoint
 from vae_edge.training.evaluate import predict
 
@@ -44,7 +43,7 @@ def test_every_graph_takes_bytes_and_gives_decisions(bundle: Path, precision: st
     sides = image.type.tensor_type.shape.dim
     assert image.name == "image" and image.type.tensor_type.elem_type == TensorProto.UINT8
     assert sides[0].dim_param and [side.dim_value for side in sides[1:]] == [28, 28, 1]
-    assert [output.name for output in model.graph.output] == [*OUTPUTS, *DOUBTS]
+    assert [output.name for output in model.graph.output] == [*CLASSIFIER_OUTPUTS, *UNCERTAINTY_OUTPUTS]
     assert all(output.type.tensor_type.elem_type == TensorProto.FLOAT for output in model.graph.output)
 
 
@@ -54,8 +53,8 @@ def test_the_exported_graph_equals_pytorch_on_real_images(bundle: Path, checkpoi
     np.testing.assert_allclose(outputs["probabilities"], reference.probabilities, atol=1e-5)
     np.testing.assert_allclose(outputs["score"], reference.scores, atol=1e-3)
     assert circular(outputs["angle"], reference.angles_deg, 0.995) < 0.01
-    np.testing.assert_allclose(outputs["concentration"], reference.concentrations, atol=1e-4)
-    assert np.quantile(np.abs(outputs["second_share"] - reference.second_shares), 0.995) < 1e-4
+    np.testing.assert_allclose(outputs["angle_confidence"], reference.angle_confidences, atol=1e-4)
+    assert np.quantile(np.abs(outputs["second_angle_probability"] - reference.second_shares), 0.995) < 1e-4
     told = reference.second_shares > 0.01
     assert told.sum() > 100
     assert circular(outputs["second_angle"][told], reference.second_angles_deg[told], 0.99) < 0.1
@@ -69,7 +68,7 @@ def circular(angles_rad: np.ndarray, angles_deg: np.ndarray, quantile: float) ->
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_coarser_precisions_are_about_as_sure_of_the_angle(bundle: Path, digits: Dataset, precision: str):
     fine, coarse = (run(model_of(bundle, each), digits.test.images) for each in ("fp32", precision))
-    for name in ("concentration", "second_share"):
+    for name in ("angle_confidence", "second_angle_probability"):
         assert np.median(np.abs(coarse[name] - fine[name])) < 0.03
         assert coarse[name].min() >= 0 and coarse[name].max() <= 1 + 1e-5
     model = model_of(bundle, precision)
@@ -179,7 +178,10 @@ def test_other_shapes_and_unturned_models_export_too(pose: bool, size: int, chan
     model = to_onnx(graph, size, channels, graph.outputs, {})
     images = np.random.default_rng(0).integers(0, 256, (5, size, size, channels), dtype=np.uint8)
     check_parity(graph, model, images)
-    assert [output.name for output in model.graph.output] == list(OUTPUTS + DOUBTS if pose else OUTPUTS)
+    assert [output.name for output in model.graph.output] == [
+        *CLASSIFIER_OUTPUTS,
+        *(UNCERTAINTY_OUTPUTS if pose else ()),
+    ]
     if not pose:
         np.testing.assert_array_equal(run(model, images)["angle"], np.zeros(5))
 
@@ -290,9 +292,9 @@ def test_the_manifest_says_where_everything_comes_from(bundle: Path, run: Path):
 def test_a_bundle_with_the_light_score_has_no_decoder_and_a_threshold_of_its_own(
     run: Path, bundle: Path, digits: Dataset, tmp_path: Path
 ):
-    export_run(run, str(tmp_path / "light"), score="light")
+    export_run(run, str(tmp_path / "light"), score="fast")
     light, full = load_bundle(tmp_path / "light"), load_bundle(bundle)
-    assert (light.score_kind, full.score_kind) == ("light", "full")
+    assert (light.score_mode, full.score_mode) == ("fast", "full")
     assert light.threshold != full.threshold
     nodes = [node.op_type for node in onnx.load(light.file(light.find("classifier", "onnx", "fp32"))).graph.node]
     assert "Resize" not in nodes and nodes.count("Conv") == 12

@@ -186,7 +186,7 @@ def test_answers_are_compared_by_mean_and_largest_and_close_calls_are_not():
     assert (
         found.sentence() == "score is off by 0.2 in the mean and 0.2 at most over 10 probe images (allowed: 0.1 and 1)"
     )
-    (found,) = compare(expected(second_share=[0.0] * 9 + [1.5]), {"second_share": np.zeros(10)})
+    (found,) = compare(expected(second_angle_probability=[0.0] * 9 + [1.5]), {"second_angle_probability": np.zeros(10)})
     assert found.largest == pytest.approx(1.5) and found.mean == pytest.approx(0.15)
     assert compare(expected(score=[1000.0] * 10), {"score": np.full(10, 1050.0)}) == [], "scores by their size"
     assert compare(expected(score=[np.nan] * 9 + [0.05]), right) == []

@@ -59,7 +59,7 @@ def test_who_insists_gets_it_but_auto_does_not_trust_it(mine: Path, digits: Data
     assert any("fp32 model gets" in sentence for sentence in result["warnings"])
     opened = load_bundle(mine)
     assert all(entry.accuracy["refused"] for entry in opened.select("classifier", "onnx", "int8"))
-    assert "int8" not in {precision for _, precision in autoselect.candidates(opened, "auto", "auto")}
+    assert "int8" not in {c.precision for c in autoselect.candidates(opened, "auto", "auto")}
 
 
 def test_images_of_a_few_classes_are_refused_and_missing_ones_warned_about(mine: Path, digits: Dataset):
@@ -78,7 +78,7 @@ def test_a_handful_of_images_is_warned_about_and_not_trusted(mine: Path, digits:
     assert high - low > 0.15
     assert any("70 images alone" in sentence for sentence in result["warnings"])
     assert any("10 images alone" in sentence and "auto" in sentence for sentence in result["warnings"])
-    assert "int8" not in {precision for _, precision in autoselect.candidates(load_bundle(mine), "auto", "auto")}
+    assert "int8" not in {c.precision for c in autoselect.candidates(load_bundle(mine), "auto", "auto")}
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, change: Callable[[onnx.GraphProto], None]) -> None:

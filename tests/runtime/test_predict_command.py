@@ -43,7 +43,7 @@ def test_one_bad_file_costs_the_others_nothing(session_bundle: Bundle, files: li
     assert np.isnan(found.scores[[1, 3]]).all() and np.isnan(found.angles_deg[1]) and not found.accepted[1]
     rows = found.to_dicts()
     assert rows[1] == {"error": str(found.errors[1])} and rows[2] == alone.to_dicts()[1]
-    assert "4 unreadable" in repr(found) and "not read" in found.interpretations[1].sentence()
+    assert "4 unreadable" in repr(found) and "not read" in found.preprocess_info[1].sentence()
 
 
 def test_the_error_stands_in_its_place_and_the_exit_code_is_1(

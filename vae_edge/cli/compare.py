@@ -134,7 +134,7 @@ def time_files(folder: Path, records: Sequence[dict[str, Any]], seconds: float) 
     """Median microseconds of one call for one image, by the name of the ONNX file; in turns, on one thread."""
     import numpy as np
 
-    from vae_edge.benchmark import time_in_turns
+    from vae_edge.benchmark import time_interleaved
     from vae_edge.bundle import ModelEntry
     from vae_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
@@ -149,7 +149,7 @@ def time_files(folder: Path, records: Sequence[dict[str, Any]], seconds: float) 
             for _ in range(WARM_CALLS):
                 backend.infer(image)
             calls.append(partial(backend.infer, image))
-        times = time_in_turns(calls, seconds)
+        times = time_interleaved(calls, seconds)
         return {name: round(float(np.median(taken)) / 1e3, 2) for name, taken in zip(names, times, strict=True)}
 
 

@@ -21,14 +21,13 @@ from vae_edge.data.transforms import rotated, rotation_range
 from vae_edge.errors import BundleError, DataError, ExportError
 from vae_edge.export.onnx_file import (
     OPSET,
-    RECONSTRUCTION,
     ClassifierGraph,
     ReconstructionGraph,
     check_parity,
     replace_metadata,
     to_onnx,
 )
-from vae_edge.export.probes import EVALUATED, choose_probes, write_probes
+from vae_edge.export.probes import choose_probes, write_probes
 from vae_edge.export.quality import Measured, brightness, check_images, compare, measure
 from vae_edge.export.quantize import CALIBRATION_IMAGES, convert, for_calibration
 from vae_edge.files import naming, read_bytes
@@ -38,6 +37,7 @@ from vae_edge.onnx_graph import read_graph
 from vae_edge.preprocess import InputSpec
 from vae_edge.probes import load as load_probes
 from vae_edge.runtime.backends import read_model
+from vae_edge.spec import EXPORTED_PRECISIONS, RECONSTRUCTION_OUTPUTS
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Description:
     threshold: float
     reject_rate: float
     data: Mapping[str, Any]
-    score_kind: str = "full"
+    score_mode: str = "full"
 
 
 def export_bundle(
@@ -77,11 +77,11 @@ def export_bundle(
         BundleError: if `out` is something else than a bundle or an empty folder.
     """
     models: list[tuple[Path, ModelEntry]] = []
-    classifier = ClassifierGraph(model, light=about.score_kind == "light")
+    classifier = ClassifierGraph(model, about.score_mode)
     with tempfile.TemporaryDirectory(prefix="vae-edge-export-") as folder:
         for role, graph, names in (
             ("classifier", classifier, classifier.outputs),
-            ("reconstruction", ReconstructionGraph(model), RECONSTRUCTION),
+            ("reconstruction", ReconstructionGraph(model), tuple(RECONSTRUCTION_OUTPUTS)),
         ):
             proto = to_onnx(graph, about.input.size, about.input.channels, names, _metadata(about, role))
             parity = check_parity(graph, proto, images)
@@ -107,7 +107,7 @@ def export_bundle(
             input=about.input,
             threshold=about.threshold,
             reject_rate=about.reject_rate,
-            score_kind=about.score_kind,
+            score_mode=about.score_mode,
             rotation=about.rotation if about.rotation in ("none", "full") else float(about.rotation),
             data={**about.data, "brightness": brightness(images), "probe_images": probes},
             models=models,
@@ -226,7 +226,7 @@ def _write_probes(
     kept = [
         (bundle.file(m), m.precision)
         for m in bundle.select(format="onnx")
-        if m.key not in replaced and m.precision in EVALUATED
+        if m.key not in replaced and m.precision in EXPORTED_PRECISIONS
     ]
     models = [*kept, *((file, entry.precision) for file, entry in added)]
     if bundle.probes is not None:
@@ -262,7 +262,7 @@ def _metadata(about: Description, role: str) -> dict[str, Any]:
         "role": role,
         "classes": list(about.classes),
         "threshold": about.threshold,
-        "score": about.score_kind,
+        "score_mode": about.score_mode,
         "input": asdict(about.input),
         "rotation": about.rotation,
     }

@@ -29,6 +29,7 @@ from vae_edge.files import parse_json
 from vae_edge.model import AngleVAE
 from vae_edge.ops.turn import turn
 from vae_edge.processors import available_cpus
+from vae_edge.spec import ANGLE_OUTPUTS, CLASSIFIER_OUTPUTS, UNCERTAINTY_OUTPUTS, output_name
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -50,11 +51,6 @@ def errors_only(*names: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
-OUTPUTS = ("probabilities", "angle", "score")
-DOUBTS = ("concentration", "second_angle", "second_share")  # of models with a pose trunk, behind the others
-RECONSTRUCTION = ("reconstruction",)
-
-
 def to_pixels(image: Tensor) -> Tensor:
     """uint8 [N, H, W, C] to float [N, C, H, W] in [0, 1]; cast before the transpose, as TensorRT-RTX asks."""
     return image.to(torch.float32).permute(0, 3, 1, 2) * (1.0 / 255.0)
@@ -63,22 +59,22 @@ def to_pixels(image: Tensor) -> Tensor:
 class ClassifierGraph(nn.Module):
     """`image` uint8 [N, H, W, C] to `probabilities` [N, K], `angle` [N] in radians and `score` [N].
 
-    With a pose trunk also, each [N]: `concentration` (0 is any angle, 1 is certain), `second_angle` in radians, and
-    `second_share`, the probability of the second angle. `outputs` has the names. With `light`, the score is the one
-    without the reconstruction, and the graph has no decoder.
+    A model that estimates the rotation also gives `angle_confidence`, `second_angle` and `second_angle_probability`,
+    each [N] (`vae_edge.spec`). `outputs` has the names. In score mode `fast` the score leaves the reconstruction error
+    out, and the graph has no decoder.
     """
 
-    def __init__(self, model: AngleVAE, light: bool = False) -> None:
+    def __init__(self, model: AngleVAE, score_mode: str = "full") -> None:
         super().__init__()
-        self.model, self.light = model, light
-        self.outputs = OUTPUTS if model.pose is None else OUTPUTS + DOUBTS
+        self.model, self.score_mode = model, score_mode
+        self.outputs = (*CLASSIFIER_OUTPUTS,) if model.pose is None else (*CLASSIFIER_OUTPUTS, *UNCERTAINTY_OUTPUTS)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """The outputs, in the order of `outputs`."""
         output = self.model(to_pixels(image))
         probabilities = self.model.probabilities(output.logits)
         rejection, features, logits = self.model.score, output.features, output.logits
-        if self.light:
+        if self.score_mode == "fast":
             score = rejection.light(features, logits)
         else:
             score = rejection(output.upright, output.reconstruction, features, logits)
@@ -111,13 +107,12 @@ TOLERANCE = {
     "probabilities": 1e-4,
     "score": 1e-2,
     "angle": 1e-3,
-    "concentration": 1e-4,
+    "angle_confidence": 1e-4,
     "second_angle": 1e-3,
-    "second_share": 1e-3,
+    "second_angle_probability": 1e-3,
     "reconstruction": 1,
 }
-ANGLES = ("angle", "second_angle")  # radians, compared on the circle
-OF_BEST_BINS = (*ANGLES, "second_share")  # these jump where two bins tie
+OF_BEST_BINS = (*ANGLE_OUTPUTS, "second_angle_probability")  # these jump where two bins tie
 TIES = 0.01  # share of images whose best bins may tie and fall the other way by rounding
 LEAST_SHARE = 0.01  # a second angle with less than this behind it is noise, and is not compared
 
@@ -215,11 +210,11 @@ def open_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
 
 
 def run(model: onnx.ModelProto, images: NDArray[np.uint8], batch: int = 250) -> dict[str, NDArray[Any]]:
-    """Run a model on ONNX Runtime's CPU provider over uint8 images [N, H, W, C]; outputs by name, whole set."""
+    """The outputs of a model on ONNX Runtime's CPU provider for uint8 images [N, H, W, C], by their name of today."""
     session = open_session(model)
     names = [output.name for output in session.get_outputs()]
     parts = [session.run(names, {"image": images[i : i + batch]}) for i in range(0, len(images), batch)]
-    return {name: np.concatenate([part[k] for part in parts]) for k, name in enumerate(names)}
+    return {output_name(name): np.concatenate([part[k] for part in parts]) for k, name in enumerate(names)}
 
 
 @torch.no_grad()
@@ -247,11 +242,11 @@ def check_parity(graph: nn.Module, model: onnx.ModelProto, images: NDArray[np.ui
             raise ExportError(f"the exported graph gives {name} that are not finite numbers: nothing was written")
         if name == "score":
             apart = apart / np.maximum(1.0, np.abs(ours[name]))
-        if name in ANGLES:
+        if name in ANGLE_OUTPUTS:
             apart = np.minimum(apart, 2 * np.pi - apart)
         if name == "second_angle":
-            apart = np.where(ours["second_share"] >= LEAST_SHARE, apart, 0.0)
-        label = f"{name}_rad" if name in ANGLES else name
+            apart = np.where(ours["second_angle_probability"] >= LEAST_SHARE, apart, 0.0)
+        label = f"{name}_rad" if name in ANGLE_OUTPUTS else name
         worst[label] = float(np.quantile(apart, 1.0 - TIES) if name in OF_BEST_BINS else apart.max())
         beyond = float((apart > TOLERANCE[name]).mean())
         _refuse(beyond > (TIES if name in OF_BEST_BINS else 0.0), name, worst[label], TOLERANCE[name])

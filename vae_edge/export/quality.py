@@ -98,7 +98,7 @@ def measure(
         threshold,
         bundle.manifest["data"].get("ambiguous", ()),
         np.rad2deg(outputs["second_angle"]) if turned and "second_angle" in outputs else None,
-        outputs.get("concentration") if turned else None,
+        outputs.get("angle_confidence") if turned else None,
     )
     some = held.images[:UNKNOWN]
     areas = {kind: auroc(outputs["score"], run(model, make_unknown(some, kind))["score"]) for kind in KINDS}

@@ -51,7 +51,7 @@ class Outputs:
     features: torch.Tensor
     errors: torch.Tensor
     logits: NDArray[np.float32]
-    concentrations: NDArray[np.float32] | None = None
+    angle_confidences: NDArray[np.float32] | None = None
     second_angles_deg: NDArray[np.float32] | None = None
     second_shares: NDArray[np.float32] | None = None
 
@@ -177,7 +177,7 @@ def arrays(predicted: Any) -> Arrays:
     first = (predicted.probabilities, predicted.angles_deg, predicted.scores)
     if predicted.second_angles_deg is None:
         return first
-    return (*first, predicted.second_angles_deg, predicted.concentrations)
+    return (*first, predicted.second_angles_deg, predicted.angle_confidences)
 
 
 def evaluate(
@@ -302,7 +302,7 @@ def finish(model: AngleVAE, material: Material, config: RunConfig, step: int, fo
         threshold,
         config.data["ambiguous"],
         second_angles_deg=outputs.second_angles_deg,
-        concentrations=outputs.concentrations,
+        angle_confidences=outputs.angle_confidences,
     )
     result: dict[str, Any] = {
         "step": step,
