@@ -137,6 +137,31 @@ def test_unknown_fields_survive_an_addition(bundle: Bundle, tmp_path: Path) -> N
     assert add_model(bundle.path, source(tmp_path, "x", b"int8"), INT8).manifest["note"] == "mine"
 
 
+@pytest.mark.parametrize(("kind", "mode"), [("light", "fast"), ("full", "full"), (None, "full")])
+def test_a_manifest_of_schema_1_is_read_as_schema_2_and_written_as_such(
+    bundle: Bundle, tmp_path: Path, kind: str | None, mode: str
+) -> None:
+    def to_schema_1(manifest: dict[str, Any]) -> None:
+        manifest["schema"] = 1
+        del manifest["score"]["mode"]
+        if kind is not None:
+            manifest["score"]["kind"] = kind
+
+    edit(bundle, to_schema_1)
+    opened = load_bundle(bundle.path)
+    assert opened.score_mode == mode and opened.models == bundle.models
+    assert opened.manifest["schema"] == 2 and "kind" not in opened.manifest["score"]
+    assert json.loads((bundle.path / MANIFEST_FILE).read_text())["schema"] == 1, "reading changes nothing"
+    added = add_model(bundle.path, source(tmp_path, "x", b"int8"), INT8)
+    assert added.models[0] == bundle.models[0] and added.score_mode == mode
+    stored = json.loads((bundle.path / MANIFEST_FILE).read_text())
+    assert stored["schema"] == 2 and stored["score"] == {"threshold": 1.5, "reject_rate": 0.05, "mode": mode}
+    edit(bundle, lambda m: m.update(schema=1))
+    edit(bundle, lambda m: m["score"].update(kind="fast"))
+    with pytest.raises(BundleError, match="'kind' should be one of full, light"):
+        load_bundle(bundle.path)
+
+
 def _set(*keys: Any, to: Any) -> Callable[[dict[str, Any]], None]:
     def change(manifest: dict[str, Any]) -> None:
         place: Any = manifest

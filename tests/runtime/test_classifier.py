@@ -23,7 +23,7 @@ from vae_edge.bundle import Bundle, ModelEntry, add_model
 from vae_edge.errors import BackendError, BundleError, ConfigError, DataError, VaeEdgeError
 from vae_edge.preprocess import InputSpec, to_batch
 from vae_edge.runtime.backends import find_entry
-from vae_edge.spec import UNCERTAINTY_OUTPUTS
+from vae_edge.spec import CLASSIFIER_OUTPUTS, UNCERTAINTY_OUTPUTS
 
 BACKENDS = ["onnxruntime", "openvino"]
 
@@ -167,18 +167,23 @@ def test_predictions_say_names_angles_and_acceptance(session_bundle: Bundle) -> 
     assert "50 predictions" in repr(predictions)
 
 
+SCHEMA_1 = ("concentration", "second_angle", "second_share")
+
+
+@pytest.mark.parametrize("names", [tuple(UNCERTAINTY_OUTPUTS), SCHEMA_1], ids=["schema 2", "schema 1"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_uncertainty_of_the_angle_comes_along(tmp_path: Path, backend: str) -> None:
+def test_the_uncertainty_of_the_angle_comes_along(tmp_path: Path, backend: str, names: tuple[str, ...]) -> None:
     bundle = make_bundle(
         tmp_path / "bundle",
         tmp_path / "work",
         widths=(16,),
         precisions=("fp32",),
-        uncertainty=tuple(UNCERTAINTY_OUTPUTS),
+        uncertainty=names,
     )
     images = noise(300)
     with vae_edge.load(bundle.path, backend, "fp32") as classifier:
         predictions = classifier(images)
+        assert {info.name for info in classifier.outputs} == {*CLASSIFIER_OUTPUTS, *UNCERTAINTY_OUTPUTS}
     model = ReferenceEvaluator(onnx.load(bundle.file(bundle.find())))
     some = slice(None, None, 15)  # the evaluator is slow
     _, _, _, sure, second, share = model.run(None, {"image": images[some]})

@@ -320,7 +320,7 @@ def test_a_bundle_without_probe_images_still_loads(own_bundle: Bundle, caplog: p
     with caplog.at_level(logging.INFO), vae_edge.load(own_bundle.path, "onnxruntime", "fp32") as classifier:
         assert len(classifier(noise(1))) == 1
     assert "has no probe images" in caplog.text
-    assert vae_edge.verify(own_bundle.path)["right"] is None
+    assert vae_edge.verify(own_bundle.path).right is None
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])

@@ -122,7 +122,7 @@ class OpenVinoBackend:
             return self._core.compile_model(model, "CPU", self._options)
 
     def _run(self, image: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
-        """Run images in the buffers of `size`, which may be larger: rows that an earlier call left behind are ignored."""
+        """Run images in the buffers of `size`, which may be larger: rows left behind by earlier calls are ignored."""
         count, buffers = len(image), self._buffers.get(size)
         buffers.image[:count] = image
         buffers.run()

@@ -132,7 +132,7 @@ class Predictions:
                 **{name: None if values is None else float(values[i]) for name, values in uncertainty.items()},
                 "score": float(self.scores[i]),
                 "accepted": bool(self.accepted[i]),
-                "preprocessing": self.preprocess_info[i].sentence(),
+                "preprocess_info": self.preprocess_info[i].sentence(),
             }
             for i in range(len(self))
         ]

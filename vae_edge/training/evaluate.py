@@ -76,7 +76,7 @@ def predict(model: AngleVAE, images: NDArray[np.uint8]) -> Outputs:
         found["logits"].append(output.logits)
         doubt = output.pose.doubt
         if doubt is not None:
-            found["concentrations"].append(doubt.concentration)
+            found["angle_confidences"].append(doubt.concentration)
             found["second_angles_deg"].append(torch.atan2(doubt.sin, doubt.cos).rad2deg())
             found["second_shares"].append(doubt.share)
     joined: dict[str, Any] = {name: torch.cat(parts).cpu() for name, parts in found.items()}
