@@ -29,7 +29,7 @@ LEAVES = {
 }  # fmt: skip
 
 
-class _Reached(Exception):
+class _Reached(BaseException):
     """The function named by `until` is called."""
 
 

@@ -146,14 +146,19 @@ def test_a_manifest_of_schema_1_is_read_as_schema_2_and_written_as_such(
         del manifest["score"]["mode"]
         if kind is not None:
             manifest["score"]["kind"] = kind
+        manifest["data"] |= {"watched": 3, "copies": 2, "also_tested": 1}
+        manifest["models"][0]["accuracy"] |= {"angle_error_deg": {"median": 1.0, "by_concentration": {}}}
 
     edit(bundle, to_schema_1)
     opened = load_bundle(bundle.path)
-    assert opened.score_mode == mode and opened.models == bundle.models
+    assert opened.manifest["data"] == {"name": "digits", "seed": 0, "val": 3, "duplicates": 2, "in_test": 1}
+    (entry,) = opened.models
+    assert entry.accuracy["angle_error_deg"] == {"median": 1.0, "by_angle_confidence": {}}
+    assert opened.score_mode == mode and entry.sha256 == bundle.models[0].sha256
     assert opened.manifest["schema"] == 2 and "kind" not in opened.manifest["score"]
     assert json.loads((bundle.path / MANIFEST_FILE).read_text())["schema"] == 1, "reading changes nothing"
     added = add_model(bundle.path, source(tmp_path, "x", b"int8"), INT8)
-    assert added.models[0] == bundle.models[0] and added.score_mode == mode
+    assert added.models[0] == entry and added.score_mode == mode
     stored = json.loads((bundle.path / MANIFEST_FILE).read_text())
     assert stored["schema"] == 2 and stored["score"] == {"threshold": 1.5, "reject_rate": 0.05, "mode": mode}
     edit(bundle, lambda m: m.update(schema=1))

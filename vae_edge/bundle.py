@@ -15,8 +15,7 @@ runtime.
 
 `probes` names the file of probe images (`vae_edge.probes`); bundles of early versions have none. A bundle of schema 1
 is read as if it were of schema 2 (`vae_edge.bundle_schema`); what changes it writes schema 2. Its model files stay as
-they are, with outputs of other names (`vae_edge.spec.SCHEMA_1_OUTPUTS`), and so do the records `accuracy` and
-`provenance` of each entry.
+they are, with outputs of other names (`vae_edge.spec.SCHEMA_1_OUTPUTS`).
 """
 
 from __future__ import annotations

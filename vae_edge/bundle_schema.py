@@ -33,6 +33,9 @@ _OPTIONAL_INPUT: dict[str, tuple[Any, ...]] = {
 """Fields of the input that early versions did not write, and the values they may have."""
 _SCHEMA_1_FIT = "ink"  # now "foreground"
 _SCHEMA_1_MODES = ("full", *SCHEMA_1_SCORE_MODES)
+SCHEMA_1_DATA = {"watched": "val", "copies": "duplicates", "also_tested": "in_test"}
+SCHEMA_1_ANGLE_FIGURES = {"by_concentration": "by_angle_confidence"}
+"""Keys of schema 1 in `data`, and in `angle_error_deg` of an entry's `accuracy`, with their names of today."""
 MAX_OPSET = 1000
 _TARGET = re.compile(r"any|[A-Za-z0-9][\w-]{0,31}")
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -50,7 +53,7 @@ def load_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _upgraded(manifest: dict[str, Any]) -> dict[str, Any]:
-    """A checked manifest of schema 1 as one of schema 2. What its entries record of the models stays as written."""
+    """A checked manifest of schema 1 as one of schema 2. `provenance` records how files were made: it stays."""
     score = {**manifest["score"]}
     mode = score.pop("kind", "full")
     return {
@@ -58,7 +61,20 @@ def _upgraded(manifest: dict[str, Any]) -> dict[str, Any]:
         "schema": SCHEMA,
         "input": InputSpec.from_json(manifest["input"]).to_json(),
         "score": {**score, "mode": SCHEMA_1_SCORE_MODES.get(mode, mode)},
+        "data": _renamed(manifest["data"], SCHEMA_1_DATA),
+        "models": [{**model, "accuracy": _upgraded_figures(model["accuracy"])} for model in manifest["models"]],
     }
+
+
+def _upgraded_figures(accuracy: Mapping[str, Any]) -> dict[str, Any]:
+    errors = accuracy.get("angle_error_deg")
+    if not isinstance(errors, dict):
+        return {**accuracy}
+    return {**accuracy, "angle_error_deg": _renamed(errors, SCHEMA_1_ANGLE_FIGURES)}
+
+
+def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names.get(key, key): value for key, value in values.items()}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

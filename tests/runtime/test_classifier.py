@@ -62,7 +62,7 @@ def test_every_batch_size_gives_each_image_the_same(session_bundle: Bundle, back
         for n in (1, 2, 3, 5, 7, 11, 13, 17, 19, 23, 1, 2):  # more sizes than a thread keeps buffers for
             some = classifier(images[:n])
             np.testing.assert_allclose(some.probabilities, whole.probabilities[:n], atol=1e-5)
-        assert len(classifier._engine._buffers.batch_sizes()) <= 8
+        assert len(classifier._session._buffers.batch_sizes()) <= 8
         classifier.warmup(7)
         np.testing.assert_allclose(classifier(images[300:307]).scores, whole.scores[300:307], atol=1e-4)
 
@@ -249,10 +249,10 @@ def test_it_says_what_it_is(session_bundle: Bundle) -> None:
 def test_a_closed_classifier_refuses_every_call_and_frees_its_engine(session_bundle: Bundle, backend: str) -> None:
     with vae_edge.load(session_bundle.path, backend, "fp32") as classifier:
         classifier(noise(1))
-        engine = weakref.ref(classifier._engine)
+        session = weakref.ref(classifier._session)
     classifier.close()
     gc.collect()
-    assert engine() is None
+    assert session() is None
     for call in (
         lambda: classifier(noise(1)),
         lambda: classifier.reconstruct(noise(1)),

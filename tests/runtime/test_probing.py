@@ -346,7 +346,7 @@ def test_verify_names_the_first_tensor_that_departs(
     monkeypatch.setattr(backends, "_backend_class", lambda name: base)
     model = backends.open_model(proving, backend, proving.find(), 1)
     found = probing.report(proving, model)
-    model.engine.close()
+    model.session.close()
     assert found.right is False and found.first_wrong_tensor == relu.output[0]
     assert relu.output[0] in found.sentence
 

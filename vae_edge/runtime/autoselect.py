@@ -180,7 +180,7 @@ def _benchmark(opened: Mapping[Candidate, OpenedModel], bundle: Bundle) -> dict[
     """Median microseconds of one image by name of the candidate."""
     size, channels = bundle.input.size, bundle.input.channels
     image = np.random.default_rng(0).integers(0, 256, (1, size, size, channels), dtype=np.uint8)
-    calls = [partial(model.engine.infer, image) for model in opened.values()]
+    calls = [partial(model.session.infer, image) for model in opened.values()]
     for call in calls:
         for _ in range(WARM_UP_CALLS):
             call()
@@ -251,7 +251,7 @@ def _fastest_verified(
     finally:
         for candidate, model in opened.items():
             if candidate != best:
-                model.engine.close()
+                model.session.close()
     assert best is not None
     return best, [candidate.name for candidate in wrong]
 

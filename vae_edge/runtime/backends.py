@@ -133,7 +133,7 @@ class OpenedModel:
         file: its path.
         threshold: the largest anomaly score that is accepted with this file.
         threads: how many threads one call may use.
-        engine: what runs it.
+        session: the loaded model; call its `infer`.
     """
 
     backend: str
@@ -141,7 +141,7 @@ class OpenedModel:
     file: Path
     threshold: float
     threads: int
-    engine: Backend
+    session: Backend
 
 
 def open_classifier(bundle: Bundle, backend: str, precision: str, threads: int) -> OpenedModel:
@@ -162,13 +162,13 @@ def open_model(bundle: Bundle, backend: str, entry: ModelEntry, threads: int) ->
         BundleError: the backend refuses the file, or the file is not a model of ours.
     """
     file, threshold = bundle.file(entry), bundle.threshold_of(entry)
-    engine = _open_file(backend, file, entry, threads)
+    session = _open_file(backend, file, entry, threads)
     try:
-        check_tensors(engine, bundle, entry, file)
+        check_tensors(session, bundle, entry, file)
     except BundleError:
-        engine.close()
+        session.close()
         raise
-    return OpenedModel(backend, entry, file, threshold, threads, engine)
+    return OpenedModel(backend, entry, file, threshold, threads, session)
 
 
 def _open_file(backend: str, file: Path, entry: ModelEntry, threads: int) -> Backend:
@@ -217,7 +217,7 @@ def _backend_class(name: str) -> Any:
         ) from error
 
 
-def check_tensors(engine: Backend, bundle: Bundle, entry: ModelEntry, file: Path) -> None:
+def check_tensors(session: Backend, bundle: Bundle, entry: ModelEntry, file: Path) -> None:
     """Check that an opened model takes the bundle's `image` and gives the outputs of its role (`vae_edge.spec`).
 
     Raises:
@@ -225,13 +225,13 @@ def check_tensors(engine: Backend, bundle: Bundle, entry: ModelEntry, file: Path
     """
     if entry.role == "reconstruction":
         outputs = RECONSTRUCTION_OUTPUTS
-    elif any(info.name in UNCERTAINTY_OUTPUTS for info in engine.outputs):
+    elif any(info.name in UNCERTAINTY_OUTPUTS for info in session.outputs):
         outputs = {**CLASSIFIER_OUTPUTS, **UNCERTAINTY_OUTPUTS}
     else:
         outputs = CLASSIFIER_OUTPUTS
     size, channels, classes = bundle.input.size, bundle.input.channels, len(bundle.classes)
 
-    for what, found, specs in (("inputs", engine.inputs, INPUTS), ("outputs", engine.outputs, outputs)):
+    for what, found, specs in (("inputs", session.inputs, INPUTS), ("outputs", session.outputs, outputs)):
         expected = {
             name: (_ONNX_TYPES[spec.dtype], spec.shape(size, channels, classes)) for name, spec in specs.items()
         }

@@ -119,13 +119,13 @@ class Classifier:
         self.entry = model.entry
         self.threshold = model.threshold
         self._verify = verify
-        self._engine: Backend | None = model.engine
+        self._session: Backend | None = model.session
         self._reconstructor: Backend | None = None
         self._lock = threading.Lock()
 
-        names = [info.name for info in model.engine.outputs]
+        names = [info.name for info in model.session.outputs]
         self._order = [names.index(name) for name in (*CLASSIFIER_OUTPUTS, *UNCERTAINTY_OUTPUTS) if name in names]
-        self._score = names.index("score")
+        self._score_index = names.index("score")
         self._color_order = ColorOrderCheck(self.input.channels)
 
     def __call__(
@@ -150,7 +150,7 @@ class Classifier:
 
         Raises:
             DataError: an image cannot be read or an array has the wrong form.
-            BackendError: the classifier was closed, the engine failed, or an answer is NaN or infinite.
+            BackendError: the classifier was closed, the backend failed, or an answer is NaN or infinite.
         """
         plain = invert == "never" and (color is None or color == "rgb") and fit in FIT and errors in ERRORS
         failed: dict[int, DataError] = {}
@@ -160,16 +160,19 @@ class Classifier:
         else:
             batch, found, failed = to_rows(images, self.input, invert, fit, color or "rgb", errors)
             preprocess_info = lambda count: found  # noqa: E731
-        outputs = self._run(self._engine, batch)
+
+        outputs = self._run(self._session, batch)
         if not _are_finite(outputs):
             self._check_finite(outputs)
         if failed:
             _set_nan(outputs, failed)
+
         if self._color_order.active and color is None and type(images) is np.ndarray:
-            score = self._score
+            score = self._score_index
             self._color_order.check(
-                batch, outputs[score], self.threshold, lambda swapped: self._run(self._engine, swapped)[score]
+                batch, outputs[score], self.threshold, lambda swapped: self._run(self._session, swapped)[score]
             )
+
         return Predictions(
             *[outputs[k] for k in self._order],
             classes=self.classes,
@@ -187,24 +190,24 @@ class Classifier:
         """
         batch, _ = to_batch(images, self.input, invert, fit, color)
         with self._lock:
-            if self._engine is not None and self._reconstructor is None:
+            if self._session is not None and self._reconstructor is None:
                 self._reconstructor = self._open_reconstructor()
         return self._run(self._reconstructor, batch)[0]
 
     @property
-    def engine(self) -> Backend:
+    def session(self) -> Backend:
         """The opened model itself, which does not check what it is given."""
-        return self._open(self._engine)
+        return self._require_open(self._session)
 
     @property
     def inputs(self) -> list[TensorInfo]:
         """The model's inputs, each with `name`, `shape` and `type`."""
-        return list(self._open(self._engine).inputs)
+        return list(self._require_open(self._session).inputs)
 
     @property
     def outputs(self) -> list[TensorInfo]:
         """The model's outputs, each with `name`, `shape` and `type`."""
-        return list(self._open(self._engine).outputs)
+        return list(self._require_open(self._session).outputs)
 
     def warmup(self, batch: int = 1) -> None:
         """Prepare batches of this size, so that the first call is as fast as later ones.
@@ -213,22 +216,22 @@ class Classifier:
         """
         if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
             raise ConfigError(f"warmup takes a batch size of at least 1, but {batch!r} came.")
-        engine, size = self._open(self._engine), min(batch, MAX_BATCH)
-        engine.warm_up(size)
+        session, size = self._require_open(self._session), min(batch, MAX_BATCH)
+        session.warm_up(size)
         image = np.random.default_rng(0).integers(
             0, 256, (size, self.input.size, self.input.size, self.input.channels), dtype=np.uint8
         )
         for _ in range(3):
-            engine.infer(image)
+            session.infer(image)
 
     def close(self) -> None:
         """Release the model; calls after this raise BackendError. May be called again."""
         with self._lock:
-            engines = (self._engine, self._reconstructor)
-            self._engine = self._reconstructor = None
-        for engine in engines:
-            if engine is not None:
-                engine.close()
+            sessions = (self._session, self._reconstructor)
+            self._session = self._reconstructor = None
+        for session in sessions:
+            if session is not None:
+                session.close()
 
     def __enter__(self) -> Classifier:
         """The classifier itself."""
@@ -242,26 +245,26 @@ class Classifier:
 
     def __repr__(self) -> str:
         """Name, backend, precision, threads, input and number of classes."""
-        state = "" if self._engine is not None else ", closed"
+        state = "" if self._session is not None else ", closed"
         s = self.input
         return (
             f"<Classifier {self.bundle.name!r}: {self.backend}, {self.precision}, threads={self.threads}, "
             f"image uint8 [N, {s.size}, {s.size}, {s.channels}], {len(self.classes)} classes{state}>"
         )
 
-    def _run(self, engine: Backend | None, batch: np.ndarray) -> tuple[np.ndarray, ...]:
+    def _run(self, session: Backend | None, batch: np.ndarray) -> tuple[np.ndarray, ...]:
         """The outputs, copied out of the bound buffers; large batches run in pieces."""
-        if engine is None:
-            engine = self._open(engine)
+        if session is None:
+            session = self._require_open(session)
         try:
             if len(batch) <= MAX_BATCH:
-                return tuple([output.copy() for output in engine.infer(batch)])
+                return tuple([output.copy() for output in session.infer(batch)])
             pieces = [
-                [output.copy() for output in engine.infer(batch[start : start + MAX_BATCH])]
+                [output.copy() for output in session.infer(batch[start : start + MAX_BATCH])]
                 for start in range(0, len(batch), MAX_BATCH)
             ]
         except Exception as error:  # the backends' own exceptions share no base class
-            if self._engine is None:
+            if self._session is None:
                 raise BackendError(f"The classifier of {self.bundle.path} was closed during a call.") from error
             raise BackendError(
                 f"{self.backend} failed on a batch of {len(batch)} images ({error}): try another backend."
@@ -274,7 +277,7 @@ class Classifier:
             finite = np.isfinite(outputs[k].reshape(len(outputs[k]), -1)).all(1)
             if not finite.all():
                 wrong = np.flatnonzero(~finite)
-                name = self._open(self._engine).outputs[k].name
+                name = self._require_open(self._session).outputs[k].name
                 raise BackendError(
                     f"{self.backend} {self.precision} with {self.bundle.file(self.entry)} gives {name} that are NaN "
                     f"or infinite for {len(wrong)} of {len(finite)} images (the first: number {wrong[0]}, "
@@ -292,12 +295,12 @@ class Classifier:
         entry = next((m for m in there if m.precision == self.precision), there[0])
         model = open_model(self.bundle, self.backend, entry, self.threads)
         probing.check_or_close(self.bundle, model, self._verify)
-        return model.engine
+        return model.session
 
-    def _open(self, engine: Backend | None) -> Backend:
-        if engine is None:
+    def _require_open(self, session: Backend | None) -> Backend:
+        if session is None:
             raise BackendError(f"The classifier of {self.bundle.path} was closed: load the bundle again.")
-        return engine
+        return session
 
     def _info_of_arrays(self, count: int) -> list[Interpretation]:
         size = self.input.size

@@ -137,7 +137,7 @@ def check_or_close(bundle: Bundle, model: OpenedModel, mode: str) -> None:
     try:
         check_or_raise(bundle, model, mode)
     except BaseException:
-        model.engine.close()
+        model.session.close()
         raise
 
 
@@ -155,7 +155,7 @@ def verdict(bundle: Bundle, model: OpenedModel) -> Verdict:
     if expected is None:
         return _without_probes(bundle, model)
     images, answers = expected
-    found = _verdict_of(model, compare(answers, run_probes(model.engine, images, 1)))
+    found = _verdict_of(model, compare(answers, run_probes(model.session, images, 1)))
     _save_verdict(path, key, found)
     return found
 
@@ -174,7 +174,7 @@ def report(bundle: Bundle, model: OpenedModel) -> ModelReport:
     mismatches: list[Mismatch] = []
     rows: dict[str, list[OutputDifference]] = {name: [] for name in answers.tolerance}
     for batch in (1, len(images)):
-        outputs = run_probes(model.engine, images, batch)
+        outputs = run_probes(model.session, images, batch)
         mismatches += compare(answers, outputs)
         for name, row in rows.items():
             row.append(_difference(answers, name, outputs.get(name), batch))
@@ -194,16 +194,16 @@ def report(bundle: Bundle, model: OpenedModel) -> ModelReport:
     return ModelReport(*about, found.right, found.sentence + remark, len(images), outputs_of, first)
 
 
-def run_probes(engine: Backend, images: np.ndarray, batch: int) -> dict[str, np.ndarray]:
+def run_probes(session: Backend, images: np.ndarray, batch: int) -> dict[str, np.ndarray]:
     """The outputs of an opened model by name for images uint8 [P, S, S, C], `batch` at a time.
 
     Raises:
         BackendError: if the backend fails.
     """
-    names = [info.name for info in engine.outputs]
+    names = [info.name for info in session.outputs]
     try:
         parts = [
-            [output.copy() for output in engine.infer(images[start : start + batch])]
+            [output.copy() for output in session.infer(images[start : start + batch])]
             for start in range(0, len(images), batch)
         ]
         return {name: np.concatenate([part[k] for part in parts]) for k, name in enumerate(names)}
@@ -252,7 +252,7 @@ def _difference(answers: Expected, name: str, have: np.ndarray | None, batch: in
 
 
 def _verdict_of(model: OpenedModel, mismatches: list[Mismatch]) -> Verdict:
-    where = f"{model.backend} {model.engine.version} with {model.file} on this machine ({cpu_model()})"
+    where = f"{model.backend} {model.session.version} with {model.file} on this machine ({cpu_model()})"
     if not mismatches:
         return Verdict(True, f"{where} gives right answers")
     return Verdict(False, f"{where} gives wrong answers: {mismatches[0].sentence()}")
@@ -266,7 +266,7 @@ def _key(bundle: Bundle, model: OpenedModel) -> dict[str, Any]:
         "probes": None if bundle.probes is None else bundle.probes.sha256,
         "threads": model.threads,
         "cpu": cpu_identity(),
-        "versions": {"vae_edge": __version__, "numpy": np.__version__, model.backend: model.engine.version},
+        "versions": {"vae_edge": __version__, "numpy": np.__version__, model.backend: model.session.version},
     }
 
 

@@ -153,7 +153,7 @@ def _report(bundle: Bundle, backend: str, entry: ModelEntry, threads: int) -> Mo
         return ModelReport(backend, entry.file, entry.precision, entry.target, False, sentence)
     finally:
         if model is not None:
-            model.engine.close()
+            model.session.close()
 
 
 def _not_run(entry: ModelEntry) -> str:
@@ -209,7 +209,7 @@ def verify_in_subprocess(
     except ValueError:
         how = f"signal {-child.returncode}" if child.returncode < 0 else f"exit code {child.returncode}"
         raise BackendError(
-            f"Verifying {path} came to no end ({how}): an engine failed on a model in it, or took more than "
+            f"Verifying {path} came to no end ({how}): a backend failed on a model in it, or took more than "
             f"{max_bytes >> 20} MiB. Do not use this bundle unless you know where it comes from."
         ) from None
     if kind == "error":
