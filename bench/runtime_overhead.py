@@ -21,23 +21,23 @@ import vae_edge
 from vae_edge import files
 from vae_edge.benchmark.measure import describe_machine
 from vae_edge.bundle import Bundle, load_bundle
-from vae_edge.runtime.classifier import cpu_entries, find_entry
+from vae_edge.runtime.backends import cpu_entries, find_entry
 
-ROUNDS = 2000
-CALLS_A_TURN = 3
+ROUNDS, WARM_UP_ROUNDS = 2000, 20
+CALLS_PER_ROUND = 3
 
 
 def interleave(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median microseconds of each call, taken in turns A B A B; the first call of each turn only warms the cache."""
+    """Median microseconds of each call, interleaved (A B A B); the first call of each round only warms the cache."""
     taken: dict[str, list[int]] = {name: [] for name in calls}
-    for turn in range(rounds + 20):
+    for round_ in range(rounds + WARM_UP_ROUNDS):
         for name, call in calls.items():
             call()
-            for _ in range(CALLS_A_TURN):
+            for _ in range(CALLS_PER_ROUND):
                 start = time.perf_counter_ns()
                 call()
                 spent = time.perf_counter_ns() - start
-                if turn >= 20:
+                if round_ >= WARM_UP_ROUNDS:
                     taken[name].append(spent)
     return {name: statistics.median(times) / 1e3 for name, times in taken.items()}
 

@@ -137,6 +137,36 @@ def test_unknown_fields_survive_an_addition(bundle: Bundle, tmp_path: Path) -> N
     assert add_model(bundle.path, source(tmp_path, "x", b"int8"), INT8).manifest["note"] == "mine"
 
 
+@pytest.mark.parametrize(("kind", "mode"), [("light", "fast"), ("full", "full"), (None, "full")])
+def test_a_manifest_of_schema_1_is_read_as_schema_2_and_written_as_such(
+    bundle: Bundle, tmp_path: Path, kind: str | None, mode: str
+) -> None:
+    def to_schema_1(manifest: dict[str, Any]) -> None:
+        manifest["schema"] = 1
+        del manifest["score"]["mode"]
+        if kind is not None:
+            manifest["score"]["kind"] = kind
+        manifest["data"] |= {"watched": 3, "copies": 2, "also_tested": 1}
+        manifest["models"][0]["accuracy"] |= {"angle_error_deg": {"median": 1.0, "by_concentration": {}}}
+
+    edit(bundle, to_schema_1)
+    opened = load_bundle(bundle.path)
+    assert opened.manifest["data"] == {"name": "digits", "seed": 0, "val": 3, "duplicates": 2, "in_test": 1}
+    (entry,) = opened.models
+    assert entry.accuracy["angle_error_deg"] == {"median": 1.0, "by_angle_confidence": {}}
+    assert opened.score_mode == mode and entry.sha256 == bundle.models[0].sha256
+    assert opened.manifest["schema"] == 2 and "kind" not in opened.manifest["score"]
+    assert json.loads((bundle.path / MANIFEST_FILE).read_text())["schema"] == 1, "reading changes nothing"
+    added = add_model(bundle.path, source(tmp_path, "x", b"int8"), INT8)
+    assert added.models[0] == entry and added.score_mode == mode
+    stored = json.loads((bundle.path / MANIFEST_FILE).read_text())
+    assert stored["schema"] == 2 and stored["score"] == {"threshold": 1.5, "reject_rate": 0.05, "mode": mode}
+    edit(bundle, lambda m: m.update(schema=1))
+    edit(bundle, lambda m: m["score"].update(kind="fast"))
+    with pytest.raises(BundleError, match="'kind' should be one of full, light"):
+        load_bundle(bundle.path)
+
+
 def _set(*keys: Any, to: Any) -> Callable[[dict[str, Any]], None]:
     def change(manifest: dict[str, Any]) -> None:
         place: Any = manifest
@@ -150,7 +180,7 @@ def _set(*keys: Any, to: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (_set("schema", to=2), "schema 2.*reads schema 1"),
+        (_set("schema", to=3), "schema 3.*reads schema 1 and 2"),
         (_set("schema", to="1"), "'schema' should be a whole number"),
         (_set("schema", to=True), "'schema' should be a whole number"),
         (lambda m: m.pop("schema"), "lacks the field 'schema'"),
@@ -164,8 +194,8 @@ def _set(*keys: Any, to: Any) -> Callable[[dict[str, Any]], None]:
         (_set("score", "threshold", to=float("-inf")), "-Infinity is not a number"),
         (_set("score", "threshold", to="1"), "'threshold' should be a finite number"),
         (_set("score", "threshold", to=True), "'threshold' should be a finite number"),
-        (_set("score", "reject_rate", to=2), "a share in 0..1"),
-        (_set("score", "kind", to="heavy"), "full, light"),
+        (_set("score", "reject_rate", to=2), "a fraction in 0..1"),
+        (_set("score", "mode", to="heavy"), "full, fast"),
         (_set("classes", to=[]), "at least one name"),
         (_set("classes", to=["a", 1]), "at least one name"),
         (_set("classes", to=["a", "a"]), "same class twice"),

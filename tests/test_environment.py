@@ -8,6 +8,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -201,12 +203,14 @@ def test_no_other_module_counts_processors() -> None:
 
 
 def test_the_machines_description_and_the_benchmarks_title_say_the_quota(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vae_edge.benchmark import describe_machine, format_table
+    from vae_edge.benchmark.measure import describe_machine
+    from vae_edge.benchmark.run import BenchmarkResult, BenchmarkSettings, format_table
 
     monkeypatch.setattr("vae_edge.benchmark.measure.cpu_quota", lambda: 0.5)
     machine = describe_machine(1)
     assert machine["cpu_quota"] == 0.5
-    result = {"bundle": {"name": "b"}, "machine": machine, "memory": {"baseline_bytes": None}, "results": []}
+    bundle: Any = SimpleNamespace(name="b")
+    result = BenchmarkResult(machine, bundle, BenchmarkSettings((1,), 1, 1.0, "given", 1.0), None, (), (), ())
     assert str(format_table(result).title).endswith("1 thread(s), quota of 0.5 processors")
 
 

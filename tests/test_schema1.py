@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import numpy as np
 import pytest
 
 import vae_edge
+from vae_edge.bundle import add_model, load_bundle
 from vae_edge.cli import main
+from vae_edge.spec import CLASSIFIER_OUTPUTS, UNCERTAINTY_OUTPUTS
 
 FIXTURES = Path(__file__).parent / "fixtures" / "schema1"
 DATA = FIXTURES / "data"
@@ -24,9 +27,9 @@ ATTRIBUTES = {
     "names": "names",
     "accepted": "accepted",
     "angles_deg": "angles_deg",
-    "concentrations": "concentrations",
+    "concentrations": "angle_confidences",
     "second_angles_deg": "second_angles_deg",
-    "second_shares": "second_shares",
+    "second_shares": "second_angle_probabilities",
 }
 """Attributes of `Predictions`: as schema 1 called them, and as they are called now."""
 FIGURES: dict[str, str] = {}
@@ -146,6 +149,22 @@ def test_a_bundle_is_chosen_from_verified_and_inspected(
         assert np.array_equal(classify(answers["images"]).labels, answers["fp32.labels"])
     asked(capsys, "verify", files / "bundle", "--out", files)
     assert asked(capsys, "inspect", files / "bundle")["classes"] == ["ell", "tee", "wedge"]
+
+
+def test_what_is_added_to_a_bundle_makes_it_one_of_schema_2_whose_files_keep_their_names(
+    files: Path, answers: Any, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(files / "bundle", tmp_path / "bundle"))
+    before = load_bundle(folder)
+    entry = before.find(precision="fp16")
+    shutil.copy(before.file(entry), tmp_path / "fp16.onnx")
+    after = add_model(folder, tmp_path / "fp16.onnx", replace(entry, opset=20))
+    assert json.loads((folder / "manifest.json").read_text())["schema"] == 2
+    assert {m.sha256 for m in after.models} == {m.sha256 for m in before.models} and after.probes == before.probes
+    found = vae_edge.verify(folder, ["onnxruntime"])
+    assert found.right and set(found.models[0].outputs) == {*CLASSIFIER_OUTPUTS, *UNCERTAINTY_OUTPUTS}
+    with vae_edge.load(folder, backend="onnxruntime", precision="fp32") as classify:
+        check_predictions(classify(answers["images"]), answers, "fp32", CLOSE)
 
 
 @pytest.mark.parametrize("model, data", [("rotated", "three"), ("masked", "photo")])

@@ -1,21 +1,21 @@
-"""The bundle, the one thing that travels to a device: a folder with a `manifest.json` beside the model files it names.
+"""The bundle: the folder that travels to a device, a `manifest.json` beside the model files that it names.
 
-Reading verifies everything: the schema, the type of each field, that no file lies outside the folder, each SHA-256.
-Writing is atomic: new files come first, then the manifest is replaced in one step, then old files go. A crash between
-two steps leaves a valid bundle, the old one or the new one. What is inside the model files is left to the runtime.
+Reading verifies everything: the schema, the type of each field, that no file is outside the folder, each SHA-256.
+Writing is atomic: new files come first, then the manifest is replaced in one step, then old files are removed. A crash
+between two steps leaves a valid bundle, the old one or the new one. What is inside the model files is left to the
+runtime.
 
     manifest.json: {
-      "schema": 1, "vae_edge": version, "created": ISO date (UTC), "name": text, "classes": [text, ...],
-      "input": {"size": pixels, "channels": 1 | 3, "color_order": "rgb" (where there are 3),
-                "background": "dark" | "light" | "none", "foreground_ratio": fraction | null,
-                "fit": "pad" | "foreground",
-                "depth": bits of the values of 16-bit files, 8 | 10 | 12 | 14 | 16 | null},
+      "schema": 2, "vae_edge": version, "created": ISO date (UTC), "name": text, "classes": [text, ...],
+      "input": {as `InputSpec.to_json` writes it},
       "rotation": "none" | "full" | degrees,
-      "score": {"threshold": number, "reject_rate": share, "kind": "full" | "light"},
+      "score": {"threshold": number, "reject_rate": fraction, "mode": "full" | "fast"},
       "data": {provenance of the training data}, "models": [ModelEntry, ...],
       "probes": {"file": name, "sha256": hexadecimal, "bytes": size}}
 
-`probes` names the file of probe images (`vae_edge.probes`); bundles of earlier versions have none.
+`probes` names the file of probe images (`vae_edge.probes`); bundles of early versions have none. A bundle of schema 1
+is read as if it were of schema 2 (`vae_edge.bundle_schema`); what changes it writes schema 2. Its model files stay as
+they are, with outputs of other names (`vae_edge.spec.SCHEMA_1_OUTPUTS`).
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from vae_edge.bundle_schema import (
     VERIFIED_FILE,
     check_entry,
     check_manifest,
+    load_manifest,
     looks_like_a_manifest,
     read_manifest,
 )
@@ -65,29 +66,34 @@ _SUFFIX = {"onnx": ".onnx", "tensorrt": ".engine", "tensorrt_rtx": ".rtx"}
 _OWN_NAME = re.compile(
     r"(classifier|reconstruction)\.(fp32|fp16|int8|fp8)(\.[\w-]+)*\.(onnx|engine|rtx)|probes(\.[0-9a-f]+)?\.npz"
 )
-_MEMORY = (AUTO_FILE, VERIFIED_FILE)
-REWRITTEN_FOR_S = 10.0  # how long a reader tries again while others rewrite the bundle
+_CACHES = (AUTO_FILE, VERIFIED_FILE)
+RETRY_S = 10.0  # how long a reader tries again while others rewrite the bundle
+_AGAIN = "export or quantize again, or copy the bundle again from where it came"
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """One model file of a bundle.
+    """One model file of a bundle. `add_model` and `create_bundle` fill in `file`, `sha256` and `bytes`.
 
-    Whoever adds a model says the first seven; `add_model` and `create_bundle` fill in `file`, `sha256` and `bytes`.
-    `accuracy` has the keys that `vae-edge evaluate` prints; `"accuracy"` is a fraction in 0..1 and `"n"` the number of
-    images it was measured on; a quantized model also says `"fp32_accuracy"` on the same images, and `"refused"`, why it
-    should not have been added, where somebody insisted. The runtime reads these when it chooses a precision.
-
-    `threshold` is the score up to which this file's images are accepted, where it has one of its own: rounding moves
-    the scores of a quantized model.
+    Attributes:
+        role, precision, format: of `vae_edge.spec`.
+        target: what runs the file: `any`; for int8 files also `cpu` and `cpu_reduced_range`; for engines an
+            architecture such as `sm_87`.
+        opset: of an ONNX file.
+        accuracy: the figures that `vae-edge evaluate` prints. `accuracy` is a fraction in 0..1, `n` the number of
+            images. A quantized model also has `fp32_accuracy` on the same images, and `refused`, the reasons against
+            adding it, if somebody insisted. The runtime reads these when it chooses a precision.
+        provenance: how the file was made.
+        threshold: the largest score that is accepted, if the file has its own: rounding moves the scores of a
+            quantized model.
     """
 
-    role: str  # "classifier" | "reconstruction"
-    precision: str  # "fp32" | "fp16" | "int8" | "fp8"
-    format: str = "onnx"  # "onnx" | "tensorrt" | "tensorrt_rtx"
-    target: str = "any"  # "any"; of int8 files also "cpu" and "cpu_reduced_range"; of engines such as "sm_87"
+    role: str
+    precision: str
+    format: str = "onnx"
+    target: str = "any"
     opset: int | None = None
     accuracy: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -98,7 +104,7 @@ class ModelEntry:
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """What makes an entry the same model: (role, format, precision, target)."""
+        """(role, format, precision, target): a bundle has one model of each key."""
         return self.role, self.format, self.precision, self.target
 
     def to_json(self) -> dict[str, Any]:
@@ -110,7 +116,7 @@ class ModelEntry:
 
 @dataclass(frozen=True)
 class PlainFile:
-    """A file of a bundle that is no model."""
+    """A file of a bundle that is not a model."""
 
     file: str
     sha256: str
@@ -119,51 +125,37 @@ class PlainFile:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle that was read and verified."""
+    """A bundle that was read and verified.
+
+    Attributes:
+        path: the folder.
+        manifest: what `manifest.json` holds, in the form of schema 2.
+        name: of the bundle.
+        classes: the class names, in the order of the probabilities.
+        input: what the model's images must be.
+        rotation: the rotations in training: "none", "full", or the largest angle in degrees.
+        threshold: the largest anomaly score that is accepted, of the fp32 model; see `threshold_of`.
+        reject_rate: the fraction of known images that the threshold rejects.
+        score_mode: `full`, or `fast`: the anomaly score without the reconstruction error.
+        models: the model files.
+        probes: the file of probe images, if there is one.
+    """
 
     path: Path
     manifest: Mapping[str, Any]
+    name: str
+    classes: tuple[str, ...]
+    input: InputSpec
+    rotation: str | float
+    threshold: float
+    reject_rate: float
+    score_mode: str
     models: tuple[ModelEntry, ...]
     probes: PlainFile | None = None
 
-    @property
-    def name(self) -> str:
-        """The bundle's name."""
-        return str(self.manifest["name"])
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The class names, in the order of the probabilities."""
-        return tuple(self.manifest["classes"])
-
-    @property
-    def input(self) -> InputSpec:
-        """What the model's image must be."""
-        return InputSpec.from_json(self.manifest["input"])
-
-    @property
-    def rotation(self) -> str | float:
-        """The rotations that training saw: "none", "full", or the largest angle in degrees."""
-        return self.manifest["rotation"]
-
-    @property
-    def threshold(self) -> float:
-        """An image is accepted while the fp32 model's rejection score is at most this; see `threshold_of`."""
-        return float(self.manifest["score"]["threshold"])
-
     def threshold_of(self, entry: ModelEntry) -> float:
-        """The largest score that a model file's images are accepted with: its own, or the bundle's."""
+        """The largest score that is accepted with a model file: its own threshold, or the bundle's."""
         return self.threshold if entry.threshold is None else entry.threshold
-
-    @property
-    def reject_rate(self) -> float:
-        """The share of known images that the threshold rejects."""
-        return float(self.manifest["score"]["reject_rate"])
-
-    @property
-    def score_kind(self) -> str:
-        """`full`, or `light`: the rejection score without the reconstruction."""
-        return str(self.manifest["score"].get("kind", "full"))
 
     def select(
         self,
@@ -172,7 +164,7 @@ class Bundle:
         precision: str | None = None,
         target: str | None = None,
     ) -> tuple[ModelEntry, ...]:
-        """The entries that agree with everything that is given, in the manifest's order."""
+        """The entries with these values (None is any), in the manifest's order."""
         wanted = (role, format, precision, target)
         return tuple(m for m in self.models if all(w is None or w == h for w, h in zip(wanted, m.key, strict=True)))
 
@@ -209,7 +201,7 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
 
 
 def with_bundle(path: str | os.PathLike[str], use: Callable[[Bundle], Result]) -> Result:
-    """What `use` makes of the bundle at `path`; both again, where an error came while somebody rewrote the bundle.
+    """Load the bundle at `path` and call `use` with it; do both again if they failed while somebody rewrote the bundle.
 
     A writer replaces the manifest in one step and then removes old files, so that a reader of the old manifest may
     find a file gone or changed. No lock is taken: bundles lie on file systems that are read-only or have no locks.
@@ -218,7 +210,7 @@ def with_bundle(path: str | os.PathLike[str], use: Callable[[Bundle], Result]) -
         BundleError: as `load_bundle`.
     """
     folder = Path(path)
-    deadline = time.monotonic() + REWRITTEN_FOR_S
+    deadline = time.monotonic() + RETRY_S
     while True:
         before = _manifest_state(folder)
         try:
@@ -229,7 +221,7 @@ def with_bundle(path: str | os.PathLike[str], use: Callable[[Bundle], Result]) -
 
 
 def _manifest_state(folder: Path) -> tuple[int, ...] | None:
-    """What differs between two manifests: each is a new file, renamed into place."""
+    """What identifies the manifest file: each new manifest is a new file, renamed into place."""
     try:
         found = (folder / MANIFEST_FILE).stat()
     except OSError:
@@ -238,14 +230,65 @@ def _manifest_state(folder: Path) -> tuple[int, ...] | None:
 
 
 def _load_once(folder: Path) -> Bundle:
-    manifest = read_manifest(folder)
-    check_manifest(manifest, folder / MANIFEST_FILE)
+    manifest = load_manifest(folder)
     models = tuple(_entry(model) for model in manifest["models"])
     probes = PlainFile(**manifest["probes"]) if manifest.get("probes") else None
-    for part in (*models, probes):
-        if part is not None:
-            _verify_file(folder, part)
-    return Bundle(path=folder, manifest=manifest, models=models, probes=probes)
+    _verify_files(folder, models if probes is None else (*models, probes))
+    return Bundle(
+        path=folder,
+        manifest=manifest,
+        name=manifest["name"],
+        classes=tuple(manifest["classes"]),
+        input=InputSpec.from_json(manifest["input"]),
+        rotation=manifest["rotation"],
+        threshold=float(manifest["score"]["threshold"]),
+        reject_rate=float(manifest["score"]["reject_rate"]),
+        score_mode=manifest["score"]["mode"],
+        models=models,
+        probes=probes,
+    )
+
+
+def _entry(model: Mapping[str, Any]) -> ModelEntry:
+    names = [f.name for f in dataclasses.fields(ModelEntry)]
+    return ModelEntry(**{name: model[name] for name in names if name in model})
+
+
+def _verify_files(folder: Path, parts: Sequence[ModelEntry | PlainFile]) -> None:
+    """Check that each file is a regular file of the folder with the size and SHA-256 that the manifest states."""
+    real_paths = [_check_place(folder, part) for part in parts]
+    for part, real in zip(parts, real_paths, strict=True):
+        path = folder / part.file
+        try:
+            digest = files.sha256(real)
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{path} cannot be read ({error}): check its permissions.") from error
+        if digest != part.sha256:
+            raise BundleError(
+                f"{path} should have the SHA-256 {part.sha256} but has {digest}: it is damaged or was changed; "
+                f"{_AGAIN}."
+            )
+
+
+def _check_place(folder: Path, part: ModelEntry | PlainFile) -> Path:
+    """The path of a file of the bundle with all links followed."""
+    path = folder / part.file
+    try:
+        real = path.resolve(strict=True)
+        regular, size = real.is_file(), real.stat().st_size
+    except (OSError, RuntimeError) as error:
+        raise BundleError(
+            f"The bundle {folder} names the file {part.file!r}, which is not there ({error}): {_AGAIN}."
+        ) from error
+    if not real.is_relative_to(folder.resolve()):
+        raise BundleError(f"The file {path} is a link that leaves the bundle (to {real}): put the file itself there.")
+    if not regular:
+        raise BundleError(f"{path} should be a file of the bundle, but it is not a regular file: {_AGAIN}.")
+    if size != part.bytes:
+        raise BundleError(
+            f"{path} should have {part.bytes} bytes but has {size}: it is damaged or was changed; {_AGAIN}."
+        )
+    return real
 
 
 def create_bundle(
@@ -256,16 +299,22 @@ def create_bundle(
     input: InputSpec,
     threshold: float,
     reject_rate: float,
-    score_kind: str = "full",
+    score_mode: str = "full",
     rotation: str | float = "none",
     data: Mapping[str, Any] | None = None,
     models: Iterable[tuple[str | os.PathLike[str], ModelEntry]] = (),
     probes: str | os.PathLike[str] | None = None,
 ) -> Bundle:
-    """Write a bundle at `path` with the given (source file, entry) models and file of probe images, and load it.
+    """Write a bundle at `path`, and load it.
 
-    A bundle that stands there is replaced as a whole, in one step and only once the new files are written; so hand over
-    the models here rather than adding them one by one afterwards. An empty folder is taken.
+    A bundle that is there is replaced as a whole, in one step and only once the new files are written. So pass the
+    models here rather than adding them one by one afterwards. An empty folder is accepted.
+
+    Args:
+        score_mode: of `vae_edge.spec.SCORE_MODES`.
+        data: where the training data come from, as plain JSON.
+        models: (source file, entry) of each model; the files are copied.
+        probes: the file of probe images, which is copied too.
 
     Raises:
         BundleError: if `path` is something else than a bundle or an empty folder, or a value does not fit the schema.
@@ -279,7 +328,7 @@ def create_bundle(
         "classes": list(classes),
         "input": input.to_json(),
         "rotation": rotation,
-        "score": {"threshold": threshold, "reject_rate": reject_rate, "kind": score_kind},
+        "score": {"threshold": threshold, "reject_rate": reject_rate, "mode": score_mode},
         "data": dict(data or {}),
         "models": [],
     }
@@ -291,8 +340,8 @@ def create_bundle(
         with _locked(folder):
             taken = _taken_names(folder)
             _write(folder, manifest, models, taken, probes)
-            for file in _MEMORY:
-                if not (folder / file).is_dir():  # one that is stays: it holds nothing that is read
+            for file in _CACHES:
+                if not (folder / file).is_dir():  # a folder of this name is not read, and stays
                     (folder / file).unlink(missing_ok=True)
     except BaseException:
         if made and folder.is_dir() and not (folder / MANIFEST_FILE).exists():
@@ -345,39 +394,6 @@ def add_models(
             taken[bundle.probes.file] = bundle.probes.sha256
         _write(folder, {**bundle.manifest, "models": kept}, models, taken, probes)
         return load_bundle(folder)
-
-
-def _entry(model: Mapping[str, Any]) -> ModelEntry:
-    names = [f.name for f in dataclasses.fields(ModelEntry)]
-    return ModelEntry(**{name: model[name] for name in names if name in model})
-
-
-def _verify_file(folder: Path, model: ModelEntry | PlainFile) -> None:
-    path = folder / model.file
-    again = "export or quantize again, or copy the bundle again from where it came"
-    try:
-        real = path.resolve(strict=True)
-        regular, size = real.is_file(), real.stat().st_size
-    except (OSError, RuntimeError) as error:
-        raise BundleError(
-            f"The bundle {folder} names the file {model.file!r}, which is not there ({error}): {again}."
-        ) from error
-    if not real.is_relative_to(folder.resolve()):
-        raise BundleError(f"The file {path} is a link that leaves the bundle (to {real}): put the file itself there.")
-    if not regular:
-        raise BundleError(f"{path} should be a file of the bundle, but it is not a regular file: {again}.")
-    if size != model.bytes:
-        raise BundleError(
-            f"{path} should have {model.bytes} bytes but has {size}: it is damaged or was changed; {again}."
-        )
-    try:
-        digest = files.sha256(real)
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path} cannot be read ({error}): check its permissions.") from error
-    if digest != model.sha256:
-        raise BundleError(
-            f"{path} should have the SHA-256 {model.sha256} but has {digest}: it is damaged or was changed; {again}."
-        )
 
 
 def _taken_names(folder: Path) -> dict[str, str | None]:

@@ -1,4 +1,7 @@
-"""What a bundle's manifest must be: reads the JSON strictly, checks every field, opens none of the files it names."""
+"""The manifest of a bundle: read strictly, every field checked, schema 1 brought to the form of schema 2.
+
+None of the files that a manifest names is opened here.
+"""
 
 from __future__ import annotations
 
@@ -13,25 +16,65 @@ from typing import Any, NoReturn
 from vae_edge import files
 from vae_edge.errors import BundleError
 from vae_edge.limits import MAX_CLASSES, MAX_INPUT_SIZE, MAX_MANIFEST_BYTES, MAX_MODELS, MAX_NAME
-from vae_edge.preprocess import upgrade_input_json
+from vae_edge.preprocess import InputSpec
+from vae_edge.spec import FORMATS, PRECISIONS, ROLES, SCHEMA_1_SCORE_MODES, SCORE_MODES
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST_FILE = "manifest.json"
-AUTO_FILE = "auto.json"  # the runtime's memory of its choice: no part of the bundle, not verified
-VERIFIED_FILE = "verified.json"  # the runtime's memory of which backends gave right answers here: the same
-ROLES = ("classifier", "reconstruction")
-FORMATS = ("onnx", "tensorrt", "tensorrt_rtx")
-SCORES = ("full", "light")  # with the reconstruction, or without it and its decoder
-PRECISIONS = ("fp32", "fp16", "int8", "fp8")
+AUTO_FILE = "auto.json"
+"""The runtime's cache of the backend it chose: not part of what a bundle verifies."""
+VERIFIED_FILE = "verified.json"
+"""The runtime's cache of which backends gave right answers here: likewise."""
 _OPTIONAL_INPUT: dict[str, tuple[Any, ...]] = {
     "fit": ("pad", "foreground"),
     "depth": (None, 8, 10, 12, 14, 16),
     "color_order": ("rgb",),
 }
-"""Fields of the input that older versions did not write, and the values they may have."""
+"""Fields of the input that early versions did not write, and the values they may have."""
+_SCHEMA_1_FIT = "ink"  # now "foreground"
+_SCHEMA_1_MODES = ("full", *SCHEMA_1_SCORE_MODES)
+SCHEMA_1_DATA = {"watched": "val", "copies": "duplicates", "also_tested": "in_test"}
+SCHEMA_1_ANGLE_FIGURES = {"by_concentration": "by_angle_confidence"}
+"""Keys of schema 1 in `data`, and in `angle_error_deg` of an entry's `accuracy`, with their names of today."""
 MAX_OPSET = 1000
 _TARGET = re.compile(r"any|[A-Za-z0-9][\w-]{0,31}")
 _HEX = re.compile(r"[0-9a-f]{64}")
+
+
+def load_manifest(folder: Path) -> dict[str, Any]:
+    """The checked manifest of a bundle, in the form of schema 2 whatever schema the file has.
+
+    Raises:
+        BundleError: as `read_manifest` and `check_manifest`.
+    """
+    manifest = read_manifest(folder)
+    check_manifest(manifest, folder / MANIFEST_FILE)
+    return manifest if manifest["schema"] == SCHEMA else _upgraded(manifest)
+
+
+def _upgraded(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A checked manifest of schema 1 as one of schema 2. `provenance` records how files were made: it stays."""
+    score = {**manifest["score"]}
+    mode = score.pop("kind", "full")
+    return {
+        **manifest,
+        "schema": SCHEMA,
+        "input": InputSpec.from_json(manifest["input"]).to_json(),
+        "score": {**score, "mode": SCHEMA_1_SCORE_MODES.get(mode, mode)},
+        "data": _renamed(manifest["data"], SCHEMA_1_DATA),
+        "models": [{**model, "accuracy": _upgraded_figures(model["accuracy"])} for model in manifest["models"]],
+    }
+
+
+def _upgraded_figures(accuracy: Mapping[str, Any]) -> dict[str, Any]:
+    errors = accuracy.get("angle_error_deg")
+    if not isinstance(errors, dict):
+        return {**accuracy}
+    return {**accuracy, "angle_error_deg": _renamed(errors, SCHEMA_1_ANGLE_FIGURES)}
+
+
+def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names.get(key, key): value for key, value in values.items()}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -64,21 +107,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def looks_like_a_manifest(manifest: Mapping[str, Any]) -> bool:
-    """Whether the object is a bundle's manifest of whatever version and state, and not another program's."""
+    """Whether the object is a bundle's manifest, of any version and perhaps damaged, and not another program's."""
     return {"schema", "vae_edge", "models"} <= manifest.keys()
 
 
 def check_manifest(manifest: Mapping[str, Any], path: Path) -> None:
-    """Check every field of a manifest.
+    """Check every field of a manifest of schema 1 or 2.
 
     Raises:
-        BundleError: for an unknown schema, a missing field, a wrong type or value, or two models alike.
+        BundleError: for another schema, a missing field, a wrong type or value, or two models with the same key.
     """
     where = str(path)
     schema = _take(manifest, "schema", int, where)
-    if schema != SCHEMA:
+    if schema not in (1, SCHEMA):
         raise BundleError(
-            f"{where} has schema {schema}, but this version of vae-edge reads schema {SCHEMA}: "
+            f"{where} has schema {schema}, but this version of vae-edge reads schema 1 and {SCHEMA}: "
             "install the version that wrote it, or export the bundle again."
         )
     for key in ("vae_edge", "created", "name"):
@@ -86,12 +129,7 @@ def check_manifest(manifest: Mapping[str, Any], path: Path) -> None:
     check_classes(_take(manifest, "classes", list, where), where)
     check_input(_take(manifest, "input", dict, where), where + ", input")
     _check_rotation(manifest, where)
-    score = _take(manifest, "score", dict, where)
-    _number(score, "threshold", where + ", score")
-    if not 0 <= _number(score, "reject_rate", where + ", score") <= 1:
-        _wrong(where + ", score", "reject_rate", "a share in 0..1", score["reject_rate"])
-    if score.get("kind", "full") not in SCORES:
-        _wrong(where + ", score", "kind", "one of " + ", ".join(SCORES), score["kind"])
+    _check_score(_take(manifest, "score", dict, where), schema, where + ", score")
     check_data(_take(manifest, "data", dict, where), where + ", data")
     models = _take(manifest, "models", list, where)
     if len(models) > MAX_MODELS:
@@ -110,6 +148,17 @@ def check_manifest(manifest: Mapping[str, Any], path: Path) -> None:
     _check_unique(names, "file", where)
     keys = [" ".join(model[name] for name in ("role", "format", "precision", "target")) for model in models]
     _check_unique(keys, "role, format, precision and target", where)
+
+
+def _check_score(score: Mapping[str, Any], schema: int, where: str) -> None:
+    _number(score, "threshold", where)
+    if not 0 <= _number(score, "reject_rate", where) <= 1:
+        _wrong(where, "reject_rate", "a fraction in 0..1", score["reject_rate"])
+    if schema == 1:
+        if score.get("kind", "full") not in _SCHEMA_1_MODES:
+            _wrong(where, "kind", "one of " + ", ".join(_SCHEMA_1_MODES), score["kind"])
+    elif _take(score, "mode", str, where) not in SCORE_MODES:
+        _wrong(where, "mode", "one of " + ", ".join(SCORE_MODES), score["mode"])
 
 
 def check_entry(model: Mapping[str, Any], where: str) -> None:
@@ -161,7 +210,7 @@ def check_classes(classes: Any, where: str) -> None:
     """Check a list of class names: texts, not empty, each once, within `vae_edge.limits`.
 
     Raises:
-        BundleError: with the field and what is wrong with it; `where` is what the message calls the file.
+        BundleError: with the field and what is wrong with it; the message calls the file `where`.
     """
     if not isinstance(classes, list) or not classes or not all(isinstance(name, str) and name for name in classes):
         _wrong(where, "classes", "a list of at least one name", classes)
@@ -173,7 +222,7 @@ def check_classes(classes: Any, where: str) -> None:
 
 
 def check_input(given: Any, where: str) -> None:
-    """Check the JSON form of an `InputSpec`.
+    """Check the JSON form of an `InputSpec`, of schema 1 or 2.
 
     Raises:
         BundleError: as `check_classes`.
@@ -187,16 +236,18 @@ def check_input(given: Any, where: str) -> None:
         _wrong(where, "channels", "1 or 3", given["channels"])
     if _take(given, "background", str, where) not in ("dark", "light", "none"):
         _wrong(where, "background", "dark, light or none", given["background"])
-    ratio = given.get("foreground_ratio")
-    if ratio is not None and not 0 < _number(given, "foreground_ratio", where) <= 1:
-        _wrong(where, "foreground_ratio", "null or a fraction above 0 up to 1", ratio)
+    for key in ("foreground_ratio", "ink"):  # its name, and that of schema 1
+        if given.get(key) is not None and not 0 < _number(given, key, where) <= 1:
+            _wrong(where, key, "null or a fraction above 0 up to 1", given[key])
     for key, allowed in _OPTIONAL_INPUT.items():
+        if key == "fit" and given.get(key) == _SCHEMA_1_FIT:
+            continue
         if key in given and (isinstance(given[key], (bool, float)) or given[key] not in allowed):
             _wrong(where, key, " or ".join("null" if value is None else str(value) for value in allowed), given[key])
 
 
 def check_data(given: Mapping[str, Any], where: str) -> None:
-    """Check what is said of the training data, of which any part may be missing.
+    """Check the provenance of the training data, of which any field may be missing.
 
     Raises:
         BundleError: as `check_classes`.
@@ -208,7 +259,7 @@ def check_data(given: Mapping[str, Any], where: str) -> None:
     if given.get("fingerprint") is not None:
         _take(given, "fingerprint", str, where)
     if "holdout_fraction" in given and not 0 <= _number(given, "holdout_fraction", where) < 1:
-        _wrong(where, "holdout_fraction", "a share from 0 to below 1", given["holdout_fraction"])
+        _wrong(where, "holdout_fraction", "a fraction from 0 to below 1", given["holdout_fraction"])
     for key in ("seed", "trained_on", "unlabelled"):
         if key in given and not 0 <= _take(given, key, int, where) < 2**31:
             _wrong(where, key, f"a whole number from 0 to {2**31 - 1}", given[key])

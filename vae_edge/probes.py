@@ -1,11 +1,12 @@
-"""Probe images and their exact answers: what a bundle carries so that a backend can prove itself where it runs.
+"""Probe images and their exact answers, by which a backend is checked on the machine where it runs. NumPy alone.
 
-`export` chooses the images, `export` and `quantize` write what each model file says of them, computed with exact sums
-(`vae_edge.export.probes`). `vae_edge.runtime.verification` asks a backend the same and compares. NumPy alone.
+`export` chooses the images. `export` and `quantize` write the answers of each model file, computed with exact sums
+(`vae_edge.export.probes`). `vae_edge.runtime.probing` runs a backend on the images and compares.
 
 The file is an `.npz` without pickled objects: `images` uint8 [P, S, S, C]; `about`, JSON; and for each model file,
-known by its SHA-256, `<n>/out/<output>` with NaN where an image is a close call for that output (it is not compared),
-and `<n>/inner`, fingerprints of tensors inside the graph for the first images.
+identified by its SHA-256, `<n>/out/<output>`, which is NaN where an image is a close call for that output and is not
+compared; and `<n>/inner`, fingerprints of tensors inside the graph for the first images. Outputs have the names of
+`vae_edge.spec`, whatever the model file calls them; files of schema 1 have that schema's names.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ from vae_edge import files
 from vae_edge.array_file import read_arrays
 from vae_edge.errors import BundleError
 from vae_edge.limits import MAX_PROBE_BYTES, MAX_PROBES
+from vae_edge.spec import ANGLE_OUTPUTS, output_name
 
-SCHEMA = 1
-ANGLES = ("angle", "second_angle")  # radians, compared on the circle
+SCHEMA = 2
 PROJECTIONS = 4
-FINGERPRINT = 1 + PROJECTIONS  # numbers for each tensor and image
-OUTLIER_SHARE = 0.04  # share of the images that may depart further: two of 64
+FINGERPRINT_SIZE = 1 + PROJECTIONS  # values for each tensor and image
+OUTLIER_FRACTION = 0.04  # of the images, that may differ by more: two of 64
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far answers may lie from the exact ones, over the probe images by which they are judged."""
+    """How far answers may be from the exact ones: in the mean over the probe images, and at most."""
 
     mean: float
     largest: float
@@ -43,14 +44,14 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Expected:
-    """What one model file says of the probe images.
+    """The exact answers of one model file to the probe images.
 
     Attributes:
         outputs: exact values by output, float32 [P] or [P, K]; of reconstructions float16 [P, S, S, C], whole numbers.
             NaN is not compared.
-        tolerance: by output. What is beyond it in the mean or at most, but for 4% of the images, is wrong.
+        tolerance: by output. Answers beyond it, in the mean or at most, are wrong; 4% of the images do not count.
         inner: fingerprints [P', F] of tensors inside the graph by name, in the graph's order, for the first P' images.
-        inner_tolerance: the largest difference of a fingerprint, by tensor.
+        inner_tolerance: the largest difference allowed in a fingerprint, by tensor.
     """
 
     outputs: Mapping[str, NDArray[Any]]
@@ -61,7 +62,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Probes:
-    """The images uint8 [P, S, S, C], and what is expected of each model file by its SHA-256."""
+    """The images uint8 [P, S, S, C], and the exact answers of each model file by its SHA-256."""
 
     images: NDArray[np.uint8]
     models: Mapping[str, Expected]
@@ -69,7 +70,7 @@ class Probes:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """An output that lies further from the exact answers than it may. Numbers are in the output's own unit."""
+    """An output that is further from the exact answers than allowed. Differences are in the output's own unit."""
 
     output: str
     mean: float
@@ -79,7 +80,7 @@ class Mismatch:
 
     def sentence(self) -> str:
         """What differs, by how much, and what is allowed."""
-        unit = " rad" if self.output in ANGLES else ""
+        unit = " rad" if self.output in ANGLE_OUTPUTS else ""
         if not self.images:
             return f"{self.output} is missing, or of another shape"
         if not np.isfinite(self.largest):
@@ -91,15 +92,15 @@ class Mismatch:
 
 
 def difference(output: str, have: NDArray[Any], want: NDArray[Any]) -> NDArray[np.float64]:
-    """How far values of an output lie apart for each image, [P]: the largest entry, or the mean over an image's pixels.
+    """The difference of an output for each image, [P]: the largest entry, or the mean over an image's pixels.
 
-    Angles are compared on the circle; scores by their size where it is above 1, since those of images unlike anything
-    known grow without bound. NaN where `want` is NaN; infinite where `have` is not finite but should be.
+    Angles are compared on the circle. Scores above 1 are compared relative to their size, since the scores of
+    anomalous images grow without bound. NaN where `want` is NaN; infinite where `have` is not finite but should be.
     """
     apart = np.abs(have.astype(np.float64) - want.astype(np.float64))
-    if output in ANGLES:
-        turn = np.mod(apart, 2 * np.pi)
-        apart = np.where(np.isfinite(apart), np.minimum(turn, 2 * np.pi - turn), apart)
+    if output in ANGLE_OUTPUTS:
+        wrapped = np.mod(apart, 2 * np.pi)
+        apart = np.where(np.isfinite(apart), np.minimum(wrapped, 2 * np.pi - wrapped), apart)
     if output == "score":
         apart = apart / np.maximum(1.0, np.abs(want))
     apart = np.where(np.isnan(want), np.nan, np.where(np.isfinite(have), apart, np.inf))
@@ -108,10 +109,10 @@ def difference(output: str, have: NDArray[Any], want: NDArray[Any]) -> NDArray[n
 
 
 def compare(expected: Expected, outputs: Mapping[str, NDArray[Any]]) -> list[Mismatch]:
-    """The outputs that lie beyond their tolerance, worst first; none where the answers are right.
+    """The outputs beyond their tolerance, worst first; none if the answers are right.
 
     Args:
-        outputs: what a backend said of all the probe images, by output.
+        outputs: a backend's answers to all the probe images, by output.
     """
     found = []
     for name, allowed in expected.tolerance.items():
@@ -128,19 +129,19 @@ def compare(expected: Expected, outputs: Mapping[str, NDArray[Any]]) -> list[Mis
 
 
 def without_outliers(output: str, have: NDArray[Any], want: NDArray[Any]) -> tuple[NDArray[np.float64], int]:
-    """The differences by which an output is judged, and how many images were compared.
+    """The differences that count for an output, and how many images were compared.
 
-    The furthest 4% are left out: that many may be close calls that were not known as such. Values that are not finite
+    The largest 4% are left out: that many may be close calls that were not recognized. Values that are not finite
     stay in.
     """
     apart = difference(output, have, want)
     apart = np.sort(apart[~np.isnan(apart)])
     finite = int(np.isfinite(apart).sum())
-    return apart[: len(apart) - int(OUTLIER_SHARE * len(apart))] if finite == len(apart) else apart, len(apart)
+    return apart[: len(apart) - int(OUTLIER_FRACTION * len(apart))] if finite == len(apart) else apart, len(apart)
 
 
 def first_inner_mismatch(expected: Expected, inner: Mapping[str, NDArray[Any]]) -> str | None:
-    """The first tensor in the graph's order whose fingerprints lie beyond their tolerance, of those that are given.
+    """The first of the given tensors, in the graph's order, whose fingerprints are beyond their tolerance.
 
     Args:
         inner: tensors inside the graph by name, for the first images, each [P', ...].
@@ -155,23 +156,23 @@ def first_inner_mismatch(expected: Expected, inner: Mapping[str, NDArray[Any]]) 
 
 
 def fingerprint(values: NDArray[Any]) -> NDArray[np.float32]:
-    """A few numbers of each image's tensor: its largest magnitude, and projections on fixed vectors of signs.
+    """The fingerprint of each image's tensor: its largest magnitude, and projections on fixed vectors of signs.
 
     Args:
         values: [N, ...].
 
     Returns:
-        float32 [N, 5]; a projection of D independent values of variance 1 has variance 1.
+        float32 [N, 5]. The projection of D independent values of variance 1 has variance 1.
     """
     flat = np.asarray(values, np.float64).reshape(len(values), -1)
-    bits = (_mixed(flat.shape[1])[:, None] >> np.arange(PROJECTIONS, dtype=np.uint32)) & np.uint32(1)
+    bits = (_hashes(flat.shape[1])[:, None] >> np.arange(PROJECTIONS, dtype=np.uint32)) & np.uint32(1)
     signs = (1.0 - 2.0 * bits) / np.sqrt(max(1, flat.shape[1]))
     largest = np.abs(flat).max(1, initial=0.0)
     return np.concatenate([largest[:, None], flat @ signs], 1).astype(np.float32)
 
 
-def _mixed(count: int) -> NDArray[np.uint32]:
-    """The numbers from 0 on, each mixed by the finalizer of MurmurHash3: the same bits with every version of NumPy."""
+def _hashes(count: int) -> NDArray[np.uint32]:
+    """MurmurHash3's finalizer of 0, 1, 2, …: the same bits with every version of NumPy."""
     bits = np.arange(count, dtype=np.uint32)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
         bits = (bits ^ (bits >> np.uint32(shift))) * np.uint32(factor)
@@ -217,56 +218,58 @@ def load(path: str | os.PathLike[str]) -> Probes:
 
 
 def _probes(arrays: Mapping[str, NDArray[Any]]) -> Probes:
-    """What the arrays of an archive mean; anything odd is a ValueError."""
+    """Probes from the arrays of an archive; anything unexpected is a ValueError."""
     images, about = arrays.get("images"), arrays.get("about")
     if images is None or about is None or about.dtype != np.uint8 or about.ndim != 1:
         raise ValueError("it lacks its images, or what they are about")
     if images.dtype != np.uint8 or images.ndim != 4 or not images.size or len(images) > MAX_PROBES:
         raise ValueError(f"its images are {images.dtype} {list(images.shape)}, not uint8 [P, S, S, C]")
-    said = files.parse_json(about.tobytes())
-    if not isinstance(said, dict) or said.get("schema") != SCHEMA:
-        raise ValueError(f"it is not of schema {SCHEMA}, which this version reads")
-    return Probes(images, {name: _expected(arrays, one, len(images)) for name, one in _object(said, "models").items()})
+    described = files.parse_json(about.tobytes())
+    if not isinstance(described, dict) or described.get("schema") not in (1, SCHEMA):
+        raise ValueError(f"it is not of schema 1 or {SCHEMA}, which this version reads")
+    models = _object(described, "models")
+    return Probes(images, {digest: _expected(arrays, model, len(images)) for digest, model in models.items()})
 
 
 def _object(values: Any, key: str) -> dict[str, Any]:
     found = values.get(key) if isinstance(values, dict) else None
     if not isinstance(found, dict):
-        raise ValueError(f"it says no {key}")
+        raise ValueError(f"it has no {key}")
     return found
 
 
 def _limit(value: Any) -> float:
-    """A difference that is allowed."""
+    """An allowed difference."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < np.inf:
         raise ValueError("a tolerance is not a number above 0")
     return float(value)
 
 
 def _expected(arrays: Mapping[str, NDArray[Any]], model: Any, count: int) -> Expected:
-    stated, inner = _object(model, "tolerance"), _object(model, "inner")
+    tolerances, inner = _object(model, "tolerance"), _object(model, "inner")
     number = model.get("number")
     outputs, tolerance = {}, {}
-    for name, pair in stated.items():
+    for name, pair in tolerances.items():
         values = arrays.get(f"{number}/out/{name}")
         if values is None or values.dtype.kind != "f" or values.ndim < 1 or len(values) != count:
             raise ValueError(f"its answers are not floats for each of {count} images")
         if not isinstance(pair, list) or len(pair) != 2:
             raise ValueError("a tolerance is not a mean and a largest difference")
-        outputs[name], tolerance[name] = values, Tolerance(_limit(pair[0]), _limit(pair[1]))
+        outputs[output_name(name)] = values
+        tolerance[output_name(name)] = Tolerance(_limit(pair[0]), _limit(pair[1]))
     if not outputs:
         raise ValueError("it holds no answers of a model")
     limits = {name: _limit(limit) for name, limit in inner.items()}
     if not limits:
         return Expected(outputs, tolerance, {}, {})
-    marks = arrays.get(f"{number}/inner")
+    prints = arrays.get(f"{number}/inner")
     if (
-        marks is None
-        or marks.dtype.kind != "f"
-        or marks.ndim != 3
-        or len(marks) != len(limits)
-        or not 0 < marks.shape[1] <= count
-        or marks.shape[2] != FINGERPRINT
+        prints is None
+        or prints.dtype.kind != "f"
+        or prints.ndim != 3
+        or len(prints) != len(limits)
+        or not 0 < prints.shape[1] <= count
+        or prints.shape[2] != FINGERPRINT_SIZE
     ):
         raise ValueError("its fingerprints of tensors inside are not those of its models")
-    return Expected(outputs, tolerance, dict(zip(limits, marks, strict=True)), limits)
+    return Expected(outputs, tolerance, dict(zip(limits, prints, strict=True)), limits)

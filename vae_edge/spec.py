@@ -1,7 +1,7 @@
 """What a model file is, stated once: its image, its outputs, its precisions, and which score it computes.
 
 Export writes graphs by this, engines are built by it, the runtime checks files against it. It imports nothing, so that
-every package may import it. The kernels must not import `vae_edge`: a test holds their copy of the names equal to this.
+every package may import it. The kernels do not import `vae_edge`: they return the same outputs in the same order.
 """
 
 from __future__ import annotations

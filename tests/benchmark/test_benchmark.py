@@ -19,7 +19,7 @@ from rich.console import Console
 from small_models import noise
 
 import vae_edge
-from vae_edge.benchmark import describe_machine, format_table, run_benchmark
+from vae_edge.benchmark import BenchmarkResult, describe_machine, format_table, run_benchmark
 from vae_edge.benchmark.measure import baseline_memory, peak_memory
 from vae_edge.benchmark.run import _images
 from vae_edge.bundle import Bundle
@@ -29,7 +29,7 @@ BACKENDS = ["onnxruntime", "openvino"]
 
 
 @pytest.fixture(scope="module")
-def result(bench_bundle: Bundle) -> dict[str, Any]:
+def measured(bench_bundle: Bundle) -> BenchmarkResult:
     told: list[float] = []
     found = run_benchmark(
         bench_bundle.path,
@@ -40,6 +40,11 @@ def result(bench_bundle: Bundle) -> dict[str, Any]:
     )
     assert told == sorted(told) and told[0] == 0 and told[-1] == 1
     return found
+
+
+@pytest.fixture(scope="module")
+def result(measured: BenchmarkResult) -> dict[str, Any]:
+    return measured.to_json()
 
 
 def test_every_candidate_and_batch_has_its_figures(result: dict[str, Any]) -> None:
@@ -74,10 +79,8 @@ def test_the_result_is_plain_json_and_says_where_it_was_measured(result: dict[st
 def test_the_median_is_what_a_plain_stopwatch_shows(bench_bundle: Bundle, backend: str) -> None:
     ratios = []
     for _ in range(3):  # either side may meet a busy moment
-        (row,) = run_benchmark(bench_bundle.path, [backend], ["fp32"], batches=[64], seconds=0.5, memory=False)[
-            "results"
-        ]
-        assert row["peak_memory_bytes"] is None
+        (row,) = run_benchmark(bench_bundle.path, [backend], ["fp32"], batches=[64], seconds=0.5, memory=False).rows
+        assert row.peak_memory_bytes is None
         images, times = noise(64), []
         with vae_edge.load(bench_bundle.path, backend, "fp32") as classifier:
             classifier.warmup(64)
@@ -85,15 +88,15 @@ def test_the_median_is_what_a_plain_stopwatch_shows(bench_bundle: Bundle, backen
                 start = time.perf_counter()
                 classifier(images)
                 times.append(time.perf_counter() - start)
-        ratios.append(row["p50_us"] / 1e6 / statistics.median(times))
+        ratios.append(row.p50_us / 1e6 / statistics.median(times))
         if 0.8 < ratios[-1] < 1.25:
             return
     pytest.fail(f"the benchmark's median over the stopwatch's, in three tries: {ratios}")
 
 
-def test_the_table_shows_each_row_with_the_fastest_first(result: dict[str, Any]) -> None:
+def test_the_table_shows_each_row_with_the_fastest_first(measured: BenchmarkResult, result: dict[str, Any]) -> None:
     out = io.StringIO()
-    Console(file=out, width=160).print(format_table(result))
+    Console(file=out, width=160).print(format_table(measured))
     lines = [line for line in out.getvalue().splitlines() if "onnxruntime" in line or "openvino" in line]
     assert len(lines) == len(result["results"])
     best = min((r for r in result["results"] if r["batch"] == 1), key=lambda r: r["p50_us"])
@@ -169,22 +172,22 @@ def test_the_seconds_hold_memory_too_and_what_is_left_out_is_named(
     start = time.perf_counter()
     result = run_benchmark(bench_bundle.path, ["onnxruntime"], ["fp32"], batches=[8, 1, 2, 4], seconds=3.0)
     took = time.perf_counter() - start
-    assert result["settings"]["took_s"] == pytest.approx(took, abs=0.5)
+    assert result.settings.took_s == pytest.approx(took, abs=0.5)
     assert 2.9 < took < 3.6
-    rows = {row["batch"]: row["peak_memory_bytes"] for row in result["results"]}
+    rows = {row.batch: row.peak_memory_bytes for row in result.rows}
     assert list(rows) == [1, 2, 4, 8]
     assert rows[1] == 10**8 and rows[8] is None, "the smallest batch comes first"
     missing = sum(peak is None for peak in rows.values())
-    assert result["left_out"][0].startswith(f"the memory of {missing} of 4 rows was not measured: one takes 0.")
+    assert result.left_out[0].startswith(f"the memory of {missing} of 4 rows was not measured: one takes 0.")
 
 
 def test_batches_that_there_is_no_time_for_are_left_out_and_named(bench_bundle: Bundle) -> None:
     result = run_benchmark(
         bench_bundle.path, ["onnxruntime"], ["fp32"], batches=[1, 4096, 8192], seconds=0.05, memory=False
     )
-    timed = [row["batch"] for row in result["results"]]
+    timed = [row.batch for row in result.rows]
     assert timed[0] == 1 and 8192 not in timed
-    assert "batch 8192 was not timed: there was no time left of 0.05 s." in result["left_out"]
+    assert "batch 8192 was not timed: there was no time left of 0.05 s." in result.left_out
 
 
 def test_an_unknown_backend_is_refused_before_any_child_starts(
@@ -203,4 +206,4 @@ def test_the_defaults_stay_within_25_seconds(bench_bundle: Bundle) -> None:
     start = time.perf_counter()
     result = run_benchmark(bench_bundle.path)
     assert time.perf_counter() - start < 24
-    assert len(result["results"]) == 2 * 3 * 3
+    assert len(result.rows) == 2 * 3 * 3

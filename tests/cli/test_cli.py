@@ -105,7 +105,7 @@ def test_predictions_come_as_json_too(bundle: Path, drawing: Path, capsys: pytes
     assert [row.pop("image") for row in predictions] == [str(drawing)] * 2
     assert predictions[0] == predictions[1]
     assert predictions[0]["name"] == "7" and isinstance(predictions[0]["accepted"], bool)
-    assert all(0 <= predictions[0][name] <= 1 for name in ("concentration", "second_share"))
+    assert all(0 <= predictions[0][name] <= 1 for name in ("angle_confidence", "second_angle_probability"))
 
 
 def test_a_letter_is_scored_stranger_than_digits(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -8,13 +8,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vae_edge.benchmark.run import format_table
+from vae_edge.benchmark.run import BenchmarkResult, BenchmarkRow, BenchmarkSettings, format_table
 from vae_edge.cli import main
 from vae_edge.cli.console import print_table, safe_streams
 from vae_edge.cli.train import WORST, _class_lines
@@ -118,10 +119,10 @@ def test_progress_bars_alone_reach_the_terminal_as_they_are(monkeypatch: pytest.
 
 def test_a_table_takes_names_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     machine = {"cpu": "[red]CPU", "threads": 1}
-    row: dict[str, Any] = {"batch": 1, "backend": "openvino", "precision": "fp32", "calls": 3, "images_per_s": 1.0}
-    row |= {"p50_us": 1.0, "p90_us": 1.0, "p99_us": 1.0, "peak_memory_bytes": None}
-    result = {"bundle": {"name": "a\x1b[2J[bold]"}, "machine": machine, "results": [row], "memory": {}}
-    result["memory"] = {"baseline_bytes": None}
+    row = BenchmarkRow("openvino", "fp32", 1, 1.0, 1.0, 1.0, 1.0, 1.0, 3, None)
+    bundle: Any = SimpleNamespace(name="a\x1b[2J[bold]")
+    settings = BenchmarkSettings((1,), 1, 1.0, "given", 1.0)
+    result = BenchmarkResult(machine, bundle, settings, None, (row,), (), ())
     with safe_streams():
         print_table(format_table(result))
     out = capsys.readouterr().out

@@ -211,11 +211,11 @@ def test_records_of_the_runtime(tmp_path: Path, rng: random.Random) -> None:
     record: dict[str, Any] = {"key": key, "backend": "onnxruntime", "precision": "fp32", "median_us": {"a": 1.0}}
     for _ in range(EACH):
         path.write_bytes(json_changed({"schema": 1, "records": [record, {**record, "key": {}}]}, rng))
-        found = probing.find_record(path, key, fields)
+        found = probing.find_cached(path, key, fields)
         assert found is None or (found["key"] == key and fields <= found.keys())
         if rng.random() < 0.1:
-            probing.save_record(path, record, fields)
-            assert probing.find_record(path, key, fields) == record
+            probing.save_cached(path, record, fields)
+            assert probing.find_cached(path, key, fields) == record
 
 
 @seeds

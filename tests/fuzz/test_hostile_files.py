@@ -211,14 +211,14 @@ def test_answers_that_are_no_numbers_are_an_error(
 
 
 def test_verifying_ends_in_bounded_time_and_memory(small_bundle: Path) -> None:
-    found = verification.verify_apart(small_bundle, ["onnxruntime"])
-    assert found["models"] == vae_edge.verify(small_bundle, ["onnxruntime"])["models"]
+    found = verification.verify_in_subprocess(small_bundle, ["onnxruntime"])
+    assert found.models == vae_edge.verify(small_bundle, ["onnxruntime"]).models
     with pytest.raises(BackendError, match=r"ended after 0\.05 s"):
-        verification.verify_apart(small_bundle, ["onnxruntime"], seconds=0.05)
+        verification.verify_in_subprocess(small_bundle, ["onnxruntime"], seconds=0.05)
     with pytest.raises(BackendError, match="MiB"):
-        verification.verify_apart(small_bundle, ["onnxruntime"], max_bytes=1 << 20)
+        verification.verify_in_subprocess(small_bundle, ["onnxruntime"], max_bytes=1 << 20)
     with pytest.raises(BundleError, match="is not there"):
-        verification.verify_apart(small_bundle / "no", ["onnxruntime"])
+        verification.verify_in_subprocess(small_bundle / "no", ["onnxruntime"])
 
 
 def test_many_classes_are_checked_quickly_and_too_many_refused(small_bundle: Path) -> None:

@@ -14,9 +14,9 @@ from vae_edge.bundle import Bundle, ModelEntry, create_bundle
 from vae_edge.export.onnx_file import to_fp16
 from vae_edge.export.quantize import with_reduced_range, with_unsigned_activations
 from vae_edge.preprocess import InputSpec
+from vae_edge.spec import output_name
 
 TARGETS = {"int8": ("any", "cpu", "cpu_reduced_range")}
-DOUBTS = ("concentration", "second_angle", "second_share")
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -61,11 +61,11 @@ def classifier(
     classes: int = 10,
     widths: tuple[int, ...] = (16, 32, 64),
     seed: int = 0,
-    doubts: tuple[str, ...] = (),
+    uncertainty: tuple[str, ...] = (),
 ) -> onnx.ModelProto:
     """`image` uint8 [N, S, S, C] to probabilities, angle, score: pose, image turned back, encoder, classes, energy.
 
-    `doubts` are further outputs, of those that a model with a pose trunk has.
+    `uncertainty` are further outputs, of those that a model has that estimates the rotation.
     """
     g = Graph(seed)
     x = g.add("Cast", "image", to=TensorProto.FLOAT)
@@ -88,13 +88,14 @@ def classifier(
     g.add("Softmax", logits, axis=1, out="probabilities")
     g.add("Neg", g.add("ReduceLogSumExp", logits, g.constant([1], np.int64), keepdims=0), out="score")
     further = {
-        "concentration": ("Sigmoid", "score"),
+        "angle_confidence": ("Sigmoid", "score"),
         "second_angle": ("Neg", "angle"),
-        "second_share": ("Sigmoid", "angle"),
+        "second_angle_probability": ("Sigmoid", "angle"),
     }
-    for name in doubts:
-        g.add(further[name][0], further[name][1], out=name)
-    outputs = {"probabilities": ["batch", classes], **{name: ["batch"] for name in ("angle", "score", *doubts)}}
+    for name in uncertainty:
+        op, given = further[output_name(name)]
+        g.add(op, given, out=name)
+    outputs = {"probabilities": ["batch", classes], **{name: ["batch"] for name in ("angle", "score", *uncertainty)}}
     return _model(g, [size, size, channels], {k: (TensorProto.FLOAT, v) for k, v in outputs.items()})
 
 
@@ -165,13 +166,13 @@ def make_bundle(
     precisions: tuple[str, ...] = ("fp32", "fp16", "int8"),
     accuracy: dict[str, float] | None = None,
     threshold: float = -3.5,
-    doubts: tuple[str, ...] = (),
+    uncertainty: tuple[str, ...] = (),
     proving: bool = False,
 ) -> Bundle:
     """A bundle with the classifier in the given precisions and a reconstruction, and with probe images if `proving`."""
     work.mkdir(parents=True, exist_ok=True)
     fp32 = work / "fp32.onnx"
-    onnx.save(classifier(size, channels, widths=widths, doubts=doubts), fp32)
+    onnx.save(classifier(size, channels, widths=widths, uncertainty=uncertainty), fp32)
     if "fp16" in precisions:
         onnx.save(to_fp16(onnx.load(fp32)), work / "fp16.onnx")
     if "int8" in precisions:

@@ -11,8 +11,8 @@ import pytest
 from small_models import noise
 
 from vae_edge.bundle import Bundle
-from vae_edge.runtime.classifier import open_classifier
-from vae_edge.runtime.openvino_backend import BUCKETS, PREPARED_BATCHES, OpenVinoBackend, _pieces
+from vae_edge.runtime.backends import open_classifier
+from vae_edge.runtime.openvino_backend import BUCKETS, MAX_WARM_SIZES, OpenVinoBackend, split_into_buckets
 
 MEMORY_MIB = 130  # measured: 69 with OpenVINO (946 before batches had buckets), 35 with ONNX Runtime
 
@@ -20,18 +20,18 @@ GROWTH = """
 import sys
 import numpy as np
 from vae_edge.bundle import load_bundle
-from vae_edge.runtime.classifier import open_classifier
+from vae_edge.runtime.backends import open_classifier
 
 def resident():
     line = next(line for line in open("/proc/self/status") if line.startswith("VmRSS"))
     return int(line.split()[1]) / 1024
 
-engine = open_classifier(load_bundle(sys.argv[1]), sys.argv[2], "fp32", 1)
+session = open_classifier(load_bundle(sys.argv[1]), sys.argv[2], "fp32", 1).session
 images = np.random.default_rng(0).integers(0, 256, (300, 28, 28, 1), dtype=np.uint8)
-engine.infer(images[:1])
+session.infer(images[:1])
 before = resident()
 for size in np.random.default_rng(1).permutation(300) + 1:
-    engine.infer(images[:size])
+    session.infer(images[:size])
 print(resident() - before)
 """
 
@@ -47,44 +47,46 @@ def test_memory_does_not_grow_with_the_batch_sizes_seen(session_bundle: Bundle, 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_an_image_has_the_same_answers_in_every_batch(session_bundle: Bundle, precision: str) -> None:
     images = noise(140)
-    engine = open_classifier(session_bundle, "openvino", precision, 1)
-    alone = [[output[0].copy() for output in engine.infer(images[k : k + 1])] for k in range(len(images))]
+    session = open_classifier(session_bundle, "openvino", precision, 1).session
+    alone = [[output[0].copy() for output in session.infer(images[k : k + 1])] for k in range(len(images))]
     for size in (2, 3, 7, 8, 33, 60, 64, 65, 140):
-        for index, output in enumerate(engine.infer(images[:size])):
+        for index, output in enumerate(session.infer(images[:size])):
             assert len(output) == size
             np.testing.assert_allclose(output, [row[index] for row in alone[:size]], rtol=1e-5, atol=1e-6)
-    engine.close()
+    session.close()
 
 
 def test_what_an_earlier_call_left_in_a_bucket_does_not_matter(session_bundle: Bundle) -> None:
     images = noise(15)
-    engine = open_classifier(session_bundle, "openvino", "fp32", 1)
-    before = [output.copy() for output in engine.infer(images[:7])]
-    engine.infer(images[7:])
-    for first, second in zip(before, engine.infer(images[:7]), strict=True):
+    session = open_classifier(session_bundle, "openvino", "fp32", 1).session
+    before = [output.copy() for output in session.infer(images[:7])]
+    session.infer(images[7:])
+    for first, second in zip(before, session.infer(images[:7]), strict=True):
         np.testing.assert_array_equal(first, second)
-    engine.close()
+    session.close()
 
 
 def test_pieces_hold_all_images_with_little_room_to_spare() -> None:
     for count in range(1, 600):
-        pieces = _pieces(count)
+        pieces = split_into_buckets(count)
         assert set(pieces) <= set(BUCKETS)
         assert count <= sum(pieces) <= 1.25 * count
         assert sum(pieces[:-1]) < count
-    assert _pieces(1) == [1] and _pieces(64) == [64] and _pieces(200) == [64, 64, 64, 8]
+    assert (
+        split_into_buckets(1) == [1] and split_into_buckets(64) == [64] and split_into_buckets(200) == [64, 64, 64, 8]
+    )
 
 
 def test_one_image_stays_hot_and_only_some_prepared_sizes_are_kept(session_bundle: Bundle) -> None:
-    engine = open_classifier(session_bundle, "openvino", "fp32", 1)
-    assert isinstance(engine, OpenVinoBackend)
-    one = engine.compiled(1)
+    session = open_classifier(session_bundle, "openvino", "fp32", 1).session
+    assert isinstance(session, OpenVinoBackend)
+    one = session.compiled(1)
     sizes = [3, 5, 6, 7, 9, 10, 11, 12, 13, 14]
     for size in sizes:
-        engine.prepare(size)
-        assert len(engine.infer(noise(size))[0]) == size
-    assert engine.compiled(1) is one
-    assert list(engine._prepared) == sizes[-PREPARED_BATCHES:]
-    assert set(engine._buckets) <= set(BUCKETS)
-    assert len(engine._slots.held()) <= PREPARED_BATCHES + len(BUCKETS)
-    engine.close()
+        session.warm_up(size)
+        assert len(session.infer(noise(size))[0]) == size
+    assert session.compiled(1) is one
+    assert list(session._warm) == sizes[-MAX_WARM_SIZES:]
+    assert set(session._buckets) <= set(BUCKETS)
+    assert len(session._buffers.batch_sizes()) <= MAX_WARM_SIZES + len(BUCKETS)
+    session.close()

@@ -15,14 +15,15 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 from PIL import Image
-from small_models import DOUBTS, make_bundle, noise
 from small_models import classifier as classifier_model
+from small_models import make_bundle, noise
 
 import vae_edge
 from vae_edge.bundle import Bundle, ModelEntry, add_model
 from vae_edge.errors import BackendError, BundleError, ConfigError, DataError, VaeEdgeError
 from vae_edge.preprocess import InputSpec, to_batch
-from vae_edge.runtime.classifier import find_entry
+from vae_edge.runtime.backends import find_entry
+from vae_edge.spec import CLASSIFIER_OUTPUTS, UNCERTAINTY_OUTPUTS
 
 BACKENDS = ["onnxruntime", "openvino"]
 
@@ -61,7 +62,7 @@ def test_every_batch_size_gives_each_image_the_same(session_bundle: Bundle, back
         for n in (1, 2, 3, 5, 7, 11, 13, 17, 19, 23, 1, 2):  # more sizes than a thread keeps buffers for
             some = classifier(images[:n])
             np.testing.assert_allclose(some.probabilities, whole.probabilities[:n], atol=1e-5)
-        assert len(classifier._engine._slots.held()) <= 8
+        assert len(classifier._session._buffers.batch_sizes()) <= 8
         classifier.warmup(7)
         np.testing.assert_allclose(classifier(images[300:307]).scores, whole.scores[300:307], atol=1e-4)
 
@@ -166,30 +167,46 @@ def test_predictions_say_names_angles_and_acceptance(session_bundle: Bundle) -> 
     assert "50 predictions" in repr(predictions)
 
 
+SCHEMA_1 = ("concentration", "second_angle", "second_share")
+
+
+@pytest.mark.parametrize("names", [tuple(UNCERTAINTY_OUTPUTS), SCHEMA_1], ids=["schema 2", "schema 1"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_what_a_model_says_of_its_angles_doubt_comes_along(tmp_path: Path, backend: str) -> None:
-    bundle = make_bundle(tmp_path / "bundle", tmp_path / "work", widths=(16,), precisions=("fp32",), doubts=DOUBTS)
+def test_the_uncertainty_of_the_angle_comes_along(tmp_path: Path, backend: str, names: tuple[str, ...]) -> None:
+    bundle = make_bundle(
+        tmp_path / "bundle",
+        tmp_path / "work",
+        widths=(16,),
+        precisions=("fp32",),
+        uncertainty=names,
+    )
     images = noise(300)
     with vae_edge.load(bundle.path, backend, "fp32") as classifier:
         predictions = classifier(images)
+        assert {info.name for info in classifier.outputs} == {*CLASSIFIER_OUTPUTS, *UNCERTAINTY_OUTPUTS}
     model = ReferenceEvaluator(onnx.load(bundle.file(bundle.find())))
     some = slice(None, None, 15)  # the evaluator is slow
     _, _, _, sure, second, share = model.run(None, {"image": images[some]})
-    np.testing.assert_allclose(predictions.concentrations[some], sure, atol=1e-4)
+    np.testing.assert_allclose(predictions.angle_confidences[some], sure, atol=1e-4)
     np.testing.assert_allclose(np.deg2rad(predictions.second_angles_deg[some]), second, atol=1e-3)
-    np.testing.assert_allclose(predictions.second_shares[some], share, atol=1e-3)
+    np.testing.assert_allclose(predictions.second_angle_probabilities[some], share, atol=1e-3)
     row = predictions.to_dicts()[7]
     assert row["second_angle_deg"] == pytest.approx(-row["angle_deg"], abs=1e-3)
-    assert (row["concentration"], row["second_share"]) == (predictions.concentrations[7], predictions.second_shares[7])
+    assert (row["angle_confidence"], row["second_angle_probability"]) == (
+        predictions.angle_confidences[7],
+        predictions.second_angle_probabilities[7],
+    )
 
 
-def test_a_model_with_three_outputs_says_nothing_of_doubt(session_bundle: Bundle) -> None:
+def test_a_model_with_three_outputs_has_no_uncertainty(session_bundle: Bundle) -> None:
     with vae_edge.load(session_bundle.path, "onnxruntime", "fp32") as classifier:
         predictions = classifier(noise(2))
-    assert predictions.concentrations is predictions.second_shares is predictions.second_angles_deg is None
-    assert [predictions.to_dicts()[1][name] for name in ("concentration", "second_angle_deg", "second_share")] == [
-        None
-    ] * 3
+    assert (
+        predictions.angle_confidences is predictions.second_angle_probabilities is predictions.second_angles_deg is None
+    )
+    assert [
+        predictions.to_dicts()[1][name] for name in ("angle_confidence", "second_angle_deg", "second_angle_probability")
+    ] == [None] * 3
 
 
 def test_angles_are_wrapped_to_the_half_open_turn() -> None:
@@ -197,7 +214,7 @@ def test_angles_are_wrapped_to_the_half_open_turn() -> None:
 
     rad = np.array([0, 0.5, np.pi, -np.pi, 3.5, -3.5, 2 * np.pi, 7 * np.pi], np.float32)
     one = np.ones(len(rad), np.float32)
-    about = {"classes": ("a",), "threshold": 0, "interpret": lambda n: []}
+    about = {"classes": ("a",), "threshold": 0, "preprocess_info": lambda n: []}
     predictions = Predictions(one[:, None], rad, one, one, rad, one, **about)
     expected = [0, 28.6479, 180, 180, -159.4648, 159.4648, 0, 180]
     off = np.abs(predictions.angles_deg - np.array(expected, np.float32))
@@ -232,10 +249,10 @@ def test_it_says_what_it_is(session_bundle: Bundle) -> None:
 def test_a_closed_classifier_refuses_every_call_and_frees_its_engine(session_bundle: Bundle, backend: str) -> None:
     with vae_edge.load(session_bundle.path, backend, "fp32") as classifier:
         classifier(noise(1))
-        engine = weakref.ref(classifier._engine)
+        session = weakref.ref(classifier._session)
     classifier.close()
     gc.collect()
-    assert engine() is None
+    assert session() is None
     for call in (
         lambda: classifier(noise(1)),
         lambda: classifier.reconstruct(noise(1)),
@@ -279,7 +296,7 @@ def test_what_is_not_there_is_refused_with_what_is_and_how_to_add_it(own_bundle:
         vae_edge.load(only.path, "onnxruntime", "int8")
     with pytest.raises(BackendError, match="no backend 'cuda'; there are auto, onnxruntime, openvino; installed: onnx"):
         vae_edge.load(path, "cuda")
-    with pytest.raises(BackendError, match="'tensorrt' cannot predict yet"):
+    with pytest.raises(BackendError, match="'tensorrt' is not implemented; engines are build-only in this version"):
         vae_edge.load(path, "tensorrt")
     with pytest.raises(ConfigError, match="precision is auto, fp32"):
         vae_edge.load(path, precision="int4")
@@ -327,7 +344,10 @@ def test_models_that_are_not_ours_are_refused(own_bundle: Bundle, tmp_path: Path
         (classifier_model(size=32, widths=(16,)).SerializeToString(), "inputs should be image"),
         (classifier_model(classes=7, widths=(16,)).SerializeToString(), "outputs should be probabilities"),
         (own_bundle.file(own_bundle.find("reconstruction")).read_bytes(), "outputs should be probabilities"),
-        (classifier_model(widths=(16,), doubts=DOUBTS[:2]).SerializeToString(), "outputs .* second_share"),
+        (
+            classifier_model(widths=(16,), uncertainty=tuple(UNCERTAINTY_OUTPUTS)[:2]).SerializeToString(),
+            "outputs .* second_angle_probability",
+        ),
         (b"not an ONNX file at all", f"is not a model that {backend} .* can load"),
         (classifier_model(widths=(16,)).SerializeToString()[:3000], f"is not a model that {backend} .* can load"),
     ]
@@ -392,7 +412,7 @@ def test_labels_of_probabilities_that_are_no_numbers_are_an_error(wrong: float) 
     probabilities = np.full((3, 4), 0.25, np.float32)
     probabilities[1, 2] = wrong
     numbers = np.zeros(3, np.float32)
-    known = {"classes": ("a", "b", "c", "d"), "threshold": 1.0, "interpret": lambda count: []}
+    known = {"classes": ("a", "b", "c", "d"), "threshold": 1.0, "preprocess_info": lambda count: []}
     with pytest.raises(BackendError, match="for image 1 of 3, counted from 0"):
         _ = Predictions(probabilities, numbers, numbers, **known).names
     unreadable = Predictions(probabilities, numbers, numbers, **known, errors={1: DataError("no image")})

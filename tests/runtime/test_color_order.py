@@ -102,13 +102,13 @@ def test_what_is_looked_at_is_bounded() -> None:
     images, strange = np.zeros((3, 4, 4, 3), np.uint8), np.array([1.0, 0.0, np.nan])
     check = ColorOrderCheck(3)
     for _ in range(50):
-        if check.watching:
-            check.look(images, strange, 0.5, score)
-    assert swaps == [2] * 8 and not check.watching
+        if check.active:
+            check.check(images, strange, 0.5, score)
+    assert swaps == [2] * 8 and not check.active
     check = ColorOrderCheck(3)
     calls = 0
-    while check.watching:
-        check.look(images, np.zeros(3), 0.5, score)
+    while check.active:
+        check.check(images, np.zeros(3), 0.5, score)
         calls += 1
     assert calls == 100 and len(swaps) == 8
-    assert not ColorOrderCheck(1).watching
+    assert not ColorOrderCheck(1).active

@@ -234,7 +234,9 @@ def test_auto_leaves_out_what_is_wrong_and_takes_what_is_right(
     real = backends._backend_class
     kind = type("Planted", (Wrong,), {"mutate": staticmethod(flip_weight(4))})
     monkeypatch.setattr(backends, "_backend_class", lambda name: kind if name == "onnxruntime" else real(name))
-    monkeypatch.setattr(autoselect, "_time", lambda opened, bundle: {c.name: float(k) for k, c in enumerate(opened, 1)})
+    monkeypatch.setattr(
+        autoselect, "_benchmark", lambda opened, bundle: {c.name: float(k) for k, c in enumerate(opened, 1)}
+    )
     with caplog.at_level(logging.WARNING), vae_edge.load(proving.path, precision="fp32") as classifier:
         assert classifier.backend == "openvino"
     assert "auto: onnxruntime fp32 is left out" in caplog.text
@@ -261,7 +263,7 @@ def test_verify_replaces_what_was_remembered(proving: Bundle, plant: Callable[..
     path = proving.path / VERIFIED_FILE
     plant(after=plant_only_in_batches)  # a single image stays where it is
     vae_edge.load(proving.path, "onnxruntime", "fp32").close()
-    assert vae_edge.verify(proving.path, ["onnxruntime"])["right"] is False
+    assert vae_edge.verify(proving.path, ["onnxruntime"]).right is False
     with pytest.raises(VerificationError, match=r"`vae-edge verify .*` asks again"):
         vae_edge.load(proving.path, "onnxruntime", "fp32")
     assert False in {record["right"] for record in json.loads(path.read_text())["records"]}
@@ -287,7 +289,7 @@ def test_verify_survives_a_backend_that_fails(
 
     kind = type("Planted", (Wrong,), {"mutate": staticmethod(flip_weight(0)), "inner_tensors": staticmethod(fail)})
     monkeypatch.setattr(backends, "_backend_class", lambda name: kind)
-    monkeypatch.setattr(verification, "verify_apart", verification.verify)  # the fault is in this process alone
+    monkeypatch.setattr(verification, "verify_in_subprocess", verification.verify)  # the fault is in this process alone
     assert main(["verify", str(proving.path), "--backend", "onnxruntime", "--out", str(tmp_path)]) == 1
     assert "inner tensors cannot be shown" in capsys.readouterr().out
     monkeypatch.setattr(kind, "infer", fail)
@@ -318,7 +320,7 @@ def test_a_bundle_without_probe_images_still_loads(own_bundle: Bundle, caplog: p
     with caplog.at_level(logging.INFO), vae_edge.load(own_bundle.path, "onnxruntime", "fp32") as classifier:
         assert len(classifier(noise(1))) == 1
     assert "has no probe images" in caplog.text
-    assert vae_edge.verify(own_bundle.path)["right"] is None
+    assert vae_edge.verify(own_bundle.path).right is None
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
@@ -342,12 +344,11 @@ def test_verify_names_the_first_tensor_that_departs(
         lambda file, tensors, images, threads: real.inner_tensors(spoilt(file), tensors, images, threads)
     )
     monkeypatch.setattr(backends, "_backend_class", lambda name: base)
-    entry = proving.find()
-    engine = base(proving.file(entry), entry, 1)
-    found = probing.report(proving, backend, entry, engine, 1)
-    engine.close()
-    assert found["right"] is False and found["first_wrong_tensor"] == relu.output[0]
-    assert relu.output[0] in found["sentence"]
+    model = backends.open_model(proving, backend, proving.find(), 1)
+    found = probing.report(proving, model)
+    model.session.close()
+    assert found.right is False and found.first_wrong_tensor == relu.output[0]
+    assert relu.output[0] in found.sentence
 
 
 def test_the_command_writes_json_and_markdown_and_says_by_its_code_whether_all_is_right(
@@ -366,7 +367,7 @@ def test_the_command_writes_json_and_markdown_and_says_by_its_code_whether_all_i
     page = (tmp_path / "verification.md").read_text()
     assert "All answers are right" in page and page.count("| right |") == 8
     plant(mutate=flip_weight(4))
-    monkeypatch.setattr(verification, "verify_apart", verification.verify)  # the fault is in this process alone
+    monkeypatch.setattr(verification, "verify_in_subprocess", verification.verify)  # the fault is in this process alone
     assert main(["verify", str(proving.path), "--backend", "onnxruntime", "--out", str(tmp_path), "--json"]) == 1
     printed = json.loads(capsys.readouterr().out)
     assert printed["right"] is False and "**wrong**" in (tmp_path / "verification.md").read_text()

@@ -67,7 +67,7 @@ def test_the_second_angle_and_the_concentration_say_something(checkpoint: Checkp
     assert halves["median_of_the_surer_half"] < 0.8 * halves["median_of_the_other_half"]
     apart = np.abs(wrap_degrees(outputs.second_angles_deg - outputs.angles_deg))
     assert apart.min() > 5 and ((outputs.second_shares >= 0) & (outputs.second_shares < 0.5)).all()
-    assert ((outputs.concentrations >= 0) & (outputs.concentrations <= 1 + 1e-6)).all()
+    assert ((outputs.angle_confidences >= 0) & (outputs.angle_confidences <= 1 + 1e-6)).all()
 
 
 @pytest.mark.slow

@@ -1,22 +1,29 @@
-"""How fast the runtime is on this machine: scenarios, clocks and memory; results as data. It sees the runtime alone."""
+"""How fast a bundle is on this machine, and how much memory it takes. Imports the runtime alone."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["describe_machine", "format_table", "run_benchmark", "time_in_turns"]
+__all__ = ["BenchmarkResult", "describe_machine", "format_table", "run_benchmark", "time_interleaved"]
 
 if TYPE_CHECKING:
-    from vae_edge.benchmark.measure import describe_machine, time_in_turns
-    from vae_edge.benchmark.run import format_table, run_benchmark
+    from vae_edge.benchmark.measure import describe_machine
+    from vae_edge.benchmark.run import BenchmarkResult, format_table, run_benchmark
+    from vae_edge.runtime.autoselect import time_interleaved
 
-_HOME = {"describe_machine": "measure", "run_benchmark": "run", "format_table": "run", "time_in_turns": "measure"}
+_MODULES = {
+    "BenchmarkResult": "vae_edge.benchmark.run",
+    "describe_machine": "vae_edge.benchmark.measure",
+    "format_table": "vae_edge.benchmark.run",
+    "run_benchmark": "vae_edge.benchmark.run",
+    "time_interleaved": "vae_edge.runtime.autoselect",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for: a process whose memory is measured has nothing else in it."""
-    if name not in _HOME:
+    """Import a public name when it is first asked for: a process whose memory is measured imports nothing else."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'vae_edge.benchmark' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"vae_edge.benchmark.{_HOME[name]}"), name)
+    return getattr(import_module(_MODULES[name]), name)

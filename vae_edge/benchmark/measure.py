@@ -1,13 +1,9 @@
-"""Timing several things so that whatever else the machine does falls on all alike: A B C A B C, each call alone.
+"""The machine that a measurement was made on, and the peak memory of a process that loads a bundle and predicts.
 
-The machine that a measurement was made on, as data.
-
-Peak memory of a process that loads a bundle and predicts; run it with `python -m vae_edge.benchmark.measure`.
-
-What is measured: the peak resident set of one fresh process, from its start to the end of its last prediction, in
-bytes (`VmHWM` of /proc/self/status, or `ru_maxrss` where that is missing). It contains the interpreter, NumPy, the
-engine's libraries, the model, and pages of shared libraries that other processes use too. Nothing is subtracted; the
-process without a bundle, which imports NumPy and this package alone, is the baseline to hold it against.
+Memory is measured in a fresh process, `python -m vae_edge.benchmark.measure`: the peak resident set from its start to
+the end of its last prediction, in bytes (`VmHWM` of /proc/self/status, or `ru_maxrss` where that is missing). It
+contains the interpreter, NumPy, the backend's libraries, the model, and pages of shared libraries that other processes
+use too. Nothing is subtracted. The baseline to compare with is a process that imports NumPy and this package alone.
 """
 
 from __future__ import annotations
@@ -22,8 +18,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,37 +27,17 @@ import vae_edge
 from vae_edge.environment import available_cpus, cpu_quota
 from vae_edge.errors import BackendError
 
-LEAST_CALLS = 5
-
-
-def time_in_turns(
-    calls: Sequence[Callable[[], object]], seconds: float, burst: int = 4, least: int = LEAST_CALLS
-) -> list[list[int]]:
-    """Nanoseconds of each call, by `time.perf_counter_ns`, taken in turns for about `seconds` in all.
-
-    The first call of a turn brings a candidate back into the caches and is not counted; `burst` calls are.
-
-    Args:
-        least: so many calls of each at least, however slow they are.
-    """
-    times: list[list[int]] = [[] for _ in calls]
-    deadline = time.perf_counter() + seconds
-    while calls and (time.perf_counter() < deadline or len(times[-1]) < least):
-        for call, taken in zip(calls, times, strict=True):
-            call()
-            for _ in range(burst):
-                start = time.perf_counter_ns()
-                call()
-                taken.append(time.perf_counter_ns() - start)
-    return times
+TIMEOUT_S = 120
 
 
 def describe_machine(threads: int | None = None) -> dict[str, Any]:
-    """Processor, cores, system, versions, load and GPU, with the date; `threads` is what the measurement used.
+    """Processor, cores, system, versions, load and GPU, with the date, as a JSON record.
 
-    `cpu_quota` is how many processors' worth of time a container grants, null without a limit; `available_cpus` is how
-    many threads that and the affinity leave.
-    `code` tells versions of this package apart that have the same number.
+    `cpu_quota` is how many processors' worth of time a container may use, null without a limit; `available_cpus` is
+    how many threads that and the affinity leave. `code` identifies this package's source beyond its version.
+
+    Args:
+        threads: what the measurement used.
     """
     from vae_edge.runtime import (  # not in a process whose memory is measured
         backend_version,
@@ -92,7 +66,7 @@ def describe_machine(threads: int | None = None) -> dict[str, Any]:
 
 
 def code_digest() -> str:
-    """The beginning of the SHA-256 of this package's Python files, in the order of their names."""
+    """The first 12 digits of the SHA-256 of this package's Python files, in the order of their names."""
     digest = hashlib.sha256()
     folder = Path(vae_edge.__file__).parent
     for path in sorted(folder.rglob("*.py")):
@@ -101,7 +75,7 @@ def code_digest() -> str:
 
 
 def gpu_name() -> str | None:
-    """The name of the first NVIDIA GPU whose driver is loaded; None where there is none."""
+    """The name of the first NVIDIA GPU whose driver is loaded, or None."""
     for information in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
             key, _, value = line.partition(":")
@@ -131,9 +105,6 @@ def _system() -> str:
 
 def _memory_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-TIMEOUT_S = 120
 
 
 def peak_memory(bundle: str | os.PathLike[str], backend: str, precision: str, batch: int, threads: int) -> int:
@@ -175,7 +146,7 @@ def _measure(arguments: list[str]) -> int:
 
 
 def peak_of_this_process() -> int:
-    """Peak resident bytes of the process so far."""
+    """Peak resident bytes of this process so far."""
     status = Path("/proc/self/status")
     if status.is_file():
         for line in status.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -194,6 +165,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
+
     if given.bundle is not None:
         with vae_edge.load(given.bundle, given.backend, given.precision, given.threads, verify="off") as classifier:
             spec = classifier.input

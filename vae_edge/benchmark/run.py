@@ -1,7 +1,4 @@
-"""A benchmark's result as a table for the terminal.
-
-The benchmark: every candidate in turn in one process, so that whatever else the machine does falls on all alike.
-"""
+"""The benchmark: times every backend and precision of a bundle interleaved in one process, and shows a table."""
 
 from __future__ import annotations
 
@@ -9,8 +6,8 @@ import logging
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -18,67 +15,104 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-import vae_edge
-from vae_edge.benchmark.measure import baseline_memory, describe_machine, peak_memory, time_in_turns
+from vae_edge.benchmark.measure import baseline_memory, describe_machine, peak_memory
 from vae_edge.bundle import Bundle, load_bundle
-from vae_edge.bundle_schema import PRECISIONS
 from vae_edge.errors import ConfigError, DataError, VerificationError
-from vae_edge.runtime import Classifier, cpu_entries, installed_backends
-from vae_edge.runtime.backends import check_installed
-from vae_edge.runtime.classifier import find_entry
-
-
-def format_table(result: dict[str, Any]) -> Table:
-    """What `run_benchmark` returned, fastest first within each batch; the title says where it was measured."""
-    machine = result["machine"]
-    title = f"{result['bundle']['name']} on {machine['cpu']}, {machine['threads']} thread(s)"
-    if machine.get("cpu_quota") is not None:
-        title += f", quota of {machine['cpu_quota']:g} processors"
-    baseline = result["memory"]["baseline_bytes"]
-    caption = "time of one call in microseconds, from a uint8 array to predictions"
-    if baseline is not None:
-        caption += f"; memory is the whole process's peak, of which Python with NumPy is {baseline / 1e6:.0f} MB"
-    table = Table(title=Text(title, style="table.title"), caption=caption)
-    table.add_column("batch", justify="right")
-    table.add_column("backend")
-    table.add_column("precision")
-    for name in ("p50", "p90", "p99", "images/s", "memory MB", "calls"):
-        table.add_column(name, justify="right")
-    rows = sorted(result["results"], key=lambda row: (row["batch"], row["p50_us"]))
-    for index, row in enumerate(rows):
-        last = index + 1 == len(rows) or rows[index + 1]["batch"] != row["batch"]
-        peak = row["peak_memory_bytes"]
-        table.add_row(
-            str(row["batch"]),
-            row["backend"],
-            row["precision"],
-            *(f"{row[key]:,.1f}" for key in ("p50_us", "p90_us", "p99_us")),
-            f"{row['images_per_s']:,.0f}",
-            "–" if peak is None else f"{peak / 1e6:.0f}",
-            str(row["calls"]),
-            end_section=last,
-        )
-    return table
-
+from vae_edge.runtime import Classifier, cpu_entries, installed_backends, load
+from vae_edge.runtime.autoselect import Candidate, time_interleaved
+from vae_edge.runtime.backends import check_installed, find_entry
+from vae_edge.spec import PRECISIONS
 
 log = logging.getLogger(__name__)
 
 SCHEMA = 1
-WARM_CALLS = 3
-LEAST_TIMED = 0.02  # share of the time below which a batch is not begun
+WARM_UP_CALLS = 3
+MIN_TIME_FRACTION = 0.02  # of the time; with less left, a batch is not begun
 MEMORY_IS = (
     "peak resident memory of one fresh process that imports, loads, and predicts batches of this size (nothing "
     "subtracted); the baseline is a process that imports NumPy and vae_edge and loads no bundle"
 )
 
+Progress = Callable[[str, float], None]
+"""Called with what is going on, and the fraction done in 0..1."""
 
-@dataclass
-class Candidate:
-    """One backend in one precision."""
+
+@dataclass(frozen=True)
+class BenchmarkSettings:
+    """What was asked of a benchmark.
+
+    Attributes:
+        batches: images per call.
+        threads: of each call.
+        seconds: the time that all of it may take.
+        images: "given" or "seeded noise".
+        took_s: the time that it took.
+    """
+
+    batches: tuple[int, ...]
+    threads: int
+    seconds: float
+    images: str
+    took_s: float
+
+
+@dataclass(frozen=True)
+class BenchmarkRow:
+    """The figures of one candidate at one batch size: times of a call in microseconds, and peak memory in bytes.
+
+    `images_per_s` is at the median. `peak_memory_bytes` is None if it was not measured.
+    """
 
     backend: str
     precision: str
-    classifier: Classifier
+    batch: int
+    p50_us: float
+    p90_us: float
+    p99_us: float
+    mean_us: float
+    images_per_s: float
+    calls: int
+    peak_memory_bytes: int | None
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """What `run_benchmark` measured.
+
+    Attributes:
+        machine: as `describe_machine` gives it.
+        bundle: the bundle.
+        settings: what was asked.
+        baseline_bytes: the peak memory of a process without a bundle; None if memory was not measured.
+        rows: one for each candidate and batch size.
+        wrong: names of the candidates whose answers are wrong here; they are not timed.
+        left_out: a sentence for each thing that there was no time for.
+    """
+
+    machine: Mapping[str, Any]
+    bundle: Bundle
+    settings: BenchmarkSettings
+    baseline_bytes: int | None
+    rows: tuple[BenchmarkRow, ...]
+    wrong: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as `vae-edge bench --json` prints them."""
+        return {
+            "schema": SCHEMA,
+            "machine": dict(self.machine),
+            "bundle": {
+                "name": self.bundle.name,
+                "input": {"size": self.bundle.input.size, "channels": self.bundle.input.channels},
+                "models": [entry.to_json() for entry in self.bundle.models],
+            },
+            "settings": {**asdict(self.settings), "batches": list(self.settings.batches)},
+            "memory": {"what": MEMORY_IS, "baseline_bytes": self.baseline_bytes},
+            "results": [asdict(row) for row in self.rows],
+            "wrong": list(self.wrong),
+            "left_out": list(self.left_out),
+        }
 
 
 def run_benchmark(
@@ -91,190 +125,170 @@ def run_benchmark(
     seconds: float = 20.0,
     images: np.ndarray | None = None,
     memory: bool = True,
-    progress: Callable[[str, float], None] | None = None,
-) -> dict[str, Any]:
+    progress: Progress | None = None,
+) -> BenchmarkResult:
     """Time every backend x precision x batch of a bundle.
 
-    Calls run in turns, A B C A B C. Each is timed alone with `time.perf_counter_ns` and is the whole way from a uint8
-    array to predictions; the first call of a turn brings a candidate back into the caches and is not counted.
+    Calls are interleaved, A B C A B C. Each is timed alone with `time.perf_counter_ns`, from a uint8 array to
+    predictions; the first call of a round brings a model back into the CPU's caches and is not timed.
 
     Args:
         bundle_path: the bundle.
         backends: names; None is all that are installed.
         precisions: None is all in the bundle.
-        batches: images a call.
-        threads: for each call.
-        seconds: the time that all of it may take. After loading, memory gets half of what is left, the smallest batches
-            first, and timing the rest. What does not fit in is left out and named; the smallest batch is always timed,
-            with five calls of each candidate at least.
+        batches: images per call.
+        threads: how many threads one call may use.
+        seconds: the time that all of it may take. After loading, memory gets half of what is left, the smallest
+            batches first, and timing the rest. What there is no time for is left out and named; the smallest batch is
+            always timed, with at least five calls of each candidate.
         images: uint8 [N, S, S, C] to predict, repeated as needed; None is seeded noise.
         memory: whether to measure peak memory too, in a fresh process for each candidate and batch.
-        progress: called with what is going on and the share done in 0..1.
-
-    Returns:
-        Plain values for JSON: `schema`, `machine`, `bundle`, `settings`, `memory`, and `results`, for each candidate
-        and batch: `p50_us`, `p90_us`, `p99_us`, `mean_us`, `images_per_s` (at the median), `calls`,
-        `peak_memory_bytes` (null where it was not measured); `wrong` names those whose answers are wrong here, and
-        `left_out` has a sentence for what there was no time for.
+        progress: called with what is going on and the fraction done.
 
     Raises:
-        BundleError, BackendError: as `vae_edge.load`; wrong answers are an error where both backend and precision were
-            named, or where there is nothing else.
+        BundleError, BackendError: as `vae_edge.load`; wrong answers are an error if both backend and precision were
+            named, or if there is nothing else.
         ConfigError, DataError: if an argument is out of range, or the images do not fit.
     """
     bundle = load_bundle(bundle_path)
     _check(batches, threads, seconds)
-    batches = sorted(set(batches))
-    pool = _images(bundle, images, batches[-1])
-    pairs = _pairs(bundle, backends, precisions)
-    tell = progress or _say_nothing
+    sizes = tuple(sorted(set(batches)))
+    pool = _images(bundle, images, sizes[-1])
+    found = _candidates(bundle, backends, precisions)
+
     started = time.perf_counter()
-    deadline = started + seconds
-    opened: list[Candidate] = []
-    results: list[dict[str, Any]] = []
-    left_out: list[str] = []
+    session = _Session(bundle, threads, seconds, started + seconds, progress or _no_progress)
     try:
-        by_name = backends is not None and precisions is not None
-        wrong = _open(bundle, pairs, threads, opened, by_name, lambda what: tell(what, 0.0))
-        kept = [(candidate.backend, candidate.precision) for candidate in opened]
-        runs = [(*pair, batch) for batch in batches for pair in kept] if memory else []
-        baseline, peaks = _memory(bundle, runs, threads, deadline, tell, left_out)
-        for index, batch in enumerate(batches):
-            left = deadline - time.perf_counter()
-            if index and left < LEAST_TIMED * seconds:
-                left_out.append(f"batch {batch} was not timed: there was no time left of {seconds:g} s.")
-                continue
-            tell(f"timing: batch {batch}", 0.5 + 0.5 * index / len(batches))
-            results += _time_batch(opened, pool[:batch], left / (len(batches) - index), peaks)
+        session.open(found, by_name=backends is not None and precisions is not None)
+        if memory:
+            session.measure_memory(sizes)
+        session.time_batches(sizes, pool)
     finally:
-        for candidate in opened:
-            candidate.classifier.close()
-    tell("done", 1.0)
-    settings = {
-        "batches": batches,
-        "threads": threads,
-        "seconds": seconds,
-        "images": "given" if images is not None else "seeded noise",
-        "took_s": round(time.perf_counter() - started, 2),
-    }
-    return {
-        "schema": SCHEMA,
-        "machine": describe_machine(threads),
-        "bundle": _about(bundle),
-        "settings": settings,
-        "memory": {"what": MEMORY_IS, "baseline_bytes": baseline},
-        "results": results,
-        "wrong": wrong,
-        "left_out": left_out,
-    }
+        session.close()
+    session.progress("done", 1.0)
+
+    took_s = round(time.perf_counter() - started, 2)
+    kind = "given" if images is not None else "seeded noise"
+    return BenchmarkResult(
+        machine=describe_machine(threads),
+        bundle=bundle,
+        settings=BenchmarkSettings(sizes, threads, seconds, kind, took_s),
+        baseline_bytes=session.baseline_bytes,
+        rows=tuple(session.rows),
+        wrong=tuple(session.wrong),
+        left_out=tuple(session.left_out),
+    )
 
 
-def _memory(
-    bundle: Bundle,
-    runs: list[tuple[str, str, int]],
-    threads: int,
-    deadline: float,
-    tell: Callable[[str, float], None],
-    left_out: list[str],
-) -> tuple[int | None, dict[tuple[str, str, int], int]]:
-    """The baseline's peak memory and that of each run that fits into half of the time left; None without runs.
+@dataclass
+class _Session:
+    """A benchmark that is running: the opened candidates, and what was measured so far."""
 
-    What does not fit in is added to `left_out`. A run is taken to need as long as the slowest before it.
-    """
-    if not runs:
-        return None, {}
-    now = time.perf_counter()
-    end, slowest = (now + deadline) / 2, 0.0
-    peaks: dict[tuple[str, str, int], int] = {}
-    tell("memory: without a bundle", 0.0)
-    baseline = baseline_memory()
-    for index, run in enumerate(runs):
-        before, now = now, time.perf_counter()
-        slowest = max(slowest, now - before)
-        if now + slowest > end:
-            missing = len(runs) - index
-            left_out.append(
-                f"the memory of {missing} of {len(runs)} rows was not measured: one takes {slowest:.1f} s, and half "
-                "of the seconds are for the timing; give more of them."
+    bundle: Bundle
+    threads: int
+    seconds: float
+    deadline: float
+    progress: Progress
+    opened: dict[Candidate, Classifier] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+    baseline_bytes: int | None = None
+    peaks: dict[tuple[Candidate, int], int] = field(default_factory=dict)
+    rows: list[BenchmarkRow] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    def open(self, found: Sequence[Candidate], by_name: bool) -> None:
+        """Open the candidates whose answers are right here.
+
+        Raises:
+            VerificationError: one is wrong that was asked for by name, or all are.
+        """
+        for candidate in found:
+            self.progress(f"loading: {candidate.name}", 0.0)
+            try:
+                backend, precision = candidate.backend, candidate.precision
+                self.opened[candidate] = load(self.bundle.path, backend, precision, self.threads)
+            except VerificationError as error:
+                if by_name:
+                    raise
+                log.warning("not measured: %s", error)
+                self.wrong.append(candidate.name)
+        if not self.opened:
+            raise VerificationError(
+                f"Every backend gives wrong answers with {self.bundle.path} here: nothing is measured."
             )
-            break
-        tell(f"memory: {run[0]} {run[1]}, batch {run[2]}", 0.5 * index / len(runs))
-        peaks[run] = peak_memory(bundle.path, *run, threads)
-    return baseline, peaks
+
+    def measure_memory(self, sizes: Sequence[int]) -> None:
+        """The peak memory of a process without a bundle, and of each candidate at each batch size.
+
+        It stops at half of the time left. A process is expected to take as long as the slowest before it.
+        """
+        runs = [(candidate, batch) for batch in sizes for candidate in self.opened]
+        now = time.perf_counter()
+        end, slowest = (now + self.deadline) / 2, 0.0
+        self.progress("memory: without a bundle", 0.0)
+        self.baseline_bytes = baseline_memory()
+        for index, (candidate, batch) in enumerate(runs):
+            before, now = now, time.perf_counter()
+            slowest = max(slowest, now - before)
+            if now + slowest > end:
+                missing = len(runs) - index
+                self.left_out.append(
+                    f"the memory of {missing} of {len(runs)} rows was not measured: one takes {slowest:.1f} s, and "
+                    "half of the seconds are for the timing; give more of them."
+                )
+                return
+            self.progress(f"memory: {candidate.name}, batch {batch}", 0.5 * index / len(runs))
+            backend, precision = candidate.backend, candidate.precision
+            self.peaks[candidate, batch] = peak_memory(self.bundle.path, backend, precision, batch, self.threads)
+
+    def time_batches(self, sizes: Sequence[int], pool: np.ndarray) -> None:
+        """Time each batch size with every candidate; each size gets an equal part of the time that is left."""
+        for index, batch in enumerate(sizes):
+            left = self.deadline - time.perf_counter()
+            if index and left < MIN_TIME_FRACTION * self.seconds:
+                self.left_out.append(f"batch {batch} was not timed: there was no time left of {self.seconds:g} s.")
+                continue
+            self.progress(f"timing: batch {batch}", 0.5 + 0.5 * index / len(sizes))
+            self._time_batch(pool[:batch], left / (len(sizes) - index))
+
+    def _time_batch(self, images: np.ndarray, seconds: float) -> None:
+        """Time one batch with every candidate for about so many seconds, warming up included."""
+        started, batch = time.perf_counter(), len(images)
+        for classifier in self.opened.values():
+            classifier.warmup(batch)
+            for _ in range(WARM_UP_CALLS):
+                classifier(images, color="rgb")
+        calls = [partial(classifier, images, color="rgb") for classifier in self.opened.values()]
+        left = seconds - (time.perf_counter() - started)
+        times = time_interleaved(calls, left, calls_per_round=4 if batch < 32 else 1)
+        for candidate, times_ns in zip(self.opened, times, strict=True):
+            self.rows.append(_row(candidate, batch, times_ns, self.peaks.get((candidate, batch))))
+
+    def close(self) -> None:
+        """Close all candidates."""
+        for classifier in self.opened.values():
+            classifier.close()
 
 
-def _open(
-    bundle: Bundle,
-    pairs: list[tuple[str, str]],
-    threads: int,
-    opened: list[Candidate],
-    by_name: bool,
-    tell: Callable[[str], None],
-) -> list[str]:
-    """Add the candidates to `opened` whose answers are right here; the names of the others.
-
-    Raises:
-        VerificationError: one is wrong that was asked for by name, or all are.
-    """
-    wrong = []
-    for backend, precision in pairs:
-        tell(f"loading: {backend} {precision}")
-        try:
-            opened.append(Candidate(backend, precision, vae_edge.load(bundle.path, backend, precision, threads)))
-        except VerificationError as error:
-            if by_name:
-                raise
-            log.warning("not measured: %s", error)
-            wrong.append(f"{backend} {precision}")
-    if not opened:
-        raise VerificationError(f"Every backend gives wrong answers with {bundle.path} here: nothing is measured.")
-    return wrong
-
-
-def _about(bundle: Bundle) -> dict[str, Any]:
-    return {
-        "name": bundle.name,
-        "input": {"size": bundle.input.size, "channels": bundle.input.channels},
-        "models": [entry.to_json() for entry in bundle.models],
-    }
-
-
-def _time_batch(
-    opened: list[Candidate], image: np.ndarray, seconds: float, peaks: dict[tuple[str, str, int], int]
-) -> list[dict[str, Any]]:
-    """Time one batch with every candidate, warming up included, for about so many seconds."""
-    started = time.perf_counter()
-    for candidate in opened:
-        candidate.classifier.warmup(len(image))
-        for _ in range(WARM_CALLS):
-            candidate.classifier(image, color="rgb")
-    calls = [partial(candidate.classifier, image, color="rgb") for candidate in opened]
-    left = seconds - (time.perf_counter() - started)
-    times = time_in_turns(calls, left, burst=4 if len(image) < 32 else 1)
-    return [_summary(candidate, taken, len(image), peaks) for candidate, taken in zip(opened, times, strict=True)]
-
-
-def _summary(
-    candidate: Candidate, times_ns: list[int], batch: int, peaks: dict[tuple[str, str, int], int]
-) -> dict[str, Any]:
+def _row(candidate: Candidate, batch: int, times_ns: Sequence[int], peak: int | None) -> BenchmarkRow:
     times_us = np.asarray(times_ns, np.float64) / 1e3
     p50, p90, p99 = (float(v) for v in np.percentile(times_us, [50, 90, 99]))
-    return {
-        "backend": candidate.backend,
-        "precision": candidate.precision,
-        "batch": batch,
-        "p50_us": round(p50, 2),
-        "p90_us": round(p90, 2),
-        "p99_us": round(p99, 2),
-        "mean_us": round(statistics.fmean(times_us), 2),
-        "images_per_s": round(batch / p50 * 1e6, 1),
-        "calls": len(times_us),
-        "peak_memory_bytes": peaks.get((candidate.backend, candidate.precision, batch)),
-    }
+    return BenchmarkRow(
+        backend=candidate.backend,
+        precision=candidate.precision,
+        batch=batch,
+        p50_us=round(p50, 2),
+        p90_us=round(p90, 2),
+        p99_us=round(p99, 2),
+        mean_us=round(statistics.fmean(times_us), 2),
+        images_per_s=round(batch / p50 * 1e6, 1),
+        calls=len(times_us),
+        peak_memory_bytes=peak,
+    )
 
 
-def _pairs(bundle: Bundle, backends: Sequence[str] | None, precisions: Sequence[str] | None) -> list[tuple[str, str]]:
-    """The candidates; what was asked for by name and is not there is refused, as `vae_edge.load` does, not skipped."""
+def _candidates(bundle: Bundle, backends: Sequence[str] | None, precisions: Sequence[str] | None) -> list[Candidate]:
+    """What to measure. What was named and is not there is refused, as `vae_edge.load` does, and not skipped."""
     there = list(cpu_entries(bundle))
     chosen = there if precisions is None else list(precisions)
     names = installed_backends() if backends is None else tuple(backends)
@@ -286,13 +300,13 @@ def _pairs(bundle: Bundle, backends: Sequence[str] | None, precisions: Sequence[
             raise ConfigError(f"precision is auto, {', '.join(PRECISIONS)}, but {precision!r} came.")
         if precision != "auto":
             find_entry(bundle, precision)
-    pairs = [(backend, precision) for precision in dict.fromkeys(chosen) for backend in dict.fromkeys(names)]
-    if not pairs:
+    found = [Candidate(backend, precision) for precision in dict.fromkeys(chosen) for backend in dict.fromkeys(names)]
+    if not found:
         raise ConfigError(
             f"There is nothing to measure in {bundle.path}: "
             f"the backends are {list(names) or 'none'}, the precisions {chosen or 'none'}."
         )
-    return pairs
+    return found
 
 
 def _images(bundle: Bundle, images: np.ndarray | None, count: int) -> np.ndarray:
@@ -317,5 +331,38 @@ def _check(batches: Sequence[int], threads: int, seconds: float) -> None:
         raise ConfigError(f"seconds is a time above 0, but {seconds!r} came.")
 
 
-def _say_nothing(what: str, share: float) -> None:
-    """The progress of who did not ask for it."""
+def _no_progress(what: str, fraction: float) -> None:
+    """The progress of a caller who did not ask for it."""
+
+
+def format_table(result: BenchmarkResult) -> Table:
+    """A table for the terminal, the fastest first within each batch size; its title says where it was measured."""
+    machine = result.machine
+    title = f"{result.bundle.name} on {machine['cpu']}, {machine['threads']} thread(s)"
+    if machine.get("cpu_quota") is not None:
+        title += f", quota of {machine['cpu_quota']:g} processors"
+    caption = "time of one call in microseconds, from a uint8 array to predictions"
+    if result.baseline_bytes is not None:
+        baseline = f"{result.baseline_bytes / 1e6:.0f} MB"
+        caption += f"; memory is the whole process's peak, of which Python with NumPy is {baseline}"
+
+    table = Table(title=Text(title, style="table.title"), caption=caption)
+    table.add_column("batch", justify="right")
+    table.add_column("backend")
+    table.add_column("precision")
+    for name in ("p50", "p90", "p99", "images/s", "memory MB", "calls"):
+        table.add_column(name, justify="right")
+
+    rows = sorted(result.rows, key=lambda row: (row.batch, row.p50_us))
+    for index, row in enumerate(rows):
+        table.add_row(
+            str(row.batch),
+            row.backend,
+            row.precision,
+            *(f"{value:,.1f}" for value in (row.p50_us, row.p90_us, row.p99_us)),
+            f"{row.images_per_s:,.0f}",
+            "–" if row.peak_memory_bytes is None else f"{row.peak_memory_bytes / 1e6:.0f}",
+            str(row.calls),
+            end_section=index + 1 == len(rows) or rows[index + 1].batch != row.batch,
+        )
+    return table

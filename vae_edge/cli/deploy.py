@@ -46,7 +46,7 @@ def export(arguments: argparse.Namespace) -> None:
 def export_run(
     run: Path, out: str, name: str | None = None, score: str = "full", probes: bool = True
 ) -> dict[str, Any]:
-    """Export a training run's model into a bundle, with the `full` rejection score or the `light` one."""
+    """Export a training run's model into a bundle, with the `full` anomaly score or the `fast` one."""
     from vae_edge.export import BundleMetadata, export_bundle
     from vae_edge.files import sha256
     from vae_edge.probes import load as load_probes
@@ -63,7 +63,7 @@ def export_run(
         rotation=config.training.rotation,
         threshold=result["threshold" if score == "full" else "threshold_light"],
         reject_rate=result["reject_rate"],
-        score_kind=score,
+        score_mode=score,
         data=config.data,
     )
     provenance = {

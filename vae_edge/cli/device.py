@@ -15,7 +15,7 @@ from vae_edge.errors import DataError
 
 WORTH_SAYING = 0.2  # the share from which a second-best angle is printed
 MOST_ERRORS = 20  # so many images are named where none can be read
-VAGUE = 0.5  # the concentration below which an angle is called so: that of an even spread over 217°
+VAGUE = 0.5  # the angle confidence below which an angle is called so: that of an even spread over 217°
 
 
 def predict(arguments: argparse.Namespace) -> int:
@@ -62,12 +62,12 @@ def _prediction_lines(images: list[str], predictions: Any, turns: bool) -> Itera
 def angle_words(predictions: Any, k: int) -> str:
     """The angle, and where it is in doubt the second-best one, or that it is vague."""
     words = f"{round(float(predictions.angles_deg[k])):+d}°"
-    if predictions.second_shares is None:
+    if predictions.second_angle_probabilities is None:
         return words
-    share = float(predictions.second_shares[k])
+    share = float(predictions.second_angle_probabilities[k])
     if share >= WORTH_SAYING:
         return f"{words} (or {round(float(predictions.second_angles_deg[k])):+d}°, {share:.0%})"
-    return f"{words} (vague)" if predictions.concentrations[k] < VAGUE else words
+    return f"{words} (vague)" if predictions.angle_confidences[k] < VAGUE else words
 
 
 def verify(arguments: argparse.Namespace) -> int:
@@ -76,11 +76,12 @@ def verify(arguments: argparse.Namespace) -> int:
     from vae_edge.runtime import verification
 
     out = check_folder("--out", arguments.out) if arguments.out else Path(arguments.bundle)
-    result = verification.verify_apart(arguments.bundle, arguments.backend, arguments.threads)
+    discover = verification.verify_in_subprocess(arguments.bundle, arguments.backend, arguments.threads)
+    result = discover.to_json()
     emit(result, arguments.json, lambda: _verification_lines(result))
     try:
         write_json(out / "verification.json", result)
-        write_text(out / "verification.md", verification.to_markdown(result))
+        write_text(out / "verification.md", verification.to_markdown(discover))
         say(f"report: {out / 'verification.md'}")
     except OSError as error:
         say(f"the report cannot be written to {out} ({error}): name another folder with --out")
@@ -117,12 +118,12 @@ def bench(arguments: argparse.Namespace) -> None:
             progress=progress,
         )
     if arguments.out:
-        write_json(arguments.out, result)
+        write_json(arguments.out, result.to_json())
     if arguments.json:
-        emit(result, True)
+        emit(result.to_json(), True)
         return
     print_table(format_table(result))
-    for sentence in result["left_out"]:
+    for sentence in result.left_out:
         say(sentence)
 
 

@@ -67,7 +67,7 @@ def collect(
         predictions.accepted,
         turned_back(checkpoint.model, turned.images, predictions.angles_deg) if has_angle else None,
         predictions.second_angles_deg,
-        predictions.second_shares,
+        predictions.second_angle_probabilities,
     )
     rng = np.random.default_rng(seed)
     wrong = np.flatnonzero(predicted != turned.labels)

@@ -387,8 +387,8 @@ def _export(commands: Commands) -> None:
     parser.add_argument(
         "--score",
         default="full",
-        choices=("full", "light"),
-        help="the rejection score; light: without the reconstruction and its decoder, cheaper and less sharp",
+        choices=("full", "fast"),
+        help="the anomaly score; fast: without the reconstruction error and so without the decoder, less sharp",
     )
     parser.add_argument(
         "--no-probes",

@@ -95,7 +95,7 @@ def _run(dataset: Any, arguments: argparse.Namespace, out: Path) -> dict[str, An
         quantize_bundle_from_dataset(bundle, precision, dataset, arguments.seed)
     say("measuring latency and memory")
     with sharing_progress() as progress:
-        benchmark = run_benchmark(bundle, seconds=15.0, progress=progress)
+        benchmark = run_benchmark(bundle, seconds=15.0, progress=progress).to_json()
     write_json(out / "bench.json", benchmark)
     say("measuring accuracy on images that were not trained on, and writing the report")
     held = select_split(dataset, "auto", 0.1, arguments.seed)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vae_edge.benchmark import time_in_turns
+from vae_edge.benchmark import time_interleaved
 from vae_edge.bundle import ModelEntry, load_bundle
 from vae_edge.data import Dataset, LabelledImages, rotate_dataset, rotation_range
 from vae_edge.data.splits import permutation
@@ -292,4 +292,4 @@ def time_onnx(files: Sequence[Path], seconds: float, image: NDArray[np.uint8] | 
             for _ in range(WARM_CALLS):
                 backend.infer(pixels)
             calls.append(partial(backend.infer, pixels))
-        return time_in_turns(calls, seconds)
+        return time_interleaved(calls, seconds)

@@ -90,18 +90,18 @@ def measure_quality(
     scores = np.concatenate([outputs["score"], others])
     threshold = bundle.threshold if fp32 is None else matching_threshold(fp32.scores, fp32.threshold, scores)
 
-    rotate_dataset = held_out.angles_deg is not None and bundle.rotation != "none"
+    rotated = held_out.angles_deg is not None and bundle.rotation != "none"
     figures = summarize(
         outputs["probabilities"],
         held_out.labels,
         bundle.classes,
-        np.rad2deg(outputs["angle"]) if rotate_dataset else None,
-        held_out.angles_deg if rotate_dataset else None,
+        np.rad2deg(outputs["angle"]) if rotated else None,
+        held_out.angles_deg if rotated else None,
         outputs["score"],
         threshold,
         bundle.manifest["data"].get("ambiguous", ()),
-        np.rad2deg(outputs["second_angle"]) if rotate_dataset and "second_angle" in outputs else None,
-        outputs.get("angle_confidence") if rotate_dataset else None,
+        np.rad2deg(outputs["second_angle"]) if rotated and "second_angle" in outputs else None,
+        outputs.get("angle_confidence") if rotated else None,
     )
 
     some = held_out.images[:MAX_OOD_IMAGES]

@@ -1,9 +1,9 @@
-"""ONNX Runtime on the CPU: one session, and for each thread and batch size one binding that is used again."""
+"""ONNX Runtime on the CPU: one session, and one I/O binding for each thread and batch size, which later calls reuse."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,8 @@ from vae_edge.bundle import ModelEntry
 from vae_edge.environment import available_cpus
 from vae_edge.files import read_bytes
 from vae_edge.limits import MAX_MODEL_BYTES
-from vae_edge.runtime.backends import Slot, Slots, TensorInfo, allocate, read_model
+from vae_edge.runtime.backends import BufferCache, TensorInfo, backend_version, read_model, refuse_closed
+from vae_edge.spec import output_name
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ def session_options(threads: int) -> ort.SessionOptions:
     options.inter_op_num_threads = 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3
-    if threads > available_cpus():  # a thread that spins takes the CPU from the one it waits for
+    if threads > 1 and threads > available_cpus():  # a thread that spins takes the CPU from the one it waits for
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 
@@ -41,27 +42,29 @@ class OnnxRuntimeBackend:
             options.add_session_config_entry("session.x64quantprecision", "1")  # kernels that do not saturate
         # At full optimization this rewrite makes fp8 graphs silently wrong.
         disabled = ["ReluQuantRewrite"] if entry.precision == "fp8" else None
+
         self.session = ort.InferenceSession(
             read_model(file, entry), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
         )
         self.inputs = tuple(TensorInfo(t.name, t.shape, t.type) for t in self.session.get_inputs())
-        self.outputs = tuple(TensorInfo(t.name, t.shape, t.type) for t in self.session.get_outputs())
-        self._slots = Slots(self._bind)
+        self.outputs = tuple(TensorInfo(output_name(t.name), t.shape, t.type) for t in self.session.get_outputs())
+        self.version = backend_version("onnxruntime")
+        self._buffers = BufferCache(self.inputs, self.outputs, self._bind)
 
     def infer(self, image: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Run uint8 [N, S, S, C]; the arrays, in the order of `outputs`, hold until this thread's next call."""
-        slot = self._slots.get(len(image))
-        slot.image[...] = image
-        slot.run()
-        return slot.outputs
+        """Run uint8 [N, S, S, C]. The arrays, in the order of `outputs`, are valid until this thread's next call."""
+        buffers = self._buffers.get(len(image))
+        buffers.image[...] = image
+        buffers.run()
+        return buffers.outputs
 
-    def prepare(self, batch: int) -> None:
-        """Bind the buffers of a batch size."""
-        self._slots.get(batch)
+    def warm_up(self, batch: int) -> None:
+        """Bind this thread's buffers of a batch size."""
+        self._buffers.get(batch)
 
     def close(self) -> None:
-        """Let the session and all bindings go."""
-        self._slots = Slots(_closed)
+        """Release the session and all bindings."""
+        self._buffers = BufferCache(self.inputs, self.outputs, refuse_closed)
         self.session = None
 
     @staticmethod
@@ -72,22 +75,16 @@ class OnnxRuntimeBackend:
         values = session.run(list(tensors), {session.get_inputs()[0].name: images})
         return dict(zip(tensors, values, strict=True))
 
-    def _bind(self, batch: int) -> Slot:
+    def _bind(self, image: np.ndarray, outputs: tuple[np.ndarray, ...]) -> tuple[Callable[[], object], object]:
         session, binding = self.session, self.session.io_binding()
-        (image,) = allocate(self.inputs, batch)
-        outputs = allocate(self.outputs, batch)
         binding.bind_input(self.inputs[0].name, "cpu", 0, image.dtype, image.shape, image.ctypes.data)
-        for info, array in zip(self.outputs, outputs, strict=True):
-            binding.bind_output(info.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        for output, array in zip(session.get_outputs(), outputs, strict=True):
+            binding.bind_output(output.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
         def run() -> None:
             session.run_with_iobinding(binding)
 
-        return Slot(image, outputs, run, held=binding)
-
-
-def _closed(batch: int) -> Slot:
-    raise RuntimeError(f"closed before a batch of {batch}")
+        return run, binding
 
 
 def _with_outputs(model: bytes, names: Sequence[str]) -> bytes:

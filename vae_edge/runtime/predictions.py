@@ -1,4 +1,4 @@
-"""What a classifier says about a batch of images; whatever is not asked for is not computed."""
+"""The results of one call: probabilities, angles and scores of a batch; what is not asked for is not computed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ from vae_edge.preprocess import PreprocessInfo
 
 
 class Predictions:
-    """The outputs of one call, owned by this object: they stay what they are when the classifier is called again.
+    """The outputs of one call. They belong to this object and do not change when the classifier is called again.
 
-    `probabilities` float32 [N, K]; `scores` float32 [N], the rejection score (higher is stranger). Of a model that was
-    trained turned also `concentrations` float32 [N], how sure the angle is (0: any angle, 1: certain), and
-    `second_shares` float32 [N], the probability of the second-best angle; else both are None.
-
-    `errors` has, by row, the error of each image that could not be read and was not to cost the others: its numbers
-    are NaN, its label is -1, its name empty, and it is not accepted.
+    Attributes:
+        probabilities: float32 [N, K], of each class.
+        scores: float32 [N], the anomaly score; higher is more anomalous.
+        angle_confidences: float32 [N], the mean resultant length of the angle's distribution: 0 is any angle, 1 is
+            certain. None if the model was not trained on rotated images.
+        second_angle_probabilities: float32 [N], of the second most probable angle; or None.
+        classes: the class names, K of them.
+        threshold: the largest score that is accepted.
+        errors: by row, the error of each image that could not be read (`errors="coerce"`). Its numbers are NaN, its
+            label is -1, its name is empty, and it is not accepted.
     """
 
     def __init__(
@@ -29,33 +33,33 @@ class Predictions:
         probabilities: np.ndarray,
         angles_rad: np.ndarray,
         scores: np.ndarray,
-        concentrations: np.ndarray | None = None,
+        angle_confidences: np.ndarray | None = None,
         second_angles_rad: np.ndarray | None = None,
-        second_shares: np.ndarray | None = None,
+        second_angle_probabilities: np.ndarray | None = None,
         *,
         classes: tuple[str, ...],
         threshold: float,
-        interpret: Callable[[int], list[PreprocessInfo]],
+        preprocess_info: Callable[[int], list[PreprocessInfo]],
         errors: Mapping[int, DataError] | None = None,
     ) -> None:
-        """Keep the arrays; `interpret(N)` tells, when asked, what was made of each input."""
+        """Keep the arrays; `preprocess_info(N)` is called when somebody asks what was done to the N inputs."""
         self.probabilities = probabilities
         self.scores = scores
-        self.concentrations = concentrations
-        self.second_shares = second_shares
+        self.angle_confidences = angle_confidences
+        self.second_angle_probabilities = second_angle_probabilities
         self.classes = classes
         self.threshold = threshold
         self.errors: Mapping[int, DataError] = errors or {}
         self._angles_rad = angles_rad
         self._second_angles_rad = second_angles_rad
-        self._interpret = interpret
+        self._preprocess_info = preprocess_info
 
     def __len__(self) -> int:
         """The number of images."""
         return len(self.scores)
 
     def __repr__(self) -> str:
-        """The first few names, and how many were rejected."""
+        """The first names, and how many images were rejected."""
         shown = ", ".join(name or "unreadable" for name in self.names[:5]) + (", …" if len(self) > 5 else "")
         unreadable = f", {len(self.errors)} unreadable" if self.errors else ""
         rejected = int((~self.accepted).sum()) - len(self.errors)
@@ -91,9 +95,9 @@ class Predictions:
 
     @cached_property
     def second_angles_deg(self) -> np.ndarray | None:
-        """float32 [N]: the second-best angle, in degrees as `angles_deg`; None where the model has none.
+        """float32 [N]: the second most probable angle, in degrees as `angles_deg`; None if the model has none.
 
-        It lies apart from the best one. Where its share is small, it says nothing.
+        It is well apart from the first one. Where its probability is small, it means nothing.
         """
         return None if self._second_angles_rad is None else _to_degrees(self._second_angles_rad)
 
@@ -104,18 +108,18 @@ class Predictions:
 
     @cached_property
     def preprocess_info(self) -> list[PreprocessInfo]:
-        """What was made of each input (how it was decoded, resized, inverted)."""
-        return self._interpret(len(self))
+        """How each input was decoded, cropped, resized and inverted."""
+        return self._preprocess_info(len(self))
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """One plain dictionary an image, for JSON. What the model does not have is None.
+        """One dictionary per image, for JSON. What the model does not have is None.
 
-        Of an image that could not be read there is `error` alone.
+        An image that could not be read has `error` alone.
         """
-        doubts = {
-            "concentration": self.concentrations,
+        uncertainty = {
+            "angle_confidence": self.angle_confidences,
             "second_angle_deg": self.second_angles_deg,
-            "second_share": self.second_shares,
+            "second_angle_probability": self.second_angle_probabilities,
         }
         return [
             {"error": str(self.errors[i])}
@@ -126,7 +130,7 @@ class Predictions:
                 "probability": float(self.probabilities[i, self.labels[i]]),
                 "probabilities": [float(p) for p in self.probabilities[i]],
                 "angle_deg": float(self.angles_deg[i]),
-                **{name: None if values is None else float(values[i]) for name, values in doubts.items()},
+                **{name: None if values is None else float(values[i]) for name, values in uncertainty.items()},
                 "score": float(self.scores[i]),
                 "accepted": bool(self.accepted[i]),
                 "preprocess_info": self.preprocess_info[i].sentence(),

@@ -1,13 +1,10 @@
-"""What the runtime remembers beside a bundle's manifest: lists of records, each under the key that it holds for.
+"""Whether a backend's answers are right on this machine: it runs the bundle's probe images.
 
-They are no part of what the bundle verifies. Of a bundle that cannot be written to they lie in the user's cache folder.
-
-Whether a backend's answers are right on this very machine: it is run on the bundle's probe images.
-
-At the first load of a model in a backend the probe images are run one at a time, and compared with the exact answers
-that the bundle carries. The verdict is remembered in `verified.json` beside the manifest, under a key of model,
-backend, threads, processor and versions; later loads read it. `report` runs them all at once too, looks inside, and
-remembers what it found.
+At the first load of a model in a backend the probe images run one at a time, and the answers are compared with the
+exact ones in the bundle. The verdict is cached in `verified.json` beside the manifest, under a key of model, backend,
+threads, processor and versions; later loads read it. `report` also runs all images at once, compares tensors inside the
+model, and caches what it found. The cache files are no part of what a bundle verifies; those of a bundle that cannot be
+written to are in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -18,8 +15,8 @@ import fcntl
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,113 +26,101 @@ from vae_edge import __version__, files
 from vae_edge.bundle import Bundle, ModelEntry
 from vae_edge.bundle_schema import VERIFIED_FILE
 from vae_edge.environment import cpu_identity, cpu_model, int8_saturates
-from vae_edge.errors import BackendError, BundleError, ConfigError, VerificationError
+from vae_edge.errors import BackendError, BundleError, VerificationError
 from vae_edge.limits import MAX_RECORD_BYTES
-from vae_edge.probes import Expected, Mismatch, Probes, compare, first_inner_mismatch, without_outliers
+from vae_edge.probes import Expected, Mismatch, Probes, Tolerance, compare, first_inner_mismatch, without_outliers
 from vae_edge.probes import load as load_probes
-from vae_edge.runtime.backends import Backend, backend_version, inner_tensors
+from vae_edge.runtime.backends import Backend, OpenedModel, inner_tensors
 
 log = logging.getLogger(__name__)
 
-MOST_RECORDS = 64
-
-
-def records_path(bundle: Path, name: str) -> Path:
-    """Where a file of records of a bundle lies: in its folder, or in the user's cache if that is not writable."""
-    if os.access(bundle, os.W_OK):
-        return bundle / name
-    try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # a user without a home, as in containers
-        return bundle / name
-    digest = hashlib.sha256(os.fsencode(bundle.resolve())).hexdigest()[:16]
-    return cache / "vae-edge" / digest / name
-
-
-def read_records(path: Path, fields: set[str]) -> list[dict[str, Any]]:
-    """The records, or none where the file is missing or damaged; each has `key` and these fields."""
-    try:
-        stored = files.read_json(path, MAX_RECORD_BYTES)
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError) as error:
-        log.warning("%s cannot be read (%s) and will be written anew.", path, error)
-        return []
-    records = stored.get("records") if isinstance(stored, dict) else None
-    if isinstance(records, list) and all(_is_record(record, fields) for record in records):
-        return records
-    log.warning("%s is damaged and will be written anew.", path)
-    return []
-
-
-def _is_record(record: Any, fields: set[str]) -> bool:
-    return isinstance(record, dict) and isinstance(record.get("key"), dict) and fields <= record.keys()
-
-
-def find_record(path: Path, key: dict[str, Any], fields: set[str]) -> dict[str, Any] | None:
-    """The record of this key."""
-    return next((record for record in read_records(path, fields) if record["key"] == key), None)
-
-
-def save_record(path: Path, record: dict[str, Any], fields: set[str]) -> None:
-    """Put a record first, in place of one with the same key; where that cannot be written, it is logged."""
-    records = [record, *(r for r in read_records(path, fields) if r["key"] != record["key"])][:MOST_RECORDS]
-    try:
-        files.write_json(path, {"schema": 1, "records": records})
-    except (OSError, ValueError) as error:
-        log.warning("%s cannot be remembered (%s): it will be found out again at the next load.", path, error)
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder against other processes that look for the same answer; without a lock where there is none.
-
-    The lock is the one that writers of the bundle hold. It goes with the process, however that ends.
-    """
-    descriptor = None
-    try:
-        try:
-            descriptor = os.open(folder, os.O_RDONLY)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError as error:  # a file system without locks
-            log.info("%s cannot be locked (%s)", folder, error)
-        yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-MODES = ("error", "warn", "off")
+VERIFY_MODES = ("error", "warn", "off")
+MAX_RECORDS = 64
 _FIELDS = {"right", "sentence"}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a model's answers in a backend are right here. `right` is None where the bundle cannot tell."""
+    """Whether a model's answers in a backend are right here. `right` is None if the bundle cannot tell."""
 
     right: bool | None
     sentence: str
 
 
-def check_mode(mode: str) -> None:
-    """Refuse an unknown mode (ConfigError)."""
-    if mode not in MODES:
-        raise ConfigError(f"verify is one of {', '.join(MODES)}, but {mode!r} came.")
+@dataclass(frozen=True)
+class OutputDifference:
+    """How far an output is from the exact answers when the probe images run in batches of one size.
+
+    Attributes:
+        batch: images per call.
+        compared: how many images were compared.
+        mean, largest: differences in the output's own unit; None if a value is missing or not finite.
+        allowed: the tolerance.
+    """
+
+    batch: int
+    compared: int
+    mean: float | None
+    largest: float | None
+    allowed: Tolerance
 
 
-def check_or_raise(bundle: Bundle, backend: str, entry: ModelEntry, engine: Backend, threads: int, mode: str) -> None:
-    """Let a model through whose answers are right, or that cannot be told.
+@dataclass(frozen=True)
+class ModelReport:
+    """What the probe images show of one model file in one backend.
+
+    Attributes:
+        backend, file, precision, target: what was run.
+        right: whether all answers are right; None if the bundle cannot tell.
+        sentence: the verdict for people.
+        images: how many probe images there are; None if there was nothing to compare with, as with the next two.
+        outputs: the differences of each output by batch size.
+        first_wrong_tensor: the first tensor inside the model that differs; None if none that the backend shows does.
+    """
+
+    backend: str
+    file: str
+    precision: str
+    target: str
+    right: bool | None
+    sentence: str
+    images: int | None = None
+    outputs: Mapping[str, tuple[OutputDifference, ...]] = field(default_factory=dict)
+    first_wrong_tensor: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; `images`, `outputs` and `first_wrong_tensor` only if there was something to compare with."""
+        values = asdict(self)
+        if self.images is None:
+            for name in ("images", "outputs", "first_wrong_tensor"):
+                del values[name]
+        else:
+            values["outputs"] = {name: list(rows) for name, rows in values["outputs"].items()}
+        return values
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ModelReport:
+        """The inverse of `to_json`."""
+        outputs = {
+            name: tuple(OutputDifference(**{**row, "allowed": Tolerance(**row["allowed"])}) for row in rows)
+            for name, rows in values.get("outputs", {}).items()
+        }
+        return cls(**{**values, "outputs": outputs})
+
+
+def check_or_raise(bundle: Bundle, model: OpenedModel, mode: str) -> None:
+    """Accept a model whose answers are right here, or of which the bundle cannot tell.
 
     Args:
-        engine: the entry's model, opened in the backend.
+        mode: what to do about wrong answers: `error` raises, `warn` logs the sentence, `off` does not check.
 
     Raises:
-        VerificationError: if they are wrong and the mode is `error`; `warn` logs the sentence.
-        BundleError: if the probe images cannot be read.
+        VerificationError: the answers are wrong and the mode is `error`.
+        BundleError: the probe images cannot be read.
     """
     if mode == "off":
         return
-    found = verdict(bundle, backend, entry, engine, threads)
+    found = verdict(bundle, model)
     if found.right is None:
         log.info("not verified: %s", found.sentence)
     elif not found.right:
@@ -147,85 +132,87 @@ def check_or_raise(bundle: Bundle, backend: str, entry: ModelEntry, engine: Back
         log.warning("%s", found.sentence)
 
 
-def verdict(bundle: Bundle, backend: str, entry: ModelEntry, engine: Backend, threads: int) -> Verdict:
-    """The remembered verdict, or one that is found out now and remembered."""
+def check_or_close(bundle: Bundle, model: OpenedModel, mode: str) -> None:
+    """As `check_or_raise`; the model is closed if it raises."""
+    try:
+        check_or_raise(bundle, model, mode)
+    except BaseException:
+        model.session.close()
+        raise
+
+
+def verdict(bundle: Bundle, model: OpenedModel) -> Verdict:
+    """The cached verdict, or one that is reached now and cached."""
     probes = bundle.probes
     if probes is None:
-        return _without_probes(bundle, backend, entry)
-    path, key = records_path(bundle.path, VERIFIED_FILE), _key(bundle, backend, entry, threads)
-    known = find_record(path, key, _FIELDS)
-    if known is not None and isinstance(known["right"], bool):
-        return Verdict(known["right"], str(known["sentence"]))
-    expected = _expected(bundle, load_probes(bundle.file(probes)), entry)
+        return _without_probes(bundle, model)
+    path, key = cache_path(bundle.path, VERIFIED_FILE), _key(bundle, model)
+    cached = find_cached(path, key, _FIELDS)
+    if cached is not None and isinstance(cached["right"], bool):
+        return Verdict(cached["right"], str(cached["sentence"]))
+
+    expected = _expected(bundle, load_probes(bundle.file(probes)), model.entry)
     if expected is None:
-        return _without_probes(bundle, backend, entry)
+        return _without_probes(bundle, model)
     images, answers = expected
-    found = _judge(bundle, backend, entry, compare(answers, run_probes(engine, images, 1)))
-    _remember(path, key, found)
+    found = _verdict_of(model, compare(answers, run_probes(model.session, images, 1)))
+    _save_verdict(path, key, found)
     return found
 
 
-def report(bundle: Bundle, backend: str, entry: ModelEntry, engine: Backend, threads: int) -> dict[str, Any]:
-    """Everything that the probe images tell of a model in a backend, as plain values; the verdict is remembered.
-
-    Returns:
-        `backend`, `file`, `precision`, `target`, `right` (null where the bundle cannot tell), `sentence`; and where it
-        can `images`, `outputs` (for each, by batch size: mean and largest difference, what is allowed, images compared)
-        and `first_wrong_tensor` (null where all that the backend shows are right, or the answers are).
-    """
-    about = {"backend": backend, "file": entry.file, "precision": entry.precision, "target": entry.target}
+def report(bundle: Bundle, model: OpenedModel) -> ModelReport:
+    """Everything that the probe images show of a model in a backend; the verdict is cached."""
+    entry = model.entry
+    about = (model.backend, entry.file, entry.precision, entry.target)
     probes = None if bundle.probes is None else load_probes(bundle.file(bundle.probes))
     expected = None if probes is None else _expected(bundle, probes, entry)
     if expected is None:
-        return {**about, **asdict(_without_probes(bundle, backend, entry))}
+        unknown = _without_probes(bundle, model)
+        return ModelReport(*about, unknown.right, unknown.sentence)
+
     images, answers = expected
     mismatches: list[Mismatch] = []
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in answers.tolerance}
+    rows: dict[str, list[OutputDifference]] = {name: [] for name in answers.tolerance}
     for batch in (1, len(images)):
-        outputs = run_probes(engine, images, batch)
+        outputs = run_probes(model.session, images, batch)
         mismatches += compare(answers, outputs)
         for name, row in rows.items():
-            row.append({"batch": batch, **_figures(answers, name, outputs.get(name))})
-    found = _judge(bundle, backend, entry, mismatches)
-    _remember(records_path(bundle.path, VERIFIED_FILE), _key(bundle, backend, entry, threads), found)
+            row.append(_difference(answers, name, outputs.get(name), batch))
+    found = _verdict_of(model, mismatches)
+    _save_verdict(cache_path(bundle.path, VERIFIED_FILE), _key(bundle, model), found)
+
     first, remark = None, ""
     if mismatches and answers.inner:
         some = images[: len(next(iter(answers.inner.values())))]
         try:
-            inner = inner_tensors(backend, bundle.file(entry), list(answers.inner), some, threads)
+            inner = inner_tensors(model, list(answers.inner), some)
             first = first_inner_mismatch(answers, inner)
             remark = f"; the first wrong tensor inside is {first}" if first else ""
         except BackendError as error:
             remark = f"; inner tensors cannot be shown: {error}"
-    return {
-        **about,
-        "right": found.right,
-        "sentence": found.sentence + remark,
-        "images": len(images),
-        "outputs": rows,
-        "first_wrong_tensor": first,
-    }
+    outputs_of = {name: tuple(row) for name, row in rows.items()}
+    return ModelReport(*about, found.right, found.sentence + remark, len(images), outputs_of, first)
 
 
-def run_probes(engine: Backend, images: np.ndarray, batch: int) -> dict[str, np.ndarray]:
-    """What an opened model says of images uint8 [P, S, S, C], so many at a time, by output.
+def run_probes(session: Backend, images: np.ndarray, batch: int) -> dict[str, np.ndarray]:
+    """The outputs of an opened model by name for images uint8 [P, S, S, C], `batch` at a time.
 
     Raises:
-        BackendError: if the engine fails.
+        BackendError: if the backend fails.
     """
-    names = [info.name for info in engine.outputs]
+    names = [info.name for info in session.outputs]
     try:
         parts = [
-            [output.copy() for output in engine.infer(images[start : start + batch])]
+            [output.copy() for output in session.infer(images[start : start + batch])]
             for start in range(0, len(images), batch)
         ]
         return {name: np.concatenate([part[k] for part in parts]) for k, name in enumerate(names)}
-    except Exception as error:  # the engines' own exceptions share no base class
+    except Exception as error:  # the backends' own exceptions share no base class
         raise BackendError(f"the backend failed on probe images ({error})") from error
 
 
 def _expected(bundle: Bundle, probes: Probes, entry: ModelEntry) -> tuple[np.ndarray, Expected] | None:
-    """The probe images and the answers to an entry's file, if there are any.
+    """The probe images and the exact answers of an entry's file, if there are any.
 
     Raises:
         BundleError: if the images are not what the model takes.
@@ -240,12 +227,13 @@ def _expected(bundle: Bundle, probes: Probes, entry: ModelEntry) -> tuple[np.nda
     return None if answers is None else (probes.images, answers)
 
 
-def _without_probes(bundle: Bundle, backend: str, entry: ModelEntry) -> Verdict:
-    """What is known without answers to compare with."""
-    if entry.precision == "int8" and entry.target == "any" and backend == "openvino" and int8_saturates():
+def _without_probes(bundle: Bundle, model: OpenedModel) -> Verdict:
+    """The verdict on a model without exact answers to compare with."""
+    entry = model.entry
+    if entry.precision == "int8" and entry.target == "any" and model.backend == "openvino" and int8_saturates():
         return Verdict(
             False,
-            f"openvino gives wrong answers with {bundle.file(entry)} on this processor, which has no int8 dot products "
+            f"openvino gives wrong answers with {model.file} on this processor, which has no int8 dot products "
             "(VNNI): the file was made for TensorRT; add those for CPUs with "
             f"`vae-edge quantize {bundle.path} --precision int8 --data PATH`",
         )
@@ -253,34 +241,99 @@ def _without_probes(bundle: Bundle, backend: str, entry: ModelEntry) -> Verdict:
     return Verdict(None, f"the bundle {bundle.path} has {what}; `vae-edge quantize` adds them")
 
 
-def _figures(answers: Expected, name: str, have: np.ndarray | None) -> dict[str, Any]:
-    allowed = asdict(answers.tolerance[name])
+def _difference(answers: Expected, name: str, have: np.ndarray | None, batch: int) -> OutputDifference:
+    allowed = answers.tolerance[name]
     if have is None or have.shape != answers.outputs[name].shape:
-        return {"compared": 0, "mean": None, "largest": None, "allowed": allowed}
+        return OutputDifference(batch, 0, None, None, allowed)
     apart, compared = without_outliers(name, have, answers.outputs[name])
     finite = bool(len(apart)) and bool(np.isfinite(apart).all())
     mean, largest = (float(apart.mean()), float(apart.max())) if finite else (None, None)
-    return {"compared": compared, "mean": mean, "largest": largest, "allowed": allowed}
+    return OutputDifference(batch, compared, mean, largest, allowed)
 
 
-def _judge(bundle: Bundle, backend: str, entry: ModelEntry, mismatches: list[Mismatch]) -> Verdict:
-    where = f"{backend} {backend_version(backend)} with {bundle.file(entry)} on this machine ({cpu_model()})"
+def _verdict_of(model: OpenedModel, mismatches: list[Mismatch]) -> Verdict:
+    where = f"{model.backend} {model.session.version} with {model.file} on this machine ({cpu_model()})"
     if not mismatches:
         return Verdict(True, f"{where} gives right answers")
     return Verdict(False, f"{where} gives wrong answers: {mismatches[0].sentence()}")
 
 
-def _remember(path: Path, key: dict[str, Any], found: Verdict) -> None:
-    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    save_record(path, {"key": key, **asdict(found), "measured": now}, _FIELDS)
-
-
-def _key(bundle: Bundle, backend: str, entry: ModelEntry, threads: int) -> dict[str, Any]:
+def _key(bundle: Bundle, model: OpenedModel) -> dict[str, Any]:
+    """What a cached verdict holds for."""
     return {
-        "backend": backend,
-        "model": entry.sha256,
+        "backend": model.backend,
+        "model": model.entry.sha256,
         "probes": None if bundle.probes is None else bundle.probes.sha256,
-        "threads": threads,
+        "threads": model.threads,
         "cpu": cpu_identity(),
-        "versions": {"vae_edge": __version__, "numpy": np.__version__, backend: backend_version(backend)},
+        "versions": {"vae_edge": __version__, "numpy": np.__version__, model.backend: model.session.version},
     }
+
+
+def _save_verdict(path: Path, key: dict[str, Any], found: Verdict) -> None:
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    save_cached(path, {"key": key, **asdict(found), "measured": now}, _FIELDS)
+
+
+def cache_path(bundle: Path, name: str) -> Path:
+    """Where a cache file of a bundle is: in its folder, or in the user's cache if that cannot be written to."""
+    if os.access(bundle, os.W_OK):
+        return bundle / name
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user without a home, as in containers
+        return bundle / name
+    digest = hashlib.sha256(os.fsencode(bundle.resolve())).hexdigest()[:16]
+    return cache / "vae-edge" / digest / name
+
+
+def read_cache(path: Path, fields: set[str]) -> list[dict[str, Any]]:
+    """The records of a cache file, each with `key` and these fields; none if the file is missing or damaged."""
+    try:
+        stored = files.read_json(path, MAX_RECORD_BYTES)
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be read (%s) and will be written anew.", path, error)
+        return []
+    records = stored.get("records") if isinstance(stored, dict) else None
+    if isinstance(records, list) and all(
+        isinstance(record, dict) and isinstance(record.get("key"), dict) and fields <= record.keys()
+        for record in records
+    ):
+        return records
+    log.warning("%s is damaged and will be written anew.", path)
+    return []
+
+
+def find_cached(path: Path, key: dict[str, Any], fields: set[str]) -> dict[str, Any] | None:
+    """The record with this key."""
+    return next((record for record in read_cache(path, fields) if record["key"] == key), None)
+
+
+def save_cached(path: Path, record: dict[str, Any], fields: set[str]) -> None:
+    """Put a record first, in place of one with the same key; if that cannot be written, it is logged."""
+    records = [record, *(r for r in read_cache(path, fields) if r["key"] != record["key"])][:MAX_RECORDS]
+    try:
+        files.write_json(path, {"schema": 1, "records": records})
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be remembered (%s): it will be found out again at the next load.", path, error)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder against other processes that seek the same answer; on a file system without locks, do nothing.
+
+    Writers of the bundle hold the same lock. It is released when the process ends, however that happens.
+    """
+    descriptor = None
+    try:
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:  # a file system without locks
+            log.info("%s cannot be locked (%s)", folder, error)
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)

@@ -51,7 +51,7 @@ class Outputs:
     features: torch.Tensor
     errors: torch.Tensor
     logits: NDArray[np.float32]
-    concentrations: NDArray[np.float32] | None = None
+    angle_confidences: NDArray[np.float32] | None = None
     second_angles_deg: NDArray[np.float32] | None = None
     second_shares: NDArray[np.float32] | None = None
 
@@ -76,7 +76,7 @@ def predict(model: AngleVAE, images: NDArray[np.uint8]) -> Outputs:
         found["logits"].append(output.logits)
         doubt = output.pose.doubt
         if doubt is not None:
-            found["concentrations"].append(doubt.concentration)
+            found["angle_confidences"].append(doubt.concentration)
             found["second_angles_deg"].append(torch.atan2(doubt.sin, doubt.cos).rad2deg())
             found["second_shares"].append(doubt.share)
     joined: dict[str, Any] = {name: torch.cat(parts).cpu() for name, parts in found.items()}
@@ -177,7 +177,7 @@ def arrays(predicted: Any) -> Arrays:
     first = (predicted.probabilities, predicted.angles_deg, predicted.scores)
     if predicted.second_angles_deg is None:
         return first
-    return (*first, predicted.second_angles_deg, predicted.concentrations)
+    return (*first, predicted.second_angles_deg, predicted.angle_confidences)
 
 
 def evaluate(
@@ -302,7 +302,7 @@ def finish(model: AngleVAE, material: Material, config: RunConfig, step: int, fo
         threshold,
         config.data["ambiguous"],
         second_angles_deg=outputs.second_angles_deg,
-        angle_confidences=outputs.concentrations,
+        angle_confidences=outputs.angle_confidences,
     )
     result: dict[str, Any] = {
         "step": step,
