@@ -86,6 +86,20 @@ def test_what_cannot_be_is_told(built: Path, code: str, more: dict[str, str], wo
     assert done.returncode == 1 and re.search(words, done.stderr), done.stderr
 
 
+@pytest.mark.slow
+def test_a_network_file_that_the_version_of_schema_1_wrote_is_opened(built: Path) -> None:
+    file = ROOT / "tests/fixtures/schema1/network.ve"
+    done = run(
+        built,
+        f"""
+with NativeNetwork({str(file)!r}) as network:
+    print(network.classes, network.size, network.channels, round(network.threshold, 4), network.has_angle)
+    print(network.classify(np.zeros((2, 28, 28, 1), np.uint8)).probabilities.shape)
+""",
+    )
+    assert done.stdout.splitlines() == ["('ell', 'tee') 28 1 -0.1464 False", "(2, 2)"], done.stderr
+
+
 def test_a_missing_or_foreign_library_is_told(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match="cannot be loaded"):
         load_library(tmp_path / "none.so")
