@@ -371,9 +371,9 @@ def pose(batch: int) -> Run:
     model = untrained("small")
     packed = pack(model)
     plan = packed.plan
-    trunk = model.pose
+    trunk = model.orientation
     assert trunk is not None
-    features = random(batch, trunk.trunk.features).half()
+    features = random(batch, trunk.backbone.features).half()
     weights, numbers = packed.weights.to(DEVICE), packed.numbers.to(DEVICE)
     logits = torch.full((batch, plan.classes), float("nan"), device=DEVICE)
     found = torch.full((batch, heads.POSE), float("nan"), device=DEVICE)
@@ -385,7 +385,7 @@ def pose(batch: int) -> Run:
     on_gpu = trunk.half().to(DEVICE).requires_grad_(False)
 
     def eager() -> Any:
-        return on_gpu.classes(features), on_gpu.read(on_gpu.bins(features))
+        return on_gpu.classifier(features), on_gpu.decode_angle(on_gpu.angle_bins(features))
 
     def check() -> float:
         expected = heads.pose_head(features.cpu(), packed.weights, packed.numbers, to_text(plan))
@@ -393,5 +393,5 @@ def pose(batch: int) -> Run:
         ours()
         return worst(far(logits.cpu(), expected[0]), far(found[:, :2].cpu(), expected[1][:, :2]))
 
-    moved = features.nbytes + 2 * trunk.trunk.features * (plan.classes + plan.bins)
+    moved = features.nbytes + 2 * trunk.backbone.features * (plan.classes + plan.bins)
     return Run(ours, check, 5e-3, {"eager": eager}, moved, 0, eager)

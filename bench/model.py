@@ -136,9 +136,9 @@ class Bench:
             "settings": settings_of(row, seed),
             "data": {"name": row.data, "fingerprint": fingerprint, "clothes": clothes_fingerprint},
             "images": {
-                "trained_on": len(ground.material.labelled),
+                "trained_on": len(ground.material.train),
                 "unlabelled": len(ground.material.unlabelled),
-                "held_out": len(ground.material.held),
+                "held_out": len(ground.material.held_out),
                 "judged_on": len(ground.judges),
             },
             "figures": rounded({**figures, **took}),

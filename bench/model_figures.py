@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,9 @@ from vae_edge.metrics import auroc
 from vae_edge.model import AngleVAE
 from vae_edge.runtime import load
 from vae_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend
-from vae_edge.training.checkpoint import Checkpoint, RunConfig, load_checkpoint
-from vae_edge.training.evaluate import Outputs, arrays, as_trained, cross_fitted_ece, evaluate, predict
+from vae_edge.training.checkpoint import Checkpoint, load_checkpoint
+from vae_edge.training.config import RunConfig
+from vae_edge.training.evaluate import Outputs, arrays, cross_fitted_ece, evaluate, predict, rotate_like_training
 
 CLOTHES, OTHERS = "clothes", ("noise", "inverted", "shuffled quarters")
 UNKNOWN, HALVES, CLOTHES_DRAWN = 11, 12, 1 << 34  # added to the seed, twice; the stream that clothes are drawn from
@@ -50,8 +52,8 @@ def measure_ours(row: Row, ground: Ground, run: Path, clothes: LabelledImages | 
     config, seed = checkpoint.config, checkpoint.config.training.seed
     outputs = predict(checkpoint.model, ground.judges.images)
     figures = {
-        **summary(outputs, ground.judges, config, checkpoint.result["threshold"]),
-        "calibration": cross_fitted_ece(outputs.logits, ground.judges.labels, seed),
+        **summary(outputs, ground.judges, config, checkpoint.result.threshold),
+        "calibration": asdict(cross_fitted_ece(outputs.logits, ground.judges.labels, seed)),
         "false_rejection": false_rejection(outputs, config.training.reject_rate, seed),
         "inference": costs(checkpoint.model),
         "score_numbers": sum(numbers.numel() for numbers in checkpoint.model.score.buffers()),
@@ -84,7 +86,7 @@ def measure_control(network: nn.Module, ground: Ground) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "n": len(judges),
         "accuracy": float((probabilities.argmax(1) == judges.labels).mean()),
-        "calibration": cross_fitted_ece(logits, judges.labels, ground.config.training.seed),
+        "calibration": asdict(cross_fitted_ece(logits, judges.labels, ground.config.training.seed)),
         "inference": {"decision": {"parameters": cost.parameters, "macs": cost.macs}},
     }
     if ground.upright is not None:
@@ -95,7 +97,7 @@ def measure_control(network: nn.Module, ground: Ground) -> dict[str, Any]:
 
 def summary(predicted: Any, images: LabelledImages, config: RunConfig, threshold: float) -> dict[str, Any]:
     """What `evaluate` says of predictions by PyTorch or the runtime, without tables of classes."""
-    has_angle, ambiguous = config.model.pose, config.data["ambiguous"]
+    has_angle, ambiguous = config.model.orientation, config.data.ambiguous
     given = arrays(predicted)
     figures = evaluate(lambda _: given, images, config.classes, threshold, 0.0, 0, 0, ambiguous, has_angle)
     return {
@@ -107,7 +109,7 @@ def summary(predicted: Any, images: LabelledImages, config: RunConfig, threshold
 
 def turned_test(dataset: Dataset, config: RunConfig) -> LabelledImages | None:
     """The test half, turned as in training; None where there is none."""
-    return None if dataset.test is None else as_trained(dataset.test, config, config.training.seed + TEST)
+    return None if dataset.test is None else rotate_like_training(dataset.test, config, config.training.seed + TEST)
 
 
 def costs(model: AngleVAE) -> dict[str, dict[str, int]]:
@@ -123,7 +125,7 @@ def false_rejection(outputs: Outputs, wanted: float, seed: int) -> dict[str, flo
     """Share of known images rejected by a threshold from others: each half is judged by the threshold of the other."""
     halves = np.array_split(permutation(len(outputs.scores), seed + HALVES), 2)
     rates = {"wanted": wanted}
-    for name, scores in (("full", outputs.scores), ("light", outputs.light_scores)):
+    for name, scores in (("full", outputs.scores), ("light", outputs.fast_scores)):
         thresholds = [float(np.quantile(scores[half], 1.0 - wanted)) for half in halves]
         rejected = [(scores[half] > limit).sum() for half, limit in zip(halves, thresholds[::-1], strict=True)]
         rates[name] = float(sum(rejected) / len(scores))
@@ -146,15 +148,15 @@ def rejection(checkpoint: Checkpoint, known: Outputs, unknown: dict[str, NDArray
 
     `others` has the worst of noise, inverted images and shuffled quarters.
     """
-    limit, light_limit = checkpoint.result["threshold"], checkpoint.result["threshold_light"]
+    limit, light_limit = checkpoint.result.threshold, checkpoint.result.threshold_fast
     found: dict[str, dict[str, float]] = {}
     for kind, images in unknown.items():
         outputs = predict(checkpoint.model, images)
         found[kind] = {
             "auroc": auroc(known.scores, outputs.scores),
-            "auroc_light": auroc(known.light_scores, outputs.light_scores),
+            "auroc_light": auroc(known.fast_scores, outputs.fast_scores),
             "accepted": float((outputs.scores <= limit).mean()),
-            "accepted_light": float((outputs.light_scores <= light_limit).mean()),
+            "accepted_light": float((outputs.fast_scores <= light_limit).mean()),
         }
     worst = {name: min if name.startswith("auroc") else max for name in found[OTHERS[0]]}
     found["others"] = {name: choose(found[kind][name] for kind in OTHERS) for name, choose in worst.items()}
@@ -166,7 +168,7 @@ def calibrating(ground: Ground, config: RunConfig) -> Dataset:
     if not config.training.labels_only or config.training.labels_per_class is None:
         return ground.dataset
     few = ground.material
-    return Dataset(ground.dataset.name, ground.dataset.source, few.labelled, few.held)
+    return Dataset(ground.dataset.name, ground.dataset.source, few.train, few.held_out)
 
 
 def by_runtime(

@@ -200,7 +200,7 @@ def fewer(row: Row, name: str, labels: int) -> Row:
 
 def with_generated(row: Row) -> Row:
     """The same training with images of its own in its second part."""
-    training = {**row.training, "generated": GENERATED_SHARE}
+    training = {**row.training, "synthetic_ratio": GENERATED_SHARE}
     return replace(row, name=f"{row.name}-generated", what=f"{row.what}, with generated images", training=training)
 
 

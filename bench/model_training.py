@@ -21,11 +21,20 @@ from vae_edge.errors import DataError
 from vae_edge.experiments import baselines
 from vae_edge.model import AngleVAE, create_config
 from vae_edge.preprocess import measure_input
-from vae_edge.training.checkpoint import LOG, MODEL, RunConfig, load_state, read_tensors, write_tensors
-from vae_edge.training.config import TrainConfig
-from vae_edge.training.data import Material, plan, sort_out
-from vae_edge.training.evaluate import as_trained
-from vae_edge.training.trainer import Progress, Schedule, train
+from vae_edge.training.checkpoint import (
+    LOG,
+    MODEL,
+    SCHEMA_1_MODEL,
+    SCHEMA_1_TRAINING,
+    load_state,
+    read_tensors,
+    rename_keys,
+    write_tensors,
+)
+from vae_edge.training.config import RunConfig, Schedule, TrainConfig
+from vae_edge.training.data import DataSplits, make_run_config, make_splits
+from vae_edge.training.evaluate import rotate_like_training
+from vae_edge.training.trainer import Progress, train
 
 NETWORK = "network.safetensors"
 TAKEN, ANGLES = 1 << 33, 5000  # the stream that images are drawn from; added to the seed of their fixed angles
@@ -43,7 +52,7 @@ class Ground:
 
     dataset: Dataset
     config: RunConfig
-    material: Material
+    material: DataSplits
     judges: LabelledImages
     upright: LabelledImages | None
 
@@ -57,7 +66,7 @@ def quickened(row: Row) -> Row:
         row,
         what=f"{data} in place of: {row.what}",
         data=data,
-        training={**row.training, **fewer, "epochs": 1, "batch": 32, "generated": 0.0},
+        training={**row.training, **fewer, "epochs": 1, "batch": 32, "synthetic_ratio": 0.0},
         take=None if row.take is None else FEW_TAKEN,
     )
 
@@ -82,12 +91,15 @@ def load_data(name: str, runs: Path) -> Dataset:
 
 
 def settings_of(row: Row, seed: int) -> dict[str, Any]:
-    """All that a row's figures depend on but the pixels, as JSON gives it back."""
+    """All that a row's figures depend on but the pixels, as JSON has it, under the names in the results' files."""
+    model_names, training_names = (
+        {new: old for old, new in names.items()} for names in (SCHEMA_1_MODEL, SCHEMA_1_TRAINING)
+    )
     settings = {
         "data": row.data,
         "preset": row.preset,
-        "model": asdict(create_config(row.preset, **row.model)),
-        "training": TrainConfig(**{**row.training, "seed": seed}).to_dict(),
+        "model": rename_keys(asdict(create_config(row.preset, **row.model)), model_names),
+        "training": rename_keys(TrainConfig(**{**row.training, "seed": seed}).to_dict(), training_names),
         "take": row.take,
         "control_of": row.control_of,
     }
@@ -111,12 +123,14 @@ def prepare(row: Row, dataset: Dataset, seed: int) -> Ground:
     taken = None
     if row.take is not None:
         dataset, taken = turned_by_fixed_angles(dataset, row.take, seed)
-    config = plan(dataset, row.preset, settings, **row.model)
-    material = sort_out(dataset, config.training)
+    material = make_splits(dataset, settings)
+    config = make_run_config(dataset, material, row.preset, settings, **row.model)
     if taken is not None:
         return Ground(dataset, config, material, taken, None)
-    judges = as_trained(material.held, config, seed + 1)  # by the angles that training's own validation has
-    return Ground(dataset, config, material, judges, material.held if config.model.pose else None)
+    judges = rotate_like_training(
+        material.held_out, config, seed + 1
+    )  # by the angles that training's own validation has
+    return Ground(dataset, config, material, judges, material.held_out if config.model.orientation else None)
 
 
 def turned_by_fixed_angles(dataset: Dataset, take: tuple[int, int], seed: int) -> tuple[Dataset, LabelledImages]:
@@ -145,7 +159,7 @@ def fit_ours(ground: Ground, folder: Path, progress: Progress | None = None) -> 
         what it took: `training_seconds` (of all steps, over all parts of a run that was stopped) and `epochs`.
     """
     if not (folder / MODEL).is_file():
-        train(ground.dataset, ground.config, folder, resume=True, progress=progress)
+        train(ground.material, ground.config, folder, resume=True, progress=progress)
     log = [json.loads(line) for line in (folder / LOG).read_text(encoding="utf-8").splitlines()]
     return {"training_seconds": log[-1]["seconds"], "epochs": len(log)}
 
@@ -158,7 +172,7 @@ def fit_control(ground: Ground, folder: Path, progress: Progress | None = None) 
     Returns:
         the network, and what it took.
     """
-    config, settings, kept = ground.config.model, ground.config.training, ground.material.labelled
+    config, settings, kept = ground.config.model, ground.config.training, ground.material.train
     ours = AngleVAE(config)
     pixels = torch.zeros(1, config.channels, config.size, config.size)
     torch.manual_seed(settings.seed)
@@ -171,7 +185,7 @@ def fit_control(ground: Ground, folder: Path, progress: Progress | None = None) 
         return network.eval(), about
     shape = (config.size, config.channels)
     macs = baselines.training_macs(network, baselines.cross_entropy_of_anything, *shape)
-    schedule = Schedule.of(settings, len(kept) + len(ground.material.unlabelled))
+    schedule = Schedule.from_config(settings, len(kept) + len(ground.material.unlabelled))
     seen = schedule.steps * schedule.batch
     budget = seen * baselines.training_macs(ours, baselines.our_loss, *shape)
     steps = max(1, round(budget / macs / schedule.batch))

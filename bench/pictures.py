@@ -29,8 +29,8 @@ from vae_edge.metrics import wrap_degrees
 from vae_edge.report import galleries
 from vae_edge.report.galleries import Block, Column, degrees
 from vae_edge.training.checkpoint import Checkpoint, load_checkpoint, load_samples
-from vae_edge.training.evaluate import Outputs, as_trained, fit_temperature, predict, sample_of
-from vae_edge.training.visualize import draw_each, reconstructed, traverse, turned_back
+from vae_edge.training.evaluate import Outputs, fit_temperature, predict, rotate_like_training, stratified_subset
+from vae_edge.training.visualize import derotate, reconstruct, sample_per_class, traverse
 
 EXAMPLES, MISTAKES, DOUBTFUL = 10, 4, 4
 DEVIATIONS = tuple(np.linspace(-2, 2, 7).tolist())
@@ -52,7 +52,7 @@ class Seen:
     @property
     def angles_deg(self) -> NDArray[np.float32] | None:
         """The angles found, where the model has an angle encoder."""
-        return self.outputs.angles_deg if self.checkpoint.config.model.pose else None
+        return self.outputs.angles_deg if self.checkpoint.config.model.orientation else None
 
     @property
     def true_deg(self) -> NDArray[np.float32]:
@@ -71,16 +71,16 @@ def look(run: Path, data: str, unknown: Sequence[str], seed: int) -> Seen:
     checkpoint = load_checkpoint(run)
     config = checkpoint.config
     dataset = load_dataset(data, prepared_as=config.input)
-    split = resolve_split("auto", dataset, config.data, run)
-    held = select_split(dataset, split, config.data["holdout_fraction"], config.data["seed"])
-    images = held if held.angles_deg is not None else as_trained(held, config, seed + 1)
-    letters_turn_deg = rotation_range(config.training.rotation) if config.model.pose else 0.0
+    split = resolve_split("auto", dataset, config.data.to_dict(), run)
+    held = select_split(dataset, split, config.data.holdout_fraction, config.data.seed)
+    images = held if held.angles_deg is not None else rotate_like_training(held, config, seed + 1)
+    letters_turn_deg = rotation_range(config.training.rotation) if config.model.orientation else 0.0
     strange = {kind: make_unknown(images.images, kind, seed, letters_turn_deg) for kind in KINDS}
     for name in unknown:
         other = load_dataset(name, prepared_as=config.input)
         half = other.test if other.test is not None else other.train
         assert half is not None
-        strange[other.name] = as_trained(sample_of(half, len(images), seed), config, seed + 2).images
+        strange[other.name] = rotate_like_training(stratified_subset(half, len(images), seed), config, seed + 2).images
     outputs = {name: predict(checkpoint.model, pages) for name, pages in strange.items()}
     return Seen(checkpoint, images, predict(checkpoint.model, images.images), outputs, seed)
 
@@ -95,10 +95,10 @@ def draw(seen: Seen) -> dict[str, Any]:
         "reliability": reliability(seen),
     }
     if seen.angles_deg is not None:
-        assert seen.outputs.concentrations is not None
-        names = seen.checkpoint.config.data["ambiguous"]
+        assert seen.outputs.angle_confidences is not None
+        names = seen.checkpoint.config.data.ambiguous
         alike = np.isin(seen.images.labels, [seen.images.classes.index(name) for name in names])
-        figure["angles"] = galleries.angles(seen.errors_deg, seen.outputs.concentrations, alike, names)
+        figure["angles"] = galleries.angles(seen.errors_deg, seen.outputs.angle_confidences, alike, names)
     return figure
 
 
@@ -124,9 +124,9 @@ def columns(seen: Seen, chosen: Sequence[int] | NDArray[np.int64]) -> list[Colum
     """Images as they came, turned back (with an angle encoder), and reconstructed."""
     index = np.asarray(chosen)
     model, images, angles = seen.checkpoint.model, seen.images.images[index], seen.angles_deg
-    rows = [images, reconstructed(model, images)]
+    rows = [images, reconstruct(model, images)]
     if angles is not None:
-        rows.insert(1, turned_back(model, images, angles[index]))
+        rows.insert(1, derotate(model, images, angles[index]))
     found = seen.outputs.probabilities[index].argmax(1)
     result = []
     for place, (k, answer) in enumerate(zip(index, found, strict=True)):
@@ -154,11 +154,11 @@ def two_angles(seen: Seen) -> Block:
     Of the classes known to pass for upright ones when turned by half it is the most symmetric one; where there are
     none, or images are not turned that far, that whose second-best angles are most probable.
     """
-    shares, second = seen.outputs.second_shares, seen.outputs.second_angles_deg
+    shares, second = seen.outputs.second_angle_probs, seen.outputs.second_angles_deg
     assert shares is not None and second is not None and seen.angles_deg is not None
     labels, classes = seen.images.labels, seen.images.classes
     config = seen.checkpoint.config
-    ambiguous = [k for k in map(classes.index, config.data["ambiguous"]) if (labels == k).any()]
+    ambiguous = [k for k in map(classes.index, config.data.ambiguous) if (labels == k).any()]
     if ambiguous and rotation_range(config.training.rotation) == 180:
         chosen, why = max(ambiguous, key=lambda k: symmetry(seen, k)), "looks the same turned by half: two angles"
     else:
@@ -167,7 +167,7 @@ def two_angles(seen: Seen) -> Block:
     own = np.flatnonzero(labels == chosen)
     most = own[np.argsort(-shares[own], kind="stable")][:DOUBTFUL]
     images = seen.images.images[most]
-    rows = [images] + [turned_back(seen.checkpoint.model, images, found[most]) for found in (seen.angles_deg, second)]
+    rows = [images] + [derotate(seen.checkpoint.model, images, found[most]) for found in (seen.angles_deg, second)]
     result = [
         Column(
             np.stack([row[place] for row in rows]),
@@ -183,7 +183,7 @@ def two_angles(seen: Seen) -> Block:
 def symmetry(seen: Seen, label: int) -> float:
     """Correlation of a class's mean upright image with itself turned by half."""
     own = seen.images.labels == label
-    upright = turned_back(seen.checkpoint.model, seen.images.images[own], seen.true_deg[own])
+    upright = derotate(seen.checkpoint.model, seen.images.images[own], seen.true_deg[own])
     mean = upright.mean(0, dtype=np.float64)
     return float(np.corrcoef(mean.ravel(), mean[::-1, ::-1].ravel())[0, 1])
 
@@ -201,15 +201,15 @@ def traversal(seen: Seen) -> Any:
 def generated(seen: Seen) -> Any:
     """New images of each class, at angles over the range of training."""
     config = seen.checkpoint.config
-    reach = rotation_range(config.training.rotation) if config.model.pose else 0.0
+    reach = rotation_range(config.training.rotation) if config.model.orientation else 0.0
     known = {0.0: [0.0] * 12, 180.0: [float(angle) for angle in range(-150, 181, 30)]}
     angles = known.get(reach) or np.linspace(-reach, reach, 7).tolist()
-    drawn = draw_each(
+    drawn = sample_per_class(
         seen.checkpoint.model,
         config.classes,
         len(angles),
         load_samples(seen.checkpoint.path),
-        config.data["absent"],
+        config.data.absent,
         angles,
         seen.seed,
     )
@@ -222,11 +222,11 @@ def roc(seen: Seen) -> Any:
     """The rejection score with and without the reconstruction, and their thresholds."""
     known, result = seen.outputs, seen.checkpoint.result
     full = {kind: found.scores for kind, found in seen.unknown.items()}
-    light = {kind: found.light_scores for kind, found in seen.unknown.items()}
+    light = {kind: found.fast_scores for kind, found in seen.unknown.items()}
     return galleries.roc(
         {
-            "full score": (known.scores, full, result["threshold"]),
-            "light score, without the reconstruction": (known.light_scores, light, result["threshold_light"]),
+            "full score": (known.scores, full, result.threshold),
+            "light score, without the reconstruction": (known.fast_scores, light, result.threshold_fast),
         }
     )
 

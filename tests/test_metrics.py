@@ -104,7 +104,7 @@ def test_summary_says_what_the_second_angle_and_the_concentration_are_worth():
         first,
         np.zeros(4),
         second_angles_deg=second,
-        concentrations=np.array([0.9, 0.1, 0.2, 0.8]),
+        angle_confidences=np.array([0.9, 0.1, 0.2, 0.8]),
     )
     errors = result["angle_error_deg"]
     assert errors["beyond_90"] == 0.5 and errors["either_of_two"]["beyond_90"] == 0.0

@@ -56,9 +56,10 @@ OTHER_FILE = 5  # times as far apart, where this processor takes the int8 file f
 
 def resume(run: Path, data: Path) -> None:
     """Go on with a run whose network is none of the presets' (the command line takes presets alone)."""
+    from vae_edge.training.fit import train
+
     from vae_edge.data import load_dataset
     from vae_edge.training.checkpoint import read_config
-    from vae_edge.training.fit import train
 
     train(load_dataset(str(data)), read_config(run), run, resume=True)
 

@@ -107,7 +107,7 @@ def summarize(
     threshold: float | None = None,
     ambiguous: Sequence[str] = (),
     second_angles_deg: NDArray[np.floating] | None = None,
-    concentrations: NDArray[np.floating] | None = None,
+    angle_confidences: NDArray[np.floating] | None = None,
 ) -> dict[str, Any]:
     """What is said of a set of predictions.
 
@@ -147,8 +147,8 @@ def summarize(
             }
         if second_angles_deg is not None:
             errors["either_of_two"] = _either_error(angles_deg, second_angles_deg, true_angles_deg)
-        if concentrations is not None:
-            errors["by_concentration"] = _error_by_concentration(angles_deg, true_angles_deg, concentrations)
+        if angle_confidences is not None:
+            errors["by_concentration"] = _error_by_concentration(angles_deg, true_angles_deg, angle_confidences)
         result["angle_error_deg"] = errors
     if scores is not None and threshold is not None:
         result["accepted"] = round(float((np.asarray(scores) <= threshold).mean()), 5)
@@ -182,11 +182,11 @@ def _either_error(
 
 
 def _error_by_concentration(
-    angles_deg: NDArray[np.floating], true_deg: NDArray[np.floating], concentrations: NDArray[np.floating]
+    angles_deg: NDArray[np.floating], true_deg: NDArray[np.floating], angle_confidences: NDArray[np.floating]
 ) -> dict[str, float]:
     """Median angle error of the half of the images with the surest angles, and of the other half, in degrees."""
     error = np.abs(wrap_degrees(np.asarray(angles_deg) - np.asarray(true_deg)))
-    order = np.argsort(-np.asarray(concentrations), kind="stable")
+    order = np.argsort(-np.asarray(angle_confidences), kind="stable")
     surer, others = order[: (len(order) + 1) // 2], order[(len(order) + 1) // 2 :]
     halves = {"median_of_the_surer_half": surer, "median_of_the_other_half": others}
     return {name: round(float(np.median(error[half])), 3) for name, half in halves.items() if len(half)}

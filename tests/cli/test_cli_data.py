@@ -55,23 +55,24 @@ def test_generate_mixes_the_codes_that_a_run_keeps(
     write_tensors(run / SAMPLE_FILE, {**load_samples(run), **kept}, {})
     for name, options in {
         "default": (),
-        "between": ("--method", "between"),
-        "around": ("--method", "around"),
+        "interpolate": ("--method", "interpolate"),
+        "gaussian": ("--method", "gaussian"),
         "spread": ("--spread", "0.7"),
     }.items():
         out = tmp_path / f"{name}.npz"
         code, _, err = call(capsys, "generate", run, "--class", 3, "--per-class", 4, "--out", out, *options)
         assert code == 0, err
     made = {
-        name: load_dataset(tmp_path / f"{name}.npz").train.images for name in ("default", "between", "around", "spread")
+        name: load_dataset(tmp_path / f"{name}.npz").train.images
+        for name in ("default", "interpolate", "gaussian", "spread")
     }
-    assert (made["spread"] == made["around"]).all()
-    assert (made["default"] == made["between"]).all() and (made["default"] != made["around"]).any()
+    assert (made["spread"] == made["gaussian"]).all()
+    assert (made["default"] == made["interpolate"]).all() and (made["default"] != made["gaussian"]).any()
     assert predict(checkpoint.model, made["default"]).probabilities[:, 3].min() >= 0.899
     for options, says in (
-        (("--class", 4, "--method", "between"), "not two of 4"),
+        (("--class", 4, "--method", "interpolate"), "not two of 4"),
         (("--class", 3, "--confidence", "1.5"), "confidence 1.5"),
-        (("--class", 3, "--method", "between", "--spread", "0.5"), "--spread"),
+        (("--class", 3, "--method", "interpolate", "--spread", "0.5"), "--spread"),
     ):
         code, _, err = call(capsys, "generate", run, "--out", tmp_path / "no", *options)
         assert code == 2 and says in err and not (tmp_path / "no").exists()

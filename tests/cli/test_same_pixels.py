@@ -114,7 +114,7 @@ class Seen:
 
         self.images: list[bytes] = []
         self._patch = monkeypatch
-        self._watch(trainer, "sort_out", result=True)
+        self._watch(trainer, "make_splits", result=True)
         self._watch(evaluate, "predict")
         self._watch(Classifier, "_run")
         self._watch(quantize, "quantize_bundle", ends=True)

@@ -54,9 +54,9 @@ def test_the_exported_graph_equals_pytorch_on_real_images(bundle: Path, checkpoi
     np.testing.assert_allclose(outputs["probabilities"], reference.probabilities, atol=1e-5)
     np.testing.assert_allclose(outputs["score"], reference.scores, atol=1e-3)
     assert circular(outputs["angle"], reference.angles_deg, 0.995) < 0.01
-    np.testing.assert_allclose(outputs["concentration"], reference.concentrations, atol=1e-4)
-    assert np.quantile(np.abs(outputs["second_share"] - reference.second_shares), 0.995) < 1e-4
-    told = reference.second_shares > 0.01
+    np.testing.assert_allclose(outputs["concentration"], reference.angle_confidences, atol=1e-4)
+    assert np.quantile(np.abs(outputs["second_share"] - reference.second_angle_probs), 0.995) < 1e-4
+    told = reference.second_angle_probs > 0.01
     assert told.sum() > 100
     assert circular(outputs["second_angle"][told], reference.second_angles_deg[told], 0.99) < 0.1
 
@@ -172,15 +172,17 @@ def test_a_graph_that_computes_something_else_is_refused(checkpoint: Checkpoint,
         check_parity(graph, model, digits.test.images[:0])
 
 
-@pytest.mark.parametrize(("pose", "size", "channels"), [(False, 28, 1), (True, 32, 3), (True, 45, 1)])
-def test_other_shapes_and_unturned_models_export_too(pose: bool, size: int, channels: int):
+@pytest.mark.parametrize(("orientation", "size", "channels"), [(False, 28, 1), (True, 32, 3), (True, 45, 1)])
+def test_other_shapes_and_unturned_models_export_too(orientation: bool, size: int, channels: int):
     torch.manual_seed(0)
-    graph = ClassifierGraph(AngleVAE(create_config("tiny", size=size, channels=channels, classes=4, pose=pose)).eval())
+    graph = ClassifierGraph(
+        AngleVAE(create_config("tiny", size=size, channels=channels, classes=4, orientation=orientation)).eval()
+    )
     model = to_onnx(graph, size, channels, graph.outputs, {})
     images = np.random.default_rng(0).integers(0, 256, (5, size, size, channels), dtype=np.uint8)
     check_parity(graph, model, images)
-    assert [output.name for output in model.graph.output] == list(OUTPUTS + DOUBTS if pose else OUTPUTS)
-    if not pose:
+    assert [output.name for output in model.graph.output] == list(OUTPUTS + DOUBTS if orientation else OUTPUTS)
+    if not orientation:
         np.testing.assert_array_equal(run(model, images)["angle"], np.zeros(5))
 
 
@@ -300,5 +302,5 @@ def test_a_bundle_with_the_light_score_has_no_decoder_and_a_threshold_of_its_own
     with load(tmp_path / "light", backend="onnxruntime", precision="fp32") as classifier:
         predictions = classifier(images)
     reference = predict(load_checkpoint(run).model, images)
-    np.testing.assert_allclose(predictions.scores, reference.light_scores, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(predictions.scores, reference.fast_scores, rtol=1e-3, atol=1e-3)
     assert 0.9 < predictions.accepted.mean() < 1.0

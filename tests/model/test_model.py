@@ -7,8 +7,8 @@ import torch.nn.functional as F
 
 from vae_edge.errors import ConfigError
 from vae_edge.metrics import auroc
-from vae_edge.model import PRESETS, AngleVAE, LossWeights, ModelConfig, RejectionScore, create_config, losses
-from vae_edge.model.network import PoseTrunk, angle_targets, mutual_information
+from vae_edge.model import PRESETS, AngleVAE, AnomalyScore, LossWeights, ModelConfig, compute_losses, create_config
+from vae_edge.model.network import OrientationEncoder, angle_targets, mutual_information
 from vae_edge.model.score import reconstruction_error
 
 
@@ -19,7 +19,7 @@ def test_every_preset_takes_every_size(preset: str, size: int, channels: int, cl
     output = model(torch.rand(3, channels, size, size))
     assert output.logits.shape == (3, classes)
     assert output.reconstruction.shape == output.upright.shape == (3, channels, size, size)
-    torch.testing.assert_close(output.pose.cos**2 + output.pose.sin**2, torch.ones(3))
+    torch.testing.assert_close(output.orientation.cos**2 + output.orientation.sin**2, torch.ones(3))
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_an_unknown_preset_is_refused_with_the_known_ones():
 
 def test_a_configuration_survives_json():
     config = create_config("base", classes=3)
-    stored = {**vars(config), "widths": list(config.widths), "pose_widths": list(config.pose_widths)}
+    stored = {**vars(config), "widths": list(config.widths), "pose_widths": list(config.orientation_widths)}
     assert ModelConfig.from_dict(stored) == config
     with pytest.raises(ConfigError, match="latent"):
         ModelConfig.from_dict({name: value for name, value in stored.items() if name != "latent"})
@@ -61,7 +61,7 @@ def test_a_configuration_survives_json():
 
 @pytest.mark.parametrize("angle", [0.0, 4.0, 93.0, 175.0, 181.0, 355.0])
 def test_the_angle_is_read_from_the_bins_within_a_degree(angle: float):
-    trunk = PoseTrunk(create_config("tiny"))
+    trunk = OrientationEncoder(create_config("tiny"))
     target = angle_targets(torch.tensor([math.radians(angle)]), 36)
     cos, sin, _ = trunk.read(target.log())
     read = math.degrees(math.atan2(sin.item(), cos.item()))
@@ -69,7 +69,7 @@ def test_the_angle_is_read_from_the_bins_within_a_degree(angle: float):
 
 
 def test_the_angle_is_not_drawn_towards_a_second_mode():
-    trunk = PoseTrunk(create_config("tiny"))
+    trunk = OrientationEncoder(create_config("tiny"))
     both = angle_targets(torch.tensor([math.radians(20.0), math.radians(200.0)]), 36)
     cos, sin, _ = trunk.read((0.6 * both[:1] + 0.4 * both[1:]).log())
     assert math.degrees(math.atan2(sin.item(), cos.item())) == pytest.approx(20.0, abs=1.0)
@@ -78,9 +78,9 @@ def test_the_angle_is_not_drawn_towards_a_second_mode():
 def test_no_gradient_runs_through_the_turning():
     model = AngleVAE(create_config("tiny")).train()
     labels = torch.tensor([0, 1, 2, 3])
-    output = model.training_pass(torch.rand(4, 1, 28, 28), labels, seed=1, offset=0)
+    output = model.forward_train(torch.rand(4, 1, 28, 28), labels, seed=1, offset=0)
     output.reconstruction.sum().backward()
-    assert all(p.grad is None or not p.grad.any() for p in model.pose.parameters())
+    assert all(p.grad is None or not p.grad.any() for p in model.orientation.parameters())
     assert any(p.grad is not None and p.grad.any() for p in model.encoder.parameters())
 
 
@@ -88,9 +88,9 @@ def test_the_terms_of_the_loss_are_what_pytorch_computes():
     torch.manual_seed(0)
     model = AngleVAE(create_config("tiny")).train()
     image, labels, angle = torch.rand(6, 1, 28, 28), torch.arange(6), torch.linspace(-3, 3, 6)
-    output = model.training_pass(image, labels, seed=3, offset=5)
+    output = model.forward_train(image, labels, seed=3, offset=5)
     weights = LossWeights(beta=0.5, gamma=20.0, delta=7.0)
-    terms = losses(output, labels, angle, weights)
+    terms = compute_losses(output, labels, angle, weights)
     posterior = torch.distributions.Normal(output.mu, (output.logvar / 2).exp())
     kl = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0)).sum(1).mean()
     torch.testing.assert_close(terms["kl"], kl, rtol=1e-4, atol=1e-4)
@@ -124,10 +124,12 @@ def test_without_rotation_there_is_no_pose_trunk_and_the_angle_is_zero():
     model = AngleVAE(create_config("tiny", pose=False)).eval()
     image = torch.rand(2, 1, 28, 28)
     output = model(image)
-    assert model.pose is None and output.pose.bins is None
-    torch.testing.assert_close(output.pose.sin, torch.zeros(2))
+    assert model.orientation is None and output.orientation.bins is None
+    torch.testing.assert_close(output.orientation.sin, torch.zeros(2))
     torch.testing.assert_close(output.upright, image)
-    terms = losses(model.training_pass(image, torch.tensor([0, 1]), 0, 0), torch.tensor([0, 1]), None, LossWeights())
+    terms = compute_losses(
+        model.forward_train(image, torch.tensor([0, 1]), 0, 0), torch.tensor([0, 1]), None, LossWeights()
+    )
     assert "angle" not in terms
 
 
@@ -137,7 +139,7 @@ def test_the_codes_are_described_by_the_covariance_that_numpy_measures():
     codes = (rng.normal(size=(600, 5)) @ rng.normal(size=(5, 5)) + 4 * rng.normal(size=(3, 5))[labels]).astype(
         np.float32
     )
-    score = RejectionScore(3, 5, 10, angle=False)
+    score = AnomalyScore(3, 5, 10, angle=False)
     score.fit_codes(torch.from_numpy(codes), torch.from_numpy(labels))
     means = np.stack([codes[labels == k].mean(0) for k in range(3)])
     centred = codes - means[labels]
@@ -154,9 +156,9 @@ def test_the_distance_of_features_is_that_to_the_nearest_of_normal_distributions
     features = (
         np.einsum("nf,nfg->ng", rng.normal(size=(9000, 7)), spread[labels]) + 9 * rng.normal(size=(30, 7))[labels]
     )
-    score = RejectionScore(30, 5, 7 + 30, angle=False)
+    score = AnomalyScore(30, 5, 7 + 30, angle=False)
     given = torch.cat([torch.from_numpy(features).float(), torch.rand(9000, 30)], 1)
-    score.fit_measures(given, torch.zeros(len(given), 1), torch.from_numpy(labels))
+    score.fit_terms(given, torch.zeros(len(given), 1), torch.from_numpy(labels))
     assert score.nearest.shape == (7, 30)
     squared = []
     for k in range(30):
@@ -169,7 +171,7 @@ def test_the_distance_of_features_is_that_to_the_nearest_of_normal_distributions
     assert np.median(np.abs(found / expected - 1)) < 0.1  # but for the ridge and the shrinkage
 
 
-def distances(score: RejectionScore, features: torch.Tensor) -> np.ndarray:
+def distances(score: AnomalyScore, features: torch.Tensor) -> np.ndarray:
     parts = score.parts(torch.zeros(len(features), 1), features, torch.zeros(len(features), score.classes))
     return parts[:, 1].numpy()
 
@@ -182,14 +184,14 @@ def test_a_class_of_several_groups_has_several_clusters():
     features[:, 0] += np.where(np.arange(4000) % 2, 8.0, -8.0)
     features[labels == 1, 1] += 30.0
     given = torch.from_numpy(np.c_[features, np.zeros((4000, 2))]).float()
-    score = RejectionScore(2, 3, 8, angle=False)
-    score.fit_measures(given, torch.zeros(len(given), 1), torch.from_numpy(labels))
+    score = AnomalyScore(2, 3, 8, angle=False)
+    score.fit_terms(given, torch.zeros(len(given), 1), torch.from_numpy(labels))
     assert 4 <= score.nearest.shape[1] <= 20
     known = distances(score, given)
     between = given.clone()
     between[:, 0] = 0.0
     assert auroc(known, distances(score, between)) > 0.85
-    again = RejectionScore(2, 3, 8, angle=False)
+    again = AnomalyScore(2, 3, 8, angle=False)
     again.load_state_dict(score.state_dict())
     np.testing.assert_array_equal(distances(again, given), known)
 
@@ -199,8 +201,8 @@ def test_a_reconstruction_error_counts_as_far_as_the_code_did_not_foretell_it():
     mu, classes = torch.randn(5000, 4), torch.rand(5000, 3)
     expected = 0.3 + 0.05 * mu[:, :1] + 0.1 * classes[:, 1:2]
     features = torch.cat([torch.randn(5000, 6), mu, classes], 1)
-    score = RejectionScore(3, 4, 13, angle=False)
-    score.fit_measures(features, expected + 0.01 * torch.randn(5000, 1), torch.arange(5000) % 3)
+    score = AnomalyScore(3, 4, 13, angle=False)
+    score.fit_terms(features, expected + 0.01 * torch.randn(5000, 1), torch.arange(5000) % 3)
     surplus = score.parts(expected + 0.2, features, torch.zeros(5000, 3))[:, 0]
     assert (surplus - 0.2).abs().quantile(0.99) < 5e-3
     strange = features.clone()
@@ -213,12 +215,12 @@ def test_the_score_is_the_weighted_sum_of_its_standardized_parts_and_the_light_o
     angle: bool,
 ):
     torch.manual_seed(0)
-    score = RejectionScore(3, 4, 9 + angle, angle)
+    score = AnomalyScore(3, 4, 9 + angle, angle)
     image, other = torch.rand(600, 1, 28, 28), torch.rand(600, 1, 28, 28)
     features, logits = torch.randn(600, 9 + angle), torch.randn(600, 3)
     errors = reconstruction_error(image, other)
     assert reconstruction_error(image, image).abs().max() == 0
-    score.fit_measures(features, errors, torch.arange(600) % 3)
+    score.fit_terms(features, errors, torch.arange(600) % 3)
     parts = score.parts(errors, features, logits)
     torch.testing.assert_close(parts[:, 2], -logits.exp().sum(1).log())
     assert parts.shape == (600, 3 + angle)
@@ -232,7 +234,7 @@ def test_the_score_is_the_weighted_sum_of_its_standardized_parts_and_the_light_o
     np.testing.assert_allclose(light.numpy(), expected[:, 1:].sum(1), rtol=1e-3, atol=1e-3)
 
 
-def fit_to(score: RejectionScore, features: torch.Tensor, labels: torch.Tensor) -> None:
+def fit_to(score: AnomalyScore, features: torch.Tensor, labels: torch.Tensor) -> None:
     count = len(labels)
     score.fit(
         torch.randn(count, score.latent), features, torch.rand(count, 1), torch.randn(count, score.classes), labels
@@ -244,7 +246,7 @@ def test_known_images_differ_as_the_scale_says_even_if_few_were_fitted_on():
     labels = torch.arange(3000) % 10
     features = torch.randn(3000, 60) + 3 * torch.randn(10, 60)[labels]
     for count in (100, 300, 2000):
-        score = RejectionScore(10, 8, 60, angle=False)
+        score = AnomalyScore(10, 8, 60, angle=False)
         fit_to(score, features[:count], labels[:count])
         low, high = np.quantile(distances(score, features[2000:]) / score.spread[1].item(), [0.1, 0.9])
         assert 0.4 < high - low < 1.6, count
@@ -254,7 +256,7 @@ def test_repeated_images_give_finite_scores():
     torch.manual_seed(0)
     pictures, labels = torch.randn(4, 40), torch.tensor([0, 0, 1, 1])
     chosen = torch.randint(4, (800,))
-    score = RejectionScore(2, 8, 40, angle=False)
+    score = AnomalyScore(2, 8, 40, angle=False)
     fit_to(score, pictures[chosen], labels[chosen])
     new = torch.cat([pictures, pictures + torch.randn(4, 40), 10 * torch.randn(4, 40)])
     assert np.isfinite(distances(score, new)).all()
@@ -262,10 +264,10 @@ def test_repeated_images_give_finite_scores():
 
 def test_a_class_with_few_images_or_none_is_fitted_all_the_same():
     torch.manual_seed(0)
-    score = RejectionScore(4, 5, 64, angle=False)
+    score = AnomalyScore(4, 5, 64, angle=False)
     labels = torch.tensor([0] * 40 + [1] * 2 + [2])  # class 3 has none
     features = torch.randn(43, 64)
-    score.fit_measures(features, torch.zeros(43, 1), labels)
+    score.fit_terms(features, torch.zeros(43, 1), labels)
     known = distances(score, features)
     assert np.isfinite(known).all()
     assert distances(score, features + 50).min() > known.max()

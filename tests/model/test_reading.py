@@ -13,14 +13,14 @@ from scipy.stats import circmean, circvar
 
 from vae_edge.errors import ConfigError
 from vae_edge.model import AngleVAE, create_config, network
-from vae_edge.model.network import PoseTrunk, angle_targets
+from vae_edge.model.network import OrientationEncoder, angle_targets
 from vae_edge.ops.turn import round_window
 
 BINS = 36
 
 
-def trunk() -> PoseTrunk:
-    return PoseTrunk(create_config("tiny"))
+def trunk() -> OrientationEncoder:
+    return OrientationEncoder(create_config("tiny"))
 
 
 def towards(*angles_deg: float) -> torch.Tensor:
@@ -90,7 +90,7 @@ def test_a_peak_across_the_end_of_the_circle_is_read_whole():
 def test_too_few_bins_for_a_second_angle_are_refused():
     with pytest.raises(ConfigError, match="expected 12 to"):
         create_config("tiny", angle_bins=11)
-    narrow = PoseTrunk(create_config("tiny", angle_bins=12))
+    narrow = OrientationEncoder(create_config("tiny", angle_bins=12))
     _, _, doubt = narrow.read(torch.eye(12) * 9)
     second = torch.atan2(doubt.sin, doubt.cos).rad2deg() - torch.arange(12) * 30.0
     assert ((second + 180) % 360 - 180).abs().min() > 90
@@ -133,7 +133,7 @@ def test_through_the_round_window_the_corners_do_not_matter(size: int):
     def outputs(window: bool, seen: torch.Tensor) -> list[torch.Tensor]:
         torch.manual_seed(1)
         model = AngleVAE(create_config("tiny", size=size, channels=3, window=window))
-        trained = model.training_pass(seen, labels, seed=0, offset=0)
+        trained = model.forward_train(seen, labels, seed=0, offset=0)
         judged = model.eval()(seen)
         return [trained.logits, trained.reconstruction, judged.logits, judged.reconstruction, judged.upright]
 
@@ -173,7 +173,7 @@ def test_training_runs_with_channels_last_to_the_same_numbers(channels: int, mon
                 module.register_forward_hook(
                     lambda _, __, out: last.append(out.is_contiguous(memory_format=torch.channels_last))
                 )
-        output = model.training_pass(image, labels, seed=0, offset=0)
+        output = model.forward_train(image, labels, seed=0, offset=0)
         (output.reconstruction.square().mean() + output.logits.square().mean()).backward()
         return [output.logits, output.reconstruction, *(p.grad for p in model.parameters() if p.grad is not None)], last
 

@@ -71,7 +71,7 @@ def test_every_picture_is_small_light_and_the_same_each_time(script: ModuleType,
 
 def test_legends_give_the_auroc_of_every_kind(drawn: dict[str, Any], seen: Any) -> None:
     assert set(seen.unknown) == {*sys.modules["bench_pictures"].KINDS, "stripes"}
-    for axes, measure in zip(drawn["roc"].axes, ("scores", "light_scores"), strict=True):
+    for axes, measure in zip(drawn["roc"].axes, ("scores", "fast_scores"), strict=True):
         known = getattr(seen.outputs, measure)
         written = {text.get_text() for text in axes.get_legend().get_texts()}
         expected = set()
@@ -85,7 +85,7 @@ def test_legends_give_the_auroc_of_every_kind(drawn: dict[str, Any], seen: Any) 
 def test_the_dashed_line_stands_at_the_share_that_the_threshold_rejects(drawn: dict[str, Any], seen: Any) -> None:
     axes = drawn["roc"].axes[0]
     places = [line.get_xdata()[0] for line in axes.get_lines() if len(line.get_xdata()) == 2]
-    threshold = seen.checkpoint.result["threshold"]
+    threshold = seen.checkpoint.result.threshold
     assert places == [pytest.approx((seen.outputs.scores > threshold).mean())]
 
 
@@ -170,7 +170,7 @@ def test_every_caption_is_in_the_picture(script: ModuleType, drawn: dict[str, An
 
 def test_the_class_with_two_angles_is_the_same_when_turned_by_half(script: ModuleType, seen: Any) -> None:
     shown = script.two_angles(seen)
-    assert shown.title[0] in "018" and shown.title[0] in seen.checkpoint.config.data["ambiguous"]
+    assert shown.title[0] in "018" and shown.title[0] in seen.checkpoint.config.data.ambiguous
     assert script.symmetry(seen, 0) > script.symmetry(seen, 7)
 
 

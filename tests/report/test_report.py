@@ -143,7 +143,7 @@ def test_a_colour_model_without_angles_has_its_page_too(content: Content, tmp_pa
         content,
         evaluation=evaluation,
         angle_errors_deg=None,
-        samples=replace(samples(3, rng, 3), turned_back=None, second_deg=None, second_shares=None),
+        samples=replace(samples(3, rng, 3), turned_back=None, second_deg=None, second_angle_probs=None),
         generated={name: rng.integers(0, 256, (4, 28, 28, 3), dtype=np.uint8) for name in content.classes},
         not_generated={},
         mistakes=samples(0, rng, 3),
@@ -154,7 +154,7 @@ def test_a_colour_model_without_angles_has_its_page_too(content: Content, tmp_pa
 
 
 def test_a_second_angle_of_small_probability_is_not_told(content: Content, tmp_path: Path):
-    sure = replace(content.samples, second_shares=np.full(6, 0.05))
+    sure = replace(content.samples, second_angle_probs=np.full(6, 0.05))
     text, _ = parsed(write_report(replace(content, samples=sure, mistakes=sure), tmp_path / "report.html"))
     assert "turned back" in text and "<br>or" not in text
 

@@ -175,18 +175,21 @@ def test_what_a_model_says_of_its_angles_doubt_comes_along(tmp_path: Path, backe
     model = ReferenceEvaluator(onnx.load(bundle.file(bundle.find())))
     some = slice(None, None, 15)  # the evaluator is slow
     _, _, _, sure, second, share = model.run(None, {"image": images[some]})
-    np.testing.assert_allclose(predictions.concentrations[some], sure, atol=1e-4)
+    np.testing.assert_allclose(predictions.angle_confidences[some], sure, atol=1e-4)
     np.testing.assert_allclose(np.deg2rad(predictions.second_angles_deg[some]), second, atol=1e-3)
-    np.testing.assert_allclose(predictions.second_shares[some], share, atol=1e-3)
+    np.testing.assert_allclose(predictions.second_angle_probs[some], share, atol=1e-3)
     row = predictions.to_dicts()[7]
     assert row["second_angle_deg"] == pytest.approx(-row["angle_deg"], abs=1e-3)
-    assert (row["concentration"], row["second_share"]) == (predictions.concentrations[7], predictions.second_shares[7])
+    assert (row["concentration"], row["second_share"]) == (
+        predictions.angle_confidences[7],
+        predictions.second_angle_probs[7],
+    )
 
 
 def test_a_model_with_three_outputs_says_nothing_of_doubt(session_bundle: Bundle) -> None:
     with vae_edge.load(session_bundle.path, "onnxruntime", "fp32") as classifier:
         predictions = classifier(noise(2))
-    assert predictions.concentrations is predictions.second_shares is predictions.second_angles_deg is None
+    assert predictions.angle_confidences is predictions.second_angle_probs is predictions.second_angles_deg is None
     assert [predictions.to_dicts()[1][name] for name in ("concentration", "second_angle_deg", "second_share")] == [
         None
     ] * 3

@@ -12,7 +12,7 @@ from vae_edge.errors import DataError
 from vae_edge.training import data as training_data
 from vae_edge.training.checkpoint import MODEL, Checkpoint, load_samples, read_tensors
 from vae_edge.training.config import TrainConfig
-from vae_edge.training.data import plan, sort_out
+from vae_edge.training.data import make_splits, plan
 from vae_edge.training.evaluate import predict
 from vae_edge.training.trainer import train
 
@@ -58,7 +58,7 @@ def test_a_planted_leak_is_caught(few_digits: Dataset, tmp_path: Path, monkeypat
 
 def test_unlabelled_copies_of_what_is_held_out_or_watched_are_left_out(few_digits: Dataset):
     everything = replace(few_digits, unlabelled=few_digits.train.images)
-    material = sort_out(everything, SETTINGS)
+    material = make_splits(everything, SETTINGS)
     taught = {image.tobytes() for image in np.concatenate([material.labelled.images, material.unlabelled])}
     assert material.watched is not None and len(material.unlabelled) > 0
     for apart in (material.held, material.watched):

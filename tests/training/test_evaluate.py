@@ -50,7 +50,7 @@ def test_turning_the_input_turns_the_reported_angle_by_as_much(checkpoint: Check
     pages = [np.asarray(Image.fromarray(i[..., 0]).rotate(degrees, Image.Resampling.BILINEAR)) for i in clear.images]
     turned = predict(checkpoint.model, np.stack(pages)[..., None])
     apart = np.abs(wrap_degrees(turned.angles_deg - upright.angles_deg - degrees))
-    stated = checkpoint.result["validation"]["angle_error_deg"]["median"]
+    stated = checkpoint.result.validation["angle_error_deg"]["median"]
     assert np.median(apart) <= stated
     if stated < abs(degrees) < 180 - stated:
         other_way = np.abs(wrap_degrees(turned.angles_deg - upright.angles_deg + degrees))
@@ -66,8 +66,8 @@ def test_the_second_angle_and_the_concentration_say_something(checkpoint: Checkp
     halves = errors["by_concentration"]
     assert halves["median_of_the_surer_half"] < 0.8 * halves["median_of_the_other_half"]
     apart = np.abs(wrap_degrees(outputs.second_angles_deg - outputs.angles_deg))
-    assert apart.min() > 5 and ((outputs.second_shares >= 0) & (outputs.second_shares < 0.5)).all()
-    assert ((outputs.concentrations >= 0) & (outputs.concentrations <= 1 + 1e-6)).all()
+    assert apart.min() > 5 and ((outputs.second_angle_probs >= 0) & (outputs.second_angle_probs < 0.5)).all()
+    assert ((outputs.angle_confidences >= 0) & (outputs.angle_confidences <= 1 + 1e-6)).all()
 
 
 @pytest.mark.slow
@@ -78,7 +78,7 @@ def test_a_restricted_range_is_read_at_least_as_precisely_as_the_full_circle(
     config = plan(digits, "tiny", TrainConfig(rotation="30", epochs=12, batch=128))
     train(digits, config, tmp_path / "run")
     narrow = load_checkpoint(tmp_path / "run")
-    full = checkpoint.result["validation"]["angle_error_deg"]
+    full = checkpoint.result.validation["angle_error_deg"]
     assert narrow.result["validation"]["angle_error_deg"]["median"] <= full["median"]
     outputs = predict(narrow.model, rotated(digits.test, 30.0, seed=1).images)
     assert np.mean(np.abs(outputs.angles_deg) < 45) > 0.98
@@ -88,13 +88,13 @@ def test_evaluation_turns_the_images_and_measures_the_upright_ones_too(checkpoin
     def run(images):
         return arrays(predict(checkpoint.model, images))
 
-    result = evaluate(run, digits.test, digits.classes, checkpoint.result["threshold"], 180.0, seed=4)
+    result = evaluate(run, digits.test, digits.classes, checkpoint.result.threshold, 180.0, seed=4)
     assert result["n"] == result["upright"]["n"] == 1000
     assert np.array(result["confusion"]).sum() == 1000
     turned = rotated(digits.test, 180.0, seed=4)
     by_hand = (predict(checkpoint.model, turned.images).probabilities.argmax(1) == turned.labels).mean()
     assert result["accuracy"] == pytest.approx(by_hand, abs=1e-5)
-    given = evaluate(run, turned, digits.classes, checkpoint.result["threshold"], 180.0, seed=99)
+    given = evaluate(run, turned, digits.classes, checkpoint.result.threshold, 180.0, seed=99)
     assert given["angle_error_deg"] == result["angle_error_deg"] and "upright" not in given
 
 

@@ -27,7 +27,7 @@ from vae_edge.training.checkpoint import (
     read_tensors,
 )
 from vae_edge.training.config import TrainConfig, learning_rate
-from vae_edge.training.data import plan, sort_out, to_floats
+from vae_edge.training.data import make_splits, plan, to_float
 from vae_edge.training.evaluate import fit_score, predict
 from vae_edge.training.generate import generate
 from vae_edge.training.trainer import Interrupted, train
@@ -41,7 +41,7 @@ class Stop(Exception):
 
 @pytest.fixture(autouse=True)
 def save_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vae_edge.training.trainer.SAVED_SECONDS", 0.0)
+    monkeypatch.setattr("vae_edge.training.trainer.CHECKPOINT_INTERVAL_S", 0.0)
 
 
 def fit(data: Dataset, out: Path, settings: TrainConfig = SETTINGS, **options) -> dict[str, torch.Tensor]:
@@ -56,9 +56,9 @@ def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
 
 
 def test_a_run_learns_and_writes_what_it_promises(run: Path, checkpoint: Checkpoint):
-    assert checkpoint.result["validation"]["accuracy"] > 0.8
-    assert checkpoint.result["validation_upright"]["accuracy"] > 0.8
-    assert checkpoint.result["validation"]["angle_error_deg"]["median"] < 20
+    assert checkpoint.result.validation["accuracy"] > 0.8
+    assert checkpoint.result.validation_upright["accuracy"] > 0.8
+    assert checkpoint.result.validation["angle_error_deg"]["median"] < 20
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert len(log) == checkpoint.config.training.epochs
     assert log[-1]["total"] < log[0]["total"]
@@ -67,8 +67,8 @@ def test_a_run_learns_and_writes_what_it_promises(run: Path, checkpoint: Checkpo
 
 
 def test_the_threshold_rejects_its_share_of_the_held_out_images(checkpoint: Checkpoint):
-    count = checkpoint.result["validation"]["n"]
-    assert checkpoint.result["validation"]["accepted"] == pytest.approx(0.99, abs=1.5 / count)
+    count = checkpoint.result.validation["n"]
+    assert checkpoint.result.validation["accepted"] == pytest.approx(0.99, abs=1.5 / count)
 
 
 def test_samples_are_held_out_images_that_the_model_was_measured_on(run: Path, checkpoint: Checkpoint, digits: Dataset):
@@ -171,8 +171,8 @@ def test_a_class_without_images_does_no_harm(few_digits: Dataset, tmp_path: Path
     data = Dataset("shifted", "shifted", named, None)
     fit(data, tmp_path / "r")
     checkpoint = load_checkpoint(tmp_path / "r")
-    assert np.isfinite(checkpoint.result["threshold"])
-    assert checkpoint.config.data["absent"] == ["none"]
+    assert np.isfinite(checkpoint.result.threshold)
+    assert checkpoint.config.data.absent == ["none"]
     with pytest.raises(ConfigError, match="none"):
         generate(checkpoint.model, named.classes, 1, wanted=["none"], absent=["none"])
 
@@ -185,7 +185,7 @@ def test_turned_images_of_a_light_background_stay_light_in_the_corners(few_digit
     turned = rotated(light, 180.0, 0, config.input.fill).images
     assert turned[:, 0, 0].min() > 200
     model = AngleVAE(config.model).eval()
-    assert model(to_floats(turned)).upright[:, 0, 0, 0].min() > 0.8
+    assert model(to_float(turned)).upright[:, 0, 0, 0].min() > 0.8
 
 
 def test_too_few_images_are_refused_before_anything_is_written(few_digits: Dataset):
@@ -281,7 +281,7 @@ def test_generated_images_need_two_of_each_class_to_draw_between(few_digits: Dat
 def test_images_of_the_test_half_are_not_learnt_from_without_labels(few_digits: Dataset, digits: Dataset):
     others = np.concatenate([digits.test.images[:30], digits.train.images[-20:]])
     dataset = Dataset("both", "digits", few_digits.train, digits.test, others)
-    material = sort_out(dataset, SETTINGS)
+    material = make_splits(dataset, SETTINGS)
     assert len(material.unlabelled) == 20
     repeated = Dataset("leaky", "digits", few_digits.train, few_digits.train.take(np.arange(40)))
     assert 30 <= plan(repeated, "tiny", SETTINGS).data["also_tested"] <= 40  # but for those that are held out

@@ -10,9 +10,9 @@ from vae_edge.data import Dataset, LabelledImages, load_dataset
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.model import AngleVAE, create_config
 from vae_edge.training.checkpoint import Checkpoint
-from vae_edge.training.data import to_floats
+from vae_edge.training.data import to_float
 from vae_edge.training.evaluate import predict
-from vae_edge.training.generate import TRIES, generate, write_generated
+from vae_edge.training.generate import MAX_TRIES, generate, write_generated
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_images_between_two_codes_are_what_the_decoder_makes_of_mixtures(
     onehot = torch.eye(10)[3].expand(501, -1)
     with torch.no_grad():
         line = checkpoint.model.decoder(pair[0] + weights * (pair[1] - pair[0]), onehot).sigmoid()
-    apart = torch.cdist(to_floats(made.images).flatten(1), line.flatten(1))
+    apart = torch.cdist(to_float(made.images).flatten(1), line.flatten(1))
     nearest, where = apart.min(1)
     assert nearest.max() < 0.1  # of the pixels' rounding to 1/255, and the line's steps
     found = weights[where, 0]
@@ -44,8 +44,8 @@ def test_images_between_two_codes_are_what_the_decoder_makes_of_mixtures(
 def test_every_image_kept_is_recognized_with_the_confidence_asked(
     checkpoint: Checkpoint, codes: dict[str, np.ndarray]
 ) -> None:
-    for how in ("between", "around"):
-        made = generate(checkpoint.model, checkpoint.config.classes, 6, how=how, confidence=0.8, **codes)
+    for method in ("interpolate", "gaussian"):
+        made = generate(checkpoint.model, checkpoint.config.classes, 6, method=method, confidence=0.8, **codes)
         sure = predict(checkpoint.model, made.images).probabilities[np.arange(60), made.labels]
         assert sure.min() >= 0.799 and np.bincount(made.labels).tolist() == [6] * 10
 
@@ -57,10 +57,12 @@ def test_between_is_the_way_where_codes_are_and_its_confidence_nine_tenths(
     same = {"per_class": 4, "seed": 5}
     default = generate(model, classes, **same, **codes).images
     np.testing.assert_array_equal(
-        default, generate(model, classes, how="between", confidence=0.9, **same, **codes).images
+        default, generate(model, classes, method="interpolate", confidence=0.9, **same, **codes).images
     )
     around = generate(model, classes, **same).images
-    np.testing.assert_array_equal(around, generate(model, classes, how="around", confidence=0, **same, **codes).images)
+    np.testing.assert_array_equal(
+        around, generate(model, classes, method="gaussian", confidence=0, **same, **codes).images
+    )
     assert (default != around).any()
     few = {name: values[codes["code_labels"] != 4] for name, values in codes.items()}
     np.testing.assert_array_equal(around, generate(model, classes, **same, **few).images)
@@ -89,7 +91,7 @@ def test_too_few_recognized_ones_are_counted_and_named(checkpoint: Checkpoint, c
     """The codes of ones are said to be those of eights: few of their mixtures can pass for eights."""
     lying = {"codes": codes["codes"][codes["code_labels"] == 1], "code_labels": np.full(20, 8)}
     with pytest.raises(
-        DataError, match=rf"of {TRIES * 5} images drawn .* only [0-4] of 8 with a confidence of 0\.9999"
+        DataError, match=rf"of {MAX_TRIES * 5} images drawn .* only [0-4] of 8 with a confidence of 0\.9999"
     ):
         generate(checkpoint.model, checkpoint.config.classes, 5, wanted=["8"], confidence=0.9999999, **lying)
 
@@ -97,12 +99,12 @@ def test_too_few_recognized_ones_are_counted_and_named(checkpoint: Checkpoint, c
 def test_wrong_codes_and_numbers_are_refused(checkpoint: Checkpoint, codes: dict[str, np.ndarray]) -> None:
     model, classes = checkpoint.model, checkpoint.config.classes
     with pytest.raises(ConfigError, match=r"not two of 0, 1.*method around"):
-        generate(model, classes, 1, how="between")
+        generate(model, classes, 1, method="interpolate")
     one = {name: np.concatenate([values[:1], values[20:]]) for name, values in codes.items()}
     with pytest.raises(ConfigError, match="not two of 0;"):
-        generate(model, classes, 1, how="between", **one)
+        generate(model, classes, 1, method="interpolate", **one)
     with pytest.raises(ConfigError, match="'sideways'"):
-        generate(model, classes, 1, how="sideways", **codes)
+        generate(model, classes, 1, method="sideways", **codes)
     for wrong in (-0.1, 1.0, float("nan")):
         with pytest.raises(ConfigError, match="confidence"):
             generate(model, classes, 1, confidence=wrong, **codes)
@@ -125,17 +127,17 @@ def test_where_too_few_are_sure_the_surest_take_their_places(
     asked = {"per_class": 5, "confidence": 0.9999, **codes}
     with pytest.raises(DataError, match="recognized only"):
         generate(model, classes, **asked)
-    made = generate(model, classes, **asked, fill_up=True)
-    anyhow = generate(model, classes, 5 * TRIES, confidence=0, how="between", **codes)
+    made = generate(model, classes, **asked, top_up=True)
+    anyhow = generate(model, classes, 5 * MAX_TRIES, confidence=0, method="interpolate", **codes)
     assert np.bincount(made.labels).tolist() == [5] * 10
     known = predict(model, made.images).probabilities[np.arange(50), made.labels].reshape(10, 5)
-    others = predict(model, anyhow.images).probabilities[np.arange(50 * TRIES), anyhow.labels].reshape(10, -1)
+    others = predict(model, anyhow.images).probabilities[np.arange(50 * MAX_TRIES), anyhow.labels].reshape(10, -1)
     assert (known.min(1) > np.minimum(np.quantile(others, 0.5, axis=1), 0.9998)).all()
 
 
 def test_a_class_is_found_by_either_form_of_its_name() -> None:
     model = AngleVAE(create_config("tiny", classes=2, size=28, channels=1, pose=True, fill=0.0))
-    made = generate(model, ("café", "dog"), 2, wanted=["cafe\u0301", "café"], how="around", confidence=0)
+    made = generate(model, ("café", "dog"), 2, wanted=["cafe\u0301", "café"], method="gaussian", confidence=0)
     assert [made.classes[label] for label in made.labels] == ["café", "café"]
     with pytest.raises(ConfigError, match="unknown class cafe"):
         generate(model, ("café", "dog"), 1, wanted=["cafe"])

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from vae_edge.data import Dataset, LabelledImages
-from vae_edge.training.data import mirrored_alike
+from vae_edge.training.data import flip_invariance
 
 
 def drawn(count: int = 400) -> LabelledImages:
@@ -25,16 +25,16 @@ def drawn(count: int = 400) -> LabelledImages:
 
 
 def test_a_class_passes_mirrored_only_where_its_own_images_look_so() -> None:
-    share = mirrored_alike(drawn())
+    share = flip_invariance(drawn())
     assert share["tee"] > 0.75 and share["either side"] > 0.75
     assert share["L"] == 0 and share["mirrored L"] == 0  # each is an image of the other class
 
 
 def test_classes_of_a_few_images_are_left_out_and_a_seed_repeats(few_digits: Dataset) -> None:
     data = drawn(36)
-    assert mirrored_alike(data) == {}
+    assert flip_invariance(data) == {}
     relabelled = replace(few_digits.train, labels=few_digits.train.labels + 1, classes=("none", *few_digits.classes))
-    share = mirrored_alike(relabelled, seed=3)
+    share = flip_invariance(relabelled, seed=3)
     assert "none" not in share and set(share) == set("0123456789")
-    assert share == mirrored_alike(relabelled, seed=3)
+    assert share == flip_invariance(relabelled, seed=3)
     assert share["8"] > share["7"]

@@ -28,7 +28,7 @@ def photographs(even: bool) -> Dataset:
     [(False, "full", True), (False, "30", True), (False, "none", False), (True, "full", False)],
 )
 def test_the_window_is_for_turned_images_without_an_even_background(even: bool, rotation: str, window: bool):
-    assert plan(photographs(even), "tiny", TrainConfig(rotation=rotation)).model.window is window
+    assert plan(photographs(even), "tiny", TrainConfig(rotation=rotation)).model.circular_mask is window
 
 
 def test_the_exported_graph_does_not_look_at_the_corners():

@@ -61,19 +61,19 @@ def export_run(
         classes=config.classes,
         input=config.input,
         rotation=config.training.rotation,
-        threshold=result["threshold" if score == "full" else "threshold_light"],
-        reject_rate=result["reject_rate"],
+        threshold=result.threshold if score == "full" else result.threshold_fast,
+        reject_rate=result.reject_rate,
         score_kind=score,
-        data=config.data,
+        data=config.data.to_dict(),
     )
     provenance = {
         "checkpoint_sha256": sha256(run / MODEL),
         "preset": config.model.preset,
-        "steps": result["step"],
+        "steps": result.step,
         "seed": config.training.seed,
     }
-    images = load_samples(run)["images"].numpy()[:PARITY_IMAGES]
-    accuracy = {**result["validation"], "measured_on": "validation"}
+    images = load_samples(run).images.numpy()[:PARITY_IMAGES]
+    accuracy = {**result.validation, "measured_on": "validation"}
     bundle = export_bundle(checkpoint.model, about, out, images, accuracy, provenance, probes)
     return {
         "probe_images": 0 if bundle.probes is None else len(load_probes(bundle.file(bundle.probes)).images),
@@ -202,7 +202,7 @@ def _inspect_run(path: Path) -> dict[str, Any]:
         "finished": True,
         "parameters": {**parts, "all": sum(parts.values())},
         **checkpoint.config.to_dict(),
-        "result": checkpoint.result,
+        "result": checkpoint.result.to_dict(),
     }
 
 

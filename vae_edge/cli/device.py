@@ -62,12 +62,12 @@ def _prediction_lines(images: list[str], predictions: Any, turns: bool) -> Itera
 def angle_words(predictions: Any, k: int) -> str:
     """The angle, and where it is in doubt the second-best one, or that it is vague."""
     words = f"{round(float(predictions.angles_deg[k])):+d}°"
-    if predictions.second_shares is None:
+    if predictions.second_angle_probs is None:
         return words
-    share = float(predictions.second_shares[k])
+    share = float(predictions.second_angle_probs[k])
     if share >= WORTH_SAYING:
         return f"{words} (or {round(float(predictions.second_angles_deg[k])):+d}°, {share:.0%})"
-    return f"{words} (vague)" if predictions.concentrations[k] < VAGUE else words
+    return f"{words} (vague)" if predictions.angle_confidences[k] < VAGUE else words
 
 
 def verify(arguments: argparse.Namespace) -> int:

@@ -34,10 +34,10 @@ from vae_edge.data import LabelledImages
 from vae_edge.data.augment import affine_augment
 from vae_edge.errors import CheckpointError
 from vae_edge.export.onnx_file import OPSET, errors_only, set_metadata, strip, to_onnx, to_pixels
-from vae_edge.model import AngleVAE, LossWeights, ModelConfig, losses
-from vae_edge.model.network import Trunk
-from vae_edge.training.config import TrainConfig, learning_rate
-from vae_edge.training.data import to_floats
+from vae_edge.model import AngleVAE, LossWeights, ModelConfig, compute_losses
+from vae_edge.model.network import Backbone
+from vae_edge.training.config import TrainConfig, warmup_cosine_lr
+from vae_edge.training.data import to_float
 from vae_edge.training.trainer import Progress, fast_bf16
 
 MLP_HIDDEN = 256
@@ -50,7 +50,7 @@ LOGISTIC_ITERATIONS = 300
 PREDICTED_AT_ONCE = 500
 
 
-class PlainTrunk(Trunk):
+class PlainTrunk(Backbone):
     """A trunk whose tap nobody looks at: image to features [N, F]."""
 
     def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]
@@ -168,7 +168,7 @@ def fit_network(
         pixels = everything[chosen].permute(0, 3, 1, 2).float().div_(255.0)
         pixels, _ = affine_augment(pixels, generator, **changes)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, settings.learning_rate, settings.warmup)
+            group["lr"] = warmup_cosine_lr(step, steps, settings.learning_rate, settings.warmup)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             logits = network(pixels.contiguous(memory_format=torch.channels_last))
         loss = F.cross_entropy(logits.float(), labels[chosen], label_smoothing=settings.weights.smoothing)
@@ -196,7 +196,7 @@ def network_probabilities(network: nn.Module, images: NDArray[np.uint8]) -> NDAr
     """Probabilities [N, K] of uint8 images [N, S, S, C]; the network is put into evaluation mode."""
     network.eval()
     starts = range(0, len(images), PREDICTED_AT_ONCE)
-    parts = [network(to_floats(images[i : i + PREDICTED_AT_ONCE])).softmax(1) for i in starts]
+    parts = [network(to_float(images[i : i + PREDICTED_AT_ONCE])).softmax(1) for i in starts]
     return torch.cat(parts).numpy()
 
 
@@ -305,8 +305,8 @@ def our_loss(model: nn.Module, pixels: Tensor) -> Tensor:
     """Our network's loss on images [N, C, S, S] that all count as the first class and as upright."""
     assert isinstance(model, AngleVAE)
     labels = torch.zeros(len(pixels), dtype=torch.long, device=pixels.device)
-    angles = torch.zeros(len(pixels), device=pixels.device) if model.config.pose else None
-    return losses(model.training_pass(pixels, labels, 0, 0), labels, angles, LossWeights())["total"]
+    angles = torch.zeros(len(pixels), device=pixels.device) if model.config.orientation else None
+    return compute_losses(model.forward_train(pixels, labels, 0, 0), labels, angles, LossWeights())["total"]
 
 
 PROBABILITIES = "probabilities"

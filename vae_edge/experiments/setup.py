@@ -24,9 +24,8 @@ from vae_edge.experiments import baselines
 from vae_edge.files import read_json
 from vae_edge.model import AngleVAE, ModelConfig, create_config
 from vae_edge.preprocess import measure_input
-from vae_edge.training.checkpoint import RunConfig
-from vae_edge.training.config import TrainConfig
-from vae_edge.training.data import plan
+from vae_edge.training.config import RunConfig, TrainConfig
+from vae_edge.training.data import DataSplits, make_run_config, make_splits
 
 SCHEMA = 1
 MODELS = {
@@ -233,31 +232,31 @@ class Ground:
         """What comes in from outside the frame when an image is turned, 0 to 255."""
         return measure_input(self.train.images).fill
 
-    def config(self, pose: bool) -> ModelConfig:
+    def config(self, orientation: bool) -> ModelConfig:
         """The shape of our network on these images."""
         _, size, _, channels = self.train.images.shape
         shape = {"classes": len(self.dataset.classes), "size": size, "channels": channels}
-        return create_config(self.settings.preset, **shape, pose=pose, fill=self.fill / 255)
+        return create_config(self.settings.preset, **shape, orientation=orientation, fill=self.fill / 255)
 
     @cached_property
     def angle_vae_macs(self) -> float:
         """Multiply-accumulates of training the angle VAE on one image."""
-        return self.training_macs(AngleVAE(self.config(pose=True)))
+        return self.training_macs(AngleVAE(self.config(orientation=True)))
 
     def training_macs(self, network: nn.Module) -> float:
         """Multiply-accumulates of training a network on one image."""
-        config = self.config(pose=True)
+        config = self.config(orientation=True)
         loss = baselines.our_loss if isinstance(network, AngleVAE) else baselines.cross_entropy_of_anything
         return baselines.training_macs(network, loss, config.size, config.channels)
 
     def cost(self, name: str, network: nn.Module) -> dict[str, int]:
         """Parameters and multiply-accumulates for one image of a network that takes pixels; `name` names its form."""
-        config = self.config(pose=True)
+        config = self.config(orientation=True)
         return self._cost(name, network, torch.zeros(1, config.channels, config.size, config.size))
 
     def graph_cost(self, name: str, graph: nn.Module) -> dict[str, int]:
         """The same of a graph that takes bytes."""
-        config = self.config(pose=True)
+        config = self.config(orientation=True)
         return self._cost(name, graph, torch.zeros(1, config.size, config.size, config.channels, dtype=torch.uint8))
 
     def _cost(self, name: str, network: nn.Module, image: torch.Tensor) -> dict[str, int]:
@@ -267,18 +266,20 @@ class Ground:
 
     def network(self, model: str, seed: int) -> nn.Module:
         """A baseline's network; the seed fixes its first weights."""
-        config = self.config(pose=True)
+        config = self.config(orientation=True)
         ours = self.cost("angle-vae", baselines.Decision(AngleVAE(config))) if model == "cnn-equal" else {}
         torch.manual_seed(seed)
         if model == "cnn-equal":
             return baselines.cnn_of_size(config, ours["parameters"])
         return {"mlp": baselines.mlp, "cnn": baselines.cnn}[model](config)
 
-    def plan(self, cell: Cell, images: LabelledImages, kept: int) -> RunConfig:
-        """What our own training would be told for these images, `kept` of which it keeps; all networks follow it."""
+    def plan(self, cell: Cell, images: LabelledImages, kept: int) -> tuple[DataSplits, RunConfig]:
+        """Splits and run config of our training on these images, `kept` of which it keeps; all networks follow it."""
         dataset = Dataset(self.dataset.name, self.dataset.source, images, None)
-        pose = POSE.get(cell.model, False)
-        return plan(dataset, self.settings.preset, self.training_config(cell, kept), pose=pose)
+        orientation = POSE.get(cell.model, False)
+        settings = self.training_config(cell, kept)
+        splits = make_splits(dataset, settings)
+        return splits, make_run_config(dataset, splits, self.settings.preset, settings, orientation=orientation)
 
     def training_config(self, cell: Cell, images: int) -> TrainConfig:
         """The recipe for so many images: whole epochs that show about as many images as the settings say.

@@ -59,7 +59,7 @@ def estimate(ground: Ground, cells: Sequence[Cell]) -> dict[str, float]:
 
 def _by_steps(ground: Ground, cell: Cell) -> Callable[[int, int], float]:
     """Seconds of a number of steps of the angle VAE's, from a few timed ones of this network."""
-    config = ground.config(pose=POSE.get(cell.model, True))
+    config = ground.config(orientation=POSE.get(cell.model, True))
     network = AngleVAE(config) if cell.model in POSE else ground.network(cell.model, 0)
     loss = our_loss if cell.model in POSE else baselines.cross_entropy_of_anything
     settings = ground.training_config(cell, round((1 - INNER) * len(ground.parts(cell.seed)[0])))
@@ -243,7 +243,7 @@ class Comparison:
             training = self.finish(drawer, watch)["training"]
             clock = Clock()
             checkpoint = load_checkpoint(self.run_folder(drawer))
-            share, absent = self.ground.settings.generated, checkpoint.config.data["absent"]
+            share, absent = self.ground.settings.generated, checkpoint.config.data.absent
             per_class = max(1, round(share / (1 - share) * len(pool) / (len(pool.classes) - len(absent))))
             known, _ = holdout(pool, INNER, cell.seed)
             drawn, confidence = draw(checkpoint.model, known, per_class, cell.seed, absent)
@@ -259,7 +259,7 @@ class Comparison:
             return self._fit_estimator(cell, kept)
         network = self.ground.network(cell.model, cell.seed)
         steps, macs = self.ground.steps_of(cell, len(kept), network)
-        config = self.ground.plan(cell, images, len(kept))
+        _, config = self.ground.plan(cell, images, len(kept))
         settings = config.training
         clock = Clock()
         fitted = baselines.fit_network(network, kept, settings, steps, config.model.fill, progress)
@@ -289,17 +289,16 @@ class Comparison:
         """By the same functions as `vae-edge train`; an unfinished run of an earlier attempt is begun anew."""
         folder, ground = self.run_folder(cell), self.ground
         shutil.rmtree(folder, ignore_errors=True)
-        dataset = Dataset(ground.dataset.name, ground.dataset.source, images, None)
-        config = ground.plan(cell, images, kept)
+        splits, config = ground.plan(cell, images, kept)
         clock = Clock()
-        train(dataset, config, folder, progress=progress)
+        train(splits, config, folder, progress=progress)
         seconds = clock.read()
         checkpoint = load_checkpoint(folder)
 
         def classify(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
             return predict(checkpoint.model, pixels).probabilities.argmax(1)
 
-        steps = int(checkpoint.result["step"])
+        steps = checkpoint.result.step
         macs = ground.training_macs(AngleVAE(config.model))
         return Fitted(
             checkpoint.model, classify, seconds, steps * config.training.batch_for(kept), macs, {"steps": steps}
@@ -321,7 +320,7 @@ class Comparison:
         """The ONNX files of the first seed; a network's of another seed would only differ in the weights."""
         if cell.seed != self.first_seed or self.exporter is None:
             return {}
-        config = self.ground.config(pose=True)
+        config = self.ground.config(orientation=True)
         files = {}
         for name, content in self.exporter.files(fitted.model, config.size, config.channels).items():
             path = self.cell_file(cell).with_suffix(f".{name}.onnx")

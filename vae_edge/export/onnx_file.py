@@ -71,7 +71,7 @@ class ClassifierGraph(nn.Module):
     def __init__(self, model: AngleVAE, light: bool = False) -> None:
         super().__init__()
         self.model, self.light = model, light
-        self.outputs = OUTPUTS if model.pose is None else OUTPUTS + DOUBTS
+        self.outputs = OUTPUTS if model.orientation is None else OUTPUTS + DOUBTS
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """The outputs, in the order of `outputs`."""
@@ -79,14 +79,15 @@ class ClassifierGraph(nn.Module):
         probabilities = self.model.probabilities(output.logits)
         rejection, features, logits = self.model.score, output.features, output.logits
         if self.light:
-            score = rejection.light(features, logits)
+            score = rejection.score_without_reconstruction(features, logits)
         else:
             score = rejection(output.upright, output.reconstruction, features, logits)
-        pose, doubt = output.pose, output.pose.doubt
-        if doubt is None:
-            return probabilities, pose.sin, score
-        angle = torch.atan2(pose.sin, pose.cos)
-        return probabilities, angle, score, doubt.concentration, torch.atan2(doubt.sin, doubt.cos), doubt.share
+        orientation, uncertainty = output.orientation, output.orientation.uncertainty
+        if uncertainty is None:
+            return probabilities, orientation.sin, score
+        angle = torch.atan2(orientation.sin, orientation.cos)
+        second_angle = torch.atan2(uncertainty.second_sin, uncertainty.second_cos)
+        return probabilities, angle, score, uncertainty.confidence, second_angle, uncertainty.second_prob
 
 
 class ReconstructionGraph(nn.Module):
@@ -100,8 +101,8 @@ class ReconstructionGraph(nn.Module):
         """The reconstruction, as bytes."""
         output = self.model(to_pixels(image))
         drawn = output.reconstruction
-        if self.model.pose is not None:
-            drawn = turn(drawn, output.pose.cos, output.pose.sin, self.model.config.fill)
+        if self.model.orientation is not None:
+            drawn = turn(drawn, output.orientation.cos, output.orientation.sin, self.model.config.fill)
         return (drawn * 255.0).round().clamp(0.0, 255.0).permute(0, 2, 3, 1).to(torch.uint8)
 
 

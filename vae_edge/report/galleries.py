@@ -114,7 +114,7 @@ def _counts(axes: Any, counts: NDArray[np.floating], colour: str) -> None:
 
 def angles(
     errors_deg: NDArray[np.floating],
-    concentrations: NDArray[np.floating],
+    angle_confidences: NDArray[np.floating],
     alike: NDArray[np.bool_],
     names: Sequence[str],
 ) -> Any:
@@ -137,7 +137,7 @@ def angles(
             )
             left.hist(errors_deg[mask], bins=np.arange(0, 185, 5), color=colour, label=word, **look)
             right.scatter(
-                _doubt(concentrations[mask]),
+                _doubt(angle_confidences[mask]),
                 np.maximum(errors_deg[mask], LEAST_ERROR),
                 s=8,
                 color=colour,
@@ -149,9 +149,9 @@ def angles(
         left.set(xticks=range(0, 181, 30), xlabel="error of the angle, degrees", ylabel="images (log)")
         left.set_title(f"all: median {np.median(errors_deg):.1f}°, mean {errors_deg.mean():.1f}°", fontsize=10)
         left.legend(fontsize=8)
-        _running_median(right, errors_deg, concentrations)
+        _running_median(right, errors_deg, angle_confidences)
         right.set(yscale="log", xscale="log", ylabel="error of the angle, degrees (log)")
-        low, high = 0.85 * _doubt(concentrations).min(), 1.15 * _doubt(concentrations).max()
+        low, high = 0.85 * _doubt(angle_confidences).min(), 1.15 * _doubt(angle_confidences).max()
         ticks = [c for c in CONCENTRATIONS if low <= 1 - c <= high]
         right.set_xticks([1 - c for c in ticks], [f"{c:g}" for c in ticks])
         right.set_xlim(high, low)
@@ -169,15 +169,15 @@ LEAST_ERROR = 0.1  # degrees; smaller ones are drawn here
 CONCENTRATIONS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998)
 
 
-def _doubt(concentrations: NDArray[np.floating]) -> NDArray[np.floating]:
+def _doubt(angle_confidences: NDArray[np.floating]) -> NDArray[np.floating]:
     """How far concentrations are from 1, at least by 0.001."""
-    return np.maximum(1.0 - concentrations, 1e-3)
+    return np.maximum(1.0 - angle_confidences, 1e-3)
 
 
-def _running_median(axes: Any, errors_deg: NDArray[np.floating], concentrations: NDArray[np.floating]) -> None:
-    groups = [group for group in np.array_split(np.argsort(concentrations, kind="stable"), 12) if len(group)]
+def _running_median(axes: Any, errors_deg: NDArray[np.floating], angle_confidences: NDArray[np.floating]) -> None:
+    groups = [group for group in np.array_split(np.argsort(angle_confidences, kind="stable"), 12) if len(group)]
     axes.plot(
-        [np.median(_doubt(concentrations[group])) for group in groups],
+        [np.median(_doubt(angle_confidences[group])) for group in groups],
         [max(LEAST_ERROR, float(np.median(errors_deg[group]))) for group in groups],
         color=LIGHT["ink"],
         linewidth=1.8,

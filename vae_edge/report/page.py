@@ -40,7 +40,7 @@ class SampleSet:
     accepted: NDArray[np.bool_]
     turned_back: NDArray[np.uint8] | None = None
     second_deg: NDArray[np.floating] | None = None
-    second_shares: NDArray[np.floating] | None = None
+    second_angle_probs: NDArray[np.floating] | None = None
 
 
 @dataclass(frozen=True)
@@ -191,9 +191,9 @@ def _samples(samples: SampleSet) -> list[dict[str, Any]]:
 
 def _second(samples: SampleSet, k: int) -> dict[str, float] | None:
     """The second-best angle, where there is something to it."""
-    if samples.second_deg is None or samples.second_shares is None or samples.second_shares[k] < SECOND:
+    if samples.second_deg is None or samples.second_angle_probs is None or samples.second_angle_probs[k] < SECOND:
         return None
-    return {"angle": float(samples.second_deg[k]), "share": float(samples.second_shares[k])}
+    return {"angle": float(samples.second_deg[k]), "share": float(samples.second_angle_probs[k])}
 
 
 def _calibration(given: Calibration) -> dict[str, Any]:

@@ -28,9 +28,9 @@ class Predictions:
         probabilities: np.ndarray,
         angles_rad: np.ndarray,
         scores: np.ndarray,
-        concentrations: np.ndarray | None = None,
+        angle_confidences: np.ndarray | None = None,
         second_angles_rad: np.ndarray | None = None,
-        second_shares: np.ndarray | None = None,
+        second_angle_probs: np.ndarray | None = None,
         *,
         classes: tuple[str, ...],
         threshold: float,
@@ -40,8 +40,8 @@ class Predictions:
         """Keep the arrays; `interpret(N)` tells, when asked, what was made of each input."""
         self.probabilities = probabilities
         self.scores = scores
-        self.concentrations = concentrations
-        self.second_shares = second_shares
+        self.angle_confidences = angle_confidences
+        self.second_angle_probs = second_angle_probs
         self.classes = classes
         self.threshold = threshold
         self.errors: Mapping[int, DataError] = errors or {}
@@ -112,9 +112,9 @@ class Predictions:
         Of an image that could not be read there is `error` alone.
         """
         doubts = {
-            "concentration": self.concentrations,
+            "concentration": self.angle_confidences,
             "second_angle_deg": self.second_angles_deg,
-            "second_share": self.second_shares,
+            "second_share": self.second_angle_probs,
         }
         return [
             {"error": str(self.errors[i])}
