@@ -24,12 +24,12 @@ ATTRIBUTES = {
     "names": "names",
     "accepted": "accepted",
     "angles_deg": "angles_deg",
-    "concentrations": "concentrations",
+    "concentrations": "angle_confidences",
     "second_angles_deg": "second_angles_deg",
-    "second_shares": "second_shares",
+    "second_shares": "second_angle_probs",
 }
 """Attributes of `Predictions`: as schema 1 called them, and as they are called now."""
-FIGURES: dict[str, str] = {}
+FIGURES = {"pose_classes": "orientation_classes", "watched_classes": "val_classes"}
 """Keys of what `evaluate` gives: as schema 1 called them, and as they are called now. Others kept their names."""
 COMPARE = (
     "compare --preset tiny --models logistic --seeds 1 --images-seen 400 --train-images all --threads 1 --seconds 0.1"
@@ -56,12 +56,13 @@ OTHER_FILE = 5  # times as far apart, where this processor takes the int8 file f
 
 def resume(run: Path, data: Path) -> None:
     """Go on with a run whose network is none of the presets' (the command line takes presets alone)."""
-    from vae_edge.training.fit import train
-
     from vae_edge.data import load_dataset
     from vae_edge.training.checkpoint import read_config
+    from vae_edge.training.data import make_splits
+    from vae_edge.training.trainer import train
 
-    train(load_dataset(str(data)), read_config(run), run, resume=True)
+    config = read_config(run)
+    train(make_splits(load_dataset(str(data)), config.training), config, run, resume=True)
 
 
 @pytest.fixture(scope="module")

@@ -194,11 +194,12 @@ def test_angles_are_written_with_a_sign_and_never_as_minus_180() -> None:
 
 def test_a_model_without_angles_has_its_pictures_too(script: ModuleType, few_digits: Any, tmp_path: Path) -> None:
     from vae_edge.training.config import TrainConfig
-    from vae_edge.training.data import plan
+    from vae_edge.training.data import make_run_config, make_splits
     from vae_edge.training.trainer import train
 
     settings = TrainConfig(rotation="none", epochs=1, batch=64)
-    train(few_digits, plan(few_digits, "tiny", settings), tmp_path / "run")
+    splits = make_splits(few_digits, settings)
+    train(splits, make_run_config(few_digits, splits, "tiny", settings), tmp_path / "run")
     seen = script.look(tmp_path / "run", "digits", [], 0)
     drawn = script.draw(seen)
     assert tuple(drawn) == NAMES[:-1]

@@ -1,3 +1,5 @@
+"""Generated images: their codes, their confidence, their classes and angles, and their files."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -91,14 +93,14 @@ def test_too_few_recognized_ones_are_counted_and_named(checkpoint: Checkpoint, c
     """The codes of ones are said to be those of eights: few of their mixtures can pass for eights."""
     lying = {"codes": codes["codes"][codes["code_labels"] == 1], "code_labels": np.full(20, 8)}
     with pytest.raises(
-        DataError, match=rf"of {MAX_TRIES * 5} images drawn .* only [0-4] of 8 with a confidence of 0\.9999"
+        DataError, match=rf"of {MAX_TRIES * 5} images generated .* only [0-4] of 8 with a confidence of 0\.9999"
     ):
         generate(checkpoint.model, checkpoint.config.classes, 5, wanted=["8"], confidence=0.9999999, **lying)
 
 
 def test_wrong_codes_and_numbers_are_refused(checkpoint: Checkpoint, codes: dict[str, np.ndarray]) -> None:
     model, classes = checkpoint.model, checkpoint.config.classes
-    with pytest.raises(ConfigError, match=r"not two of 0, 1.*method around"):
+    with pytest.raises(ConfigError, match=r"not two of 0, 1.*method gaussian"):
         generate(model, classes, 1, method="interpolate")
     one = {name: np.concatenate([values[:1], values[20:]]) for name, values in codes.items()}
     with pytest.raises(ConfigError, match="not two of 0;"):
@@ -141,3 +143,54 @@ def test_a_class_is_found_by_either_form_of_its_name() -> None:
     assert [made.classes[label] for label in made.labels] == ["café", "café"]
     with pytest.raises(ConfigError, match="unknown class cafe"):
         generate(model, ("café", "dog"), 1, wanted=["cafe"])
+
+
+def test_generated_images_are_what_was_asked_for(checkpoint: Checkpoint):
+    classes = checkpoint.config.classes
+    made = generate(checkpoint.model, classes, 30, wanted=["3", "7"], angles_deg=(0.0, 90.0), seed=1)
+    assert made.images.shape == (60, 28, 28, 1) and made.images.dtype == np.uint8
+    assert np.bincount(made.labels, minlength=10).tolist() == [0, 0, 0, 30, 0, 0, 0, 30, 0, 0]
+    assert sorted(set(made.angles_deg.tolist())) == [0.0, 90.0]
+    typical = generate(checkpoint.model, classes, 20, temperature=0.3)
+    assert (predict(checkpoint.model, typical.images).probabilities.argmax(1) == typical.labels).mean() > 0.6
+    again = generate(checkpoint.model, classes, 30, wanted=["3", "7"], angles_deg=(0.0, 90.0), seed=1)
+    np.testing.assert_array_equal(made.images, again.images)
+    with pytest.raises(ConfigError, match="eleven"):
+        generate(checkpoint.model, classes, 1, wanted=["eleven"])
+
+
+@pytest.mark.parametrize("name", ["out.npz", "folder"])
+def test_generated_images_are_a_data_set_again(checkpoint: Checkpoint, tmp_path: Path, name: str):
+    made = generate(checkpoint.model, checkpoint.config.classes, 4, angles_deg=(10.0,))
+    out = write_generated(made, tmp_path / name)
+    read = load_dataset(out)
+    half = read.train if read.train is not None else read.test
+    assert len(half) == 40 and tuple(half.classes) == checkpoint.config.classes
+    assert sorted(i.tobytes() for i in half.images) == sorted(i.tobytes() for i in made.images)
+    with pytest.raises(DataError, match="exists"):
+        write_generated(made, tmp_path / name)
+
+
+def test_class_names_come_back_as_they_were(tmp_path: Path):
+    names = ("3.5", "3,5", "St. Bernard, großer", "犬")
+    images = np.full((8, 28, 28, 1), 9, np.uint8)
+    data = LabelledImages(images, np.arange(8) % 4, names, np.zeros(8, np.float32))
+    read = load_dataset(write_generated(data, tmp_path / "out"))
+    assert set(read.classes) == set(names)
+    assert np.bincount(read.train.labels).tolist() == [2, 2, 2, 2]
+
+
+def test_nothing_is_written_over_a_contact_sheet(tmp_path: Path):
+    (tmp_path / "x.png").write_bytes(b"mine")
+    data = LabelledImages(np.zeros((2, 28, 28, 1), np.uint8), np.arange(2), ("a", "b"), np.zeros(2, np.float32))
+    with pytest.raises(DataError, match=r"x\.png"):
+        write_generated(data, tmp_path / "x.npz")
+    assert (tmp_path / "x.png").read_bytes() == b"mine" and not (tmp_path / "x.npz").exists()
+
+
+def test_class_names_cannot_lead_out_of_the_folder(tmp_path: Path):
+    images = np.zeros((2, 28, 28, 1), np.uint8)
+    data = LabelledImages(images, np.array([0, 1]), ("../../evil", ".."), np.zeros(2, np.float32))
+    out = write_generated(data, tmp_path / "inner" / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["inner"]
+    assert len([p for p in out.iterdir() if p.is_dir()]) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,8 +71,8 @@ def test_a_traversal_needs_three_codes(checkpoint: Checkpoint) -> None:
 
 def test_a_class_that_is_not_recognized_leaves_the_others(checkpoint: Checkpoint, run: Path) -> None:
     samples = load_samples(run)
-    swapped = {"codes": samples["codes"].clone(), "code_labels": samples["code_labels"]}
-    swapped["codes"][samples["code_labels"] == 8] = 50.0  # far from anything that decodes to an 8
+    swapped = replace(samples, codes=samples.codes.clone())
+    swapped.codes[samples.code_labels == 8] = 50.0  # far from anything that decodes to an 8
     drawn = sample_per_class(checkpoint.model, checkpoint.config.classes, 4, swapped, absent=["3"])
     assert set(drawn.missing) >= {"3", "8"} and "recognized only" in drawn.missing["8"]
     assert "no training images" in drawn.missing["3"]
