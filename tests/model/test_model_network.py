@@ -58,7 +58,7 @@ def test_the_angle_is_not_drawn_towards_a_second_mode():
     assert math.degrees(math.atan2(sin.item(), cos.item())) == pytest.approx(20.0, abs=1.0)
 
 
-def test_no_gradient_runs_through_the_turning():
+def test_no_gradient_runs_through_the_rotation():
     model = AngleVAE(create_config("tiny")).train()
     labels = torch.tensor([0, 1, 2, 3])
     output = model.forward_train(torch.rand(4, 1, 28, 28), labels, seed=1, offset=0)
@@ -103,7 +103,7 @@ def test_mutual_information_is_what_scikit_learn_computes_from_counts():
     assert mutual_information(torch.full((4, 4), 1 / 16)).item() == pytest.approx(0, abs=1e-5)  # nothing in common
 
 
-def test_without_rotation_there_is_no_pose_trunk_and_the_angle_is_zero():
+def test_without_rotation_there_is_no_orientation_encoder_and_the_angle_is_zero():
     model = AngleVAE(create_config("tiny", orientation=False)).eval()
     image = torch.rand(2, 1, 28, 28)
     output = model(image)
@@ -142,13 +142,13 @@ def counted(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_the_concentration_is_scipys_mean_resultant_length(seed: int):
+def test_the_angle_confidence_is_scipys_mean_resultant_length(seed: int):
     counts, angles = counted(seed)
     _, _, uncertainty = encoder().decode_angle(torch.tensor(counts / counts.sum(), dtype=torch.float32).log()[None])
     assert uncertainty.confidence.item() == pytest.approx(1 - circvar(angles), abs=1e-5)
 
 
-def test_any_angle_has_concentration_zero_and_one_angle_has_one():
+def test_any_angle_has_angle_confidence_zero_and_one_angle_has_one():
     sure = torch.full((1, BINS), -200.0)
     sure[0, 7] = 0.0
     _, _, uncertainty = encoder().decode_angle(torch.cat([torch.zeros(1, BINS), sure]))
@@ -233,7 +233,7 @@ def to_tensor(images: np.ndarray) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("size", [28, 45, 64])
-def test_through_the_round_window_the_corners_do_not_matter(size: int):
+def test_through_the_circular_mask_the_corners_do_not_matter(size: int):
     torch.manual_seed(0)
     image = to_tensor(photographs(3, size))
     line = torch.arange(size) + 0.5 - size / 2
@@ -255,7 +255,7 @@ def test_through_the_round_window_the_corners_do_not_matter(size: int):
     assert all((one - same).abs().max() > 1e-4 for one, same in without)
 
 
-def test_through_the_round_window_a_turned_image_looks_like_a_photograph_that_was_taken_turned():
+def test_through_the_circular_mask_a_rotated_image_looks_like_a_photograph_that_was_taken_rotated():
     wide = photographs(4, 120)
     frame = np.s_[:, 40:80, 40:80]
     for angle in (17, 45, -120):
@@ -266,7 +266,7 @@ def test_through_the_round_window_a_turned_image_looks_like_a_photograph_that_wa
         assert (apart * round_window(40)).max() < 0.03
 
 
-def test_without_a_pose_trunk_there_is_no_window():
+def test_without_an_orientation_encoder_there_is_no_mask():
     assert AngleVAE(create_config("tiny", orientation=False, circular_mask=True)).mask is None
     assert (
         AngleVAE(create_config("tiny", circular_mask=True, fill=1.0)).apply_mask(torch.zeros(1, 1, 28, 28))[0, 0, 0, 0]

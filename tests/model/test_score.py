@@ -89,7 +89,7 @@ def test_a_reconstruction_error_counts_as_far_as_the_code_did_not_foretell_it():
 
 
 @pytest.mark.parametrize("angle", [False, True])
-def test_the_score_is_the_weighted_sum_of_its_standardized_parts_and_the_light_one_leaves_the_reconstruction_out(
+def test_the_score_is_the_weighted_sum_of_its_standardized_terms_and_the_fast_one_leaves_the_reconstruction_out(
     angle: bool,
 ):
     torch.manual_seed(0)

@@ -93,7 +93,7 @@ def test_a_batch_that_does_not_divide_is_refused_by_every_process(data: Path, tm
     assert not (tmp_path / "run").exists()
 
 
-def test_a_batch_is_shared_out_without_gaps():
+def test_a_batch_is_sharded_without_gaps():
     assert [shard_slice(12, rank, 3) for rank in range(3)] == [slice(0, 4), slice(4, 8), slice(8, 12)]
     with pytest.raises(ConfigError, match="shared evenly"):
         shard_slice(10, 0, 3)

@@ -56,7 +56,7 @@ def clear_digits(digits: Dataset) -> LabelledImages:
 
 
 @pytest.mark.parametrize(("quarters", "expected"), [(0, 0), (1, 90), (2, 180), (3, -90)])
-def test_digits_turned_by_quarters_counter_clockwise_as_displayed_have_positive_angles(
+def test_digits_rotated_by_quarters_counter_clockwise_as_displayed_have_positive_angles(
     checkpoint: Checkpoint, digits: Dataset, quarters: int, expected: int
 ):
     """`rot90` turns rows, which go down, and columns, which go right: counter-clockwise as a person sees them."""
@@ -76,7 +76,9 @@ def test_digits_turned_by_quarters_counter_clockwise_as_displayed_have_positive_
 @example(degrees=-179.9)
 @example(degrees=179.0)
 @example(degrees=-90.0)
-def test_turning_the_input_turns_the_reported_angle_by_as_much(checkpoint: Checkpoint, digits: Dataset, degrees: float):
+def test_rotating_the_input_rotates_the_reported_angle_by_as_much(
+    checkpoint: Checkpoint, digits: Dataset, degrees: float
+):
     """For classes that have one way up, within the median error that the run states for all."""
     clear = clear_digits(digits).take(np.arange(150))
     upright = predict(checkpoint.model, clear.images)
@@ -90,7 +92,7 @@ def test_turning_the_input_turns_the_reported_angle_by_as_much(checkpoint: Check
         assert np.median(other_way) > stated
 
 
-def test_the_second_angle_and_the_concentration_say_something(checkpoint: Checkpoint, digits: Dataset):
+def test_the_second_angle_and_the_angle_confidence_say_something(checkpoint: Checkpoint, digits: Dataset):
     turned = rotated(digits.test, 180.0, seed=4)
     outputs = predict(checkpoint.model, turned.images)
     result = evaluate(lambda images: arrays(predict(checkpoint.model, images)), turned, digits.classes, 0.0, 180.0)
@@ -116,7 +118,7 @@ def test_a_restricted_range_is_read_at_least_as_precisely_as_the_full_circle(
     assert np.mean(np.abs(outputs.angles_deg) < 45) > 0.98
 
 
-def test_evaluation_turns_the_images_and_measures_the_upright_ones_too(checkpoint: Checkpoint, digits: Dataset):
+def test_evaluation_rotates_the_images_and_measures_the_upright_ones_too(checkpoint: Checkpoint, digits: Dataset):
     def run(images):
         return arrays(predict(checkpoint.model, images))
 
@@ -223,7 +225,7 @@ def test_what_cannot_be_fitted_is_refused(logits: np.ndarray, labels: np.ndarray
         fit_temperature(logits, labels)
 
 
-def test_calibration_is_mended_and_judged_on_the_other_half():
+def test_calibration_is_mended_and_evaluated_on_the_other_half():
     logits, labels = drawn(6000, 2.5)
     told = cross_fitted_ece(logits, labels, seed=0)
     assert told.before == pytest.approx(expected_calibration_error(softmax(logits, axis=1), labels), abs=1e-5)
@@ -232,7 +234,7 @@ def test_calibration_is_mended_and_judged_on_the_other_half():
     assert cross_fitted_ece(logits, labels, seed=0) == told
 
 
-def test_an_image_does_not_help_to_judge_itself():
+def test_an_image_does_not_help_to_evaluate_itself():
     # Two images, one of them wrong: each one's temperature is fitted on the other. The wrong one alone asks for the
     # hottest, so the right one is judged at 20; the right one alone says nothing, so the wrong one is judged at 1.
     logits, labels = np.array([[2.0, 0.0], [2.0, 0.0]]), np.array([0, 1])

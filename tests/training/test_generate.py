@@ -52,7 +52,7 @@ def test_every_image_kept_is_recognized_with_the_confidence_asked(
         assert sure.min() >= 0.799 and np.bincount(made.labels).tolist() == [6] * 10
 
 
-def test_between_is_the_way_where_codes_are_and_its_confidence_nine_tenths(
+def test_interpolation_is_the_default_where_there_are_codes_and_its_confidence_nine_tenths(
     checkpoint: Checkpoint, codes: dict[str, np.ndarray]
 ) -> None:
     model, classes = checkpoint.model, checkpoint.config.classes
@@ -70,7 +70,7 @@ def test_between_is_the_way_where_codes_are_and_its_confidence_nine_tenths(
     np.testing.assert_array_equal(around, generate(model, classes, **same, **few).images)
 
 
-def test_a_class_is_drawn_alike_whichever_others_are_wanted(
+def test_a_class_is_generated_alike_whichever_others_are_wanted(
     checkpoint: Checkpoint, codes: dict[str, np.ndarray]
 ) -> None:
     model, classes = checkpoint.model, checkpoint.config.classes
@@ -79,7 +79,7 @@ def test_a_class_is_drawn_alike_whichever_others_are_wanted(
     np.testing.assert_array_equal(all_ten.images[all_ten.labels == 7], alone.images)
 
 
-def test_turned_images_are_the_same_ones_turned(checkpoint: Checkpoint, codes: dict[str, np.ndarray]) -> None:
+def test_rotated_images_are_the_same_ones_rotated(checkpoint: Checkpoint, codes: dict[str, np.ndarray]) -> None:
     model, classes = checkpoint.model, checkpoint.config.classes
     upright = generate(model, classes, 2, **codes)
     turned = generate(model, classes, 2, angles_deg=(90.0, 0.0), **codes)

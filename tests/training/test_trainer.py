@@ -65,7 +65,7 @@ def test_a_run_learns_and_writes_what_it_promises(run: Path, checkpoint: Checkpo
     assert not list(run.glob("**/*.pt")) and not list(run.glob("**/*.pkl"))
 
 
-def test_the_threshold_rejects_its_share_of_the_held_out_images(checkpoint: Checkpoint):
+def test_the_threshold_rejects_its_fraction_of_the_held_out_images(checkpoint: Checkpoint):
     count = checkpoint.result.validation["n"]
     assert checkpoint.result.validation["accepted"] == pytest.approx(0.99, abs=1.5 / count)
 
@@ -77,7 +77,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_does_not(few_digit
     assert not torch.equal(first["mu.weight"], other["mu.weight"])
 
 
-def test_a_run_that_died_at_any_step_resumes_to_the_same_weights(few_digits: Dataset, tmp_path: Path):
+def test_a_run_that_was_killed_at_any_step_resumes_to_the_same_weights(few_digits: Dataset, tmp_path: Path):
     whole = fit(few_digits, tmp_path / "whole")
 
     def die(step: int, steps: int, terms: dict[str, float]) -> None:
@@ -220,7 +220,7 @@ def test_a_full_disk_is_a_sentence_and_the_last_state_stays(few_digits: Dataset,
     assert not [path for path in (tmp_path / "r").iterdir() if path.name.endswith(".part")]
 
 
-def test_a_state_without_its_settings_is_not_gone_on_with(few_digits: Dataset, tmp_path: Path):
+def test_a_state_without_its_settings_is_not_resumed(few_digits: Dataset, tmp_path: Path):
     def die(step: int, steps: int, terms: dict[str, float]) -> None:
         if step == 8:
             raise Stop

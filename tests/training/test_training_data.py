@@ -31,7 +31,7 @@ SETTINGS = TrainConfig(epochs=3, batch=64)
 EARLY_STOPPING = TrainConfig(epochs=2, batch=64, patience=1, rotation="none")
 
 
-def test_turned_images_of_a_light_background_stay_light_in_the_corners(few_digits: Dataset):
+def test_rotated_images_of_a_light_background_stay_light_in_the_corners(few_digits: Dataset):
     light = replace(few_digits.train, images=255 - few_digits.train.images)
     config = prepare(Dataset("light", "light", light, None), SETTINGS)[1]
     assert config.input.background == "light" and config.model.fill == 1.0
@@ -48,7 +48,7 @@ def test_too_few_images_are_refused_before_anything_is_written(few_digits: Datas
         prepare(few, SETTINGS)[1]
 
 
-def test_generated_images_need_two_of_each_class_to_draw_between(few_digits: Dataset):
+def test_generated_images_need_two_of_each_class(few_digits: Dataset):
     half = few_digits.train
     few = half.take(np.concatenate([np.flatnonzero(half.labels != 3), np.flatnonzero(half.labels == 3)[:2]]))
     with pytest.raises(ConfigError, match="one labelled training image of 3"):
@@ -86,7 +86,7 @@ def test_one_class_and_no_training_half_are_refused(digits: Dataset):
         prepare(Dataset("t", "t", None, digits.test), SETTINGS)[1]
 
 
-def test_mirroring_says_which_classes_it_makes_strange(digits: Dataset):
+def test_mirroring_says_which_classes_it_makes_unlike(digits: Dataset):
     assert prepare(digits, SETTINGS)[1].data.unlike_mirrored == ()
     strange = prepare(digits, replace(SETTINGS, mirror=True))[1].data.unlike_mirrored
     assert {"2", "3", "5", "7"} <= set(strange) and "8" not in strange
@@ -106,7 +106,7 @@ def test_a_planted_leak_is_caught(few_digits: Dataset, tmp_path: Path, monkeypat
         prepare(few_digits, replace(EARLY_STOPPING, patience=None))[1]
 
 
-def test_unlabelled_copies_of_what_is_held_out_or_watched_are_left_out(few_digits: Dataset):
+def test_unlabelled_duplicates_of_what_is_held_out_or_used_for_validation_are_left_out(few_digits: Dataset):
     everything = replace(few_digits, unlabelled=few_digits.train.images)
     splits = make_splits(everything, EARLY_STOPPING)
     taught = {image.tobytes() for image in np.concatenate([splits.train.images, splits.unlabelled])}
@@ -176,7 +176,7 @@ def test_every_process_gets_some_of_each_kind(processes: int):
         compose_batch(2, 10, 10, synthetic_ratio=0.5, processes=2)
 
 
-def test_a_few_images_without_labels_take_no_more_than_their_share_of_a_batch():
+def test_a_few_images_without_labels_take_no_more_than_their_part_of_a_batch():
     assert compose_batch(256, 60_000, 20, synthetic_ratio=0.0, processes=1) == BatchComposition(255, 1, 0)
     assert compose_batch(256, 30_000, 30_000, synthetic_ratio=0.0, processes=2) == BatchComposition(128, 128, 0)
     assert compose_batch(256, 60_000, 0, synthetic_ratio=0.5, processes=1) == BatchComposition(128, 0, 128)
@@ -196,7 +196,7 @@ def photographs(even: bool) -> Dataset:
     ("even", "rotation", "window"),
     [(False, "full", True), (False, "30", True), (False, "none", False), (True, "full", False)],
 )
-def test_the_window_is_for_turned_images_without_an_even_background(even: bool, rotation: str, window: bool):
+def test_the_mask_is_for_rotated_images_without_an_even_background(even: bool, rotation: str, window: bool):
     assert prepare(photographs(even), TrainConfig(rotation=rotation))[1].model.circular_mask is window
 
 

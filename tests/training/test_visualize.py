@@ -15,7 +15,7 @@ from vae_edge.training.checkpoint import Checkpoint, load_samples
 from vae_edge.training.visualize import derotate, reconstruct, sample_per_class, traverse
 
 
-def test_images_turned_back_by_the_true_angle_are_upright_again(checkpoint: Checkpoint, digits: Dataset) -> None:
+def test_images_derotated_by_the_true_angle_are_upright_again(checkpoint: Checkpoint, digits: Dataset) -> None:
     assert digits.test is not None
     upright = digits.test.take(np.arange(50))
     turned = rotated(upright, 180, seed=5)
