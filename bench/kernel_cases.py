@@ -350,9 +350,9 @@ def pose(batch: int) -> Run:
     model = untrained("small")
     packed = pack(model)
     plan = packed.plan
-    trunk = model.pose
+    trunk = model.orientation
     assert trunk is not None
-    features = random(batch, trunk.trunk.features).half()
+    features = random(batch, trunk.backbone.features).half()
     weights, numbers = packed.weights.to(DEVICE), packed.numbers.to(DEVICE)
     logits = torch.full((batch, plan.classes), float("nan"), device=DEVICE)
     found = torch.full((batch, heads.POSE), float("nan"), device=DEVICE)
@@ -364,7 +364,7 @@ def pose(batch: int) -> Run:
     on_gpu = trunk.half().to(DEVICE).requires_grad_(False)
 
     def eager() -> Any:
-        return on_gpu.classes(features), on_gpu.read(on_gpu.bins(features))
+        return on_gpu.classifier(features), on_gpu.decode_angle(on_gpu.angle_bins(features))
 
     def check() -> float:
         expected = heads.pose_head(features.cpu(), packed.weights, packed.numbers, to_text(plan))

@@ -29,8 +29,8 @@ from vae_edge.metrics import wrap_degrees
 from vae_edge.report import galleries
 from vae_edge.report.galleries import Block, Column, degrees
 from vae_edge.training.checkpoint import Checkpoint, load_checkpoint, load_samples
-from vae_edge.training.evaluate import Outputs, as_trained, fit_temperature, predict, sample_of
-from vae_edge.training.visualize import draw_each, reconstructed, traverse, turned_back
+from vae_edge.training.evaluate import Outputs, fit_temperature, predict, rotate_like_training, stratified_subset
+from vae_edge.training.visualize import derotate, reconstruct, sample_per_class, traverse
 
 EXAMPLES, MISTAKES, AMBIGUOUS = 10, 4, 4  # images shown
 DEVIATIONS = tuple(np.linspace(-2, 2, 7).tolist())
@@ -52,7 +52,7 @@ class Evaluated:
     @property
     def angles_deg(self) -> NDArray[np.float32] | None:
         """The predicted angles; None without an angle encoder."""
-        return self.outputs.angles_deg if self.checkpoint.config.model.pose else None
+        return self.outputs.angles_deg if self.checkpoint.config.model.orientation else None
 
     @property
     def true_deg(self) -> NDArray[np.float32]:
@@ -77,19 +77,21 @@ def evaluate(run: Path, data: str, unknown: Sequence[str], seed: int) -> Evaluat
     config = checkpoint.config
     dataset = load_dataset(data, prepared_as=config.input)
     split = "test" if dataset.test is not None else "validation"
-    if split == "validation" and dataset.fingerprint() != config.data["fingerprint"]:
+    if split == "validation" and dataset.fingerprint() != config.data.fingerprint:
         print(f"{run} was not trained on exactly these images: some that are shown may be training images",
               file=sys.stderr)  # fmt: skip
-    held_out = select_split(dataset, split, config.data["holdout_fraction"], config.data["seed"])
-    images = held_out if held_out.angles_deg is not None else as_trained(held_out, config, seed + 1)
+    held_out = select_split(dataset, split, config.data.holdout_fraction, config.data.seed)
+    images = held_out if held_out.angles_deg is not None else rotate_like_training(held_out, config, seed + 1)
 
-    range_deg = rotation_range(config.training.rotation) if config.model.pose else 0.0
+    range_deg = rotation_range(config.training.rotation) if config.model.orientation else 0.0
     unknown_images = {kind: make_ood_images(images.images, kind, seed, range_deg) for kind in KINDS}
     for name in unknown:
         other = load_dataset(name, prepared_as=config.input)
         other_split = other.test if other.test is not None else other.train
         assert other_split is not None
-        unknown_images[other.name] = as_trained(sample_of(other_split, len(images), seed), config, seed + 2).images
+        unknown_images[other.name] = rotate_like_training(
+            stratified_subset(other_split, len(images), seed), config, seed + 2
+        ).images
     outputs = {name: predict(checkpoint.model, pixels) for name, pixels in unknown_images.items()}
     return Evaluated(checkpoint, images, predict(checkpoint.model, images.images), outputs, seed)
 
@@ -104,10 +106,10 @@ def plot_all(run: Evaluated) -> dict[str, Any]:
         "reliability": reliability(run),
     }
     if run.angles_deg is not None:
-        assert run.outputs.concentrations is not None
-        names = run.checkpoint.config.data["ambiguous"]
+        assert run.outputs.angle_confidences is not None
+        names = run.checkpoint.config.data.ambiguous
         ambiguous = np.isin(run.images.labels, [run.images.classes.index(name) for name in names])
-        figures["angles"] = galleries.angles(run.errors_deg, run.outputs.concentrations, ambiguous, names)
+        figures["angles"] = galleries.angles(run.errors_deg, run.outputs.angle_confidences, ambiguous, names)
     return figures
 
 
@@ -135,9 +137,9 @@ def columns(run: Evaluated, chosen: Sequence[int] | NDArray[np.int64]) -> list[C
     """Input images, derotated (with an angle encoder), and reconstructed."""
     index = np.asarray(chosen)
     model, images, angles = run.checkpoint.model, run.images.images[index], run.angles_deg
-    rows = [images, reconstructed(model, images)]
+    rows = [images, reconstruct(model, images)]
     if angles is not None:
-        rows.insert(1, turned_back(model, images, angles[index]))
+        rows.insert(1, derotate(model, images, angles[index]))
     predicted = run.outputs.probabilities[index].argmax(1)
 
     result = []
@@ -160,10 +162,10 @@ def two_angles(run: Evaluated) -> Block:
     The class is the one most symmetric under a half turn, of those known to pass for upright then. Where there is none,
     or where images are not rotated that far, it is the class whose second angles are most probable.
     """
-    second_probs, second = run.outputs.second_shares, run.outputs.second_angles_deg
+    second_probs, second = run.outputs.second_angle_probabilities, run.outputs.second_angles_deg
     assert second_probs is not None and second is not None and run.angles_deg is not None
     labels, classes, config = run.images.labels, run.images.classes, run.checkpoint.config
-    ambiguous = [k for k in map(classes.index, config.data["ambiguous"]) if (labels == k).any()]
+    ambiguous = [k for k in map(classes.index, config.data.ambiguous) if (labels == k).any()]
     if ambiguous and rotation_range(config.training.rotation) == 180:
         chosen, why = max(ambiguous, key=lambda k: symmetry(run, k)), "looks the same rotated by 180°: two angles"
     else:
@@ -173,7 +175,7 @@ def two_angles(run: Evaluated) -> Block:
     own = np.flatnonzero(labels == chosen)
     shown = own[np.argsort(-second_probs[own], kind="stable")][:AMBIGUOUS]
     images = run.images.images[shown]
-    by_either = [turned_back(run.checkpoint.model, images, angles[shown]) for angles in (run.angles_deg, second)]
+    by_either = [derotate(run.checkpoint.model, images, angles[shown]) for angles in (run.angles_deg, second)]
     rows = [images, *by_either]
     result = [
         Column(
@@ -190,7 +192,7 @@ def two_angles(run: Evaluated) -> Block:
 def symmetry(run: Evaluated, label: int) -> float:
     """Correlation of a class's mean upright image with itself rotated by 180°."""
     own = run.images.labels == label
-    upright = turned_back(run.checkpoint.model, run.images.images[own], run.true_deg[own])
+    upright = derotate(run.checkpoint.model, run.images.images[own], run.true_deg[own])
     mean = upright.mean(0, dtype=np.float64)
     return float(np.corrcoef(mean.ravel(), mean[::-1, ::-1].ravel())[0, 1])
 
@@ -209,15 +211,15 @@ def traversal(run: Evaluated) -> Any:
 def generated(run: Evaluated) -> Any:
     """Generated images of each class, at angles over the range of training."""
     config = run.checkpoint.config
-    range_deg = rotation_range(config.training.rotation) if config.model.pose else 0.0
+    range_deg = rotation_range(config.training.rotation) if config.model.orientation else 0.0
     known = {0.0: [0.0] * 12, 180.0: [float(angle) for angle in range(-150, 181, 30)]}
     angles = known.get(range_deg) or np.linspace(-range_deg, range_deg, 7).tolist()
-    samples = draw_each(
+    samples = sample_per_class(
         run.checkpoint.model,
         config.classes,
         len(angles),
         load_samples(run.checkpoint.path),
-        config.data["absent"],
+        config.data.absent,
         angles,
         run.seed,
     )
@@ -231,11 +233,11 @@ def roc(run: Evaluated) -> Any:
     """The anomaly score with and without the reconstruction term, and their thresholds."""
     known, result = run.outputs, run.checkpoint.result
     full = {kind: outputs.scores for kind, outputs in run.unknown.items()}
-    fast = {kind: outputs.light_scores for kind, outputs in run.unknown.items()}
+    fast = {kind: outputs.fast_scores for kind, outputs in run.unknown.items()}
     return galleries.roc(
         {
             "full score": (known.scores, full, result["threshold"]),
-            "fast score, without the reconstruction": (known.light_scores, fast, result["threshold_light"]),
+            "fast score, without the reconstruction": (known.fast_scores, fast, result.threshold_fast),
         }
     )
 

@@ -30,8 +30,8 @@ def untrained(preset: str, **changes: object) -> AngleVAE:
             torch.nn.init.normal_(module.bias, std=0.1)
             module.momentum = None  # of all that it sees
     last = [model.mu, model.classifier[0], model.classifier[2], model.decoder.first, model.decoder.last]
-    if model.pose is not None:
-        last += [model.pose.classes, model.pose.bins]
+    if model.orientation is not None:
+        last += [model.orientation.classifier, model.orientation.angle_bins]
     with torch.no_grad():
         for layer in last:
             layer.weight.mul_(GAIN)
@@ -48,7 +48,7 @@ def untrained(preset: str, **changes: object) -> AngleVAE:
 def _fill_clusters(model: AngleVAE) -> None:
     """Fill the score up to its largest number of clusters with slightly changed copies."""
     score = model.score
-    chosen = torch.arange(model.config.classes * score.most_clusters()) % len(score.cluster_whitening)
+    chosen = torch.arange(model.config.classes * score.max_clusters()) % len(score.cluster_whitening)
     score.nearest = score.nearest[:, chosen] + 0.01 * torch.randn(len(score.nearest), len(chosen))
     score.nearest_offset = score.nearest_offset[chosen] + 10.0 * torch.randn(len(chosen))
     score.cluster_whitening = score.cluster_whitening[chosen]

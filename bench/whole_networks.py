@@ -78,7 +78,7 @@ def as_inference(model: AngleVAE, device: str = DEVICE) -> Callable[[Tensor], tu
     """A model's inference as one would write it in PyTorch: layers in float16 and channels-last, normalization folded,
     the read-out and the score in float32, turning by grid_sample. Made of a copy."""
     model = fuse_conv_bn(copy.deepcopy(model)).half().to(device, memory_format=torch.channels_last)
-    trunk = model.pose
+    trunk = model.orientation
     assert trunk is not None
     for module in (trunk, model.score):
         for name, buffer in list(module.named_buffers(recurse=False)):
@@ -92,7 +92,7 @@ def as_inference(model: AngleVAE, device: str = DEVICE) -> Callable[[Tensor], tu
     def infer(image: Tensor) -> tuple[Tensor, ...]:
         seen = (image.permute(0, 3, 1, 2).float() * SCALE).half()
         logits, bins, tap = trunk(seen)
-        cos, sin, doubt = trunk.read(bins.float())
+        cos, sin, uncertainty = trunk.decode_angle(bins.float())
         zero = torch.zeros_like(cos)
         matrix = torch.stack([cos, sin, zero, -sin, cos, zero], 1).view(-1, 2, 3)
         grid = F.affine_grid(matrix, list(seen.shape), align_corners=False).half()
@@ -102,7 +102,7 @@ def as_inference(model: AngleVAE, device: str = DEVICE) -> Callable[[Tensor], tu
         logits = (model.classifier(mu) + logits).float()
         weights = logits.softmax(1)
         drawn = model.decoder(mu, weights.half()).float().sigmoid()
-        unsure = (1.001 - doubt.concentration).log()[:, None]
+        unsure = (1.001 - uncertainty.confidence).log()[:, None]
         features = torch.cat([tap.float().mean((2, 3)), own.float().mean((2, 3)), mu.float(), weights, unsure], 1)
         score = model.score(upright.float(), drawn, features, logits)
         return (logits / model.temperature.float()).softmax(1), torch.atan2(sin, cos), score

@@ -35,11 +35,13 @@ def few_digits(digits: Dataset) -> Dataset:
 def run(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished training run of the preset `tiny` on turned digits."""
     from vae_edge.training.config import TrainConfig
-    from vae_edge.training.data import plan
+    from vae_edge.training.data import make_run_config, make_splits
     from vae_edge.training.trainer import train
 
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    train(digits, plan(digits, "tiny", TrainConfig(epochs=EPOCHS, batch=128)), folder)
+    settings = TrainConfig(epochs=EPOCHS, batch=128)
+    splits = make_splits(digits, settings)
+    train(splits, make_run_config(digits, splits, "tiny", settings), folder)
     return folder
 
 

@@ -32,7 +32,7 @@ ATTRIBUTES = {
     "second_shares": "second_angle_probabilities",
 }
 """Attributes of `Predictions`: as schema 1 called them, and as they are called now."""
-FIGURES: dict[str, str] = {}
+FIGURES = {"pose_classes": "orientation_classes", "watched_classes": "val_classes"}
 """Keys of what `evaluate` gives: as schema 1 called them, and as they are called now. Others kept their names."""
 COMPARE = (
     "compare --preset tiny --models logistic --seeds 1 --images-seen 400 --train-images all --threads 1 --seconds 0.1"
@@ -61,9 +61,11 @@ def resume(run: Path, data: Path) -> None:
     """Go on with a run whose network is none of the presets' (the command line takes presets alone)."""
     from vae_edge.data import load_dataset
     from vae_edge.training.checkpoint import read_config
+    from vae_edge.training.data import make_splits
     from vae_edge.training.trainer import train
 
-    train(load_dataset(str(data)), read_config(run), run, resume=True)
+    config = read_config(run)
+    train(make_splits(load_dataset(str(data)), config.training), config, run, resume=True)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from vae_edge import files
 from vae_edge.errors import BundleError
 from vae_edge.limits import MAX_CLASSES, MAX_INPUT_SIZE, MAX_MANIFEST_BYTES, MAX_MODELS, MAX_NAME
-from vae_edge.preprocess import InputSpec
+from vae_edge.preprocess import InputSpec, upgrade_input_json
 from vae_edge.spec import FORMATS, PRECISIONS, ROLES, SCHEMA_1_SCORE_MODES, SCORE_MODES
 
 SCHEMA = 2
@@ -236,9 +236,8 @@ def check_input(given: Any, where: str) -> None:
         _wrong(where, "channels", "1 or 3", given["channels"])
     if _take(given, "background", str, where) not in ("dark", "light", "none"):
         _wrong(where, "background", "dark, light or none", given["background"])
-    for key in ("foreground_ratio", "ink"):  # its name, and that of schema 1
-        if given.get(key) is not None and not 0 < _number(given, key, where) <= 1:
-            _wrong(where, key, "null or a fraction above 0 up to 1", given[key])
+    if given.get("foreground_ratio") is not None and not 0 < _number(given, "foreground_ratio", where) <= 1:
+        _wrong(where, "foreground_ratio", "null or a fraction above 0 up to 1", given["foreground_ratio"])
     for key, allowed in _OPTIONAL_INPUT.items():
         if key == "fit" and given.get(key) == _SCHEMA_1_FIT:
             continue

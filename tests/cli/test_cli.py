@@ -315,7 +315,7 @@ def test_images_with_known_angles_are_measured_as_they_are(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     made = tmp_path / "turned.npz"
-    result(capsys, "generate", run, "--out", made, "--per-class", 4, "--angles", "90", "--spread", "0.2")
+    result(capsys, "generate", run, "--out", made, "--per-class", 4, "--angles", "90", "--temperature", "0.2")
     measured = result(capsys, "evaluate", run, "--data", made, "--split", "all")
     assert measured["rotation"] == "as given" and "upright" not in measured
     assert measured["angle_error_deg"]["median"] < 45

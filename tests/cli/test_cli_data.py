@@ -54,26 +54,27 @@ def test_generate_mixes_the_codes_that_a_run_keeps(
     shutil.copytree(checkpoint.path, run)
     threes = digits.train.take(np.flatnonzero(digits.train.labels == 3)[:30])
     kept = {"codes": predict(checkpoint.model, threes.images).codes, "code_labels": torch.from_numpy(threes.labels)}
-    write_tensors(run / SAMPLE_FILE, {**load_samples(run), **kept}, {})
+    write_tensors(run / SAMPLE_FILE, {**vars(load_samples(run)), **kept}, {})
     for name, options in {
         "default": (),
-        "between": ("--method", "between"),
-        "around": ("--method", "around"),
-        "spread": ("--spread", "0.7"),
+        "interpolate": ("--method", "interpolate"),
+        "gaussian": ("--method", "gaussian"),
+        "temperature": ("--temperature", "0.7"),
     }.items():
         out = tmp_path / f"{name}.npz"
         code, _, err = call(capsys, "generate", run, "--class", 3, "--per-class", 4, "--out", out, *options)
         assert code == 0, err
     made = {
-        name: load_dataset(tmp_path / f"{name}.npz").train.images for name in ("default", "between", "around", "spread")
+        name: load_dataset(tmp_path / f"{name}.npz").train.images
+        for name in ("default", "interpolate", "gaussian", "temperature")
     }
-    assert (made["spread"] == made["around"]).all()
-    assert (made["default"] == made["between"]).all() and (made["default"] != made["around"]).any()
+    assert (made["temperature"] == made["gaussian"]).all()
+    assert (made["default"] == made["interpolate"]).all() and (made["default"] != made["gaussian"]).any()
     assert predict(checkpoint.model, made["default"]).probabilities[:, 3].min() >= 0.899
     for options, says in (
-        (("--class", 4, "--method", "between"), "not two of 4"),
+        (("--class", 4, "--method", "interpolate"), "not two of 4"),
         (("--class", 3, "--confidence", "1.5"), "confidence 1.5"),
-        (("--class", 3, "--method", "between", "--spread", "0.5"), "--spread"),
+        (("--class", 3, "--method", "interpolate", "--temperature", "0.5"), "--temperature"),
     ):
         code, _, err = call(capsys, "generate", run, "--out", tmp_path / "no", *options)
         assert code == 2 and says in err and not (tmp_path / "no").exists()

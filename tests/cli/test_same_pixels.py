@@ -110,11 +110,11 @@ class Seen:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from vae_edge.export import quantize
         from vae_edge.runtime.classifier import Classifier
-        from vae_edge.training import evaluate, trainer
+        from vae_edge.training import data, evaluate
 
         self.images: list[bytes] = []
         self._patch = monkeypatch
-        self._watch(trainer, "sort_out", result=True)
+        self._watch(data, "make_splits", result=True)
         self._watch(evaluate, "predict")
         self._watch(Classifier, "_run")
         self._watch(quantize, "quantize_bundle", ends=True)
@@ -127,7 +127,7 @@ class Seen:
                 self._note(*arguments, *options.values())
                 raise Enough
             came = function(*arguments, **options)
-            self._note(*((came.labelled, came.held) if result else arguments))
+            self._note(*((came.train, came.held_out) if result else arguments))
             return came
 
         self._patch.setattr(place, name, run)

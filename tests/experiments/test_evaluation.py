@@ -21,11 +21,11 @@ def upright(count: int) -> Dataset:
 def test_the_rate_of_false_rejections_is_that_of_images_which_set_no_threshold() -> None:
     rng = np.random.default_rng(1)
     scores, fast = rng.normal(size=20_000), rng.exponential(size=20_000)
-    rates = false_rejection(SimpleNamespace(scores=scores, light_scores=fast), 0.05, seed=0)
+    rates = false_rejection(SimpleNamespace(scores=scores, fast_scores=fast), 0.05, seed=0)
     deviation = math.sqrt(2 * 0.05 * 0.95 / 20_000)  # the thresholds vary as the measured fractions do
     assert abs(rates["full"] - 0.05) < 4 * deviation and abs(rates["fast"] - 0.05) < 4 * deviation
     few = np.arange(4.0)  # one fold's threshold, near its largest, is passed by what is larger in the other alone
-    rates = false_rejection(SimpleNamespace(scores=few, light_scores=few), 0.01, seed=0)
+    rates = false_rejection(SimpleNamespace(scores=few, fast_scores=few), 0.01, seed=0)
     assert rates["full"] in (0.25, 0.5)
 
 

@@ -59,7 +59,7 @@ def test_the_answers_are_those_of_pytorch_in_double_precision(checkpoint: Checkp
 
 
 def test_probe_images_drive_every_layer_to_its_full_range(bundle: Path, run: Path, kept: Probes):
-    held = load_samples(run)["images"].numpy()
+    held = load_samples(run).images.numpy()
     for precision, target in (("fp32", "any"), ("int8", "any"), ("int8", "cpu_reduced_range")):
         model = model_of(bundle, precision, target)
         largest = dict.fromkeys(

@@ -26,27 +26,23 @@ from vae_edge.training.checkpoint import (  # noqa: E402
     CONFIG,
     LOG,
     MODEL,
-    RunConfig,
     load_checkpoint,
     read_config,
     read_log,
     read_tensors,
     write_tensors,
 )
-from vae_edge.training.config import TrainConfig  # noqa: E402
+from vae_edge.training.config import RunConfig, TrainConfig, TrainingData  # noqa: E402
 
 CONFIGURATION = RunConfig(
     create_config("tiny", classes=3),
     TrainConfig(epochs=2),
     ("a", "b", "c"),
     InputSpec(28, 1),
-    {
-        **{"fingerprint": "x", "trained_on": 9, "unlabelled": 0, "holdout_fraction": 0.1, "seed": 0},
-        **{"ambiguous": [], "absent": []},
-    },
+    TrainingData("x", trained_on=9, unlabelled=0, holdout_fraction=0.1, seed=0, ambiguous=(), absent=()),
 )
 RESULT = {
-    "step": 3, "threshold": 1.0, "threshold_light": 1.0, "reject_rate": 0.01, "validation": {"accuracy": 0.5, "n": 3},
+    "step": 3, "threshold": 1.0, "threshold_fast": 1.0, "reject_rate": 0.01, "validation": {"accuracy": 0.5, "n": 3},
 }  # fmt: skip
 
 
@@ -61,7 +57,9 @@ def test_configurations(tmp_path: Path, rng: random.Random) -> None:
             json.dumps(config.to_dict(), allow_nan=False).encode("utf-8")
 
 
-@pytest.mark.parametrize("key", sorted(CONFIGURATION.data))
+@pytest.mark.parametrize(
+    "key", ["absent", "ambiguous", "fingerprint", "holdout_fraction", "seed", "trained_on", "unlabelled"]
+)
 def test_a_configuration_that_lacks_what_is_said_of_the_data_is_refused(tmp_path: Path, key: str) -> None:
     stored = CONFIGURATION.to_dict()
     stored["data"] = {name: value for name, value in stored["data"].items() if name != key}
@@ -106,7 +104,7 @@ def test_results_of_a_run(run_folder: Path, rng: random.Random) -> None:
         path.write_bytes(struct.pack("<Q", len(changed)) + changed + content[8 + length :])
         found = outcome(lambda: load_checkpoint(run_folder))
         if found is not None:
-            assert isinstance(found.result["step"], int) and abs(found.result["threshold"]) < float("inf")
+            assert isinstance(found.result.step, int) and abs(found.result.threshold) < float("inf")
 
 
 @pytest.fixture(scope="session")

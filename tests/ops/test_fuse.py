@@ -112,7 +112,11 @@ def test_the_answers_to_some_images_are_those_to_all(checkpoint: Checkpoint, ima
 @pytest.mark.parametrize("light", [False, True])
 @pytest.mark.parametrize(
     "preset, changes",
-    [("tiny", {"pose": False}), ("base", {"classes": 3}), ("small", {"size": 64, "channels": 3, "window": True})],
+    [
+        ("tiny", {"orientation": False}),
+        ("base", {"classes": 3}),
+        ("small", {"size": 64, "channels": 3, "circular_mask": True}),
+    ],
 )
 def test_any_shape_of_network_is_fused(preset: str, changes: dict[str, int], light: bool) -> None:
     torch.manual_seed(0)
@@ -171,7 +175,7 @@ def test_what_does_not_fit_is_refused_by_name(checkpoint: Checkpoint, bundle: Pa
         broken = {**layers, "classifier.0": replace(layers["classifier.0"], **{name: value})}
         with pytest.raises(KernelError, match=f"an int8 layer expects {name} above 0"):
             pack(checkpoint.model, QuantizedNetwork(broken))
-    with pytest.raises(KernelError, match=r"layer pose\.trunk\.layers\.1\.0 is missing|layer \S+ is missing"):
+    with pytest.raises(KernelError, match=r"layer orientation\.backbone\.layers\.1\.0 is missing|layer \S+ is missing"):
         pack(checkpoint.model, QuantizedNetwork({}))
     with pytest.raises(ExportError, match="no int8 layers"):
         read_layers(onnx.load(bundle / "classifier.fp32.onnx"))

@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from vae_edge.report import galleries
 from vae_edge.report.plots import wilson_interval
+from vae_edge.training.data import make_run_config, make_splits
 
 NAMES = ("derotated", "traversal", "generated", "roc", "reliability", "angles")
 
@@ -73,7 +74,7 @@ def test_every_picture_is_small_light_and_the_same_each_time(
 
 def test_legends_give_the_auroc_of_every_kind(figures: dict[str, Any], evaluated: Any) -> None:
     assert set(evaluated.unknown) == {*sys.modules["bench_render_images"].KINDS, "stripes"}
-    for axes, measure in zip(figures["roc"].axes, ("scores", "light_scores"), strict=True):
+    for axes, measure in zip(figures["roc"].axes, ("scores", "fast_scores"), strict=True):
         known = getattr(evaluated.outputs, measure)
         written = {text.get_text() for text in axes.get_legend().get_texts()}
         expected = set()
@@ -89,7 +90,7 @@ def test_the_dashed_line_stands_at_the_fraction_that_the_threshold_rejects(
 ) -> None:
     axes = figures["roc"].axes[0]
     places = [line.get_xdata()[0] for line in axes.get_lines() if len(line.get_xdata()) == 2]
-    threshold = evaluated.checkpoint.result["threshold"]
+    threshold = evaluated.checkpoint.result.threshold
     assert places == [pytest.approx((evaluated.outputs.scores > threshold).mean())]
 
 
@@ -174,7 +175,7 @@ def test_every_caption_is_in_the_picture(script: ModuleType, figures: dict[str, 
 
 def test_the_class_with_two_angles_is_the_same_when_rotated_by_180(script: ModuleType, evaluated: Any) -> None:
     shown = script.two_angles(evaluated)
-    assert shown.title[0] in "018" and shown.title[0] in evaluated.checkpoint.config.data["ambiguous"]
+    assert shown.title[0] in "018" and shown.title[0] in evaluated.checkpoint.config.data.ambiguous
     assert script.symmetry(evaluated, 0) > script.symmetry(evaluated, 7)
 
 
@@ -198,11 +199,11 @@ def test_angles_are_written_with_a_sign_and_never_as_minus_180() -> None:
 
 def test_a_model_without_angles_has_its_pictures_too(script: ModuleType, few_digits: Any, tmp_path: Path) -> None:
     from vae_edge.training.config import TrainConfig
-    from vae_edge.training.data import plan
     from vae_edge.training.trainer import train
 
     settings = TrainConfig(rotation="none", epochs=1, batch=64)
-    train(few_digits, plan(few_digits, "tiny", settings), tmp_path / "run")
+    splits = make_splits(few_digits, settings)
+    train(splits, make_run_config(few_digits, splits, "tiny", settings), tmp_path / "run")
     evaluated = script.evaluate(tmp_path / "run", "digits", [], 0)
     figures = script.plot_all(evaluated)
     assert tuple(figures) == NAMES[:-1]

@@ -57,7 +57,7 @@ import sys
 with NativeNetwork(file) as network:
     print(network.classes, network.size, network.channels, network.threshold, network.has_angle)
     answers = network.classify(np.zeros((3, 28, 28, 1), np.uint8))
-    print(answers.probabilities.shape, answers.scores.shape, answers.second_shares.shape)
+    print(answers.probabilities.shape, answers.scores.shape, answers.second_angle_probs.shape)
 print("torch" in sys.modules, "triton" in sys.modules)
 """,
     )

@@ -1,3 +1,5 @@
+"""Generated images: their codes, their confidence, their classes and angles, and their files."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -10,9 +12,9 @@ from vae_edge.data import Dataset, LabelledImages, load_dataset
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.model import AngleVAE, create_config
 from vae_edge.training.checkpoint import Checkpoint
-from vae_edge.training.data import to_floats
+from vae_edge.training.data import to_float
 from vae_edge.training.evaluate import predict
-from vae_edge.training.generate import TRIES, generate, write_generated
+from vae_edge.training.generate import MAX_TRIES, generate, write_generated
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ def test_images_between_two_codes_are_what_the_decoder_makes_of_mixtures(
     onehot = torch.eye(10)[3].expand(501, -1)
     with torch.no_grad():
         line = checkpoint.model.decoder(pair[0] + weights * (pair[1] - pair[0]), onehot).sigmoid()
-    apart = torch.cdist(to_floats(made.images).flatten(1), line.flatten(1))
+    apart = torch.cdist(to_float(made.images).flatten(1), line.flatten(1))
     nearest, where = apart.min(1)
     assert nearest.max() < 0.1  # of the pixels' rounding to 1/255, and the line's steps
     found = weights[where, 0]
@@ -44,29 +46,31 @@ def test_images_between_two_codes_are_what_the_decoder_makes_of_mixtures(
 def test_every_image_kept_is_recognized_with_the_confidence_asked(
     checkpoint: Checkpoint, codes: dict[str, np.ndarray]
 ) -> None:
-    for how in ("between", "around"):
-        made = generate(checkpoint.model, checkpoint.config.classes, 6, how=how, confidence=0.8, **codes)
+    for method in ("interpolate", "gaussian"):
+        made = generate(checkpoint.model, checkpoint.config.classes, 6, method=method, confidence=0.8, **codes)
         sure = predict(checkpoint.model, made.images).probabilities[np.arange(60), made.labels]
         assert sure.min() >= 0.799 and np.bincount(made.labels).tolist() == [6] * 10
 
 
-def test_between_is_the_way_where_codes_are_and_its_confidence_nine_tenths(
+def test_interpolation_is_the_default_where_there_are_codes_and_its_confidence_nine_tenths(
     checkpoint: Checkpoint, codes: dict[str, np.ndarray]
 ) -> None:
     model, classes = checkpoint.model, checkpoint.config.classes
     same = {"per_class": 4, "seed": 5}
     default = generate(model, classes, **same, **codes).images
     np.testing.assert_array_equal(
-        default, generate(model, classes, how="between", confidence=0.9, **same, **codes).images
+        default, generate(model, classes, method="interpolate", confidence=0.9, **same, **codes).images
     )
     around = generate(model, classes, **same).images
-    np.testing.assert_array_equal(around, generate(model, classes, how="around", confidence=0, **same, **codes).images)
+    np.testing.assert_array_equal(
+        around, generate(model, classes, method="gaussian", confidence=0, **same, **codes).images
+    )
     assert (default != around).any()
     few = {name: values[codes["code_labels"] != 4] for name, values in codes.items()}
     np.testing.assert_array_equal(around, generate(model, classes, **same, **few).images)
 
 
-def test_a_class_is_drawn_alike_whichever_others_are_wanted(
+def test_a_class_is_generated_alike_whichever_others_are_wanted(
     checkpoint: Checkpoint, codes: dict[str, np.ndarray]
 ) -> None:
     model, classes = checkpoint.model, checkpoint.config.classes
@@ -75,7 +79,7 @@ def test_a_class_is_drawn_alike_whichever_others_are_wanted(
     np.testing.assert_array_equal(all_ten.images[all_ten.labels == 7], alone.images)
 
 
-def test_turned_images_are_the_same_ones_turned(checkpoint: Checkpoint, codes: dict[str, np.ndarray]) -> None:
+def test_rotated_images_are_the_same_ones_rotated(checkpoint: Checkpoint, codes: dict[str, np.ndarray]) -> None:
     model, classes = checkpoint.model, checkpoint.config.classes
     upright = generate(model, classes, 2, **codes)
     turned = generate(model, classes, 2, angles_deg=(90.0, 0.0), **codes)
@@ -89,20 +93,20 @@ def test_too_few_recognized_ones_are_counted_and_named(checkpoint: Checkpoint, c
     """The codes of ones are said to be those of eights: few of their mixtures can pass for eights."""
     lying = {"codes": codes["codes"][codes["code_labels"] == 1], "code_labels": np.full(20, 8)}
     with pytest.raises(
-        DataError, match=rf"of {TRIES * 5} images drawn .* only [0-4] of 8 with a confidence of 0\.9999"
+        DataError, match=rf"of {MAX_TRIES * 5} images generated .* only [0-4] of 8 with a confidence of 0\.9999"
     ):
         generate(checkpoint.model, checkpoint.config.classes, 5, wanted=["8"], confidence=0.9999999, **lying)
 
 
 def test_wrong_codes_and_numbers_are_refused(checkpoint: Checkpoint, codes: dict[str, np.ndarray]) -> None:
     model, classes = checkpoint.model, checkpoint.config.classes
-    with pytest.raises(ConfigError, match=r"not two of 0, 1.*method around"):
-        generate(model, classes, 1, how="between")
+    with pytest.raises(ConfigError, match=r"not two of 0, 1.*method gaussian"):
+        generate(model, classes, 1, method="interpolate")
     one = {name: np.concatenate([values[:1], values[20:]]) for name, values in codes.items()}
     with pytest.raises(ConfigError, match="not two of 0;"):
-        generate(model, classes, 1, how="between", **one)
+        generate(model, classes, 1, method="interpolate", **one)
     with pytest.raises(ConfigError, match="'sideways'"):
-        generate(model, classes, 1, how="sideways", **codes)
+        generate(model, classes, 1, method="sideways", **codes)
     for wrong in (-0.1, 1.0, float("nan")):
         with pytest.raises(ConfigError, match="confidence"):
             generate(model, classes, 1, confidence=wrong, **codes)
@@ -125,17 +129,68 @@ def test_where_too_few_are_sure_the_surest_take_their_places(
     asked = {"per_class": 5, "confidence": 0.9999, **codes}
     with pytest.raises(DataError, match="recognized only"):
         generate(model, classes, **asked)
-    made = generate(model, classes, **asked, fill_up=True)
-    anyhow = generate(model, classes, 5 * TRIES, confidence=0, how="between", **codes)
+    made = generate(model, classes, **asked, top_up=True)
+    anyhow = generate(model, classes, 5 * MAX_TRIES, confidence=0, method="interpolate", **codes)
     assert np.bincount(made.labels).tolist() == [5] * 10
     known = predict(model, made.images).probabilities[np.arange(50), made.labels].reshape(10, 5)
-    others = predict(model, anyhow.images).probabilities[np.arange(50 * TRIES), anyhow.labels].reshape(10, -1)
+    others = predict(model, anyhow.images).probabilities[np.arange(50 * MAX_TRIES), anyhow.labels].reshape(10, -1)
     assert (known.min(1) > np.minimum(np.quantile(others, 0.5, axis=1), 0.9998)).all()
 
 
 def test_a_class_is_found_by_either_form_of_its_name() -> None:
     model = AngleVAE(create_config("tiny", classes=2, size=28, channels=1, pose=True, fill=0.0))
-    made = generate(model, ("café", "dog"), 2, wanted=["cafe\u0301", "café"], how="around", confidence=0)
+    made = generate(model, ("café", "dog"), 2, wanted=["cafe\u0301", "café"], method="gaussian", confidence=0)
     assert [made.classes[label] for label in made.labels] == ["café", "café"]
     with pytest.raises(ConfigError, match="unknown class cafe"):
         generate(model, ("café", "dog"), 1, wanted=["cafe"])
+
+
+def test_generated_images_are_what_was_asked_for(checkpoint: Checkpoint):
+    classes = checkpoint.config.classes
+    made = generate(checkpoint.model, classes, 30, wanted=["3", "7"], angles_deg=(0.0, 90.0), seed=1)
+    assert made.images.shape == (60, 28, 28, 1) and made.images.dtype == np.uint8
+    assert np.bincount(made.labels, minlength=10).tolist() == [0, 0, 0, 30, 0, 0, 0, 30, 0, 0]
+    assert sorted(set(made.angles_deg.tolist())) == [0.0, 90.0]
+    typical = generate(checkpoint.model, classes, 20, temperature=0.3)
+    assert (predict(checkpoint.model, typical.images).probabilities.argmax(1) == typical.labels).mean() > 0.6
+    again = generate(checkpoint.model, classes, 30, wanted=["3", "7"], angles_deg=(0.0, 90.0), seed=1)
+    np.testing.assert_array_equal(made.images, again.images)
+    with pytest.raises(ConfigError, match="eleven"):
+        generate(checkpoint.model, classes, 1, wanted=["eleven"])
+
+
+@pytest.mark.parametrize("name", ["out.npz", "folder"])
+def test_generated_images_are_a_data_set_again(checkpoint: Checkpoint, tmp_path: Path, name: str):
+    made = generate(checkpoint.model, checkpoint.config.classes, 4, angles_deg=(10.0,))
+    out = write_generated(made, tmp_path / name)
+    read = load_dataset(out)
+    half = read.train if read.train is not None else read.test
+    assert len(half) == 40 and tuple(half.classes) == checkpoint.config.classes
+    assert sorted(i.tobytes() for i in half.images) == sorted(i.tobytes() for i in made.images)
+    with pytest.raises(DataError, match="exists"):
+        write_generated(made, tmp_path / name)
+
+
+def test_class_names_come_back_as_they_were(tmp_path: Path):
+    names = ("3.5", "3,5", "St. Bernard, großer", "犬")
+    images = np.full((8, 28, 28, 1), 9, np.uint8)
+    data = LabelledImages(images, np.arange(8) % 4, names, np.zeros(8, np.float32))
+    read = load_dataset(write_generated(data, tmp_path / "out"))
+    assert set(read.classes) == set(names)
+    assert np.bincount(read.train.labels).tolist() == [2, 2, 2, 2]
+
+
+def test_nothing_is_written_over_a_contact_sheet(tmp_path: Path):
+    (tmp_path / "x.png").write_bytes(b"mine")
+    data = LabelledImages(np.zeros((2, 28, 28, 1), np.uint8), np.arange(2), ("a", "b"), np.zeros(2, np.float32))
+    with pytest.raises(DataError, match=r"x\.png"):
+        write_generated(data, tmp_path / "x.npz")
+    assert (tmp_path / "x.png").read_bytes() == b"mine" and not (tmp_path / "x.npz").exists()
+
+
+def test_class_names_cannot_lead_out_of_the_folder(tmp_path: Path):
+    images = np.zeros((2, 28, 28, 1), np.uint8)
+    data = LabelledImages(images, np.array([0, 1]), ("../../evil", ".."), np.zeros(2, np.float32))
+    out = write_generated(data, tmp_path / "inner" / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["inner"]
+    assert len([p for p in out.iterdir() if p.is_dir()]) == 2

@@ -69,11 +69,11 @@ def export_run(
     provenance = {
         "checkpoint_sha256": sha256(run / MODEL),
         "preset": config.model.preset,
-        "steps": result["step"],
+        "steps": result.step,
         "seed": config.training.seed,
     }
-    images = load_samples(run)["images"].numpy()[:PARITY_IMAGES]
-    accuracy = {**result["validation"], "measured_on": "validation"}
+    images = load_samples(run).images.numpy()[:PARITY_IMAGES]
+    accuracy = {**result.validation, "measured_on": "validation"}
     bundle = export_bundle(checkpoint.model, about, out, images, accuracy, provenance, probes)
     return {
         "probe_images": 0 if bundle.probes is None else len(load_probes(bundle.file(bundle.probes)).images),
@@ -207,7 +207,7 @@ def _inspect_run(path: Path) -> dict[str, Any]:
         "finished": True,
         "parameters": {**parts, "all": sum(parts.values())},
         **checkpoint.config.to_dict(),
-        "result": checkpoint.result,
+        "result": checkpoint.result.to_dict(),
     }
 
 

@@ -32,7 +32,7 @@ def collect(
     from vae_edge.metrics import wrap_degrees
     from vae_edge.runtime import load
     from vae_edge.training.checkpoint import load_checkpoint, load_samples
-    from vae_edge.training.visualize import draw_each, turned_back
+    from vae_edge.training.visualize import derotate, sample_per_class
 
     checkpoint = load_checkpoint(run)
     opened = load_bundle(bundle)
@@ -46,12 +46,12 @@ def collect(
         unknown = _unknown(classifier, turned.images[:UNKNOWN], seed)
     predicted = np.asarray(predictions.labels)
     has_angle = predictions.second_angles_deg is not None
-    drawn = draw_each(
+    drawn = sample_per_class(
         checkpoint.model,
         opened.classes,
         GENERATED,
         load_samples(run),
-        checkpoint.config.data["absent"],
+        checkpoint.config.data.absent,
         seed=seed,
     )
     temperature = float(checkpoint.model.temperature)
@@ -65,7 +65,7 @@ def collect(
         predictions.angles_deg,
         predictions.scores,
         predictions.accepted,
-        turned_back(checkpoint.model, turned.images, predictions.angles_deg) if has_angle else None,
+        derotate(checkpoint.model, turned.images, predictions.angles_deg) if has_angle else None,
         predictions.second_angles_deg,
         predictions.second_angle_probabilities,
     )
@@ -162,8 +162,8 @@ def _facts(checkpoint: Any, benchmark: dict[str, Any]) -> dict[str, Any]:
     parameters = sum(p.numel() for p in checkpoint.model.parameters())
     return {
         "model": f"{config.model.preset}, {parameters:,} parameters with the decoder",
-        "trained on": f"{config.data['trained_on']:,} images",
-        "steps": f"{checkpoint.result['step']:,}, seed {config.training.seed}",
+        "trained on": f"{config.data.trained_on:,} images",
+        "steps": f"{checkpoint.result.step:,}, seed {config.training.seed}",
         "machine": f"{benchmark['machine']['cpu']}, {benchmark['machine']['available_cpus']} cores",
         "versions": f"vae-edge {__version__}, Python {sys.version.split()[0]}, "
         + ", ".join(f"{name} {version}" for name, version in benchmark["machine"]["versions"].items() if version),

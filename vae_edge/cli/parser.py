@@ -276,7 +276,7 @@ def _train(commands: Commands) -> None:
     )
     parser.add_argument("--labels-only", action="store_true", help="leave the images without labels out")
     parser.add_argument(
-        "--generated",
+        "--synthetic-ratio",
         type=float,
         metavar="SHARE",
         help="train on, draw images, then train on both; their share of the labels",
@@ -333,19 +333,21 @@ def _generate(commands: Commands) -> None:
     )
     parser.add_argument(
         "--method",
-        choices=("between", "around"),
-        help="between: mix two training codes of the class (default where the run keeps codes); around: its mean code",
+        choices=("interpolate", "gaussian"),
+        help="interpolate: mix two training codes of the class (default where the run keeps codes); gaussian: sample "
+        "around its mean code",
     )
     parser.add_argument(
         "--confidence",
         type=float,
         metavar="P",
-        help="keep only images to which the model gives their class at least this (default: between 0.9, around 0)",
+        help="keep only images to which the model gives their class at least this (default: interpolate 0.9, "
+        "gaussian 0)",
     )
     parser.add_argument(
-        "--spread",
+        "--temperature",
         type=float,
-        help="around, and how far: 0: each class's mean; 1: as wide as training's codes (default: 0.7)",
+        help="method gaussian at this temperature; 0: each class's mean; 1: as wide as training's codes (default: 0.7)",
     )
     _seed(parser)
     _json(parser)

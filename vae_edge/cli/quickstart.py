@@ -137,7 +137,7 @@ def _train(dataset: Any, arguments: argparse.Namespace, run: Path) -> None:
     if (run / MODEL).is_file():
         config = load_checkpoint(run).config
         wanted = (arguments.preset, epochs, arguments.seed, dataset.fingerprint())
-        if (config.model.preset, config.training.epochs, config.training.seed, config.data["fingerprint"]) == wanted:
+        if (config.model.preset, config.training.epochs, config.training.seed, config.data.fingerprint) == wanted:
             say(f"{run} holds the trained model already")
             return
         raise CheckpointError(f"{run} holds a model that was trained with other settings; choose another --out")
@@ -151,13 +151,14 @@ def _choose_epochs(dataset: Any, arguments: argparse.Namespace) -> int:
     """So many that about 170,000 images are shown, or as many as this machine trains on in the time there is."""
     from vae_edge.files import write_json
     from vae_edge.training.config import TrainConfig
-    from vae_edge.training.data import plan
+    from vae_edge.training.data import make_run_config, make_splits
     from vae_edge.training.trainer import measure_step
 
     settings = TrainConfig(rotation="full", epochs=1, seed=arguments.seed)
-    config = plan(dataset, arguments.preset, settings)
-    images = config.data["trained_on"] + config.data["unlabelled"]
-    seconds = measure_step(dataset, config)
+    splits = make_splits(dataset, settings)
+    config = make_run_config(dataset, splits, arguments.preset, settings)
+    images = config.data.trained_on + config.data.unlabelled
+    seconds = measure_step(splits, config)
     affordable = TRAINING_S / seconds * settings.batch_for(images)
     shown = min(SEEN_MOST, max(SEEN_LEAST, affordable))
     epochs = max(EPOCHS_LEAST, min(EPOCHS_MOST, round(shown / images)))
@@ -174,7 +175,7 @@ def _what_was_trained(run: Path, choice: Path) -> str:
     from vae_edge.training.checkpoint import read_config
 
     config = read_config(run)
-    epochs, images = config.training.epochs, config.data["trained_on"] + config.data["unlabelled"]
+    epochs, images = config.training.epochs, config.data.trained_on + config.data.unlabelled
     assert epochs is not None
     words = f"{epochs} epochs, {epochs * images:,} images shown"
     try:

@@ -20,8 +20,8 @@ WORST = 20  # so many classes are printed, the worst
 def train(arguments: argparse.Namespace) -> None:
     """`vae-edge train`."""
     from vae_edge.model import create_config
+    from vae_edge.training.checkpoint import check_folder_free
     from vae_edge.training.distributed import use_threads
-    from vae_edge.training.trainer import check_folder_free
 
     check_folder("--out", arguments.out)  # what can be refused is refused before the images are read
     check_folder_free(arguments.out, arguments.resume)
@@ -56,7 +56,7 @@ def settings_of(arguments: argparse.Namespace) -> Any:
             "mirror",
             "labels_per_class",
             "labels_only",
-            "generated",
+            "synthetic_ratio",
             "patience",
             "bf16",
             "compile",
@@ -67,53 +67,54 @@ def settings_of(arguments: argparse.Namespace) -> Any:
 def fit(dataset: Any, arguments: argparse.Namespace, how_to_go_on: str) -> dict[str, Any]:
     """Train as the options say, with a progress bar; the run's result. An interruption says how to go on."""
     from vae_edge.training.checkpoint import load_checkpoint
-    from vae_edge.training.data import plan
+    from vae_edge.training.data import make_run_config, make_splits
     from vae_edge.training.trainer import Interrupted, train
 
     settings = settings_of(arguments)
-    config = plan(dataset, arguments.preset, settings)
-    shown = config.data["trained_on"] + config.data["unlabelled"]
+    splits = make_splits(dataset, settings)
+    config = make_run_config(dataset, splits, arguments.preset, settings)
+    shown = config.data.trained_on + config.data.unlabelled
     say(
-        f"training {arguments.preset} on {config.data['trained_on']} images of {dataset.name} "
-        f"({config.data['held_out']} held out), {len(config.classes)} classes, rotation {settings.rotation}, "
+        f"training {arguments.preset} on {config.data.trained_on} images of {dataset.name} "
+        f"({config.data.held_out} held out), {len(config.classes)} classes, rotation {settings.rotation}, "
         f"{settings.epochs_for(shown)} epochs"
     )
     for note in dataset.notes:
         say(note)
-    if config.data["unlabelled"]:
-        say(f"{config.data['unlabelled']} images without labels are learnt from as well")
-    if config.data["unlike_mirrored"]:
-        names = ", ".join(config.data["unlike_mirrored"])
+    if config.data.unlabelled:
+        say(f"{config.data.unlabelled} images without labels are learnt from as well")
+    if config.data.unlike_mirrored:
+        names = ", ".join(config.data.unlike_mirrored)
         say(f"--mirror: mirrored images of {names} look like none of their class; is mirroring right there?")
-    if config.data["copies"]:
-        say(f"{config.data['copies']} images repeat others pixel by pixel; copies are trained on or judge, never both")
-    if config.data["also_tested"]:
-        say(f"{config.data['also_tested']} images of the test half are training images too: figures on it are too good")
-    if config.model.window:
+    if config.data.duplicates:
+        say(f"{config.data.duplicates} images repeat others pixel by pixel; copies are trained on or judge, never both")
+    if config.data.in_test:
+        say(f"{config.data.in_test} images of the test half are training images too: figures on it are too good")
+    if config.model.circular_mask:
         say("the images have no even background: they are seen through a round window, whose corners stay black")
     try:
         with training_progress("training") as progress:
             options = {name: bool(getattr(arguments, name, False)) for name in ("resume", "tensorboard")}
-            train(dataset, config, arguments.out, progress=progress, **options)
+            train(splits, config, arguments.out, progress=progress, **options)
     except Interrupted as error:
         raise Interrupted(f"{error}; {how_to_go_on}") from error
     checkpoint = load_checkpoint(arguments.out)
     parameters = sum(p.numel() for p in checkpoint.model.parameters())
-    return {"run": str(arguments.out), "parameters": parameters, **checkpoint.result}
+    return {"run": str(arguments.out), "parameters": parameters, **checkpoint.result.to_dict()}
 
 
 def _training_lines(run: Path) -> Iterator[str]:
     from vae_edge.training.checkpoint import load_checkpoint
 
     result = load_checkpoint(run).result
-    turned, upright = result["validation"], result["validation_upright"]
+    turned, upright = result.validation, result.validation_upright
     yield f"validation, {turned['n']} held-out images, rotation {turned['rotation']}: {percent(turned['accuracy'])}"
     yield from _class_lines(turned)
     if "angle_error_deg" in turned:
         error = turned["angle_error_deg"]
         yield f"  angle error: {_angle_words(error)}"
         yield f"  the same images upright: {percent(upright['accuracy'])}"
-    yield f"  rejection score: accepted up to {result['threshold']:.3f} ({percent(result['reject_rate'])} rejected)"
+    yield f"  rejection score: accepted up to {result.threshold:.3f} ({percent(result.reject_rate)} rejected)"
     yield f"next: vae-edge export {run} --out BUNDLE"
 
 
@@ -237,9 +238,9 @@ def _open_checkpoint(path: Path, arguments: argparse.Namespace) -> dict[str, Any
         "close": nullcontext(),
         "input": config.input,
         "classes": config.classes,
-        "threshold": checkpoint.result["threshold"],
+        "threshold": checkpoint.result.threshold,
         "rotation": config.training.rotation,
-        "data": config.data,
+        "data": config.data.to_dict(),
         "how": {"backend": "torch", "precision": "fp32"},
     }
 
@@ -297,14 +298,14 @@ def generate(arguments: argparse.Namespace) -> None:
     """`vae-edge generate`."""
     from vae_edge.training.checkpoint import load_checkpoint, load_samples
     from vae_edge.training.distributed import use_threads
-    from vae_edge.training.generate import SPREAD, check_out_free, generate, write_generated
+    from vae_edge.training.generate import TEMPERATURE, check_out_free, generate, write_generated
 
     check_out_free(arguments.out)
     check_file("--out", arguments.out)
     angles = arguments.angles or [0.0]
     use_threads()
-    if arguments.spread is not None and arguments.method == "between":
-        raise ConfigError("--spread says how far around a class's mean code; it does not go with --method between")
+    if arguments.temperature is not None and arguments.method == "interpolate":
+        raise ConfigError("--temperature belongs to --method gaussian; it does not go with --method interpolate")
     checkpoint = load_checkpoint(arguments.model)
     samples = load_samples(arguments.model)
     images = generate(
@@ -313,12 +314,12 @@ def generate(arguments: argparse.Namespace) -> None:
         arguments.per_class,
         [system_name(name) for name in arguments.classes or ()],
         angles,
-        SPREAD if arguments.spread is None else arguments.spread,
+        TEMPERATURE if arguments.temperature is None else arguments.temperature,
         arguments.seed,
-        absent=checkpoint.config.data["absent"],
-        codes=samples.get("codes"),
-        code_labels=samples.get("code_labels"),
-        how="around" if arguments.spread is not None else arguments.method,
+        absent=checkpoint.config.data.absent,
+        codes=samples.codes,
+        code_labels=samples.code_labels,
+        method="gaussian" if arguments.temperature is not None else arguments.method,
         confidence=arguments.confidence,
     )
     out = write_generated(images, arguments.out)

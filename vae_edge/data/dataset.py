@@ -180,7 +180,7 @@ def join(parts: list[LabelledImages]) -> LabelledImages:
     )
 
 
-def make_splits(
+def make_dataset(
     name: str,
     source: str,
     train: LabelledImages | None,

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vae_edge.data.dataset import UNLABELLED, Dataset, LabelledImages, LeftOut, labelled_images, make_splits
+from vae_edge.data.dataset import UNLABELLED, Dataset, LabelledImages, LeftOut, labelled_images, make_dataset
 from vae_edge.data.prepare import Prepared, choose_and_prepare, prepare_files
 from vae_edge.errors import DataError
 from vae_edge.files import open_regular
@@ -153,7 +153,7 @@ def load_folder(
             splits[role] = labelled_images(str(folder), prepared.images[chosen], label_of[chosen], classes)
     unlabelled = prepared.images[role_of == "unlabelled"] if "unlabelled" in role_of else None
     train, validation, test = (splits.get(role) for role in ("train", "validation", "test"))
-    dataset = make_splits(folder.name, str(folder), train, validation, test, unlabelled)
+    dataset = make_dataset(folder.name, str(folder), train, validation, test, unlabelled)
     notes = (*_notes(folder, root, found), *prepared.notes)
     return replace(dataset, input=prepared.input, notes=notes, left_out=listing.left_out)
 

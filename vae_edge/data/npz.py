@@ -16,7 +16,7 @@ from vae_edge.data.dataset import (
     Dataset,
     LabelledImages,
     labelled_images,
-    make_splits,
+    make_dataset,
     max_read_bytes,
     numbered_classes,
     validate_and_resize,
@@ -72,7 +72,7 @@ def load_npz(path: Path, size: int | None = None, channels: int | None = None) -
         splits[role] = labelled_images(source, pixels, numbers, classes, _angles(source, angles))
     if others is not None:
         others = validate_and_resize(others, size, channels, f"{path}, array unlabelled")
-    return make_splits(path.stem, str(path), splits.get("train"), splits.get("validation"), splits.get("test"), others)
+    return make_dataset(path.stem, str(path), splits.get("train"), splits.get("validation"), splits.get("test"), others)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

@@ -28,9 +28,9 @@ from vae_edge.data.augment import affine_augment
 from vae_edge.errors import CheckpointError
 from vae_edge.export.onnx_file import OPSET, ClassifierGraph, set_metadata, strip, suppress_logs, to_onnx, to_pixels
 from vae_edge.model import AngleVAE, ModelConfig
-from vae_edge.model.network import Trunk
-from vae_edge.training.config import TrainConfig, learning_rate
-from vae_edge.training.data import to_floats
+from vae_edge.model.network import Backbone
+from vae_edge.training.config import TrainConfig, warmup_cosine_lr
+from vae_edge.training.data import to_float
 from vae_edge.training.trainer import Progress, fast_bf16
 
 MLP_HIDDEN = 256
@@ -47,7 +47,7 @@ METADATA = {"role": "comparison"}  # of the ONNX files
 # ------------------------------------------------------------------------------------------------------ networks
 
 
-class PlainBackbone(Trunk):
+class PlainBackbone(Backbone):
     """Our encoder's backbone without its feature output: image [N, C, S, S] to features [N, F]."""
 
     def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]
@@ -181,7 +181,7 @@ def fit_network(
         loss = F.cross_entropy(logits.float(), labels[rows], label_smoothing=settings.weights.smoothing)
 
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, settings.learning_rate, settings.warmup)
+            group["lr"] = warmup_cosine_lr(step, steps, settings.learning_rate, settings.warmup)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), settings.gradient_clip)
@@ -216,7 +216,7 @@ def network_probabilities(network: nn.Module, images: NDArray[np.uint8]) -> NDAr
     """Probabilities [N, K] of images uint8 [N, S, S, C]; the network is put into evaluation mode."""
     network.eval()
     starts = range(0, len(images), PREDICT_BATCH)
-    parts = [network(to_floats(images[i : i + PREDICT_BATCH])).softmax(1) for i in starts]
+    parts = [network(to_float(images[i : i + PREDICT_BATCH])).softmax(1) for i in starts]
     return torch.cat(parts).numpy()
 
 

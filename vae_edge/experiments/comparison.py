@@ -371,7 +371,7 @@ class Comparison(Trials[Trial]):
             training = self.run_or_load(generator, progress_bar)["training"]
             stopwatch = Stopwatch()
             checkpoint = load_checkpoint(self.run_folder(generator))
-            fraction, absent = self.setup.config.generated, checkpoint.config.data["absent"]
+            fraction, absent = self.setup.config.generated, checkpoint.config.data.absent
             per_class = max(1, round(fraction / (1 - fraction) * len(pool) / (len(pool.classes) - len(absent))))
             known, _ = holdout(pool, THRESHOLD_FRACTION, trial.seed)
             images, confidence = generate_upright(checkpoint.model, known, per_class, trial.seed, absent)
@@ -510,7 +510,7 @@ def estimate(setup: ExperimentSetup, trials: Sequence[Trial]) -> dict[str, float
 
 def _probe_network(setup: ExperimentSetup, trial: Trial) -> Callable[[int, int], float]:
     """From a few timed steps of this network: seconds for a number of steps of the angle VAE."""
-    config = setup.model_config(pose=VAES.get(trial.model, True))
+    config = setup.model_config(orientation=VAES.get(trial.model, True))
     network = AngleVAE(config) if trial.model in VAES else setup.network(trial.model, 0)
     settings = setup.training_config(trial, round((1 - THRESHOLD_FRACTION) * len(setup.splits(trial.seed)[0])))
     device = baselines.training_device()

@@ -31,7 +31,7 @@ from vae_edge.model import AngleVAE
 from vae_edge.runtime import load
 from vae_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from vae_edge.training.checkpoint import MODEL, Checkpoint, RunConfig, load_samples
-from vae_edge.training.evaluate import Outputs, arrays, as_trained, cross_fitted_ece, evaluate, predict
+from vae_edge.training.evaluate import Outputs, arrays, cross_fitted_ece, evaluate, predict, rotate_like_training
 
 CLOTHES = "clothes"  # images of Fashion-MNIST, as a kind of OOD images
 OTHERS = ("noise", "inverted", "shuffled quarters")  # kinds of OOD images that `others` takes the worst of
@@ -72,14 +72,14 @@ def evaluate_vae(
     model, config, seed = checkpoint.model, checkpoint.config, checkpoint.config.training.seed
     outputs = predict(model, test.images)
     figures = {
-        **summary(outputs, test, config, checkpoint.result["threshold"]),
+        **summary(outputs, test, config, checkpoint.result.threshold),
         "calibration": cross_fitted_ece(outputs.logits, test.labels, seed),
         "false_rejection": false_rejection(outputs, config.training.reject_rate, seed),
         "inference": inference_costs(model),
         "score_numbers": sum(buffer.numel() for buffer in model.score.buffers()),
     }
     if test_split is not None:
-        test_split = as_trained(test_split, config, seed + TEST_SEED)
+        test_split = rotate_like_training(test_split, config, seed + TEST_SEED)
     for name, images in (("upright", upright), ("test", test_split)):
         if images is not None:
             correct = predict(model, images.images).logits.argmax(1) == images.labels
@@ -124,7 +124,7 @@ def evaluate_network(
 
 def summary(predicted: Any, images: LabelledImages, config: RunConfig, threshold: float) -> dict[str, Any]:
     """The figures of `evaluate` on predictions of PyTorch or of the runtime, without tables of classes."""
-    has_angle, ambiguous = config.model.pose, config.data["ambiguous"]
+    has_angle, ambiguous = config.model.orientation, config.data.ambiguous
     given = arrays(predicted)
     figures = evaluate(lambda _: given, images, config.classes, threshold, 0.0, 0, 0, ambiguous, has_angle)
     return {name: value for name, value in figures.items() if name not in TABLES}
@@ -167,7 +167,7 @@ def false_rejection(outputs: Outputs, rate: float, seed: int) -> dict[str, float
     """
     folds = np.array_split(permutation(len(outputs.scores), seed + SPLIT_SEED), 2)
     rates = {"wanted": rate}
-    for name, scores in (("full", outputs.scores), ("fast", outputs.light_scores)):
+    for name, scores in (("full", outputs.scores), ("fast", outputs.fast_scores)):
         thresholds = [float(np.quantile(scores[fold], 1.0 - rate)) for fold in folds]
         rejected = [(scores[fold] > limit).sum() for fold, limit in zip(folds, thresholds[::-1], strict=True)]
         rates[name] = float(sum(rejected) / len(scores))
@@ -190,15 +190,15 @@ def ood_detection(checkpoint: Checkpoint, known: Outputs, unknown: dict[str, NDA
 
     `others` has the worst of noise, inverted images and shuffled quarters.
     """
-    limit, fast_limit = checkpoint.result["threshold"], checkpoint.result["threshold_light"]
+    limit, fast_limit = checkpoint.result.threshold, checkpoint.result.threshold_fast
     found: dict[str, dict[str, float]] = {}
     for kind, images in unknown.items():
         outputs = predict(checkpoint.model, images)
         found[kind] = {
             "auroc": auroc(known.scores, outputs.scores),
-            "auroc_fast": auroc(known.light_scores, outputs.light_scores),
+            "auroc_fast": auroc(known.fast_scores, outputs.fast_scores),
             "accepted": float((outputs.scores <= limit).mean()),
-            "accepted_fast": float((outputs.light_scores <= fast_limit).mean()),
+            "accepted_fast": float((outputs.fast_scores <= fast_limit).mean()),
         }
     found["others"] = {
         name: (min if name.startswith("auroc") else max)(found[kind][name] for kind in OTHERS)

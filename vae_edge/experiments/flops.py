@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vae_edge.model import AngleVAE, LossWeights, losses
+from vae_edge.model import AngleVAE, LossWeights, compute_losses
 
 COUNTED_BATCH = 4  # images in the training step that is counted
 
@@ -76,8 +76,8 @@ def vae_loss(model: nn.Module, images: Tensor) -> Tensor:
     """The loss of our model on images [N, C, S, S], all labelled as class 0 and upright."""
     assert isinstance(model, AngleVAE)
     labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
-    angles = torch.zeros(len(images), device=images.device) if model.config.pose else None
-    return losses(model.training_pass(images, labels, 0, 0), labels, angles, LossWeights())["total"]
+    angles = torch.zeros(len(images), device=images.device) if model.config.orientation else None
+    return compute_losses(model.forward_train(images, labels, 0, 0), labels, angles, LossWeights())["total"]
 
 
 def loss_of(network: nn.Module) -> Callable[[nn.Module, Tensor], Tensor]:

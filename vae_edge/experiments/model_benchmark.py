@@ -47,8 +47,8 @@ from vae_edge.model import AngleVAE, create_config
 from vae_edge.preprocess import measure_input
 from vae_edge.training.checkpoint import LOG, RunConfig, load_state, read_tensors, write_tensors
 from vae_edge.training.config import TrainConfig
-from vae_edge.training.data import Material, plan, sort_out
-from vae_edge.training.evaluate import as_trained
+from vae_edge.training.data import DataSplits, make_run_config, make_splits
+from vae_edge.training.evaluate import rotate_like_training
 from vae_edge.training.trainer import Progress, Schedule, fast_bf16
 
 DIGITS = 6  # decimals that are kept of a figure
@@ -137,7 +137,7 @@ class RowImages:
 
     dataset: Dataset
     config: RunConfig
-    splits: Material
+    splits: DataSplits
     test: LabelledImages
     upright: LabelledImages | None
 
@@ -152,12 +152,12 @@ def prepare(row: Row, dataset: Dataset, seed: int) -> RowImages:
     fixed_test = None
     if row.take is not None:
         dataset, fixed_test = rotate_by_fixed_angles(dataset, row.take, seed)
-    config = plan(dataset, row.preset, settings, **row.model)
-    splits = sort_out(dataset, config.training)
+    splits = make_splits(dataset, settings)
+    config = make_run_config(dataset, splits, row.preset, settings, **row.model)
     if fixed_test is not None:
         return RowImages(dataset, config, splits, fixed_test, None)
-    test = as_trained(splits.held, config, seed + 1)  # by the angles of the run's own validation
-    return RowImages(dataset, config, splits, test, splits.held if config.model.pose else None)
+    test = rotate_like_training(splits.held, config, seed + 1)  # by the angles of the run's own validation
+    return RowImages(dataset, config, splits, test, splits.held if config.model.orientation else None)
 
 
 def rotate_by_fixed_angles(dataset: Dataset, take: tuple[int, int], seed: int) -> tuple[Dataset, LabelledImages]:

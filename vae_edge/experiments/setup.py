@@ -22,9 +22,8 @@ from vae_edge.experiments import baselines
 from vae_edge.experiments.flops import Cost, LogitsOnly, inference_cost, loss_of, training_macs
 from vae_edge.model import AngleVAE, ModelConfig, create_config
 from vae_edge.preprocess import measure_input
-from vae_edge.training.checkpoint import RunConfig
-from vae_edge.training.config import TrainConfig
-from vae_edge.training.data import plan
+from vae_edge.training.config import RunConfig, TrainConfig
+from vae_edge.training.data import make_run_config, make_splits
 
 MODELS = {
     "svm": "support vector machine, radial kernel (scikit-learn)",
@@ -189,11 +188,11 @@ class ExperimentSetup:
 
     # ------------------------------------------------------------------------------------------------ networks
 
-    def model_config(self, pose: bool = True) -> ModelConfig:
+    def model_config(self, orientation: bool = True) -> ModelConfig:
         """The configuration of our model on these images, with or without an angle encoder."""
         _, size, _, channels = self.train.images.shape
         shape = {"classes": len(self.dataset.classes), "size": size, "channels": channels}
-        return create_config(self.config.preset, **shape, pose=pose, fill=self.fill / 255)
+        return create_config(self.config.preset, **shape, orientation=orientation, fill=self.fill / 255)
 
     def network(self, model: str, seed: int) -> nn.Module:
         """A baseline network; the seed fixes its first weights."""
@@ -239,8 +238,10 @@ class ExperimentSetup:
         The baseline networks follow it too.
         """
         dataset = Dataset(self.dataset.name, self.dataset.source, images, None)
-        pose = VAES.get(trial.model, False)
-        return plan(dataset, self.config.preset, self.training_config(trial, kept), pose=pose)
+        orientation = VAES.get(trial.model, False)
+        training = self.training_config(trial, kept)
+        splits = make_splits(dataset, training)
+        return make_run_config(dataset, splits, self.config.preset, training, orientation=orientation)
 
     def training_config(self, trial: Trial, images: int) -> TrainConfig:
         """The recipe for a number of training images: the epochs that come nearest to `images_seen`.

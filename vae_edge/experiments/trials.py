@@ -26,6 +26,7 @@ from vae_edge.files import read_json
 from vae_edge.model import ModelConfig
 from vae_edge.training.checkpoint import MODEL, Checkpoint, RunConfig, load_checkpoint
 from vae_edge.training.config import TrainConfig
+from vae_edge.training.data import make_splits
 from vae_edge.training.evaluate import predict
 from vae_edge.training.trainer import Progress, train
 
@@ -95,14 +96,14 @@ def train_vae(
     """
     stopwatch = Stopwatch()
     if not (folder / MODEL).is_file():
-        train(dataset, config, folder, resume=True, progress=progress)
+        train(make_splits(dataset, config.training), config, folder, resume=True, progress=progress)
     seconds = stopwatch.read()
     checkpoint = load_checkpoint(folder)
 
     def classify(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
         return predict(checkpoint.model, pixels).probabilities.argmax(1)
 
-    steps = int(checkpoint.result["step"])
+    steps = int(checkpoint.result.step)
     seen = steps * config.training.batch_for(images)
     details = {"steps": steps}
     return TrainedModel(checkpoint.model, classify, seconds, seen, macs_per_image, details, checkpoint)

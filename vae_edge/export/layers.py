@@ -10,6 +10,7 @@ import torch
 from onnx import numpy_helper
 
 from vae_edge.errors import ExportError
+from vae_edge.model.network import current_name
 from vae_edge.ops.packing import LayerNumbers, QuantizedNetwork
 
 LAYERS = ("Conv", "Gemm")
@@ -42,7 +43,7 @@ def read_layers(model: onnx.ModelProto) -> QuantizedNetwork:
         bias = value(node.input[2]) if len(node.input) > 2 else np.zeros(weight.shape[0], np.float32)
         scale = np.broadcast_to(value(weights.input[1]), weight.shape[:1])
         name = node.input[1].removeprefix(PREFIX).removesuffix(SUFFIX)
-        layers[name] = LayerNumbers(
+        layers[current_name(name)] = LayerNumbers(
             torch.tensor(weight), torch.tensor(bias), torch.tensor(scale.copy()), float(value(given.input[1]))
         )
     if not layers:

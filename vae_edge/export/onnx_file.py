@@ -54,7 +54,9 @@ class ClassifierGraph(nn.Module):
     def __init__(self, model: AngleVAE, score_mode: str = "full") -> None:
         super().__init__()
         self.model, self.score_mode = model, score_mode
-        self.outputs = (*CLASSIFIER_OUTPUTS,) if model.pose is None else (*CLASSIFIER_OUTPUTS, *UNCERTAINTY_OUTPUTS)
+        self.outputs = (
+            (*CLASSIFIER_OUTPUTS,) if model.orientation is None else (*CLASSIFIER_OUTPUTS, *UNCERTAINTY_OUTPUTS)
+        )
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """The outputs, in the order of `outputs`."""
@@ -62,14 +64,21 @@ class ClassifierGraph(nn.Module):
         probabilities = self.model.probabilities(output.logits)
         rejection, features, logits = self.model.score, output.features, output.logits
         if self.score_mode == "fast":
-            score = rejection.light(features, logits)
+            score = rejection.score_without_reconstruction(features, logits)
         else:
             score = rejection(output.upright, output.reconstruction, features, logits)
-        pose, doubt = output.pose, output.pose.doubt
-        if doubt is None:
-            return probabilities, pose.sin, score
-        angle = torch.atan2(pose.sin, pose.cos)
-        return probabilities, angle, score, doubt.concentration, torch.atan2(doubt.sin, doubt.cos), doubt.share
+        orientation, uncertainty = output.orientation, output.orientation.uncertainty
+        if uncertainty is None:
+            return probabilities, orientation.sin, score
+        angle = torch.atan2(orientation.sin, orientation.cos)
+        return (
+            probabilities,
+            angle,
+            score,
+            uncertainty.confidence,
+            torch.atan2(uncertainty.second_sin, uncertainty.second_cos),
+            uncertainty.second_prob,
+        )
 
 
 class ReconstructionGraph(nn.Module):
@@ -83,8 +92,8 @@ class ReconstructionGraph(nn.Module):
         """The reconstruction, as bytes."""
         output = self.model(to_pixels(image))
         decoded = output.reconstruction
-        if self.model.pose is not None:
-            decoded = turn(decoded, output.pose.cos, output.pose.sin, self.model.config.fill)
+        if self.model.orientation is not None:
+            decoded = turn(decoded, output.orientation.cos, output.orientation.sin, self.model.config.fill)
         return (decoded * 255.0).round().clamp(0.0, 255.0).permute(0, 2, 3, 1).to(torch.uint8)
 
 

@@ -17,5 +17,5 @@ def plan_of_preset(name: str, light: bool = False, int8: bool = False) -> Plan:
     """
     model = AngleVAE(create_config(name))
     size = model.score.components
-    model.score.cluster_whitening = torch.zeros((model.config.classes * model.score.most_clusters(), size, size))
+    model.score.cluster_whitening = torch.zeros((model.config.classes * model.score.max_clusters(), size, size))
     return plan_of(model, light, int8)

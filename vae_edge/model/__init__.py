@@ -1,17 +1,17 @@
-"""The angle VAE: presets, network, losses, rejection score. No files, no loops over data."""
+"""The angle VAE: presets, network, losses, anomaly score. No files, no loops over data."""
 
 from vae_edge.model.config import PRESETS, ModelConfig, create_config
-from vae_edge.model.network import AngleVAE, LossWeights, Output, losses, mutual_information
-from vae_edge.model.score import RejectionScore
+from vae_edge.model.network import AngleVAE, LossWeights, Output, compute_losses, mutual_information
+from vae_edge.model.score import AnomalyScore
 
 __all__ = [
     "PRESETS",
     "AngleVAE",
+    "AnomalyScore",
     "LossWeights",
     "ModelConfig",
     "Output",
-    "RejectionScore",
+    "compute_losses",
     "create_config",
-    "losses",
     "mutual_information",
 ]

@@ -1,6 +1,9 @@
-"""The angle VAE, from top to bottom in the order in which the data meets it.
+"""The angle VAE, top to bottom in the order in which the data meets it, and its loss.
 
-The loss: reconstruction + β · KL + γ · cross-entropy + δ · angle, each term apart.
+    image ─► OrientationEncoder ─► class logits, angle bins ─► θ
+      └────► rotated by −θ ─► Backbone ─► mu, logvar ─► class logits;  Decoder(code, class) ─► reconstruction
+
+Loss: reconstruction + β · KL + γ · cross-entropy + δ · angle, each term apart.
 """
 
 from __future__ import annotations
@@ -15,29 +18,49 @@ from torch import Tensor, nn
 
 from vae_edge.errors import ConfigError
 from vae_edge.model.config import ModelConfig
-from vae_edge.model.score import RejectionScore
+from vae_edge.model.score import AnomalyScore
 from vae_edge.ops.reparameterize import reparameterize
 from vae_edge.ops.turn import round_window, turn
 
-WINDOW_BINS = 2  # bins on either side of the best one that take part in the read-out of the angle
-APART_BINS = 2 * WINDOW_BINS  # a second-best bin is further away from the best one than this: their windows do not meet
-TAP = 2  # the layer whose feature maps the rejection score looks at: the last one at half the resolution
-LEAST_WIDTH = 48  # channels that a cell of the decoder's grid is drawn from, at least
-POSE_NOISE_DEG = 4.0  # spread of the error added to the angle in training, so that the encoder bears small ones
+WINDOW_BINS = 2  # read-out window of an angle: bins on either side of the best one
+NMS_BINS = 2 * WINDOW_BINS  # non-maximum suppression: the runner-up must be outside the best bin's read-out window
+FEATURE_LAYER = 2  # the layer whose feature maps the anomaly score uses: the last one at half the resolution
+MIN_DECODER_WIDTH = 48  # input channels of the decoder's last layer, at least
+ANGLE_NOISE_DEG = 4.0  # std of the noise added to the angle in training, so that the encoder tolerates small errors
+
+SCHEMA_1_NAMES = {
+    "pose.trunk.": "orientation.backbone.",
+    "pose.classes.": "orientation.classifier.",
+    "pose.bins.": "orientation.angle_bins.",
+    "score.most_expected": "score.max_expected_error",
+    "score.centre": "score.loc",
+    "score.spread": "score.scale",
+}
+"""Prefixes of parameters and buffers in files of schema 1, and what they are called now."""
 
 
-def unit(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    """3×3 convolution, batch normalization, ReLU: folds into one fused kernel and one int8 layer."""
+def current_name(name: str) -> str:
+    """Translate a parameter's or module's name in a file of schema 1. Names of today stay as they are."""
+    for old, new in SCHEMA_1_NAMES.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
+
+
+def conv_bn_relu(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
+    """3×3 convolution, batch normalization, ReLU. It folds into one fused kernel and one int8 layer."""
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+        nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
     )
 
 
 def channels_last(image: Tensor) -> Tensor:
-    """The same values [N, C, S, S] with the channels next to each other in memory.
+    """The same values [N, C, S, S] in channels-last memory format.
 
-    With one channel PyTorch takes an image for channels-first, and what convolutions make of it as well: then every
-    later gradient is converted on its way back, a quarter of a training step. Strides that say otherwise mend it.
+    PyTorch takes an image of one channel for channels-first, and so the outputs of its convolutions. Every later
+    gradient is then converted on its way back, which costs a quarter of a training step. Explicit strides avoid it.
     """
     n, channels, height, width = image.shape
     if channels == 1 and image.is_contiguous():
@@ -45,100 +68,109 @@ def channels_last(image: Tensor) -> Tensor:
     return image.contiguous(memory_format=torch.channels_last)
 
 
-class Trunk(nn.Module):
-    """Image [N, channels, S, S] to features [N, widths[-1] · s · s] with s = sides[-1], layer by layer.
+class Backbone(nn.Module):
+    """Convolutions: image [N, channels, S, S] to features [N, widths[-1] · s · s], s = sides[-1].
 
     In training the image goes in with its channels last.
     """
 
     def __init__(self, channels: int, widths: tuple[int, ...], sides: list[int]) -> None:
         super().__init__()
-        layers = [unit(channels, widths[0])]
+        layers = [conv_bn_relu(channels, widths[0])]
         width = widths[0]
         for level in range(1, len(sides)):
             wider = widths[min(level, len(widths) - 1)]
-            layers.append(unit(width, wider, stride=2))
+            layers.append(conv_bn_relu(width, wider, stride=2))
             if level < len(widths):
-                layers.append(unit(wider, wider))
+                layers.append(conv_bn_relu(wider, wider))
             width = wider
         self.layers = nn.ModuleList(layers)
         self.features = width * sides[-1] ** 2
-        self.tap_width = widths[1]
+        self.map_channels = widths[1]
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [N, F], and the feature maps [N, widths[1], S/2, S/2] of the third layer, for the score."""
+        """Features [N, F], and the feature maps [N, widths[1], S/2, S/2] of layer `FEATURE_LAYER`, for the score."""
         x = channels_last(image) if self.training else image
-        tap = x
+        maps = x
         for index, layer in enumerate(self.layers):
             x = layer(x)
-            if index == TAP:
-                tap = x
-        return x.flatten(1), tap
+            if index == FEATURE_LAYER:
+                maps = x
+        return x.flatten(1), maps
 
 
 @dataclass
-class Doubt:
-    """What a distribution over angle bins says beside its best angle, each [N].
+class AngleUncertainty:
+    """What a distribution over angle bins says beside its best angle. Each is [N].
 
-    `concentration`: mean resultant length of the whole distribution (Mardia and Jupp 2000, section 2.3): 0 is any
-    angle, 1 is certain. `cos`, `sin`: towards the second-best angle, not of length 1; `share`: the probability in
-    its window.
+    Attributes:
+        confidence: mean resultant length of the whole distribution (Mardia and Jupp 2000, section 2.3); 0 is any
+            angle, 1 is certain.
+        second_cos: x of the direction of the second angle, not normalized.
+        second_sin: y of the same.
+        second_prob: probability of the second angle: that of the bins in its window.
     """
 
-    concentration: Tensor
-    cos: Tensor
-    sin: Tensor
-    share: Tensor
+    confidence: Tensor
+    second_cos: Tensor
+    second_sin: Tensor
+    second_prob: Tensor
 
 
-class PoseTrunk(nn.Module):
-    """Image to class logits and to logits of angle bins; bin k is centred on 2πk / K radians."""
+class OrientationEncoder(nn.Module):
+    """Image to class logits and to logits of angle bins. Bin k is centred on 2πk / K radians."""
 
     window: Tensor
-    near: Tensor
-    sums: Tensor
+    nms_penalty: Tensor
+    bin_axes: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.trunk = Trunk(config.channels, config.pose_widths, config.resolutions())
-        self.classes = nn.Linear(self.trunk.features, config.classes)
-        self.bins = nn.Linear(self.trunk.features, config.angle_bins)
+        self.backbone = Backbone(config.channels, config.orientation_widths, config.resolutions())
+        self.classifier = nn.Linear(self.backbone.features, config.classes)
+        self.angle_bins = nn.Linear(self.backbone.features, config.angle_bins)
         count = config.angle_bins
         index = torch.arange(count)
-        apart = (index[:, None] - index[None, :]).abs()
-        apart = torch.minimum(apart, count - apart)
+        distance = (index[:, None] - index[None, :]).abs()
+        distance = torch.minimum(distance, count - distance)  # around the circle
         centres = index * (2 * math.pi / count)
         axes = torch.stack([centres.cos(), centres.sin(), torch.ones(count)], 1)
-        self.register_buffer("window", (apart <= WINDOW_BINS).float(), persistent=False)
-        self.register_buffer("near", (apart <= APART_BINS).float() * -1e6, persistent=False)  # added to logits
-        self.register_buffer("sums", torch.block_diag(axes[:, :2], axes, axes[:, :2]), persistent=False)
+        bin_axes = torch.block_diag(axes[:, :2], axes, axes[:, :2])
+        self.register_buffer("window", (distance <= WINDOW_BINS).float(), persistent=False)
+        self.register_buffer("nms_penalty", (distance <= NMS_BINS).float() * -1e6, persistent=False)  # added to logits
+        self.register_buffer("bin_axes", bin_axes, persistent=False)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Image [N, C, S, S] to class logits [N, classes], bin logits [N, bins] and the trunk's tapped maps."""
-        features, tap = self.trunk(image)
-        return self.classes(features), self.bins(features), tap
+        """Image [N, C, S, S] to class logits [N, classes], bin logits [N, bins] and the backbone's feature maps."""
+        features, maps = self.backbone(image)
+        return self.classifier(features), self.angle_bins(features), maps
 
-    def read(self, bins: Tensor) -> tuple[Tensor, Tensor, Doubt]:
-        """Bin logits [N, K] to (cos θ [N], sin θ [N], doubt): θ is the circular mean of the bins around the best one.
+    def decode_angle(self, bin_logits: Tensor) -> tuple[Tensor, Tensor, AngleUncertainty]:
+        """Bin logits [N, K] to (cos θ [N], sin θ [N], uncertainty).
 
-        The second-best bin is the best of those whose window does not meet the first one's. All sums over bins are one
-        product with a constant matrix, since at batch 1 an operator costs more than its arithmetic.
+        θ is the circular mean of the best bin's window. The second angle is that of the best bin outside it
+        (non-maximum suppression). All sums over bins are one product with a constant matrix: at batch 1 an operator
+        costs more than its arithmetic.
         """
-        share, best = bins.softmax(1), bins.argmax(1)
-        second = (bins + self.near.index_select(0, best)).argmax(1)
-        windows = [share * self.window.index_select(0, bin) for bin in (best, second)]
-        sums = torch.cat([*windows, share], 1) @ self.sums
-        cos, sin, second_cos, second_sin, second_share, all_cos, all_sin = [sums[:, k] for k in range(7)]
+        probs, best = bin_logits.softmax(1), bin_logits.argmax(1)
+        second = (bin_logits + self.nms_penalty.index_select(0, best)).argmax(1)
+        windows = [probs * self.window.index_select(0, bin) for bin in (best, second)]
+
+        sums = torch.cat([*windows, probs], 1) @ self.bin_axes
+        cos, sin = sums[:, 0], sums[:, 1]
+        second_cos, second_sin, second_prob = sums[:, 2], sums[:, 3], sums[:, 4]
+        all_cos, all_sin = sums[:, 5], sums[:, 6]
+
         length = torch.sqrt(cos * cos + sin * sin + 1e-12)
-        concentration = torch.sqrt(all_cos * all_cos + all_sin * all_sin)
-        return cos / length, sin / length, Doubt(concentration, second_cos, second_sin, second_share)
+        confidence = torch.sqrt(all_cos * all_cos + all_sin * all_sin)
+        return cos / length, sin / length, AngleUncertainty(confidence, second_cos, second_sin, second_prob)
 
 
 class Decoder(nn.Module):
-    """Content [N, latent] and class weights [N, K] to the logits of an upright image [N, C, S, S].
+    """Code [N, latent] and class weights [N, K] to the logits of an upright image [N, C, S, S].
 
-    A convolution on a coarse grid, each of whose cells becomes a block of 4×4 pixels (8×8 for images over 32 pixels)
-    by a product with its features (Shi et al. 2016): few layers and small, since the rejection score runs them at
+    A convolution on a coarse grid. Each cell of the grid becomes a block of 4×4 pixels (8×8 for images over 32 pixels)
+    by a sub-pixel convolution (Shi et al. 2016). Layers are few and small, since the anomaly score runs them at
     inference.
     """
 
@@ -148,37 +180,54 @@ class Decoder(nn.Module):
         self.grid = -(-config.size // self.block)
         self.width = config.widths[0]
         self.first = nn.Linear(config.latent + config.classes, self.width * self.grid**2)
-        width = max(config.widths[-1], LEAST_WIDTH)
-        self.middle = unit(self.width, width)
+        width = max(config.widths[-1], MIN_DECODER_WIDTH)
+        self.middle = conv_bn_relu(self.width, width)
         self.last = nn.Conv2d(width, config.channels * self.block**2, 1)
 
-    def forward(self, content: Tensor, classes: Tensor) -> Tensor:
-        """Content [N, latent] and class weights [N, K] to logits of pixels [N, C, S, S]."""
-        x = F.relu(self.first(torch.cat([content, classes], 1))).reshape(-1, self.width, self.grid, self.grid)
+    def forward(self, code: Tensor, class_weights: Tensor) -> Tensor:
+        """Code [N, latent] and class weights [N, K] to logits of pixels [N, C, S, S]."""
+        x = F.relu(self.first(torch.cat([code, class_weights], 1)))
+        x = x.reshape(-1, self.width, self.grid, self.grid)
         x = self.last(self.middle(channels_last(x) if self.training else x))
         return F.pixel_shuffle(x, self.block)[:, :, : self.size, : self.size]
 
 
 @dataclass
-class Pose:
-    """Which way up an image is: cos θ and sin θ [N]; and, with a pose trunk, how that was read.
+class Orientation:
+    """Which way up an image is.
 
-    `logits`: the pose trunk's class logits [N, K]; `bins`: those of angle bins [N, bins]; `tap`: maps [N, W, S/2, S/2].
+    Attributes:
+        cos: cos θ [N].
+        sin: sin θ [N].
+        logits: class logits of the orientation encoder [N, K].
+        bin_logits: logits of the angle bins [N, bins].
+        uncertainty: how certain θ is.
+        maps: feature maps [N, W, S/2, S/2], for the score.
+
+    All but cos and sin are None without an orientation encoder.
     """
 
     cos: Tensor
     sin: Tensor
     logits: Tensor | None = None
-    bins: Tensor | None = None
-    doubt: Doubt | None = None
-    tap: Tensor | None = None
+    bin_logits: Tensor | None = None
+    uncertainty: AngleUncertainty | None = None
+    maps: Tensor | None = None
 
 
 @dataclass
 class Output:
-    """What one pass gives: class logits [N, K], posterior, upright image seen and its reconstruction, angle.
+    """Result of one pass.
 
-    `features` [N, F] is what the rejection score looks at; None in training.
+    Attributes:
+        logits: class logits [N, K].
+        mu: mean of the code's posterior [N, Z].
+        logvar: its log-variance [N, Z].
+        kl: KL divergence from the standard normal [N]; None at inference.
+        upright: the derotated image [N, C, S, S].
+        reconstruction: decoder's image [N, C, S, S] in [0, 1]; its logits in training.
+        orientation: the angle, and what comes with it.
+        features: input of the anomaly score [N, F]; None in training.
     """
 
     logits: Tensor
@@ -187,40 +236,40 @@ class Output:
     kl: Tensor | None
     upright: Tensor
     reconstruction: Tensor
-    pose: Pose
+    orientation: Orientation
     features: Tensor | None
 
 
 class AngleVAE(nn.Module):
-    """Pose, image turned back, posterior of the content, classes, decoder. Images are float [N, C, S, S] in [0, 1].
+    """Orientation, derotated image, posterior of the code, classes, decoder. Images are float [N, C, S, S] in [0, 1].
 
-    Angles are radians, counter-clockwise as displayed; upright is 0. No gradient runs through the turning.
+    Angles are radians, counter-clockwise as displayed; upright is 0. No gradient flows through the rotation.
 
-    `temperature` (scalar) divides the logits where they become probabilities (Guo et al. 2017, eq. 9), and nowhere
-    else: neither what the decoder is told nor the rejection score changes with it.
+    `temperature` (scalar) divides the logits before the softmax of the probabilities (Guo et al. 2017, eq. 9), and
+    nowhere else: the decoder's class weights and the anomaly score do not depend on it.
     """
 
     temperature: Tensor
-    frame: Tensor | None
+    mask: Tensor | None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.pose = PoseTrunk(config) if config.pose else None
-        self.encoder = Trunk(config.channels, config.widths, config.resolutions())
+        self.orientation = OrientationEncoder(config) if config.orientation else None
+        self.encoder = Backbone(config.channels, config.widths, config.resolutions())
         self.mu = nn.Linear(self.encoder.features, config.latent)
         self.logvar = nn.Linear(self.encoder.features, config.latent)
         self.classifier = nn.Sequential(
             nn.Linear(config.latent, config.hidden), nn.ReLU(inplace=True), nn.Linear(config.hidden, config.classes)
         )
         self.decoder = Decoder(config)
-        features = self.encoder.tap_width + config.latent + config.classes
-        if self.pose is not None:
-            features += self.pose.trunk.tap_width + 1
-        self.score = RejectionScore(config.classes, config.latent, features, angle=config.pose)
+        features = self.encoder.map_channels + config.latent + config.classes
+        if self.orientation is not None:
+            features += self.orientation.backbone.map_channels + 1
+        self.score = AnomalyScore(config.classes, config.latent, features, angle=config.orientation)
         self.register_buffer("temperature", torch.ones(()))
-        windowed = config.window and config.pose
-        self.register_buffer("frame", round_window(config.size) if windowed else None, persistent=False)
+        masked = config.circular_mask and config.orientation
+        self.register_buffer("mask", round_window(config.size) if masked else None, persistent=False)
         nn.init.zeros_(self.logvar.weight)
         nn.init.constant_(self.logvar.bias, -2.0)
 
@@ -228,106 +277,124 @@ class AngleVAE(nn.Module):
         """Class logits [N, K] to calibrated probabilities [N, K]."""
         return (logits / self.temperature).softmax(1)
 
-    def see(self, image: Tensor) -> Tensor:
-        """The image as the network sees it: with `config.window` through a round window, `config.fill` around it."""
-        if self.frame is None:
+    def apply_mask(self, image: Tensor) -> Tensor:
+        """With `config.circular_mask`: set the pixels outside the inscribed circle to `config.fill`."""
+        if self.mask is None:
             return image
-        return image * self.frame + self.config.fill * (1.0 - self.frame)
+        return image * self.mask + self.config.fill * (1.0 - self.mask)
 
-    def find_angle(self, image: Tensor) -> Pose:
-        """Which way up images [N, C, S, S] are; without a pose trunk they are taken as upright."""
-        if self.pose is None:
-            zero = image.flatten(1).sum(1) * 0.0
-            return Pose(zero + 1.0, zero)
-        logits, bins, tap = self.pose(image)
-        cos, sin, doubt = self.pose.read(bins.float().detach())
-        return Pose(cos, sin, logits, bins, doubt, tap)
+    def predict_angle(self, image: Tensor) -> Orientation:
+        """Predict which way up images [N, C, S, S] are. Without an orientation encoder they count as upright."""
+        if self.orientation is None:
+            zero = image.flatten(1).sum(1) * 0.0  # of the batch's size in an exported graph
+            return Orientation(zero + 1.0, zero)
+        logits, bin_logits, maps = self.orientation(image)
+        cos, sin, uncertainty = self.orientation.decode_angle(bin_logits.float().detach())
+        return Orientation(cos, sin, logits, bin_logits, uncertainty, maps)
 
     def forward(self, image: Tensor) -> Output:
-        """The deterministic pass of inference: the content is mu, the class weights are those of the raw logits."""
-        pose, upright, encoded, tap = self._encode(image)
+        """Deterministic pass of inference: the code is mu, the decoder's class weights are the softmax of the logits.
+
+        Args:
+            image: float [N, C, S, S].
+        """
+        orientation, upright, encoded, maps = self._encode(image)
         mu, logvar = self.mu(encoded), self.logvar(encoded)
-        logits = self.combine(self.classifier(mu), pose.logits)
+        logits = self.fuse_logits(self.classifier(mu), orientation.logits)
         weights = logits.softmax(1)
         reconstruction = self.decoder(mu, weights).sigmoid()
-        features = [tap.mean((2, 3)), mu, weights]
-        if pose.tap is not None and pose.doubt is not None:
-            unsure = (1.001 - pose.doubt.concentration).log()
-            features = [pose.tap.mean((2, 3)), *features, unsure[:, None]]
-        return Output(logits, mu, logvar, None, upright, reconstruction, pose, torch.cat(features, 1))
+
+        features = [maps.mean((2, 3)), mu, weights]
+        if orientation.maps is not None and orientation.uncertainty is not None:
+            uncertainty = (1.001 - orientation.uncertainty.confidence).log()
+            features = [orientation.maps.mean((2, 3)), *features, uncertainty[:, None]]
+        return Output(logits, mu, logvar, None, upright, reconstruction, orientation, torch.cat(features, 1))
 
     def classify(self, image: Tensor) -> Tensor:
         """The logits [N, K] of `forward` alone."""
-        pose, _, encoded, _ = self._encode(image)
-        return self.combine(self.classifier(self.mu(encoded)), pose.logits)
+        orientation, _, encoded, _ = self._encode(image)
+        return self.fuse_logits(self.classifier(self.mu(encoded)), orientation.logits)
 
-    def _encode(self, image: Tensor) -> tuple[Pose, Tensor, Tensor, Tensor]:
-        """The pose, the image turned back, the encoder's features, and its maps for the score."""
-        image = self.see(image)
-        pose = self.find_angle(image)
-        upright = turn(image, pose.cos, -pose.sin, self.config.fill) if self.pose is not None else image
-        return pose, upright, *self.encoder(upright)
+    def _encode(self, image: Tensor) -> tuple[Orientation, Tensor, Tensor, Tensor]:
+        """The orientation, the derotated image, the encoder's features, and its feature maps for the score."""
+        image = self.apply_mask(image)
+        orientation = self.predict_angle(image)
+        upright = image
+        if self.orientation is not None:
+            upright = turn(image, orientation.cos, -orientation.sin, self.config.fill)
+        return orientation, upright, *self.encoder(upright)
 
-    def training_pass(
+    def forward_train(
         self,
         image: Tensor,
         classes: Tensor,
         seed: int,
         offset: int | Sequence[tuple[int, int]],
-        error_rad: Tensor | None = None,
+        angle_noise: Tensor | None = None,
     ) -> Output:
-        """The sampling pass: the content is drawn from the posterior, the decoder is told the classes.
+        """Forward pass of training: the code is sampled from the posterior, the decoder gets the labels.
 
         Args:
             image: float [N, C, S, S].
-            classes: labels int64 [N], or weights of the classes float [N, K].
-            seed: fixes the noise of the content.
-            offset: place of the first image's first number in the noise; or (images, place) for one stretch of images
-                after the other.
-            error_rad: float [N], added to the angle found, so that the encoder bears small errors.
+            classes: labels int64 [N], or class weights float [N, K].
+            seed: seed of the code's noise.
+            offset: offset of the first image's first number in the noise's stream; or (images, offset) of each
+                segment of the batch.
+            angle_noise: float [N], radians, added to the predicted angle, so that the encoder tolerates small errors.
 
         Returns:
             `reconstruction` holds logits.
         """
-        image = self.see(image)
-        pose = self.find_angle(image)
+        image = self.apply_mask(image)
+        orientation = self.predict_angle(image)
         upright = image
-        if self.pose is not None:
-            error = torch.zeros_like(pose.cos) if error_rad is None else error_rad
-            noisy_cos = pose.cos * error.cos() - pose.sin * error.sin()
-            noisy_sin = pose.sin * error.cos() + pose.cos * error.sin()
+        if self.orientation is not None:
+            noise = torch.zeros_like(orientation.cos) if angle_noise is None else angle_noise
+            noisy_cos = orientation.cos * noise.cos() - orientation.sin * noise.sin()
+            noisy_sin = orientation.sin * noise.cos() + orientation.cos * noise.sin()
             upright = turn(image, noisy_cos, -noisy_sin, self.config.fill)
+
         encoded, _ = self.encoder(upright)
         mu, logvar = self.mu(encoded).float(), self.logvar(encoded).float().clamp(-10.0, 5.0)
-        content, kl = _draw(mu, logvar, seed, offset)
-        logits = self.combine(self.classifier(mu), pose.logits)
+        code, kl = sample_posterior(mu, logvar, seed, offset)
+        logits = self.fuse_logits(self.classifier(mu), orientation.logits)
+
         weights = classes if classes.is_floating_point() else F.one_hot(classes, self.config.classes)
-        reconstruction = self.decoder(content, weights.to(content.dtype))
-        return Output(logits, mu, logvar, kl, upright, reconstruction, pose, None)
+        reconstruction = self.decoder(code, weights.to(code.dtype))
+        return Output(logits, mu, logvar, kl, upright, reconstruction, orientation, None)
 
     @staticmethod
-    def combine(content_logits: Tensor, pose_logits: Tensor | None) -> Tensor:
-        """Both readers of the image vote: the one that saw it turned back, and the one that saw it as it came."""
-        return content_logits if pose_logits is None else content_logits + pose_logits
+    def fuse_logits(code_logits: Tensor, orientation_logits: Tensor | None) -> Tensor:
+        """Sum of both classifiers' logits: one saw the derotated image, the other the image as it came."""
+        return code_logits if orientation_logits is None else code_logits + orientation_logits
 
 
-def _draw(mu: Tensor, logvar: Tensor, seed: int, offset: int | Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-    """Codes [N, Z] and KL divergences [N], stretch by stretch where the noise comes from several places."""
+def sample_posterior(
+    mu: Tensor, logvar: Tensor, seed: int, offset: int | Sequence[tuple[int, int]]
+) -> tuple[Tensor, Tensor]:
+    """Codes [N, Z] and KL divergences [N], segment by segment where the noise has several offsets."""
     if isinstance(offset, int):
         return reparameterize(mu, logvar, seed, offset)
-    sizes, places = [size for size, _ in offset], [place for _, place in offset]
-    parts = zip(mu.split(sizes), logvar.split(sizes), places, strict=True)
-    codes, divergences = zip(*(reparameterize(m, v, seed, place) for m, v, place in parts), strict=True)
+    sizes, offsets = [size for size, _ in offset], [first for _, first in offset]
+    segments = zip(mu.split(sizes), logvar.split(sizes), offsets, strict=True)
+    codes, divergences = zip(*(reparameterize(m, v, seed, first) for m, v, first in segments), strict=True)
     return torch.cat(codes), torch.cat(divergences)
 
 
 REFERENCE_PIXELS = 28 * 28
-BIN_SPREAD_DEG = 6.0  # width of the target around the true angle
+BIN_SIGMA_DEG = 6.0  # width of the soft target around the true angle
 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """β of the KL divergence, γ of the cross-entropy, δ of the angle's term; label smoothing of the cross-entropy."""
+    """Weights of the loss.
+
+    Attributes:
+        beta: β of the KL divergence.
+        gamma: γ of the cross-entropy.
+        delta: δ of the angle's term.
+        smoothing: label smoothing of the cross-entropy.
+    """
 
     beta: float = 1.0
     gamma: float = 100.0
@@ -344,58 +411,63 @@ class LossWeights:
 
 
 def angle_targets(angle_rad: Tensor, bins: int) -> Tensor:
-    """A von Mises distribution around each angle [N] over the bins: [N, bins], rows sum to 1."""
+    """Soft targets [N, bins]: a von Mises distribution around each angle [N]. Rows sum to 1."""
     centres = torch.arange(bins, device=angle_rad.device) * (2 * math.pi / bins)
-    kappa = 1.0 / math.radians(BIN_SPREAD_DEG) ** 2
+    kappa = 1.0 / math.radians(BIN_SIGMA_DEG) ** 2
     return (kappa * (angle_rad[:, None] - centres[None, :]).cos()).softmax(1)
 
 
 def mutual_information(joint: Tensor) -> Tensor:
-    """Mutual information, in nats, of two labellings whose joint probabilities are [K, K], made symmetric first.
+    """Mutual information, in nats, of two labellings with joint probabilities [K, K], which are made symmetric first.
 
-    Ji, Henriques and Vedaldi, "Invariant information clustering" (2019), eq. 3: it is greatest where both say the same
-    of an image and all classes are said equally often.
+    Ji, Henriques and Vedaldi, "Invariant information clustering" (2019), eq. 3. It is greatest where both labellings
+    agree on every image and all classes are equally frequent.
     """
     joint = ((joint + joint.T) / 2).clamp_min(1e-6)
-    apart = joint.sum(0).log()[None, :] + joint.sum(1).log()[:, None]
-    return (joint * (joint.log() - apart)).sum()
+    independent = joint.sum(0).log()[None, :] + joint.sum(1).log()[:, None]
+    return (joint * (joint.log() - independent)).sum()
 
 
-def losses(
+def compute_losses(
     output: Output,
     labels: Tensor,
     angle_rad: Tensor | None,
     weights: LossWeights,
-    trust: Tensor | None = None,
+    sample_weight: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The terms of one batch, means over images in nats, and their weighted sum under `total`.
+    """The terms of the loss of one batch, means over images in nats, and their weighted sum, `total`.
 
     The reconstruction is the Bernoulli negative log-likelihood of the upright image under the decoder's logits, minus
-    the image's own entropy (so that a perfect copy costs 0), scaled to 28×28 pixels of one channel: the balance of the
-    terms does not depend on the image's size. The pose trunk's own class logits are trained at half weight.
+    the image's own entropy (a perfect copy costs 0), scaled to 28×28 pixels of one channel. So the balance of the
+    terms does not depend on the image's size. The orientation encoder's own class logits are trained at half weight.
 
-    `labels` are classes [N]; `trust` [N] weighs each image's label (None: 1 each).
+    Args:
+        output: of `AngleVAE.forward_train`.
+        labels: classes int64 [N].
+        angle_rad: true angles [N].
+        weights: of the terms.
+        sample_weight: weight [N] of each image's label; None: 1 each.
     """
     target = output.upright.float()
     pixels = target[0].numel()
-    copy_cost = -(torch.xlogy(target, target) + torch.xlogy(1 - target, 1 - target)).sum()
-    fit = F.binary_cross_entropy_with_logits(output.reconstruction.float(), target, reduction="sum")
-    reconstruction = (fit - copy_cost) / len(target) * (REFERENCE_PIXELS / pixels)
+    entropy = -(torch.xlogy(target, target) + torch.xlogy(1 - target, 1 - target)).sum()
+    likelihood = F.binary_cross_entropy_with_logits(output.reconstruction.float(), target, reduction="sum")
+    reconstruction = (likelihood - entropy) / len(target) * (REFERENCE_PIXELS / pixels)
     assert output.kl is not None
     kl = output.kl.mean()
 
-    def classify(logits: Tensor) -> Tensor:
+    def cross_entropy(logits: Tensor) -> Tensor:
         each = F.cross_entropy(logits.float(), labels, label_smoothing=weights.smoothing, reduction="none")
-        return each.mean() if trust is None else (trust * each).mean()
+        return each.mean() if sample_weight is None else (sample_weight * each).mean()
 
-    classes = classify(output.logits)
+    classes = cross_entropy(output.logits)
     terms = {"reconstruction": reconstruction, "kl": kl, "classes": classes}
     total = reconstruction + weights.beta * kl + weights.gamma * classes
-    pose = output.pose
-    if pose.bins is not None and pose.logits is not None and angle_rad is not None:
-        soft = angle_targets(angle_rad, pose.bins.shape[1])
-        terms["angle"] = F.cross_entropy(pose.bins.float(), soft)
-        terms["pose_classes"] = classify(pose.logits)
-        total = total + weights.delta * terms["angle"] + 0.5 * weights.gamma * terms["pose_classes"]
+    orientation = output.orientation
+    if orientation.bin_logits is not None and orientation.logits is not None and angle_rad is not None:
+        soft = angle_targets(angle_rad, orientation.bin_logits.shape[1])
+        terms["angle"] = F.cross_entropy(orientation.bin_logits.float(), soft)
+        terms["orientation_classes"] = cross_entropy(orientation.logits)
+        total = total + weights.delta * terms["angle"] + 0.5 * weights.gamma * terms["orientation_classes"]
     terms["total"] = total / weights.gamma
     return terms

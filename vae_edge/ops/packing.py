@@ -1,6 +1,6 @@
 """A trained network's numbers in the order in which kernels read them, at places that `vae_edge_kernels.plan` names.
 
-Layers go by the names of their modules: `encoder.layers.0.0`, `pose.bins`, `classifier.2`.
+Layers go by the names of their modules: `encoder.layers.0.0`, `orientation.angle_bins`, `classifier.2`.
 """
 
 from __future__ import annotations
@@ -87,12 +87,12 @@ def plan_of(model: Any, light: bool = False, int8: bool = False) -> Plan:
         sides=config.resolutions(),
         channels=config.channels,
         classes=config.classes,
-        bins=config.angle_bins if config.pose else 0,
+        bins=config.angle_bins if config.orientation else 0,
         latent=config.latent,
         hidden=config.hidden,
         fill=config.fill,
-        window=config.window and config.pose,
-        pose_widths=config.pose_widths,
+        window=config.circular_mask and config.orientation,
+        pose_widths=config.orientation_widths,
         widths=config.widths,
         components=score.components,
         clusters=len(score.cluster_whitening),
@@ -185,7 +185,7 @@ class _Packing:
         """Both trunks; each layer's output has the scale of the next one's input."""
         first = 0
         for prefix, count, readers in (
-            ("pose.trunk.layers", self.plan.pose_layers, "pose.bins"),
+            ("orientation.backbone.layers", self.plan.pose_layers, "orientation.angle_bins"),
             ("encoder.layers", self.plan.trunk_layers, "mu"),
         ):
             names = [f"{prefix}.{i}.0" for i in range(count)]
@@ -193,14 +193,14 @@ class _Packing:
                 after = names[i + 1] if i + 1 < count else readers
                 self.convolution(self.plan.layers[first + i], name, self.input_scale_of(after))
             if names and self.int8:
-                place = self.plan.quantize_image if prefix.startswith("pose") else self.plan.quantize_upright
+                place = self.plan.quantize_image if prefix.startswith("orientation") else self.plan.quantize_upright
                 self.put(place, inverse_and_scale(_input_scale(self.named(names[0]))))
             first += count
 
     def heads(self, model: Any) -> None:
         """The linear layers, whose inputs are the last maps with the channels next to each other."""
         plan, side = self.plan, model.config.resolutions()[-1]
-        for number, names in ((plans.POSE, ["pose.classes", "pose.bins"]), (plans.MU, ["mu"])):
+        for number, names in ((plans.POSE, ["orientation.classifier", "orientation.angle_bins"]), (plans.MU, ["mu"])):
             layer = plan.linears[number]
             if layer is not None:
                 order = torch.arange(layer.inputs).reshape(-1, side, side).permute(1, 2, 0).reshape(-1)
@@ -237,7 +237,7 @@ class _Packing:
             self.put_rows(place, part)
         offset, nearest_offset = quantized.offset, quantized.nearest_offset
         self.put(plan.offset, score.offset.cpu() if offset is None else offset)
-        self.put(plan.most_expected, score.most_expected.cpu())
+        self.put(plan.most_expected, score.max_expected_error.cpu())
         self.put_rows(plan.nearest, score.nearest.cpu())
         self.put(plan.nearest_offset, score.nearest_offset.cpu() if nearest_offset is None else nearest_offset)
         self.put_rows(plan.cluster_offset, score.cluster_offset.cpu()[:, 0])

@@ -50,9 +50,9 @@ class Answers:
     probabilities: NDArray[np.float32]
     angles_rad: NDArray[np.float32]
     scores: NDArray[np.float32]
-    concentrations: NDArray[np.float32]
+    angle_confidences: NDArray[np.float32]
     second_angles_rad: NDArray[np.float32]
-    second_shares: NDArray[np.float32]
+    second_angle_probabilities: NDArray[np.float32]
 
 
 def find_library(path: str | os.PathLike[str] | None = None) -> Path | str:

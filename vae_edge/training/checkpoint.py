@@ -1,17 +1,21 @@
-"""A run's folder: what it was told, where it stands, what came out, and a few held-out images.
+"""A run's folder: its files, their format, and the reader of schema 1.
 
-`config.json` is written once; training goes on from `state.safetensors`; `model.safetensors` is the result;
-`samples.safetensors` holds held-out images on which later steps check themselves, and codes of training images;
-`generated.safetensors` the images that the run drew to train on, where it did.
+    config.json             everything that is fixed when training begins; written once
+    state.safetensors       model, EMA model, optimizer and step: training resumes from it
+    log.jsonl               the terms of the loss, one object an epoch
+    generated.safetensors   generated images, where the run trained on some
+    model.safetensors       the result; thresholds and figures are in its metadata
+    samples.safetensors     held-out images for later checks, and codes of training images
 
-Each file is whole or absent. No pickle: tensors are safetensors, everything else is JSON (in the files' own metadata).
+Each file is complete or absent. No pickle: tensors are safetensors, everything else is JSON (in the files' metadata).
 """
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,44 +29,157 @@ from vae_edge.errors import BundleError, CheckpointError, ConfigError
 from vae_edge.files import open_regular, parse_json, read_bytes, read_json, write_bytes, write_json
 from vae_edge.limits import MAX_CHECKPOINT_BYTES, MAX_JSON_BYTES
 from vae_edge.model import AngleVAE, ModelConfig
+from vae_edge.model.network import current_name
 from vae_edge.preprocess import InputSpec
-from vae_edge.training.config import TrainConfig
+from vae_edge.training.config import SCHEMA, RunConfig, TrainConfig, TrainingData
 
-SCHEMA = 1
 CONFIG, STATE, MODEL, LOG = "config.json", "state.safetensors", "model.safetensors", "log.jsonl"
 SAMPLE_FILE, GENERATED = "samples.safetensors", "generated.safetensors"
 
+SCHEMA_1_MODEL = {"pose": "orientation", "pose_widths": "orientation_widths", "window": "circular_mask"}
+SCHEMA_1_TRAINING = {
+    "generated": "synthetic_ratio",
+    "mutual": "mutual_info_weight",
+    "unlabelled": "pseudo_label_weight",
+    "confidence": "pseudo_label_threshold",
+}
+SCHEMA_1_DATA = {"watched": "val", "copies": "duplicates", "also_tested": "in_test"}
+SCHEMA_1_RESULT = {"threshold_light": "threshold_fast", "score_fitted_on": "score_fit_images"}
+SCHEMA_1_TERMS = {"pose_classes": "orientation_classes", "watched_classes": "val_classes"}
+"""Keys of schema 1 and what they are called now: of config.json's objects, of the result, and of the log."""
+
+
+def rename_keys(values: Any, names: Mapping[str, str]) -> Any:
+    """Rename keys of an object that JSON held. What is not an object comes back as it is, for a later check."""
+    return {names.get(key, key): value for key, value in values.items()} if isinstance(values, dict) else values
+
 
 @dataclass(frozen=True)
-class RunConfig:
-    """Everything that is fixed when training begins."""
+class Calibration:
+    """Cross-fitted expected calibration error in [0, 1], without and with a temperature, and that temperature."""
 
-    model: ModelConfig
-    training: TrainConfig
-    classes: tuple[str, ...]
-    input: InputSpec
-    data: dict[str, Any]
+    before: float
+    after: float
+    temperature: float
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training ended with, beside the weights.
+
+    Attributes:
+        step: steps taken.
+        threshold: the largest accepted full score.
+        threshold_fast: the largest accepted fast score.
+        reject_rate: fraction of the held-out images beyond the thresholds.
+        validation: figures of the held-out images, rotated as in training (`vae_edge.metrics.summarize`).
+        score_fit_images: images that the anomaly score was fitted on.
+        calibration: of the held-out images.
+        validation_upright: figures of the held-out images as they are.
+    """
+
+    step: int
+    threshold: float
+    threshold_fast: float
+    reject_rate: float
+    validation: dict[str, Any]
+    score_fit_images: int = 0
+    calibration: Calibration | None = None
+    validation_upright: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """As `config.json` holds it."""
-        return {
-            "schema": SCHEMA,
-            "classes": list(self.classes),
-            "input": self.input.to_json(),
-            "model": asdict(self.model),
-            "training": self.training.to_dict(),
-            "data": self.data,
+        """As the metadata of `model.safetensors` and JSON output have it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainResult:
+        """Read what `to_dict` gave, of schema 1 or 2. Unknown keys are skipped.
+
+        Raises:
+            ValueError: if a figure is missing or has the wrong type.
+        """
+        values = rename_keys(values, SCHEMA_1_RESULT)
+        number = (int, float)
+        kinds: dict[str, Any] = {
+            "step": int,
+            "threshold": number,
+            "threshold_fast": number,
+            "reject_rate": number,
+            "validation": dict,
+            "score_fit_images": int,
+            "validation_upright": dict,
         }
+        optional = ("score_fit_images", "validation_upright")
+        for name, kind in kinds.items():
+            if name in optional and name not in values:
+                continue
+            if not isinstance(values.get(name), kind) or isinstance(values[name], bool):
+                raise ValueError(f"it says no {name}")
+        calibration = values.get("calibration")
+        if calibration is not None:
+            names = [field.name for field in fields(Calibration)]
+            if not isinstance(calibration, dict) or any(type(calibration.get(name)) not in number for name in names):
+                raise ValueError("it says no calibration")
+            calibration = Calibration(**{name: calibration[name] for name in names})
+        return cls(**{name: values[name] for name in kinds if name in values}, calibration=calibration)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained model and what is known of it: `result` holds the score's threshold and the validation figures."""
+    """A trained model, in evaluation mode, and what is known of it."""
 
     path: Path
     config: RunConfig
     model: AngleVAE
-    result: dict[str, Any]
+    result: TrainResult
+
+
+@dataclass(frozen=True)
+class RunSamples:
+    """Images and codes that are stored with a run.
+
+    Attributes:
+        images: held-out images uint8 [N, S, S, C], rotated as in training.
+        upright: the same images as they are.
+        labels: their classes int64 [N].
+        codes: codes of training images float32 [M, Z], from which new images are generated.
+        code_labels: their classes int64 [M].
+    """
+
+    images: Tensor
+    upright: Tensor
+    labels: Tensor
+    codes: Tensor
+    code_labels: Tensor
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write tensors and JSON metadata as one safetensors file, completely or not at all."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_bytes(path, save(contiguous, {"vae_edge": json.dumps(metadata)}))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read tensors and metadata that `write_tensors` wrote.
+
+    Raises:
+        CheckpointError: if the file is missing, truncated or not ours.
+    """
+    try:
+        with open_regular(path) as opened:
+            size = os.fstat(opened.fileno()).st_size
+            if size > MAX_CHECKPOINT_BYTES:
+                raise ValueError(f"it has {size} bytes; at most {MAX_CHECKPOINT_BYTES} may be")
+            # by its descriptor, since PyTorch takes no name that is not UTF-8
+            with safe_open(f"/proc/self/fd/{opened.fileno()}", "pt") as file:
+                metadata = parse_json((file.metadata() or {}).get("vae_edge", "null"))
+                if not isinstance(metadata, dict):
+                    raise ValueError("it holds no metadata of ours")
+                return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing") from error
+    except Exception as error:  # safetensors and PyTorch raise many kinds for a damaged header
+        raise CheckpointError(f"{path} is damaged or not a checkpoint of vae-edge: {error}") from error
 
 
 def write_config(folder: Path, config: RunConfig) -> None:
@@ -71,7 +188,7 @@ def write_config(folder: Path, config: RunConfig) -> None:
 
 
 def read_config(folder: Path) -> RunConfig:
-    """Read `config.json`.
+    """Read `config.json` of schema 1 or 2.
 
     Raises:
         CheckpointError: if the folder is no training run, or its configuration is damaged or of another version.
@@ -83,33 +200,37 @@ def read_config(folder: Path) -> RunConfig:
         stored = read_json(path)
         if not isinstance(stored, dict):
             raise ValueError(f"it holds a {type(stored).__name__}, not an object")
-        if stored.get("schema") != SCHEMA:
-            raise CheckpointError(f"{path} has schema {stored.get('schema')!r}; this version reads schema {SCHEMA}")
-        return _run_config(stored, path)
+        schema = stored.get("schema")
+        if type(schema) is not int or not 1 <= schema <= SCHEMA:
+            raise CheckpointError(f"{path} has schema {schema!r}; this version reads schemas 1 to {SCHEMA}")
+        return _parse_config(_upgrade_config(stored) if schema == 1 else stored, path)
     except (OSError, ValueError, KeyError, ConfigError, BundleError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise CheckpointError(f"{path} is damaged or of another version: {what}") from error
 
 
-_DATA = ("fingerprint", "trained_on", "unlabelled", "holdout_fraction", "seed", "ambiguous", "absent")
-"""What every run says of its data, and readers rely on."""
+def _upgrade_config(stored: dict[str, Any]) -> dict[str, Any]:
+    """`config.json` of schema 1 with the keys of today."""
+    return {
+        **stored,
+        "model": rename_keys(stored["model"], SCHEMA_1_MODEL),
+        "training": rename_keys(stored["training"], SCHEMA_1_TRAINING),
+        "data": rename_keys(stored["data"], SCHEMA_1_DATA),
+    }
 
 
-def _run_config(stored: dict[str, Any], path: Path) -> RunConfig:
+def _parse_config(stored: dict[str, Any], path: Path) -> RunConfig:
     check_classes(stored["classes"], str(path))
     check_input(stored["input"], f"{path}, input")
     if not isinstance(stored["data"], dict):
         raise ValueError("data is no object")
     check_data(stored["data"], f"{path}, data")
-    lacking = [key for key in _DATA if key not in stored["data"]]
-    if lacking:
-        raise KeyError(f"data.{lacking[0]}")
     config = RunConfig(
         ModelConfig.from_dict(stored["model"]),
         TrainConfig.from_dict(stored["training"]),
         tuple(stored["classes"]),
         InputSpec.from_json(stored["input"]),
-        stored["data"],
+        TrainingData.from_dict(stored["data"]),
     )
     model, spec = config.model, config.input
     if (model.classes, model.size, model.channels) != (len(config.classes), spec.size, spec.channels):
@@ -117,37 +238,115 @@ def _run_config(stored: dict[str, Any], path: Path) -> RunConfig:
     return config
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """Write tensors and JSON metadata as one safetensors file, wholly or not at all."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, save(plain, {"vae_edge": json.dumps(metadata)}))
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `write_tensors` wrote.
+def check_folder_free(folder: str | Path, resume: bool) -> None:
+    """Refuse a folder that a run cannot be written to. To be called before the images are read, which may take long.
 
     Raises:
-        CheckpointError: if the file is missing, truncated or not ours.
+        CheckpointError: if it holds a finished run, or an unfinished one without `resume`, or a part of one.
     """
+    folder = Path(folder)
+    if (folder / MODEL).exists():
+        raise CheckpointError(f"{folder} holds a finished run; choose another --out or remove it first")
+    if not (folder / CONFIG).exists():
+        if (folder / STATE).exists():
+            raise CheckpointError(f"{folder} holds the state of a run without its {CONFIG}; choose another --out")
+    elif not resume:
+        raise CheckpointError(
+            f"{folder} holds an unfinished run; go on with `vae-edge train --resume`, or choose another --out"
+        )
+
+
+def check_folder(folder: Path, config: RunConfig, resume: bool) -> None:
+    """Refuse a folder that this run cannot be written to, or resumed from.
+
+    Raises:
+        CheckpointError: as `check_folder_free`, or if the folder's run has other images or settings.
+    """
+    check_folder_free(folder, resume)
+    if not (folder / CONFIG).exists():
+        return
+    stored = read_config(folder)
+    if stored.data.fingerprint != config.data.fingerprint:
+        raise CheckpointError(
+            f"{folder} was trained on other images than the ones given: resuming would mix them; choose another --out"
+        )
+    before, now = stored.to_dict(), config.to_dict()
+    changed = [
+        f"{part}.{name}: {before[part].get(name)!r} then, {now[part].get(name)!r} now"
+        for part in ("model", "training")
+        for name in now[part]
+        if before[part].get(name) != now[part].get(name)
+    ]
+    if changed:
+        raise CheckpointError(
+            f"{folder} was begun with other settings ({'; '.join(changed)}); use the same ones, or another --out"
+        )
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """Read `log.jsonl`: one object an epoch.
+
+    Raises:
+        CheckpointError: if the file is missing or damaged.
+    """
+    path = folder / LOG
     try:
-        with open_regular(path) as opened:
-            size = os.fstat(opened.fileno()).st_size
-            if size > MAX_CHECKPOINT_BYTES:
-                raise ValueError(f"it has {size} bytes; at most {MAX_CHECKPOINT_BYTES} may be")
-            # By its descriptor, since PyTorch takes no name that is not UTF-8.
-            with safe_open(f"/proc/self/fd/{opened.fileno()}", "pt") as file:
-                metadata = parse_json((file.metadata() or {}).get("vae_edge", "null"))
-                if not isinstance(metadata, dict):
-                    raise ValueError("it holds no metadata of ours")
-                return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing") from error
-    except Exception as error:  # of a damaged header safetensors and PyTorch raise many kinds
-        raise CheckpointError(f"{path} is damaged or not a checkpoint of vae-edge: {error}") from error
+        lines = [parse_json(line) for line in read_bytes(path, MAX_JSON_BYTES).splitlines()]
+        if not all(isinstance(line, dict) and isinstance(line.get("seconds"), (int, float)) for line in lines):
+            raise ValueError("a line of it is no epoch")
+        return [rename_keys(line, SCHEMA_1_TERMS) for line in lines]
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error}): remove it, and the run has no figure of its losses"
+        ) from error
 
 
-def check_images(path: Path, tensors: dict[str, Tensor], config: RunConfig) -> None:
-    """Refuse a file of labelled images that are not what the run's model takes (CheckpointError)."""
+def load_state(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Load tensors into a module, under names of schema 1 or 2. What does not fit is a CheckpointError."""
+    try:
+        module.load_state_dict({current_name(name): tensor for name, tensor in tensors.items()})
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit the model that its {CONFIG} describes: {error}") from error
+
+
+def write_result(folder: Path, model: AngleVAE, result: TrainResult) -> None:
+    """Write `model.safetensors`, with which the run is finished."""
+    write_tensors(folder / MODEL, model.state_dict(), {"schema": SCHEMA, **result.to_dict()})
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Load the result of a finished run, in evaluation mode.
+
+    Raises:
+        CheckpointError: if the run is missing, unfinished or damaged.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder: expected a training run, made with `vae-edge train`")
+    config = read_config(folder)
+    if not (folder / MODEL).is_file():
+        raise CheckpointError(f"the training run {folder} is not finished; go on with `vae-edge train --resume`")
+    tensors, metadata = read_tensors(folder / MODEL)
+    try:
+        result = TrainResult.from_dict(metadata)
+    except ValueError as error:
+        raise CheckpointError(f"{folder / MODEL} is damaged: {error}; train again") from error
+    _check_numbers(tensors, folder / MODEL)
+    model = AngleVAE(config.model)
+    load_state(model, tensors, folder / MODEL)
+    model.eval()
+    return Checkpoint(folder, config, model, result)
+
+
+def _check_numbers(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse NaN in a finished model. The state of a run may hold some: its score is not fitted yet."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
+            raise CheckpointError(f"{path} is damaged: {name!r} holds values that are not numbers (NaN)")
+
+
+def check_images(path: Path, tensors: Mapping[str, Tensor], config: RunConfig) -> None:
+    """Refuse a file of labelled images that the run's model does not take (CheckpointError)."""
     images, labels = tensors.get("images"), tensors.get("labels")
     spec = config.input
     if (
@@ -162,91 +361,27 @@ def check_images(path: Path, tensors: dict[str, Tensor], config: RunConfig) -> N
         raise CheckpointError(f"{path} is damaged: its images and labels are not those of this run")
 
 
-def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The epochs of a run, as `log.jsonl` has them: one object a line.
-
-    Raises:
-        CheckpointError: if the file is missing or damaged.
-    """
-    path = folder / LOG
-    try:
-        lines = [parse_json(line) for line in read_bytes(path, MAX_JSON_BYTES).splitlines()]
-        if not all(isinstance(line, dict) and isinstance(line.get("seconds"), (int, float)) for line in lines):
-            raise ValueError("a line of it is no epoch")
-        return lines
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is damaged ({error}): remove it, and the run has no figure of its losses"
-        ) from error
+def write_samples(folder: Path, samples: RunSamples) -> None:
+    """Write `samples.safetensors`."""
+    write_tensors(folder / SAMPLE_FILE, vars(samples), {})
 
 
-def load_state(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Put tensors into a module; names or shapes that do not fit are a CheckpointError."""
-    try:
-        module.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit the model that its {CONFIG} describes: {error}") from error
-
-
-def load_checkpoint(path: str | Path) -> Checkpoint:
-    """The result of a finished run, in evaluation mode.
-
-    Raises:
-        CheckpointError: if the run is missing, unfinished or damaged.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder: expected a training run, made with `vae-edge train`")
-    config = read_config(folder)
-    if not (folder / MODEL).is_file():
-        raise CheckpointError(f"the training run {folder} is not finished; go on with `vae-edge train --resume`")
-    tensors, result = read_tensors(folder / MODEL)
-    _check_result(result, folder / MODEL)
-    _check_numbers(tensors, folder / MODEL)
-    model = AngleVAE(config.model)
-    load_state(model, tensors, folder / MODEL)
-    model.eval()
-    return Checkpoint(folder, config, model, result)
-
-
-def _check_numbers(tensors: dict[str, Tensor], path: Path) -> None:
-    """Refuse NaN in a finished model; in the state of a run, a score that is not fitted yet may hold it."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
-            raise CheckpointError(f"{path} is damaged: {name!r} holds values that are not numbers (NaN)")
-
-
-def _check_result(result: dict[str, Any], path: Path) -> None:
-    """Refuse a result without the figures that export reads of it."""
-    for name, kind in (
-        ("threshold", (int, float)),
-        ("threshold_light", (int, float)),
-        ("reject_rate", (int, float)),
-        ("step", int),
-        ("validation", dict),
-    ):
-        if not isinstance(result.get(name), kind) or isinstance(result[name], bool):
-            raise CheckpointError(f"{path} is damaged: it says no {name}; train again")
-
-
-def load_samples(path: str | Path) -> dict[str, Tensor]:
-    """What is kept with a run: held-out images, and codes of training images between which new ones are drawn.
-
-    `images` uint8 [N, S, S, C] as trained (turned), `upright` and `labels` [N]; `codes` [M, Z] and `code_labels` [M].
+def load_samples(path: str | Path) -> RunSamples:
+    """Load the images and codes that are stored with a run.
 
     Raises:
         CheckpointError: if the run has none, or the file is damaged.
     """
     file = Path(path) / SAMPLE_FILE
-    samples = read_tensors(file)[0]
-    forms = {"images": 4, "upright": 4, "labels": 1, "codes": 2, "code_labels": 1}
-    odd = [name for name, rank in forms.items() if name not in samples or samples[name].ndim != rank]
-    pictures = [samples[name] for name in ("images", "upright") if name not in odd]
-    if odd or any(images.dtype != torch.uint8 for images in pictures):
-        raise CheckpointError(f"{file} is damaged: {', '.join(odd) or 'images'} is missing or of another form")
-    if len({len(samples[name]) for name in ("images", "upright", "labels")}) > 1 or len(samples["codes"]) != len(
-        samples["code_labels"]
-    ):
+    tensors = read_tensors(file)[0]
+    ranks = {"images": 4, "upright": 4, "labels": 1, "codes": 2, "code_labels": 1}
+    wrong = [name for name, rank in ranks.items() if name not in tensors or tensors[name].ndim != rank]
+    pictures = [tensors[name] for name in ("images", "upright") if name not in wrong]
+    if wrong or any(images.dtype != torch.uint8 for images in pictures):
+        raise CheckpointError(f"{file} is damaged: {', '.join(wrong) or 'images'} is missing or of another form")
+    samples = RunSamples(**{name: tensors[name] for name in ranks})
+    counts = {len(samples.images), len(samples.upright), len(samples.labels)}
+    if len(counts) > 1 or len(samples.codes) != len(samples.code_labels):
         raise CheckpointError(f"{file} is damaged: its images and labels are not equally many")
     return samples
 
@@ -259,11 +394,11 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """The inverse of `optimizer_tensors`.
 
     Raises:
-        ValueError: if they are of other parameters.
+        ValueError: if they belong to other parameters.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     states: dict[int, dict[str, Tensor]] = {}

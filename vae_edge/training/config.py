@@ -1,28 +1,32 @@
-"""What a training run is told, and the numbers that follow from it."""
+"""Settings of a training run, what it says of its data, and the schedule that follows from both."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from vae_edge.data import rotation_range
 from vae_edge.errors import ConfigError
-from vae_edge.model import LossWeights
+from vae_edge.model import LossWeights, ModelConfig
 from vae_edge.model.config import checked_fields
+from vae_edge.preprocess import InputSpec
 
-IMAGES_SEEN = 700_000  # by default, images shown in all; small sets are shown more often
-EPOCHS_LEAST, EPOCHS_MOST = 10, 120
-SEEN_LEAST = 60_000  # images shown to the smallest sets, whatever the epochs
+SCHEMA = 2  # of a run's files
+
+IMAGES_SEEN = 700_000  # images shown by default, over all epochs; small sets are shown for more epochs
+MIN_EPOCHS, MAX_EPOCHS = 10, 120
+MIN_IMAGES_SEEN = 60_000  # shown to the smallest sets, beyond MAX_EPOCHS
 SMALL_SET = 10_000
-LEAST_BATCH, SMALL_BATCH, LARGEST_BATCH = 16, 128, 256
-
+MIN_BATCH, MAX_SMALL_BATCH, MAX_BATCH = 16, 128, 256
 
 LIGHT = {"rotation_deg": 10.0, "scale": 0.1, "shear_deg": 5.0, "shift": 0.07}
 MEDIUM = {"rotation_deg": 15.0, "scale": 0.2, "shear_deg": 15.0, "shift": 0.1, "elastic": 0.054}
 STRONG = {"rotation_deg": 20.0, "scale": 0.25, "shear_deg": 20.0, "shift": 0.1, "elastic": 0.054, "thickness": 0.8}
 AUGMENTATIONS = ("auto", "none", "light", "medium", "strong")
-FEW_IMAGES = 2_000  # labelled images below which `auto` augments strongly
+FEW_LABELS = 2_000  # labelled images below which `auto` augments strongly
+
+PSEUDO_LABEL_RAMP = 0.1  # fraction of the steps over which pseudo-labels reach their full weight
 
 
 @dataclass(frozen=True)
@@ -31,22 +35,33 @@ class TrainConfig:
 
     Attributes:
         rotation: `none`, `full`, or the largest angle in degrees either way.
-        epochs: passes over the images; None: so many that about 700,000 are shown.
+        epochs: passes over the images; None: as many as show about 700,000 images.
         batch: images a step over all processes; None: by the number of images.
-        augment: `none`, `light`, `medium`, `strong`, or `auto`: light; where few images are labelled strong, or medium
-            if there are unlabelled ones.
-        mirror: whether half of the images are mirrored.
-        labels_per_class: how many labels of each class are used; the other images count as unlabelled. None: all.
-        labels_only: leave the images without labels out.
-        unlabelled: weight of the pseudo-labels of unlabelled images against the labels; 0: their pixels alone teach.
-        mutual: weight, against the cross-entropy, of the mutual information between what the averaged model and the
-            moving one say of two views of an unlabelled image.
-        confidence: probability from which on a pseudo-label is believed, and a generated image is kept.
-        generated: share of generated images in a batch in the second part of training; 0: there is no second part.
-        pretrain: share of the steps that come before the images are generated.
-        patience: epochs without improvement on a watched tenth of the training images after which training ends.
-        bf16: bfloat16 arithmetic; None: where the processor or GPU has it.
-        compile: whether the step goes through `torch.compile`.
+        augment: `none`, `light`, `medium`, `strong`, or `auto`. `auto` is light; with few labelled images it is
+            strong, or medium if there are unlabelled ones.
+        mirror: mirror half of the images.
+        labels_per_class: labels of each class that are used; the other images count as unlabelled. None: all.
+        labels_only: leave unlabelled images out.
+        pseudo_label_weight: weight of the pseudo-labels of unlabelled images relative to labels. With 0 only the
+            pixels of these images are learnt from.
+        mutual_info_weight: weight, relative to the cross-entropy, of the mutual information between the EMA model's
+            and the model's classes of two views of an unlabelled image.
+        pseudo_label_threshold: probability from which on a pseudo-label counts, and a generated image is kept.
+        synthetic_ratio: fraction of generated images in a batch in the second part of training; 0: there is no second
+            part.
+        pretrain: fraction of the steps before the images are generated.
+        patience: early stopping: epochs without improvement on the validation images, a tenth of the training images.
+        learning_rate: peak of the schedule.
+        weight_decay: of weights with more than one dimension.
+        warmup: fraction of the steps up to the peak.
+        ema: decay of the exponential moving average of the weights.
+        gradient_clip: largest norm of the gradient.
+        holdout: fraction of the training images that are held out.
+        reject_rate: fraction of the held-out images that the score's threshold rejects.
+        bf16: bfloat16 arithmetic; None: where the processor or GPU has it in hardware.
+        compile: run the step through `torch.compile`.
+        seed: of all random numbers.
+        weights: of the terms of the loss.
     """
 
     rotation: str = "full"
@@ -56,10 +71,10 @@ class TrainConfig:
     mirror: bool = False
     labels_per_class: int | None = None
     labels_only: bool = False
-    unlabelled: float = 1.0
-    mutual: float = 0.5
-    confidence: float = 0.95
-    generated: float = 0.0
+    pseudo_label_weight: float = 1.0
+    mutual_info_weight: float = 0.5
+    pseudo_label_threshold: float = 0.95
+    synthetic_ratio: float = 0.0
     pretrain: float = 0.4
     patience: int | None = None
     learning_rate: float = 4e-3
@@ -76,24 +91,24 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         rotation_range(self.rotation)
-        for name, least in (("epochs", 1), ("batch", 2), ("patience", 1), ("labels_per_class", 1)):
+        for name, minimum in (("epochs", 1), ("batch", 2), ("patience", 1), ("labels_per_class", 1)):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"{name} {value}: expected at least {least}")
+            if value is not None and value < minimum:
+                raise ConfigError(f"{name} {value}: expected at least {minimum}")
         for name, low, high in (
             ("learning_rate", 0, 1),
             ("holdout", 0, 0.9),
             ("reject_rate", 0, 0.5),
             ("ema", 0, 1),
             ("pretrain", 0, 1),
-            ("confidence", 0, 1),
+            ("pseudo_label_threshold", 0, 1),
         ):
             value = getattr(self, name)
             if not low < value < high:
                 raise ConfigError(f"{name} {value}: expected a number between {low} and {high}")
-        if not 0 <= self.generated < 1:
-            raise ConfigError(f"generated {self.generated}: expected a share from 0 to below 1")
-        for name in ("unlabelled", "mutual"):
+        if not 0 <= self.synthetic_ratio < 1:
+            raise ConfigError(f"synthetic_ratio {self.synthetic_ratio}: expected a fraction from 0 to below 1")
+        for name in ("pseudo_label_weight", "mutual_info_weight"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ConfigError(f"{name} {value}: expected a finite weight from 0 on")
@@ -103,39 +118,39 @@ class TrainConfig:
             raise ConfigError(f"seed {self.seed}: expected a whole number from 0 to {2**31 - 1}")
 
     def epochs_for(self, images: int) -> int:
-        """The number of passes over `images` images: as told, or so that about 700,000 are shown in all."""
+        """Epochs over `images` images: `epochs`, or as many as show about 700,000 images."""
         if self.epochs is not None:
             return self.epochs
-        most = max(EPOCHS_MOST, math.ceil(SEEN_LEAST / images))
-        return min(most, max(EPOCHS_LEAST, math.ceil(IMAGES_SEEN / images)))
+        most = max(MAX_EPOCHS, math.ceil(MIN_IMAGES_SEEN / images))
+        return min(most, max(MIN_EPOCHS, math.ceil(IMAGES_SEEN / images)))
 
     def batch_for(self, images: int) -> int:
-        """Images a step: as told, or 256, fewer for sets under 10,000, so that an epoch has enough steps."""
+        """Images a step: `batch`, or 256; fewer for sets under 10,000 images, so that an epoch has enough steps."""
         if self.batch is not None:
             return min(self.batch, images)
         if images >= SMALL_SET:
-            return LARGEST_BATCH
-        return min(SMALL_BATCH, max(LEAST_BATCH, 2 ** int(math.log2(max(1, images / 16)))))
+            return MAX_BATCH
+        return min(MAX_SMALL_BATCH, max(MIN_BATCH, 2 ** int(math.log2(max(1, images / 16)))))
 
     def augmentation_kind(self, labelled: int = SMALL_SET, unlabelled: int = 0) -> str:
-        """`augment`, or what `auto` means for so many labelled and unlabelled images."""
+        """`augment`, or what `auto` means for this number of labelled and unlabelled images."""
         if self.augment != "auto":
             return self.augment
-        return "light" if labelled >= FEW_IMAGES else ("medium" if unlabelled else "strong")
+        return "light" if labelled >= FEW_LABELS else ("medium" if unlabelled else "strong")
 
     def augmentation(self, labelled: int = SMALL_SET, unlabelled: int = 0) -> dict[str, float]:
-        """Arguments of `affine_augment` for a run with so many labelled and unlabelled images.
+        """Arguments of `affine_augment` for a run with this number of labelled and unlabelled images.
 
-        Turned training turns by the range asked for; small changes of shape come with it only where few images are
-        labelled, because shear makes some classes (6 and 9) alike.
+        Training with rotation rotates by the whole range. It changes shapes only where few images are labelled,
+        because shear makes some classes (6 and 9) alike.
         """
         kind = self.augmentation_kind(labelled, unlabelled)
-        turns = {} if self.rotation == "none" else {"rotation_deg": rotation_range(self.rotation)}
+        rotation = {} if self.rotation == "none" else {"rotation_deg": rotation_range(self.rotation)}
         if kind == "none":
-            return {"rotation_deg": 0.0, **turns}
+            return {"rotation_deg": 0.0, **rotation}
         if kind == "light":
-            return turns or LIGHT
-        return {**(MEDIUM if kind == "medium" else STRONG), **turns}
+            return rotation or LIGHT
+        return {**(MEDIUM if kind == "medium" else STRONG), **rotation}
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON stores it."""
@@ -143,13 +158,118 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: Any) -> TrainConfig:
-        """As JSON stored it, where earlier versions may lack some; anything else is a ConfigError."""
-        return cls(**checked_fields(cls, values, "training configuration", all_of_them=False))
+        """Read what JSON stored. Fields may be missing, as earlier versions had fewer. Else a ConfigError."""
+        return cls(**checked_fields(cls, values, "training configuration", complete=False))
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run says of its data. Names are of classes, numbers without a unit are counts of images.
+
+    Attributes:
+        fingerprint: of the data set's pixels and labels.
+        trained_on: labelled training images.
+        unlabelled: images that are trained on without a label.
+        holdout_fraction: fraction of the training images that were held out.
+        seed: that the held-out images were drawn with.
+        ambiguous: classes that look upright when rotated by 180°: their angle cannot be told.
+        absent: classes without a labelled training image.
+        name: of the data set.
+        val: validation images of early stopping.
+        held_out: images that set temperature and thresholds.
+        duplicates: training images that repeat others pixel by pixel.
+        in_test: training images that are also test images.
+        unlike_mirrored: with `mirror`: classes whose mirrored images look unlike the class.
+    """
+
+    fingerprint: str
+    trained_on: int
+    unlabelled: int
+    holdout_fraction: float
+    seed: int
+    ambiguous: tuple[str, ...]
+    absent: tuple[str, ...]
+    name: str = ""
+    val: int = 0
+    held_out: int = 0
+    duplicates: int = 0
+    in_test: int = 0
+    unlike_mirrored: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON stores it, in a run's `config.json` and in a bundle's manifest."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainingData:
+        """Read what JSON stored. Unknown names are skipped; wrong types are a ConfigError, missing names a KeyError."""
+        known = {field.name for field in fields(cls)}
+        found = checked_fields(cls, {name: values[name] for name in values if name in known}, "data", complete=False)
+        for name in ("fingerprint", "trained_on", "unlabelled", "holdout_fraction", "seed", "ambiguous", "absent"):
+            if name not in found:
+                raise KeyError(f"data.{name}")
+        return cls(**found)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that is fixed when training begins."""
+
+    model: ModelConfig
+    training: TrainConfig
+    classes: tuple[str, ...]
+    input: InputSpec
+    data: TrainingData
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `config.json` holds it."""
+        return {
+            "schema": SCHEMA,
+            "classes": list(self.classes),
+            "input": self.input.to_json(),
+            "model": asdict(self.model),
+            "training": self.training.to_dict(),
+            "data": self.data.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Number of steps, the step at which images are generated, and the learning rate of each step.
+
+    With generated images there are two cycles of the learning rate, one before and one after that step.
+    """
+
+    settings: TrainConfig
+    batch: int
+    per_epoch: int
+    steps: int
+    boundary: int  # the first step with generated images; `steps` where there are none
+
+    @classmethod
+    def from_config(cls, settings: TrainConfig, images: int) -> Schedule:
+        """The schedule of a run on this number of images."""
+        batch = settings.batch_for(images)
+        per_epoch = max(1, images // batch)
+        steps = per_epoch * settings.epochs_for(images)
+        boundary = max(1, round(settings.pretrain * steps)) if settings.synthetic_ratio else steps
+        return cls(settings, batch, per_epoch, steps, boundary)
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of a step."""
+        peak, warmup = self.settings.learning_rate, self.settings.warmup
+        if step < self.boundary:
+            return warmup_cosine_lr(step, self.boundary, peak, warmup)
+        return warmup_cosine_lr(step - self.boundary, self.steps - self.boundary, peak, warmup)
+
+    def ramp_at(self, step: int) -> float:
+        """Weight of the pseudo-labels at a step, from 0 to 1."""
+        return min(1.0, step / max(1.0, PSEUDO_LABEL_RAMP * self.steps))
+
+
+def warmup_cosine_lr(step: int, steps: int, peak: float, warmup: float) -> float:
     """One cycle (Smith and Topin 2018): cosine up to `peak` over the first `warmup` of the steps, cosine down to 0."""
-    turn_at = max(1.0, warmup * steps)
-    if step < turn_at:
-        return peak * (0.04 + 0.96 * (1 - math.cos(math.pi * step / turn_at)) / 2)
-    return peak * (1 + math.cos(math.pi * (step - turn_at) / max(1.0, steps - turn_at))) / 2 + peak * 1e-4
+    warmup_steps = max(1.0, warmup * steps)
+    if step < warmup_steps:
+        return peak * (0.04 + 0.96 * (1 - math.cos(math.pi * step / warmup_steps)) / 2)
+    return peak * (1 + math.cos(math.pi * (step - warmup_steps) / max(1.0, steps - warmup_steps))) / 2 + peak * 1e-4

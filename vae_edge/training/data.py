@@ -1,21 +1,12 @@
-"""Which classes look the same when turned or mirrored, read off the training images.
+"""The data of a run: its splits, its run config, the images in memory, and the batch of each step.
 
-Where a class looks the same when turned, the orientation cannot be told; where it looks the same when mirrored,
-mirrored images are images of that class as well.
-
-Before the first step: what a run is fixed to, and which images it trains on, watches and holds out.
-
-The images of a run, in memory on the training device, and which of them each step takes.
-
-What one step sees: images chosen from the pools, changed at random, with what is known of their classes.
-
-Every random number comes from the seed and the number of the step, for the whole batch; a process keeps its share.
+Every random number comes from the seed and the step, for the full batch; a process keeps its shard.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,144 +30,130 @@ from vae_edge.data.augment import affine_augment
 from vae_edge.data.splits import duplicates_of
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.model import create_config
-from vae_edge.model.network import POSE_NOISE_DEG
+from vae_edge.model.network import ANGLE_NOISE_DEG
 from vae_edge.preprocess import InputSpec, measure_input
-from vae_edge.training.checkpoint import RunConfig
-from vae_edge.training.config import TrainConfig
-from vae_edge.training.distributed import share_of
+from vae_edge.training.config import RunConfig, TrainConfig, TrainingData
+from vae_edge.training.distributed import shard_slice
 
-REFERENCES, QUERIES = 4000, 150  # training images compared with; images of each class that are turned
-AS_NEAR = 0.9  # share of upright images that count as near to their nearest neighbour
-ALL_QUERIES = 2000  # and of all classes together
-OWN, LEAST_OWN = 800, 10  # images of one class that its mirrored ones are compared with
-ALIKE = 0.5  # share of turned images that must be as near, for a class to be ambiguous
-
-
-def ambiguous_classes(data: LabelledImages, seed: int = 0) -> list[str]:
-    """Names of classes most of whose images, turned by half a turn, pass for upright training images of some class.
-
-    A turned image passes when its nearest neighbour (cosine, over shifts of one pixel) is as near as that of 90% of
-    the class's own upright images. Images: uint8 [N, S, S, C], upright. Classes with fewer than 5 images are left out.
-    """
-    counts = np.bincount(data.labels, minlength=len(data.classes))
-    order = np.random.default_rng(seed).permutation(len(data))
-    queries = {
-        name: order[data.labels[order] == k][: min(QUERIES, ALL_QUERIES // len(data.classes), counts[k] // 5)]
-        for k, name in enumerate(data.classes)
-    }
-    used = np.concatenate(list(queries.values()))
-    rest = order[~np.isin(order, used)][:REFERENCES]
-    if len(rest) == 0:
-        return []
-    reference = _normalized(data.images[rest]).reshape(len(rest), -1)
-    found = []
-    for name, chosen in queries.items():
-        if len(chosen) == 0:
-            continue
-        images = _normalized(data.images[chosen])
-        upright, turned = _nearest(images, reference), _nearest(images[:, ::-1, ::-1], reference)
-        if (turned >= np.quantile(upright, 1 - AS_NEAR)).mean() >= ALIKE:
-            found.append(name)
-    return found
-
-
-def mirrored_alike(data: LabelledImages, seed: int = 0) -> dict[str, float]:
-    """For each class the share of its images that pass for training images of that class when mirrored left to right.
-
-    A mirrored image passes when its nearest neighbour among the other images of its class (cosine, over shifts of one
-    pixel) is as near as that of 90% of the class's images as they are: 0.9 is what a mirror that changes nothing
-    gives, less chance. Images: uint8 [N, S, S, C]. Classes with fewer than 10 images are left out.
-    """
-    order = np.random.default_rng(seed).permutation(len(data))
-    found = {}
-    for label, name in enumerate(data.classes):
-        own = order[data.labels[order] == label][:OWN]
-        if len(own) < LEAST_OWN:
-            continue
-        reference = _normalized(data.images[own])
-        images, rows = reference[:QUERIES], reference.reshape(len(own), -1)
-        as_they_are = _nearest(images, rows, but_themselves=True)
-        mirrored = _nearest(images[:, :, ::-1], rows, but_themselves=True)
-        found[name] = round(float((mirrored >= np.quantile(as_they_are, 1 - AS_NEAR)).mean()), 3)
-    return found
-
-
-def _normalized(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    pixels = images.astype(np.float32)
-    return pixels / (np.linalg.norm(pixels.reshape(len(pixels), -1), axis=1)[:, None, None, None] + 1e-6)
-
-
-def _nearest(
-    images: NDArray[np.float32], reference: NDArray[np.float32], but_themselves: bool = False
-) -> NDArray[np.float32]:
-    """Cosine similarity of each image to its nearest reference, best over shifts of at most one pixel.
-
-    `but_themselves`: the images are the first references, and none is compared with itself.
-    """
-    shifts = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
-    best = np.full(len(images), -1, np.float32)
-    for shift in shifts:
-        similar = np.roll(images, shift, (1, 2)).reshape(len(images), -1) @ reference.T
-        if but_themselves:
-            np.fill_diagonal(similar, -1)
-        best = np.maximum(best, similar.max(1))
-    return best
-
-
-LEAST_IMAGES = 16
-WATCHED = 0.1  # share of the labelled training images that early stopping sets aside to watch
-WATCH_SEED = 7919  # added to the run's, so that what is watched has nothing to do with what is held out
+MIN_IMAGES = 16
+VAL_FRACTION = 0.1  # of the labelled training images: validation images of early stopping
+VAL_SEED = 7919  # added to the run's seed, so that the validation split does not depend on the held-out one
 
 
 @dataclass(frozen=True)
-class Material:
-    """The images of a run. What is held out, and what is watched, is in none of the other parts."""
+class DataSplits:
+    """The images of a run. No image is in two of these.
 
-    labelled: LabelledImages
+    Attributes:
+        train: labelled training images.
+        unlabelled: training images without labels, uint8 [N, S, S, C].
+        unlabelled_angles_deg: their angles [N]; None: upright.
+        held_out: images that set temperature and thresholds, and that the run's figures are measured on.
+        val: validation images of early stopping; None without early stopping.
+    """
+
+    train: LabelledImages
     unlabelled: NDArray[np.uint8]
     unlabelled_angles_deg: NDArray[np.float32] | None
-    held: LabelledImages
-    watched: LabelledImages | None
+    held_out: LabelledImages
+    val: LabelledImages | None
 
 
-def sort_out(dataset: Dataset, training: TrainConfig) -> Material:
-    """Hold out, take labels away where only some are wanted, add the images that came without, set aside to watch.
+def make_splits(dataset: Dataset, settings: TrainConfig) -> DataSplits:
+    """Split the training images into labelled train, unlabelled train, held-out and validation images.
 
     Raises:
-        DataError: if there is nothing to train on, too few images or labels, or a held-out image is trained on as well.
+        DataError: if there is nothing to train on, too few images or labels, or a held-out image is trained on.
     """
     if dataset.train is None:
         raise DataError(f"{dataset.source} has no training half; give a data set with training images to train on")
     check_trainable(dataset.train)
-    kept, held = holdout(dataset.train, training.holdout, training.seed)
-    if len(kept) < LEAST_IMAGES:
-        raise DataError(f"{len(kept)} images to train on (others are held out): at least {LEAST_IMAGES} are needed")
-    watched = None
-    if training.patience is not None:
+    train, held_out = holdout(dataset.train, settings.holdout, settings.seed)
+    if len(train) < MIN_IMAGES:
+        raise DataError(f"{len(train)} images to train on (others are held out): at least {MIN_IMAGES} are needed")
+
+    val = None
+    if settings.patience is not None:
         try:
-            kept, watched = holdout(kept, WATCHED, training.seed + WATCH_SEED)
+            train, val = holdout(train, VAL_FRACTION, settings.seed + VAL_SEED)
         except DataError as error:
-            raise DataError(f"--patience sets one more image of each class aside, to watch: {error}") from error
-    unlabelled, angles = kept.images[:0], None
-    if training.labels_per_class is not None:
-        few = subsample_labels(kept, training.labels_per_class, training.seed)
-        kept, unlabelled, angles = few.labelled, few.unlabelled, few.unlabelled_angles_deg
+            raise DataError(f"--patience takes one more image of each class for validation: {error}") from error
+
+    unlabelled, angles = train.images[:0], None
+    if settings.labels_per_class is not None:
+        few = subsample_labels(train, settings.labels_per_class, settings.seed)
+        train, unlabelled, angles = few.labelled, few.unlabelled, few.unlabelled_angles_deg
     if dataset.unlabelled is not None:
-        others = drop_duplicates_of(dataset.unlabelled, held.images)
+        others = drop_duplicates_of(dataset.unlabelled, held_out.images)
         if dataset.test is not None:
             others = drop_duplicates_of(others, dataset.test.images)
-        others = others if watched is None else drop_duplicates_of(others, watched.images)
+        if val is not None:
+            others = drop_duplicates_of(others, val.images)
         if angles is not None:  # images that came without labels came without angles as well: they count as upright
             angles = np.concatenate([angles, np.zeros(len(others), np.float32)])
         unlabelled = np.concatenate([unlabelled, others])
-    if training.labels_only:
+    if settings.labels_only:
         unlabelled, angles = unlabelled[:0], None
-    check_no_leakage(kept, held, unlabelled)
-    return Material(kept, unlabelled, angles, held, watched)
+
+    check_no_leakage(train, held_out, unlabelled)
+    return DataSplits(train, unlabelled, angles, held_out, val)
 
 
-def _input(dataset: Dataset, images: NDArray[np.uint8]) -> InputSpec:
-    """What the model takes: measured on its images; how files become such images is as the data set was loaded."""
+def make_run_config(
+    dataset: Dataset, splits: DataSplits, preset: str, settings: TrainConfig, **overrides: Any
+) -> RunConfig:
+    """Fix the configuration of a run.
+
+    Args:
+        dataset: the data set.
+        splits: of `make_splits(dataset, settings)`.
+        preset: of the network.
+        settings: of training.
+        overrides: fields of `ModelConfig` that shall differ from the preset.
+
+    Raises:
+        ConfigError: if the preset or an override is wrong.
+    """
+    train = splits.train
+    spec = _input_spec(dataset, np.concatenate([train.images, splits.unlabelled]))
+    orientation = settings.rotation != "none"
+    shape = {
+        "classes": len(dataset.classes),
+        "size": train.images.shape[1],
+        "channels": train.images.shape[3],
+        "orientation": orientation,
+        "fill": spec.fill / 255,
+        "circular_mask": orientation and spec.background == "none",
+    }
+    model = create_config(preset, **{**shape, **overrides})
+    single = [name for k, name in enumerate(train.classes) if (train.labels == k).sum() == 1]
+    if settings.synthetic_ratio and single:
+        raise ConfigError(
+            f"synthetic_ratio {settings.synthetic_ratio}: images are generated between two of a class, "
+            f"but there is one labelled training image of {', '.join(single)}"
+        )
+    mirrored = flip_invariance(train, settings.seed) if settings.mirror else {}
+    assert dataset.train is not None
+    data = TrainingData(
+        name=dataset.name,
+        fingerprint=dataset.fingerprint(),
+        trained_on=len(train),
+        unlabelled=len(splits.unlabelled),
+        val=len(splits.val) if splits.val is not None else 0,
+        held_out=len(splits.held_out),
+        duplicates=count_duplicates(dataset.train),
+        in_test=0 if dataset.test is None else int(duplicates_of(dataset.test.images, train.images).sum()),
+        holdout_fraction=settings.holdout,
+        seed=settings.seed,
+        ambiguous=tuple(ambiguous_classes(train)) if model.orientation and train.angles_deg is None else (),
+        unlike_mirrored=tuple(name for name, fraction in mirrored.items() if fraction < MIN_ALIKE),
+        absent=tuple(name for k, name in enumerate(train.classes) if not (train.labels == k).any()),
+    )
+    return RunConfig(model, settings, tuple(dataset.classes), spec, data)
+
+
+def _input_spec(dataset: Dataset, images: NDArray[np.uint8]) -> InputSpec:
+    """The model's input, measured on its images. How files become such images is as the data set was loaded."""
     spec, loaded = measure_input(images), dataset.input
     if loaded is None:
         return spec
@@ -188,94 +165,51 @@ def _input(dataset: Dataset, images: NDArray[np.uint8]) -> InputSpec:
     )
 
 
-def plan(dataset: Dataset, preset: str, training: TrainConfig, **overrides: Any) -> RunConfig:
-    """The configuration of a run on the training half of a data set.
-
-    Raises:
-        DataError: if there is nothing to train on.
-        ConfigError: if the preset or an override is wrong.
-    """
-    material = sort_out(dataset, training)
-    kept = material.labelled
-    spec = _input(dataset, np.concatenate([kept.images, material.unlabelled]))
-    pose = training.rotation != "none"
-    model = create_config(
-        preset,
-        **{
-            "classes": len(dataset.classes),
-            "size": kept.images.shape[1],
-            "channels": kept.images.shape[3],
-            "pose": pose,
-            "fill": spec.fill / 255,
-            "window": pose and spec.background == "none",
-            **overrides,
-        },
-    )
-    upright = kept.angles_deg is None
-    lone = [name for k, name in enumerate(kept.classes) if (kept.labels == k).sum() == 1]
-    if training.generated and lone:
-        raise ConfigError(
-            f"generated {training.generated}: images are drawn between two of a class, "
-            f"but there is one labelled training image of {', '.join(lone)}"
-        )
-    mirrored = mirrored_alike(kept, training.seed) if training.mirror else {}
-    assert dataset.train is not None
-    data = {
-        "name": dataset.name,
-        "fingerprint": dataset.fingerprint(),
-        "trained_on": len(kept),
-        "unlabelled": len(material.unlabelled),
-        "watched": len(material.watched) if material.watched is not None else 0,
-        "held_out": len(material.held),
-        "copies": count_duplicates(dataset.train),
-        "also_tested": 0 if dataset.test is None else int(duplicates_of(dataset.test.images, kept.images).sum()),
-        "holdout_fraction": training.holdout,
-        "seed": training.seed,
-        "ambiguous": ambiguous_classes(kept) if model.pose and upright else [],
-        "unlike_mirrored": [name for name, share in mirrored.items() if share < ALIKE],
-        "absent": [name for k, name in enumerate(kept.classes) if not (kept.labels == k).any()],
-    }
-    return RunConfig(model, training, tuple(dataset.classes), spec, data)
+LABELLED, UNLABELLED, GENERATED = 0, 1, 2  # streams of the samplers, one for each in-memory data set
 
 
-LABELLED, UNLABELLED, GENERATED = 0, 1, 2  # streams of random orders, one for each pool
+class InfiniteShuffleSampler:
+    """Concatenated random permutations of range(size), addressable by position.
 
-
-class Rows:
-    """An endless row of random orders of `size` things, one after the other; any stretch of it can be asked for.
-
-    The order of each pass comes from the seed, the stream and the number of the pass alone.
+    A permutation depends on the seed, the stream and its number alone.
     """
 
     def __init__(self, size: int, seed: int, stream: int) -> None:
         self.size, self.seed, self.stream = size, seed, stream
-        self._passes: dict[int, NDArray[np.int64]] = {}
+        self._cache: dict[int, NDArray[np.int64]] = {}
 
     def take(self, first: int, count: int) -> Tensor:
-        """int64 [count]: the places `first` to `first + count` of the row."""
+        """int64 [count]: positions `first` to `first + count`."""
         passes = range(first // self.size, (first + count - 1) // self.size + 1)
-        self._passes = {number: self._passes.get(number, self._order(number)) for number in passes}
-        joined = np.concatenate([self._passes[number] for number in passes])
+        self._cache = {number: self._permutation(number) for number in passes}
+        joined = np.concatenate([self._cache[number] for number in passes])
         start = first - passes.start * self.size
         return torch.from_numpy(joined[start : start + count])
 
-    def _order(self, number: int) -> NDArray[np.int64]:
-        if number in self._passes:
-            return self._passes[number]
+    def _permutation(self, number: int) -> NDArray[np.int64]:
+        if number in self._cache:
+            return self._cache[number]
         return np.random.default_rng([self.seed, self.stream, number]).permutation(self.size)
 
 
 @dataclass
-class Pool:
-    """Images uint8 [N, S, S, C], labels int64 [N] (all 0 where there are none), known angles float32 [N] in radians."""
+class InMemoryDataset:
+    """Images on the training device, and the sampler that picks each step's.
+
+    Attributes:
+        images: uint8 [N, S, S, C].
+        labels: int64 [N], all 0 for unlabelled images.
+        angles_rad: known angles float32 [N].
+        sampler: of the images' indices.
+    """
 
     images: Tensor
     labels: Tensor
     angles_rad: Tensor
-    rows: Rows
+    sampler: InfiniteShuffleSampler
 
     @classmethod
-    def of(
+    def from_arrays(
         cls,
         images: NDArray[np.uint8],
         labels: NDArray[np.int64] | None,
@@ -283,60 +217,34 @@ class Pool:
         seed: int,
         stream: int,
         device: torch.device,
-    ) -> Pool:
-        """Arrays put on the device. Without angles the images are upright."""
+    ) -> InMemoryDataset:
+        """Put arrays on the device. Without angles the images are upright."""
         count = len(images)
-        there = np.zeros(count, np.int64) if labels is None else labels
+        known_labels = np.zeros(count, np.int64) if labels is None else labels
         angles = np.zeros(count, np.float32) if angles_deg is None else np.deg2rad(angles_deg)
         return cls(
             torch.from_numpy(np.ascontiguousarray(images)).to(device),
-            torch.from_numpy(there).to(device),
+            torch.from_numpy(known_labels).to(device),
             torch.from_numpy(angles.astype(np.float32)).to(device),
-            Rows(count, seed, stream),
+            InfiniteShuffleSampler(count, seed, stream),
         )
 
-    @classmethod
-    def labelled(cls, data: LabelledImages, seed: int, stream: int, device: torch.device) -> Pool:
-        """Labelled images put on the device."""
-        return cls.of(data.images, data.labels, data.angles_deg, seed, stream, device)
-
     def __len__(self) -> int:
-        """How many images there are."""
+        """Number of images."""
         return len(self.images)
 
-    def take(self, step: int, count: int, mine: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Images, labels and angles of one process's share of the `count` images of a step."""
-        chosen = self.rows.take(step * count, count)[mine].to(self.images.device)
+    def get_batch(self, step: int, size: int, local: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Images, labels and angles of one process's part, `local`, of the `size` images of a step."""
+        chosen = self.sampler.take(step * size, size)[local].to(self.images.device)
         return self.images[chosen], self.labels[chosen], self.angles_rad[chosen]
 
 
-LABELLED_SHARE = 0.25  # of a batch at least, where images without labels are trained on beside labelled ones
-RAMP = 0.1  # share of the steps over which pseudo-labels come to their full weight
-
-Classify = Callable[[Tensor], Tensor]
+MIN_LABELLED_FRACTION = 0.25  # of a batch that has unlabelled images too
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Images float [N, C, S, S] turned by `angles_rad` [N]; classes [N]; the weight [N] that each label has.
-
-    `class_weights` [N, K] is what the decoder is told; `error_rad` [N] is added to the angle found. `stretches` are
-    (images, row in the whole batch) of the parts that follow each other in the batch of all processes.
-    """
-
-    images: Tensor
-    labels: Tensor
-    angles_rad: Tensor
-    class_weights: Tensor
-    trust: Tensor | None
-    error_rad: Tensor
-    stretches: tuple[tuple[int, int], ...]
-    unlabelled: int  # how many of the images, the last ones, have a guess of the averaged model for their class
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """How many images of each kind a step takes, over all processes."""
+class BatchComposition:
+    """Images of each kind in a step's batch, over all processes."""
 
     labelled: int
     unlabelled: int = 0
@@ -348,93 +256,224 @@ class Mixture:
         return self.labelled + self.unlabelled + self.generated
 
 
-def mix(batch: int, labelled_images: int, unlabelled_images: int, generated: float, processes: int) -> Mixture:
-    """Share a batch out: labelled and unlabelled as many as there are of each, but a quarter at least labelled.
+def compose_batch(
+    batch: int, labelled_images: int, unlabelled_images: int, synthetic_ratio: float, processes: int
+) -> BatchComposition:
+    """Divide a batch in proportion to the labelled and unlabelled images, at least a quarter of it labelled.
 
-    Of the labelled, a share is generated.
+    `synthetic_ratio` of the labelled part is generated images.
 
     Raises:
-        ConfigError: if the batch is too small to have one of each kind on every process.
+        ConfigError: if the batch is too small for one image of each kind on every process.
     """
     unlabelled = unlabelled_images > 0
-    share = max(LABELLED_SHARE, labelled_images / (labelled_images + unlabelled_images))
+    fraction = max(MIN_LABELLED_FRACTION, labelled_images / (labelled_images + unlabelled_images))
     most = batch - processes if unlabelled else batch
-    labelled = min(most, round(batch * share / processes) * processes)
-    drawn = round(labelled * generated / processes) * processes
-    mixture = Mixture(labelled - drawn, batch - labelled, drawn)
-    wanted = [mixture.labelled] + [mixture.unlabelled] * unlabelled + [mixture.generated] * bool(generated)
-    if min(wanted) < 1 or any(count % processes for count in wanted):
+    labelled = min(most, round(batch * fraction / processes) * processes)
+    generated = round(labelled * synthetic_ratio / processes) * processes
+    composition = BatchComposition(labelled - generated, batch - labelled, generated)
+
+    required = [composition.labelled]
+    required += [composition.unlabelled] if unlabelled else []
+    required += [composition.generated] if synthetic_ratio else []
+    if min(required) < 1 or any(count % processes for count in required):
         raise ConfigError(
-            f"a batch of {batch} images, {mixture.labelled} of them labelled, {mixture.unlabelled} unlabelled and "
-            f"{mixture.generated} generated, does not give each of {processes} processes one of each kind and as many "
-            "as the others: give another --batch, a multiple of the processes"
+            f"a batch of {batch} images, {composition.labelled} of them labelled, {composition.unlabelled} unlabelled "
+            f"and {composition.generated} generated, does not give each of {processes} processes one of each kind and "
+            "as many as the others: give another --batch, a multiple of the processes"
         )
-    return mixture
+    return composition
 
 
-def draw_batch(
-    pools: dict[str, Pool],
-    mixture: Mixture,
+@dataclass(frozen=True)
+class Batch:
+    """One process's shard of a step's batch. The unlabelled images are the last ones.
+
+    Attributes:
+        images: float [N, C, S, S], rotated by `angles_rad`.
+        labels: classes int64 [N].
+        angles_rad: true angles float [N].
+        class_weights: the decoder's class weights [N, K].
+        sample_weight: weight of each label in the loss [N]; None: 1 each.
+        angle_noise: noise added to the predicted angle [N], radians.
+        segments: (length, offset in the full batch) of consecutive rows.
+        unlabelled: number of images whose label is a pseudo-label.
+    """
+
+    images: Tensor
+    labels: Tensor
+    angles_rad: Tensor
+    class_weights: Tensor
+    sample_weight: Tensor | None
+    angle_noise: Tensor
+    segments: tuple[tuple[int, int], ...]
+    unlabelled: int
+
+
+def build_batch(
+    datasets: Mapping[str, InMemoryDataset],
+    composition: BatchComposition,
     step: int,
     config: RunConfig,
     ramp: float,
     rank: int,
     processes: int,
-    classify: Classify,
+    classify: Callable[[Tensor], Tensor],
 ) -> Batch:
-    """One process's share of the batch of a step.
+    """Build one process's shard of the batch of a step.
 
     Args:
-        pools: `labelled`, and `unlabelled` and `generated` where the mixture has some.
-        ramp: from 0 to 1, how much pseudo-labels count by now.
+        datasets: `labelled`; `unlabelled` and `generated` where the composition has some.
+        composition: of the full batch.
+        step: number of the step.
+        config: of the run.
+        ramp: weight of the pseudo-labels at this step, from 0 to 1.
+        rank: of this process.
+        processes: number of processes.
         classify: images [N, C, S, S] to probabilities [N, K], for pseudo-labels.
     """
     settings, fill = config.training, config.model.fill
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
-    changes = settings.augmentation(config.data["trained_on"], config.data["unlabelled"])
-    error = torch.randn(mixture.total, generator=generator) * math.radians(POSE_NOISE_DEG)
-    certain = mixture.labelled + mixture.generated
-    parts: list[tuple[Tensor, ...]] = []
-    stretches: list[tuple[int, int]] = []
-    row = 0
-    for name, count in (
-        ("labelled", mixture.labelled),
-        ("generated", mixture.generated),
-        ("unlabelled", mixture.unlabelled),
-    ):
+    augmentation = settings.augmentation(config.data.trained_on, config.data.unlabelled)
+    noise = torch.randn(composition.total, generator=generator) * math.radians(ANGLE_NOISE_DEG)
+    certain = composition.labelled + composition.generated
+    counts = {
+        "labelled": composition.labelled,
+        "generated": composition.generated,
+        "unlabelled": composition.unlabelled,
+    }
+
+    columns: list[tuple[Tensor, ...]] = []
+    segments: list[tuple[int, int]] = []
+    row = 0  # of the full batch
+    for kind, count in counts.items():
         if not count:
             continue
-        mine = share_of(count, rank, processes)
-        chosen, labels, known = pools[name].take(step, count, mine)
-        pixels, place = floats(chosen), (mine.start, count)
+        local = shard_slice(count, rank, processes)
+        chosen, labels, known = datasets[kind].get_batch(step, count, local)
+        pixels, shard = to_float(chosen), (local.start, count)
         images, angles = affine_augment(
-            pixels, generator, **changes, mirror=settings.mirror, fill=fill, base_angle_rad=known, shard=place
+            pixels, generator, **augmentation, mirror=settings.mirror, fill=fill, base_angle_rad=known, shard=shard
         )
-        if name == "unlabelled":
-            gentle = changes["rotation_deg"] * (0.5 if settings.rotation == "none" else 1.0)
-            seen, _ = affine_augment(pixels, generator, gentle, fill=fill, shard=place)
-            weights = classify(seen)
-            sure, labels = weights.max(1)
-            believed = (sure >= settings.confidence).float()
-            trust = believed * (settings.unlabelled * ramp * mixture.total / mixture.unlabelled)
+        if kind == "unlabelled":  # FixMatch: the label of a weakly augmented view, where it is confident
+            weak_deg = augmentation["rotation_deg"] * (0.5 if settings.rotation == "none" else 1.0)
+            weak, _ = affine_augment(pixels, generator, weak_deg, fill=fill, shard=shard)
+            class_weights = classify(weak)
+            confidence, labels = class_weights.max(1)
+            accepted = (confidence >= settings.pseudo_label_threshold).float()
+            # the loss is a mean over the full batch, of which these are only some
+            weight = settings.pseudo_label_weight * ramp * composition.total / composition.unlabelled
+            sample_weight = accepted * weight
         else:
-            weights = F.one_hot(labels, config.model.classes).float()
-            trust = torch.full_like(weights[:, 0], mixture.total / certain)
-        parts.append((images, labels, angles, weights, trust, error[row + mine.start : row + mine.stop].to(images)))
-        stretches.append((len(labels), row + mine.start))
+            class_weights = F.one_hot(labels, config.model.classes).float()
+            sample_weight = torch.full_like(class_weights[:, 0], composition.total / certain)
+        local_noise = noise[row + local.start : row + local.stop].to(images)
+        columns.append((images, labels, angles, class_weights, sample_weight, local_noise))
+        segments.append((len(labels), row + local.start))
         row += count
-    unlabelled = stretches[-1][0] if mixture.unlabelled else 0
-    images, labels, angles, weights, trust, error = (torch.cat(column) for column in zip(*parts, strict=True))
+
+    images, labels, angles, class_weights, sample_weight, angle_noise = (
+        torch.cat(column) for column in zip(*columns, strict=True)
+    )
     return Batch(
-        images, labels, angles, weights, trust if mixture.unlabelled else None, error, tuple(stretches), unlabelled
+        images=images,
+        labels=labels,
+        angles_rad=angles,
+        class_weights=class_weights,
+        sample_weight=sample_weight if composition.unlabelled else None,
+        angle_noise=angle_noise,
+        segments=tuple(segments),
+        unlabelled=segments[-1][0] if composition.unlabelled else 0,
     )
 
 
-def floats(images: torch.Tensor) -> torch.Tensor:
-    """uint8 [N, H, W, C] to float [N, C, H, W] in [0, 1]."""
-    return images.permute(0, 3, 1, 2).float().div_(255.0)
+def to_float(images: Tensor | NDArray[np.uint8]) -> Tensor:
+    """uint8 [N, H, W, C] to float32 [N, C, H, W] in [0, 1]."""
+    tensor = torch.from_numpy(np.ascontiguousarray(images)) if isinstance(images, np.ndarray) else images
+    return tensor.permute(0, 3, 1, 2).float().div_(255.0)
 
 
-def to_floats(images: NDArray[np.uint8]) -> torch.Tensor:
-    """As `floats`, of an array."""
-    return floats(torch.from_numpy(np.ascontiguousarray(images)))
+N_REFERENCES, N_QUERIES = 4000, 150  # training images to compare with; query images of each class
+MAX_QUERIES = 2000  # of all classes together
+N_OWN, MIN_OWN = 800, 10  # images of one class that its mirrored ones are compared with
+NEAR_FRACTION = 0.9  # of upright images count as near to their nearest neighbour
+MIN_ALIKE = 0.5  # fraction of changed images that must be as near, for the class to look the same
+
+
+def ambiguous_classes(data: LabelledImages, seed: int = 0) -> list[str]:
+    """Names of the classes that look upright when rotated by 180°, so that their angle cannot be told.
+
+    More than half of a class's rotated images must have a nearest neighbour among the upright training images (cosine,
+    over shifts of one pixel) as near as 90% of its upright images have. Classes with fewer than 5 images are left out.
+
+    Args:
+        data: images uint8 [N, S, S, C], upright.
+        seed: which images are compared.
+    """
+    counts = np.bincount(data.labels, minlength=len(data.classes))
+    order = np.random.default_rng(seed).permutation(len(data))
+    queries = {
+        name: order[data.labels[order] == k][: min(N_QUERIES, MAX_QUERIES // len(data.classes), counts[k] // 5)]
+        for k, name in enumerate(data.classes)
+    }
+    used = np.concatenate(list(queries.values()))
+    rest = order[~np.isin(order, used)][:N_REFERENCES]
+    if len(rest) == 0:
+        return []
+    reference = _unit_norm(data.images[rest]).reshape(len(rest), -1)
+    found = []
+    for name, chosen in queries.items():
+        if len(chosen) == 0:
+            continue
+        images = _unit_norm(data.images[chosen])
+        upright, rotated = _nearest(images, reference), _nearest(images[:, ::-1, ::-1], reference)
+        if (rotated >= np.quantile(upright, 1 - NEAR_FRACTION)).mean() >= MIN_ALIKE:
+            found.append(name)
+    return found
+
+
+def flip_invariance(data: LabelledImages, seed: int = 0) -> dict[str, float]:
+    """For each class, the fraction of its images that still look like the class when mirrored left to right.
+
+    A mirrored image must have a nearest neighbour among the other images of its class (cosine, over shifts of one
+    pixel) as near as 90% of the class's images have. So 0.9 is the most to expect. Classes with fewer than 10 images
+    are left out.
+
+    Args:
+        data: images uint8 [N, S, S, C].
+        seed: which images are compared.
+    """
+    order = np.random.default_rng(seed).permutation(len(data))
+    found = {}
+    for label, name in enumerate(data.classes):
+        own = order[data.labels[order] == label][:N_OWN]
+        if len(own) < MIN_OWN:
+            continue
+        reference = _unit_norm(data.images[own])
+        images, rows = reference[:N_QUERIES], reference.reshape(len(own), -1)
+        original = _nearest(images, rows, exclude_self=True)
+        mirrored = _nearest(images[:, :, ::-1], rows, exclude_self=True)
+        found[name] = round(float((mirrored >= np.quantile(original, 1 - NEAR_FRACTION)).mean()), 3)
+    return found
+
+
+def _unit_norm(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    pixels = images.astype(np.float32)
+    return pixels / (np.linalg.norm(pixels.reshape(len(pixels), -1), axis=1)[:, None, None, None] + 1e-6)
+
+
+def _nearest(
+    images: NDArray[np.float32], reference: NDArray[np.float32], exclude_self: bool = False
+) -> NDArray[np.float32]:
+    """Cosine similarity of each image to its nearest reference, the best over shifts of at most one pixel.
+
+    With `exclude_self` the images are the first references, and none is compared with itself.
+    """
+    shifts = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+    best = np.full(len(images), -1, np.float32)
+    for shift in shifts:
+        similar = np.roll(images, shift, (1, 2)).reshape(len(images), -1) @ reference.T
+        if exclude_self:
+            np.fill_diagonal(similar, -1)
+        best = np.maximum(best, similar.max(1))
+    return best

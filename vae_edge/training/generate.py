@@ -1,7 +1,8 @@
-"""New labelled images out of the decoder: classes and angles as asked, from codes between those of training images.
+"""New labelled images from the decoder: by class and angle, and their files.
 
-Codes drawn around a class's mean are the other way, which needs no codes of training images. As training images, those
-between two codes, kept only where the classifier knows them for their class, are the better ones.
+The codes are interpolated between those of two training images, or drawn from a Gaussian around a class's mean, which
+needs no codes of training images. As training images the interpolated ones are better, filtered by the classifier's
+confidence.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from vae_edge.data import LabelledImages
 from vae_edge.data.folder import CONTACT_SHEET, UNLABELLED
@@ -27,15 +29,14 @@ from vae_edge.model import AngleVAE
 from vae_edge.ops.turn import turn
 from vae_edge.text import file_name, normal_form
 
-METHODS = ("between", "around")
-WEIGHTS = 0.2, 0.8  # of the second code in a mixture
-CONFIDENCE = 0.9
-SPREAD = 0.7
-TRIES = 20  # images drawn, at most, for each one that is wanted
-BATCH, LEAST_DRAWN = 500, 32
+METHODS = ("interpolate", "gaussian")
+WEIGHTS = 0.2, 0.8  # range of the second code's weight in an interpolation
+CONFIDENCE = 0.9  # by default, of interpolated images
+TEMPERATURE = 0.7
+MAX_TRIES = 20  # images decoded for each requested one
+BATCH, MIN_DRAWN = 500, 32
 
-
-Draw = Callable[[int, int, torch.Generator], torch.Tensor]  # class, how many, randomness: to codes [n, Z]
+Sampler = Callable[[int, int, torch.Generator], Tensor]  # class, count, random numbers: to codes [count, Z]
 
 
 @torch.no_grad()
@@ -45,109 +46,116 @@ def generate(
     per_class: int,
     wanted: Sequence[str] | None = None,
     angles_deg: Sequence[float] = (0.0,),
-    spread: float = SPREAD,
+    temperature: float = TEMPERATURE,
     seed: int = 0,
     absent: Sequence[str] = (),
-    codes: NDArray[np.float32] | torch.Tensor | None = None,
-    code_labels: NDArray[np.int64] | torch.Tensor | None = None,
-    how: str | None = None,
+    codes: NDArray[np.float32] | Tensor | None = None,
+    code_labels: NDArray[np.int64] | Tensor | None = None,
+    method: str | None = None,
     confidence: float | None = None,
-    fill_up: bool = False,
+    top_up: bool = False,
 ) -> LabelledImages:
-    """Draw `per_class` images of each wanted class.
+    """Generate `per_class` images of each wanted class.
 
-    `between`: two codes of training images of the class are mixed, with a weight uniform in [0.2, 0.8], and decoded as
-    that class. `around`: a code is drawn from a normal distribution around the class's mean code with the covariance
-    that training codes had, times `spread`². An image counts only if the model itself, shown it upright, gives its
-    class at least `confidence`; up to 20 are drawn for each that is wanted. It is then turned counter-clockwise by
-    the angles, one after the other.
+    `interpolate` mixes the codes of two training images of the class, with a weight uniform in [0.2, 0.8]. `gaussian`
+    samples a normal distribution around the class's mean code, with the training codes' covariance times
+    `temperature`². An image counts only if the model, shown it upright, gives its class at least `confidence`; up to
+    20 images are decoded for each requested one. It is then rotated counter-clockwise by the angles in turn.
 
     Args:
         model: trained, with its score fitted (that is where class means and covariance are).
         classes: the model's class names.
-        wanted: names among them; all by default.
-        angles_deg: counter-clockwise degrees, dealt out in turn.
-        spread: for `around`: 0 gives the class's mean image, 1 the spread of training's codes.
-        absent: names of classes that had no training images, of which nothing can be drawn.
+        per_class: images of each class.
+        wanted: names among `classes`; all by default.
+        angles_deg: counter-clockwise degrees, cycled through.
+        temperature: of `gaussian`: 0 gives the class's mean image, 1 the training codes' covariance.
+        seed: of the random numbers.
+        absent: names of classes without training images, of which nothing can be generated.
         codes: of training images, [M, Z].
         code_labels: the class of each, [M].
-        how: `between` or `around`; by default `between` where each wanted class has two codes.
-        fill_up: where too few images of a class reach the confidence, the surest ones of those drawn take their places.
-        confidence: from 0, which keeps every image, to below 1; by default 0.9 for `between` and 0 for `around`.
+        method: `interpolate` or `gaussian`; by default `interpolate` where each wanted class has two codes.
+        confidence: from 0, which keeps every image, to below 1; by default 0.9 for `interpolate`, 0 for `gaussian`.
+        top_up: where too few images of a class reach the confidence, add the most confident ones of the others.
 
     Returns:
         uint8 [N, S, S, C] with labels and angles, class by class.
 
     Raises:
-        ConfigError: for an unknown class, numbers that make no sense, or `between` without two codes of a class.
-        DataError: too few images of some classes reach the confidence; it says how many did.
+        ConfigError: for an unknown class, numbers that make no sense, or `interpolate` without two codes of a class.
+        DataError: too few images of some classes reach the confidence; the message says how many did.
     """
-    known = {normal_form(name): name for name in classes}  # a terminal may write a name in another form
-    asked = [known.get(normal_form(name), name) for name in wanted or ()]
-    names = list(dict.fromkeys(asked)) or [name for name in classes if name not in absent]
-    unknown = [name for name in names if name not in classes or name in absent]
-    if unknown:
-        raise ConfigError(f"unknown class {', '.join(unknown)}: the model knows {', '.join(classes)}")
+    names = _wanted_classes(classes, wanted, absent)
     if per_class < 1 or not angles_deg or not np.isfinite(angles_deg).all():
         raise ConfigError(f"{per_class} images a class, angles {angles_deg}: expected at least one, of finite degrees")
-    if not 0 <= spread < np.inf:
-        raise ConfigError(f"spread {spread}: expected a finite number from 0 on")
+    if not 0 <= temperature < np.inf:
+        raise ConfigError(f"temperature {temperature}: expected a finite number from 0 on")
     labels = [list(classes).index(name) for name in names]
     counts = np.bincount(np.asarray(code_labels, dtype=np.int64), minlength=len(classes)) if codes is not None else None
-    how = choose_method(how, names, [0 if counts is None else int(counts[label]) for label in labels])
-    least = (CONFIDENCE if how == "between" else 0.0) if confidence is None else confidence
-    if not 0 <= least < 1:
-        raise ConfigError(f"confidence {least}: expected a number from 0 to below 1")
-    draw = _between(model, codes, code_labels) if how == "between" else _around(model, spread)
+    method = choose_method(method, names, [0 if counts is None else int(counts[label]) for label in labels])
+    minimum = (CONFIDENCE if method == "interpolate" else 0.0) if confidence is None else confidence
+    if not 0 <= minimum < 1:
+        raise ConfigError(f"confidence {minimum}: expected a number from 0 to below 1")
+
+    sampler = _interpolate(model, codes, code_labels) if method == "interpolate" else _gaussian(model, temperature)
     model.eval()
     found = {
-        name: _recognized(
-            model, draw, label, per_class, least, fill_up, torch.Generator().manual_seed(seed * 1_000_003 + label)
+        name: _filter_confident(
+            model, sampler, label, per_class, minimum, top_up, torch.Generator().manual_seed(seed * 1_000_003 + label)
         )
         for name, label in zip(names, labels, strict=True)
     }
     short = [f"{len(images)} of {name}" for name, images in found.items() if len(images) < per_class]
     if short:
         raise DataError(
-            f"of {TRIES * per_class} images drawn of each class {how} the training codes, the model recognized only "
-            f"{', '.join(short)} with a confidence of {least} or more, where {per_class} are wanted: ask for fewer or "
-            "for a lower confidence, or train for longer"
+            f"of {MAX_TRIES * per_class} images generated of each class (method {method}), the model recognized only "
+            f"{', '.join(short)} with a confidence of {minimum} or more, where {per_class} are wanted: ask for fewer "
+            "or for a lower confidence, or train for longer"
         )
-    drawn = torch.cat([found[name] for name in names])
-    angles = np.resize(np.asarray(angles_deg, dtype=np.float32), len(drawn))
-    images = _turned(drawn, torch.from_numpy(angles).deg2rad(), model.config.fill)
+    upright = torch.cat([found[name] for name in names])
+    angles = np.resize(np.asarray(angles_deg, dtype=np.float32), len(upright))
+    images = _rotate(upright, torch.from_numpy(angles).deg2rad(), model.config.fill)
     return LabelledImages(images, np.repeat(np.array(labels, np.int64), per_class), tuple(classes), angles)
 
 
-def choose_method(how: str | None, names: Sequence[str], codes_of_each: Sequence[int]) -> str:
-    """`between` or `around`, as told, or by how many training codes there are of each class that is wanted.
+def _wanted_classes(classes: Sequence[str], wanted: Sequence[str] | None, absent: Sequence[str]) -> list[str]:
+    known = {normal_form(name): name for name in classes}  # a terminal may write a name in another form
+    requested = [known.get(normal_form(name), name) for name in wanted or ()]
+    names = list(dict.fromkeys(requested)) or [name for name in classes if name not in absent]
+    unknown = [name for name in names if name not in classes or name in absent]
+    if unknown:
+        raise ConfigError(f"unknown class {', '.join(unknown)}: the model knows {', '.join(classes)}")
+    return names
+
+
+def choose_method(method: str | None, names: Sequence[str], codes_of_each: Sequence[int]) -> str:
+    """Take the method that is given, or choose by the number of training codes of each wanted class.
 
     Raises:
-        ConfigError: an unknown method, or `between` where a class has fewer than two codes.
+        ConfigError: an unknown method, or `interpolate` where a class has fewer than two codes.
     """
-    if how not in (None, *METHODS):
-        raise ConfigError(f"method {how!r}: expected {' or '.join(METHODS)}")
+    if method not in (None, *METHODS):
+        raise ConfigError(f"method {method!r}: expected {' or '.join(METHODS)}")
     few = [name for name, count in zip(names, codes_of_each, strict=True) if count < 2]
-    if how == "between" and few:
+    if method == "interpolate" and few:
         raise ConfigError(
-            f"method between mixes two training codes of a class, but there are not two of {', '.join(few)}; "
-            "take method around"
+            f"method interpolate mixes two training codes of a class, but there are not two of {', '.join(few)}; "
+            "take method gaussian"
         )
-    return how or ("around" if few else "between")
+    return method or ("gaussian" if few else "interpolate")
 
 
-def _around(model: AngleVAE, spread: float) -> Draw:
+def _gaussian(model: AngleVAE, temperature: float) -> Sampler:
     unwhiten = torch.linalg.inv(model.score.whitening.double().cpu()).float()
     means = model.score.means.cpu()
 
-    def draw(label: int, count: int, generator: torch.Generator) -> torch.Tensor:
+    def sample(label: int, count: int, generator: torch.Generator) -> Tensor:
         noise = torch.randn(count, model.config.latent, generator=generator)
-        return means[label] + spread * noise @ unwhiten
+        return means[label] + temperature * noise @ unwhiten
 
-    return draw
+    return sample
 
 
-def _between(model: AngleVAE, codes: object, code_labels: object) -> Draw:
+def _interpolate(model: AngleVAE, codes: object, code_labels: object) -> Sampler:
     known, labels = torch.as_tensor(codes).float().cpu(), torch.as_tensor(code_labels).cpu()
     if known.shape != (len(labels), model.config.latent):
         raise ConfigError(
@@ -156,71 +164,66 @@ def _between(model: AngleVAE, codes: object, code_labels: object) -> Draw:
         )
     low, high = WEIGHTS
 
-    def draw(label: int, count: int, generator: torch.Generator) -> torch.Tensor:
+    def sample(label: int, count: int, generator: torch.Generator) -> Tensor:
         own = known[labels == label]
         first = torch.randint(len(own), (count,), generator=generator)
         second = (first + 1 + torch.randint(len(own) - 1, (count,), generator=generator)) % len(own)  # never itself
         weight = low + (high - low) * torch.rand(count, 1, generator=generator)
         return torch.lerp(own[first], own[second], weight)
 
-    return draw
+    return sample
 
 
-def _recognized(
-    model: AngleVAE, draw: Draw, label: int, wanted: int, least: float, fill_up: bool, generator: torch.Generator
-) -> torch.Tensor:
-    """Up to `wanted` upright images uint8 [n, C, S, S] to which the model gives their class at least `least`.
+def _filter_confident(
+    model: AngleVAE,
+    sampler: Sampler,
+    label: int,
+    wanted: int,
+    minimum: float,
+    top_up: bool,
+    generator: torch.Generator,
+) -> Tensor:
+    """Up to `wanted` upright images uint8 [n, C, S, S] to which the model gives their class at least `minimum`.
 
-    With `fill_up` there are `wanted` in any case, the last ones being those that come nearest to it.
+    With `top_up` there are `wanted` in any case: the last ones are the most confident of the others.
     """
     device = model.score.means.device
     onehot = torch.nn.functional.one_hot(torch.tensor([label]), model.config.classes).float()
-    parts: list[torch.Tensor] = []
-    others: list[tuple[torch.Tensor, torch.Tensor]] = []
-    count, left = 0, TRIES * wanted if least else wanted
+    parts: list[Tensor] = []
+    others: list[tuple[Tensor, Tensor]] = []
+    count, left = 0, MAX_TRIES * wanted if minimum else wanted
     while count < wanted and left:
-        size = min(BATCH, left, max(wanted - count, LEAST_DRAWN))
-        codes = draw(label, size, generator).to(device)
+        size = min(BATCH, left, max(wanted - count, MIN_DRAWN))
+        codes = sampler(label, size, generator).to(device)
         pixels = (model.decoder(codes, onehot.expand(size, -1).to(device)).sigmoid() * 255).round()
-        if least:
-            sure = model.probabilities(model(pixels / 255).logits)[:, label]
-            if fill_up:
-                others.append((sure[sure < least], pixels[sure < least].to(torch.uint8).cpu()))
-            pixels = pixels[sure >= least]
+        if minimum:
+            confidence = model.probabilities(model(pixels / 255).logits)[:, label]
+            below = confidence < minimum
+            if top_up:
+                others.append((confidence[below], pixels[below].to(torch.uint8).cpu()))
+            pixels = pixels[confidence >= minimum]
         parts.append(pixels.to(torch.uint8).cpu())
         count, left = count + len(pixels), left - size
-    if fill_up and count < wanted:
-        order = torch.cat([sure for sure, _ in others]).argsort(descending=True, stable=True).cpu()
+    if top_up and count < wanted:
+        order = torch.cat([confidence for confidence, _ in others]).argsort(descending=True, stable=True).cpu()
         parts.append(torch.cat([pixels for _, pixels in others])[order[: wanted - count]])
     return torch.cat(parts)[:wanted]
 
 
-def _turned(images: torch.Tensor, angles_rad: torch.Tensor, fill: float) -> NDArray[np.uint8]:
-    """Upright uint8 [N, C, S, S] turned counter-clockwise: uint8 [N, S, S, C]."""
+def _rotate(images: Tensor, angles_rad: Tensor, fill: float) -> NDArray[np.uint8]:
+    """Rotate upright uint8 [N, C, S, S] counter-clockwise: uint8 [N, S, S, C]."""
     parts = []
-    for pages, angles in zip(images.split(BATCH), angles_rad.split(BATCH), strict=True):
-        turned = pages
+    for upright, angles in zip(images.split(BATCH), angles_rad.split(BATCH), strict=True):
+        pixels = upright
         if angles.any():
-            floats = turn(pages.float() / 255, angles.cos(), angles.sin(), fill)
-            turned = (floats * 255).round().clamp(0, 255).to(torch.uint8)
-        parts.append(turned.permute(0, 2, 3, 1).numpy())
+            floats = turn(upright.float() / 255, angles.cos(), angles.sin(), fill)
+            pixels = (floats * 255).round().clamp(0, 255).to(torch.uint8)
+        parts.append(pixels.permute(0, 2, 3, 1).numpy())
     return np.concatenate(parts)
 
 
-def _folder_names(classes: Sequence[str]) -> list[str]:
-    """Each class's name as that of a folder: as it is, but for what a file system or our own reader takes amiss."""
-    names: list[str] = []
-    for label, name in enumerate(classes):
-        plain = re.sub(r"[/\\\0]", "_", name)
-        taken = plain in names or plain.lower() in UNLABELLED
-        if plain.startswith((".", "__")) or not plain.strip() or taken:
-            plain = f"class_{label}_{plain.strip('._')}".rstrip("_")
-        names.append(plain)
-    return names
-
-
 def check_out_free(out: str | os.PathLike[str]) -> tuple[Path, Path]:
-    """Where `write_generated` writes the images and their contact sheet (of a folder, both inside it).
+    """Paths of the images and of their contact sheet, which are one folder where `out` is a folder.
 
     Raises:
         DataError: if something is there already.
@@ -236,7 +239,7 @@ def check_out_free(out: str | os.PathLike[str]) -> tuple[Path, Path]:
 def write_generated(data: LabelledImages, out: str | os.PathLike[str]) -> Path:
     """Write images as `.npz` (images, labels, classes, angles_deg) with a contact sheet beside it, or as a folder.
 
-    A folder gets `<class>/<number>_<angle>.png` and `contact_sheet.png`; it is whole or absent.
+    A folder gets `<class>/<number>_<angle>.png` and `contact_sheet.png`. It is complete or absent.
 
     Raises:
         DataError: if `out` exists already.
@@ -267,7 +270,7 @@ def write_generated(data: LabelledImages, out: str | os.PathLike[str]) -> Path:
 
 
 def _write_pictures(data: LabelledImages, folder: Path, names: Sequence[str], sheet: Image.Image) -> None:
-    """One PNG an image, in folders by class, and the contact sheet."""
+    """Write one PNG an image, in folders by class, and the contact sheet."""
     assert data.angles_deg is not None
     for index, (image, label, angle) in enumerate(zip(data.images, data.labels, data.angles_deg, strict=True)):
         home = folder / file_name(names[label])
@@ -275,3 +278,15 @@ def _write_pictures(data: LabelledImages, folder: Path, names: Sequence[str], sh
         picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
         picture.save(home / f"{index:05d}_{angle:+04.0f}.png")
     sheet.save(folder / CONTACT_SHEET)
+
+
+def _folder_names(classes: Sequence[str]) -> list[str]:
+    """Folder names of the classes: their own, except where a file system or our own reader would misread them."""
+    names: list[str] = []
+    for label, name in enumerate(classes):
+        plain = re.sub(r"[/\\\0]", "_", name)
+        taken = plain in names or plain.lower() in UNLABELLED
+        if plain.startswith((".", "__")) or not plain.strip() or taken:
+            plain = f"class_{label}_{plain.strip('._')}".rstrip("_")
+        names.append(plain)
+    return names

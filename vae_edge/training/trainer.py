@@ -1,12 +1,12 @@
-"""Ctrl-C and SIGTERM while training: finish the step, save, then stop.
+"""Training: from the splits of a data set to a run's folder, step by step. It can stop anywhere and resume.
 
-One step of training, and the state that it moves: in memory, and on disk so that it can go on.
-
-Fitting: from a data set to a run's folder, step by step, so that it can be stopped anywhere and go on.
+Top to bottom: `train`; `Trainer` (set-up, epoch loop, step, validation, checkpoint, result); what a step moves
+(`TrainState`) and how (`train_step`, `LossModule`, `update_ema`); interruption.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import signal
@@ -21,304 +21,83 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from vae_edge.data import Dataset
 from vae_edge.errors import CheckpointError, VaeEdgeError
 from vae_edge.files import write_text
-from vae_edge.model import AngleVAE, losses, mutual_information
+from vae_edge.model import AngleVAE, compute_losses, mutual_information
+from vae_edge.model.network import current_name
 from vae_edge.training.checkpoint import (
     CONFIG,
     GENERATED,
     LOG,
     MODEL,
+    SCHEMA_1_TERMS,
     STATE,
-    RunConfig,
+    check_folder,
     check_images,
     load_state,
     optimizer_tensors,
-    read_config,
     read_log,
     read_tensors,
+    rename_keys,
     restore_optimizer,
     write_config,
     write_tensors,
 )
-from vae_edge.training.config import TrainConfig, learning_rate
+from vae_edge.training.config import SCHEMA, RunConfig, Schedule
 from vae_edge.training.data import GENERATED as GENERATED_STREAM
 from vae_edge.training.data import (
     LABELLED,
-    RAMP,
     UNLABELLED,
     Batch,
-    Material,
-    Mixture,
-    Pool,
-    draw_batch,
-    floats,
-    mix,
-    plan,
-    sort_out,
+    BatchComposition,
+    DataSplits,
+    InMemoryDataset,
+    build_batch,
+    compose_batch,
+    to_float,
 )
 from vae_edge.training.distributed import (
-    mean_of_means,
+    all_reduce_mean,
+    convert_sync_batchnorm,
+    make_accelerator,
     mean_over_processes,
-    normalize_exactly,
-    open_workers,
     use_threads,
 )
-from vae_edge.training.evaluate import as_trained, finish, training_codes
+from vae_edge.training.evaluate import calibrate_and_save, encode_training_images, rotate_like_training
 from vae_edge.training.generate import generate
 
-
-class Interrupted(VaeEdgeError):
-    """Training was stopped by the user; its state is on disk and `--resume` goes on from there."""
-
-
-@contextmanager
-def stop_requested() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets; a second one interrupts at once.
-
-    What the process ignores stays ignored, as in a shell's background job. Outside the main thread it stays unset.
-    """
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def request(number: int, frame: FrameType | None) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-
-    heard = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, request) for number in heard}
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-class TrainingPass(nn.Module):
-    """A batch to the terms of its loss: what is shared out over processes, and what `torch.compile` sees."""
-
-    def __init__(self, model: AngleVAE, config: RunConfig, bf16: bool) -> None:
-        super().__init__()
-        self.model, self.config, self.bf16 = model, config, bf16
-
-    def forward(self, batch: Batch, first: int) -> dict[str, Tensor]:
-        """The terms of `vae_edge.model.network`; `first` is the number of images that the run has seen before."""
-        latent = self.config.model.latent
-        places = [(count, (first + row) * latent) for count, row in batch.stretches]
-        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.bf16):
-            output = self.model.training_pass(
-                batch.images, batch.class_weights, self.config.training.seed, places, batch.error_rad
-            )
-        settings = self.config.training
-        angles = batch.angles_rad if self.config.model.pose else None
-        terms = losses(output, batch.labels, angles, settings.weights, batch.trust)
-        if batch.unlabelled and settings.mutual:
-            said = output.logits[-batch.unlabelled :].float().softmax(1)
-            guessed = batch.class_weights[-batch.unlabelled :]
-            joint, _ = mean_of_means(guessed.T @ said / batch.unlabelled)  # of the batch of all processes
-            terms["mutual_information"] = mutual_information(joint)
-            terms["total"] = terms["total"] - settings.mutual * terms["mutual_information"]
-        return terms
-
-
-@dataclass
-class State:
-    """What moves while training: the model, its averaged copy, the optimizer and the number of steps taken."""
-
-    model: AngleVAE
-    average: AngleVAE
-    optimizer: torch.optim.AdamW
-    forward: Callable[[Batch, int], dict[str, Tensor]]
-    step: int = 0
-    sums: dict[str, float] = field(default_factory=dict)  # of the terms, over the epoch so far
-    seconds: float = 0.0  # spent training
-    best: dict[str, Tensor] = field(default_factory=dict)  # the average at its best epoch, where one is watched
-    watched: dict[str, float] = field(default_factory=dict)  # `loss` of that epoch, `waited` epochs since
-
-
-def begin(config: RunConfig, workers: Accelerator, bf16: bool) -> State:
-    """A state before its first step, its weights fixed by the seed."""
-    torch.manual_seed(config.training.seed)
-    model, average = AngleVAE(config.model), AngleVAE(config.model)
-    for parameter in model.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    average.load_state_dict(model.state_dict())
-    average.requires_grad_(False)
-    average.eval().to(workers.device)
-    model.to(workers.device)
-    if workers.num_processes > 1 or not bf16:
-        normalize_exactly(model)
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": config.training.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.training.learning_rate, betas=(0.9, 0.99))
-    one_pass: Any = TrainingPass(model, config, bf16)
-    forward = workers.prepare_model(one_pass)
-    if config.training.compile:
-        forward = torch.compile(forward)
-    return State(model, average, optimizer, forward)
-
-
-def step(state: State, batch: Batch, config: RunConfig, workers: Accelerator, rate: float) -> dict[str, float]:
-    """Take one step; the terms of the loss, means over the batch of all processes, and the learning rate.
-
-    Raises:
-        CheckpointError: if the gradient is not finite.
-    """
-    settings = config.training
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
-    state.model.train()
-    terms = state.forward(batch, state.step * len(batch.labels) * workers.num_processes)
-    state.optimizer.zero_grad(set_to_none=True)
-    workers.backward(terms["total"])
-    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), settings.gradient_clip)
-    if not torch.isfinite(norm):
-        raise CheckpointError(
-            f"training diverged at step {state.step} (the gradient is not finite): "
-            f"start again in another --out with a lower --learning-rate than {settings.learning_rate}"
-        )
-    state.optimizer.step()
-    state.step += 1
-    _update_average(state, min(settings.ema, (1 + state.step) / (10 + state.step)))
-    values = torch.stack([value.detach().double() for value in terms.values()]).tolist()
-    return mean_over_processes(dict(zip(terms, values, strict=True)), workers) | {"learning_rate": rate}
-
-
-@torch.no_grad()
-def pseudo_labels(state: State, images: Tensor, bf16: bool) -> Tensor:
-    """Class probabilities [N, K] of images [N, C, S, S] by the averaged model, the steadier one."""
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-        return state.average.classify(images).float().softmax(1)
-
-
-@torch.no_grad()
-def watch(state: State, images: Tensor, labels: Tensor) -> float:
-    """Cross-entropy of the averaged model on images float [N, C, S, S] with labels [N], in nats."""
-    logits = torch.cat([state.average.classify(part).float() for part in images.split(500)])
-    return float(F.cross_entropy(logits, labels))
-
-
-@torch.no_grad()
-def _update_average(state: State, decay: float) -> None:
-    """Exponential moving average of the weights and of the normalization's statistics."""
-    ours = list(state.average.state_dict().values())
-    theirs = list(state.model.state_dict().values())
-    floats = [i for i, tensor in enumerate(ours) if tensor.is_floating_point()]
-    torch._foreach_lerp_([ours[i] for i in floats], [theirs[i] for i in floats], 1.0 - decay)
-
-
-def save(state: State, folder: Path) -> None:
-    """Write the state into a run's folder, wholly or not at all."""
-    tensors = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
-    tensors |= {f"average.{name}": tensor for name, tensor in state.average.state_dict().items()}
-    tensors |= {f"optimizer.{name}": tensor for name, tensor in optimizer_tensors(state.optimizer).items()}
-    tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
-    about = {"step": state.step, "sums": state.sums, "seconds": state.seconds, "watched": state.watched}
-    write_tensors(folder / STATE, tensors, about)
-
-
-def restore(state: State, folder: Path) -> None:
-    """Put back what `save` wrote; a file that is missing, damaged or does not fit is a CheckpointError."""
-    path = folder / STATE
-    tensors, metadata = read_tensors(path)
-
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-    load_state(state.model, part("model."), path)
-    load_state(state.average, part("average."), path)
-    try:
-        restore_optimizer(state.optimizer, part("optimizer."))
-        state.step, state.sums = int(metadata["step"]), dict(metadata["sums"])
-        state.seconds, state.watched = float(metadata["seconds"]), dict(metadata["watched"])
-        state.best = part("best.")
-        shapes = {name: tensor.shape for name, tensor in state.average.state_dict().items()}
-        if state.step < 0 or (state.best and {name: tensor.shape for name, tensor in state.best.items()} != shapes):
-            raise ValueError("its step, or its best model, is not one of this run's")
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is not the state of this run: {error}") from error
-
-
-def fast_bf16(device: torch.device | None = None) -> bool:
-    """Whether the GPU, or without one this processor, multiplies bfloat16 in hardware, so that autocast pays."""
-    if device is not None and device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and bool(torch.cpu._is_avx512_bf16_supported())
-
-
-__all__ = ["Interrupted", "measure_step", "plan", "train"]
-
-GENERATED_LEAST, GENERATED_MOST = 100, 1000  # generated images of each class
-WATCHED_TURNS = 3  # added to the seed, for the angles of what early stopping watches
+MIN_GENERATED, MAX_GENERATED = 100, 1000  # generated images of each class
+VAL_ROTATION_SEED = 3  # added to the run's seed, for the angles of the validation images
+VAL_BATCH = 500
+CHECKPOINT_INTERVAL_S = 20.0  # of training between two checkpoints, at least: epochs of a small set are shorter
 WARM_STEPS, MEASURED_STEPS = 3, 10
-SAVED_SECONDS = 20.0  # of training between two savings, at least: the epochs of a small set take less
+
 Progress = Callable[[int, int, dict[str, float]], None]
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """How many steps there are, where the images are generated, and how fast the weights move.
-
-    With generated images there are two cycles of the learning rate, one before and one after.
-    """
-
-    settings: TrainConfig
-    batch: int
-    per_epoch: int
-    steps: int
-    boundary: int  # the first step that sees generated images; `steps` where none does
-
-    @classmethod
-    def of(cls, settings: TrainConfig, images: int) -> Schedule:
-        """The schedule of a run over so many images."""
-        batch = settings.batch_for(images)
-        per_epoch = max(1, images // batch)
-        steps = per_epoch * settings.epochs_for(images)
-        boundary = max(1, round(settings.pretrain * steps)) if settings.generated else steps
-        return cls(settings, batch, per_epoch, steps, boundary)
-
-    def rate(self, step: int) -> float:
-        """The learning rate of a step."""
-        settings = self.settings
-        if step < self.boundary:
-            return learning_rate(step, self.boundary, settings.learning_rate, settings.warmup)
-        return learning_rate(step - self.boundary, self.steps - self.boundary, settings.learning_rate, settings.warmup)
-
-    def ramp(self, step: int) -> float:
-        """How much pseudo-labels count at a step, from 0 to 1."""
-        return min(1.0, step / max(1.0, RAMP * self.steps))
-
-
 def train(
-    dataset: Dataset,
+    splits: DataSplits,
     config: RunConfig,
     out: str | Path,
     resume: bool = False,
     progress: Progress | None = None,
     tensorboard: bool = False,
 ) -> Path:
-    """Train on the kept part of the training half, fit the score, set its threshold on the held-out part.
+    """Train on the training images, fit the score on them, set temperature and thresholds on the held-out images.
 
-    Under `accelerate launch` each process calls this with the same arguments; the first one writes.
+    Under `accelerate launch` each process calls this with the same arguments; rank 0 writes.
 
     Args:
-        dataset: its training half and its unlabelled images are used.
-        config: from `plan`.
-        out: the run's folder. A finished run is never written over.
-        resume: go on from the folder's state where there is one.
-        progress: called after each step with (step, steps, terms of the loss), on the first process.
+        splits: of `make_splits`.
+        config: of `make_run_config`.
+        out: the run's folder. A finished run is never overwritten.
+        resume: resume from the folder's state where there is one.
+        progress: called after each step with (step, steps, terms of the loss), on rank 0.
         tensorboard: write the terms of each epoch for TensorBoard as well, into the run's folder.
 
     Returns:
@@ -330,244 +109,425 @@ def train(
     """
     folder = Path(out)
     use_threads()
-    workers = open_workers()
-    _check_folder(folder, config, resume)
-    board = _board(folder, tensorboard, workers)
-    workers.wait_for_everyone()
-    fitting = Fitting(config, sort_out(dataset, config.training), folder, workers)
-    if workers.is_main_process and not (folder / CONFIG).exists():
+    accelerator = make_accelerator()
+    check_folder(folder, config, resume)
+    writer = _summary_writer(folder, tensorboard, accelerator)
+    accelerator.wait_for_everyone()
+
+    trainer = Trainer(splits, config, folder, accelerator)
+    if accelerator.is_main_process and not (folder / CONFIG).exists():
         write_config(folder, config)
-    with stop_requested() as stopped:
-        fitting.run(stopped, progress if workers.is_main_process else None, board)
-    if workers.is_main_process:
-        model = fitting.result()
-        finish(model, fitting.material, config, fitting.state.step, folder)
-    workers.wait_for_everyone()
+    with graceful_shutdown() as stop_requested:
+        trainer.run(stop_requested, progress if accelerator.is_main_process else None, writer)
+    if accelerator.is_main_process:
+        calibrate_and_save(trainer.best_model(), splits, config, trainer.state.step, folder)
+    accelerator.wait_for_everyone()
     return folder / MODEL
 
 
-def measure_step(dataset: Dataset, config: RunConfig, steps: int = MEASURED_STEPS) -> float:
-    """Seconds that a training step takes on this machine: the median over some, which are thrown away.
+def measure_step(splits: DataSplits, config: RunConfig, steps: int = MEASURED_STEPS) -> float:
+    """Median seconds of a training step on this machine. The trained weights are thrown away.
 
     Args:
-        config: from `plan`.
+        splits: of `make_splits`.
+        config: of `make_run_config`.
+        steps: number of timed steps.
 
     Raises:
         as `train`.
     """
     use_threads()
     with tempfile.TemporaryDirectory(prefix="vae-edge-measure-") as folder:
-        fitting = Fitting(config, sort_out(dataset, config.training), Path(folder), open_workers())
-        taken = []
+        trainer = Trainer(splits, config, Path(folder), make_accelerator())
+        seconds = []
         for _ in range(WARM_STEPS + steps):
             began = time.perf_counter()
-            fitting.one_step()
-            taken.append(time.perf_counter() - began)
-    return statistics.median(taken[WARM_STEPS:])
+            trainer.step()
+            seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[WARM_STEPS:])
 
 
-class Fitting:
-    """A run under way: its images, its state, and what moves it."""
+class Trainer:
+    """A run in progress: its images, its state, and the loop over steps and epochs."""
 
-    def __init__(self, config: RunConfig, material: Material, folder: Path, workers: Accelerator) -> None:
-        self.config, self.material, self.folder, self.workers = config, material, folder, workers
+    def __init__(self, splits: DataSplits, config: RunConfig, folder: Path, accelerator: Accelerator) -> None:
+        self.splits, self.config, self.folder, self.accelerator = splits, config, folder, accelerator
         settings = config.training
-        self.bf16 = settings.bf16 if settings.bf16 is not None else fast_bf16(workers.device)
-        self.schedule = Schedule.of(settings, len(material.labelled) + len(material.unlabelled))
-        self._mix(settings.generated)  # or refuse
-        self.state = begin(config, workers, self.bf16)
+        self.bf16 = settings.bf16 if settings.bf16 is not None else fast_bf16(accelerator.device)
+        self.schedule = Schedule.from_config(settings, len(splits.train) + len(splits.unlabelled))
+        self._compose(settings.synthetic_ratio)  # refuses a batch that is too small before the first step
+
+        self.state = init_state(config, accelerator, self.bf16)
         if (folder / STATE).exists():
             restore(self.state, folder)
-        steps = mean_over_processes({"first": float(self.state.step)}, workers)["first"]
-        if steps != self.state.step:
+        mean_step = mean_over_processes({"step": float(self.state.step)}, accelerator)["step"]
+        if mean_step != self.state.step:
             raise CheckpointError(
                 f"{folder}: the processes stand at different steps, this one at {self.state.step}: "
                 "the run's folder must be one that all machines share"
             )
-        seed, device = settings.seed, workers.device
-        self.pools = {"labelled": Pool.labelled(material.labelled, seed, LABELLED, device)}
-        if len(material.unlabelled):
-            angles = material.unlabelled_angles_deg
-            self.pools["unlabelled"] = Pool.of(material.unlabelled, None, angles, seed, UNLABELLED, device)
-        if material.watched is not None:
-            watched = as_trained(material.watched, config, seed + WATCHED_TURNS)
-            self.watched = floats(torch.from_numpy(watched.images).to(device))
-            self.watched_labels = torch.from_numpy(watched.labels).to(device)
 
-    def run(self, stopped: threading.Event, progress: Progress | None, board: Any) -> None:
-        """All steps that are left."""
-        state, schedule, settings = self.state, self.schedule, self.config.training
-        log = _open_log(self.folder, state.step // schedule.per_epoch)
+        seed, device = settings.seed, accelerator.device
+        train = splits.train
+        self.datasets = {
+            "labelled": InMemoryDataset.from_arrays(
+                train.images, train.labels, train.angles_deg, seed, LABELLED, device
+            )
+        }
+        if len(splits.unlabelled):
+            self.datasets["unlabelled"] = InMemoryDataset.from_arrays(
+                splits.unlabelled, None, splits.unlabelled_angles_deg, seed, UNLABELLED, device
+            )
+        if splits.val is not None:
+            val = rotate_like_training(splits.val, config, seed + VAL_ROTATION_SEED)
+            self.val_images = to_float(torch.from_numpy(val.images).to(device))
+            self.val_labels = torch.from_numpy(val.labels).to(device)
+
+    def run(self, stop_requested: threading.Event, progress: Progress | None, writer: Any) -> None:
+        """Take all remaining steps.
+
+        Args:
+            stop_requested: once set, on any process, the run stops after the step.
+            progress: as of `train`.
+            writer: TensorBoard's, or None.
+        """
+        state, schedule = self.state, self.schedule
+        log = _read_log_lines(self.folder, state.step // schedule.per_epoch)
         began, saved = time.monotonic() - state.seconds, -math.inf
-        while state.step < schedule.steps and not self._had_enough():
-            terms = self.one_step()
+        while state.step < schedule.steps and not self._should_stop_early():
+            terms = self.step()
             for name, value in terms.items():
                 state.sums[name] = state.sums.get(name, 0.0) + value
             state.seconds = time.monotonic() - began
             if progress is not None:
                 progress(state.step, schedule.steps, terms)
-            stop = mean_over_processes({"stop": float(stopped.is_set())}, self.workers)["stop"] > 0
-            ended = state.step % schedule.per_epoch == 0
-            if ended:
-                epoch = state.step // schedule.per_epoch
-                means = {name: round(total / schedule.per_epoch, 5) for name, total in state.sums.items()}
-                if settings.patience is not None:
-                    means["watched_classes"] = self._watch()
-                log.append(json.dumps({"epoch": epoch, "seconds": round(state.seconds, 2), **means}))
-                state.sums = {}
-                if board is not None:
-                    for name, value in means.items():
-                        board.add_scalar(name, value, state.step)
-                    board.flush()
-            done = stop or state.step == schedule.steps or self._had_enough()
-            if self.workers.is_main_process and (done or (ended and state.seconds - saved >= SAVED_SECONDS)):
+
+            stop = mean_over_processes({"stop": float(stop_requested.is_set())}, self.accelerator)["stop"] > 0
+            epoch_ended = state.step % schedule.per_epoch == 0
+            if epoch_ended:
+                log.append(json.dumps(self._end_epoch(writer)))
+
+            last = stop or state.step == schedule.steps or self._should_stop_early()
+            due = epoch_ended and state.seconds - saved >= CHECKPOINT_INTERVAL_S
+            if self.accelerator.is_main_process and (last or due):
                 write_text(self.folder / LOG, "".join(line + "\n" for line in log))
                 save(state, self.folder)
                 saved = state.seconds
             if stop:
-                self.workers.wait_for_everyone()
+                self.accelerator.wait_for_everyone()
                 raise Interrupted(
                     f"training stopped at step {state.step} of {schedule.steps}; its state is in {self.folder}"
                 )
 
-    def one_step(self) -> dict[str, float]:
-        """Draw a batch, and take a step on it; `data_seconds` among the terms is what the drawing took."""
-        state, schedule, workers = self.state, self.schedule, self.workers
+    def step(self) -> dict[str, float]:
+        """Build a batch and train on it. Among the terms, `data_seconds` is the time that the batch took."""
+        state, schedule, accelerator = self.state, self.schedule, self.accelerator
         began = time.perf_counter()
-        batch = draw_batch(
-            self.pools,
-            self._mixture(),
+        batch = build_batch(
+            self.datasets,
+            self._composition(),
             state.step,
             self.config,
-            schedule.ramp(state.step),
-            workers.process_index,
-            workers.num_processes,
-            lambda images: pseudo_labels(state, images, self.bf16),
+            schedule.ramp_at(state.step),
+            accelerator.process_index,
+            accelerator.num_processes,
+            lambda images: pseudo_labels(state.ema_model, images, self.bf16),
         )
-        drawn = time.perf_counter() - began
-        terms = step(state, batch, self.config, workers, schedule.rate(state.step))
-        return {**terms, "data_seconds": drawn}
+        data_seconds = time.perf_counter() - began
+        terms = train_step(state, batch, self.config, accelerator, schedule.lr_at(state.step))
+        return {**terms, "data_seconds": data_seconds}
 
-    def _mixture(self) -> Mixture:
-        """What a step takes now; the generated images are made, or read again, when the first step needs them."""
-        late = self.state.step >= self.schedule.boundary
-        if late and "generated" not in self.pools:
-            self._generate()
-        share = self.config.training.generated if late else 0.0
-        return self._mix(share)
-
-    def _mix(self, generated: float) -> Mixture:
-        labelled, unlabelled = len(self.material.labelled), len(self.material.unlabelled)
-        return mix(self.schedule.batch, labelled, unlabelled, generated, self.workers.num_processes)
-
-    def _generate(self) -> None:
-        """New images of each class, of the averaged model as it stands at the boundary; written beside the state."""
-        path, config, kept = self.folder / GENERATED, self.config, self.material.labelled
-        if self.state.step == self.schedule.boundary and self.workers.is_main_process:
-            absent = config.data["absent"]
-            present = len(config.classes) - len(absent)
-            per_class = min(GENERATED_MOST, max(GENERATED_LEAST, -(-len(kept) // present)))
-            model, seed = self.state.average, config.training.seed
-            known = training_codes(model, kept, seed)
-            codes, labels = known["codes"], known["code_labels"]
-            drawn = generate(
-                model,
-                config.classes,
-                per_class,
-                seed=seed,
-                absent=absent,
-                codes=codes,
-                code_labels=labels,
-                confidence=config.training.confidence,
-                how="between",
-                fill_up=True,
-            )
-            tensors = {"images": torch.from_numpy(drawn.images), "labels": torch.from_numpy(drawn.labels)}
-            write_tensors(path, tensors, {"step": self.state.step})
-        self.workers.wait_for_everyone()
-        tensors, about = read_tensors(path)
-        if about.get("step") != self.schedule.boundary:
-            raise CheckpointError(f"{path} holds images of step {about.get('step')}, not {self.schedule.boundary}")
-        check_images(path, tensors, config)
-        drawn_images, drawn_labels = tensors["images"].numpy(), tensors["labels"].numpy()
-        seed, device = config.training.seed, self.workers.device
-        self.pools["generated"] = Pool.of(drawn_images, drawn_labels, None, seed, GENERATED_STREAM, device)
-
-    def _watch(self) -> float:
-        """The loss on what is watched; remembers the best average and how long ago it was."""
-        state = self.state
-        loss = round(watch(state, self.watched, self.watched_labels), 5)
-        if loss < state.watched.get("loss", np.inf):
-            state.best = {name: tensor.clone() for name, tensor in state.average.state_dict().items()}
-            state.watched = {"loss": loss, "waited": 0}
-        else:
-            state.watched["waited"] += 1
-        return loss
-
-    def _had_enough(self) -> bool:
-        patience = self.config.training.patience
-        return patience is not None and self.state.watched.get("waited", 0) >= patience
-
-    def result(self) -> Any:
-        """The averaged model, as it was at its best where that was watched."""
-        model = self.state.average
+    def best_model(self) -> AngleVAE:
+        """The EMA model; with early stopping, that of the best epoch."""
+        model = self.state.ema_model
         if self.state.best:
             model.load_state_dict(self.state.best)
         return model
 
+    def _composition(self) -> BatchComposition:
+        """Composition of this step's batch. The first step that needs generated images makes or reads them."""
+        late = self.state.step >= self.schedule.boundary
+        if late and "generated" not in self.datasets:
+            self._add_generated_images()
+        return self._compose(self.config.training.synthetic_ratio if late else 0.0)
 
-def check_folder_free(folder: str | Path, resume: bool) -> None:
-    """Refuse a folder that a run cannot be written to; before the images are read, which may take long.
+    def _compose(self, synthetic_ratio: float) -> BatchComposition:
+        labelled, unlabelled = len(self.splits.train), len(self.splits.unlabelled)
+        return compose_batch(self.schedule.batch, labelled, unlabelled, synthetic_ratio, self.accelerator.num_processes)
+
+    def _add_generated_images(self) -> None:
+        """Generate images of each class with the EMA model of the boundary step; store them beside the state."""
+        path, boundary = self.folder / GENERATED, self.schedule.boundary
+        if self.state.step == boundary and self.accelerator.is_main_process:
+            tensors = self._generate_images()
+            write_tensors(path, tensors, {"step": self.state.step})
+        self.accelerator.wait_for_everyone()
+
+        tensors, metadata = read_tensors(path)
+        if metadata.get("step") != boundary:
+            raise CheckpointError(f"{path} holds images of step {metadata.get('step')}, not {boundary}")
+        check_images(path, tensors, self.config)
+        images, labels = tensors["images"].numpy(), tensors["labels"].numpy()
+        seed, device = self.config.training.seed, self.accelerator.device
+        self.datasets["generated"] = InMemoryDataset.from_arrays(images, labels, None, seed, GENERATED_STREAM, device)
+
+    def _generate_images(self) -> dict[str, Tensor]:
+        config, train, model = self.config, self.splits.train, self.state.ema_model
+        absent, seed = config.data.absent, config.training.seed
+        per_class = -(-len(train) // (len(config.classes) - len(absent)))
+        codes, code_labels = encode_training_images(model, train, seed)
+        generated = generate(
+            model,
+            config.classes,
+            min(MAX_GENERATED, max(MIN_GENERATED, per_class)),
+            seed=seed,
+            absent=absent,
+            codes=codes,
+            code_labels=code_labels,
+            confidence=config.training.pseudo_label_threshold,
+            method="interpolate",
+            top_up=True,
+        )
+        return {"images": torch.from_numpy(generated.images), "labels": torch.from_numpy(generated.labels)}
+
+    def _end_epoch(self, writer: Any) -> dict[str, float]:
+        """The epoch's line of the log: means of the terms, and with early stopping the validation loss."""
+        state, per_epoch = self.state, self.schedule.per_epoch
+        means = {name: round(total / per_epoch, 5) for name, total in state.sums.items()}
+        if self.config.training.patience is not None:
+            means["val_classes"] = self._validate()
+        state.sums = {}
+        if writer is not None:
+            for name, value in means.items():
+                writer.add_scalar(name, value, state.step)
+            writer.flush()
+        return {"epoch": state.step // per_epoch, "seconds": round(state.seconds, 2), **means}
+
+    def _validate(self) -> float:
+        """Validation loss of the EMA model. The best one's weights are kept, and the epochs since are counted."""
+        state = self.state
+        loss = round(validate(state.ema_model, self.val_images, self.val_labels), 5)
+        if loss < state.best_loss:
+            state.best = {name: tensor.clone() for name, tensor in state.ema_model.state_dict().items()}
+            state.best_loss, state.epochs_since_best = loss, 0
+        else:
+            state.epochs_since_best += 1
+        return loss
+
+    def _should_stop_early(self) -> bool:
+        patience = self.config.training.patience
+        return patience is not None and self.state.epochs_since_best >= patience
+
+
+@dataclass
+class TrainState:
+    """What changes while training.
+
+    Attributes:
+        model: the model that is trained.
+        ema_model: exponential moving average of its weights and statistics: the model that is saved.
+        optimizer: of the model.
+        loss_module: batch and number of images seen to the terms of the loss; distributed, perhaps compiled.
+        step: steps taken.
+        sums: of the terms, over the epoch so far.
+        seconds: of training.
+        best: with early stopping, the weights of the EMA model's best epoch.
+        best_loss: validation loss of that epoch.
+        epochs_since_best: epochs since then.
+    """
+
+    model: AngleVAE
+    ema_model: AngleVAE
+    optimizer: torch.optim.AdamW
+    loss_module: Callable[[Batch, int], dict[str, Tensor]]
+    step: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_loss: float = math.inf
+    epochs_since_best: int = 0
+
+
+def init_state(config: RunConfig, accelerator: Accelerator, bf16: bool) -> TrainState:
+    """The state before the first step. Its weights are fixed by the seed."""
+    settings = config.training
+    torch.manual_seed(settings.seed)
+    model = AngleVAE(config.model)
+    ema_model = copy.deepcopy(model)
+    ema_model.requires_grad_(False)
+    ema_model.eval().to(accelerator.device)
+
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    model.to(accelerator.device)
+    if accelerator.num_processes > 1 or not bf16:
+        convert_sync_batchnorm(model)
+
+    decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    plain = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.99))
+    module: Any = LossModule(model, config, bf16)
+    loss_module = accelerator.prepare_model(module)
+    if settings.compile:
+        loss_module = torch.compile(loss_module)
+    return TrainState(model, ema_model, optimizer, loss_module)
+
+
+class LossModule(nn.Module):
+    """A batch to the terms of its loss. DDP wraps this module, and `torch.compile` compiles it."""
+
+    def __init__(self, model: AngleVAE, config: RunConfig, bf16: bool) -> None:
+        super().__init__()
+        self.model, self.config, self.bf16 = model, config, bf16
+
+    def forward(self, batch: Batch, images_seen: int) -> dict[str, Tensor]:
+        """The terms of `compute_losses`.
+
+        Args:
+            batch: this process's shard.
+            images_seen: images in the run's batches before this one. It gives every image noise of its own.
+        """
+        settings, latent = self.config.training, self.config.model.latent
+        offsets = [(count, (images_seen + row) * latent) for count, row in batch.segments]
+        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.bf16):
+            output = self.model.forward_train(
+                batch.images, batch.class_weights, settings.seed, offsets, batch.angle_noise
+            )
+        angles = batch.angles_rad if self.config.model.orientation else None
+        terms = compute_losses(output, batch.labels, angles, settings.weights, batch.sample_weight)
+
+        if batch.unlabelled and settings.mutual_info_weight:
+            predicted = output.logits[-batch.unlabelled :].float().softmax(1)
+            pseudo = batch.class_weights[-batch.unlabelled :]
+            joint, _ = all_reduce_mean(pseudo.T @ predicted / batch.unlabelled)  # of the full batch
+            terms["mutual_information"] = mutual_information(joint)
+            terms["total"] = terms["total"] - settings.mutual_info_weight * terms["mutual_information"]
+        return terms
+
+
+def train_step(
+    state: TrainState, batch: Batch, config: RunConfig, accelerator: Accelerator, learning_rate: float
+) -> dict[str, float]:
+    """Forward, backward, optimizer, EMA.
+
+    Returns:
+        the terms of the loss, means over the full batch, and `learning_rate`.
 
     Raises:
-        CheckpointError: if it holds a finished run, or an unfinished one that shall not go on, or a part of one.
+        CheckpointError: if the gradient is not finite.
     """
-    folder = Path(folder)
-    if (folder / MODEL).exists():
-        raise CheckpointError(f"{folder} holds a finished run; choose another --out or remove it first")
-    if not (folder / CONFIG).exists():
-        if (folder / STATE).exists():
-            raise CheckpointError(f"{folder} holds the state of a run without its {CONFIG}; choose another --out")
-    elif not resume:
+    settings = config.training
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate
+    state.model.train()
+    terms = state.loss_module(batch, state.step * len(batch.labels) * accelerator.num_processes)
+
+    state.optimizer.zero_grad(set_to_none=True)
+    accelerator.backward(terms["total"])
+    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), settings.gradient_clip)
+    if not torch.isfinite(norm):
         raise CheckpointError(
-            f"{folder} holds an unfinished run; go on with `vae-edge train --resume`, or choose another --out"
+            f"training diverged at step {state.step} (the gradient is not finite): "
+            f"start again in another --out with a lower --learning-rate than {settings.learning_rate}"
         )
+    state.optimizer.step()
+    state.step += 1
+
+    # the decay grows from 2/11, so that the first weights are soon forgotten
+    update_ema(state.ema_model, state.model, min(settings.ema, (1 + state.step) / (10 + state.step)))
+    values = torch.stack([value.detach().double() for value in terms.values()]).tolist()
+    return mean_over_processes(dict(zip(terms, values, strict=True)), accelerator) | {"learning_rate": learning_rate}
 
 
-def _check_folder(folder: Path, config: RunConfig, resume: bool) -> None:
-    check_folder_free(folder, resume)
-    if not (folder / CONFIG).exists():
-        return
-    before, now = read_config(folder).to_dict(), config.to_dict()
-    if before["data"]["fingerprint"] != now["data"]["fingerprint"]:
-        raise CheckpointError(
-            f"{folder} was trained on other images than the ones given: resuming would mix them; choose another --out"
-        )
-    odd = [
-        f"{part}.{name}: {before[part].get(name)!r} then, {now[part].get(name)!r} now"
-        for part in ("model", "training")
-        for name in now[part]
-        if before[part].get(name) != now[part].get(name)
-    ]
-    if odd:
-        raise CheckpointError(
-            f"{folder} was begun with other settings ({'; '.join(odd)}); use the same ones, or another --out"
-        )
+@torch.no_grad()
+def update_ema(ema_model: nn.Module, model: nn.Module, decay: float) -> None:
+    """Exponential moving average of the weights and of the normalization's statistics.
+
+    Our own: torch's AveragedModel copies the weights at its first update, and has one decay for all steps.
+    """
+    averages, values = list(ema_model.state_dict().values()), list(model.state_dict().values())
+    moving = [index for index, tensor in enumerate(averages) if tensor.is_floating_point()]
+    torch._foreach_lerp_([averages[index] for index in moving], [values[index] for index in moving], 1.0 - decay)
 
 
-def _open_log(folder: Path, epochs: int) -> list[str]:
-    """The lines of the epochs that the state has behind it; later ones, from a run that was killed, are dropped."""
+@torch.no_grad()
+def pseudo_labels(ema_model: AngleVAE, images: Tensor, bf16: bool) -> Tensor:
+    """Class probabilities [N, K] of images [N, C, S, S] by the EMA model, which is steadier than the model."""
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+        return ema_model.classify(images).float().softmax(1)
+
+
+@torch.no_grad()
+def validate(ema_model: AngleVAE, images: Tensor, labels: Tensor) -> float:
+    """Cross-entropy, in nats, of the EMA model on images float [N, C, S, S] with labels [N]."""
+    logits = torch.cat([ema_model.classify(part).float() for part in images.split(VAL_BATCH)])
+    return float(F.cross_entropy(logits, labels))
+
+
+def save(state: TrainState, folder: Path) -> None:
+    """Write the state into a run's folder, completely or not at all."""
+    parts = {
+        "model": state.model.state_dict(),
+        "ema_model": state.ema_model.state_dict(),
+        "optimizer": optimizer_tensors(state.optimizer),
+        "best": state.best,
+    }
+    tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
+    metadata = {"schema": SCHEMA, "step": state.step, "sums": state.sums, "seconds": state.seconds}
+    if state.best:
+        metadata["early_stopping"] = {"best_loss": state.best_loss, "epochs_since_best": state.epochs_since_best}
+    write_tensors(folder / STATE, tensors, metadata)
+
+
+def restore(state: TrainState, folder: Path) -> None:
+    """Read the state that `save` wrote, or schema 1's. A missing, damaged or foreign file is a CheckpointError."""
+    path = folder / STATE
+    tensors, metadata = read_tensors(path)
+    old = "schema" not in metadata
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+    load_state(state.model, part("model."), path)
+    load_state(state.ema_model, part("average." if old else "ema_model."), path)
+    try:
+        restore_optimizer(state.optimizer, part("optimizer."))
+        state.step, state.seconds = int(metadata["step"]), float(metadata["seconds"])
+        state.sums = dict(rename_keys(metadata["sums"], SCHEMA_1_TERMS))
+        state.best = {current_name(name): tensor for name, tensor in part("best.").items()}
+        stopping = dict(metadata["watched"] if old else metadata.get("early_stopping", {}))
+        if stopping:
+            loss, epochs = ("loss", "waited") if old else ("best_loss", "epochs_since_best")
+            state.best_loss, state.epochs_since_best = float(stopping[loss]), int(stopping[epochs])
+        shapes = {name: tensor.shape for name, tensor in state.ema_model.state_dict().items()}
+        if state.step < 0 or (state.best and {name: tensor.shape for name, tensor in state.best.items()} != shapes):
+            raise ValueError("its step, or its best model, is not one of this run's")
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is not the state of this run: {error}") from error
+
+
+def fast_bf16(device: torch.device | None = None) -> bool:
+    """Whether bfloat16 is fast, so that autocast pays: the GPU, or without one the CPU, has it in hardware."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def _read_log_lines(folder: Path, epochs: int) -> list[str]:
+    """The log's lines of the epochs before the state. Later ones, of a run that was killed, are dropped."""
     path = folder / LOG
     return [json.dumps(line) for line in read_log(folder)[:epochs]] if path.exists() else []
 
 
-def _board(folder: Path, wanted: bool, workers: Accelerator) -> Any:
-    """TensorBoard's writer, on the first process, where it is wanted.
+def _summary_writer(folder: Path, wanted: bool, accelerator: Accelerator) -> Any:
+    """TensorBoard's writer on rank 0, where it is wanted; else None.
 
     Raises:
         CheckpointError: if TensorBoard is not installed.
     """
-    if not wanted or not workers.is_main_process:
+    if not wanted or not accelerator.is_main_process:
         return None
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -576,3 +536,33 @@ def _board(folder: Path, wanted: bool, workers: Accelerator) -> Any:
             f"--tensorboard needs the package tensorboard ({error}): pip install 'vae-edge[tensorboard]'"
         ) from error
     return SummaryWriter(folder / "tensorboard")
+
+
+class Interrupted(VaeEdgeError):
+    """Training was stopped by the user. Its state is on disk, and `--resume` resumes it."""
+
+
+@contextmanager
+def graceful_shutdown() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets, so that the step is finished and saved. A second one interrupts at once.
+
+    Signals that the process ignores stay ignored, as in a shell's background job. Outside the main thread the event
+    stays unset.
+    """
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def request(number: int, frame: FrameType | None) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    handled = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, request) for number in handled}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

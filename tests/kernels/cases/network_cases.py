@@ -100,7 +100,11 @@ def test_the_error_of_a_reconstruction_is_that_of_the_reference(side: int, block
 @pytest.mark.parametrize("light", [False, True])
 @pytest.mark.parametrize(
     "preset, changes",
-    [("tiny", {}), ("tiny", {"pose": False}), ("tiny", {"size": 33, "channels": 3, "window": True, "fill": 0.5})],
+    [
+        ("tiny", {}),
+        ("tiny", {"orientation": False}),
+        ("tiny", {"size": 33, "channels": 3, "circular_mask": True, "fill": 0.5}),
+    ],
 )
 def test_one_launch_gives_what_the_operators_give(
     preset: str, changes: dict[str, object], light: bool, int8: bool
@@ -199,7 +203,7 @@ def test_images_share_the_scratch_of_fewer_places(int8: bool) -> None:
 
 @pytest.mark.parametrize(
     "changes, programs",
-    [({}, 2), ({"size": 33, "channels": 3, "window": True, "fill": 0.5}, 4), ({"pose": False}, 2)],
+    [({}, 2), ({"size": 33, "channels": 3, "circular_mask": True, "fill": 0.5}, 4), ({"orientation": False}, 2)],
 )
 @pytest.mark.parametrize("int8", [False, True])
 def test_several_programs_make_one_image_together(changes: dict[str, object], programs: int, int8: bool) -> None:

@@ -1,5 +1,7 @@
 """Two processes on one batch compute what one process computes; one of them writes."""
 
+from __future__ import annotations
+
 import json
 import os
 import subprocess
@@ -14,10 +16,11 @@ from torch import nn
 from vae_edge.data import Dataset
 from vae_edge.errors import ConfigError
 from vae_edge.training.checkpoint import MODEL, load_checkpoint, read_tensors
-from vae_edge.training.data import Mixture, mix
-from vae_edge.training.distributed import ExactBatchNorm, normalize_exactly, share_of
+from vae_edge.training.distributed import SyncBatchNorm2d, convert_sync_batchnorm, shard_slice
 
 LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
+
+
 LAUNCHER += ["--dynamo_backend", "no", "-m", "vae_edge", "train"]
 
 
@@ -68,7 +71,7 @@ def test_two_processes_give_the_losses_of_one(data: Path, tmp_path: Path, option
             assert theirs[name] == pytest.approx(ours[name], rel=1e-3, abs=1e-3), name
     weights = [read_tensors(tmp_path / name / MODEL)[0]["mu.weight"] for name in ("one", "two")]
     assert (weights[0] - weights[1]).abs().max() < 1e-2 * weights[0].abs().max()
-    assert load_checkpoint(tmp_path / "two").result["validation"]["n"] == 40
+    assert load_checkpoint(tmp_path / "two").result.validation["n"] == 40
 
 
 @pytest.mark.slow
@@ -90,33 +93,17 @@ def test_a_batch_that_does_not_divide_is_refused_by_every_process(data: Path, tm
     assert not (tmp_path / "run").exists()
 
 
-def test_a_batch_is_shared_out_without_gaps():
-    assert [share_of(12, rank, 3) for rank in range(3)] == [slice(0, 4), slice(4, 8), slice(8, 12)]
+def test_a_batch_is_sharded_without_gaps():
+    assert [shard_slice(12, rank, 3) for rank in range(3)] == [slice(0, 4), slice(4, 8), slice(8, 12)]
     with pytest.raises(ConfigError, match="shared evenly"):
-        share_of(10, 0, 3)
-
-
-@pytest.mark.parametrize("processes", [1, 2, 4])
-def test_every_process_gets_some_of_each_kind(processes: int):
-    mixture = mix(256, 100, 50_000, generated=0.25, processes=processes)
-    assert mixture.total == 256 and mixture.labelled + mixture.generated == 64
-    assert all(count % processes == 0 for count in (mixture.labelled, mixture.unlabelled, mixture.generated))
-    assert mixture.generated == 16
-    with pytest.raises(ConfigError, match="--batch"):
-        mix(2, 10, 10, generated=0.5, processes=2)
-
-
-def test_a_few_images_without_labels_take_no_more_than_their_share_of_a_batch():
-    assert mix(256, 60_000, 20, generated=0.0, processes=1) == Mixture(255, 1, 0)
-    assert mix(256, 30_000, 30_000, generated=0.0, processes=2) == Mixture(128, 128, 0)
-    assert mix(256, 60_000, 0, generated=0.5, processes=1) == Mixture(128, 0, 128)
+        shard_slice(10, 0, 3)
 
 
 def test_exact_normalization_is_batch_normalization():
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).double()
-    exact = normalize_exactly(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()))
-    assert isinstance(exact[1], ExactBatchNorm)
+    exact = convert_sync_batchnorm(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()))
+    assert isinstance(exact[1], SyncBatchNorm2d)
     exact.load_state_dict(plain.state_dict())
     for _ in range(3):
         x = torch.randn(16, 3, 9, 9)

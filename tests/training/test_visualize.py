@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,10 @@ import torch
 from vae_edge.data import Dataset, rotate_dataset
 from vae_edge.errors import DataError
 from vae_edge.training.checkpoint import Checkpoint, load_samples
-from vae_edge.training.visualize import draw_each, reconstructed, traverse, turned_back
+from vae_edge.training.visualize import derotate, reconstruct, sample_per_class, traverse
 
 
-def test_images_turned_back_by_the_true_angle_are_upright_again(checkpoint: Checkpoint, digits: Dataset) -> None:
+def test_images_derotated_by_the_true_angle_are_upright_again(checkpoint: Checkpoint, digits: Dataset) -> None:
     assert digits.test is not None
     upright = digits.test.take(np.arange(50))
     turned = rotate_dataset(upright, 180, seed=5)
@@ -23,19 +24,19 @@ def test_images_turned_back_by_the_true_angle_are_upright_again(checkpoint: Chec
     def likeness(images: np.ndarray) -> float:
         return float(np.corrcoef(images.ravel().astype(float), upright.images.ravel())[0, 1])
 
-    assert likeness(turned_back(checkpoint.model, turned.images, turned.angles_deg)) > 0.9  # blurred twice
-    assert likeness(turned_back(checkpoint.model, turned.images, -turned.angles_deg)) < 0.6  # the other way round
-    np.testing.assert_array_equal(turned_back(checkpoint.model, turned.images, None), turned.images)
+    assert likeness(derotate(checkpoint.model, turned.images, turned.angles_deg)) > 0.9  # blurred twice
+    assert likeness(derotate(checkpoint.model, turned.images, -turned.angles_deg)) < 0.6  # the other way round
+    np.testing.assert_array_equal(derotate(checkpoint.model, turned.images, None), turned.images)
 
 
 def test_reconstructions_do_not_depend_on_the_batch(checkpoint: Checkpoint, digits: Dataset) -> None:
     assert digits.test is not None
     images = digits.test.images[:3]
-    together = reconstructed(checkpoint.model, images)
+    together = reconstruct(checkpoint.model, images)
     assert together.shape == images.shape and together.dtype == np.uint8
-    one = np.concatenate([reconstructed(checkpoint.model, images[k : k + 1]) for k in range(3)])
+    one = np.concatenate([reconstruct(checkpoint.model, images[k : k + 1]) for k in range(3)])
     assert np.abs(together.astype(int) - one).max() <= 1
-    assert len(reconstructed(checkpoint.model, images[:0])) == 0
+    assert len(reconstruct(checkpoint.model, images[:0])) == 0
 
 
 def test_a_traversal_goes_through_the_mean_along_the_directions_of_the_covariance(checkpoint: Checkpoint) -> None:
@@ -70,9 +71,9 @@ def test_a_traversal_needs_three_codes(checkpoint: Checkpoint) -> None:
 
 def test_a_class_that_is_not_recognized_leaves_the_others(checkpoint: Checkpoint, run: Path) -> None:
     samples = load_samples(run)
-    swapped = {"codes": samples["codes"].clone(), "code_labels": samples["code_labels"]}
-    swapped["codes"][samples["code_labels"] == 8] = 50.0  # far from anything that decodes to an 8
-    drawn = draw_each(checkpoint.model, checkpoint.config.classes, 4, swapped, absent=["3"])
+    swapped = replace(samples, codes=samples.codes.clone())
+    swapped.codes[samples.code_labels == 8] = 50.0  # far from anything that decodes to an 8
+    drawn = sample_per_class(checkpoint.model, checkpoint.config.classes, 4, swapped, absent=["3"])
     assert set(drawn.missing) >= {"3", "8"} and "recognized only" in drawn.missing["8"]
     assert "no training images" in drawn.missing["3"]
     assert set(drawn.images) == set(checkpoint.config.classes) - set(drawn.missing) and "1" in drawn.images
