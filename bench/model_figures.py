@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vae_edge.benchmark import time_in_turns
 from vae_edge.bundle import ModelEntry, load_bundle
-from vae_edge.cli.deploy import export_run
+from vae_edge.api import export
 from vae_edge.data import Dataset, LabelledImages, rotated, rotation_range
 from vae_edge.data.splits import permutation
 from vae_edge.data.transforms import KINDS, make_unknown
@@ -65,7 +65,7 @@ def measure_ours(row: Row, ground: Ground, run: Path, clothes: LabelledImages | 
         unknown = unknown_images(ground.judges, rotation_range(config.training.rotation), clothes, seed)
         figures["rejection"] = rejection(checkpoint, outputs, unknown)
     bundle = run.with_name(f"{run.name}-bundle")
-    export_run(run, str(bundle))
+    export(run, bundle)
     quantize_with(bundle, "int8", calibrating(ground, config), force=True)  # what it loses is what is measured
     through = {precision: by_runtime(bundle, precision, ground.judges, config, unknown) for precision in PRECISIONS}
     figures |= {"precisions": through, "int8_loss": int8_loss(through["fp32"], through["int8"])}

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vae_edge.cli.train import resolve_split
+from vae_edge.api import resolve_split
 from vae_edge.data import LabelledImages, load_dataset, rotation_range, select_split
 from vae_edge.data.transforms import KINDS, make_unknown
 from vae_edge.errors import VaeEdgeError
@@ -71,7 +71,7 @@ def look(run: Path, data: str, unknown: Sequence[str], seed: int) -> Seen:
     checkpoint = load_checkpoint(run)
     config = checkpoint.config
     dataset = load_dataset(data, prepared_as=config.input)
-    split = resolve_split("auto", dataset, config.data, run)
+    split = resolve_split("auto", dataset, config.data["fingerprint"], run)
     held = select_split(dataset, split, config.data["holdout_fraction"], config.data["seed"])
     images = held if held.angles_deg is not None else as_trained(held, config, seed + 1)
     letters_turn_deg = rotation_range(config.training.rotation) if config.model.pose else 0.0

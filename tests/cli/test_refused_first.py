@@ -129,10 +129,10 @@ def test_exporting_over_a_quantized_bundle_names_what_would_be_lost(
 
 
 def test_a_bundle_with_fp32_alone_is_replaced_without_being_asked(tmp_path: Path) -> None:
-    from vae_edge.cli.console import check_bundle_place
+    from vae_edge.api import check_bundle_replaceable
 
     path = make_bundle(tmp_path / "bundle", tmp_path / "work", widths=(16,), precisions=("fp32",)).path
-    check_bundle_place(path, force=False)
-    check_bundle_place(tmp_path / "new", force=False)
+    check_bundle_replaceable(path, force=False)
+    check_bundle_replaceable(tmp_path / "new", force=False)
     (tmp_path / "empty").mkdir()
-    check_bundle_place(tmp_path / "empty", force=False)
+    check_bundle_replaceable(tmp_path / "empty", force=False)

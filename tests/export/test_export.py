@@ -9,7 +9,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from vae_edge.bundle import load_bundle
-from vae_edge.cli.deploy import export_run
+from vae_edge.api import export
 from vae_edge.data import Dataset, rotated
 from vae_edge.errors import BundleError, ConfigError, ExportError
 from vae_edge.export import quantize_with
@@ -193,7 +193,7 @@ def test_a_failed_export_leaves_the_bundle_that_was_there(bundle: Path, run: Pat
     taken.mkdir()
     (taken / "letter.txt").write_text("precious")
     with pytest.raises(BundleError, match="not a bundle"):
-        export_run(run, str(taken))
+        export(run, taken)
     assert [path.name for path in taken.iterdir()] == ["letter.txt"]
     with pytest.raises(ConfigError, match="int4"):
         quantize_with(mine, "int4", digits)
@@ -290,7 +290,7 @@ def test_the_manifest_says_where_everything_comes_from(bundle: Path, run: Path):
 def test_a_bundle_with_the_light_score_has_no_decoder_and_a_threshold_of_its_own(
     run: Path, bundle: Path, digits: Dataset, tmp_path: Path
 ):
-    export_run(run, str(tmp_path / "light"), score="light")
+    export(run, tmp_path / "light", score="light")
     light, full = load_bundle(tmp_path / "light"), load_bundle(bundle)
     assert (light.score_kind, full.score_kind) == ("light", "full")
     assert light.threshold != full.threshold

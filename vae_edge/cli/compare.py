@@ -10,8 +10,8 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
-from vae_edge.cli.console import check_folder, emit, percent, say, training_progress
-from vae_edge.cli.data import open_data
+from vae_edge.api import check_folder, open_data
+from vae_edge.cli.console import emit, percent, say, training_progress
 from vae_edge.errors import ConfigError
 
 TRAIN_IMAGES = 12_000  # by default, or all where there are fewer
@@ -40,11 +40,17 @@ def compare(arguments: argparse.Namespace) -> None:
     kinds = [arguments.only] if arguments.only else list(KINDS)
     seeds = list(range(arguments.seed, arguments.seed + arguments.seeds))
     cells = list_cells(models, kinds, not arguments.no_generated, seeds)
-    out = check_folder("--out", arguments.out)
+    out = check_folder(arguments.out)
     create_config(arguments.preset)
     for package in (*LATE, *(ESTIMATING if set(models) & set(ESTIMATORS) else ())):
         import_module(package)  # what is missing is said before the training, not after
-    dataset = open_data(arguments)
+    dataset = open_data(
+        arguments.data,
+        size=arguments.size,
+        channels=arguments.channels,
+        fit=arguments.fit,
+        strict=arguments.strict,
+    )
     for note in dataset.notes:
         say(note)
     settings = Settings(

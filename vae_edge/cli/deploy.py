@@ -1,106 +1,56 @@
-"""The commands that make and look at what travels: export, quantize, build, inspect."""
+"""The commands that make a bundle and look at it: export, quantize, build, inspect."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vae_edge.cli.console import (
-    check_bundle_place,
-    check_bundle_writable,
-    emit,
-    kibibytes,
-    percent,
-    say,
-    sharing_progress,
-    working,
-)
-from vae_edge.cli.data import left_out_json, open_data
-from vae_edge.errors import BundleError, ConfigError
-from vae_edge.text import system_name
-
-PARITY_IMAGES = 256
+from vae_edge import api
+from vae_edge.cli.console import emit, fraction_progress, kibibytes, percent, working
+from vae_edge.errors import BundleError
 
 
 def export(arguments: argparse.Namespace) -> None:
     """`vae-edge export`."""
-    check_bundle_place(arguments.out, arguments.force)
-    name = system_name(arguments.name) if arguments.name else None
     with working("exporting, and comparing with PyTorch"):
-        result = export_run(Path(arguments.model), arguments.out, name, arguments.score, not arguments.no_probes)
-
-    def lines() -> Iterator[str]:
-        yield f"{result['bundle']}: {', '.join(result['files'])}"
-        apart = result["parity"]["largest_difference"]
-        worst = ", ".join(f"{name} {difference:.1e}" for name, difference in apart.items())
-        if result["probe_images"]:
-            yield f"  {result['probe_images']} probe images, held-out ones among them, are inside (see --no-probes)"
-        yield f"  equal to PyTorch on {result['parity']['images']} real images (largest difference: {worst})"
-        yield f"next: vae-edge quantize {result['bundle']} --precision int8 --data DATA"
-
-    emit(result, arguments.json, lines)
+        result = api.export(
+            arguments.model,
+            arguments.out,
+            name=arguments.name,
+            score=arguments.score,
+            probes=not arguments.no_probes,
+            force=arguments.force,
+        )
+    emit(result.to_json(), arguments.json, lambda: _export_lines(result))
 
 
-def export_run(
-    run: Path, out: str, name: str | None = None, score: str = "full", probes: bool = True
-) -> dict[str, Any]:
-    """Export a training run's model into a bundle, with the `full` rejection score or the `light` one."""
-    from vae_edge.export import Description, export_bundle
-    from vae_edge.files import sha256
-    from vae_edge.probes import load as load_probes
-    from vae_edge.training.checkpoint import MODEL, load_checkpoint, load_samples
-    from vae_edge.training.distributed import use_threads
-
-    use_threads()
-    checkpoint = load_checkpoint(run)
-    config, result = checkpoint.config, checkpoint.result
-    about = Description(
-        name=name or run.resolve().name,
-        classes=config.classes,
-        input=config.input,
-        rotation=config.training.rotation,
-        threshold=result["threshold" if score == "full" else "threshold_light"],
-        reject_rate=result["reject_rate"],
-        score_kind=score,
-        data=config.data,
-    )
-    provenance = {
-        "checkpoint_sha256": sha256(run / MODEL),
-        "preset": config.model.preset,
-        "steps": result["step"],
-        "seed": config.training.seed,
-    }
-    images = load_samples(run)["images"].numpy()[:PARITY_IMAGES]
-    accuracy = {**result["validation"], "measured_on": "validation"}
-    bundle = export_bundle(checkpoint.model, about, out, images, accuracy, provenance, probes)
-    return {
-        "probe_images": 0 if bundle.probes is None else len(load_probes(bundle.file(bundle.probes)).images),
-        "bundle": str(bundle.path),
-        "files": [model.file for model in bundle.models],
-        "parity": dict(bundle.find("classifier").provenance["parity"]),
-    }
+def _export_lines(result: api.Exported) -> Iterator[str]:
+    yield f"{result.path}: {', '.join(result.files)}"
+    differences = result.parity["largest_difference"]
+    worst = ", ".join(f"{name} {difference:.1e}" for name, difference in differences.items())
+    if result.probe_images:
+        yield f"  {result.probe_images} probe images, held-out ones among them, are inside (see --no-probes)"
+    yield f"  equal to PyTorch on {result.parity['images']} real images (largest difference: {worst})"
+    yield f"next: vae-edge quantize {result.path} --precision int8 --data DATA"
 
 
 def quantize(arguments: argparse.Namespace) -> None:
     """`vae-edge quantize`."""
-    from vae_edge.bundle import load_bundle
-    from vae_edge.export.bundle import quantize_with
-
-    bundle = load_bundle(arguments.bundle)
-    bundle.find("classifier", "onnx", "fp32")  # or refuse, before the images are read
-    check_bundle_writable(arguments.bundle)
-    dataset = open_data(arguments, bundle.input)
     with working(f"quantizing to {arguments.precision}"):
-        result = quantize_with(arguments.bundle, arguments.precision, dataset, arguments.seed, arguments.force)
-    result = {**result, "left_out": left_out_json(dataset)}
-    for sentence in result["warnings"]:
-        say(f"warning: {sentence}")
-    emit(result, arguments.json, lambda: _quantization_lines(result))
+        result = api.quantize(
+            arguments.bundle,
+            arguments.precision,
+            arguments.data,
+            seed=arguments.seed,
+            force=arguments.force,
+            strict=arguments.strict,
+        )
+    emit(result.to_json(), arguments.json, lambda: _quantization_lines(result.figures))
 
 
-def _quantization_lines(result: dict[str, Any]) -> Iterator[str]:
+def _quantization_lines(result: Mapping[str, Any]) -> Iterator[str]:
     before = result["before"]
     low, high = before["accuracy_interval"]
     interval = f"95% interval of fp32's accuracy {percent(low)} to {percent(high)}"
@@ -118,30 +68,23 @@ def _quantization_lines(result: dict[str, Any]) -> Iterator[str]:
 
 def build(arguments: argparse.Namespace) -> None:
     """`vae-edge build`."""
-    from vae_edge.engine.build import build_bundle_engine
-    from vae_edge.engine.tensorrt import DEFAULT_BATCH
-
-    batch = arguments.batch or DEFAULT_BATCH
-    if len(batch) != 3:
-        raise ConfigError(f"--batch {','.join(map(str, batch))}: expected three whole numbers such as 1,8,64")
-    check_bundle_writable(arguments.bundle)
-    with sharing_progress() as show:
-        result = build_bundle_engine(
+    with fraction_progress() as show:
+        result = api.build_engine(
             arguments.bundle,
-            precision=arguments.precision,
-            targets=arguments.target or (),
+            arguments.precision,
+            arguments.target or (),
             kind=arguments.kind,
-            batch=tuple(batch),
+            batch=arguments.batch,
             workspace_bytes=arguments.workspace * 2**20 if arguments.workspace else None,
             progress=None if show is None else lambda phase, step, steps: show(phase, step / max(1, steps)),
         )
-    emit(result, arguments.json, lambda: _build_lines(result))
+    emit(result.to_json(), arguments.json, lambda: _build_lines(result))
 
 
-def _build_lines(result: dict[str, Any]) -> Iterator[str]:
-    yield result["summary"]
-    yield from (f"  {reason}" for reason in (*result["reasons"], *result["warnings"]))
-    yield f"in the bundle: {result['bundle']}/{result['file']}"
+def _build_lines(result: api.Engine) -> Iterator[str]:
+    yield result.report["summary"]
+    yield from (f"  {line}" for line in (*result.report["reasons"], *result.report["warnings"]))
+    yield f"in the bundle: {result.bundle}/{result.file}"
 
 
 def inspect(arguments: argparse.Namespace) -> None:
