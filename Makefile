@@ -40,7 +40,7 @@ test-oldest-triton: $(OLDEST)/.installed
 # What depends on the processor once more, as on x86 with AVX2 and nothing beyond it.
 test-avx2: install
 	VAE_EDGE_CPU_ISA=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 \
-	  $(BIN)/python $(PYTEST) -m "not alone" tests/runtime tests/export
+	  $(BIN)/python $(PYTEST) -m "not alone" tests/runtime tests/exporting
 
 lint: install
 	$(BIN)/ruff check .

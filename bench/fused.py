@@ -3,8 +3,8 @@
     python bench/fused.py runs/quickstart/run runs/quickstart/bundle [--data digits] [--images 1000]
 
 fp16 is compared with the fp32 file under ONNX Runtime; int8 with the quantized file, evaluated with exact sums
-(vae_edge.export.probes) and under ONNX Runtime without rewriting, which changes int8 roundings. Both on images as they
-are, and turned by any angle. The step of the logits is what one integer would count if they were int8: the largest,
+(vae_edge.exporting.probes) and under ONNX Runtime without rewriting, which changes int8 roundings. Both on images as
+they are, and turned by any angle. The step of the logits is what one integer would count if they were int8: the largest,
 less their mean, over 127. Runs on the CPU, by the kernels' references. Probabilities below
 1e-37 count as that. Exit codes: 0 done; 2 the bundle lacks a file.
 """
@@ -23,8 +23,8 @@ import torch
 from numpy.typing import NDArray
 
 from vae_edge.data import load_dataset, rotate_dataset
-from vae_edge.export.layers import read_layers
-from vae_edge.export.probes import evaluate
+from vae_edge.exporting.layers import read_layers
+from vae_edge.exporting.probes import evaluate
 from vae_edge.model import AngleVAE
 from vae_edge.ops.fuse import fuse
 from vae_edge.training.checkpoint import load_checkpoint

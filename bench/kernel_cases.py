@@ -31,7 +31,7 @@ from vae_edge_kernels.conv import ConvParams
 from vae_edge_kernels.plan import Layer
 from whole_networks import network_cases
 
-from vae_edge.export.plans import plan_of_preset
+from vae_edge.exporting.plans import plan_of_preset
 from vae_edge.ops import head as heads
 from vae_edge.ops.conv import fma
 from vae_edge.ops.packing import pack

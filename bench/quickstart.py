@@ -12,8 +12,8 @@ import json
 import sys
 from pathlib import Path
 
-from vae_edge.cli import main as command
 from vae_edge.files import write_json
+from vae_edge.pipeline import quickstart
 
 RESULTS = Path(__file__).parent / "results" / "quickstart.json"
 
@@ -23,9 +23,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="runs/quickstart", type=Path)
     out = parser.parse_args().out
-    code = command(["quickstart", "--out", str(out)])
-    if code:
-        return code
+    quickstart(out=out)
     result, benchmark = (
         json.loads((out / name).read_text(encoding="utf-8")) for name in ("quickstart.json", "bench.json")
     )

@@ -19,7 +19,7 @@ import numpy as np
 
 import vae_edge
 from vae_edge import files
-from vae_edge.benchmark.measure import describe_machine
+from vae_edge.benchmarking.measure import describe_machine
 from vae_edge.bundle import Bundle, load_bundle
 from vae_edge.runtime.backends import cpu_entries, find_entry
 

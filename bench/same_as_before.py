@@ -368,7 +368,7 @@ def compiled(tree: Tree, architectures: str, networks: str) -> dict[str, Any]:
     """Figures of all machine code, and what `vae-edge kernels check` says of it. Kept by the digest of the sources."""
     import triton
 
-    folders = ("kernels/vae_edge_kernels", "vae_edge/model", "vae_edge/ops", "vae_edge/export")
+    folders = ("kernels/vae_edge_kernels", "vae_edge/model", "vae_edge/ops", "vae_edge/export", "vae_edge/exporting")
     key = f"{tree.digest(*folders)}-{triton.__version__}-{architectures}-{networks}"
     stored = tree.work / f"kernels-{key}.json"
     if stored.exists():

@@ -30,7 +30,7 @@ from vae_edge_kernels.config import KernelSpec
 from vae_edge_kernels.plan import to_text
 
 from kernels import median_us
-from vae_edge.export.plans import plan_of_preset
+from vae_edge.exporting.plans import plan_of_preset
 
 GAIN = 0.98
 CHOICES = {

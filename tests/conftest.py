@@ -55,11 +55,11 @@ def checkpoint(run: Path) -> Checkpoint:
 @pytest.fixture(scope="session")
 def bundle(run: Path, digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run's bundle with fp32, fp16 and int8. Tests that change it copy it first."""
-    from vae_edge.cli.deploy import export_run
-    from vae_edge.export import quantize_bundle_from_dataset
+    from vae_edge.api import export
+    from vae_edge.exporting import quantize_bundle_from_dataset
 
     folder = tmp_path_factory.mktemp("bundles") / "tiny"
-    export_run(run, str(folder))
+    export(run, folder)
     for precision in ("fp16", "int8"):
         quantize_bundle_from_dataset(folder, precision, digits)
     return folder

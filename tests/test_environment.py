@@ -199,14 +199,14 @@ def test_no_other_module_counts_processors() -> None:
         for path in (root / folder).rglob("*.py")
         if asked.search(path.read_text())
     }
-    assert found == {"vae_edge/environment.py", "vae_edge/benchmark/measure.py", "vae_edge/training/distributed.py"}
+    assert found == {"vae_edge/environment.py", "vae_edge/benchmarking/measure.py", "vae_edge/training/distributed.py"}
 
 
 def test_the_machines_description_and_the_benchmarks_title_say_the_quota(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vae_edge.benchmark.measure import describe_machine
-    from vae_edge.benchmark.run import BenchmarkResult, BenchmarkSettings, format_table
+    from vae_edge.benchmarking.measure import describe_machine
+    from vae_edge.benchmarking.run import BenchmarkResult, BenchmarkSettings, format_table
 
-    monkeypatch.setattr("vae_edge.benchmark.measure.cpu_quota", lambda: 0.5)
+    monkeypatch.setattr("vae_edge.benchmarking.measure.cpu_quota", lambda: 0.5)
     machine = describe_machine(1)
     assert machine["cpu_quota"] == 0.5
     bundle: Any = SimpleNamespace(name="b")

@@ -5,17 +5,42 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["VaeEdgeError", "__version__", "load", "verify"]
-
 if TYPE_CHECKING:
+    from vae_edge.api import build_engine, evaluate, export, generate, quantize, train
+    from vae_edge.benchmarking import run_benchmark as benchmark
     from vae_edge.errors import VaeEdgeError
+    from vae_edge.pipeline import quickstart
     from vae_edge.runtime import load, verify
+    from vae_edge.training.config import TrainConfig
 
-_HOME = {"load": "vae_edge.runtime", "verify": "vae_edge.runtime", "VaeEdgeError": "vae_edge.errors"}
+_HOME = {
+    **dict.fromkeys(("train", "evaluate", "generate", "export", "quantize", "build_engine"), "vae_edge.api"),
+    "load": "vae_edge.runtime",
+    "verify": "vae_edge.runtime",
+    "benchmark": "vae_edge.benchmarking",
+    "quickstart": "vae_edge.pipeline",
+    "TrainConfig": "vae_edge.training.config",
+    "VaeEdgeError": "vae_edge.errors",
+}
+__all__ = [
+    "TrainConfig",
+    "VaeEdgeError",
+    "__version__",
+    "benchmark",
+    "build_engine",
+    "evaluate",
+    "export",
+    "generate",
+    "load",
+    "quantize",
+    "quickstart",
+    "train",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from its room when it is first asked for, so that `import vae_edge` costs nothing."""
+    """Import a public name when it is first asked for, so that `import vae_edge` costs nothing."""
     if name not in _HOME:
         raise AttributeError(f"module 'vae_edge' has no attribute {name!r}")
     from importlib import import_module

@@ -73,6 +73,9 @@ _AGAIN = "export or quantize again, or copy the bundle again from where it came"
 Result = TypeVar("Result")
 
 
+_MADE_BY_EXPORT = re.compile(r"(classifier|reconstruction)\.fp32\.([0-9a-f]+\.)?onnx$|probes\.")
+
+
 @dataclass(frozen=True)
 class ModelEntry:
     """One model file of a bundle. `add_model` and `create_bundle` fill in `file`, `sha256` and `bytes`.
@@ -482,3 +485,19 @@ def _locked(folder: Path) -> Iterator[None]:
     finally:
         if descriptor is not None:
             os.close(descriptor)
+
+
+def check_replaceable(path: str | os.PathLike[str], force: bool = False) -> None:
+    """Refuse to replace a bundle that holds more than `export` writes: what was quantized and built would be lost.
+
+    Raises:
+        ConfigError: as `check_folder`.
+        BundleError: the folder holds something else than a bundle, or, without `force`, files that would be lost.
+    """
+    files.check_folder(path)
+    lost = [name for name in sorted(replaced_files(path)) if not _MADE_BY_EXPORT.match(name)]
+    if lost and not force:
+        raise BundleError(
+            f"{path} also holds {', '.join(lost)}, made of the model that is there now. Exporting removes them: give "
+            "--force and quantize and build again, or choose another --out."
+        )

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+from vae_edge.errors import ConfigError
 from vae_edge.limits import MAX_JSON_BYTES, MAX_JSON_DEPTH
 from vae_edge.text import SUBSTITUTE, json_text
 
@@ -255,3 +256,38 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_folder(path: str | os.PathLike[str]) -> Path:
+    """Refuse a folder that can neither be made nor written to.
+
+    Raises:
+        ConfigError: with the file or folder that is in the way.
+    """
+    folder = Path(path)
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file: give a folder")
+    _check_writable(folder, folder)
+    return folder
+
+
+def check_file(path: str | os.PathLike[str]) -> Path:
+    """Refuse a file that cannot be written; one that is there may be replaced.
+
+    Raises:
+        ConfigError: as `check_folder`.
+    """
+    file = Path(path)
+    if file.is_dir():
+        raise ConfigError(f"{file} is a folder: give the name of a file")
+    _check_writable(file, file.absolute().parent)
+    return file
+
+
+def _check_writable(path: Path, folder: Path) -> None:
+    """Refuse where the nearest existing parent is no folder, or cannot be written to."""
+    nearest = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    if not nearest.is_dir():
+        raise ConfigError(f"{path} cannot be written, since {nearest} is a file: give another path")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(f"{path} cannot be written, since {nearest} does not allow it: give another path")

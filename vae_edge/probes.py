@@ -1,7 +1,7 @@
 """Probe images and their exact answers, by which a backend is checked on the machine where it runs. NumPy alone.
 
 `export` chooses the images. `export` and `quantize` write the answers of each model file, computed with exact sums
-(`vae_edge.export.probes`). `vae_edge.runtime.probing` runs a backend on the images and compares.
+(`vae_edge.exporting.probes`). `vae_edge.runtime.probing` runs a backend on the images and compares.
 
 The file is an `.npz` without pickled objects: `images` uint8 [P, S, S, C]; `about`, JSON; and for each model file,
 identified by its SHA-256, `<n>/out/<output>`, which is NaN where an image is a close call for that output and is not

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vae_edge.benchmark.run import BenchmarkResult, BenchmarkRow, BenchmarkSettings, format_table
+from vae_edge.benchmarking.run import BenchmarkResult, BenchmarkRow, BenchmarkSettings, format_table
 from vae_edge.cli import main
 from vae_edge.cli.console import print_table, safe_streams
-from vae_edge.cli.train import WORST, _class_lines
+from vae_edge.cli.train import MAX_CLASSES_PRINTED, _class_lines
 from vae_edge.metrics import hides_classes, summarize
 from vae_edge.text import terminal
 
@@ -175,7 +175,7 @@ def test_classes_are_printed_where_they_are_unequal_or_one_is_worse(
 def test_of_many_classes_the_worst_are_printed() -> None:
     told = figures({f"c{index:02}": (index + 50, 100) for index in range(50)})
     (_, line) = _class_lines(told)
-    assert line.count("% of 100") == WORST == 20 and "c00 50.00% of 100" in line
+    assert line.count("% of 100") == MAX_CLASSES_PRINTED == 20 and "c00 50.00% of 100" in line
     assert line.endswith("30 more at 70.00% or above")
 
 

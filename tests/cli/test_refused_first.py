@@ -32,7 +32,7 @@ def nothing_expensive(monkeypatch: pytest.MonkeyPatch) -> None:
 
     import vae_edge.data
     import vae_edge.engine.build
-    import vae_edge.export
+    import vae_edge.exporting
     import vae_edge.runtime.verification
 
     def never(what: str) -> Callable[..., None]:
@@ -42,7 +42,7 @@ def nothing_expensive(monkeypatch: pytest.MonkeyPatch) -> None:
         return fail
 
     monkeypatch.setattr(vae_edge.data, "load_dataset", never("reading images"))
-    monkeypatch.setattr(vae_edge.export, "export_bundle", never("exporting"))
+    monkeypatch.setattr(vae_edge.exporting, "export_bundle", never("exporting"))
     monkeypatch.setattr(vae_edge.engine.build, "build_engine", never("building"))
     monkeypatch.setattr(vae_edge.runtime.verification, "_report", never("verifying"))
     monkeypatch.setattr(subprocess, "run", never("a child process"))
@@ -129,10 +129,10 @@ def test_exporting_over_a_quantized_bundle_names_what_would_be_lost(
 
 
 def test_a_bundle_with_fp32_alone_is_replaced_without_being_asked(tmp_path: Path) -> None:
-    from vae_edge.cli.console import check_bundle_place
+    from vae_edge.bundle import check_replaceable
 
     path = make_bundle(tmp_path / "bundle", tmp_path / "work", widths=(16,), precisions=("fp32",)).path
-    check_bundle_place(path, force=False)
-    check_bundle_place(tmp_path / "new", force=False)
+    check_replaceable(path, force=False)
+    check_replaceable(tmp_path / "new", force=False)
     (tmp_path / "empty").mkdir()
-    check_bundle_place(tmp_path / "empty", force=False)
+    check_replaceable(tmp_path / "empty", force=False)

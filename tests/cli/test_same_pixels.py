@@ -108,7 +108,7 @@ class Seen:
     """The bytes of every image that came to the four entry points since `taken` was called."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from vae_edge.export import quantize
+        from vae_edge.exporting import quantize
         from vae_edge.runtime.classifier import Classifier
         from vae_edge.training import data, evaluate
 

@@ -1,4 +1,4 @@
-"""The graphs that `vae_edge.export` writes, from random weights: TensorRT-RTX takes them in every precision."""
+"""The graphs that `vae_edge.exporting` writes, from random weights: TensorRT-RTX takes them in every precision."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    from vae_edge.export.onnx_file import ClassifierGraph, ReconstructionGraph, to_onnx
-    from vae_edge.export.quantize import convert
+    from vae_edge.exporting.onnx_file import ClassifierGraph, ReconstructionGraph, to_onnx
+    from vae_edge.exporting.quantize import convert
     from vae_edge.model import AngleVAE
     from vae_edge.model.config import create_config
 

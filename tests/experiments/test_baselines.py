@@ -10,7 +10,7 @@ from vae_edge.experiments.setup import (
     ExperimentConfig,
     ExperimentSetup,
 )
-from vae_edge.export.onnx_file import run as run_onnx
+from vae_edge.exporting.onnx_file import run as run_onnx
 from vae_edge.model import create_config
 from vae_edge.training.checkpoint import Checkpoint
 from vae_edge.training.config import TrainConfig

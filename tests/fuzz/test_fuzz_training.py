@@ -18,8 +18,8 @@ torch = pytest.importorskip("torch")
 
 from vae_edge.experiments.comparison import read_trial  # noqa: E402
 from vae_edge.experiments.trials import SCHEMA  # noqa: E402
-from vae_edge.export.bundle import load_onnx  # noqa: E402
-from vae_edge.export.onnx_file import get_metadata  # noqa: E402
+from vae_edge.exporting.bundle import load_onnx  # noqa: E402
+from vae_edge.exporting.onnx_file import get_metadata  # noqa: E402
 from vae_edge.model import AngleVAE, create_config  # noqa: E402
 from vae_edge.preprocess import InputSpec  # noqa: E402
 from vae_edge.training.checkpoint import (  # noqa: E402

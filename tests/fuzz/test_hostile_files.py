@@ -69,7 +69,7 @@ def device_readers() -> dict[str, Callable[[Path], Any]]:
 def training_readers() -> dict[str, Callable[[Path], Any]]:
     pytest.importorskip("torch")
     from vae_edge.experiments.comparison import read_trial
-    from vae_edge.export.bundle import load_onnx
+    from vae_edge.exporting.bundle import load_onnx
     from vae_edge.training.checkpoint import read_tensors
 
     return {"onnx": load_onnx, "tensors": read_tensors, "trial": read_trial}

@@ -7,7 +7,7 @@ from vae_edge_kernels.analysis import roofline
 from vae_edge_kernels.plan import Plan
 
 from vae_edge.cli import main
-from vae_edge.export.plans import plan_of_preset
+from vae_edge.exporting.plans import plan_of_preset
 
 PRESETS = ("tiny", "small", "base")
 PAGE = Path(__file__).parents[2] / "docs" / "kernels_tables.md"

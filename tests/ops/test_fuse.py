@@ -17,8 +17,8 @@ from vae_edge_kernels import plan as plans
 
 from vae_edge.data import Dataset, rotate_dataset
 from vae_edge.errors import ExportError, KernelError
-from vae_edge.export.layers import read_layers
-from vae_edge.export.onnx_file import ClassifierGraph
+from vae_edge.exporting.layers import read_layers
+from vae_edge.exporting.onnx_file import ClassifierGraph
 from vae_edge.model import AngleVAE, create_config
 from vae_edge.ops.fuse import fuse
 from vae_edge.ops.network import network

@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from vae_edge.export import probes
+from vae_edge.exporting import probes
 
 
 def saturate(model: onnx.ModelProto, images: np.ndarray) -> dict[str, np.ndarray]:

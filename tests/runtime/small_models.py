@@ -11,8 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import vae_edge
 from vae_edge.bundle import Bundle, ModelEntry, create_bundle
-from vae_edge.export.onnx_file import to_fp16
-from vae_edge.export.quantize import with_reduced_range, with_unsigned_activations
+from vae_edge.exporting.onnx_file import to_fp16
+from vae_edge.exporting.quantize import with_reduced_range, with_unsigned_activations
 from vae_edge.preprocess import InputSpec
 from vae_edge.spec import output_name
 
@@ -191,7 +191,7 @@ def make_bundle(
     models.append((work / "reconstruction.onnx", ModelEntry("reconstruction", "fp32", opset=20)))
     probes = work / "probes.npz" if proving else None
     if probes is not None:
-        from vae_edge.export.probes import choose_probes, write_probes  # needs PyTorch, which a device lacks
+        from vae_edge.exporting.probes import choose_probes, write_probes  # needs PyTorch, which a device lacks
 
         chosen = choose_probes(onnx.load(fp32), noise(64, size, channels, seed=7))
         write_probes(probes, chosen, [(file, entry.precision) for file, entry in models])

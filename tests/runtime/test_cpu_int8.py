@@ -14,10 +14,10 @@ from onnx.reference import ReferenceEvaluator
 from small_models import Graph, noise
 
 from vae_edge.bundle import Bundle
-from vae_edge.export.quantize import with_reduced_range, with_unsigned_activations
+from vae_edge.exporting.quantize import with_reduced_range, with_unsigned_activations
 from vae_edge.runtime.onnxruntime_backend import session_options
 
-exact = pytest.importorskip("vae_edge.export.probes", reason="needs PyTorch")
+exact = pytest.importorskip("vae_edge.exporting.probes", reason="needs PyTorch")
 
 
 def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:

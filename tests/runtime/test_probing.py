@@ -307,7 +307,7 @@ def test_a_bundle_of_an_earlier_version_is_right_on_onnxruntime_and_refused_on_o
     images = noise(16, seed=7)
     with vae_edge.load(own_bundle.path, "onnxruntime", "int8") as classifier:
         answers = classifier(images)
-    exact = pytest.importorskip("vae_edge.export.probes")
+    exact = pytest.importorskip("vae_edge.exporting.probes")
     right = exact.evaluate(onnx.load(own_bundle.file(own_bundle.find(precision="int8"))), images)
     np.testing.assert_allclose(answers.scores, right["score"], atol=0.2)
     with pytest.raises(VerificationError, match="made for TensorRT; add those for CPUs with `vae-edge quantize"):

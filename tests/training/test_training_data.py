@@ -12,7 +12,7 @@ from prepared import prepare
 
 from vae_edge.data import Dataset, LabelledImages, holdout, rotated
 from vae_edge.errors import ConfigError, DataError
-from vae_edge.export.onnx_file import ClassifierGraph, run, to_onnx
+from vae_edge.exporting.onnx_file import ClassifierGraph, run, to_onnx
 from vae_edge.model import AngleVAE
 from vae_edge.training import data as training_data
 from vae_edge.training.config import TrainConfig

@@ -1,4 +1,4 @@
-"""The command line: parses, calls, prints. Each room is imported inside the command that needs it."""
+"""The command line: parses, calls, prints. Each package is imported inside the command that needs it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from vae_edge.cli.console import complain, safe_streams
+from vae_edge.cli.console import complain, logging_to_stderr, safe_streams
 from vae_edge.cli.parser import build_parser
 from vae_edge.environment import limit_libraries
 from vae_edge.errors import VaeEdgeError
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 when it did its work; 1 when some of it could not be done, which its output says; 2 for a user's mistake; 130
     after Ctrl-C; 141 where nobody reads on.
     """
-    with safe_streams():
+    with safe_streams(), logging_to_stderr():
         return _run(argv)
 
 

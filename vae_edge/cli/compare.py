@@ -6,9 +6,10 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from vae_edge.cli.console import check_folder, emit, percent, say, training_progress
-from vae_edge.cli.data import open_data
+from vae_edge.cli.console import emit, percent, say, training_progress
+from vae_edge.data.load import open_data
 from vae_edge.errors import ConfigError
+from vae_edge.files import check_folder
 
 if TYPE_CHECKING:
     from vae_edge.experiments.comparison import ComparisonResult
@@ -32,9 +33,15 @@ def compare(arguments: argparse.Namespace) -> None:
         generated=arguments.generated,
         latency_seconds=arguments.seconds,
     )
-    out = check_folder("--out", arguments.out)
+    out = check_folder(arguments.out)
     comparison.import_packages(config)
-    dataset = open_data(arguments)
+    dataset = open_data(
+        arguments.data,
+        size=arguments.size,
+        channels=arguments.channels,
+        fit=arguments.fit,
+        strict=arguments.strict,
+    )
     for note in dataset.notes:
         say(note)
     found = comparison.compare(dataset, config, out, say, training_progress)

@@ -1,6 +1,4 @@
-"""Whether a command can write where it is told to, asked before it begins: hours of work must not end in a refusal.
-
-What commands print: results to standard output, progress and remarks to standard error.
+"""What commands print: results to standard output, progress and remarks to standard error.
 
 `safe_streams` stands between all of it and the terminal, so that no output depends on the terminal's encoding and no
 name can send it a control character.
@@ -9,79 +7,14 @@ name can send it a control character.
 from __future__ import annotations
 
 import io
+import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from vae_edge.errors import BundleError, ConfigError
 from vae_edge.text import SUBSTITUTE, json_text, printable, terminal
-
-_MADE_BY_EXPORT = re.compile(r"(classifier|reconstruction)\.fp32\.([0-9a-f]+\.)?onnx$|probes\.")
-
-
-def check_folder(option: str, path: str | os.PathLike[str]) -> Path:
-    """Refuse a folder that can neither be made nor written to.
-
-    Args:
-        option: what the user calls it, such as "--out".
-
-    Raises:
-        ConfigError: with the file or folder that is in the way.
-    """
-    folder = Path(path)
-    if os.path.lexists(folder) and not folder.is_dir():
-        raise ConfigError(f"{option} {folder} is a file: give a folder")
-    _check_writable(option, folder, folder)
-    return folder
-
-
-def check_file(option: str, path: str | os.PathLike[str]) -> Path:
-    """Refuse a file that cannot be written; one that is there may be replaced.
-
-    Raises:
-        ConfigError: as `check_folder`.
-    """
-    file = Path(path)
-    if file.is_dir():
-        raise ConfigError(f"{option} {file} is a folder: give the name of a file")
-    _check_writable(option, file, file.absolute().parent)
-    return file
-
-
-def _check_writable(option: str, path: Path, folder: Path) -> None:
-    """Refuse where the nearest thing that is there, of the folder and those above, is no folder that can be written."""
-    nearest = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
-    if not nearest.is_dir():
-        raise ConfigError(f"{option} {path} cannot be written, since {nearest} is a file: give another path")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ConfigError(f"{option} {path} cannot be written, since {nearest} does not allow it: give another path")
-
-
-def check_bundle_place(path: str | os.PathLike[str], force: bool) -> None:
-    """Refuse to replace a bundle that holds more than `export` writes: what was quantized and built would be lost.
-
-    Raises:
-        ConfigError: as `check_folder`.
-        BundleError: if the folder holds something else than a bundle, or, without `force`, files that would be lost.
-    """
-    from vae_edge.bundle import replaced_files
-
-    check_folder("--out", path)
-    lost = [name for name in sorted(replaced_files(path)) if not _MADE_BY_EXPORT.match(name)]
-    if lost and not force:
-        raise BundleError(
-            f"{path} also holds {', '.join(lost)}, made of the model that is there now. Exporting removes them: give "
-            "--force and quantize and build again, or choose another --out."
-        )
-
-
-def check_bundle_writable(path: str | os.PathLike[str]) -> None:
-    """Refuse to add to a bundle that cannot be written to (ConfigError)."""
-    check_folder("the bundle", path)
 
 
 class _SafeStream:
@@ -128,14 +61,14 @@ def safe_streams() -> Iterator[None]:
                 stream.reconfigure(errors=earlier)
 
 
-def speaks() -> bool:
-    """Whether this process is the one that speaks: of those that a launcher started together, the first."""
+def is_main_process() -> bool:
+    """Whether this process prints: rank 0 of those that a launcher started together."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def emit(result: Any, as_json: bool, lines: Callable[[], Iterator[str]] | None = None) -> None:
     """Print a result: as JSON, or as the lines that `lines` gives, each on one line."""
-    if not speaks():
+    if not is_main_process():
         return
     if as_json or lines is None:
         _print_json(result)
@@ -175,8 +108,43 @@ def print_table(table: Any, width: int = 140) -> None:
 
 def say(sentence: str) -> None:
     """A remark on what is going on, to standard error."""
-    if speaks():
+    if is_main_process():
         print(printable(sentence, keep="\t"), file=sys.stderr, flush=True)
+
+
+class _SayHandler(logging.Handler):
+    """Prints log records of `vae_edge` as sentences on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the message alone; of other packages' loggers none arrives here."""
+        say(record.getMessage())
+
+
+@contextmanager
+def logging_to_stderr() -> Iterator[None]:
+    """Print what the library logs until the block ends: warnings, and what the API is doing."""
+    logger = logging.getLogger("vae_edge")
+    told = [logging.getLogger(f"vae_edge.{name}") for name in ("api", "pipeline", "data.load", "experiments")]
+    handler = _SayHandler()
+    levels = [each.level for each in told]
+    logger.addHandler(handler)
+    for each in told:
+        each.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        for each, level in zip(told, levels, strict=True):
+            each.setLevel(level)
+
+
+def can_print(characters: str) -> bool:
+    """Whether standard output's encoding has these characters."""
+    try:
+        characters.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def complain(sentence: str) -> None:
@@ -187,16 +155,22 @@ def complain(sentence: str) -> None:
 
 @contextmanager
 def _bar(title: str, total: float | None, middle: str, last: str = "") -> Iterator[tuple[Any, Any] | None]:
-    """A bar and its task on standard error; None where that is no terminal. `middle` and `last` format its fields."""
-    if not (sys.stderr.isatty() and speaks()):
+    """A bar and its task on standard error, shown from `bar.start()` on; None where that is no terminal.
+
+    `middle` and `last` format its fields.
+    """
+    if not (sys.stderr.isatty() and is_main_process()):
         yield None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     texts = (TextColumn("{task.description}"), BarColumn(), TextColumn(middle), TimeRemainingColumn(), TextColumn(last))
-    with Progress(*texts, console=Console(file=terminal()), transient=True) as bar:
+    bar = Progress(*texts, console=Console(file=terminal()), transient=True)
+    try:
         yield bar, bar.add_task(title, total=total, rate="", terms="")
+    finally:
+        bar.stop()
 
 
 @contextmanager
@@ -210,6 +184,7 @@ def training_progress(title: str) -> Iterator[Callable[[int, int, dict[str, floa
 
         def show(step: int, steps: int, terms: dict[str, float]) -> None:
             """Say that `step` of `steps` are done, and the terms of the last one."""
+            bar.start()
             if bar.tasks[0].total is None:  # a resumed run's earlier steps are not this run's speed
                 bar.reset(task, total=steps, completed=step)
             speed = bar.tasks[0].speed
@@ -220,14 +195,15 @@ def training_progress(title: str) -> Iterator[Callable[[int, int, dict[str, floa
 
 
 @contextmanager
-def sharing_progress() -> Iterator[Callable[[str, float], None] | None]:
-    """A progress bar told (what is going on, share done); None where standard error is no terminal."""
+def fraction_progress() -> Iterator[Callable[[str, float], None] | None]:
+    """A progress bar told (what is going on, fraction done); None where standard error is no terminal."""
     with _bar("", 1.0, "{task.percentage:>3.0f}%") as opened:
         if opened is None:
             yield None
         else:
             bar, task = opened
-            yield lambda what, share: bar.update(task, description=_plain(what), completed=share)
+            bar.start()
+            yield lambda what, done: bar.update(task, description=_plain(what), completed=done)
 
 
 @contextmanager
@@ -241,6 +217,7 @@ def counting_progress(title: str) -> Iterator[Callable[[int, int], None] | None]
 
         def show(done: int, total: int) -> None:
             """Say that `done` images of `total` are done."""
+            bar.start()
             speed = bar.tasks[0].speed
             rate = f"{done:,}/{total:,}" + (f", {speed:,.0f} images/s" if speed else "")
             bar.update(task, completed=done, total=total, rate=rate)
@@ -268,9 +245,9 @@ def _plain(text: str) -> str:
     return escape(printable(text))
 
 
-def percent(share: float) -> str:
-    """A share as a percentage: 0.9885 as 98.85%."""
-    return f"{100 * share:.2f}%"
+def percent(fraction: float) -> str:
+    """A fraction as a percentage: 0.9885 as 98.85%."""
+    return f"{100 * fraction:.2f}%"
 
 
 def kibibytes(count: int) -> str:

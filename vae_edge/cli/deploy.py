@@ -1,108 +1,60 @@
-"""The commands that make and look at what travels: export, quantize, build, inspect."""
+"""The commands that make a bundle and look at it: export, quantize, build, inspect."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vae_edge.cli.console import (
-    check_bundle_place,
-    check_bundle_writable,
-    emit,
-    kibibytes,
-    percent,
-    say,
-    sharing_progress,
-    working,
-)
-from vae_edge.cli.data import left_out_json, open_data
+from vae_edge import api
+from vae_edge.cli.console import emit, fraction_progress, kibibytes, percent, working
 from vae_edge.errors import BundleError, ConfigError
-from vae_edge.text import system_name
 
-PARITY_IMAGES = 256
+if TYPE_CHECKING:
+    from vae_edge.engine.build import BundleEngine
+    from vae_edge.engine.tensorrt import BuildConfig
 
 
 def export(arguments: argparse.Namespace) -> None:
     """`vae-edge export`."""
-    check_bundle_place(arguments.out, arguments.force)
-    name = system_name(arguments.name) if arguments.name else None
     with working("exporting, and comparing with PyTorch"):
-        result = export_run(Path(arguments.model), arguments.out, name, arguments.score, not arguments.no_probes)
-
-    def lines() -> Iterator[str]:
-        yield f"{result['bundle']}: {', '.join(result['files'])}"
-        apart = result["parity"]["largest_difference"]
-        worst = ", ".join(f"{name} {difference:.1e}" for name, difference in apart.items())
-        if result["probe_images"]:
-            yield f"  {result['probe_images']} probe images, held-out ones among them, are inside (see --no-probes)"
-        yield f"  equal to PyTorch on {result['parity']['images']} real images (largest difference: {worst})"
-        yield f"next: vae-edge quantize {result['bundle']} --precision int8 --data DATA"
-
-    emit(result, arguments.json, lines)
+        result = api.export(
+            arguments.model,
+            arguments.out,
+            name=arguments.name,
+            score_mode=arguments.score_mode,
+            probes=not arguments.no_probes,
+            force=arguments.force,
+        )
+    emit(result.to_json(), arguments.json, lambda: _export_lines(result))
 
 
-def export_run(
-    run: Path, out: str, name: str | None = None, score: str = "full", probes: bool = True
-) -> dict[str, Any]:
-    """Export a training run's model into a bundle, with the `full` anomaly score or the `fast` one."""
-    from vae_edge.export import BundleMetadata, export_bundle
-    from vae_edge.files import sha256
-    from vae_edge.probes import load as load_probes
-    from vae_edge.training.checkpoint import MODEL, load_checkpoint, load_samples
-    from vae_edge.training.distributed import use_threads
-
-    use_threads()
-    checkpoint = load_checkpoint(run)
-    config, result = checkpoint.config, checkpoint.result
-    about = BundleMetadata(
-        name=name or run.resolve().name,
-        classes=config.classes,
-        input=config.input,
-        rotation=config.training.rotation,
-        threshold=result["threshold" if score == "full" else "threshold_light"],
-        reject_rate=result["reject_rate"],
-        score_mode=score,
-        data=config.data,
-    )
-    provenance = {
-        "checkpoint_sha256": sha256(run / MODEL),
-        "preset": config.model.preset,
-        "steps": result.step,
-        "seed": config.training.seed,
-    }
-    images = load_samples(run).images.numpy()[:PARITY_IMAGES]
-    accuracy = {**result.validation, "measured_on": "validation"}
-    bundle = export_bundle(checkpoint.model, about, out, images, accuracy, provenance, probes)
-    return {
-        "probe_images": 0 if bundle.probes is None else len(load_probes(bundle.file(bundle.probes)).images),
-        "bundle": str(bundle.path),
-        "files": [model.file for model in bundle.models],
-        "parity": dict(bundle.find("classifier").provenance["parity"]),
-    }
+def _export_lines(result: api.Exported) -> Iterator[str]:
+    yield f"{result.path}: {', '.join(result.files)}"
+    differences = result.parity["largest_difference"]
+    worst = ", ".join(f"{name} {difference:.1e}" for name, difference in differences.items())
+    if result.probe_images:
+        yield f"  {result.probe_images} probe images, held-out ones among them, are inside (see --no-probes)"
+    yield f"  equal to PyTorch on {result.parity['images']} real images (largest difference: {worst})"
+    yield f"next: vae-edge quantize {result.path} --precision int8 --data DATA"
 
 
 def quantize(arguments: argparse.Namespace) -> None:
     """`vae-edge quantize`."""
-    from vae_edge.bundle import load_bundle
-    from vae_edge.export.bundle import quantize_bundle_from_dataset
-
-    bundle = load_bundle(arguments.bundle)
-    bundle.find("classifier", "onnx", "fp32")  # or refuse, before the images are read
-    check_bundle_writable(arguments.bundle)
-    dataset = open_data(arguments, bundle.input)
     with working(f"quantizing to {arguments.precision}"):
-        added = quantize_bundle_from_dataset(
-            arguments.bundle, arguments.precision, dataset, arguments.seed, arguments.force
+        result = api.quantize(
+            arguments.bundle,
+            arguments.precision,
+            arguments.data,
+            seed=arguments.seed,
+            force=arguments.force,
+            strict=arguments.strict,
         )
-    result = {**added.to_json(), "left_out": left_out_json(dataset)}
-    for sentence in added.warnings:
-        say(f"warning: {sentence}")
-    emit(result, arguments.json, lambda: _quantization_lines(result))
+    emit(result.to_json(), arguments.json, lambda: _quantization_lines(result.to_json()))
 
 
-def _quantization_lines(result: dict[str, Any]) -> Iterator[str]:
+def _quantization_lines(result: Mapping[str, Any]) -> Iterator[str]:
     before = result["before"]
     low, high = before["accuracy_interval"]
     interval = f"95% interval of fp32's accuracy {percent(low)} to {percent(high)}"
@@ -120,33 +72,40 @@ def _quantization_lines(result: dict[str, Any]) -> Iterator[str]:
 
 def build(arguments: argparse.Namespace) -> None:
     """`vae-edge build`."""
-    from vae_edge.engine.build import BuildConfig, build_bundle_engine
-    from vae_edge.engine.tensorrt import DEFAULT_BATCH, DEFAULT_WORKSPACE_BYTES
+    with fraction_progress() as show:
+        result = api.build_engine(
+            arguments.bundle,
+            build_config(arguments),
+            progress=None if show is None else lambda phase, step, steps: show(phase, step / max(1, steps)),
+        )
+    emit(result.to_json(), arguments.json, lambda: _build_lines(result))
 
-    batch = arguments.batch or DEFAULT_BATCH
+
+def build_config(arguments: argparse.Namespace) -> BuildConfig:
+    """The options of a build.
+
+    Raises:
+        ConfigError: `--batch` has not three numbers.
+        EngineError: an option that no TensorRT takes.
+    """
+    from vae_edge.engine.tensorrt import DEFAULT_BATCH, DEFAULT_WORKSPACE_BYTES, BuildConfig
+
+    batch = tuple(arguments.batch or DEFAULT_BATCH)
     if len(batch) != 3:
         raise ConfigError(f"--batch {','.join(map(str, batch))}: expected three whole numbers such as 1,8,64")
-    check_bundle_writable(arguments.bundle)
-    with sharing_progress() as show:
-        config = BuildConfig(
-            precision=arguments.precision,
-            batch=tuple(batch),
-            targets=arguments.target or (),
-            kind=arguments.kind,
-            workspace_bytes=arguments.workspace * 2**20 if arguments.workspace else DEFAULT_WORKSPACE_BYTES,
-        )
-        result = build_bundle_engine(
-            arguments.bundle,
-            config,
-            progress=None if show is None else lambda phase, step, steps: show(phase, step / max(1, steps)),
-        ).to_json()
-    emit(result, arguments.json, lambda: _build_lines(result))
+    return BuildConfig(
+        precision=arguments.precision,
+        batch=batch,
+        targets=tuple(arguments.target or ()),
+        kind=arguments.kind,
+        workspace_bytes=arguments.workspace * 2**20 if arguments.workspace else DEFAULT_WORKSPACE_BYTES,
+    )
 
 
-def _build_lines(result: dict[str, Any]) -> Iterator[str]:
-    yield result["summary"]
-    yield from (f"  {reason}" for reason in (*result["reasons"], *result["warnings"]))
-    yield f"in the bundle: {result['bundle']}/{result['file']}"
+def _build_lines(result: BundleEngine) -> Iterator[str]:
+    yield result.build.summary()
+    yield from (f"  {line}" for line in (*result.build.reasons, *result.build.warnings))
+    yield f"in the bundle: {result.bundle}/{result.file}"
 
 
 def inspect(arguments: argparse.Namespace) -> None:
@@ -214,8 +173,8 @@ def _inspect_run(path: Path) -> dict[str, Any]:
 def _inspect_onnx(path: Path) -> dict[str, Any]:
     from collections import Counter
 
-    from vae_edge.export.bundle import load_onnx
-    from vae_edge.export.onnx_file import get_metadata
+    from vae_edge.exporting.bundle import load_onnx
+    from vae_edge.exporting.onnx_file import get_metadata
 
     model = load_onnx(path)
 

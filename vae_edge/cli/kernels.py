@@ -59,7 +59,7 @@ def _plans(names: str) -> dict[str, Any]:
     """Plans of presets, in fp16 and int8, by name."""
     if names == "none":
         return {}
-    from vae_edge.export.plans import plan_of_preset
+    from vae_edge.exporting.plans import plan_of_preset
 
     return {
         f"{name}_{'int8' if int8 else 'fp16'}": plan_of_preset(name, int8=int8)

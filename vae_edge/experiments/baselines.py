@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from vae_edge.data import LabelledImages
 from vae_edge.data.augment import affine_augment
 from vae_edge.errors import CheckpointError
-from vae_edge.export.onnx_file import OPSET, ClassifierGraph, set_metadata, strip, suppress_logs, to_onnx, to_pixels
+from vae_edge.exporting.onnx_file import OPSET, ClassifierGraph, set_metadata, strip, suppress_logs, to_onnx, to_pixels
 from vae_edge.model import AngleVAE, ModelConfig
 from vae_edge.model.network import Backbone
 from vae_edge.training.config import TrainConfig, warmup_cosine_lr

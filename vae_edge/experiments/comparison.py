@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vae_edge.benchmark import describe_machine
+from vae_edge.benchmarking import describe_machine
 from vae_edge.data import Dataset, LabelledImages, holdout, rotate_dataset
 from vae_edge.data.dataset import join
 from vae_edge.errors import ConfigError, DataError
@@ -55,7 +55,7 @@ from vae_edge.experiments.trials import (
     train_network,
     train_vae,
 )
-from vae_edge.export.onnx_file import ClassifierGraph
+from vae_edge.exporting.onnx_file import ClassifierGraph
 from vae_edge.files import sha256, write_bytes, write_json
 from vae_edge.model import AngleVAE, create_config
 from vae_edge.report.comparison import write_comparison

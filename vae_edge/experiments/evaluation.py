@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vae_edge.benchmark import time_interleaved
+from vae_edge.api import export
+from vae_edge.benchmarking import time_interleaved
 from vae_edge.bundle import ModelEntry, load_bundle
 from vae_edge.data import Dataset, LabelledImages, rotate_dataset, rotation_range
 from vae_edge.data.splits import permutation
@@ -23,14 +24,14 @@ from vae_edge.engine.tensorrt import KINDS
 from vae_edge.experiments.baselines import network_probabilities
 from vae_edge.experiments.flops import LogitsOnly, inference_cost
 from vae_edge.experiments.trials import TrainedModel
-from vae_edge.export import BundleMetadata, export_bundle, quantize_bundle_from_dataset
-from vae_edge.export.onnx_file import ClassifierGraph, check_parity, to_onnx
-from vae_edge.files import sha256, write_bytes
+from vae_edge.exporting import quantize_bundle_from_dataset
+from vae_edge.exporting.onnx_file import ClassifierGraph, check_parity, to_onnx
+from vae_edge.files import write_bytes
 from vae_edge.metrics import auroc
 from vae_edge.model import AngleVAE
 from vae_edge.runtime import load
 from vae_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend
-from vae_edge.training.checkpoint import MODEL, Checkpoint, RunConfig, load_samples
+from vae_edge.training.checkpoint import Checkpoint, RunConfig
 from vae_edge.training.evaluate import Outputs, arrays, cross_fitted_ece, evaluate, predict, rotate_like_training
 
 CLOTHES = "clothes"  # images of Fashion-MNIST, as a kind of OOD images
@@ -90,7 +91,7 @@ def evaluate_vae(
         unknown = ood_images(test, rotation_range(config.training.rotation), clothes, seed)
         figures["rejection"] = ood_detection(checkpoint, outputs, unknown)
 
-    export_run(checkpoint, bundle)
+    export(checkpoint.path, bundle)
     quantize_bundle_from_dataset(
         bundle, "int8", calibration, force=True
     )  # what int8 loses is measured here, so no limit refuses it
@@ -137,24 +138,6 @@ def inference_costs(model: AngleVAE) -> dict[str, dict[str, int]]:
     full = inference_cost(ClassifierGraph(model), image)
     decision = inference_cost(LogitsOnly(model), image.permute(0, 3, 1, 2).float())
     return {"full": vars(full), "decision": vars(decision)}
-
-
-def export_run(checkpoint: Checkpoint, bundle: Path) -> None:
-    """Export a run into a bundle with the full anomaly score, as `vae-edge export` does."""
-    config, result, run = checkpoint.config, checkpoint.result, checkpoint.path
-    about = BundleMetadata(
-        run.name, config.classes, config.input, config.training.rotation, result["threshold"], result["reject_rate"],
-        config.data,
-    )  # fmt: skip
-    provenance = {
-        "checkpoint_sha256": sha256(run / MODEL),
-        "preset": config.model.preset,
-        "steps": result["step"],
-        "seed": config.training.seed,
-    }
-    images = load_samples(run)["images"].numpy()[:SAMPLE_IMAGES]
-    accuracy = {**result["validation"], "measured_on": "validation"}
-    export_bundle(checkpoint.model, about, bundle, images, accuracy, provenance)
 
 
 # ------------------------------------------------------------------------------------------------ OOD detection
@@ -255,7 +238,7 @@ def score_latency(model: AngleVAE, bundle: Path, images: NDArray[np.uint8], seco
     opened = load_bundle(bundle)
     files = {"full": opened.file(opened.find("classifier", "onnx", "fp32"))}
     folder = bundle.with_name(f"{bundle.name}-latency")
-    for name, graph in (("fast", ClassifierGraph(model, light=True)), ("none", WithoutScore(ClassifierGraph(model)))):
+    for name, graph in (("fast", ClassifierGraph(model, "fast")), ("none", WithoutScore(ClassifierGraph(model)))):
         proto = to_onnx(graph, model.config.size, model.config.channels, graph.outputs, {"role": "benchmark"})
         check_parity(graph, proto, images[:PARITY_IMAGES])
         files[name] = folder / f"{name}.onnx"

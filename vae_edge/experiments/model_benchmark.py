@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from vae_edge.benchmark import describe_machine
+from vae_edge.benchmarking import describe_machine
 from vae_edge.data import Dataset, LabelledImages, check_no_leakage, rotate_dataset
 from vae_edge.data.splits import permutation
 from vae_edge.errors import DataError
@@ -156,8 +156,8 @@ def prepare(row: Row, dataset: Dataset, seed: int) -> RowImages:
     config = make_run_config(dataset, splits, row.preset, settings, **row.model)
     if fixed_test is not None:
         return RowImages(dataset, config, splits, fixed_test, None)
-    test = rotate_like_training(splits.held, config, seed + 1)  # by the angles of the run's own validation
-    return RowImages(dataset, config, splits, test, splits.held if config.model.orientation else None)
+    test = rotate_like_training(splits.held_out, config, seed + 1)  # by the angles of the run's own validation
+    return RowImages(dataset, config, splits, test, splits.held_out if config.model.orientation else None)
 
 
 def rotate_by_fixed_angles(dataset: Dataset, take: tuple[int, int], seed: int) -> tuple[Dataset, LabelledImages]:
@@ -190,7 +190,7 @@ def train_row(images: RowImages, folder: Path, progress: Progress | None = None)
     Returns:
         the model; and `training_seconds`, over all parts of a run that was stopped, and `epochs`.
     """
-    trained = train_vae(images.dataset, images.config, folder, len(images.splits.labelled), progress=progress)
+    trained = train_vae(images.dataset, images.config, folder, len(images.splits.train), progress=progress)
     log = [json.loads(line) for line in (folder / LOG).read_text(encoding="utf-8").splitlines()]
     return trained, {"training_seconds": log[-1]["seconds"], "epochs": len(log)}
 
@@ -205,7 +205,7 @@ def train_control(
     Returns:
         the model, and what its training took.
     """
-    config, settings, kept = images.config.model, images.config.training, images.splits.labelled
+    config, settings, kept = images.config.model, images.config.training, images.splits.train
     ours = AngleVAE(config)
     pixels = torch.zeros(1, config.channels, config.size, config.size)
     parameters = inference_cost(LogitsOnly(ours), pixels).parameters
@@ -216,7 +216,7 @@ def train_control(
 
     macs = training_macs(network, cross_entropy_loss, config.size, config.channels)
     our_macs = training_macs(ours, vae_loss, config.size, config.channels)
-    schedule = Schedule.of(settings, len(kept) + len(images.splits.unlabelled))
+    schedule = Schedule.from_config(settings, len(kept) + len(images.splits.unlabelled))
     steps = baselines.equal_compute_steps(schedule.steps, our_macs, macs)
     trained = train_network(network, kept, images.config, steps, macs, progress)
     about = {
@@ -359,9 +359,9 @@ class ModelBenchmark(Trials[RowTrial]):
             "settings": row.settings(trial.seed),
             "data": {"name": row.data, "fingerprint": fingerprint, "clothes": clothes_fingerprint},
             "images": {
-                "trained_on": len(images.splits.labelled),
+                "trained_on": len(images.splits.train),
                 "unlabelled": len(images.splits.unlabelled),
-                "held_out": len(images.splits.held),
+                "held_out": len(images.splits.held_out),
                 "tested_on": len(images.test),
             },
             "figures": rounded({**figures, **took}),
@@ -378,7 +378,7 @@ def calibration_data(images: RowImages) -> Dataset:
     training = images.config.training
     if not training.labels_only or training.labels_per_class is None:
         return images.dataset
-    return Dataset(images.dataset.name, images.dataset.source, images.splits.labelled, images.splits.held)
+    return Dataset(images.dataset.name, images.dataset.source, images.splits.train, images.splits.held_out)
 
 
 # ------------------------------------------------------------------------------------------------ files, table

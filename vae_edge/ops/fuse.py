@@ -75,7 +75,7 @@ def fuse(model: Any, quantized: QuantizedNetwork | None = None, light: bool = Fa
 
     Args:
         model: a trained `vae_edge.model.AngleVAE`.
-        quantized: its int8 layers, as `vae_edge.export.layers.read_layers` reads them from a quantized file; without
+        quantized: its int8 layers, as `vae_edge.exporting.layers.read_layers` reads them from a quantized file; without
             them the network is fp16.
         light: whether the score is the one without the reconstruction.
         programs: that work together on CUDA where there is one image alone; a power of two.

@@ -19,9 +19,9 @@ from rich.console import Console
 from small_models import noise
 
 import vae_edge
-from vae_edge.benchmark import BenchmarkResult, describe_machine, format_table, run_benchmark
-from vae_edge.benchmark.measure import baseline_memory, peak_memory
-from vae_edge.benchmark.run import _images
+from vae_edge.benchmarking import BenchmarkResult, describe_machine, format_table, run_benchmark
+from vae_edge.benchmarking.measure import baseline_memory, peak_memory
+from vae_edge.benchmarking.run import _images
 from vae_edge.bundle import Bundle
 from vae_edge.errors import BackendError, BundleError, ConfigError, DataError
 
@@ -113,7 +113,7 @@ def test_memory_grows_with_what_is_loaded_and_predicted(bench_bundle: Bundle) ->
 def test_the_process_whose_memory_is_measured_has_only_what_it_needs(bench_bundle: Bundle) -> None:
     code = (
         "import runpy, sys; sys.argv = ['memory', sys.argv[1], '--backend=onnxruntime', '--precision=fp32'];"
-        "runpy.run_module('vae_edge.benchmark.measure', run_name='__main__');"
+        "runpy.run_module('vae_edge.benchmarking.measure', run_name='__main__');"
         "print([m for m in ('torch', 'triton', 'openvino', 'onnx', 'rich', 'PIL') if m in sys.modules])"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
@@ -167,8 +167,8 @@ def test_the_seconds_hold_memory_too_and_what_is_left_out_is_named(
         time.sleep(0.4)
         return 10**8
 
-    monkeypatch.setattr("vae_edge.benchmark.run.peak_memory", slow)
-    monkeypatch.setattr("vae_edge.benchmark.run.baseline_memory", slow)
+    monkeypatch.setattr("vae_edge.benchmarking.run.peak_memory", slow)
+    monkeypatch.setattr("vae_edge.benchmarking.run.baseline_memory", slow)
     start = time.perf_counter()
     result = run_benchmark(bench_bundle.path, ["onnxruntime"], ["fp32"], batches=[8, 1, 2, 4], seconds=3.0)
     took = time.perf_counter() - start

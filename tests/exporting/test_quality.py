@@ -17,10 +17,10 @@ from vae_edge.bundle import load_bundle
 from vae_edge.cli import main
 from vae_edge.data import Dataset, LabelledImages
 from vae_edge.errors import ExportError
-from vae_edge.export import bundle as bundle_module
-from vae_edge.export import quantize_bundle_from_dataset
-from vae_edge.export.quality import matching_threshold, sign_test
-from vae_edge.export.quantize import validate_qdq
+from vae_edge.exporting import bundle as bundle_module
+from vae_edge.exporting import quantize_bundle_from_dataset
+from vae_edge.exporting.quality import matching_threshold, sign_test
+from vae_edge.exporting.quantize import validate_qdq
 from vae_edge.runtime import autoselect, load
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vae_edge.benchmark.measure import gpu_name
+from vae_edge.benchmarking.measure import gpu_name
 
 
 @pytest.mark.parametrize(

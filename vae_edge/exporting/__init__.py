@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 __all__ = ["BundleMetadata", "Quantization", "export_bundle", "quantize_bundle", "quantize_bundle_from_dataset"]
 
 if TYPE_CHECKING:
-    from vae_edge.export.bundle import (
+    from vae_edge.exporting.bundle import (
         BundleMetadata,
         Quantization,
         export_bundle,
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for: some modules of this package need ONNX and no PyTorch."""
     if name not in __all__:
-        raise AttributeError(f"module 'vae_edge.export' has no attribute {name!r}")
+        raise AttributeError(f"module 'vae_edge.exporting' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module("vae_edge.export.bundle"), name)
+    return getattr(import_module("vae_edge.exporting.bundle"), name)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from vae_edge.errors import ConfigError, ExportError
-from vae_edge.export.onnx_file import run_inner, suppress_logs, to_fp16
+from vae_edge.exporting.onnx_file import run_inner, suppress_logs, to_fp16
 from vae_edge.spec import EXPORTED_PRECISIONS
 
 PRECISIONS = EXPORTED_PRECISIONS[1:]

@@ -1,6 +1,6 @@
 import time
 
-from vae_edge.benchmark import time_interleaved
+from vae_edge.benchmarking import time_interleaved
 
 
 def test_calls_are_interleaved_and_the_first_of_a_round_is_not_timed():

@@ -1,7 +1,7 @@
 """The machine that a measurement was made on, and the peak memory of a process that loads a bundle and predicts.
 
-Memory is measured in a fresh process, `python -m vae_edge.benchmark.measure`: the peak resident set from its start to
-the end of its last prediction, in bytes (`VmHWM` of /proc/self/status, or `ru_maxrss` where that is missing). It
+Memory is measured in a fresh process, `python -m vae_edge.benchmarking.measure`: the peak resident set from its start
+to the end of its last prediction, in bytes (`VmHWM` of /proc/self/status, or `ru_maxrss` where that is missing). It
 contains the interpreter, NumPy, the backend's libraries, the model, and pages of shared libraries that other processes
 use too. Nothing is subtracted. The baseline to compare with is a process that imports NumPy and this package alone.
 """
@@ -124,7 +124,7 @@ def baseline_memory() -> int:
 
 
 def _measure(arguments: list[str]) -> int:
-    command = [sys.executable, "-m", "vae_edge.benchmark.measure", *arguments]
+    command = [sys.executable, "-m", "vae_edge.benchmarking.measure", *arguments]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     try:
         done = subprocess.run(

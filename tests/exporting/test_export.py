@@ -8,13 +8,13 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from vae_edge.api import export
 from vae_edge.bundle import load_bundle
-from vae_edge.cli.deploy import export_run
 from vae_edge.data import Dataset, rotate_dataset
 from vae_edge.errors import BundleError, ConfigError, ExportError
-from vae_edge.export import quantize_bundle_from_dataset
-from vae_edge.export.bundle import load_onnx
-from vae_edge.export.onnx_file import (
+from vae_edge.exporting import quantize_bundle_from_dataset
+from vae_edge.exporting.bundle import load_onnx
+from vae_edge.exporting.onnx_file import (
     ClassifierGraph,
     check_parity,
     get_metadata,
@@ -22,7 +22,7 @@ from vae_edge.export.onnx_file import (
     to_fp16,
     to_onnx,
 )
-from vae_edge.export.quantize import convert, validate_qdq
+from vae_edge.exporting.quantize import convert, validate_qdq
 from vae_edge.model import AngleVAE, create_config
 from vae_edge.runtime import load
 from vae_edge.spec import CLASSIFIER_OUTPUTS, UNCERTAINTY_OUTPUTS
@@ -197,7 +197,7 @@ def test_a_failed_export_leaves_the_bundle_that_was_there(bundle: Path, run: Pat
     taken.mkdir()
     (taken / "letter.txt").write_text("precious")
     with pytest.raises(BundleError, match="not a bundle"):
-        export_run(run, str(taken))
+        export(run, taken)
     assert [path.name for path in taken.iterdir()] == ["letter.txt"]
     with pytest.raises(ConfigError, match="int4"):
         quantize_bundle_from_dataset(mine, "int4", digits)
@@ -294,7 +294,7 @@ def test_the_manifest_says_where_everything_comes_from(bundle: Path, run: Path):
 def test_a_bundle_with_the_light_score_has_no_decoder_and_a_threshold_of_its_own(
     run: Path, bundle: Path, digits: Dataset, tmp_path: Path
 ):
-    export_run(run, str(tmp_path / "light"), score="fast")
+    export(run, tmp_path / "light", score_mode="fast")
     light, full = load_bundle(tmp_path / "light"), load_bundle(bundle)
     assert (light.score_mode, full.score_mode) == ("fast", "full")
     assert light.threshold != full.threshold

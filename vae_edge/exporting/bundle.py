@@ -19,7 +19,7 @@ from vae_edge.data.dataset import Dataset, join
 from vae_edge.data.splits import align_classes, select_split
 from vae_edge.data.transforms import rotate_dataset, rotation_range
 from vae_edge.errors import BundleError, DataError, ExportError
-from vae_edge.export.onnx_file import (
+from vae_edge.exporting.onnx_file import (
     OPSET,
     ClassifierGraph,
     ReconstructionGraph,
@@ -27,8 +27,8 @@ from vae_edge.export.onnx_file import (
     replace_metadata,
     to_onnx,
 )
-from vae_edge.export.probes import choose_probes, write_probes
-from vae_edge.export.quality import (
+from vae_edge.exporting.probes import choose_probes, write_probes
+from vae_edge.exporting.quality import (
     Quality,
     QualityFindings,
     brightness,
@@ -36,7 +36,7 @@ from vae_edge.export.quality import (
     compare_quality,
     measure_quality,
 )
-from vae_edge.export.quantize import CALIBRATION_IMAGES, calibration_subset, convert
+from vae_edge.exporting.quantize import CALIBRATION_IMAGES, calibration_subset, convert
 from vae_edge.files import naming, read_bytes
 from vae_edge.limits import MAX_MODEL_BYTES
 from vae_edge.model import AngleVAE

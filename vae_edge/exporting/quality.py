@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from vae_edge.bundle import Bundle
 from vae_edge.data import LabelledImages
 from vae_edge.data.transforms import OOD_KINDS, make_ood_images
-from vae_edge.export.onnx_file import run
+from vae_edge.exporting.onnx_file import run
 from vae_edge.metrics import auroc, summarize, wilson_interval
 
 MAX_OOD_IMAGES = 200  # of each kind

@@ -27,7 +27,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from vae_edge.errors import ExportError
-from vae_edge.export.onnx_file import run_inner
+from vae_edge.exporting.onnx_file import run_inner
 from vae_edge.files import sha256
 from vae_edge.probes import Expected, Probes, Tolerance, difference, fingerprint, save
 from vae_edge.spec import output_name

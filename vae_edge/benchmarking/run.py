@@ -15,7 +15,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from vae_edge.benchmark.measure import baseline_memory, describe_machine, peak_memory
+from vae_edge.benchmarking.measure import baseline_memory, describe_machine, peak_memory
 from vae_edge.bundle import Bundle, load_bundle
 from vae_edge.errors import ConfigError, DataError, VerificationError
 from vae_edge.runtime import Classifier, cpu_entries, installed_backends, load

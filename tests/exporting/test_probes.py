@@ -19,9 +19,9 @@ from vae_edge import probes
 from vae_edge.bundle import ModelEntry, add_model, load_bundle
 from vae_edge.data import Dataset
 from vae_edge.errors import BundleError
-from vae_edge.export import quantize_bundle_from_dataset
-from vae_edge.export.onnx_file import get_metadata, run
-from vae_edge.export.probes import Noise, choose_probes, evaluate, expect, inner_tensor_names
+from vae_edge.exporting import quantize_bundle_from_dataset
+from vae_edge.exporting.onnx_file import get_metadata, run
+from vae_edge.exporting.probes import Noise, choose_probes, evaluate, expect, inner_tensor_names
 from vae_edge.probes import Expected, Probes, Tolerance, compare, fingerprint
 from vae_edge.training.checkpoint import Checkpoint, load_samples
 

@@ -9,8 +9,8 @@ from onnx import numpy_helper
 from test_export import model_of
 
 from vae_edge.data import Dataset
-from vae_edge.export.onnx_file import ClassifierGraph, run, to_onnx
-from vae_edge.export.quantize import BIAS_IMAGES, channel_means, convert, correct_biases
+from vae_edge.exporting.onnx_file import ClassifierGraph, run, to_onnx
+from vae_edge.exporting.quantize import BIAS_IMAGES, channel_means, convert, correct_biases
 from vae_edge.model import AngleVAE, create_config
 
 
