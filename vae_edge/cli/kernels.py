@@ -1,4 +1,4 @@
-"""The command that compiles the GPU kernels and says what the compiler made of them."""
+"""`vae-edge kernels`: the kernels' machine code against its budgets, and the roofline of networks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def check(arguments: argparse.Namespace) -> int:
 
 
 def roofline(arguments: argparse.Namespace) -> int:
-    """`vae-edge kernels roofline`: the floor under each launch's time, on paper."""
+    """`vae-edge kernels roofline`: the lower bound of each launch's time, on paper."""
     from vae_edge_kernels.analysis import roofline as paper
 
     plans = _plans(",".join(arguments.networks or ["tiny", "small", "base"]))
