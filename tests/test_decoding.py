@@ -206,9 +206,9 @@ def test_a_budget_lets_one_in_that_is_larger_and_keeps_the_order() -> None:
     import threading
     import time
 
-    from vae_edge.decoding import _Budget
+    from vae_edge.decoding import _DecodeBudget
 
-    budget, inside, most, lock = _Budget(10), 0, 0, threading.Lock()
+    budget, inside, most, lock = _DecodeBudget(10), 0, 0, threading.Lock()
 
     def work(amount: int) -> None:
         nonlocal inside, most

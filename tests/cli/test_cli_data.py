@@ -34,7 +34,9 @@ def test_show_tells_of_images_without_labels_and_of_copies(tmp_path: Path, capsy
     code, out, _ = call(capsys, "data", "show", tmp_path)
     assert "1 of them repeat another one" in out and "1 of them are training images too" in out
     told = json.loads(call(capsys, "data", "show", tmp_path, "--json")[1])
-    assert told["unlabelled"] == {"images": 4} and told["train"]["duplicates"] == 1 and told["test"]["also_in_train"] == 1
+    assert (
+        told["unlabelled"] == {"images": 4} and told["train"]["duplicates"] == 1 and told["test"]["also_in_train"] == 1
+    )
 
 
 def test_show_says_what_is_wrong_with_a_folder_for_images_without_labels(
