@@ -21,7 +21,8 @@ from PIL import Image
 from torch import Tensor
 
 from vae_edge.data import LabelledImages
-from vae_edge.data.folder import CONTACT_SHEET, UNLABELLED
+from vae_edge.data.dataset import UNLABELLED
+from vae_edge.data.folder import CONTACT_SHEET
 from vae_edge.data.transforms import contact_sheet
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.files import atomic_path, naming
