@@ -3,10 +3,10 @@
     python bench/fused.py runs/quickstart/run runs/quickstart/bundle [--data digits] [--images 1000]
 
 fp16 is compared with the fp32 file under ONNX Runtime; int8 with the quantized file, evaluated with exact sums
-(vae_edge.exporting.probes) and under ONNX Runtime without rewriting, which changes int8 roundings. Both on images as
-they are, and turned by any angle. The step of the logits is what one integer would count if they were int8: the largest,
-less their mean, over 127. Runs on the CPU, by the kernels' references. Probabilities below
-1e-37 count as that. Exit codes: 0 done; 2 the bundle lacks a file.
+(`vae_edge.exporting.probes`) and under ONNX Runtime without rewriting, which changes int8 roundings. Both on images as
+they are and rotated by any angle. The step of the logits is the scale that they would have in int8: the largest, less
+their mean, over 127. Runs on the CPU, by the kernels' references. Probabilities below 1e-37 count as that.
+Exit codes: 0 done; 2 the bundle lacks a file.
 """
 
 from __future__ import annotations

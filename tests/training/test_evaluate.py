@@ -19,8 +19,7 @@ from prepared import prepare
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
-from vae_edge.data import Dataset, LabelledImages, align_classes, holdout, rotated
-from vae_edge.data.transforms import rotate_dataset
+from vae_edge.data import Dataset, LabelledImages, align_classes, holdout, rotate_dataset
 from vae_edge.errors import CheckpointError, DataError
 from vae_edge.metrics import expected_calibration_error, wrap_degrees
 from vae_edge.model import AngleVAE
@@ -94,7 +93,7 @@ def test_rotating_the_input_rotates_the_reported_angle_by_as_much(
 
 
 def test_the_second_angle_and_the_angle_confidence_say_something(checkpoint: Checkpoint, digits: Dataset):
-    turned = rotated(digits.test, 180.0, seed=4)
+    turned = rotate_dataset(digits.test, 180.0, seed=4)
     outputs = predict(checkpoint.model, turned.images)
     result = evaluate(lambda images: arrays(predict(checkpoint.model, images)), turned, digits.classes, 0.0, 180.0)
     errors = result["angle_error_deg"]
@@ -118,7 +117,7 @@ def test_a_restricted_range_is_read_at_least_as_precisely_as_the_full_circle(
     narrow = load_checkpoint(tmp_path / "run")
     full = checkpoint.result.validation["angle_error_deg"]
     assert narrow.result.validation["angle_error_deg"]["median"] <= full["median"]
-    outputs = predict(narrow.model, rotated(digits.test, 30.0, seed=1).images)
+    outputs = predict(narrow.model, rotate_dataset(digits.test, 30.0, seed=1).images)
     assert np.mean(np.abs(outputs.angles_deg) < 45) > 0.98
 
 
@@ -173,8 +172,8 @@ def test_other_held_out_images_change_the_thresholds_and_no_weight(few_digits: D
 def test_the_threshold_rejects_its_rate_of_fresh_images(checkpoint: Checkpoint, digits: Dataset, rate: float):
     """Set on the images that training held out, judged on the test half: within three standard errors of both draws."""
     _, held = holdout(digits.train, checkpoint.config.training.holdout, checkpoint.config.training.seed)
-    fresh = rotated(digits.test, 180.0, 7)
-    threshold = np.quantile(predict(checkpoint.model, rotated(held, 180.0, 1).images).scores, 1 - rate)
+    fresh = rotate_dataset(digits.test, 180.0, 7)
+    threshold = np.quantile(predict(checkpoint.model, rotate_dataset(held, 180.0, 1).images).scores, 1 - rate)
     rejected = (predict(checkpoint.model, fresh.images).scores > threshold).mean()
     error = np.sqrt(rate * (1 - rate) * (1 / len(held) + 1 / len(fresh)))
     assert abs(rejected - rate) < 3 * error

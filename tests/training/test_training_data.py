@@ -10,7 +10,7 @@ import pytest
 import torch
 from prepared import prepare
 
-from vae_edge.data import Dataset, LabelledImages, holdout, rotated
+from vae_edge.data import Dataset, LabelledImages, holdout, rotate_dataset
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.exporting.onnx_file import ClassifierGraph, run, to_onnx
 from vae_edge.model import AngleVAE
@@ -36,7 +36,7 @@ def test_rotated_images_of_a_light_background_stay_light_in_the_corners(few_digi
     config = prepare(Dataset("light", "light", light, None), SETTINGS)[1]
     assert config.input.background == "light" and config.model.fill == 1.0
     assert prepare(few_digits, SETTINGS)[1].model.fill == 0.0
-    turned = rotated(light, 180.0, 0, config.input.fill).images
+    turned = rotate_dataset(light, 180.0, 0, config.input.fill).images
     assert turned[:, 0, 0].min() > 200
     model = AngleVAE(config.model).eval()
     assert model(to_float(turned)).upright[:, 0, 0, 0].min() > 0.8

@@ -33,7 +33,6 @@ from vae_edge.runtime.backends import (
     installed_backends,
     open_classifier,
 )
-from vae_edge.runtime.classifier import Classifier, open_verified
 from vae_edge.spec import PRECISIONS
 
 log = logging.getLogger(__name__)
@@ -61,8 +60,8 @@ class Candidate:
         return f"{self.backend} {self.precision}"
 
 
-def select_backend(bundle: Bundle, backend: str, precision: str, threads: int, verify: str) -> Classifier:
-    """The classifier for what the caller left open ("auto").
+def select_backend(bundle: Bundle, backend: str, precision: str, threads: int, verify: str) -> OpenedModel:
+    """The opened model for what the caller left open ("auto").
 
     Raises:
         BundleError, BackendError: if there is no candidate, or none can be opened.
@@ -71,7 +70,7 @@ def select_backend(bundle: Bundle, backend: str, precision: str, threads: int, v
     found = candidates(bundle, backend, precision)
     if len(found) == 1:
         (only,) = found
-        return open_verified(bundle, only.backend, only.precision, threads, verify)
+        return probing.open_verified(bundle, only.backend, only.precision, threads, verify)
 
     key = _key(bundle, found, threads, verify)
     path = probing.cache_path(bundle.path, AUTO_FILE)
@@ -96,18 +95,18 @@ def select_backend(bundle: Bundle, backend: str, precision: str, threads: int, v
             "measured": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         }
         probing.save_cached(path, record, _FIELDS)
-    return Classifier(bundle, opened[best], verify)
+    return opened[best]
 
 
 def _open_cached(
     bundle: Bundle, path: Path, key: dict[str, Any], found: Sequence[Candidate], threads: int, verify: str
-) -> Classifier | None:
-    """The classifier that was chosen before under this key, if it can still be opened."""
+) -> OpenedModel | None:
+    """The model that was chosen before under this key, if it can still be opened."""
     record = probing.find_cached(path, key, _FIELDS)
     if record is None or Candidate(record["backend"], record["precision"]) not in found:
         return None
     try:
-        return open_verified(bundle, record["backend"], record["precision"], threads, verify)
+        return probing.open_verified(bundle, record["backend"], record["precision"], threads, verify)
     except VaeEdgeError as error:
         log.warning(
             "auto: the remembered %s %s cannot be loaded (%s): choosing again",

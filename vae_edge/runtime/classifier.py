@@ -15,14 +15,13 @@ import numpy as np
 from vae_edge.bundle import Bundle, with_bundle
 from vae_edge.errors import BackendError, BundleError, ConfigError, DataError
 from vae_edge.preprocess import ERRORS, FIT, InputSpec, PreprocessInfo, check_batch, to_batch, to_rows
-from vae_edge.runtime import probing
+from vae_edge.runtime import autoselect, probing
 from vae_edge.runtime.backends import (
     Backend,
     OpenedModel,
     TensorInfo,
     check_installed,
     installed_backends,
-    open_classifier,
     open_model,
 )
 from vae_edge.runtime.predictions import Predictions
@@ -73,24 +72,12 @@ def load(
 
     def opened(bundle: Bundle) -> Classifier:
         if backend == "auto" or precision == "auto":
-            from vae_edge.runtime import autoselect  # it opens classifiers
-
-            return autoselect.select_backend(bundle, backend, precision, threads, verify)
-        return open_verified(bundle, backend, precision, threads, verify)
+            model = autoselect.select_backend(bundle, backend, precision, threads, verify)
+        else:
+            model = probing.open_verified(bundle, backend, precision, threads, verify)
+        return Classifier(bundle, model, verify)
 
     return with_bundle(path, opened)
-
-
-def open_verified(bundle: Bundle, backend: str, precision: str, threads: int, verify: str) -> Classifier:
-    """The bundle's classifier of a precision in a backend, checked with the probe images as `verify` says.
-
-    Raises:
-        BundleError, BackendError: as `vae_edge.runtime.backends.open_classifier`.
-        VerificationError: as `vae_edge.runtime.probing.check_or_raise`.
-    """
-    model = open_classifier(bundle, backend, precision, threads)
-    probing.check_or_close(bundle, model, verify)
-    return Classifier(bundle, model, verify)
 
 
 class Classifier:

@@ -30,7 +30,7 @@ from vae_edge.errors import BackendError, BundleError, VerificationError
 from vae_edge.limits import MAX_RECORD_BYTES
 from vae_edge.probes import Expected, Mismatch, Probes, Tolerance, compare, first_inner_mismatch, without_outliers
 from vae_edge.probes import load as load_probes
-from vae_edge.runtime.backends import Backend, OpenedModel, inner_tensors
+from vae_edge.runtime.backends import Backend, OpenedModel, inner_tensors, open_classifier
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +130,18 @@ def check_or_raise(bundle: Bundle, model: OpenedModel, mode: str) -> None:
                 f"`vae-edge verify {bundle.path}` asks again."
             )
         log.warning("%s", found.sentence)
+
+
+def open_verified(bundle: Bundle, backend: str, precision: str, threads: int, verify: str) -> OpenedModel:
+    """The bundle's classifier of a precision in a backend, checked with the probe images as `verify` says.
+
+    Raises:
+        BundleError, BackendError: as `vae_edge.runtime.backends.open_classifier`.
+        VerificationError: as `check_or_raise`.
+    """
+    model = open_classifier(bundle, backend, precision, threads)
+    check_or_close(bundle, model, verify)
+    return model
 
 
 def check_or_close(bundle: Bundle, model: OpenedModel, mode: str) -> None:
