@@ -242,7 +242,7 @@ def upgrade(stored: Any, key: str = "") -> Any:
     if isinstance(stored, list):
         return [upgrade(value, key) for value in stored]
     if isinstance(stored, dict):
-        upgraded: dict[str, Any] = {RENAMED.get(name) or name: upgrade(value, name) for name, value in stored.items()}
+        upgraded = {RENAMED.get(name) or name: upgrade(value, name) for name, value in stored.items()}
         return upgrade_settings(upgraded) if key == "settings" else upgraded
     if isinstance(stored, str) and key in ("images", "control_of", "cell"):
         return stored.replace("turned", "rotated", 1) if stored.startswith("turned") else stored
