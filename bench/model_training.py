@@ -20,18 +20,16 @@ from vae_edge.data.splits import permutation
 from vae_edge.errors import DataError
 from vae_edge.experiments import baselines
 from vae_edge.model import AngleVAE, create_config
+from vae_edge.model.config import SCHEMA_1_MODEL, rename_keys
 from vae_edge.preprocess import measure_input
 from vae_edge.training.checkpoint import (
     LOG,
     MODEL,
-    SCHEMA_1_MODEL,
-    SCHEMA_1_TRAINING,
     load_state,
     read_tensors,
-    rename_keys,
     write_tensors,
 )
-from vae_edge.training.config import RunConfig, Schedule, TrainConfig
+from vae_edge.training.config import SCHEMA_1_TRAINING, RunConfig, Schedule, TrainConfig
 from vae_edge.training.data import DataSplits, make_run_config, make_splits
 from vae_edge.training.evaluate import rotate_like_training
 from vae_edge.training.trainer import Progress, train

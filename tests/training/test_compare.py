@@ -195,7 +195,7 @@ def test_the_control_is_as_large_and_trains_as_much_as_the_angle_vae(digits: Dat
     ground = Ground(digits, Settings(preset=preset))
     cell = Cell("cnn-equal", "turned", False, 0)
     network = ground.network("cnn-equal", 0)
-    ours = ground.cost("angle-vae", Decision(AngleVAE(ground.config(pose=True))))
+    ours = ground.cost("angle-vae", Decision(AngleVAE(ground.config(orientation=True))))
     theirs = ground.cost("cnn-equal", network)
     assert theirs["parameters"] == pytest.approx(ours["parameters"], rel=0.03)
     assert theirs["parameters"] == sum(parameter.numel() for parameter in network.parameters())
@@ -376,7 +376,7 @@ def test_mistakes_are_sentences(
 def test_images_of_a_light_background_are_turned_on_light_ground(few_digits: Dataset):
     light = replace(few_digits.train, images=255 - few_digits.train.images)
     ground = Ground(Dataset("light", "light", light, None), TINY)
-    assert ground.fill == 255 and ground.config(pose=True).fill == 1.0
+    assert ground.fill == 255 and ground.config(orientation=True).fill == 1.0
 
 
 def test_colour_works_as_grey_does(tmp_path: Path):
