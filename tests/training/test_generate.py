@@ -138,7 +138,7 @@ def test_where_too_few_are_sure_the_surest_take_their_places(
 
 
 def test_a_class_is_found_by_either_form_of_its_name() -> None:
-    model = AngleVAE(create_config("tiny", classes=2, size=28, channels=1, pose=True, fill=0.0))
+    model = AngleVAE(create_config("tiny", classes=2, size=28, channels=1, orientation=True, fill=0.0))
     made = generate(model, ("café", "dog"), 2, wanted=["cafe\u0301", "café"], method="gaussian", confidence=0)
     assert [made.classes[label] for label in made.labels] == ["café", "café"]
     with pytest.raises(ConfigError, match="unknown class cafe"):

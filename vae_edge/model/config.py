@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -10,6 +11,9 @@ from vae_edge.errors import ConfigError
 from vae_edge.limits import MAX_ANGLE_BINS, MAX_BLOCKS, MAX_CLASSES, MAX_HIDDEN, MAX_SIZE, MAX_WIDTH, MIN_SIZE
 
 MIN_ANGLE_BINS = 12  # with fewer bins there is no room for a second angle outside the best one's window
+
+SCHEMA_1_MODEL = {"pose": "orientation", "pose_widths": "orientation_widths", "window": "circular_mask"}
+"""Fields of `ModelConfig` in files of schema 1, and what they are called now."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,13 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: Any) -> ModelConfig:
-        """Read the configuration that a checkpoint stored. Anything else is a ConfigError."""
-        return cls(**checked_fields(cls, values, "model configuration"))
+        """Read the configuration that a checkpoint of schema 1 or 2 stored. Anything else is a ConfigError."""
+        return cls(**checked_fields(cls, rename_keys(values, SCHEMA_1_MODEL), "model configuration"))
+
+
+def rename_keys(values: Any, names: Mapping[str, str]) -> Any:
+    """Rename keys of an object that JSON held. What is not an object comes back as it is, for a later check."""
+    return {names.get(key, key): value for key, value in values.items()} if isinstance(values, dict) else values
 
 
 def checked_fields(cls: type, values: Any, what: str, complete: bool = True) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from vae_edge.errors import BundleError, CheckpointError, ConfigError
 from vae_edge.files import open_regular, parse_json, read_bytes, read_json, write_bytes, write_json
 from vae_edge.limits import MAX_CHECKPOINT_BYTES, MAX_JSON_BYTES
 from vae_edge.model import AngleVAE, ModelConfig
+from vae_edge.model.config import rename_keys
 from vae_edge.model.network import current_name
 from vae_edge.preprocess import InputSpec
 from vae_edge.training.config import SCHEMA, RunConfig, TrainConfig, TrainingData
@@ -36,22 +37,9 @@ from vae_edge.training.config import SCHEMA, RunConfig, TrainConfig, TrainingDat
 CONFIG, STATE, MODEL, LOG = "config.json", "state.safetensors", "model.safetensors", "log.jsonl"
 SAMPLE_FILE, GENERATED = "samples.safetensors", "generated.safetensors"
 
-SCHEMA_1_MODEL = {"pose": "orientation", "pose_widths": "orientation_widths", "window": "circular_mask"}
-SCHEMA_1_TRAINING = {
-    "generated": "synthetic_ratio",
-    "mutual": "mutual_info_weight",
-    "unlabelled": "pseudo_label_weight",
-    "confidence": "pseudo_label_threshold",
-}
-SCHEMA_1_DATA = {"watched": "val", "copies": "duplicates", "also_tested": "in_test"}
 SCHEMA_1_RESULT = {"threshold_light": "threshold_fast", "score_fitted_on": "score_fit_images"}
 SCHEMA_1_TERMS = {"pose_classes": "orientation_classes", "watched_classes": "val_classes"}
-"""Keys of schema 1 and what they are called now: of config.json's objects, of the result, and of the log."""
-
-
-def rename_keys(values: Any, names: Mapping[str, str]) -> Any:
-    """Rename keys of an object that JSON held. What is not an object comes back as it is, for a later check."""
-    return {names.get(key, key): value for key, value in values.items()} if isinstance(values, dict) else values
+"""Keys of the result and of the log in files of schema 1, and what they are called now."""
 
 
 @dataclass(frozen=True)
@@ -203,20 +191,10 @@ def read_config(folder: Path) -> RunConfig:
         schema = stored.get("schema")
         if type(schema) is not int or not 1 <= schema <= SCHEMA:
             raise CheckpointError(f"{path} has schema {schema!r}; this version reads schemas 1 to {SCHEMA}")
-        return _parse_config(_upgrade_config(stored) if schema == 1 else stored, path)
+        return _parse_config(stored, path)
     except (OSError, ValueError, KeyError, ConfigError, BundleError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise CheckpointError(f"{path} is damaged or of another version: {what}") from error
-
-
-def _upgrade_config(stored: dict[str, Any]) -> dict[str, Any]:
-    """`config.json` of schema 1 with the keys of today."""
-    return {
-        **stored,
-        "model": rename_keys(stored["model"], SCHEMA_1_MODEL),
-        "training": rename_keys(stored["training"], SCHEMA_1_TRAINING),
-        "data": rename_keys(stored["data"], SCHEMA_1_DATA),
-    }
 
 
 def _parse_config(stored: dict[str, Any], path: Path) -> RunConfig:

@@ -9,10 +9,19 @@ from typing import Any
 from vae_edge.data import rotation_range
 from vae_edge.errors import ConfigError
 from vae_edge.model import LossWeights, ModelConfig
-from vae_edge.model.config import checked_fields
+from vae_edge.model.config import checked_fields, rename_keys
 from vae_edge.preprocess import InputSpec
 
 SCHEMA = 2  # of a run's files
+
+SCHEMA_1_TRAINING = {
+    "generated": "synthetic_ratio",
+    "mutual": "mutual_info_weight",
+    "unlabelled": "pseudo_label_weight",
+    "confidence": "pseudo_label_threshold",
+}
+SCHEMA_1_DATA = {"watched": "val", "copies": "duplicates", "also_tested": "in_test"}
+"""Fields of `TrainConfig` and `TrainingData` in files of schema 1, and what they are called now."""
 
 IMAGES_SEEN = 700_000  # images shown by default, over all epochs; small sets are shown for more epochs
 MIN_EPOCHS, MAX_EPOCHS = 10, 120
@@ -158,8 +167,9 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: Any) -> TrainConfig:
-        """Read what JSON stored. Fields may be missing, as earlier versions had fewer. Else a ConfigError."""
-        return cls(**checked_fields(cls, values, "training configuration", complete=False))
+        """Read what JSON of schema 1 or 2 stored. Earlier versions had fewer fields. Else a ConfigError."""
+        renamed = rename_keys(values, SCHEMA_1_TRAINING)
+        return cls(**checked_fields(cls, renamed, "training configuration", complete=False))
 
 
 @dataclass(frozen=True)
@@ -202,7 +212,9 @@ class TrainingData:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainingData:
-        """Read what JSON stored. Unknown names are skipped; wrong types are a ConfigError, missing names a KeyError."""
+        """Read what JSON of schema 1 or 2 stored, without unknown names. Wrong types are a ConfigError, missing names
+        a KeyError."""
+        values = rename_keys(values, SCHEMA_1_DATA)
         known = {field.name for field in fields(cls)}
         found = checked_fields(cls, {name: values[name] for name in values if name in known}, "data", complete=False)
         for name in ("fingerprint", "trained_on", "unlabelled", "holdout_fraction", "seed", "ambiguous", "absent"):

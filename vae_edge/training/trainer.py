@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from vae_edge.errors import CheckpointError, VaeEdgeError
 from vae_edge.files import write_text
 from vae_edge.model import AngleVAE, compute_losses, mutual_information
+from vae_edge.model.config import rename_keys
 from vae_edge.model.network import current_name
 from vae_edge.training.checkpoint import (
     CONFIG,
@@ -43,7 +44,6 @@ from vae_edge.training.checkpoint import (
     optimizer_tensors,
     read_log,
     read_tensors,
-    rename_keys,
     restore_optimizer,
     write_config,
     write_tensors,
