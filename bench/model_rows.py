@@ -157,7 +157,7 @@ def fewer(row: Row, name: str, labels: int) -> Row:
 
 def with_generated(row: Row) -> Row:
     """The same training with generated images in its second part."""
-    training = {**row.training, "generated": GENERATED_FRACTION}
+    training = {**row.training, "synthetic_ratio": GENERATED_FRACTION}
     return replace(row, name=f"{row.name}-generated", what=f"{row.what}, with generated images", training=training)
 
 

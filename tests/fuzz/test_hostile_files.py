@@ -250,7 +250,7 @@ def test_many_classes_are_checked_quickly_and_too_many_refused(small_bundle: Pat
         (("data",), [[]], "an object"),
         (("data", "absent"), 5, "a list of names"),
         (("data", "brightness"), {"mean": [1, 2], "largest": [1, 2, 3]}, "three numbers"),
-        (("data", "holdout_fraction"), 7, "a share"),
+        (("data", "holdout_fraction"), 7, "a fraction"),
     ],
 )
 def test_a_manifest_beyond_the_limits_is_refused(
