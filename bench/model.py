@@ -49,7 +49,7 @@ def quickened(row: Row) -> Row:
         row,
         what=f"{data} in place of: {row.what}",
         data=data,
-        training={**row.training, **fewer, "epochs": 1, "batch": 32, "generated": 0.0},
+        training={**row.training, **fewer, "epochs": 1, "batch": 32, "synthetic_ratio": 0.0},
         take=None if row.take is None else QUICK_TAKE,
     )
 

@@ -32,7 +32,7 @@ from vae_edge.engine.inspection import inspect_engine
 from vae_edge.errors import BackendError, BundleError, DataError, VaeEdgeError
 from vae_edge.preprocess import InputSpec, open_image
 from vae_edge.runtime import verification
-from vae_edge.runtime.classifier import open_classifier
+from vae_edge.runtime.backends import open_classifier
 
 pytestmark = pytest.mark.timeout(120)
 
