@@ -199,7 +199,10 @@ def test_no_other_module_counts_processors() -> None:
         for path in (root / folder).rglob("*.py")
         if asked.search(path.read_text())
     }
-    kernels = {"kernels/vae_edge_kernels/aot/__init__.py", "kernels/vae_edge_kernels/analysis/sass.py"}  # jobs are passed
+    kernels = {
+        "kernels/vae_edge_kernels/aot/__init__.py",
+        "kernels/vae_edge_kernels/analysis/sass.py",
+    }  # jobs are passed
     ours = {"vae_edge/environment.py", "vae_edge/benchmarking/measure.py", "vae_edge/training/distributed.py"}
     assert found == kernels | ours
 

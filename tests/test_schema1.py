@@ -32,7 +32,11 @@ ATTRIBUTES = {
     "second_shares": "second_angle_probabilities",
 }
 """Attributes of `Predictions`: as schema 1 called them, and as they are called now."""
-FIGURES = {"by_concentration": "by_angle_confidence", "pose_classes": "orientation_classes", "watched_classes": "val_classes"}
+FIGURES = {
+    "by_concentration": "by_angle_confidence",
+    "pose_classes": "orientation_classes",
+    "watched_classes": "val_classes",
+}
 """Keys of what `evaluate` gives: as schema 1 called them, and as they are called now. Others kept their names."""
 COMPARE = (
     "compare --preset tiny --models logistic --seeds 1 --images-seen 400 --train-images all --threads 1 --seconds 0.1"

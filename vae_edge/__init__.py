@@ -1,4 +1,8 @@
-"""VAE Edge: labelled images to a classifier that says which way up a thing is, and when it does not know."""
+"""VAE Edge: from labelled images to a classifier that tells the orientation, and says when it does not know.
+
+The public names are imported when they are first used, so that `import vae_edge` costs nothing and a device needs
+neither torch nor onnx.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 if TYPE_CHECKING:
-    from vae_edge.api import build_engine, evaluate, export, generate, quantize, train
-    from vae_edge.benchmarking import run_benchmark as benchmark
+    from vae_edge.api import benchmark, build_engine, evaluate, export, generate, quantize, train
+    from vae_edge.engine.tensorrt import BuildConfig
     from vae_edge.errors import VaeEdgeError
     from vae_edge.pipeline import quickstart
     from vae_edge.runtime import load, verify
     from vae_edge.training.config import TrainConfig
 
 _HOME = {
-    **dict.fromkeys(("train", "evaluate", "generate", "export", "quantize", "build_engine"), "vae_edge.api"),
+    **dict.fromkeys(
+        ("train", "evaluate", "generate", "export", "quantize", "build_engine", "benchmark"), "vae_edge.api"
+    ),
     "load": "vae_edge.runtime",
     "verify": "vae_edge.runtime",
-    "benchmark": "vae_edge.benchmarking",
     "quickstart": "vae_edge.pipeline",
+    "BuildConfig": "vae_edge.engine.tensorrt",
     "TrainConfig": "vae_edge.training.config",
     "VaeEdgeError": "vae_edge.errors",
 }
 __all__ = [
+    "BuildConfig",
     "TrainConfig",
     "VaeEdgeError",
     "__version__",

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,13 +33,14 @@ from vae_edge.files import check_file, check_folder
 from vae_edge.text import system_name
 
 if TYPE_CHECKING:
+    from vae_edge.benchmarking.run import BenchmarkResult
     from vae_edge.data import Dataset
     from vae_edge.data.dataset import LeftOut
     from vae_edge.engine.build import BundleEngine
     from vae_edge.engine.tensorrt import BuildConfig
     from vae_edge.exporting.bundle import Quantization
     from vae_edge.preprocess import InputSpec
-    from vae_edge.training.checkpoint import RunConfig, TrainResult
+    from vae_edge.training.checkpoint import TrainResult
     from vae_edge.training.config import TrainConfig
     from vae_edge.training.trainer import Progress
 
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-EVALUATION_BATCH = 500  # images between two calls of `progress`
 PARITY_IMAGES = 256  # real images on which an exported file is compared with PyTorch
 
 
@@ -134,39 +134,17 @@ def _train(
     progress: Progress | None,
 ) -> TrainedRun:
     from vae_edge.training.checkpoint import load_checkpoint
-    from vae_edge.training.data import make_run_config, make_splits
+    from vae_edge.training.data import describe_run, make_run_config, make_splits
     from vae_edge.training.trainer import train
 
     splits = make_splits(dataset, training)
     config = make_run_config(dataset, splits, preset, training)
-    for line in _describe_run(dataset, config):
+    for line in describe_run(dataset, config):
         log.info("%s", line)
     train(splits, config, out, resume=resume, tensorboard=tensorboard, progress=progress)
     checkpoint = load_checkpoint(out)
     parameters = sum(p.numel() for p in checkpoint.model.parameters())
     return TrainedRun(out, parameters, checkpoint.result, dataset.left_out)
-
-
-def _describe_run(dataset: Dataset, config: RunConfig) -> Iterator[str]:
-    """What is about to be trained, and what of the data a user should know."""
-    data, training = config.data, config.training
-    shown = data.trained_on + data.unlabelled
-    yield (
-        f"training {config.model.preset} on {data.trained_on} images of {dataset.name} ({data.held_out} held "
-        f"out), {len(config.classes)} classes, rotation {training.rotation}, {training.epochs_for(shown)} epochs"
-    )
-    yield from dataset.notes
-    if data.unlabelled:
-        yield f"{data.unlabelled} images without labels are learnt from as well"
-    if data.unlike_mirrored:
-        names = ", ".join(data.unlike_mirrored)
-        yield f"--mirror: mirrored images of {names} look like none of their class; is mirroring right there?"
-    if data.duplicates:
-        yield f"{data.duplicates} images are exact duplicates; the duplicates of an image are all in one split"
-    if data.in_test:
-        yield f"{data.in_test} images of the test split are training images too: figures on it are too good"
-    if config.model.circular_mask:
-        yield "the images have no even background: pixels outside the inscribed circle are set to 0"
 
 
 # ---------------------------------------------------------------------------------------------------- evaluate
@@ -246,7 +224,8 @@ def evaluate(
         DataError: the data does not fit the model.
     """
     from vae_edge.data import rotation_range, select_split
-    from vae_edge.training.evaluate import evaluate
+    from vae_edge.data.splits import resolve_split
+    from vae_edge.training.evaluate import evaluate, in_batches
 
     if rotation is not None:
         rotation_range(rotation)  # or refuse, before the images are read
@@ -263,7 +242,7 @@ def evaluate(
     rotated = opened.rotation if rotation is None else rotation
     with opened.close:
         figures = evaluate(
-            _in_batches(opened.predict, progress),
+            in_batches(opened.predict, progress),
             images,
             opened.classes,
             opened.threshold,
@@ -284,39 +263,6 @@ def evaluate(
         figures,
         dataset.left_out,
     )
-
-
-def resolve_split(split: str, dataset: Dataset, trained_on: str, model: object) -> str:
-    """What `auto` stands for; a warning where the images that `model` was trained on cannot be told from others.
-
-    `trained_on` is the fingerprint of the data set of the training.
-    """
-    if split == "auto":
-        split = "test" if dataset.test is not None else "validation"
-    if split in ("validation", "train") and dataset.fingerprint() != trained_on:
-        log.info(
-            "%s was not trained on exactly these images: its %s split cannot be told, so images that it was trained on "
-            "may be among the ones measured",
-            model,
-            split,
-        )
-    return split
-
-
-def _in_batches(
-    predict: Callable[[NDArray[np.uint8]], Any], progress: Callable[[int, int], None] | None
-) -> Callable[[NDArray[np.uint8]], Any]:
-    """The same predictions, some hundred images at a time, so that progress can be shown."""
-
-    def run(images: NDArray[np.uint8]) -> Any:
-        parts = []
-        for start in range(0, len(images), EVALUATION_BATCH):
-            parts.append(predict(images[start : start + EVALUATION_BATCH]))
-            if progress is not None:
-                progress(min(start + EVALUATION_BATCH, len(images)), len(images))
-        return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-
-    return run
 
 
 def _open_run(path: Path, backend: str, precision: str, threads: int | None) -> _Model:
@@ -605,3 +551,37 @@ def build_engine(
 
     check_folder(bundle)
     return build_bundle_engine(bundle, config, progress=progress, timeout_s=timeout_s)
+
+
+# ---------------------------------------------------------------------------------------------------- benchmark
+
+
+def benchmark(
+    bundle: str | os.PathLike[str],
+    backends: Sequence[str] | None = None,
+    precisions: Sequence[str] | None = None,
+    *,
+    batches: Sequence[int] = (1, 8, 64),
+    threads: int = 1,
+    seconds: float = 20.0,
+    progress: Callable[[str, float], None] | None = None,
+) -> BenchmarkResult:
+    """Measure latency, throughput and memory of a bundle on this machine, for each backend, precision and batch.
+
+    Args:
+        bundle: the bundle's folder.
+        backends, precisions: names; None is all that are installed, or in the bundle.
+        batches: images of a call.
+        threads: processor threads of a call.
+        seconds: time for all of it; what does not fit in is named in `left_out`.
+        progress: called with (what is going on, fraction done).
+
+    Raises:
+        BundleError, BackendError, VerificationError: as `load`.
+        ConfigError: an option is out of range.
+    """
+    from vae_edge.benchmarking import run_benchmark
+
+    return run_benchmark(
+        bundle, backends, precisions, batches=batches, threads=threads, seconds=seconds, progress=progress
+    )

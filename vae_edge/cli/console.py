@@ -124,7 +124,7 @@ class _SayHandler(logging.Handler):
 def logging_to_stderr() -> Iterator[None]:
     """Print what the library logs until the block ends: warnings, and what the API is doing."""
     logger = logging.getLogger("vae_edge")
-    told = [logging.getLogger(f"vae_edge.{name}") for name in ("api", "pipeline", "data.load", "experiments")]
+    told = [logging.getLogger(f"vae_edge.{name}") for name in ("api", "pipeline", "data", "experiments")]
     handler = _SayHandler()
     levels = [each.level for each in told]
     logger.addHandler(handler)

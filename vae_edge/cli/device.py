@@ -106,13 +106,14 @@ def _verification_lines(result: dict[str, Any]) -> Iterator[str]:
 
 def bench(arguments: argparse.Namespace) -> None:
     """`vae-edge bench`."""
-    from vae_edge.benchmarking import format_table, run_benchmark
+    from vae_edge import api
+    from vae_edge.benchmarking import format_table
     from vae_edge.files import write_json
 
     if arguments.out:
         check_file(arguments.out)
     with fraction_progress() as progress:
-        result = run_benchmark(
+        result = api.benchmark(
             arguments.bundle,
             backends=arguments.backend,
             precisions=arguments.precision,

@@ -7,6 +7,7 @@ version. Exact duplicates, common in real folders, never stand on both sides of 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,9 @@ import numpy as np
 from vae_edge.data.dataset import Dataset, LabelledImages, join
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.text import normal_form
+
+log = logging.getLogger(__name__)
+
 
 SPLITS = ("train", "validation", "test", "all", "auto")
 
@@ -263,3 +267,20 @@ def subsample_labels(data: LabelledImages, per_class: int, seed: int) -> LabelSu
         kept[members[permutation(len(members), seed, stream=_LABEL_STREAM + label)[:per_class]]] = True
     angles = None if data.angles_deg is None else data.angles_deg[~kept]
     return LabelSubset(data.take(np.flatnonzero(kept)), data.images[~kept], angles)
+
+
+def resolve_split(split: str, dataset: Dataset, trained_on: str, model: object) -> str:
+    """What `auto` stands for; a warning where the images that `model` was trained on cannot be told from others.
+
+    `trained_on` is the fingerprint of the data set of the training.
+    """
+    if split == "auto":
+        split = "test" if dataset.test is not None else "validation"
+    if split in ("validation", "train") and dataset.fingerprint() != trained_on:
+        log.info(
+            "%s was not trained on exactly these images: its %s split cannot be told, so images that it was trained on "
+            "may be among the ones measured",
+            model,
+            split,
+        )
+    return split

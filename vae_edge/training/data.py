@@ -6,7 +6,7 @@ Every random number comes from the seed and the step, for the full batch; a proc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -477,3 +477,25 @@ def _nearest(
             np.fill_diagonal(similar, -1)
         best = np.maximum(best, similar.max(1))
     return best
+
+
+def describe_run(dataset: Dataset, config: RunConfig) -> Iterator[str]:
+    """What is about to be trained, and what of the data a user should know."""
+    data, training = config.data, config.training
+    shown = data.trained_on + data.unlabelled
+    yield (
+        f"training {config.model.preset} on {data.trained_on} images of {dataset.name} ({data.held_out} held "
+        f"out), {len(config.classes)} classes, rotation {training.rotation}, {training.epochs_for(shown)} epochs"
+    )
+    yield from dataset.notes
+    if data.unlabelled:
+        yield f"{data.unlabelled} images without labels are learnt from as well"
+    if data.unlike_mirrored:
+        names = ", ".join(data.unlike_mirrored)
+        yield f"--mirror: mirrored images of {names} look like none of their class; is mirroring right there?"
+    if data.duplicates:
+        yield f"{data.duplicates} images are exact duplicates; the duplicates of an image are all in one split"
+    if data.in_test:
+        yield f"{data.in_test} images of the test split are training images too: figures on it are too good"
+    if config.model.circular_mask:
+        yield "the images have no even background: pixels outside the inscribed circle are set to 0"

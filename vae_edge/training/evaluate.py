@@ -350,3 +350,22 @@ def cross_fitted_ece(logits: NDArray[np.floating], labels: NDArray[np.int64], se
 def _softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     weights = np.exp(logits - logits.max(1, keepdims=True))
     return weights / weights.sum(1, keepdims=True)
+
+
+EVALUATION_BATCH = 500  # images between two calls of `progress`
+
+
+def in_batches(
+    predict: Callable[[NDArray[np.uint8]], Any], progress: Callable[[int, int], None] | None
+) -> Callable[[NDArray[np.uint8]], Any]:
+    """The same predictions, some hundred images at a time, so that progress can be shown."""
+
+    def run(images: NDArray[np.uint8]) -> Any:
+        parts = []
+        for start in range(0, len(images), EVALUATION_BATCH):
+            parts.append(predict(images[start : start + EVALUATION_BATCH]))
+            if progress is not None:
+                progress(min(start + EVALUATION_BATCH, len(images)), len(images))
+        return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+
+    return run
