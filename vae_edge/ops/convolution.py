@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vae_edge.errors import KernelError
-from vae_edge.ops.checks import expect, launcher, out_sides
+from vae_edge.ops.registration import check_tensor, conv_output_size, kernel_module
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MOST_FIRST = 128  # taps · channels of a first layer
@@ -78,8 +78,8 @@ def _convolution_cuda(
     upsampling: int,
 ) -> Tensor:
     shape = _shape("convolution", x, weight, bias, residual, stride, pad_top, pad_left, upsampling)
-    kernels = launcher("convolution", "convolution" if upsampling == 1 else "upsample_convolution")
-    geometry = launcher("convolution", "launching").Geometry(*weight.shape[:2], stride, pad_top, pad_left)
+    kernels = kernel_module("convolution", "convolution" if upsampling == 1 else "upsample_convolution")
+    geometry = kernel_module("convolution", "launching").Geometry(*weight.shape[:2], stride, pad_top, pad_left)
     y = x.new_empty(shape)
     given = None if residual is None else residual.contiguous()
     with torch.cuda.device(x.device):
@@ -141,9 +141,9 @@ def _first_cuda(
     x: Tensor, weight: Tensor, bias: Tensor, stride: int, pad_top: int, pad_left: int, relu: bool, scale: float
 ) -> Tensor:
     y = weight.new_empty(_first_shape(x, weight, bias, stride, pad_top, pad_left))
-    geometry = launcher("first_convolution", "launching").Geometry(*weight.shape[:2], stride, pad_top, pad_left)
+    geometry = kernel_module("first_convolution", "launching").Geometry(*weight.shape[:2], stride, pad_top, pad_left)
     with torch.cuda.device(x.device):
-        launcher("first_convolution", "convolution").first_forward(
+        kernel_module("first_convolution", "convolution").first_forward(
             x.contiguous(), weight.contiguous(), bias.contiguous(), y, geometry, relu, scale
         )
     return y
@@ -189,30 +189,30 @@ def _shape(
     upsampling: int,
 ) -> list[int]:
     """The output's shape, when everything fits."""
-    expect(operator, "x", x, "N H W C", DTYPES, x)
-    expect(operator, "weight", weight, "R S C K", (x.dtype,), x, (None, None, x.shape[3], None))
-    expect(operator, "bias", bias, "K", (torch.float32,), x, (weight.shape[3],))
+    check_tensor(operator, "x", x, "N H W C", DTYPES, x)
+    check_tensor(operator, "weight", weight, "R S C K", (x.dtype,), x, (None, None, x.shape[3], None))
+    check_tensor(operator, "bias", bias, "K", (torch.float32,), x, (weight.shape[3],))
     if upsampling not in (1, 2):
         raise KernelError(f"{operator} expects upsampling of 1 or 2; got {upsampling}.")
     rows, columns, _, outputs = weight.shape
     seen = [side * upsampling for side in x.shape[1:3]]
-    sides = out_sides(operator, seen, (rows, columns), stride, (pad_top, pad_left))
+    sides = conv_output_size(operator, seen, (rows, columns), stride, (pad_top, pad_left))
     shape = [x.shape[0], *sides, outputs]
     if residual is not None:
-        expect(operator, "residual", residual, "N OH OW K", (x.dtype,), x, shape)
+        check_tensor(operator, "residual", residual, "N OH OW K", (x.dtype,), x, shape)
     return shape
 
 
 def _first_shape(x: Tensor, weight: Tensor, bias: Tensor, stride: int, pad_top: int, pad_left: int) -> list[int]:
     operator = "first_convolution"
-    expect(operator, "x", x, "N H W C", (torch.uint8, torch.float32, torch.float16), x)
-    expect(operator, "weight", weight, "R S C K", DTYPES, x, (None, None, x.shape[3], None))
-    expect(operator, "bias", bias, "K", (torch.float32,), x, (weight.shape[3],))
+    check_tensor(operator, "x", x, "N H W C", (torch.uint8, torch.float32, torch.float16), x)
+    check_tensor(operator, "weight", weight, "R S C K", DTYPES, x, (None, None, x.shape[3], None))
+    check_tensor(operator, "bias", bias, "K", (torch.float32,), x, (weight.shape[3],))
     rows, columns, channels, outputs = weight.shape
     if rows * columns * channels > MOST_FIRST:
         raise KernelError(
             f"{operator} expects R · S · C of at most {MOST_FIRST}; got {rows} · {columns} · {channels}: "
             "use convolution for images of many channels."
         )
-    sides = out_sides(operator, x.shape[1:3], (rows, columns), stride, (pad_top, pad_left))
+    sides = conv_output_size(operator, x.shape[1:3], (rows, columns), stride, (pad_top, pad_left))
     return [x.shape[0], *sides, outputs]

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vae_edge.errors import KernelError
-from vae_edge.ops.checks import expect, launcher, out_sides
 from vae_edge.ops.convolution import MOST_FIRST
-from vae_edge.ops.eight_bits import expect_numbers, launch, multiply_add, output_shape
+from vae_edge.ops.eight_bits import check_scale_bias, launch, multiply_add, output_shape
+from vae_edge.ops.registration import check_tensor, conv_output_size, kernel_module
 
 OUTPUTS = (torch.int8, torch.float16, torch.float32)
 
@@ -171,10 +171,12 @@ def _first_cuda(
     quantize: float,
 ) -> Tensor:
     y = x.new_empty(_first_shape(x, weight, scale, bias, stride, pad_top, pad_left), dtype=torch.int8)
-    geometry = launcher("first_convolution_int8", "launching").Geometry(*weight.shape[1:3], stride, pad_top, pad_left)
+    geometry = kernel_module("first_convolution_int8", "launching").Geometry(
+        *weight.shape[1:3], stride, pad_top, pad_left
+    )
     tensors = (x.contiguous(), weight.contiguous(), scale.contiguous(), bias.contiguous())
     with torch.cuda.device(x.device):
-        launcher("first_convolution_int8", "convolution_int8").first_forward(*tensors, y, geometry, relu, quantize)
+        kernel_module("first_convolution_int8", "convolution_int8").first_forward(*tensors, y, geometry, relu, quantize)
     return y
 
 
@@ -249,11 +251,11 @@ def _first_shape(
     pad_left: int,
 ) -> list[int]:
     operator = "first_convolution_int8"
-    expect(operator, "x", x, "N H W C", (torch.uint8, torch.int8, torch.float32, torch.float16), x)
-    expect(operator, "weight", weight, "K R S C", (torch.int8,), x, (None, None, None, x.shape[3]))
+    check_tensor(operator, "x", x, "N H W C", (torch.uint8, torch.int8, torch.float32, torch.float16), x)
+    check_tensor(operator, "weight", weight, "K R S C", (torch.int8,), x, (None, None, None, x.shape[3]))
     outputs, rows, columns, channels = weight.shape
     if rows * columns * channels > MOST_FIRST:
         raise KernelError(f"{operator} expects R · S · C of at most {MOST_FIRST}; got {rows} · {columns} · {channels}.")
-    expect_numbers(operator, scale, bias, outputs, x)
-    sides = out_sides(operator, x.shape[1:3], (rows, columns), stride, (pad_top, pad_left))
+    check_scale_bias(operator, scale, bias, outputs, x)
+    sides = conv_output_size(operator, x.shape[1:3], (rows, columns), stride, (pad_top, pad_left))
     return [x.shape[0], *sides, outputs]

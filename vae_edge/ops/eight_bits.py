@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vae_edge.errors import KernelError
-from vae_edge.ops.checks import expect, launcher, out_sides
+from vae_edge.ops.registration import check_tensor, conv_output_size, kernel_module
 
 
 def output_shape(
@@ -34,17 +34,17 @@ def output_shape(
     Raises:
         KernelError: names the operator, the argument, what was expected and what came.
     """
-    expect(operator, "x", x, "N H W C", (operand,), x)
-    expect(operator, "weight", weight, "R S K C", (operand,), x, (None, None, None, x.shape[3]))
+    check_tensor(operator, "x", x, "N H W C", (operand,), x)
+    check_tensor(operator, "weight", weight, "R S K C", (operand,), x, (None, None, None, x.shape[3]))
     rows, columns, channels, _ = weight.shape
-    expect_numbers(operator, scale, bias, channels, x)
+    check_scale_bias(operator, scale, bias, channels, x)
     if dtype not in outputs:
         names = [str(one).removeprefix("torch.") for one in outputs]
         raise KernelError(f"{operator} gives {', '.join(names[:-1])} or {names[-1]}; dtype is {dtype}.")
-    sides = out_sides(operator, x.shape[1:3], (rows, columns), stride, (pad_top, pad_left))
+    sides = conv_output_size(operator, x.shape[1:3], (rows, columns), stride, (pad_top, pad_left))
     shape = [x.shape[0], *sides, channels]
     if residual is not None:
-        expect(operator, "residual", residual, "N OH OW K", (operand,), x, shape)
+        check_tensor(operator, "residual", residual, "N OH OW K", (operand,), x, shape)
     return shape
 
 
@@ -57,14 +57,14 @@ def multiply_add(value: Tensor, factor: Tensor, addend: Tensor) -> Tensor:
     return (value.double() * factor.double() + addend.double()).float()
 
 
-def expect_numbers(operator: str, scale: Tensor, bias: Tensor, outputs: int, like: Tensor) -> None:
+def check_scale_bias(operator: str, scale: Tensor, bias: Tensor, outputs: int, like: Tensor) -> None:
     """Refuse scales and biases [K] that do not fit.
 
     Raises:
         KernelError: names the operator and the argument.
     """
-    expect(operator, "scale", scale, "K", (torch.float32,), like, (outputs,))
-    expect(operator, "bias", bias, "K", (torch.float32,), like, (outputs,))
+    check_tensor(operator, "scale", scale, "K", (torch.float32,), like, (outputs,))
+    check_tensor(operator, "bias", bias, "K", (torch.float32,), like, (outputs,))
 
 
 def launch(
@@ -82,9 +82,9 @@ def launch(
     residual_scale: float,
 ) -> Tensor:
     """Launch the kernel of the operator's name; y, which it writes."""
-    geometry = launcher(operator, "launching").Geometry(*weight.shape[:2], stride, pad_top, pad_left)
+    geometry = kernel_module(operator, "launching").Geometry(*weight.shape[:2], stride, pad_top, pad_left)
     tensors = (x.contiguous(), weight.contiguous(), scale.contiguous(), bias.contiguous())
     given = None if residual is None else residual.contiguous()
     with torch.cuda.device(x.device):
-        launcher(operator, operator).forward(*tensors, given, y, geometry, relu, residual_scale)
+        kernel_module(operator, operator).forward(*tensors, given, y, geometry, relu, residual_scale)
     return y

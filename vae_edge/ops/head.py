@@ -14,9 +14,9 @@ from vae_edge_kernels import plan as plans
 from vae_edge_kernels.plan import Linear, Plan, padded
 
 from vae_edge.errors import KernelError
-from vae_edge.ops.checks import expect, launcher
 from vae_edge.ops.convolution_int8 import to_int8
 from vae_edge.ops.eight_bits import multiply_add
+from vae_edge.ops.registration import check_tensor, kernel_module
 
 WINDOW_BINS, APART_BINS = 2, 4
 FEATURES = (torch.float16, torch.int8)
@@ -59,7 +59,7 @@ def _means_cuda(x: Tensor, scale: float) -> Tensor:
     _check_maps(x)
     y = x.new_empty((x.shape[0], x.shape[3]), dtype=torch.float32)
     with torch.cuda.device(x.device):
-        launcher("means", "means").forward(x.contiguous(), y, scale)
+        kernel_module("means", "means").forward(x.contiguous(), y, scale)
     return y
 
 
@@ -70,7 +70,7 @@ def _means_fake(x: Tensor, scale: float) -> Tensor:
 
 
 def _check_maps(x: Tensor) -> None:
-    expect("means", "x", x, "N H W C", (torch.float32, torch.float16, torch.bfloat16, torch.int8), x)
+    check_tensor("means", "x", x, "N H W C", (torch.float32, torch.float16, torch.bfloat16, torch.int8), x)
     if x.shape[1] * x.shape[2] == 0:
         raise KernelError(f"means expects maps of at least one pixel; got {list(x.shape)}.")
 
@@ -107,7 +107,7 @@ def _pose_head_cuda(features: Tensor, weights: Tensor, numbers: Tensor, plan: st
     given = _check_pose(features, weights, numbers, plan)
     logits, pose = numbers.new_empty((len(features), given.classes)), numbers.new_empty((len(features), POSE))
     with torch.cuda.device(features.device):
-        launcher("pose_head", "head").pose_forward(
+        kernel_module("pose_head", "head").pose_forward(
             given, features.contiguous(), weights.contiguous(), numbers.contiguous(), logits, pose
         )
     return logits, pose
@@ -186,7 +186,7 @@ def _content_head_cuda(
     given_tensors = (features, pose_means, means, logits, pose, weights, numbers, whitenings)
     read = [tensor.contiguous() for tensor in given_tensors]
     with torch.cuda.device(features.device):
-        launcher("content_head", "head").content_forward(given, *read, *made)
+        kernel_module("content_head", "head").content_forward(given, *read, *made)
     return made[0], made[1], made[2]
 
 
@@ -234,7 +234,7 @@ def _reconstruction_error_cuda(drawn: Tensor, upright: Tensor, score: Tensor, me
     total = score.new_empty(len(score))
     read = [tensor.contiguous() for tensor in (drawn, upright, score, measure)]
     with torch.cuda.device(drawn.device):
-        launcher("reconstruction_error", "reconstruction_error").forward(*read, total, block)
+        kernel_module("reconstruction_error", "reconstruction_error").forward(*read, total, block)
     return total
 
 
@@ -263,14 +263,14 @@ def as_taken(x: Tensor, numbers: Tensor, layer: Linear) -> Tensor:
 
 def _check_buffers(operator: str, weights: Tensor, numbers: Tensor, given: Plan, like: Tensor) -> None:
     dtype = torch.int8 if given.int8 else torch.float16
-    expect(operator, "weights", weights, "W", (dtype,), like, (given.weights_size,))
-    expect(operator, "numbers", numbers, "W", (torch.float32,), like, (given.numbers_size,))
+    check_tensor(operator, "weights", weights, "W", (dtype,), like, (given.weights_size,))
+    check_tensor(operator, "numbers", numbers, "W", (torch.float32,), like, (given.numbers_size,))
 
 
 def _check_pose(features: Tensor, weights: Tensor, numbers: Tensor, plan: str) -> Plan:
     given = plan_from(plan)
     layer = linear_of(given, plans.POSE)
-    expect("pose_head", "features", features, "N F", (FEATURES[given.int8],), features, (None, layer.inputs))
+    check_tensor("pose_head", "features", features, "N F", (FEATURES[given.int8],), features, (None, layer.inputs))
     _check_buffers("pose_head", weights, numbers, given, features)
     return given
 
@@ -288,25 +288,25 @@ def _check_content(
 ) -> Plan:
     operator, given = "content_head", plan_from(plan)
     n, inputs = features.shape[0], linear_of(given, plans.MU).inputs
-    expect(operator, "features", features, "N F", (FEATURES[given.int8],), features, (None, inputs))
+    check_tensor(operator, "features", features, "N F", (FEATURES[given.int8],), features, (None, inputs))
     whole = (torch.float32,)
-    expect(operator, "means", means, "N W", whole, features, (n, given.tap))
+    check_tensor(operator, "means", means, "N W", whole, features, (n, given.tap))
     if given.bins:
-        expect(operator, "pose_means", pose_means, "N W", whole, features, (n, given.pose_tap))
-        expect(operator, "logits", logits, "N K", whole, features, (n, given.classes))
-        expect(operator, "pose", pose, "N P", whole, features, (n, POSE))
+        check_tensor(operator, "pose_means", pose_means, "N W", whole, features, (n, given.pose_tap))
+        check_tensor(operator, "logits", logits, "N K", whole, features, (n, given.classes))
+        check_tensor(operator, "pose", pose, "N P", whole, features, (n, POSE))
     _check_buffers(operator, weights, numbers, given, features)
     score = given.score
     shape = (score.clusters, score.components, padded(score.components))
-    expect(operator, "whitenings", whitenings, "M D D", (torch.float16,), features, shape)
+    check_tensor(operator, "whitenings", whitenings, "M D D", (torch.float16,), features, shape)
     return given
 
 
 def _check_drawn(drawn: Tensor, upright: Tensor, score: Tensor, measure: Tensor, block: int) -> None:
     operator, floats = "reconstruction_error", (torch.float32, torch.float16)
-    expect(operator, "upright", upright, "N S S C", floats, drawn)
+    check_tensor(operator, "upright", upright, "N S S C", floats, drawn)
     n, side, _, channels = upright.shape
     grid = -(-side // block)
-    expect(operator, "drawn", drawn, "N G G P", floats, drawn, (n, grid, grid, channels * block * block))
-    expect(operator, "score", score, "N S", (torch.float32,), drawn, (n, 2))
-    expect(operator, "measure", measure, "M", (torch.float32,), drawn, (1,))
+    check_tensor(operator, "drawn", drawn, "N G G P", floats, drawn, (n, grid, grid, channels * block * block))
+    check_tensor(operator, "score", score, "N S", (torch.float32,), drawn, (n, 2))
+    check_tensor(operator, "measure", measure, "M", (torch.float32,), drawn, (1,))

@@ -12,10 +12,10 @@ from vae_edge_kernels import plan as plans
 from vae_edge_kernels.plan import Layer, Plan, padded
 
 from vae_edge.errors import KernelError
-from vae_edge.ops.checks import expect, launcher
 from vae_edge.ops.convolution import MOST_FIRST, convolution, first_convolution
 from vae_edge.ops.convolution_int8 import convolution_int8, first_convolution_int8, to_int8
 from vae_edge.ops.head import POSE, content_head, linear_of, means, plan_from, pose_head, reconstruction_error
+from vae_edge.ops.registration import check_tensor, kernel_module
 from vae_edge.ops.turn import turn_pixels
 
 PLACES = 2  # programs on a multiprocessor: so many images are worked on at a time, each with scratch of its own
@@ -59,7 +59,7 @@ def _network_cuda(
         numbers.new_empty(shape) for shape in ((n, given.classes), (n,), (n,), (n, 3))
     )
     with torch.cuda.device(image.device):
-        launcher("network", "network").forward(
+        kernel_module("network", "network").forward(
             given, image.contiguous(), *buffers, areas, floats, meetings, probabilities, angle, score, doubts, programs
         )
     return probabilities, angle, score, doubts
@@ -214,11 +214,11 @@ def _check(image: Tensor, weights: Tensor, numbers: Tensor, whitenings: Tensor, 
     if not 1 <= programs <= plans.MOST_PROGRAMS or programs & (programs - 1):
         raise KernelError(f"{operator} expects programs as a power of two up to {plans.MOST_PROGRAMS}; got {programs}.")
     shape = (None, given.side, given.side, given.channels)
-    expect(operator, "image", image, "N S S C", (torch.uint8,), image, shape)
+    check_tensor(operator, "image", image, "N S S C", (torch.uint8,), image, shape)
     dtype = torch.int8 if given.int8 else torch.float16
-    expect(operator, "weights", weights, "W", (dtype,), image, (given.weights_size,))
-    expect(operator, "numbers", numbers, "W", (torch.float32,), image, (given.numbers_size,))
+    check_tensor(operator, "weights", weights, "W", (dtype,), image, (given.weights_size,))
+    check_tensor(operator, "numbers", numbers, "W", (torch.float32,), image, (given.numbers_size,))
     score = given.score
     clusters = (score.clusters, score.components, padded(score.components))
-    expect(operator, "whitenings", whitenings, "M D D", (torch.float16,), image, clusters)
+    check_tensor(operator, "whitenings", whitenings, "M D D", (torch.float16,), image, clusters)
     return given

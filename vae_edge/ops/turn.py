@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vae_edge.errors import KernelError
-from vae_edge.ops.checks import expect, launcher
+from vae_edge.ops.registration import check_tensor, kernel_module
 
 IMAGES = (torch.uint8, torch.float16, torch.float32)
 MOST_ACROSS, MOST_ELEMENTS = 1 << 20, 1 << 24  # of one image: what the kernel counts in floats, and its grid holds
@@ -122,7 +122,7 @@ def _turn_cuda(
     _check(x, cos, sin, dtype)
     y = x.new_empty(x.shape, dtype=dtype)
     with torch.cuda.device(x.device):
-        launcher("turn_pixels", "turn").forward(
+        kernel_module("turn_pixels", "turn").forward(
             x.contiguous(), cos.contiguous(), sin.contiguous(), y, scale, fill, quantize, window, rounded_to
         )
     return y
@@ -155,13 +155,13 @@ def round_window(side: int) -> Tensor:
 
 
 def _check(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> None:
-    expect("turn_pixels", "x", x, "N S S C", IMAGES, x, (None, None, x.shape[1] if x.dim() == 4 else None, None))
+    check_tensor("turn_pixels", "x", x, "N S S C", IMAGES, x, (None, None, x.shape[1] if x.dim() == 4 else None, None))
     if x.shape[1] * x.shape[3] > MOST_ACROSS or x.shape[1] ** 2 * x.shape[3] > MOST_ELEMENTS:
         raise KernelError(
             f"turn_pixels expects images of at most {MOST_ACROSS:,} elements in a row and {MOST_ELEMENTS:,} in all; "
             f"got {list(x.shape)}."
         )
     for name, given in (("cos", cos), ("sin", sin)):
-        expect("turn_pixels", name, given, "N", (torch.float32,), x, (x.shape[0],))
+        check_tensor("turn_pixels", name, given, "N", (torch.float32,), x, (x.shape[0],))
     if dtype not in PIXELS:
         raise KernelError(f"turn_pixels gives float16, bfloat16, float32 or int8; dtype is {dtype}.")
