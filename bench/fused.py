@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from vae_edge.data import load_dataset, rotated
 from vae_edge.export.exact import evaluate
-from vae_edge.export.layers import read_layers
+from vae_edge.export.native import read_qdq_layers
 from vae_edge.model import AngleVAE
-from vae_edge.ops.fuse import fuse
+from vae_edge.ops.network import fuse
 from vae_edge.training.checkpoint import load_checkpoint
 
 Answers = dict[str, NDArray[np.float32]]
@@ -86,7 +86,7 @@ def _logits(probabilities: NDArray[np.float32], temperature: float) -> NDArray[n
 
 def fused(model: AngleVAE, images: NDArray[np.uint8], quantized: onnx.ModelProto | None = None) -> Answers:
     """What the fused network says, in fp16 or on the int8 of a file."""
-    network = fuse(model, None if quantized is None else read_layers(quantized))
+    network = fuse(model, None if quantized is None else read_qdq_layers(quantized))
     probabilities, angle, score, doubts = (tensor.numpy() for tensor in network(torch.from_numpy(images)))
     return {
         "probabilities": probabilities, "angle": angle, "score": score,

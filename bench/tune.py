@@ -24,23 +24,24 @@ from benchmark_case import PRESETS, Case, Run
 from kernel_cases import cases
 from triton.errors import TritonError
 from vae_edge_kernels import aot_worker, configurations, evidence
-from vae_edge_kernels.plan import to_text
+from vae_edge_kernels.layout import to_json
 from vae_edge_kernels.variants import Variant
 
 from kernels import median_us
-from vae_edge.export.plans import plan_of_preset
+from vae_edge.export.native import layout_for_preset
 
 GAIN = 0.98
 CHOICES = {
     "ROWS": (16, 32, 64, 128),
     "DEPTH": (32, 64, 128),
-    "TILE": (2048, 4096, 8192),
+    "MAX_TILE": (2048, 4096, 8192),
     "ELEMENTS": (256, 512, 1024, 2048),
-    "CHUNK": (32, 64, 128),
+    "BLOCK_SIZE": (256, 512, 1024, 2048),
+    "BLOCK_FC": (32, 64, 128),
     "num_warps": (2, 4, 8),
     "num_stages": (1, 2, 3, 4),
 }
-NETWORK_CHOICES = {"ROWS": (16, 32, 64), "TILE": (4096, 8192), "num_warps": (4, 8), "num_stages": (2, 3)}
+NETWORK_CHOICES = {"ROWS": (16, 32, 64), "MAX_TILE": (4096, 8192), "num_warps": (4, 8), "num_stages": (2, 3)}
 
 Key = tuple[str, str]
 
@@ -101,14 +102,14 @@ def within_budget(key: Key, candidate: dict[str, int], architecture: int, varian
 
 def compiled_of(key: Key, architecture: int) -> list[Variant]:
     """The kernels that the ahead-of-time compiler makes which an entry may change."""
-    if key[0] not in ("network", "head"):
+    if key[0] not in ("network", "heads"):
         return list(aot_worker.wanted(architecture))
     return [
         variant
         for name in PRESETS
         for int8 in (False, True)
         for variant in aot_worker.wanted(
-            architecture, to_text(plan_of_preset(name, int8=int8)), f"_{name}_{'int8' if int8 else 'fp16'}"
+            architecture, to_json(layout_for_preset(name, int8=int8)), f"_{name}_{'int8' if int8 else 'fp16'}"
         )
     ]
 

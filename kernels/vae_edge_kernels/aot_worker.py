@@ -23,7 +23,7 @@ from vae_edge_kernels.aot import SPREAD
 from vae_edge_kernels.variants import Variant
 
 OPERATORS = (
-    *("reparameterize", "convolution", "convolution_int8", "convolution_fp8", "upsample_convolution", "turn"),
+    *("reparameterize", "convolution", "convolution_int8", "convolution_fp8", "upsample_convolution", "rotate"),
     *("means", "reconstruction_error"),
 )
 SCRATCH = ("global_scratch", "profile_scratch")
@@ -42,12 +42,12 @@ def wanted(architecture: int, plan: str | None = None, label: str = "", programs
         for module in operators():
             yield from module.variants(architecture)
     else:
-        from vae_edge_kernels import head, network
-        from vae_edge_kernels.plan import from_text
+        from vae_edge_kernels import heads, network
+        from vae_edge_kernels.layout import from_json
 
-        given = from_text(plan)
-        whole = [network.variant(given, architecture, count) for count in sorted({1, programs})]
-        for variant in whole + head.plan_variants(given, architecture):
+        given = from_json(plan)
+        whole = [network.kernel_spec(given, architecture, count) for count in sorted({1, programs})]
+        for variant in whole + heads.network_variants(given, architecture):
             yield replace(variant, name=f"{variant.name}{label}")
 
 

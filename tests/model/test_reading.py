@@ -14,7 +14,7 @@ from scipy.stats import circmean, circvar
 from vae_edge.errors import ConfigError
 from vae_edge.model import AngleVAE, create_config, network
 from vae_edge.model.losses import angle_targets
-from vae_edge.model.network import PoseTrunk, round_window
+from vae_edge.model.network import PoseTrunk, circular_mask
 
 BINS = 36
 
@@ -152,7 +152,7 @@ def test_through_the_round_window_a_turned_image_looks_like_a_photograph_that_wa
         turned = np.stack([np.asarray(Image.fromarray(p).rotate(angle, Resampling.BILINEAR)) for p in wide[frame]])
         apart = (to_tensor(taken) - to_tensor(turned)).abs()
         assert apart.max() > 0.3, "their corners differ"
-        assert (apart * round_window(40)).max() < 0.03
+        assert (apart * circular_mask(40)).max() < 0.03
 
 
 def test_without_a_pose_trunk_there_is_no_window():

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from vae_edge.errors import ConfigError
-from vae_edge.ops.turn import sample
+from vae_edge.ops.rotate import grid_sample_fill
 
 FIELD = 5  # an elastic change is a smooth field through this many random points each way
 NUMBERS = 8  # uniform random numbers an image, drawn whether they are used or not
@@ -78,7 +78,7 @@ def affine_augment(
     if bends is not None:
         field = F.interpolate(bends * (2 * elastic), size=images.shape[-2:], mode="bicubic", align_corners=True)
         grid = grid + field.permute(0, 2, 3, 1).to(images.dtype)
-    return sample(images, grid, fill), angle + known
+    return grid_sample_fill(images, grid, fill), angle + known
 
 
 def _thicken(images: torch.Tensor, by: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_edge.model import AngleVAE
-from vae_edge.ops.turn import turn
+from vae_edge.ops.rotate import rotate
 
 OUTPUTS = ("probabilities", "angle", "score")
 DOUBTS = ("concentration", "second_angle", "second_share")  # of models with a pose trunk, behind the others
@@ -59,5 +59,5 @@ class ReconstructionGraph(nn.Module):
         output = self.model(to_pixels(image))
         drawn = output.reconstruction
         if self.model.pose is not None:
-            drawn = turn(drawn, output.pose.cos, output.pose.sin, self.model.config.fill)
+            drawn = rotate(drawn, output.pose.cos, output.pose.sin, self.model.config.fill)
         return (drawn * 255.0).round().clamp(0.0, 255.0).permute(0, 2, 3, 1).to(torch.uint8)

@@ -9,15 +9,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from vae_edge_kernels.layout import FEATURE_LAYER, NMS_BINS, WINDOW_BINS
 
 from vae_edge.model.config import ModelConfig
 from vae_edge.model.score import RejectionScore
 from vae_edge.ops.reparameterize import reparameterize
-from vae_edge.ops.turn import round_window, turn
+from vae_edge.ops.rotate import circular_mask, rotate
 
-WINDOW_BINS = 2  # bins on either side of the best one that take part in the read-out of the angle
-APART_BINS = 2 * WINDOW_BINS  # a second-best bin is further away from the best one than this: their windows do not meet
-TAP = 2  # the layer whose feature maps the rejection score looks at: the last one at half the resolution
 LEAST_WIDTH = 48  # channels that a cell of the decoder's grid is drawn from, at least
 POSE_NOISE_DEG = 4.0  # spread of the error added to the angle in training, so that the encoder bears small ones
 
@@ -67,7 +65,7 @@ class Trunk(nn.Module):
         tap = x
         for index, layer in enumerate(self.layers):
             x = layer(x)
-            if index == TAP:
+            if index == FEATURE_LAYER:
                 tap = x
         return x.flatten(1), tap
 
@@ -106,7 +104,7 @@ class PoseTrunk(nn.Module):
         centres = index * (2 * math.pi / count)
         axes = torch.stack([centres.cos(), centres.sin(), torch.ones(count)], 1)
         self.register_buffer("window", (apart <= WINDOW_BINS).float(), persistent=False)
-        self.register_buffer("near", (apart <= APART_BINS).float() * -1e6, persistent=False)  # added to logits
+        self.register_buffer("near", (apart <= NMS_BINS).float() * -1e6, persistent=False)  # added to logits
         self.register_buffer("sums", torch.block_diag(axes[:, :2], axes, axes[:, :2]), persistent=False)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -216,7 +214,7 @@ class AngleVAE(nn.Module):
         self.score = RejectionScore(config.classes, config.latent, features, angle=config.pose)
         self.register_buffer("temperature", torch.ones(()))
         windowed = config.window and config.pose
-        self.register_buffer("frame", round_window(config.size) if windowed else None, persistent=False)
+        self.register_buffer("frame", circular_mask(config.size) if windowed else None, persistent=False)
         nn.init.zeros_(self.logvar.weight)
         nn.init.constant_(self.logvar.bias, -2.0)
 
@@ -261,7 +259,7 @@ class AngleVAE(nn.Module):
         """The pose, the image turned back, the encoder's features, and its maps for the score."""
         image = self.see(image)
         pose = self.find_angle(image)
-        upright = turn(image, pose.cos, -pose.sin, self.config.fill) if self.pose is not None else image
+        upright = rotate(image, pose.cos, -pose.sin, self.config.fill) if self.pose is not None else image
         return pose, upright, *self.encoder(upright)
 
     def training_pass(
@@ -292,7 +290,7 @@ class AngleVAE(nn.Module):
             error = torch.zeros_like(pose.cos) if error_rad is None else error_rad
             noisy_cos = pose.cos * error.cos() - pose.sin * error.sin()
             noisy_sin = pose.sin * error.cos() + pose.cos * error.sin()
-            upright = turn(image, noisy_cos, -noisy_sin, self.config.fill)
+            upright = rotate(image, noisy_cos, -noisy_sin, self.config.fill)
         encoded, _ = self.encoder(upright)
         mu, logvar = self.mu(encoded).float(), self.logvar(encoded).float().clamp(-10.0, 5.0)
         content, kl = _draw(mu, logvar, seed, offset)

@@ -1,6 +1,6 @@
 """Network files through the native library: a driver and one shared library, no TensorRT, PyTorch, Triton or compiler.
 
-`vae_edge.ops.fuse(model).save(path)` writes such a file; `make native` builds the library. Not verified on hardware.
+`vae_edge.ops.network(model).save(path)` writes such a file; `make native` builds the library. Not verified on hardware.
 """
 
 from __future__ import annotations

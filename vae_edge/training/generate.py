@@ -24,7 +24,7 @@ from vae_edge.data.sheet import CONTACT_SHEET, contact_sheet
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.files import atomic_path, naming
 from vae_edge.model import AngleVAE
-from vae_edge.ops.turn import turn
+from vae_edge.ops.rotate import rotate
 from vae_edge.text import file_name, normal_form
 
 METHODS = ("between", "around")
@@ -201,7 +201,7 @@ def _turned(images: torch.Tensor, angles_rad: torch.Tensor, fill: float) -> NDAr
     for pages, angles in zip(images.split(BATCH), angles_rad.split(BATCH), strict=True):
         turned = pages
         if angles.any():
-            floats = turn(pages.float() / 255, angles.cos(), angles.sin(), fill)
+            floats = rotate(pages.float() / 255, angles.cos(), angles.sin(), fill)
             turned = (floats * 255).round().clamp(0, 255).to(torch.uint8)
         parts.append(turned.permute(0, 2, 3, 1).numpy())
     return np.concatenate(parts)

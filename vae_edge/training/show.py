@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vae_edge.errors import DataError
 from vae_edge.model import AngleVAE
-from vae_edge.ops.turn import turn
+from vae_edge.ops.rotate import rotate
 from vae_edge.training.generate import generate
 from vae_edge.training.predict import BATCH, to_floats
 
@@ -33,7 +33,7 @@ def turned_back(
     pages = model.see(to_floats(images))
     if angles_deg is not None:
         angles = torch.from_numpy(np.deg2rad(np.asarray(angles_deg, np.float64))).float()
-        pages = turn(pages, angles.cos(), -angles.sin(), model.config.fill)
+        pages = rotate(pages, angles.cos(), -angles.sin(), model.config.fill)
     return _to_bytes(pages)
 
 

@@ -13,16 +13,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from vae_edge_kernels import plan as plans
+from vae_edge_kernels.layout import from_json, to_json
 
 from vae_edge.data import Dataset, rotated
 from vae_edge.errors import ExportError, KernelError
 from vae_edge.export.graph import ClassifierGraph
-from vae_edge.export.layers import read_layers
+from vae_edge.export.native import read_qdq_layers
 from vae_edge.model import AngleVAE, create_config
-from vae_edge.ops.fuse import fuse
-from vae_edge.ops.network import network
-from vae_edge.ops.packing import QuantizedNetwork, pack, plan_of
+from vae_edge.ops.network import fuse, network
+from vae_edge.ops.packing import QuantizedNetwork, ScoreMode, network_layout, pack
 from vae_edge.training.checkpoint import Checkpoint
 
 BENCH = Path(__file__).parents[2] / "bench"
@@ -109,19 +108,19 @@ def test_the_answers_to_some_images_are_those_to_all(checkpoint: Checkpoint, ima
         torch.testing.assert_close(one, other[:count], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("light", [False, True])
+@pytest.mark.parametrize("score", ["full", "fast"])
 @pytest.mark.parametrize(
     "preset, changes",
     [("tiny", {"pose": False}), ("base", {"classes": 3}), ("small", {"size": 64, "channels": 3, "window": True})],
 )
-def test_any_shape_of_network_is_fused(preset: str, changes: dict[str, int], light: bool) -> None:
+def test_any_shape_of_network_is_fused(preset: str, changes: dict[str, int], score: ScoreMode) -> None:
     torch.manual_seed(0)
     model = AngleVAE(create_config(preset, **changes)).eval()
     config = model.config
     images = torch.randint(0, 256, (3, config.size, config.size, config.channels), dtype=torch.uint8)
     with torch.no_grad():
-        expected = ClassifierGraph(model, light)(images)
-    got = fuse(model, light=light)(images)
+        expected = ClassifierGraph(model, score == "fast")(images)
+    got = fuse(model, score=score)(images)
     torch.testing.assert_close(got[0], expected[0], rtol=0, atol=2e-3)
     torch.testing.assert_close(got[2], expected[2], rtol=1e-2, atol=1e-2)
 
@@ -129,7 +128,7 @@ def test_any_shape_of_network_is_fused(preset: str, changes: dict[str, int], lig
 def test_the_network_is_a_proper_operator_and_one_node_of_an_exported_program(checkpoint: Checkpoint) -> None:
     fused = fuse(checkpoint.model)
     images = torch.randint(0, 256, (1, 28, 28, 1), dtype=torch.uint8)
-    arguments = (images, fused.weights, fused.numbers, fused.whitenings, fused.text)
+    arguments = (images, fused.weights, fused.params, fused.whitening, fused.layout_json)
     torch.library.opcheck(torch.ops.vae_edge.network.default, arguments)
     batch = torch.export.Dim("batch", min=1, max=1024)
     program = torch.export.export(fused, (images.repeat(3, 1, 1, 1),), dynamic_shapes=({0: batch},))
@@ -137,14 +136,14 @@ def test_the_network_is_a_proper_operator_and_one_node_of_an_exported_program(ch
     assert [name for name in called if "vae_edge" in name] == ["vae_edge.network.default"]
 
 
-def test_a_plan_survives_its_text_and_a_wrong_text_is_refused(checkpoint: Checkpoint) -> None:
-    plan = plan_of(checkpoint.model)
-    assert plans.from_text(plans.to_text(plan)) == plan
+def test_a_layout_survives_its_json_and_other_text_is_refused(checkpoint: Checkpoint) -> None:
+    net = network_layout(checkpoint.model)
+    assert from_json(to_json(net)) == net
     fused = fuse(checkpoint.model)
     images = torch.zeros(1, 28, 28, 1, dtype=torch.uint8)
-    for text in ("", "{}", json.dumps({**json.loads(fused.text), "more": 1})):
-        with pytest.raises(KernelError, match="no plan of a network"):
-            network(images, fused.weights, fused.numbers, fused.whitenings, text)
+    for text in ("", "{}", json.dumps({**json.loads(fused.layout_json), "more": 1})):
+        with pytest.raises(KernelError, match="no layout of a network"):
+            network(images, fused.weights, fused.params, fused.whitening, text)
 
 
 def test_what_does_not_fit_is_refused_by_name(checkpoint: Checkpoint, bundle: Path) -> None:
@@ -155,12 +154,12 @@ def test_what_does_not_fit_is_refused_by_name(checkpoint: Checkpoint, bundle: Pa
     with pytest.raises(KernelError, match=r"network expects image of shape \[N, 28, 28, 1\]; got \[1, 32, 32, 1\]"):
         fused(torch.zeros(1, 32, 32, 1, dtype=torch.uint8))
     with pytest.raises(KernelError, match="network expects weights in float16; got int8"):
-        network(images, fused.weights.to(torch.int8), fused.numbers, fused.whitenings, fused.text)
-    with pytest.raises(KernelError, match="network expects programs as a power of two up to 32; got 3"):
-        network(images, fused.weights, fused.numbers, fused.whitenings, fused.text, 3)
+        network(images, fused.weights.to(torch.int8), fused.params, fused.whitening, fused.layout_json)
+    with pytest.raises(KernelError, match="network expects ctas_per_image as a power of two up to 32; got 3"):
+        network(images, fused.weights, fused.params, fused.whitening, fused.layout_json, 3)
     with pytest.raises(KernelError, match="fuse expects an AngleVAE; got Linear"):
         fuse(torch.nn.Linear(2, 2))
-    layers = read_layers(onnx.load(bundle / "classifier.int8.onnx")).layers
+    layers = read_qdq_layers(onnx.load(bundle / "classifier.int8.onnx")).layers
     for name, value in (
         ("input_scale", 0.0),
         ("input_scale", float("nan")),
@@ -174,7 +173,7 @@ def test_what_does_not_fit_is_refused_by_name(checkpoint: Checkpoint, bundle: Pa
     with pytest.raises(KernelError, match=r"layer pose\.trunk\.layers\.1\.0 is missing|layer \S+ is missing"):
         pack(checkpoint.model, QuantizedNetwork({}))
     with pytest.raises(ExportError, match="no int8 layers"):
-        read_layers(onnx.load(bundle / "classifier.fp32.onnx"))
+        read_qdq_layers(onnx.load(bundle / "classifier.fp32.onnx"))
     with pytest.raises(KernelError, match=r"the network has 10 classes; got 2 names: \['a', 'b'\]"):
         fused.save("never.ve", ["a", "b"], 0.0)
     assert not Path("never.ve").exists()
