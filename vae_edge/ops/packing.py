@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from vae_edge_kernels.layout import ALIGNMENT, ConvLayout, Fc, LinearLayout, NetworkLayout, make_layout, padded
 
 from vae_edge.errors import KernelError
@@ -76,17 +77,14 @@ def fold_batchnorm(model: nn.Module) -> dict[str, LayerParams]:
 
 
 def _fold(layer: LayerParams, norm: nn.BatchNorm2d) -> LayerParams:
-    """w · γ / σ and β + (b − μ) · γ / σ, in float64.
-
-    `torch.nn.utils.fusion.fuse_conv_bn_eval` does the same in float32, and rounds other bits.
-    """
+    """w · γ / σ and β + (b − μ) · γ / σ, in float64, so that each is rounded once."""
     mean, variance, gamma, beta = (
         getattr(norm, name).detach().double().cpu() for name in ("running_mean", "running_var", "weight", "bias")
     )
-    factor = gamma / (variance + norm.eps).sqrt()
-    weight = layer.weight.double() * factor[:, None, None, None]
-    bias = beta + (layer.bias.double() - mean) * factor
-    return LayerParams(weight.float(), bias.float())
+    weight, bias = fuse_conv_bn_weights(
+        layer.weight.double(), layer.bias.double(), mean, variance, norm.eps, gamma, beta
+    )
+    return LayerParams(weight.detach().float(), bias.detach().float())
 
 
 def network_layout(model: Any, score: ScoreMode = "full", int8: bool = False) -> NetworkLayout:
