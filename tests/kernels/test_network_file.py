@@ -17,7 +17,9 @@ from vae_edge_kernels.network_file import write_network
 
 from vae_edge.errors import KernelError
 
-HEADER = Path(__file__).parents[2] / "kernels/native/include/vae_edge.h"
+ROOT = Path(__file__).parents[2]
+HEADER = ROOT / "kernels/native/include/vae_edge.h"
+HEADER_BEFORE = ROOT / "tests/fixtures/schema1/native/vae_edge.h"
 NAMES = ["one", "t=wo", "drei äöü"]
 
 
@@ -79,6 +81,15 @@ def test_the_limits_are_those_of_the_header() -> None:
     values = {name: eval(value.strip("()")) for name, value in limits.items()}
     ours = {name: value for name, value in vars(network_file).items() if name.startswith("MAX_")}
     assert len(ours) == 6 and ours == {name: values[name] for name in ours}
+
+
+def test_the_header_has_every_macro_and_function_of_the_version_before() -> None:
+    before, now = HEADER_BEFORE.read_text(), HEADER.read_text()
+    macros = [dict(re.findall(r"#define (VE_\w+) (\(?[\d<( ]+\)?)", text)) for text in (before, now)]
+    assert len(macros[0]) == 9 and macros[0].items() <= macros[1].items()
+    for pattern in (r"(VE_\w+) = (\d+)", r"VE_API (?:VE_DEPRECATED\(\S+\) )?\w[^;]*?\b(ve_\w+)\("):
+        assert len(re.findall(pattern, before)) > 10
+        assert set(re.findall(pattern, before)) <= set(re.findall(pattern, now))
 
 
 @pytest.mark.parametrize(

@@ -56,15 +56,15 @@ def test_the_fused_network_in_fp16_gives_what_the_exported_file_gives(
     assert np.quantile(apart.angles, 0.99) < 2e-3
     assert np.quantile(np.abs(found["concentration"] - expected["concentration"]), 0.99) < 5e-3
     assert np.quantile(np.abs(found["second_share"] - expected["second_share"]), 0.99) < 5e-3
-    assert np.quantile(apart.scores, 0.99) < 0.1 * apart.spread
+    assert np.quantile(apart.scores, 0.99) < 0.1 * apart.score_range
 
 
-@pytest.mark.parametrize("angle", ["upright", "turned"])
+@pytest.mark.parametrize("angle", ["upright", "rotated"])
 def test_the_fused_network_in_int8_gives_what_the_quantized_file_gives(
     checkpoint: Checkpoint, bundle: Path, digits: Dataset, images: np.ndarray, angle: str, script: ModuleType
 ) -> None:
     assert digits.test is not None
-    shown = images if angle == "turned" else digits.test.take(np.arange(COUNT)).images
+    shown = images if angle == "rotated" else digits.test.take(np.arange(COUNT)).images
     file = onnx.load(bundle / "classifier.int8.onnx")
     found, expected = script.fused(checkpoint.model, shown, file), script.evaluate(file, shown)
     apart = script.difference(found, expected, float(checkpoint.model.temperature))
@@ -73,7 +73,7 @@ def test_the_fused_network_in_int8_gives_what_the_quantized_file_gives(
     assert (apart.logits <= script.SAME).mean() >= 0.97
     assert (apart.logits <= apart.step).mean() >= 0.995
     assert np.quantile(apart.angles, 0.99) < 1e-4
-    assert np.quantile(apart.scores, 0.99) < 0.02 * apart.spread
+    assert np.quantile(apart.scores, 0.99) < 0.02 * apart.score_range
 
 
 def test_a_runtime_gives_nearly_what_the_fused_int8_network_gives(
@@ -97,7 +97,7 @@ def test_the_comparison_is_printed(
     monkeypatch.setattr(sys, "argv", ["fused.py", str(run), str(run)])
     assert script.main() == 2
     assert "missing: " in capsys.readouterr().err
-    assert [line.split(":")[0] for line in lines] == ["upright"] * 3 + ["turned"] * 3
+    assert [line.split(":")[0] for line in lines] == ["upright"] * 3 + ["rotated"] * 3
     assert all(" of 20 labels the same" in line for line in lines)
 
 
