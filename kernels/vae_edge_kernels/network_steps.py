@@ -33,8 +33,8 @@ DECODER = tl.constexpr(int(Fc.DECODER))
 def opaque_zero(params_ptr, NET: tl.constexpr):
     """0, loaded from memory, so that the compiler does not know it.
 
-    Added to every row index. Otherwise LLVM (Triton 3.6 to 3.9) sees that two layers count the same rows, and keeps the
-    index arithmetic of one in registers until the next wants it.
+    Added to every row index. Otherwise LLVM (in Triton 3.9) sees that two layers count the same rows, and keeps the
+    index arithmetic of one in registers until the next needs it.
     """
     return tl.multiple_of(tl.load(params_ptr + NET.zero).to(tl.int32), 16)
 
@@ -43,15 +43,17 @@ def opaque_zero(params_ptr, NET: tl.constexpr):
 def image_barrier(barrier_ptr, NET: tl.constexpr):
     """Wait for all threads of the image's programs; afterwards each sees what the others stored before.
 
-    With several programs an image: a grid barrier among them. The counter at barrier_ptr only grows, also from launch
-    to launch, and may wrap: arrival number a waits for the next multiple of ctas_per_image, a power of two.
+    With several programs an image: a grid barrier among them. The counter at barrier_ptr is never reset, from launch to
+    launch. Whoever arrives waits until it reaches the next multiple of ctas_per_image, a power of two; it may wrap,
+    because the two are compared by their difference.
     """
     tl.debug_barrier()
     if NET.ctas_per_image > 1:
         arrival = tl.atomic_add(barrier_ptr, 1, sem="acq_rel", scope="gpu")
         goal = (arrival | (NET.ctas_per_image - 1)) + 1
 
-        # Spin relaxed, then acquire once: an acquire in the loop would invalidate the L1 cache at every turn.
+        # Spin relaxed, then acquire once: an acquire invalidates the L1 cache (CCTL.IVALL), in the loop each time
+        # around.
         while goal - tl.atomic_add(barrier_ptr, 0, sem="relaxed", scope="gpu") > 0:
             pass
         tl.atomic_add(barrier_ptr, 0, sem="acquire", scope="gpu")
@@ -114,9 +116,9 @@ def stem_conv(x_ptr, target_ptr, weights_ptr, params_ptr, scale, cta_rank, NET: 
     zero = opaque_zero(params_ptr, NET)
     k = zero + tl.arange(0, DEPTH)
 
-    for first in tl.static_range(0, OUT_CHANNELS, COLUMNS):
+    for n_start in tl.static_range(0, OUT_CHANNELS, COLUMNS):
         # Weights [DEPTH, COLUMNS] of these output channels: stored [K, R·S·C] for int8, [R·S·C, K] for float16.
-        column = zero + first + tl.arange(0, COLUMNS)
+        column = zero + n_start + tl.arange(0, COLUMNS)
         column_mask = column < NET.layers[I].out_channels
         w_mask = (k < K_SIZE)[:, None] & column_mask[None, :]
         w_ptr = weights_ptr + NET.layers[I].weights
@@ -145,8 +147,8 @@ def stem_conv(x_ptr, target_ptr, weights_ptr, params_ptr, scale, cta_rank, NET: 
 
 
 @triton.jit
-def conv_tile(source_ptr, weights_ptr, NET: tl.constexpr, I: tl.constexpr, row, first):
-    """Accumulators of a tile: output pixels `row` and output channels from `first` on, float32 or int32."""
+def conv_tile(source_ptr, weights_ptr, NET: tl.constexpr, I: tl.constexpr, row, n_start):
+    """Accumulators of a tile: output pixels `row` and output channels from n_start on, float32 or int32."""
     SIDE: tl.constexpr = NET.layers[I].out_side
     KERNEL: tl.constexpr = NET.layers[I].kernel_size
     n = row * 0
@@ -154,7 +156,7 @@ def conv_tile(source_ptr, weights_ptr, NET: tl.constexpr, I: tl.constexpr, row, 
     ox = row % SIDE
     row_mask = row < SIDE * SIDE
     return accumulate(
-        source_ptr, weights_ptr + NET.layers[I].weights, n, oy, ox, row_mask, first, NET.layers[I].side,
+        source_ptr, weights_ptr + NET.layers[I].weights, n, oy, ox, row_mask, n_start, NET.layers[I].side,
         NET.layers[I].side, NET.layers[I].in_channels, NET.layers[I].out_channels, KERNEL, KERNEL,
         NET.layers[I].stride, KERNEL // 2, KERNEL // 2, NET.layers[I].block_m, NET.layers[I].block_n,
         NET.layers[I].block_k, 1, tl.int32 if NET.int8 else tl.float32, 1 if NET.int8 else 0, NET.split_n,
@@ -177,12 +179,12 @@ def conv_layer(source_ptr, target_ptr, sums_ptr, weights_ptr, params_ptr, cta_ra
     zero = opaque_zero(params_ptr, NET)
 
     for tile in range(cta_rank, TILES_M * TILES_N, NET.ctas_per_image):
-        first = zero + tile % TILES_N * COLUMNS
+        n_start = zero + tile % TILES_N * COLUMNS
         row = zero + tile // TILES_N * ROWS + tl.arange(0, ROWS)
-        column = first + tl.arange(0, COLUMNS)
+        column = n_start + tl.arange(0, COLUMNS)
         column_mask = column < OUT_CHANNELS
 
-        acc = conv_tile(source_ptr, weights_ptr, NET, I, row, first)
+        acc = conv_tile(source_ptr, weights_ptr, NET, I, row, n_start)
         value = scale_bias_relu(acc, params_ptr, NET, I, column, column_mask)
         store_tile(value, target_ptr, NET, I, row, column, column_mask)
 
@@ -378,12 +380,12 @@ def decoder_error(workspace_ptr, source_ptr, weights_ptr, params_ptr, cta_rank, 
     zero = opaque_zero(params_ptr, NET)
 
     for tile in range(cta_rank, TILES_M * TILES_N, NET.ctas_per_image):
-        first = zero + tile % TILES_N * COLUMNS
+        n_start = zero + tile % TILES_N * COLUMNS
         row = zero + tile // TILES_N * ROWS + tl.arange(0, ROWS)
-        column = first + tl.arange(0, COLUMNS)
+        column = n_start + tl.arange(0, COLUMNS)
         column_mask = column < OUT_CHANNELS
 
-        acc = conv_tile(source_ptr, weights_ptr, NET, I, row, first)
+        acc = conv_tile(source_ptr, weights_ptr, NET, I, row, n_start)
         decoded = 1.0 / (1.0 + tl.exp(-scale_bias_relu(acc, params_ptr, NET, I, column, column_mask)))
 
         # Pixel shuffle. The last cells of a row reach beyond an image whose side is no multiple of the block.
