@@ -65,15 +65,15 @@ class Difference:
 
 def difference(found: Outputs, expected: Outputs, temperature: float) -> Difference:
     """How far one model's outputs are from another's."""
-    logits, wanted = (_logits(outputs["probabilities"], temperature) for outputs in (found, expected))
+    logits, expected_logits = (_logits(outputs["probabilities"], temperature) for outputs in (found, expected))
     angle_error = found["angle"] - expected["angle"]
     return Difference(
-        labels=int((logits.argmax(1) == wanted.argmax(1)).sum()),
+        labels=int((logits.argmax(1) == expected_logits.argmax(1)).sum()),
         probabilities=np.abs(found["probabilities"] - expected["probabilities"]).max(1).astype(np.float64),
-        logits=np.abs(logits - wanted).max(1),
+        logits=np.abs(logits - expected_logits).max(1),
         angles=np.abs((angle_error + np.pi) % (2 * np.pi) - np.pi).astype(np.float64),
         scores=np.abs(found["score"] - expected["score"]).astype(np.float64),
-        step=float(np.abs(wanted).max() / 127),
+        step=float(np.abs(expected_logits).max() / 127),
         score_range=float(np.ptp(np.quantile(expected["score"], [0.1, 0.9]))),
     )
 

@@ -12,7 +12,7 @@
 
 #define MAX_SHARED_BYTES (1u << 20)
 #define MAX_WARPS 32u
-#define SHOWN 64 /* bytes of a value in a sentence */
+#define SHOWN 64 /* bytes of a value in a message */
 
 /* The numbers, each of which stands once. */
 enum {
@@ -30,7 +30,7 @@ enum {
 };
 static const struct {
     const char *key;
-    uint32_t least, most;
+    uint32_t min, max;
 } fields[FIELDS] = {
     [SIDE] = {"side", 1, VE_MAX_SIDE},
     [CHANNELS] = {"channels", 1, VE_MAX_CHANNELS},
@@ -58,7 +58,7 @@ static ve_status damaged(const lines *l, const char *what, const char *key) {
     return ve_fail(VE_ERROR_FILE, "ve_open: %s is damaged: %s: '%.*s'.", l->path, what, SHOWN, key);
 }
 
-/* Decimal digits alone, at most 10 of them; -1 is no number. */
+/* Parse decimal digits alone, at most 10 of them; -1 where it is no number. */
 static int64_t parse_uint(const char *text, size_t length) {
     int64_t value = 0;
     if (length < 1 || length > 10) return -1;
@@ -71,13 +71,13 @@ static int64_t parse_uint(const char *text, size_t length) {
 
 static ve_status out_of_range(const char *path, int field, const char *value) {
     return ve_fail(VE_ERROR_FILE, "ve_open: %s is damaged: '%s' must be a number from %lu to %lu; it is '%.*s'.", path, fields[field].key,
-                   (unsigned long)fields[field].least, (unsigned long)fields[field].most, SHOWN, value);
+                   (unsigned long)fields[field].min, (unsigned long)fields[field].max, SHOWN, value);
 }
 
 static ve_status parse_number(lines *l, int field, const char *value) {
     if (l->values[field] != UNSET) return damaged(l, "a key of its description stands twice", fields[field].key);
     int64_t number = parse_uint(value, strlen(value));
-    if (number < (int64_t)fields[field].least || number > (int64_t)fields[field].most) return out_of_range(l->path, field, value);
+    if (number < (int64_t)fields[field].min || number > (int64_t)fields[field].max) return out_of_range(l->path, field, value);
     l->values[field] = (uint64_t)number;
     return VE_OK;
 }
@@ -175,7 +175,7 @@ static ve_status check_fields(const lines *l) {
     return VE_OK;
 }
 
-/* Whether a tensor's numbers may be computed with: none is NaN, and infinite is at most a float32 (a limit that does not bind). */
+/* Whether a tensor's numbers are usable: none is NaN, and only a float32 is infinite (a limit that does not bind). */
 static int is_sound(const ve_tensor *tensor) {
     size_t width = tensor->element == VE_F16 ? 2 : 4;
     if (tensor->element == VE_U8 || tensor->element == VE_I8) return 1;

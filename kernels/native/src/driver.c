@@ -27,7 +27,7 @@ ve_status ve_driver_open(const char *caller, ve_driver *driver) {
     const struct {
         void *function;
         const char *name;
-    } wanted[] = {
+    } symbols[] = {
         {&driver->init, "cuInit"},
         {&driver->error_string, "cuGetErrorString"},
         {&driver->device_get, "cuDeviceGet"},
@@ -64,15 +64,15 @@ ve_status ve_driver_open(const char *caller, ve_driver *driver) {
         return ve_fail(VE_ERROR_NO_DRIVER,
                        "%s: no NVIDIA driver on this machine (%s); install one, or use another backend.", caller,
                        dlerror());
-    for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
-        void *symbol = dlsym(library, wanted[i].name);
+    for (size_t i = 0; i < sizeof symbols / sizeof symbols[0]; i++) {
+        void *symbol = dlsym(library, symbols[i].name);
         if (symbol == NULL) {
             (void)dlclose(library);
             return ve_fail(VE_ERROR_NO_DRIVER,
                            "%s: the NVIDIA driver is too old: it lacks %s; CUDA 12.0 or newer is needed.", caller,
-                           wanted[i].name);
+                           symbols[i].name);
         }
-        memcpy(wanted[i].function, &symbol, sizeof symbol);
+        memcpy(symbols[i].function, &symbol, sizeof symbol);
     }
     /* A driver that once started stays open: it owns threads, and cannot be dlclosed safely. */
     ve_status status = start(caller, driver);

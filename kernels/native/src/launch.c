@@ -6,25 +6,29 @@
 
 #define MAX_OFFSET (UINT64_C(1) << 62)
 
-/* Renamed words of kernels' names and constants, {before, now}: programs that use the old ones still find them. */
-static const char *const renamed_words[][2] = {{"turn", "rotate"}, {"window", "masked"}};
-static const char *const renamed_constants[][2] = {{"ELEMENTS", "BLOCK_SIZE"}};
+/* Kernels' names and constants of before, {before, now}: programs that use them still find them. */
+static const char *const renamed_kernels[][2] = {
+    {"convolution_int8_first_", "stem_conv_int8_"},
+    {"convolution_first_", "stem_conv_"},
+    {"convolution_", "conv_"},
+    {"means_", "avg_pool_"},
+    {"turn_", "rotate_"},
+};
+static const char *const renamed_constants[][2] = {
+    {"ELEMENTS", "BLOCK_SIZE"}, {"ROWS", "BLOCK_M"}, {"COLUMNS", "BLOCK_N"}, {"DEPTH", "BLOCK_K"}};
 
-/* A kernel's name of before as it is now: each word between underscores renamed. What does not fit is cut. */
+/* A kernel's name of before as it is now: its beginning, and "_window", which is "_masked". "" where it has not changed, or is no name. */
 static void rename_kernel(const char *name, char *renamed, size_t size) {
-    size_t used = 0;
-    while (*name != 0 && used + 1 < size) {
-        size_t length = strcspn(name, "_");
-        const char *word = name;
-        size_t word_length = length;
-        for (size_t i = 0; i < sizeof renamed_words / sizeof *renamed_words; i++)
-            if (strlen(renamed_words[i][0]) == length && strncmp(renamed_words[i][0], name, length) == 0) {
-                word = renamed_words[i][1];
-                word_length = strlen(word);
-            }
-        int written = snprintf(renamed + used, size - used, "%.*s%s", (int)word_length, word, name[length] == '_' ? "_" : "");
-        used += written > 0 ? (size_t)written : 0;
-        name += length + (name[length] == '_');
+    renamed[0] = 0;
+    for (size_t i = 0; i < sizeof renamed_kernels / sizeof *renamed_kernels; i++) {
+        const char *before = renamed_kernels[i][0], *now = renamed_kernels[i][1];
+        if (strncmp(name, before, strlen(before)) != 0) continue;
+        const char *rest = name + strlen(before), *window = strstr(rest, "_window");
+        int length = window == NULL ? -1 : (int)(window - rest);
+        int written = length < 0 || length > 64 ? snprintf(renamed, size, "%s%s", now, rest)
+                                                : snprintf(renamed, size, "%s%.*s_masked%s", now, length, rest, window + strlen("_window"));
+        if (written < 0 || (size_t)written >= size) renamed[0] = 0;
+        return;
     }
 }
 

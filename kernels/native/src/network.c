@@ -63,7 +63,7 @@ static ve_status load_code(ve_network *network, const char *path, const ve_code_
     code->threads = 32 * line->warps;
     code->shared_bytes = line->shared_bytes;
     code->ctas_per_image = line->ctas_per_image;
-    /* The driver is not told how long the code is, and wants it aligned: it gets a copy with zeros behind it. */
+    /* The driver gets no length, and wants the code aligned: it gets a copy with zeros behind it. */
     unsigned char *copy = aligned_alloc(64, size);
     if (copy == NULL) return ve_fail(VE_ERROR_OUT_OF_MEMORY, "ve_open: no memory for the machine code of %s.", path);
     memset(copy + bytes, 0, size - bytes);
@@ -230,7 +230,7 @@ static ve_status upload(ve_network *network, const ve_tensor *tensor, CUdevicept
     if (result == CUDA_SUCCESS)
         result = driver->copy(*to, (CUdeviceptr)(uintptr_t)tensor->data, tensor->bytes, network->stream);
     if (result == CUDA_SUCCESS) result = driver->stream_synchronize(network->stream);
-    return result == CUDA_SUCCESS ? VE_OK : driver_error(network, "ve_open", "take the network's numbers", result);
+    return result == CUDA_SUCCESS ? VE_OK : driver_error(network, "ve_open", "upload the network's weights", result);
 }
 
 static const int32_t zero_counters[MAX_BATCH]; /* of the barriers: CTAs that have arrived, by slot */
@@ -366,7 +366,7 @@ static int is_host(const ve_network *network, const void *pointer) {
     return result != CUDA_SUCCESS || (kind != CU_MEMORYTYPE_DEVICE && kind != CU_MEMORYTYPE_UNIFIED);
 }
 
-/* Where a batch comes from and goes to: host or device memory, by pointer. Outputs that are not asked for are NULL. */
+/* Where a batch comes from and goes to: host or device memory, by pointer. An output that is not requested is NULL. */
 typedef struct batch {
     const uint8_t *images;
     int images_on_host;

@@ -30,13 +30,13 @@ static void skip_space(reader *r) {
     while (r->at < r->end && (*r->at == ' ' || *r->at == '\n' || *r->at == '\r' || *r->at == '\t')) r->at++;
 }
 
-static int next_is(reader *r, char wanted) {
+static int next_is(reader *r, char expected) {
     skip_space(r);
-    return r->why == NULL && r->at < r->end && *r->at == wanted;
+    return r->why == NULL && r->at < r->end && *r->at == expected;
 }
 
-static void expect(reader *r, char wanted) {
-    if (next_is(r, wanted))
+static void expect(reader *r, char expected) {
+    if (next_is(r, expected))
         r->at++;
     else
         fail(r, "it is not the JSON of such a header");
@@ -54,13 +54,13 @@ static int next_item(reader *r, int number, char close) {
 }
 
 /* Read a string into `text`. No name or value of such a header has an escape or a control character. */
-static void read_string(reader *r, char *text, size_t room) {
+static void read_string(reader *r, char *text, size_t size) {
     size_t length = 0;
     expect(r, '"');
     while (r->why == NULL && r->at < r->end && *r->at != '"') {
         char c = *r->at++;
         if (c == '\\' || (unsigned char)c < 0x20) fail(r, "a text has an escape or a control character");
-        if (length + 1 >= room) fail(r, "a text is too long");
+        if (length + 1 >= size) fail(r, "a text is too long");
         if (r->why == NULL) text[length++] = c;
     }
     text[length] = 0;

@@ -9,16 +9,24 @@
 _Static_assert(VE_ABI_VERSION == 1, "the interface of before is version 1");
 
 static void kernels_are_found_by_their_old_names(void) {
-    static const char *const names[] = {"turn_u8_fp16", "turn_u8_fp16_window_aligned", "turn_u8_i8", "reparameterize_forward_fp32"};
-    static const char *const constants[] = {"ELEMENTS", "ELEMENTS", "ELEMENTS", "ROWS"};
+    static const char *const names[][2] = {
+        {"turn_u8_fp16", "ELEMENTS"},
+        {"turn_u8_fp16_window_aligned", "ELEMENTS"},
+        {"turn_u8_i8", "ELEMENTS"},
+        {"reparameterize_forward_fp32", "ROWS"},
+        {"convolution_fp16_32", "ROWS"},
+        {"convolution_first_fp16_32_aligned", "COLUMNS"},
+        {"convolution_int8_i8_16", "DEPTH"},
+        {"convolution_int8_first_i8_16_aligned", "ROWS"},
+        {"means_fp16_16", "COLUMNS"},
+    };
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         int value = 0;
-        CHECK(ve_kernel_constant(names[i], constants[i], &value) == VE_OK && value > 0);
+        CHECK(ve_kernel_constant(names[i][0], names[i][1], &value) == VE_OK && value > 0);
     }
     CHECK_FAILS(ve_kernel_constant("turned_u8_fp16", "ELEMENTS", &(int){0}), VE_ERROR_UNKNOWN_KERNEL, "'turned_u8_fp16'");
-    char longer[400];
-    memset(longer, '_', sizeof longer);
-    longer[sizeof longer - 1] = 0;
+    char longer[400] = "turn_";
+    memset(longer + 5, 'x', sizeof longer - 6);
     CHECK_FAILS(ve_kernel_constant(longer, "ROWS", &(int){0}), VE_ERROR_UNKNOWN_KERNEL, "no kernel is named");
 }
 
