@@ -277,12 +277,12 @@ class _Layers:
         means = self.params.new_zeros((x.shape[0], 0))
         for index in range(first, first + count):
             layer = self.net.layers[index]
-            x = self.stem(layer, x, scale, input_scale) if index == first else self.conv(layer, x)
+            x = self.stem_layer(layer, x, scale, input_scale) if index == first else self.conv_layer(layer, x)
             if layer.is_feature_layer:
                 means = avg_pool(x, self.scalar(layer.output_scale) if self.net.int8 else 1.0)
         return x.flatten(1), means
 
-    def stem(self, layer: ConvLayout, x: Tensor, scale: float, input_scale: int) -> Tensor:
+    def stem_layer(self, layer: ConvLayout, x: Tensor, scale: float, input_scale: int) -> Tensor:
         """A backbone's first layer, from pixels."""
         bias, padding = self._bias(layer), _padding(layer)
         size = (layer.kernel_size, layer.kernel_size)
@@ -293,7 +293,7 @@ class _Layers:
         quantize = float(torch.tensor(scale) * self.params_on_cpu[input_scale])  # in float32, as the kernel does
         return first_convolution_int8(x, weight, self._scale(layer), bias, layer.stride, padding, layer.relu, quantize)
 
-    def conv(self, layer: ConvLayout, x: Tensor, dtype: torch.dtype = torch.int8) -> Tensor:
+    def conv_layer(self, layer: ConvLayout, x: Tensor, dtype: torch.dtype = torch.int8) -> Tensor:
         """Any other convolution; `dtype` is the output's where the network is int8."""
         bias, padding = self._bias(layer), _padding(layer)
         size = (layer.kernel_size, layer.kernel_size)
@@ -309,8 +309,8 @@ class _Layers:
         """Code [N, Z + K] to the decoder's logits [N, G, G, P]."""
         net = self.net
         x = self._decoder_fc(code).reshape(code.shape[0], net.grid, net.grid, net.decoder_width)
-        x = self.conv(net.layers[-2], x)
-        return self.conv(net.layers[-1], x, torch.float32)
+        x = self.conv_layer(net.layers[-2], x)
+        return self.conv_layer(net.layers[-1], x, torch.float32)
 
     def _decoder_fc(self, code: Tensor) -> Tensor:
         """The decoder's first layer, as a 1×1 convolution of an image of one pixel."""
