@@ -1,4 +1,4 @@
-"""How far the fused network is from the files that were exported of the same model, on real images.
+"""How far the fused network's outputs are from those of the exported files of the same model, on real images.
 
     python bench/fused.py runs/quickstart/run runs/quickstart/bundle [--data digits] [--images 1000]
 
@@ -23,26 +23,26 @@ import torch
 from numpy.typing import NDArray
 
 from vae_edge.data import load_dataset, rotate_dataset
-from vae_edge.exporting.layers import read_layers
+from vae_edge.exporting.native import read_qdq_layers
 from vae_edge.exporting.probes import evaluate
 from vae_edge.model import AngleVAE
-from vae_edge.ops.fuse import fuse
+from vae_edge.ops.network import fuse
 from vae_edge.training.checkpoint import load_checkpoint
 
-Answers = dict[str, NDArray[np.float32]]
+Outputs = dict[str, NDArray[np.float32]]  # of a model, by the names of the exported graph
 SAME = 1e-4  # logits nearer than this come from the same integers
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Answers to some images against those that are expected.
+    """Outputs for some images against the expected ones.
 
     Attributes:
         labels: how many images have the same label.
-        probabilities, logits, angles (radians), scores: the largest difference for each image. Logits are those less
+        probabilities, logits, angles (radians), scores: the largest difference for each image. Logits are taken less
             their mean.
-        step: of the expected logits.
-        spread: of the expected scores, from the 10th to the 90th hundredth.
+        step: scale that the expected logits would have as int8.
+        score_range: of the expected scores, from the 10th to the 90th percentile.
     """
 
     labels: int
@@ -51,7 +51,7 @@ class Difference:
     angles: NDArray[np.float64]
     scores: NDArray[np.float64]
     step: float
-    spread: float
+    score_range: float
 
     def __str__(self) -> str:
         within = [int((self.logits <= limit).sum()) for limit in (SAME, self.step)]
@@ -63,18 +63,18 @@ class Difference:
         )
 
 
-def difference(found: Answers, expected: Answers, temperature: float) -> Difference:
-    """How far one set of answers is from another."""
-    logits, wanted = (_logits(answers["probabilities"], temperature) for answers in (found, expected))
-    turned = found["angle"] - expected["angle"]
+def difference(found: Outputs, expected: Outputs, temperature: float) -> Difference:
+    """How far one model's outputs are from another's."""
+    logits, expected_logits = (_logits(outputs["probabilities"], temperature) for outputs in (found, expected))
+    angle_error = found["angle"] - expected["angle"]
     return Difference(
-        labels=int((logits.argmax(1) == wanted.argmax(1)).sum()),
+        labels=int((logits.argmax(1) == expected_logits.argmax(1)).sum()),
         probabilities=np.abs(found["probabilities"] - expected["probabilities"]).max(1).astype(np.float64),
-        logits=np.abs(logits - wanted).max(1),
-        angles=np.abs((turned + np.pi) % (2 * np.pi) - np.pi).astype(np.float64),
+        logits=np.abs(logits - expected_logits).max(1),
+        angles=np.abs((angle_error + np.pi) % (2 * np.pi) - np.pi).astype(np.float64),
         scores=np.abs(found["score"] - expected["score"]).astype(np.float64),
-        step=float(np.abs(wanted).max() / 127),
-        spread=float(np.ptp(np.quantile(expected["score"], [0.1, 0.9]))),
+        step=float(np.abs(expected_logits).max() / 127),
+        score_range=float(np.ptp(np.quantile(expected["score"], [0.1, 0.9]))),
     )
 
 
@@ -84,18 +84,18 @@ def _logits(probabilities: NDArray[np.float32], temperature: float) -> NDArray[n
     return np.asarray(logits - logits.mean(1, keepdims=True))
 
 
-def fused(model: AngleVAE, images: NDArray[np.uint8], quantized: onnx.ModelProto | None = None) -> Answers:
-    """What the fused network says, in fp16 or on the int8 of a file."""
-    network = fuse(model, None if quantized is None else read_layers(quantized))
-    probabilities, angle, score, doubts = (tensor.numpy() for tensor in network(torch.from_numpy(images)))
+def fused(model: AngleVAE, images: NDArray[np.uint8], quantized: onnx.ModelProto | None = None) -> Outputs:
+    """The fused network's outputs, in fp16 or on the int8 layers of a file."""
+    network = fuse(model, None if quantized is None else read_qdq_layers(quantized))
+    probabilities, angle, score, uncertainty = (tensor.numpy() for tensor in network(torch.from_numpy(images)))
     return {
         "probabilities": probabilities, "angle": angle, "score": score,
-        "concentration": doubts[:, 0], "second_angle": doubts[:, 1], "second_share": doubts[:, 2],
+        "concentration": uncertainty[:, 0], "second_angle": uncertainty[:, 1], "second_share": uncertainty[:, 2],
     }  # fmt: skip
 
 
-def run(file: Path, images: NDArray[np.uint8]) -> Answers:
-    """What ONNX Runtime says, each node computed as it is written."""
+def run(file: Path, images: NDArray[np.uint8]) -> Outputs:
+    """ONNX Runtime's outputs, without graph optimization."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(file, options)
@@ -121,7 +121,7 @@ def main() -> int:
     held = data.train if data.test is None else data.test
     some = held.take(np.arange(min(arguments.images, len(held))))
     quantized, temperature = onnx.load(files["int8"]), float(model.temperature)
-    for name, images in (("upright", some.images), ("turned", rotate_dataset(some).images)):
+    for name, images in (("upright", some.images), ("rotated", rotate_dataset(some).images)):
         in_int8 = fused(model, images, quantized)
         by_runtime = {precision: run(file, images) for precision, file in files.items()}
         for what, found, expected in (

@@ -37,8 +37,7 @@ from torch import Tensor
 import kernels
 from vae_edge.errors import KernelError
 from vae_edge.files import write_json
-from vae_edge.ops.fuse import fuse
-from vae_edge.ops.network import by_layers
+from vae_edge.ops.network import forward_layerwise, fuse
 from vae_edge.ops.reparameterize import reparameterize
 from vae_edge.runtime.native import NativeNetwork
 
@@ -145,7 +144,7 @@ def check_cases() -> dict[str, Any]:
     return {"passed": int(passed[1])}
 
 
-def check_network(path: str, name: str, int8: bool, programs: int) -> dict[str, Any]:
+def check_network(path: str, name: str, int8: bool, ctas_per_image: int) -> dict[str, Any]:
     """A network file of a preset (of random weights) through the native library: its answers against those of the
     operators one by one on the CPU, and the time of a call from host memory to host memory.
 
@@ -153,19 +152,19 @@ def check_network(path: str, name: str, int8: bool, programs: int) -> dict[str, 
         KernelError: if the answers differ.
     """
     model = synthetic_models.untrained(name)
-    fused = fuse(model, synthetic_models.quantized(model) if int8 else None, programs=programs)
-    images = synthetic_models.blotches(256, fused.plan.side, fused.plan.channels).numpy()
+    fused = fuse(model, synthetic_models.quantized(model) if int8 else None, ctas_per_image=ctas_per_image)
+    images = synthetic_models.blotches(256, fused.layout.side, fused.layout.channels).numpy()
     major, minor = torch.cuda.get_device_capability()
     times: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.ve"
-        fused.save(file, [str(number) for number in range(fused.plan.classes)], 1.0, [10 * major + minor])
+        fused.save(file, [str(number) for number in range(fused.layout.classes)], 1.0, [10 * major + minor])
         with NativeNetwork(file, library=path) as network:
-            expected = by_layers(
-                fused.plan, torch.from_numpy(images[:64]), fused.weights, fused.numbers, fused.whitenings
+            expected = forward_layerwise(
+                fused.layout, torch.from_numpy(images[:64]), fused.weights, fused.params, fused.whitening
             )
             apart = 0.0
-            for batch in (1, 2, 16, 17, 64):  # spread and not, out of a graph and not
+            for batch in (1, 2, 16, 17, 64):  # several CTAs an image and one, out of a graph and not
                 answers = network.classify(images[:batch])
                 scores = expected[2].numpy()[:batch]
                 errors = (
@@ -177,7 +176,7 @@ def check_network(path: str, name: str, int8: bool, programs: int) -> dict[str, 
                     raise KernelError(f"native network {name}, {batch} images: off by {errors}")
             for batch in (1, 32, 256):
                 times[f"batch_{batch}_us"] = call_us(lambda n=batch: network.classify(images[:n]))
-    return {"network": name, "int8": int8, "programs": programs, "largest_error": apart, **times}
+    return {"network": name, "int8": int8, "ctas_per_image": ctas_per_image, "largest_error": apart, **times}
 
 
 def call_us(function: Callable[[], object], calls: int = 500) -> float:
@@ -208,7 +207,7 @@ def copy_bandwidth() -> float:
 def bandwidth_shares(lines: list[dict[str, Any]], limit: float) -> dict[str, float]:
     """The largest case of each kernel that only moves memory: its share of a copy's bandwidth."""
     shares = {}
-    for kernel in ("reparameterize_fp32", "reparameterize_fp16", "turn_u8_fp16"):
+    for kernel in ("reparameterize_fp32", "reparameterize_fp16", "rotate_u8_fp16"):
         found = [line for line in lines if line["kernel"] == kernel]
         if found:
             line = max(found, key=lambda line: line["batch"])
@@ -258,10 +257,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.native:
             result["native"] = check_native(options.native)
             result["native"]["networks"] = [
-                check_network(options.native, name, int8, programs)
+                check_network(options.native, name, int8, ctas_per_image)
                 for name in PRESETS
                 for int8 in (False, True)
-                for programs in (1, 8)
+                for ctas_per_image in (1, 8)
             ]
             print(f"native library correct: {result['native']}", flush=True)
         name = kernels.slug(result["machine"]["device"])

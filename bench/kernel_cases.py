@@ -26,17 +26,17 @@ from benchmark_case import (
 )
 from synthetic_models import untrained
 from torch import Tensor
-from vae_edge_kernels import conv, reductions, reparameterize, turn
+from vae_edge_kernels import conv, reductions, reparameterize, rotate
 from vae_edge_kernels.conv import ConvParams
-from vae_edge_kernels.plan import Layer
+from vae_edge_kernels.layout import ConvLayout
 from whole_networks import network_cases
 
-from vae_edge.exporting.plans import plan_of_preset
-from vae_edge.ops import head as heads
+from vae_edge.exporting.native import layout_for_preset
+from vae_edge.ops import heads
 from vae_edge.ops.conv import fma
 from vae_edge.ops.packing import pack
 from vae_edge.ops.reparameterize import reparameterize as reparameterize_op
-from vae_edge.ops.turn import turn_pixels
+from vae_edge.ops.rotate import rotate_pixels
 
 LARGE = (  # side, inputs, outputs, stride, taps
     *((56, 64, 64, 1, 3), (28, 128, 128, 1, 3), (14, 256, 256, 1, 3), (56, 128, 128, 2, 3)),
@@ -49,14 +49,14 @@ def preset_layers() -> dict[tuple[int, int, int, int, int], str]:
     """The presets' convolutions, each shape once: (side, inputs, outputs, stride, taps) to where it is first found."""
     found: dict[tuple[int, int, int, int, int], str] = {}
     for name in PRESETS:
-        for layer in plan_of_preset(name).layers:
+        for layer in layout_for_preset(name).layers:
             found.setdefault(shape_of(layer), name)
     return found
 
 
-def shape_of(layer: Layer) -> tuple[int, int, int, int, int]:
+def shape_of(layer: ConvLayout) -> tuple[int, int, int, int, int]:
     """A layer's sizes, as in LARGE."""
-    return layer.side, layer.inputs, layer.outputs, layer.stride, layer.taps
+    return layer.side, layer.in_channels, layer.out_channels, layer.stride, layer.kernel_size
 
 
 def label(shape: tuple[int, int, int, int, int]) -> str:
@@ -75,7 +75,7 @@ def cases(large: bool = True) -> Iterator[Case]:
         yield from made
     for side, channels, batch in ((28, 1, 1), (28, 1, 32), (28, 1, 256), (64, 3, 4096)):
         layer = f"{side}×{side}×{channels}"
-        yield Case("turn_u8_fp16", layer, batch, lambda s=side, c=channels, n=batch: turning(s, c, n))
+        yield Case("rotate_u8_fp16", layer, batch, lambda s=side, c=channels, n=batch: rotating(s, c, n))
     for rows, columns in ((1, 24), (256, 24), (65536, 64), (1048576, 64)):
         for name in ("fp32", "fp16"):
             yield Case(
@@ -84,7 +84,7 @@ def cases(large: bool = True) -> Iterator[Case]:
     for batch in BATCHES:
         yield Case("avg_pool_fp16", "14×14×32", batch, lambda n=batch: avg_pool(n))
         yield Case("reconstruction_error_fp16", "28×28×1", batch, lambda n=batch: comparing(n))
-        yield Case("pose_head_fp16", "small", batch, lambda n=batch: pose(n))
+        yield Case("orientation_head_fp16", "small", batch, lambda n=batch: orientation(n))
 
 
 def conv_cases(shape: tuple[int, int, int, int, int], batch: int) -> Iterator[Case]:
@@ -247,7 +247,7 @@ def stem_int8(shape: tuple[int, int, int, int, int], batch: int) -> Run:
     return Run(ours, check, 0.0, {}, x.nbytes + y.nbytes + w.nbytes, sizes(shape, batch, 1)[1])
 
 
-def turning(side: int, channels: int, batch: int) -> Run:
+def rotating(side: int, channels: int, batch: int) -> Run:
     """Bytes turned back, scaled and cast; the baselines use grid_sample."""
     x = pixels(batch, side, side, channels)
     angle = random(batch)
@@ -255,14 +255,14 @@ def turning(side: int, channels: int, batch: int) -> Run:
     y = torch.full(x.shape, float("nan"), dtype=torch.float16, device=DEVICE)
 
     def ours() -> Tensor:
-        turn.forward(x, cos, sin, y, SCALE, 0.0, 127.0, False, 0.0)
+        rotate.forward(x, cos, sin, y, SCALE, 0.0, 127.0, False, 0.0)
         return y
 
     def check() -> float:
         few = slice(0, 64)
         dtype = torch.float16
         poison(y)
-        expected = turn_pixels(x[few].cpu(), cos[few].cpu(), sin[few].cpu(), SCALE, 0.0, False, dtype, 127.0, 0.0)
+        expected = rotate_pixels(x[few].cpu(), cos[few].cpu(), sin[few].cpu(), SCALE, 0.0, False, dtype, 127.0, 0.0)
         return max_rel_error(ours()[few].cpu(), expected)
 
     def eager() -> Tensor:
@@ -342,23 +342,23 @@ def comparing(batch: int) -> Run:
     return Run(ours, check, 2e-3, {"eager": eager}, bytes_moved, 0, eager)
 
 
-def pose(batch: int) -> Run:
-    """The pose trunk's linear layer and the read-out of the angle."""
-    from vae_edge_kernels import head
-    from vae_edge_kernels.plan import to_text
+def orientation(batch: int) -> Run:
+    """The orientation encoder's fully connected layer and the decoded angle."""
+    from vae_edge_kernels import heads as head_kernels
+    from vae_edge_kernels.layout import to_json
 
     model = untrained("small")
     packed = pack(model)
-    plan = packed.plan
+    net = packed.layout
     trunk = model.orientation
     assert trunk is not None
     features = random(batch, trunk.backbone.features).half()
-    weights, numbers = packed.weights.to(DEVICE), packed.numbers.to(DEVICE)
-    logits = torch.full((batch, plan.classes), float("nan"), device=DEVICE)
-    found = torch.full((batch, heads.POSE), float("nan"), device=DEVICE)
+    weights, params = packed.weights.to(DEVICE), packed.params.to(DEVICE)
+    logits = torch.full((batch, net.classes), float("nan"), device=DEVICE)
+    found = torch.full((batch, heads.ORIENTATION_VALUES), float("nan"), device=DEVICE)
 
     def ours() -> Tensor:
-        head.pose_forward(plan, features, weights, numbers, logits, found)
+        head_kernels.orientation_forward(net, features, weights, params, logits, found)
         return found
 
     on_gpu = trunk.half().to(DEVICE).requires_grad_(False)
@@ -367,12 +367,12 @@ def pose(batch: int) -> Run:
         return on_gpu.classifier(features), on_gpu.decode_angle(on_gpu.angle_bins(features))
 
     def check() -> float:
-        expected = heads.pose_head(features.cpu(), packed.weights, packed.numbers, to_text(plan))
+        expected = heads.orientation_head(features.cpu(), packed.weights, packed.params, to_json(net))
         poison(logits, found)
         ours()
         return max_error(
             max_rel_error(logits.cpu(), expected[0]), max_rel_error(found[:, :2].cpu(), expected[1][:, :2])
         )
 
-    bytes_moved = features.nbytes + 2 * trunk.trunk.features * (plan.classes + plan.bins)
+    bytes_moved = features.nbytes + 2 * trunk.backbone.features * (net.classes + net.bins)
     return Run(ours, check, 5e-3, {"eager": eager}, bytes_moved, 0, eager)

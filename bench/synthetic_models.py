@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vae_edge.model import AngleVAE, create_config
 from vae_edge.model.score import reconstruction_error
-from vae_edge.ops.packing import LayerNumbers, QuantizedNetwork, folded
+from vae_edge.ops.packing import LayerParams, QuantizedNetwork, fold_batchnorm
 
 GAIN = 3.0  # of the last layers' weights, so that outputs differ from image to image
 PIXEL = 1 / 126  # the scale of int8 pixels; with 1/127 grey, 0.5, would be a tie
@@ -58,11 +58,11 @@ def _fill_clusters(model: AngleVAE) -> None:
 def quantized(model: AngleVAE) -> QuantizedNetwork:
     """A network's layers in int8, with scales that are not calibrated."""
     layers = {}
-    for name, layer in folded(model).items():
+    for name, layer in fold_batchnorm(model).items():
         axes = tuple(range(1, layer.weight.ndim))
         scale = layer.weight.abs().amax(axes).clamp_min(1e-6) / 127
         weight = (layer.weight / scale.reshape(-1, *(1 for _ in axes))).round().to(torch.int8)
-        layers[name] = LayerNumbers(weight, layer.bias, scale, PIXEL if name.endswith("layers.0.0") else 0.02)
+        layers[name] = LayerParams(weight, layer.bias, scale, PIXEL if name.endswith("layers.0.0") else 0.02)
     return QuantizedNetwork(layers)
 
 

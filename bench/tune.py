@@ -27,10 +27,10 @@ from vae_edge_kernels import config
 from vae_edge_kernels.analysis import sass
 from vae_edge_kernels.aot import worker
 from vae_edge_kernels.config import KernelSpec
-from vae_edge_kernels.plan import to_text
+from vae_edge_kernels.layout import to_json
 
 from kernels import median_us
-from vae_edge.exporting.plans import plan_of_preset
+from vae_edge.exporting.native import layout_for_preset
 
 GAIN = 0.98
 CHOICES = {
@@ -39,13 +39,13 @@ CHOICES = {
     "BLOCK_SIZE": (256, 512, 1024, 2048),
     "ROWS": (16, 32, 64, 128),
     "DEPTH": (32, 64, 128),
-    "TILE": (2048, 4096, 8192),
+    "MAX_TILE": (2048, 4096, 8192),
     "ELEMENTS": (256, 512, 1024, 2048),
-    "CHUNK": (32, 64, 128),
+    "BLOCK_FC": (32, 64, 128),
     "num_warps": (2, 4, 8),
     "num_stages": (1, 2, 3, 4),
 }
-NETWORK_CHOICES = {"ROWS": (16, 32, 64), "TILE": (4096, 8192), "num_warps": (4, 8), "num_stages": (2, 3)}
+NETWORK_CHOICES = {"ROWS": (16, 32, 64), "MAX_TILE": (4096, 8192), "num_warps": (4, 8), "num_stages": (2, 3)}
 
 Key = tuple[str, str]
 
@@ -96,14 +96,14 @@ def within_budget(key: Key, candidate: dict[str, int], architecture: int, specs:
 
 def compiled_of(key: Key, architecture: int) -> list[KernelSpec]:
     """The kernels that the ahead-of-time compiler makes which an entry may change."""
-    if key[0] not in ("network", "head"):
+    if key[0] not in ("network", "heads"):
         return list(worker.kernel_specs(architecture))
     return [
         spec
         for name in PRESETS
         for int8 in (False, True)
         for spec in worker.kernel_specs(
-            architecture, to_text(plan_of_preset(name, int8=int8)), f"_{name}_{'int8' if int8 else 'fp16'}"
+            architecture, to_json(layout_for_preset(name, int8=int8)), f"_{name}_{'int8' if int8 else 'fp16'}"
         )
     ]
 

@@ -16,58 +16,58 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from vae_edge_kernels import network as network_kernel
 
 from vae_edge.model import AngleVAE
-from vae_edge.ops.network import by_layers
+from vae_edge.ops.network import forward_layerwise
 from vae_edge.ops.packing import pack
 
-SPREADS = (4, 8, 16)  # programs that one image is spread over
+CTAS_PER_IMAGE = (4, 8, 16)
 
 
 def network_cases() -> Iterator[Case]:
-    """Each preset in one launch, and one image on several programs."""
+    """Each preset in one launch, and one image on several CTAs."""
     for name in PRESETS:
         for int8 in (False, True):
             kernel = f"network_{'int8' if int8 else 'fp16'}"
             for batch in BATCHES:
                 yield Case(kernel, name, batch, lambda p=name, n=batch, q=int8: whole(p, n, q, 1))
-            for programs in SPREADS if DEVICE == "cuda" else ():  # the interpreter runs one program after the other
-                if programs > MULTIPROCESSORS:
+            for ctas in CTAS_PER_IMAGE if DEVICE == "cuda" else ():  # the interpreter runs one program after the other
+                if ctas > MULTIPROCESSORS:
                     continue
-                yield Case(f"{kernel}_spread_{programs}", name, 1, lambda p=name, k=programs, q=int8: whole(p, 1, q, k))
+                yield Case(f"{kernel}_ctas_{ctas}", name, 1, lambda p=name, k=ctas, q=int8: whole(p, 1, q, k))
 
 
-def whole(name: str, batch: int, int8: bool, programs: int) -> Run:
+def whole(name: str, batch: int, int8: bool, ctas_per_image: int) -> Run:
     """A whole network in one launch; the baselines are the exported graph in float16, and our operators one by one."""
     model = untrained(name)
     packed = pack(model, quantized(model) if int8 else None)
-    plan = packed.plan
-    images = blotches(batch, plan.side, plan.channels)
-    there = [tensor.to(DEVICE) for tensor in (images, packed.weights, packed.numbers, packed.whitenings)]
-    places = 1 if programs > 1 else min(batch, 2 * MULTIPROCESSORS)
-    areas = torch.zeros((places, 2, plan.area), dtype=packed.weights.dtype, device=DEVICE)
-    floats = torch.zeros((places, plan.floats), device=DEVICE)
-    meetings = torch.zeros(places, dtype=torch.int32, device=DEVICE)
-    shapes = ((batch, plan.classes), (batch,), (batch,), (batch, 3))
+    net = packed.layout
+    images = blotches(batch, net.side, net.channels)
+    there = [tensor.to(DEVICE) for tensor in (images, packed.weights, packed.params, packed.whitening)]
+    slots = 1 if ctas_per_image > 1 else min(batch, 2 * MULTIPROCESSORS)
+    activations = torch.zeros((slots, 2, net.activation_size), dtype=packed.weights.dtype, device=DEVICE)
+    workspace = torch.zeros((slots, net.workspace_size), device=DEVICE)
+    barrier = torch.zeros(slots, dtype=torch.int32, device=DEVICE)
+    shapes = ((batch, net.classes), (batch,), (batch,), (batch, 3))
     made = [torch.full(shape, float("nan"), device=DEVICE) for shape in shapes]
 
     def ours() -> Tensor:
-        network_kernel.forward(plan, *there, areas, floats, meetings, *made, programs=programs)
+        network_kernel.forward(net, *there, activations, workspace, barrier, *made, ctas_per_image=ctas_per_image)
         return made[0]
 
     def check() -> float:
         some = torch.tensor(sorted({*range(min(batch, 8)), *range(max(0, batch - 8), batch)}))
-        expected = by_layers(plan, images[some], packed.weights, packed.numbers, packed.whitenings)
-        poison(*made, areas, floats)
+        expected = forward_layerwise(net, images[some], packed.weights, packed.params, packed.whitening)
+        poison(*made, activations, workspace)
         ours()
         got = [tensor.cpu()[some] for tensor in made]
-        turned = torch.remainder(got[1] - expected[1] + math.pi, 2 * math.pi) - math.pi
+        angle_error = torch.remainder(got[1] - expected[1] + math.pi, 2 * math.pi) - math.pi
         score = (got[2] - expected[2]) / (1.0 + expected[2].abs())
-        errors = ((got[0] - expected[0]).abs().amax(1), turned.abs(), score.abs())
+        errors = ((got[0] - expected[0]).abs().amax(1), angle_error.abs(), score.abs())
         # where two classes or angles are as good as each other roundings decide: one image of the sixteen may be such
         return max_error(*(float(error.sort().values[: max(1, len(some) - 1)].max()) for error in errors))
 
-    scalars, image, inference = packed.numbers, there[0], as_inference(model)
+    params_on_cpu, image, inference = packed.params, there[0], as_inference(model)
     baselines: dict[str, Callable[[], Any]] = {
-        "layer by layer": lambda: by_layers(plan, *there, scalars),
+        "layer by layer": lambda: forward_layerwise(net, *there, params_on_cpu),
         "eager": lambda: inference(image),
     }
     bytes_moved = image.nbytes + there[1].nbytes
@@ -76,7 +76,7 @@ def whole(name: str, batch: int, int8: bool, programs: int) -> Run:
 
 def as_inference(model: AngleVAE, device: str = DEVICE) -> Callable[[Tensor], tuple[Tensor, ...]]:
     """A model's inference as one would write it in PyTorch: layers in float16 and channels-last, normalization folded,
-    the read-out and the score in float32, turning by grid_sample. Made of a copy."""
+    the decoded angle and the score in float32, rotation by grid_sample. Made of a copy."""
     model = fuse_conv_bn(copy.deepcopy(model)).half().to(device, memory_format=torch.channels_last)
     trunk = model.orientation
     assert trunk is not None

@@ -132,14 +132,14 @@ def test_the_tuner_writes_what_launchers_and_compiler_read(tmp_path: Path, monke
     monkeypatch.setattr(config, "FOLDER", tmp_path)
     config.load_configs.cache_clear()
     try:
-        before = (tmp_path / "turn.json").read_text().splitlines()
-        made = {"ELEMENTS": 256, "num_warps": 2, "num_stages": 1}
-        config.write_config("turn", "turn", 90, made, "NVIDIA Made Up")
-        assert config.get_config("turn", "turn", 90) == made
-        assert config.get_config("turn", "turn", 87) != made
-        after = (tmp_path / "turn.json").read_text().splitlines()
+        before = (tmp_path / "rotate.json").read_text().splitlines()
+        made = {"BLOCK_SIZE": 256, "num_warps": 2, "num_stages": 1}
+        config.write_config("rotate", "rotate", 90, made, "NVIDIA Made Up")
+        assert config.get_config("rotate", "rotate", 90) == made
+        assert config.get_config("rotate", "rotate", 87) != made
+        after = (tmp_path / "rotate.json").read_text().splitlines()
         changed = [number for number, (was, now) in enumerate(zip(before, after, strict=True)) if was != now]
-        assert [after[number].split(":")[0].strip() for number in changed] == ['"measured_on"', '"turn"']
+        assert [after[number].split(":")[0].strip() for number in changed] == ['"measured_on"', '"rotate"']
         assert json.loads("\n".join(after))["measured_on"] == ["NVIDIA Made Up"]
     finally:
         config.load_configs.cache_clear()

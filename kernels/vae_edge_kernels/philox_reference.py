@@ -2,14 +2,13 @@
 
 The noise is one endless stream for each seed: normal(seed, 0), normal(seed, 1), ... An operator that is called with
 `seed` and `offset` gives element i of its row-major output the number normal(seed, offset + i). So a batch may be cut
-anywhere, and the second part, called with its own offset, has the noise that it had in the whole.
+anywhere: the second part, called with its own offset, has the noise that it had in the whole.
 
-Number k of the stream is lane k % 4 of block k // 4. A block is one Philox4x32-10 call (Salmon, Moraes, Dror and
-Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011) with counter (block mod 2^32, block div 2^32, 0, 0) and
-key (seed mod 2^32, seed div 2^32). Its four words w become uniforms u in [0, 1) by Triton's mapping (`uniform`), and
-two Box-Muller pairs make the lanes: (u0, u1) lanes 0 and 1, (u2, u3) lanes 2 and 3. The turning uses a polynomial
-instead of the library's sine and cosine, so that a CPU, the interpreter and a GPU agree to a few units in the last
-place.
+Number k of the stream is lane k % 4 of block k // 4. A block is one Philox4x32-10 call (Salmon, Moraes, Dror and Shaw,
+"Parallel random numbers: as easy as 1, 2, 3", SC 2011) with counter (block mod 2^32, block div 2^32, 0, 0) and key
+(seed mod 2^32, seed div 2^32). Its four words become uniforms u in [0, 1) by Triton's mapping (`uniform`), and two Box-
+Muller pairs make the lanes: (u0, u1) lanes 0 and 1, (u2, u3) lanes 2 and 3. Sine and cosine are polynomials instead of
+the library's functions, so that a CPU, the interpreter and a GPU agree to a few units in the last place.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _WEYL_1 = 0xBB67AE85
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF_WORD = np.uint64(32)
 _UNIFORM_SCALE = np.float32(4.6566127342e-10)
-_SMALLEST_UNIFORM = np.float32(1.0e-7)
+_MIN_UNIFORM = np.float32(1.0e-7)
 _TWO_PI = np.float32(6.283185307179586)
 # Minimax polynomials of sine and cosine on [-pi/4, pi/4], from the Cephes library (sinf.c, S. L. Moshier).
 SINE = (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
@@ -56,27 +55,30 @@ def uniform(words: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]:
 
 def box_muller(u1: npt.NDArray[np.float32], u2: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], ...]:
     """Two arrays of uniforms to two arrays of independent standard normals, float32 (Box and Muller, 1958)."""
-    radius = np.sqrt(np.float32(-2.0) * np.log(np.maximum(u1, _SMALLEST_UNIFORM)))
-    quadrant = np.floor(np.float32(4.0) * u2 + np.float32(0.5))
-    x = (u2 - np.float32(0.25) * quadrant) * _TWO_PI
+    radius = np.sqrt(np.float32(-2.0) * np.log(np.maximum(u1, _MIN_UNIFORM)))
+
+    # Reduce to [-pi/4, pi/4] around the nearest multiple of pi/2.
+    nearest = np.floor(np.float32(4.0) * u2 + np.float32(0.5))
+    x = (u2 - np.float32(0.25) * nearest) * _TWO_PI
     square = x * x
     s0, s1, s2 = map(np.float32, SINE)
     c0, c1, c2 = map(np.float32, COSINE)
     sine = ((s0 * square + s1) * square + s2) * square * x + x
     cosine = ((c0 * square + c1) * square + c2) * square * square - np.float32(0.5) * square + np.float32(1.0)
-    turn = quadrant.astype(np.int32)
-    odd = (turn & 1) == 1
-    cosine_sign = np.where(((turn + 1) & 2) == 2, -radius, radius)
-    sine_sign = np.where((turn & 2) == 2, -radius, radius)
-    return cosine_sign * np.where(odd, sine, cosine), sine_sign * np.where(odd, cosine, sine)
+
+    # Rotate back by quadrant: swap sine and cosine in the odd ones, then set the signs.
+    quadrant = nearest.astype(np.int32)
+    odd = (quadrant & 1) == 1
+    signed_cosine = np.where(((quadrant + 1) & 2) == 2, -radius, radius)
+    signed_sine = np.where((quadrant & 2) == 2, -radius, radius)
+    return signed_cosine * np.where(odd, sine, cosine), signed_sine * np.where(odd, cosine, sine)
 
 
 def normal(seed: int, offset: int, count: int) -> npt.NDArray[np.float32]:
     """Numbers offset, offset + 1, ..., offset + count - 1 of the seed's stream of standard normals: float32 [count].
 
     Raises:
-        ValueError: if the seed, the offset or the count is negative, or the seed or the stream's end does not fit 63
-        bits.
+        ValueError: the seed, the offset or the count is negative, or the seed or the stream's end does not fit 63 bits.
     """
     if min(seed, offset, count) < 0 or seed >= 1 << 63 or offset + count > 1 << 63:
         raise ValueError(f"seed, offset and offset + count must be from 0 to 2^63 - 1; got {seed}, {offset}, {count}.")

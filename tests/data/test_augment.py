@@ -13,7 +13,7 @@ from vae_edge.metrics import wrap_degrees
 
 torch = pytest.importorskip("torch", reason="augmentation is PyTorch's")
 from vae_edge.data.augment import RANDOMS_PER_IMAGE, affine_augment  # noqa: E402
-from vae_edge.ops.turn import turn  # noqa: E402
+from vae_edge.ops.rotate import rotate  # noqa: E402
 
 
 def tensors(count: int = 64, channels: int = 1) -> torch.Tensor:
@@ -36,7 +36,7 @@ def test_rotation_in_radians_is_pillows_rotate() -> None:
         expected = np.asarray(smooth.rotate(degrees, Resampling.BILINEAR)).astype(float)
         page = torch.tensor(np.asarray(smooth), dtype=torch.float32)[None, None]
         angle = torch.tensor([math.radians(degrees)])
-        result = turn(page, angle.cos(), angle.sin())[0, 0].numpy()
+        result = rotate(page, angle.cos(), angle.sin())[0, 0].numpy()
         assert np.abs(result - expected).max() <= 1.5
 
 

@@ -14,7 +14,7 @@ from vae_edge_kernels import reparameterize as kernels
 from vae_edge_kernels.analysis import sass
 from vae_edge_kernels.analysis.sass import ResourceBudget, SassStats
 from vae_edge_kernels.aot import c_codegen, worker
-from vae_edge_kernels.plan import make_plan, to_text
+from vae_edge_kernels.layout import make_layout, to_json
 
 from vae_edge.errors import KernelError
 
@@ -249,16 +249,16 @@ def test_the_command_finds_every_kernel_within_its_budget(capsys: pytest.Capture
 
 
 def test_a_network_is_compiled_to_the_same_bytes_again(tmp_path: Path) -> None:
-    plan = small_plan()
-    made = [aot.compile_all(tmp_path / name, (87,), only="network", network=plan) for name in ("one", "two")]
+    layout = small_layout()
+    made = [aot.compile_all(tmp_path / name, (87,), only="network", network=layout) for name in ("one", "two")]
     first, second = (manifest["kernels"][0]["cubins"][0]["sha256"] for manifest in made)
     assert first == second
 
 
-def small_plan() -> str:
-    """The plan of a network without pose and decoder, which compiles fast."""
-    plan = make_plan(
-        sides=[8, 4, 2, 1], channels=1, classes=3, bins=0, latent=4, hidden=4, fill=0.0, window=False, pose_widths=(),
-        widths=(16, 16, 16), components=4, clusters=3, decoder=None, int8=False,
+def small_layout() -> str:
+    """The layout of a network without orientation encoder and decoder, which compiles fast."""
+    layout = make_layout(
+        sides=[8, 4, 2, 1], channels=1, classes=3, bins=0, latent=4, hidden=4, fill=0.0, circular_mask=False,
+        orientation_widths=(), widths=(16, 16, 16), components=4, clusters=3, decoder=None, int8=False,
     )  # fmt: skip
-    return to_text(plan)
+    return to_json(layout)

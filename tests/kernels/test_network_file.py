@@ -14,28 +14,30 @@ import pytest
 from vae_edge_kernels import aot
 from vae_edge_kernels.aot import network_file
 from vae_edge_kernels.aot.network_file import write_network
-from vae_edge_kernels.plan import Plan, make_plan, padded
+from vae_edge_kernels.layout import NetworkLayout, make_layout, padded
 
 from vae_edge.errors import KernelError
 
-HEADER = Path(__file__).parents[2] / "kernels/native/include/vae_edge.h"
+ROOT = Path(__file__).parents[2]
+HEADER = ROOT / "kernels/native/include/vae_edge.h"
+HEADER_BEFORE = ROOT / "tests/fixtures/schema1/native/vae_edge.h"
 NAMES = ["one", "t=wo", "drei äöü"]
 
 
-def small_plan(**changes: Any) -> Plan:
+def small_layout(**changes: Any) -> NetworkLayout:
     given: dict[str, Any] = {
         "sides": [28, 14, 7, 4], "channels": 1, "classes": 3, "bins": 0, "latent": 4, "hidden": 4, "fill": 0.0,
-        "window": False, "pose_widths": (), "widths": (16, 16, 16), "components": 4, "clusters": 3, "decoder": None,
-        "int8": False,
+        "circular_mask": False, "orientation_widths": (), "widths": (16, 16, 16), "components": 4, "clusters": 3,
+        "decoder": None, "int8": False,
     }  # fmt: skip
-    return make_plan(**{**given, **changes})
+    return make_layout(**{**given, **changes})
 
 
-def buffers(plan: Plan) -> dict[str, Any]:
+def buffers(net: NetworkLayout) -> dict[str, Any]:
     return {
-        "weights": np.zeros(plan.weights_size, np.float16),
-        "numbers": np.zeros(plan.numbers_size, np.float32),
-        "whitenings": np.zeros((3, 4, padded(4)), np.float16),
+        "weights": np.zeros(net.weights_size, np.float16),
+        "params": np.zeros(net.params_size, np.float32),
+        "whitening": np.zeros((3, 4, padded(4)), np.float16),
     }
 
 
@@ -49,8 +51,8 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return {"kernels": [{"name": "network", "entry": "network", "cubins": cubins}]}
 
     monkeypatch.setattr(aot, "compile_all", compiled)
-    plan = small_plan()
-    write_network(tmp_path / "network.ve", plan, buffers(plan), NAMES, 0.5)
+    net = small_layout()
+    write_network(tmp_path / "network.ve", net, **buffers(net), classes=NAMES, threshold=0.5)
     return tmp_path / "network.ve"
 
 
@@ -82,6 +84,15 @@ def test_the_limits_are_those_of_the_header() -> None:
     assert len(ours) == 6 and ours == {name: values[name] for name in ours}
 
 
+def test_the_header_has_every_macro_and_function_of_the_version_before() -> None:
+    before, now = HEADER_BEFORE.read_text(), HEADER.read_text()
+    macros = [dict(re.findall(r"#define (VE_\w+) (\(?[\d<( ]+\)?)", text)) for text in (before, now)]
+    assert len(macros[0]) == 9 and macros[0].items() <= macros[1].items()
+    for pattern in (r"(VE_\w+) = (\d+)", r"VE_API (?:VE_DEPRECATED\(\S+\) )?\w[^;]*?\b(ve_\w+)\("):
+        assert len(re.findall(pattern, before)) > 10
+        assert set(re.findall(pattern, before)) <= set(re.findall(pattern, now))
+
+
 @pytest.mark.parametrize(
     "names, words",
     [
@@ -94,32 +105,32 @@ def test_the_limits_are_those_of_the_header() -> None:
     ],
 )
 def test_names_that_make_no_line_of_utf_8_are_refused(tmp_path: Path, names: list[str], words: str) -> None:
-    plan = small_plan()
+    net = small_layout()
     with pytest.raises(KernelError, match=words):
-        write_network(tmp_path / "network.ve", plan, buffers(plan), names, 0.5)
+        write_network(tmp_path / "network.ve", net, **buffers(net), classes=names, threshold=0.5)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("threshold", [float("nan"), float("inf"), 1e39])
 def test_a_threshold_that_is_no_finite_float32_is_refused(tmp_path: Path, threshold: float) -> None:
-    plan = small_plan()
+    net = small_layout()
     with pytest.raises(KernelError, match="the threshold must be a finite float32"):
-        write_network(tmp_path / "network.ve", plan, buffers(plan), NAMES, threshold)
+        write_network(tmp_path / "network.ve", net, **buffers(net), classes=NAMES, threshold=threshold)
 
 
 @pytest.mark.parametrize(
-    "name, value", [("weights", np.inf), ("weights", np.nan), ("numbers", np.nan), ("whitenings", -np.inf)]
+    "name, value", [("weights", np.inf), ("weights", np.nan), ("params", np.nan), ("whitening", -np.inf)]
 )
 def test_numbers_that_are_not_finite_are_refused(tmp_path: Path, name: str, value: float) -> None:
-    plan = small_plan()
-    given = buffers(plan)
+    net = small_layout()
+    given = buffers(net)
     given[name].flat[5] = value
     with pytest.raises(KernelError, match=f"{name} must be finite numbers; 1 of {given[name].size} are not"):
-        write_network(tmp_path / "network.ve", plan, given, NAMES, 0.5)
+        write_network(tmp_path / "network.ve", net, **given, classes=NAMES, threshold=0.5)
 
 
 def test_a_network_beyond_the_limits_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = small_plan()
+    net = small_layout()
     monkeypatch.setattr(network_file, "MAX_SIDE", 27)
     with pytest.raises(KernelError, match="may have side up to 27; the network's is 28"):
-        write_network(tmp_path / "network.ve", plan, buffers(plan), NAMES, 0.5)
+        write_network(tmp_path / "network.ve", net, **buffers(net), classes=NAMES, threshold=0.5)

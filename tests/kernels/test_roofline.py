@@ -4,25 +4,25 @@ from pathlib import Path
 
 import pytest
 from vae_edge_kernels.analysis import roofline
-from vae_edge_kernels.plan import Plan
+from vae_edge_kernels.layout import NetworkLayout
 
 from vae_edge.cli import main
-from vae_edge.exporting.plans import plan_of_preset
+from vae_edge.exporting.native import layout_for_preset
 
 PRESETS = ("tiny", "small", "base")
 PAGE = Path(__file__).parents[2] / "docs" / "kernels_tables.md"
 
 
 @pytest.fixture(scope="module")
-def plans() -> dict[str, Plan]:
+def plans() -> dict[str, NetworkLayout]:
     return {
-        f"{name}_{'int8' if int8 else 'fp16'}": plan_of_preset(name, int8=int8)
+        f"{name}_{'int8' if int8 else 'fp16'}": layout_for_preset(name, int8=int8)
         for name in PRESETS
         for int8 in (False, True)
     }
 
 
-def test_the_work_of_a_convolution_is_what_its_sizes_say(plans: dict[str, Plan]) -> None:
+def test_the_work_of_a_convolution_is_what_its_sizes_say(plans: dict[str, NetworkLayout]) -> None:
     steps = {step.name: step for step in roofline.layer_costs(plans["small_fp16"])}
     step = steps["orientation 1"]  # 28 × 28 × 16 to 14 × 14 × 32, 3 × 3
     assert (step.inputs, step.outputs) == (2 * 28 * 28 * 16, 2 * 14 * 14 * 32)
@@ -42,14 +42,14 @@ def test_the_floor_is_the_slower_of_memory_and_matrix_units() -> None:
     assert small.lower_bound_us(device, 10, int8=False) == pytest.approx(15.2)  # weights once for the whole batch
 
 
-def test_fusing_moves_fewer_bytes_and_one_launch_hardly_any(plans: dict[str, Plan]) -> None:
+def test_fusing_moves_fewer_bytes_and_one_launch_hardly_any(plans: dict[str, NetworkLayout]) -> None:
     for plan in plans.values():
         unfused, fused, single = roofline.bytes_moved(plan)
         assert unfused > 2 * fused > 50 * single
 
 
 def test_the_page_has_the_tables_that_the_command_prints(
-    plans: dict[str, Plan], capsys: pytest.CaptureFixture[str]
+    plans: dict[str, NetworkLayout], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["kernels", "roofline", "--networks", ",".join(PRESETS)]) == 0
     printed, page = capsys.readouterr().out, PAGE.read_text(encoding="utf-8")

@@ -22,7 +22,7 @@ from vae_edge.model import (
     network,
 )
 from vae_edge.model.network import OrientationEncoder, angle_targets, mutual_information
-from vae_edge.ops.turn import round_window
+from vae_edge.ops.rotate import circular_mask
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -263,7 +263,7 @@ def test_through_the_circular_mask_a_rotated_image_looks_like_a_photograph_that_
         turned = np.stack([np.asarray(Image.fromarray(p).rotate(angle, Resampling.BILINEAR)) for p in wide[frame]])
         apart = (to_tensor(taken) - to_tensor(turned)).abs()
         assert apart.max() > 0.3, "their corners differ"
-        assert (apart * round_window(40)).max() < 0.03
+        assert (apart * circular_mask(40)).max() < 0.03
 
 
 def test_without_an_orientation_encoder_there_is_no_mask():

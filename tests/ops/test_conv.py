@@ -1,4 +1,4 @@
-"""The convolutions, the turn and the heads as operators: schemas, fakes, and refusals that name the argument."""
+"""The convolutions, the rotation and the heads as operators: schemas, fakes, and refusals that name the argument."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from vae_edge.errors import KernelError
 from vae_edge.ops.conv import conv, conv_fp8, conv_int8, stem_conv, stem_conv_int8
-from vae_edge.ops.head import means, reconstruction_error
-from vae_edge.ops.turn import turn, turn_pixels
+from vae_edge.ops.heads import avg_pool, reconstruction_error
+from vae_edge.ops.rotate import rotate, rotate_pixels
 
 OPS = torch.ops.vae_edge
 FP8 = torch.float8_e4m3fn
@@ -52,8 +52,8 @@ CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
         OPS.conv_fp8,
         (floats(2, 5, 4, 3).to(FP8), floats(3, 3, 4, 3).to(FP8), *EIGHT, torch.float16),
     ),
-    "turn_pixels": (
-        OPS.turn_pixels,
+    "rotate_pixels": (
+        OPS.rotate_pixels,
         (
             whole(2, 6, 6, 3).view(torch.uint8),
             floats(2).cos(),
@@ -66,7 +66,7 @@ CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
             0.01,
         ),
     ),
-    "means": (OPS.means, (whole(2, 5, 4, 3), 0.5)),
+    "avg_pool": (OPS.avg_pool, (whole(2, 5, 4, 3), 0.5)),
     "reconstruction_error": (
         OPS.reconstruction_error,
         (floats(2, 2, 2, 16), floats(2, 7, 7, 1).sigmoid(), floats(2, 2), floats(1), 4),
@@ -123,12 +123,12 @@ def test_pixels_are_turned_counter_clockwise_as_displayed() -> None:
     image = torch.zeros(1, 28, 28, 1, dtype=torch.uint8)
     image[0, 13:15, 20:27] = 255  # a stroke to the right
     quarter = torch.tensor([torch.pi / 2])
-    turned = turn_pixels(image, quarter.cos(), quarter.sin(), dtype=torch.float32)
+    turned = rotate_pixels(image, quarter.cos(), quarter.sin(), dtype=torch.float32)
     assert turned[0, 1:8, 13:15].min() > 0.99 and turned.sum() == pytest.approx(14, abs=1e-3)  # now it points up
     angle = floats(3)
     images = whole(3, 28, 28, 3).view(torch.uint8)
-    expected = turn((images.float() / 255).permute(0, 3, 1, 2), angle.cos(), angle.sin(), 0.25).permute(0, 2, 3, 1)
-    got = turn_pixels(images, angle.cos(), angle.sin(), fill=0.25, dtype=torch.float32)
+    expected = rotate((images.float() / 255).permute(0, 3, 1, 2), angle.cos(), angle.sin(), 0.25).permute(0, 2, 3, 1)
+    got = rotate_pixels(images, angle.cos(), angle.sin(), fill=0.25, dtype=torch.float32)
     torch.testing.assert_close(got, expected)
 
 
@@ -157,12 +157,12 @@ COS = torch.ones(1)
         (lambda: conv_int8(I, V, S, B, dtype=torch.int32), "gives int8, float16 or float32"),
         (lambda: stem_conv_int8(I, whole(4, 3, 3, 2), S, B), r"weight of shape \[K, R, S, 3\]"),
         (lambda: conv_fp8(I, V, S, B), "conv_fp8 expects x in float8_e4m3fn; got int8"),
-        (lambda: turn_pixels(X, COS, COS, dtype=torch.int32), "turn_pixels gives float16"),
-        (lambda: turn_pixels(X[:, :3], COS, COS), r"turn_pixels expects x of shape \[N, S, 3, C\]"),
-        (lambda: turn_pixels(torch.zeros(1, 1, 1, (1 << 20) + 1), COS, COS), "at most 1,048,576 elements in a row"),
-        (lambda: turn_pixels(X, floats(2), COS), r"turn_pixels expects cos of shape \[1\]; got \[2\]"),
-        (lambda: means(X[0], 1.0), "means expects x as"),
-        (lambda: reconstruction_error(X, X, floats(1, 2), B, 4), "reconstruction_error expects drawn of shape"),
+        (lambda: rotate_pixels(X, COS, COS, dtype=torch.int32), "rotate_pixels gives float16"),
+        (lambda: rotate_pixels(X[:, :3], COS, COS), r"rotate_pixels expects x of shape \[N, S, 3, C\]"),
+        (lambda: rotate_pixels(torch.zeros(1, 1, 1, (1 << 20) + 1), COS, COS), "at most 1,048,576 elements in a row"),
+        (lambda: rotate_pixels(X, floats(2), COS), r"rotate_pixels expects cos of shape \[1\]; got \[2\]"),
+        (lambda: avg_pool(X[0], 1.0), "avg_pool expects x as"),
+        (lambda: reconstruction_error(X, X, floats(1, 2), B, 4), "reconstruction_error expects decoded of shape"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(call: Any, words: str) -> None:

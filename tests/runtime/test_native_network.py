@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from vae_edge.errors import BackendError
 from vae_edge.runtime.native import load_library
 
 ROOT = Path(__file__).parents[2]
+BEFORE = ROOT / "tests/fixtures/schema1/native"
 
 
 @pytest.fixture(scope="module")
@@ -49,23 +51,56 @@ def run(built: Path, code: str, **more: str) -> subprocess.CompletedProcess[str]
 
 
 @pytest.mark.slow
-def test_a_network_file_is_opened_described_and_asked_without_torch(built: Path) -> None:
+def test_a_network_file_classifies_without_torch(built: Path) -> None:
     done = run(
         built,
         """
 import sys
 with NativeNetwork(file) as network:
     print(network.classes, network.size, network.channels, network.threshold, network.has_angle)
-    answers = network.classify(np.zeros((3, 28, 28, 1), np.uint8))
-    print(answers.probabilities.shape, answers.scores.shape, answers.second_angle_probs.shape)
+    found = network.classify(np.zeros((3, 28, 28, 1), np.uint8))
+    print(type(found).__name__, found.probabilities.shape, found.scores.shape, found.angles_deg.shape, len(found))
+    print(found.second_angle_probabilities, found.threshold, found.classes == network.classes)
+    print(len(found.preprocess_info), found.preprocess_info[2].sentence())
 print("torch" in sys.modules, "triton" in sys.modules)
 """,
     )
     assert done.stdout.splitlines() == [
         "('one', 't=wo', 'drei äöü') 28 1 0.5 False",
-        "(3, 3) (3,) (3,)",
+        "Predictions (3, 3) (3,) (3,) 3",
+        "None 0.5 True",
+        "3 array (28×28, uint8 1-channel): taken as it is.",
         "False False",
     ], done.stderr
+
+
+@pytest.mark.slow
+def test_a_network_that_estimates_the_orientation_gives_the_angle_uncertainty(built: Path, tmp_path: Path) -> None:
+    source, path = built / "kernels/native/tests/network_1.ve", tmp_path / "angle.ve"
+    signed(path, source, about(b"has_angle=0\n", b"has_angle=1\n"))
+    done = run(
+        built,
+        f"""
+with NativeNetwork({str(path)!r}) as network:
+    found = network.classify(np.zeros((3, 28, 28, 1), np.uint8))
+    print(network.has_angle, found.angle_confidences.shape)
+    print(found.second_angles_deg.shape, found.second_angle_probabilities.shape)
+""",
+    )
+    assert done.stdout.splitlines() == ["True (3,)", "(3,) (3,)"], done.stderr
+
+
+@pytest.mark.slow
+def test_a_network_file_of_the_version_before_classifies(built: Path, tmp_path: Path) -> None:
+    (tmp_path / "before.ve").write_bytes(gzip.decompress((BEFORE / "network.ve.gz").read_bytes()))
+    done = run(
+        built,
+        f"""
+with NativeNetwork({str(tmp_path / "before.ve")!r}) as network:
+    print(network.classes, network.classify(np.zeros((65, 28, 28, 1), np.uint8)).scores.shape)
+""",
+    )
+    assert done.stdout.splitlines() == ["('one', 't=wo', 'drei äöü') (65,)"], done.stderr
 
 
 @pytest.mark.slow
@@ -390,7 +425,7 @@ print(told("no\x1b[31m.ve"))
 print(told(file, 1 << 32))
 print(told(file, -1))
 network = NativeNetwork(file)
-print(network._library.ve_classify_with_doubts(network._handle, 1, 2**64 - 1, None, None, None, None))
+print(network._library.ve_classify_ex(network._handle, 1, 2**64 - 1, None, None, None, None))
 print(network._library.ve_last_error().decode())
 """,
     )

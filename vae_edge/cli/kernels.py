@@ -59,20 +59,20 @@ def _plans(names: str) -> dict[str, Any]:
     """Plans of presets, in fp16 and int8, by name."""
     if names == "none":
         return {}
-    from vae_edge.exporting.plans import plan_of_preset
+    from vae_edge.exporting.native import layout_for_preset
 
     return {
-        f"{name}_{'int8' if int8 else 'fp16'}": plan_of_preset(name, int8=int8)
+        f"{name}_{'int8' if int8 else 'fp16'}": layout_for_preset(name, int8=int8)
         for name in map(str.strip, names.split(","))
         for int8 in (False, True)
     }
 
 
 def _networks(names: str) -> dict[str, str]:
-    """The same plans as texts."""
-    from vae_edge_kernels.plan import to_text
+    """The same layouts as JSON."""
+    from vae_edge_kernels.layout import to_json
 
-    return {name: to_text(plan) for name, plan in _plans(names).items()}
+    return {name: to_json(layout) for name, layout in _plans(names).items()}
 
 
 def _lines(reports: Sequence[Any]) -> Iterator[str]:

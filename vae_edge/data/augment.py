@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from vae_edge.errors import ConfigError
-from vae_edge.ops.turn import sample
+from vae_edge.ops.rotate import grid_sample_fill
 
 ELASTIC_GRID = 5  # control points of the elastic displacement field, each way
 RANDOMS_PER_IMAGE = 8  # uniform random numbers of each image, sampled whether they are used or not
@@ -87,7 +87,7 @@ def affine_augment(
     if bends is not None:
         field = F.interpolate(bends * (2 * elastic), size=images.shape[-2:], mode="bicubic", align_corners=True)
         grid = grid + field.permute(0, 2, 3, 1).to(images.dtype)
-    return sample(images, grid, fill), angle + angle_before
+    return grid_sample_fill(images, grid, fill), angle + angle_before
 
 
 def _dilate(images: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

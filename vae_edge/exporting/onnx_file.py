@@ -24,7 +24,7 @@ from vae_edge.environment import available_cpus
 from vae_edge.errors import ExportError
 from vae_edge.files import parse_json
 from vae_edge.model import AngleVAE
-from vae_edge.ops.turn import turn
+from vae_edge.ops.rotate import rotate
 from vae_edge.spec import ANGLE_OUTPUTS, CLASSIFIER_OUTPUTS, UNCERTAINTY_OUTPUTS, output_name
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class ReconstructionGraph(nn.Module):
         output = self.model(to_pixels(image))
         decoded = output.reconstruction
         if self.model.orientation is not None:
-            decoded = turn(decoded, output.orientation.cos, output.orientation.sin, self.model.config.fill)
+            decoded = rotate(decoded, output.orientation.cos, output.orientation.sin, self.model.config.fill)
         return (decoded * 255.0).round().clamp(0.0, 255.0).permute(0, 2, 3, 1).to(torch.uint8)
 
 

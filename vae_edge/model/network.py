@@ -15,16 +15,14 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from vae_edge_kernels.layout import FEATURE_LAYER, NMS_BINS, WINDOW_BINS
 
 from vae_edge.errors import ConfigError
 from vae_edge.model.config import ModelConfig
 from vae_edge.model.score import AnomalyScore
 from vae_edge.ops.reparameterize import reparameterize
-from vae_edge.ops.turn import round_window, turn
+from vae_edge.ops.rotate import circular_mask, rotate
 
-WINDOW_BINS = 2  # read-out window of an angle: bins on either side of the best one
-NMS_BINS = 2 * WINDOW_BINS  # non-maximum suppression: the runner-up must be outside the best bin's read-out window
-FEATURE_LAYER = 2  # the layer whose feature maps the anomaly score uses: the last one at half the resolution
 MIN_DECODER_WIDTH = 48  # input channels of the decoder's last layer, at least
 ANGLE_NOISE_DEG = 4.0  # std of the noise added to the angle in training, so that the encoder tolerates small errors
 
@@ -269,7 +267,7 @@ class AngleVAE(nn.Module):
         self.score = AnomalyScore(config.classes, config.latent, features, angle=config.orientation)
         self.register_buffer("temperature", torch.ones(()))
         masked = config.circular_mask and config.orientation
-        self.register_buffer("mask", round_window(config.size) if masked else None, persistent=False)
+        self.register_buffer("mask", circular_mask(config.size) if masked else None, persistent=False)
         nn.init.zeros_(self.logvar.weight)
         nn.init.constant_(self.logvar.bias, -2.0)
 
@@ -321,7 +319,7 @@ class AngleVAE(nn.Module):
         orientation = self.predict_angle(image)
         upright = image
         if self.orientation is not None:
-            upright = turn(image, orientation.cos, -orientation.sin, self.config.fill)
+            upright = rotate(image, orientation.cos, -orientation.sin, self.config.fill)
         return orientation, upright, *self.encoder(upright)
 
     def forward_train(
@@ -352,7 +350,7 @@ class AngleVAE(nn.Module):
             noise = torch.zeros_like(orientation.cos) if angle_noise is None else angle_noise
             noisy_cos = orientation.cos * noise.cos() - orientation.sin * noise.sin()
             noisy_sin = orientation.sin * noise.cos() + orientation.cos * noise.sin()
-            upright = turn(image, noisy_cos, -noisy_sin, self.config.fill)
+            upright = rotate(image, noisy_cos, -noisy_sin, self.config.fill)
 
         encoded, _ = self.encoder(upright)
         mu, logvar = self.mu(encoded).float(), self.logvar(encoded).float().clamp(-10.0, 5.0)

@@ -1,221 +1,349 @@
-"""The whole network as one operator: bytes in, answers out. On CUDA it is one launch (`vae_edge_kernels.network`).
+"""A trained network for inference: the whole of it as one operator, and the module around it.
 
-The reference goes layer by layer through the single operators, on the same packed numbers; `by_layers` does that on any
-device.
+`fuse(model)` makes a `FusedModel`: batch normalization folded in, weights laid out for the kernels, float16 or int8.
+Its operator `network` takes the image's bytes and gives the answers. On CUDA that is one launch
+(`vae_edge_kernels.network`); on the CPU, and for large batches, `forward_layerwise` runs the single operators one after
+the other on the same packed weights.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
 import torch
-from torch import Tensor
-from vae_edge_kernels import plan as plans
-from vae_edge_kernels.plan import Layer, Plan, padded
+from torch import Tensor, nn
+from vae_edge_kernels.layout import MAX_CTAS_PER_IMAGE, ConvLayout, Fc, NetworkLayout, to_json
 
 from vae_edge.errors import KernelError
+from vae_edge.files import atomic_path
 from vae_edge.ops.conv import MAX_STEM_K, conv, conv_int8, quantize_int8, stem_conv, stem_conv_int8
-from vae_edge.ops.head import POSE, content_head, linear_of, means, plan_from, pose_head, reconstruction_error
-from vae_edge.ops.registration import check_tensor, kernel_module
-from vae_edge.ops.turn import turn_pixels
+from vae_edge.ops.heads import (
+    ORIENTATION_VALUES,
+    avg_pool,
+    check_buffers,
+    check_whitening,
+    content_head,
+    fc_layout,
+    orientation_head,
+    parse_layout,
+    reconstruction_error,
+)
+from vae_edge.ops.packing import PackedNetwork, QuantizedNetwork, ScoreMode, pack
+from vae_edge.ops.registration import check_tensor, kernel_module, register_operator
+from vae_edge.ops.rotate import rotate_pixels
 
-PLACES = 2  # programs on a multiprocessor: so many images are worked on at a time, each with scratch of its own
-DOUBTS = slice(3, 6)  # of a pose: concentration, second-best angle, its share
+SLOTS_PER_SM = 2  # programs that a multiprocessor runs at a time; each works on its own image, in its own slot
+UNCERTAINTY = slice(3, 6)  # of the orientation: angle confidence, second angle, second angle probability
+MAX_ONE_LAUNCH = 1024  # images; beyond, one launch a layer is faster
 
 
-@torch.library.custom_op("vae_edge::network", mutates_args=(), device_types="cpu")
-def network(
-    image: Tensor, weights: Tensor, numbers: Tensor, whitenings: Tensor, plan: str, programs: int = 1
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Images to answers.
+# ---- The module -----------------------------------------------------------------------------------------------------
+
+
+class FusedModel(nn.Module):
+    """The function of the exported graph on the toolkit's operators: Triton kernels on CUDA, references on a CPU.
+
+    `forward` takes uint8 [N, S, S, C] and gives float32 probabilities [N, K], angle [N] in radians, score [N], and
+    angle uncertainty [N, 3]: angle confidence, second angle, second angle probability.
+    """
+
+    weights: Tensor
+    params: Tensor
+    whitening: Tensor
+
+    def __init__(self, packed: PackedNetwork, ctas_per_image: int = 1) -> None:
+        super().__init__()
+        self.ctas_per_image = ctas_per_image
+        self.layout = packed.layout
+        self.layout_json = to_json(packed.layout)
+        self._params_on_cpu = packed.params.cpu()
+        self.register_buffer("weights", packed.weights)
+        self.register_buffer("params", packed.params)
+        self.register_buffer("whitening", packed.whitening)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Classify a batch: in one launch, or in one a layer where there are many images."""
+        if image.shape[0] <= MAX_ONE_LAUNCH:
+            ctas_per_image = self.ctas_per_image if image.shape[0] == 1 else 1
+            return network(image, self.weights, self.params, self.whitening, self.layout_json, ctas_per_image)
+        return forward_layerwise(
+            self.layout, image, self.weights, self.params, self.whitening, params_on_cpu=self._params_on_cpu
+        )
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        classes: Sequence[str],
+        threshold: float,
+        architectures: Sequence[int] = (87,),
+    ) -> None:
+        """Write the network file that the native library opens; see `vae_edge_kernels.aot.network_file`.
+
+        With `ctas_per_image` above 1 it also has machine code with which so many programs work on an image.
+
+        Args:
+            path: of the file.
+            classes: names of the classes.
+            threshold: a score up to it is accepted.
+            architectures: GPUs to compile for; 87 is Jetson Orin.
+
+        Raises:
+            KernelError: the names do not fit, or the network does not compile for an architecture.
+        """
+        from vae_edge_kernels.aot.network_file import write_network
+
+        with atomic_path(path) as temporary:
+            write_network(
+                temporary,
+                self.layout,
+                **{name: buffer.detach().cpu().contiguous().numpy() for name, buffer in self.named_buffers()},
+                classes=classes,
+                threshold=threshold,
+                architectures=architectures,
+                ctas_per_image=self.ctas_per_image,
+            )
+
+
+def fuse(
+    model: Any, quantized: QuantizedNetwork | None = None, score: ScoreMode = "full", ctas_per_image: int = 1
+) -> FusedModel:
+    """Make a trained network ready for inference.
 
     Args:
+        model: a trained `vae_edge.model.AngleVAE`.
+        quantized: its int8 layers, as `vae_edge.exporting.native.read_qdq_layers` reads them from a quantized file;
+        without
+            them the network is float16.
+        score: mode of the anomaly score: "full", or "fast" without the reconstruction term.
+        ctas_per_image: programs that work together on a single image on CUDA; a power of two.
+
+    Raises:
+        KernelError: the model is not an AngleVAE, or layers are missing.
+    """
+    if not all(hasattr(model, name) for name in ("config", "encoder", "classifier", "decoder", "score")):
+        raise KernelError(f"fuse expects an AngleVAE; got {type(model).__name__}.")
+    with torch.no_grad():
+        return FusedModel(pack(model, quantized, score), ctas_per_image)
+
+
+# ---- The operator ---------------------------------------------------------------------------------------------------
+
+
+class _Network(NamedTuple):
+    """Images to answers.
+
+    Fields:
         image: uint8 [N, S, S, C].
-        weights, numbers, whitenings: as `vae_edge.ops.packing.pack` makes them.
-        plan: what `vae_edge_kernels.plan.to_text` makes of their plan.
-        programs: that work on one image on CUDA, a power of two; fewer where the GPU has fewer multiprocessors.
+        weights, params, whitening: as `vae_edge.ops.packing.pack` makes them.
+        layout: JSON of their `NetworkLayout`.
+        ctas_per_image: programs that work on one image on CUDA, a power of two; fewer where the GPU has fewer
+            multiprocessors.
 
-    Returns:
-        Float32: probabilities [N, K]; angle [N] in radians; score [N]; doubts [N, 3]: concentration, second-best angle
-        and its share (zeros without a pose trunk).
+    Returns, float32: probabilities [N, K]; angle [N] in radians; score [N]; angle uncertainty [N, 3]: angle confidence,
+    second angle, second angle probability (zeros without an orientation encoder).
     """
-    given = _check(image, weights, numbers, whitenings, plan, programs)
-    return by_layers(given, image, weights, numbers, whitenings)
 
+    image: Tensor
+    weights: Tensor
+    params: Tensor
+    whitening: Tensor
+    layout: str
+    ctas_per_image: int = 1
 
-@network.register_kernel("cuda")
-def _network_cuda(
-    image: Tensor, weights: Tensor, numbers: Tensor, whitenings: Tensor, plan: str, programs: int = 1
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    given = _check(image, weights, numbers, whitenings, plan, programs)
-    n = len(image)
-    buffers = [buffer.contiguous() for buffer in (weights, numbers, whitenings)]
-    multiprocessors = torch.cuda.get_device_properties(image.device).multi_processor_count
-    while programs > multiprocessors:  # one on each is sure to fit
-        programs //= 2
-    places = max(1, min(n, (PLACES if programs == 1 else 1) * multiprocessors // programs))
-    areas, floats = weights.new_empty((places, 2, given.area)), numbers.new_empty((places, given.floats))
-    meetings = (weights.new_zeros if programs > 1 else weights.new_empty)((places,), dtype=torch.int32)
-    probabilities, angle, score, doubts = (
-        numbers.new_empty(shape) for shape in ((n, given.classes), (n,), (n,), (n, 3))
-    )
-    with torch.cuda.device(image.device):
+    def check(self) -> NetworkLayout:
+        operator, net, ctas = "network", parse_layout(self.layout), self.ctas_per_image
+        if not 1 <= ctas <= MAX_CTAS_PER_IMAGE or ctas & (ctas - 1):
+            raise KernelError(
+                f"{operator} expects ctas_per_image as a power of two up to {MAX_CTAS_PER_IMAGE}; got {ctas}."
+            )
+        shape = (None, net.side, net.side, net.channels)
+        check_tensor(operator, "image", self.image, "N S S C", (torch.uint8,), self.image, shape)
+        check_buffers(operator, net, self.weights, self.params, self.image)
+        check_whitening(operator, net, self.whitening, self.image)
+        return net
+
+    def outputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        net, n = self.check(), self.image.shape[0]
+        empty = self.params.new_empty
+        return empty((n, net.classes)), empty((n,)), empty((n,)), empty((n, 3))
+
+    def reference(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return forward_layerwise(parse_layout(self.layout), self.image, self.weights, self.params, self.whitening)
+
+    def launch(self, probabilities: Tensor, angle: Tensor, score: Tensor, uncertainty: Tensor) -> None:
+        net, n, ctas = parse_layout(self.layout), len(self.image), self.ctas_per_image
+        multiprocessors = torch.cuda.get_device_properties(self.image.device).multi_processor_count
+        while ctas > multiprocessors:  # one on each is sure to be resident
+            ctas //= 2
+        slots = max(1, min(n, (SLOTS_PER_SM if ctas == 1 else 1) * multiprocessors // ctas))
+
+        activations = self.weights.new_empty((slots, 2, net.activation_size))
+        workspace = self.params.new_empty((slots, net.workspace_size))
+        barrier = (self.weights.new_zeros if ctas > 1 else self.weights.new_empty)((slots,), dtype=torch.int32)
+        constants = [buffer.contiguous() for buffer in (self.weights, self.params, self.whitening)]
         kernel_module("network", "network").forward(
-            given, image.contiguous(), *buffers, areas, floats, meetings, probabilities, angle, score, doubts, programs
+            net,
+            self.image.contiguous(),
+            *constants,
+            activations,
+            workspace,
+            barrier,
+            probabilities,
+            angle,
+            score,
+            uncertainty,
+            ctas,
         )
-    return probabilities, angle, score, doubts
 
 
-@network.register_fake
-def _network_fake(
-    image: Tensor, weights: Tensor, numbers: Tensor, whitenings: Tensor, plan: str, programs: int = 1
+network = register_operator("network", _Network)
+
+
+# ---- One operator after the other -----------------------------------------------------------------------------------
+
+
+def forward_layerwise(
+    net: NetworkLayout,
+    image: Tensor,
+    weights: Tensor,
+    params: Tensor,
+    whitening: Tensor,
+    params_on_cpu: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    given = _check(image, weights, numbers, whitenings, plan, programs)
-    n = image.shape[0]
-    first, second, third, fourth = (numbers.new_empty(shape) for shape in ((n, given.classes), (n,), (n,), (n, 3)))
-    return first, second, third, fourth
+    """The result of `network`, by one operator after the other, on any device.
 
-
-def by_layers(
-    plan: Plan, image: Tensor, weights: Tensor, numbers: Tensor, whitenings: Tensor, scalars: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `network` gives, by one operator after the other.
-
-    `scalars` are the numbers on the CPU, where some of them are looked at: with them nothing waits for a GPU.
+    Some parameters are read on the host. With `params_on_cpu`, a copy of params there, nothing waits for a GPU.
     """
-    scalars = numbers.cpu() if scalars is None else scalars
-    text, n = plans.to_text(plan), image.shape[0]
-    whole = numbers.new_zeros((n,))
-    upright_cos, upright_sin = whole + 1.0, whole
-    pose_means, logits = numbers.new_zeros((n, plan.pose_tap)), numbers.new_zeros((n, plan.classes))
-    pose = numbers.new_zeros((n, POSE))
-    dtype = torch.float32 if plan.int8 else torch.float16
+    layers = _Layers(net, weights, params, params.cpu() if params_on_cpu is None else params_on_cpu)
+    layout, n = to_json(net), image.shape[0]
+    zeros = params.new_zeros((n,))
+    ones = zeros + 1.0
+    dtype = torch.float32 if net.int8 else torch.float16
 
-    def turned(cos: Tensor, sin: Tensor, rounded_to: float = 0.0) -> Tensor:
-        return turn_pixels(image, cos, sin, 1.0 / 255.0, plan.fill, plan.window, dtype, rounded_to=rounded_to)
+    def rotated(cos: Tensor, sin: Tensor, input_scale: float = 0.0) -> Tensor:
+        return rotate_pixels(image, cos, sin, 1.0 / 255.0, net.fill, net.circular_mask, dtype, input_scale=input_scale)
 
-    if plan.bins:
-        seen, scale = (turned(upright_cos, upright_sin), 1.0) if plan.window else (image, 1.0 / 255.0)
-        features, pose_means = _trunk(
-            plan, seen, scale, weights, numbers, scalars, 0, plan.pose_layers, plan.quantize_image
-        )
-        logits, pose = pose_head(features, weights, numbers, text)
-        counts = float(scalars[plan.quantize_image + 1]) if plan.int8 else 0.0
-        upright = turned(pose[:, 0].contiguous(), -pose[:, 1], counts)
+    # 1. Orientation.
+    orientation_means = params.new_zeros((n, net.orientation_feature_channels))
+    logits = params.new_zeros((n, net.classes))
+    orientation = params.new_zeros((n, ORIENTATION_VALUES))
+    if net.bins:
+        seen, scale = (rotated(ones, zeros), 1.0) if net.circular_mask else (image, 1.0 / 255.0)
+        features, orientation_means = layers.backbone(seen, scale, 0, net.orientation_layers, net.image_scale)
+        logits, orientation = orientation_head(features, weights, params, layout)
+
+        # 2. Derotation.
+        input_scale = layers.scalar(net.image_scale + 1) if net.int8 else 0.0
+        upright = rotated(orientation[:, 0].contiguous(), -orientation[:, 1], input_scale)
     else:
-        upright = turned(upright_cos, upright_sin)
-    features, tap_means = _trunk(
-        plan, upright, 1.0, weights, numbers, scalars, plan.pose_layers, plan.trunk_layers, plan.quantize_upright
+        upright = rotated(ones, zeros)
+
+    # 3. Encoder and classifier.
+    features, feature_means = layers.backbone(
+        upright, 1.0, net.orientation_layers, net.encoder_layers, net.upright_scale
     )
-    probabilities, code, parts = content_head(
-        features, pose_means, tap_means, logits, pose, weights, numbers, whitenings, text
+    probabilities, code, partial_score = content_head(
+        features, orientation_means, feature_means, logits, orientation, weights, params, whitening, layout
     )
-    score = parts[:, 0].clone()
-    if not plan.score.light:
-        drawn = _draw(plan, code, weights, numbers, scalars)
-        measure = numbers[plan.score.measures : plan.score.measures + 1]
-        score = reconstruction_error(drawn, upright, parts, measure, plan.block)
-    return probabilities, pose[:, 2].clone(), score, pose[:, DOUBTS].clone()
+
+    # 4. Decoder, and the score with the reconstruction term.
+    score = partial_score[:, 0].clone()
+    if not net.score.fast:
+        weight = params[net.score.terms : net.score.terms + 1]
+        score = reconstruction_error(layers.decode(code), upright, partial_score, weight, net.block)
+    return probabilities, orientation[:, 2].clone(), score, orientation[:, UNCERTAINTY].clone()
 
 
-def _trunk(
-    plan: Plan,
-    seen: Tensor,
-    scale: float,
-    weights: Tensor,
-    numbers: Tensor,
-    scalars: Tensor,
-    first: int,
-    count: int,
-    quantize: int,
-) -> tuple[Tensor, Tensor]:
-    """Pixels [N, S, S, C] to features [N, F] and the means of the tapped layer [N, W]."""
-    x, tapped = seen, numbers.new_zeros((seen.shape[0], 0))
-    for index in range(first, first + count):
-        layer = plan.layers[index]
-        if index > first:
-            x = _layer(plan, layer, x, weights, numbers)
-        elif plan.int8:
-            x = _first_int8(layer, x, float(torch.tensor(scale) * scalars[quantize]), weights, numbers)
-        else:
-            filter, bias = _filter(layer, weights), _bias(layer, numbers)
-            x = stem_conv(x, filter, bias, layer.stride, _pads(layer), layer.relu, scale)
-        if layer.tap:
-            tapped = means(x, float(scalars[layer.output_scale]) if plan.int8 else 1.0)
-    return x.flatten(1), tapped
+class _Layers:
+    """The layers of a network on packed weights, each by its operator."""
+
+    def __init__(self, net: NetworkLayout, weights: Tensor, params: Tensor, params_on_cpu: Tensor) -> None:
+        self.net = net
+        self.weights = weights
+        self.params = params
+        self.params_on_cpu = params_on_cpu
+
+    def scalar(self, offset: int) -> float:
+        """A parameter as a Python number."""
+        return float(self.params_on_cpu[offset])
+
+    def backbone(self, x: Tensor, scale: float, first: int, count: int, input_scale: int) -> tuple[Tensor, Tensor]:
+        """`count` convolutions from layer `first` on: pixels [N, S, S, C] to features [N, F], and the average pool of
+        the feature layer [N, W].
+
+        `scale` is the pixels' factor, `input_scale` the offset of the first layer's int8 scale.
+        """
+        means = self.params.new_zeros((x.shape[0], 0))
+        for index in range(first, first + count):
+            layer = self.net.layers[index]
+            x = self.stem_layer(layer, x, scale, input_scale) if index == first else self.conv_layer(layer, x)
+            if layer.is_feature_layer:
+                means = avg_pool(x, self.scalar(layer.output_scale) if self.net.int8 else 1.0)
+        return x.flatten(1), means
+
+    def stem_layer(self, layer: ConvLayout, x: Tensor, scale: float, input_scale: int) -> Tensor:
+        """A backbone's first layer, from pixels."""
+        bias, padding = self._bias(layer), _padding(layer)
+        size = (layer.kernel_size, layer.kernel_size)
+        if not self.net.int8:
+            weight = self._weights(layer).reshape(*size, layer.in_channels, layer.out_channels)
+            return stem_conv(x, weight, bias, layer.stride, padding, layer.relu, scale)
+        weight = self._weights(layer).reshape(layer.out_channels, *size, layer.in_channels)
+        quantize = float(torch.tensor(scale) * self.params_on_cpu[input_scale])  # in float32, as the kernel does
+        return stem_conv_int8(x, weight, self._scale(layer), bias, layer.stride, padding, layer.relu, quantize)
+
+    def conv_layer(self, layer: ConvLayout, x: Tensor, dtype: torch.dtype = torch.int8) -> Tensor:
+        """Any other conv; `dtype` is the output's where the network is int8."""
+        bias, padding = self._bias(layer), _padding(layer)
+        size = (layer.kernel_size, layer.kernel_size)
+        if not self.net.int8:
+            weight = self._weights(layer).reshape(*size, layer.in_channels, layer.out_channels)
+            return conv(x, weight, bias, None, layer.stride, padding, layer.relu)
+        weight = self._weights(layer).reshape(*size, layer.out_channels, layer.in_channels)
+        return conv_int8(x, weight, self._scale(layer), bias, None, layer.stride, padding, layer.relu, dtype=dtype)
+
+    def decode(self, code: Tensor) -> Tensor:
+        """Code [N, Z + K] to the decoder's logits [N, G, G, P]."""
+        net = self.net
+        x = self._decoder_fc(code).reshape(code.shape[0], net.grid, net.grid, net.decoder_width)
+        x = self.conv_layer(net.layers[-2], x)
+        return self.conv_layer(net.layers[-1], x, torch.float32)
+
+    def _decoder_fc(self, code: Tensor) -> Tensor:
+        """The decoder's first layer, as a 1×1 conv of an image of one pixel."""
+        layer = fc_layout(self.net, Fc.DECODER)
+        matrix = self.weights[layer.weights : layer.weights + layer.in_features * layer.row_stride]
+        matrix = matrix.reshape(layer.in_features, -1)[:, : layer.out_features]
+        bias = self.params[layer.bias : layer.bias + layer.out_features]
+        is_short = layer.in_features <= MAX_STEM_K
+        x = code[:, None, None, :].contiguous()
+
+        if not self.net.int8:
+            weight = matrix[None, None].contiguous()
+            if is_short:
+                return stem_conv(x, weight, bias, 1, (0, 0), True)
+            return conv(x.half(), weight, bias, None, 1, (0, 0), True)
+
+        weight = matrix.T.contiguous()
+        scale = self.params[layer.scale : layer.scale + layer.out_features]
+        if is_short:
+            quantize = self.scalar(layer.input_scale)
+            return stem_conv_int8(x, weight[:, None, None, :], scale, bias, 1, (0, 0), True, quantize)
+        x = quantize_int8(x * self.params[layer.input_scale])
+        return conv_int8(x, weight[None, None], scale, bias, None, 1, (0, 0), True)
+
+    def _weights(self, layer: ConvLayout) -> Tensor:
+        size = layer.kernel_size**2 * layer.in_channels * layer.out_channels
+        return self.weights[layer.weights : layer.weights + size]
+
+    def _scale(self, layer: ConvLayout) -> Tensor:
+        return self.params[layer.scale : layer.scale + layer.out_channels]
+
+    def _bias(self, layer: ConvLayout) -> Tensor:
+        return self.params[layer.bias : layer.bias + layer.out_channels]
 
 
-def _layer(
-    plan: Plan,
-    layer: Layer,
-    x: Tensor,
-    weights: Tensor,
-    numbers: Tensor,
-    dtype: torch.dtype = torch.int8,
-) -> Tensor:
-    filter, bias = _filter(layer, weights, plan.int8), _bias(layer, numbers)
-    if not plan.int8:
-        return conv(x, filter, bias, None, layer.stride, _pads(layer), layer.relu)
-    scale = numbers[layer.scale : layer.scale + layer.outputs]
-    return conv_int8(x, filter, scale, bias, None, layer.stride, _pads(layer), layer.relu, dtype=dtype)
-
-
-def _first_int8(layer: Layer, x: Tensor, quantize: float, weights: Tensor, numbers: Tensor) -> Tensor:
-    shape = (layer.outputs, layer.taps, layer.taps, layer.inputs)
-    filter = weights[layer.weights : layer.weights + layer.outputs * layer.taps**2 * layer.inputs].reshape(shape)
-    scale = numbers[layer.scale : layer.scale + layer.outputs]
-    return stem_conv_int8(x, filter, scale, _bias(layer, numbers), layer.stride, _pads(layer), layer.relu, quantize)
-
-
-def _draw(plan: Plan, code: Tensor, weights: Tensor, numbers: Tensor, scalars: Tensor) -> Tensor:
-    """Code [N, Z + K] to the decoder's logits [N, G, G, P]."""
-    first = linear_of(plan, plans.FIRST)
-    matrix = weights[first.weights : first.weights + first.inputs * first.stride].reshape(first.inputs, -1)
-    bias = numbers[first.bias : first.bias + first.outputs]
-    x = code[:, None, None, :].contiguous()
-    if plan.int8:
-        scale = numbers[first.scale : first.scale + first.outputs]
-        filter = matrix[:, : first.outputs].T.contiguous()
-        if first.inputs <= MAX_STEM_K:
-            quantize = float(scalars[first.quantize])
-            x = stem_conv_int8(x, filter[:, None, None, :], scale, bias, 1, (0, 0), True, quantize)
-        else:
-            x = quantize_int8(x * numbers[first.quantize])
-            x = conv_int8(x, filter[None, None], scale, bias, None, 1, (0, 0), True)
-    else:
-        filter = matrix[None, None, :, : first.outputs].contiguous()
-        if first.inputs <= MAX_STEM_K:
-            x = stem_conv(x, filter, bias, 1, (0, 0), True)
-        else:
-            x = conv(x.half(), filter, bias, None, 1, (0, 0), True)
-    x = x.reshape(code.shape[0], plan.grid, plan.grid, plan.width)
-    x = _layer(plan, plan.layers[-2], x, weights, numbers)
-    return _layer(plan, plan.layers[-1], x, weights, numbers, torch.float32)
-
-
-def _filter(layer: Layer, weights: Tensor, int8: bool = False) -> Tensor:
-    """A layer's weights as its operator takes them."""
-    flat = weights[layer.weights : layer.weights + layer.taps**2 * layer.inputs * layer.outputs]
-    last = (layer.outputs, layer.inputs) if int8 else (layer.inputs, layer.outputs)
-    return flat.reshape(layer.taps, layer.taps, *last)
-
-
-def _bias(layer: Layer, numbers: Tensor) -> Tensor:
-    return numbers[layer.bias : layer.bias + layer.outputs]
-
-
-def _pads(layer: Layer) -> tuple[int, int]:
-    return layer.taps // 2, layer.taps // 2
-
-
-def _check(image: Tensor, weights: Tensor, numbers: Tensor, whitenings: Tensor, plan: str, programs: int) -> Plan:
-    operator, given = "network", plan_from(plan)
-    if not 1 <= programs <= plans.MOST_PROGRAMS or programs & (programs - 1):
-        raise KernelError(f"{operator} expects programs as a power of two up to {plans.MOST_PROGRAMS}; got {programs}.")
-    shape = (None, given.side, given.side, given.channels)
-    check_tensor(operator, "image", image, "N S S C", (torch.uint8,), image, shape)
-    dtype = torch.int8 if given.int8 else torch.float16
-    check_tensor(operator, "weights", weights, "W", (dtype,), image, (given.weights_size,))
-    check_tensor(operator, "numbers", numbers, "W", (torch.float32,), image, (given.numbers_size,))
-    score = given.score
-    clusters = (score.clusters, score.components, padded(score.components))
-    check_tensor(operator, "whitenings", whitenings, "M D D", (torch.float16,), image, clusters)
-    return given
+def _padding(layer: ConvLayout) -> tuple[int, int]:
+    return layer.kernel_size // 2, layer.kernel_size // 2

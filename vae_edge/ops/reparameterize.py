@@ -1,29 +1,30 @@
-"""Sampling from the posterior: z = mu + exp(logvar / 2) * eps, and the KL divergence of each row, in one pass.
+"""Sampling from the posterior: z = mu + exp(logvar / 2) · eps, and the KL divergence of each row, in one pass.
 
-Kingma and Welling, "Auto-Encoding Variational Bayes" (2014), section 2.4 (the sample) and appendix B (the KL
-divergence to N(0, I)). The noise is Philox by explicit seed and offset, as `vae_edge_kernels.philox_reference`
-defines it: the same numbers on the CPU, in Triton's interpreter and on a GPU, so nothing of it is stored: the
-gradient makes it again.
+Kingma and Welling, "Auto-Encoding Variational Bayes" (2014), section 2.4 (the sample) and appendix B (the KL divergence
+to N(0, I)). The noise eps is Philox with an explicit seed and offset, as `vae_edge_kernels.philox_reference` defines
+it: the same numbers on the CPU, in Triton's interpreter and on a GPU. So it is never stored; the gradient computes it
+again.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from vae_edge_kernels import philox_reference
 
 from vae_edge.errors import KernelError
+from vae_edge.ops.registration import kernel_module, register_operator
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def reparameterize(mu: Tensor, logvar: Tensor, seed: int, offset: int = 0) -> tuple[Tensor, Tensor]:
-    """Draw one code for each row and give the row's KL divergence to the standard normal.
+    """Sample one code for each row, and compute the row's KL divergence to the standard normal.
 
-    Element i of the row-major [N, Z] takes number `offset + i` of the seed's stream of normals; advance `offset` by N
-    * Z from one call to the next for fresh noise. The same seed and offset repeat the same codes on every device.
+    Element i of the row-major [N, Z] takes number `offset + i` of the seed's stream of normals. Advance `offset` by
+    N · Z from one call to the next for fresh noise. The same seed and offset repeat the same codes on every device.
 
     Args:
         mu: means, [N, Z], float32, float64, float16 or bfloat16.
@@ -44,111 +45,110 @@ def reparameterize(mu: Tensor, logvar: Tensor, seed: int, offset: int = 0) -> tu
     return _forward(mu, logvar, seed, offset)
 
 
-@torch.library.custom_op("vae_edge::reparameterize", mutates_args=(), device_types="cpu")
-def _forward(mu: Tensor, logvar: Tensor, seed: int, offset: int) -> tuple[Tensor, Tensor]:
-    _check_pair(mu, logvar)
-    mean, log_variance, eps = _prepare(mu, logvar, seed, offset)
-    z = torch.addcmul(mean, torch.exp(log_variance * 0.5), eps)
-    kl = (log_variance.exp() + mean.square() - 1.0 - log_variance).sum(dim=1) * 0.5
-    return z.to(mu.dtype), kl
+class _Backward(NamedTuple):
+    """The gradients of mu and logvar, each [N, Z], from those of z [N, Z] and kl [N]."""
+
+    grad_z: Tensor
+    grad_kl: Tensor
+    mu: Tensor
+    logvar: Tensor
+    seed: int
+    offset: int
+
+    def check(self) -> None:
+        _check_pair(self.mu, self.logvar)
+        _check_gradients(self.grad_z, self.grad_kl, self.mu)
+
+    def outputs(self) -> tuple[Tensor, Tensor]:
+        self.check()
+        grad_mu = torch.empty_like(self.mu, memory_format=torch.contiguous_format)
+        return grad_mu, torch.empty_like(grad_mu)
+
+    def reference(self) -> tuple[Tensor, Tensor]:
+        mu, logvar, eps = _prepare(self.mu, self.logvar, self.seed, self.offset)
+        grad_z = self.grad_z.to(mu.dtype)
+        grad_kl = self.grad_kl.to(mu.dtype).unsqueeze(1)
+        grad_mu = torch.addcmul(grad_z, grad_kl, mu)
+        grad_logvar = (grad_z * eps * torch.exp(logvar * 0.5) + grad_kl * (logvar.exp() - 1.0)) * 0.5
+        return grad_mu.to(self.mu.dtype), grad_logvar.to(self.mu.dtype)
+
+    def launch(self, grad_mu: Tensor, grad_logvar: Tensor) -> None:
+        _kernels(self.mu).backward(
+            self.grad_z.to(self.mu.dtype).contiguous(),
+            self.grad_kl.float().contiguous(),
+            self.mu.contiguous(),
+            self.logvar.contiguous(),
+            grad_mu,
+            grad_logvar,
+            self.seed,
+            self.offset,
+        )
 
 
-@_forward.register_kernel("cuda")
-def _forward_cuda(mu: Tensor, logvar: Tensor, seed: int, offset: int) -> tuple[Tensor, Tensor]:
-    _check_pair(mu, logvar)
-    kernels = _kernels(mu)
-    mu, logvar = mu.contiguous(), logvar.contiguous()
-    z = torch.empty_like(mu)
-    kl = mu.new_empty(mu.shape[0], dtype=torch.float32)
-    with torch.cuda.device(mu.device):
-        kernels.forward(mu, logvar, z, kl, seed, offset)
-    return z, kl
+_backward = register_operator("reparameterize_backward", _Backward)
 
 
-@_forward.register_fake
-def _forward_fake(mu: Tensor, logvar: Tensor, seed: int, offset: int) -> tuple[Tensor, Tensor]:
-    _check_pair(mu, logvar)
-    kl = mu.new_empty(mu.shape[0], dtype=_inner_dtype(mu))
-    return torch.empty_like(mu, memory_format=torch.contiguous_format), kl
-
-
-@torch.library.custom_op("vae_edge::reparameterize_backward", mutates_args=(), device_types="cpu")
-def _backward(
-    grad_z: Tensor, grad_kl: Tensor, mu: Tensor, logvar: Tensor, seed: int, offset: int
-) -> tuple[Tensor, Tensor]:
-    _check_pair(mu, logvar)
-    _check_gradients(grad_z, grad_kl, mu)
-    mean, log_variance, eps = _prepare(mu, logvar, seed, offset)
-    grad_sample = grad_z.to(mean.dtype)
-    grad_row = grad_kl.to(mean.dtype).unsqueeze(1)
-    grad_mu = torch.addcmul(grad_sample, grad_row, mean)
-    grad_logvar = (grad_sample * eps * torch.exp(log_variance * 0.5) + grad_row * (log_variance.exp() - 1.0)) * 0.5
-    return grad_mu.to(mu.dtype), grad_logvar.to(mu.dtype)
-
-
-@_backward.register_kernel("cuda")
-def _backward_cuda(
-    grad_z: Tensor, grad_kl: Tensor, mu: Tensor, logvar: Tensor, seed: int, offset: int
-) -> tuple[Tensor, Tensor]:
-    _check_pair(mu, logvar)
-    _check_gradients(grad_z, grad_kl, mu)
-    kernels = _kernels(mu)
-    mu, logvar = mu.contiguous(), logvar.contiguous()
-    grad_mu, grad_logvar = torch.empty_like(mu), torch.empty_like(mu)
-    grad_z, grad_kl = grad_z.to(mu.dtype).contiguous(), grad_kl.float().contiguous()
-    with torch.cuda.device(mu.device):
-        kernels.backward(grad_z, grad_kl, mu, logvar, grad_mu, grad_logvar, seed, offset)
-    return grad_mu, grad_logvar
-
-
-@_backward.register_fake
-def _backward_fake(
-    grad_z: Tensor, grad_kl: Tensor, mu: Tensor, logvar: Tensor, seed: int, offset: int
-) -> tuple[Tensor, Tensor]:
-    empty = torch.empty_like(mu, memory_format=torch.contiguous_format)
-    return empty, torch.empty_like(empty)
-
-
-def _keep_for_backward(ctx: Any, inputs: tuple[Tensor, Tensor, int, int], output: tuple[Tensor, Tensor]) -> None:
+def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int, int], output: tuple[Tensor, Tensor]) -> None:
+    """Keep what `backward` needs. The noise is not kept: it is computed again from seed and offset."""
     mu, logvar, ctx.seed, ctx.offset = inputs
     ctx.save_for_backward(mu, logvar)
 
 
-def _differentiate(ctx: Any, grad_z: Tensor, grad_kl: Tensor) -> tuple[Tensor, Tensor, None, None]:
+def backward(ctx: Any, grad_z: Tensor, grad_kl: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    """The gradients of mu and logvar; seed and offset have none."""
     mu, logvar = ctx.saved_tensors
     grad_mu, grad_logvar = _backward(grad_z, grad_kl, mu, logvar, ctx.seed, ctx.offset)
     return grad_mu, grad_logvar, None, None
 
 
-_forward.register_autograd(_differentiate, setup_context=_keep_for_backward)
+class _Forward(NamedTuple):
+    """z [N, Z] of mu's dtype, and kl [N]; see `reparameterize`."""
+
+    mu: Tensor
+    logvar: Tensor
+    seed: int
+    offset: int
+
+    def check(self) -> None:
+        _check_pair(self.mu, self.logvar)
+
+    def outputs(self) -> tuple[Tensor, Tensor]:
+        self.check()
+        kl = self.mu.new_empty(self.mu.shape[0], dtype=_arithmetic_dtype(self.mu))
+        return torch.empty_like(self.mu, memory_format=torch.contiguous_format), kl
+
+    def reference(self) -> tuple[Tensor, Tensor]:
+        mu, logvar, eps = _prepare(self.mu, self.logvar, self.seed, self.offset)
+        z = torch.addcmul(mu, torch.exp(logvar * 0.5), eps)
+        kl = (logvar.exp() + mu.square() - 1.0 - logvar).sum(dim=1) * 0.5
+        return z.to(self.mu.dtype), kl
+
+    def launch(self, z: Tensor, kl: Tensor) -> None:
+        _kernels(self.mu).forward(self.mu.contiguous(), self.logvar.contiguous(), z, kl, self.seed, self.offset)
+
+
+_forward = register_operator("reparameterize", _Forward, setup_context=setup_context, backward=backward)
 
 
 def _prepare(mu: Tensor, logvar: Tensor, seed: int, offset: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Both inputs in the precision of the arithmetic, and their noise: three tensors [N, Z]."""
-    inner = _inner_dtype(mu)
-    eps = torch.from_numpy(philox_reference.normal(seed, offset, mu.numel())).view(mu.shape).to(inner)
-    return mu.to(inner), logvar.to(inner), eps
+    """mu and logvar in the dtype of the arithmetic, and their noise: three tensors [N, Z]."""
+    dtype = _arithmetic_dtype(mu)
+    eps = torch.from_numpy(philox_reference.normal(seed, offset, mu.numel())).view(mu.shape).to(dtype)
+    return mu.to(dtype), logvar.to(dtype), eps
 
 
-def _inner_dtype(mu: Tensor) -> torch.dtype:
+def _arithmetic_dtype(mu: Tensor) -> torch.dtype:
     return torch.float64 if mu.dtype == torch.float64 else torch.float32
 
 
 def _kernels(mu: Tensor) -> Any:
-    """The Triton launcher, imported when a CUDA tensor first asks for it."""
+    """The Triton launcher."""
     if mu.dtype == torch.float64:
         raise KernelError(
             "reparameterize takes float32, float16 or bfloat16 on CUDA, but mu is float64; cast it, "
             "or compute on the CPU."
         )
-    try:
-        from vae_edge_kernels import reparameterize as kernels
-    except ImportError as error:
-        raise KernelError(
-            f"reparameterize needs Triton on CUDA, and it cannot be imported ({error}); "
-            "install it with: pip install triton."
-        ) from error
-    return kernels
+    return kernel_module("reparameterize", "reparameterize")
 
 
 def _check_pair(mu: Tensor, logvar: Tensor) -> None:

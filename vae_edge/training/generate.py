@@ -27,7 +27,7 @@ from vae_edge.data.transforms import contact_sheet
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.files import atomic_path, naming
 from vae_edge.model import AngleVAE
-from vae_edge.ops.turn import turn
+from vae_edge.ops.rotate import rotate
 from vae_edge.text import file_name, normal_form
 
 METHODS = ("interpolate", "gaussian")
@@ -217,7 +217,7 @@ def _rotate(images: Tensor, angles_rad: Tensor, fill: float) -> NDArray[np.uint8
     for upright, angles in zip(images.split(BATCH), angles_rad.split(BATCH), strict=True):
         pixels = upright
         if angles.any():
-            floats = turn(upright.float() / 255, angles.cos(), angles.sin(), fill)
+            floats = rotate(upright.float() / 255, angles.cos(), angles.sin(), fill)
             pixels = (floats * 255).round().clamp(0, 255).to(torch.uint8)
         parts.append(pixels.permute(0, 2, 3, 1).numpy())
     return np.concatenate(parts)

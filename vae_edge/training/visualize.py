@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vae_edge.errors import DataError
 from vae_edge.model import AngleVAE
-from vae_edge.ops.turn import turn
+from vae_edge.ops.rotate import rotate
 from vae_edge.training.checkpoint import RunSamples
 from vae_edge.training.data import to_float
 from vae_edge.training.evaluate import BATCH
@@ -29,7 +29,7 @@ def derotate(model: AngleVAE, images: NDArray[np.uint8], angles_deg: NDArray[np.
     pixels = model.apply_mask(to_float(images))
     if angles_deg is not None:
         angles = torch.from_numpy(np.deg2rad(np.asarray(angles_deg, np.float64))).float()
-        pixels = turn(pixels, angles.cos(), -angles.sin(), model.config.fill)
+        pixels = rotate(pixels, angles.cos(), -angles.sin(), model.config.fill)
     return _to_uint8(pixels)
 
 

@@ -1,9 +1,9 @@
 /* VAE Edge's kernels, compiled ahead of time, behind a C interface.
  *
- * The library needs an NVIDIA driver of CUDA 12.0 or newer at run time and nothing else: it opens libcuda.so.1 itself when
- * ve_initialize or ve_open is called. Where there is no driver it loads all the same, and they return VE_ERROR_NO_DRIVER.
+ * At run time the library needs an NVIDIA driver of CUDA 12.0 or newer and nothing else. It opens libcuda.so.1 itself when
+ * ve_initialize or ve_open is called. Without a driver it loads all the same, and these two return VE_ERROR_NO_DRIVER.
  *
- * No function exits, aborts or prints. Each returns a status; ve_last_error() then has a sentence for the calling thread.
+ * No function exits, aborts or prints. Each returns a status; ve_last_error() then has a message for the calling thread.
  * Every function may be called from any thread. A launch is asynchronous on its stream, as cuLaunchKernel is.
  *
  * A launch goes to the device of the calling thread's current CUDA context (the primary context that the runtime interface,
@@ -22,15 +22,17 @@ extern "C" {
 
 #if defined(__GNUC__)
 #define VE_API __attribute__((visibility("default")))
+#define VE_DEPRECATED(instead) __attribute__((deprecated("use " instead)))
 #else
 #define VE_API
+#define VE_DEPRECATED(instead)
 #endif
 
-/* Counts up when a function of this header takes other arguments than before; it is the library's SOVERSION.
+/* Incremented when a function of this header takes other arguments than before; it is the library's SOVERSION.
  * 1: the number of images is a size_t. */
 #define VE_ABI_VERSION 1
 
-/* What a network file may have; ve_open refuses a file that has more. */
+/* Limits of a network file; ve_open refuses a file beyond them. */
 #define VE_MAX_FILE_BYTES (256 << 20)
 #define VE_MAX_HEADER_BYTES (64 << 10)
 #define VE_MAX_DESCRIPTION_BYTES (8 << 20)
@@ -38,19 +40,19 @@ extern "C" {
 #define VE_MAX_CLASS_NAME_BYTES 1024
 #define VE_MAX_SIDE 1024 /* pixels */
 #define VE_MAX_CHANNELS 4
-#define VE_MAX_SCRATCH_BYTES (16 << 20) /* of an image's feature maps, and of its other numbers */
+#define VE_MAX_SCRATCH_BYTES (16 << 20) /* of the activations of an image, and of its workspace */
 
 typedef enum ve_status {
     VE_OK = 0,
-    VE_ERROR_INVALID_ARGUMENT = 1, /* a pointer, size, dtype or count that the function does not take */
-    VE_ERROR_NO_DRIVER = 2,        /* libcuda.so.1 is not there, is too old, or does not start */
-    VE_ERROR_NO_DEVICE = 3,        /* the machine has no device of that number */
+    VE_ERROR_INVALID_ARGUMENT = 1,   /* a pointer, size, dtype or count that the function does not take */
+    VE_ERROR_NO_DRIVER = 2,          /* libcuda.so.1 is not there, is too old, or does not start */
+    VE_ERROR_NO_DEVICE = 3,          /* the machine has no device of that number */
     VE_ERROR_UNSUPPORTED_DEVICE = 4, /* the library, or the network file, has no machine code for the device */
-    VE_ERROR_NOT_INITIALIZED = 5,  /* ve_initialize was not called for the device */
-    VE_ERROR_UNKNOWN_KERNEL = 6,   /* no kernel has that name or number */
-    VE_ERROR_DRIVER = 7,           /* the driver refused; the sentence has its words */
-    VE_ERROR_OUT_OF_MEMORY = 8,    /* host memory, or the device's */
-    VE_ERROR_FILE = 9              /* a file that is not there, or damaged, or of another kind */
+    VE_ERROR_NOT_INITIALIZED = 5,    /* ve_initialize was not called for the device */
+    VE_ERROR_UNKNOWN_KERNEL = 6,     /* no kernel has that name or number */
+    VE_ERROR_DRIVER = 7,             /* the driver refused; the message has its own text */
+    VE_ERROR_OUT_OF_MEMORY = 8,      /* host memory, or the device's */
+    VE_ERROR_FILE = 9                /* a file that is not there, or damaged, or of another kind */
 } ve_status;
 
 typedef enum ve_dtype { VE_FLOAT32 = 0, VE_FLOAT16 = 1, VE_BFLOAT16 = 2 } ve_dtype;
@@ -75,8 +77,8 @@ VE_API const char *ve_version(void);
 /* VE_ABI_VERSION as the library was built; a program that was built with another header must not call it. */
 VE_API int ve_abi_version(void);
 
-/* The sentence of the calling thread's last failed call, UTF-8; "" before the first. Valid until the thread's next failed call.
- * It is safe to print: control characters of paths and files stand in it as \xNN. */
+/* The message of the calling thread's last failed call, UTF-8; "" before the first. Valid until the thread's next failed call.
+ * It is safe to print: control characters of paths and files are escaped as \xNN. */
 VE_API const char *ve_last_error(void);
 
 /* How many kernels the library carries, and each of them. The listing needs no driver. */
@@ -90,11 +92,11 @@ VE_API ve_status ve_initialize(int device);
 VE_API ve_status ve_shutdown(void);
 
 /* Launch a kernel by name on a grid. arguments[i] points to argument i as ve_kernel_info lists it (a device pointer as uint64_t
- * or void *). The number of programs that a kernel needs is told in docs/kernels.md. stream is a CUstream; NULL is the default. */
+ * or void *). docs/kernels.md has each kernel's grid. stream is a CUstream; NULL is the default. */
 VE_API ve_status ve_launch(const char *name, const unsigned int grid[3], void *const *arguments, int argument_count,
                            void *stream);
 
-/* One constant of a kernel on the device where ve_launch would run it: "ROWS" is how many rows one program takes. */
+/* A compile-time constant of a kernel on the device where ve_launch would run it: "ROWS" is how many rows one program takes. */
 VE_API ve_status ve_kernel_constant(const char *name, const char *constant, int *value);
 
 /* z = mu + exp(logvar / 2) * eps, [rows, columns], and kl, float32 [rows]. All pointers are device pointers to contiguous
@@ -111,41 +113,56 @@ VE_API ve_status ve_launch_reparameterize_backward(const void *grad_z, const flo
                                                    int columns, uint64_t seed, uint64_t offset, ve_dtype dtype,
                                                    void *stream);
 
-/* A network file, as vae_edge.ops.fuse(model).save(path) writes it, opened on a device: one thread at a time may use a handle;
- * several handles, several threads. */
+/* A network file opened on a device. One thread at a time may use a handle; several threads may use several handles.
+ * vae_edge.ops.network.fuse(model).save(path) writes such a file. */
 typedef struct ve_network ve_network;
 
 /* What a network is. All memory belongs to the handle. */
 typedef struct ve_network_info {
     int side, channels, classes;    /* images are uint8 [side, side, channels] */
-    const char *const *class_names; /* `classes` of them, UTF-8 as the file has it: what is printed may need escaping */
-    float threshold;                /* finite; a score up to it is accepted; higher is stranger */
+    const char *const *class_names; /* `classes` of them, UTF-8 as the file has it: escape them before printing */
+    float threshold;                /* finite; a score up to it is accepted. Higher scores are more anomalous */
     int has_angle;                  /* 0 where the network was trained on upright images: its angles are 0 */
 } ve_network_info;
 
-/* Read a network file, verify it, load its machine code and its numbers onto a device, and run it once. Needs no ve_initialize.
- * A damaged file is refused (VE_ERROR_FILE) before the driver is opened: its SHA-256 is of the whole file, header included (of files
- * of format 2, of all but the header), every key is known and stands once, every number is within its limits, and time and memory
- * are linear in the file's size. What is no regular file, such as a pipe or a device, is refused without waiting for it.
- * The file holds code that the GPU executes: its digest tells damage, not who wrote it. Open files that you trust. */
+/* Read a network file, verify it, load its machine code and its weights onto a device, and run it once. Needs no ve_initialize.
+ *
+ * A damaged file is refused (VE_ERROR_FILE) before the driver is opened. Its SHA-256 covers the whole file, header included (in
+ * files of format 2, all but the header); every key is known and stands once; every number is within its limits. Time and memory
+ * are linear in the file's size. A pipe, a device or another file that is not regular is refused without waiting for it.
+ *
+ * The file holds code that the GPU executes, and its digest shows damage, not who wrote it. Open only files that you trust. */
 VE_API ve_status ve_open(const char *path, int device, ve_network **network);
 
-/* Classify n images, uint8 [n, side, side, channels], and wait for the answer. probabilities: float [n, classes]; angles: float
- * [n], radians counter-clockwise as displayed, -pi to pi; scores: float [n]. Each pointer may be one to host memory or to memory of
- * the handle's device, on which no other work may be going on then: the network runs on a stream of its own. Any of the last
- * three may be NULL. Nothing is allocated. n = 0 does nothing; an n whose images or answers memory
- * cannot hold is refused (VE_ERROR_INVALID_ARGUMENT). */
+/* Classify n images and wait for the result.
+ *
+ *   images             uint8 [n, side, side, channels]
+ *   probabilities      float [n, classes]
+ *   angles             float [n], radians counter-clockwise as displayed, -pi to pi
+ *   scores             float [n], anomaly scores
+ *   angle_uncertainty  float [n, 3]: angle confidence (0 to 1), second angle, second angle probability
+ *
+ * Each pointer may be one to host memory or to memory of the handle's device, on which no other work may be going on then: the
+ * network runs on a stream of its own. An output that is NULL is not written. Nothing is allocated. n = 0 does nothing; an n whose
+ * images or outputs memory cannot hold is refused (VE_ERROR_INVALID_ARGUMENT). */
+VE_API ve_status ve_classify_ex(ve_network *network, const uint8_t *images, size_t n, float *probabilities, float *angles,
+                                float *scores, float *angle_uncertainty);
+
+/* ve_classify_ex without the angle uncertainty. */
 VE_API ve_status ve_classify(ve_network *network, const uint8_t *images, size_t n, float *probabilities, float *angles,
                              float *scores);
 
-/* The same with doubts: float [n, 3]: how sure the angle is (0 to 1), the second-best angle, and its share of probability. */
-VE_API ve_status ve_classify_with_doubts(ve_network *network, const uint8_t *images, size_t n, float *probabilities,
-                                         float *angles, float *scores, float *doubts);
+/* What an open network is. */
+VE_API ve_status ve_network_get_info(const ve_network *network, ve_network_info *info);
 
-VE_API ve_status ve_describe(const ve_network *network, ve_network_info *info);
-
-/* Give back all that the handle holds; the handle must not be used again. NULL does nothing. */
+/* Free all that the handle holds; the handle must not be used again. NULL does nothing. */
 VE_API ve_status ve_close(ve_network *network);
+
+/* Names of before. */
+VE_API VE_DEPRECATED("ve_classify_ex") ve_status ve_classify_with_doubts(ve_network *network, const uint8_t *images, size_t n,
+                                                                         float *probabilities, float *angles, float *scores,
+                                                                         float *doubts);
+VE_API VE_DEPRECATED("ve_network_get_info") ve_status ve_describe(const ve_network *network, ve_network_info *info);
 
 #ifdef __cplusplus
 }

@@ -12,42 +12,54 @@
 
 #define MAX_SHARED_BYTES (1u << 20)
 #define MAX_WARPS 32u
-#define SHOWN 64 /* bytes of a value in a sentence */
+#define SHOWN 64 /* bytes of a value in a message */
 
 /* The numbers, each of which stands once. */
-enum { SIDE, CHANNELS, CLASSES, HAS_ANGLE, THRESHOLD_BITS, AREA_BYTES, FLOATS, WEIGHTS, NUMBERS, WHITENINGS, FIELDS };
+enum {
+    SIDE,
+    CHANNELS,
+    CLASSES,
+    HAS_ANGLE,
+    THRESHOLD_BITS,
+    ACTIVATION_BYTES,
+    WORKSPACE_SIZE,
+    WEIGHTS_BYTES,
+    PARAMS_BYTES,
+    WHITENING_BYTES,
+    FIELDS
+};
 static const struct {
     const char *key;
-    uint32_t least, most;
+    uint32_t min, max;
 } fields[FIELDS] = {
     [SIDE] = {"side", 1, VE_MAX_SIDE},
     [CHANNELS] = {"channels", 1, VE_MAX_CHANNELS},
     [CLASSES] = {"classes", 2, VE_MAX_CLASSES},
     [HAS_ANGLE] = {"has_angle", 0, 1},
     [THRESHOLD_BITS] = {"threshold_bits", 0, UINT32_MAX}, /* of a float, so that no locale matters */
-    [AREA_BYTES] = {"area_bytes", 1, VE_MAX_SCRATCH_BYTES},
-    [FLOATS] = {"floats", 1, VE_MAX_SCRATCH_BYTES / 4},
-    [WEIGHTS] = {"weights_bytes", 1, VE_MAX_FILE_BYTES},
-    [NUMBERS] = {"numbers_bytes", 1, VE_MAX_FILE_BYTES},
-    [WHITENINGS] = {"whitenings_bytes", 1, VE_MAX_FILE_BYTES},
+    [ACTIVATION_BYTES] = {"area_bytes", 1, VE_MAX_SCRATCH_BYTES},
+    [WORKSPACE_SIZE] = {"floats", 1, VE_MAX_SCRATCH_BYTES / 4},
+    [WEIGHTS_BYTES] = {"weights_bytes", 1, VE_MAX_FILE_BYTES},
+    [PARAMS_BYTES] = {"numbers_bytes", 1, VE_MAX_FILE_BYTES},
+    [WHITENING_BYTES] = {"whitenings_bytes", 1, VE_MAX_FILE_BYTES},
 };
 
-/* The lines while they are read. `values` of fields that have not stood yet are ABSENT. */
+/* The lines while they are parsed. `values` of fields that have not been read yet are UNSET. */
 typedef struct lines {
     const char *path;
     ve_description *to;
     uint64_t values[FIELDS];
-    int names; /* that stood */
+    int names; /* how many have been read */
 } lines;
 
-#define ABSENT UINT64_MAX
+#define UNSET UINT64_MAX
 
 static ve_status damaged(const lines *l, const char *what, const char *key) {
     return ve_fail(VE_ERROR_FILE, "ve_open: %s is damaged: %s: '%.*s'.", l->path, what, SHOWN, key);
 }
 
-/* Decimal digits alone, at most 10 of them; -1 is no number. */
-static int64_t number_in(const char *text, size_t length) {
+/* Parse decimal digits alone, at most 10 of them; -1 where it is no number. */
+static int64_t parse_uint(const char *text, size_t length) {
     int64_t value = 0;
     if (length < 1 || length > 10) return -1;
     for (size_t i = 0; i < length; i++) {
@@ -59,19 +71,19 @@ static int64_t number_in(const char *text, size_t length) {
 
 static ve_status out_of_range(const char *path, int field, const char *value) {
     return ve_fail(VE_ERROR_FILE, "ve_open: %s is damaged: '%s' must be a number from %lu to %lu; it is '%.*s'.", path, fields[field].key,
-                   (unsigned long)fields[field].least, (unsigned long)fields[field].most, SHOWN, value);
+                   (unsigned long)fields[field].min, (unsigned long)fields[field].max, SHOWN, value);
 }
 
-static ve_status take_number(lines *l, int field, const char *value) {
-    if (l->values[field] != ABSENT) return damaged(l, "a key of its description stands twice", fields[field].key);
-    int64_t number = number_in(value, strlen(value));
-    if (number < (int64_t)fields[field].least || number > (int64_t)fields[field].most) return out_of_range(l->path, field, value);
+static ve_status parse_number(lines *l, int field, const char *value) {
+    if (l->values[field] != UNSET) return damaged(l, "a key of its description stands twice", fields[field].key);
+    int64_t number = parse_uint(value, strlen(value));
+    if (number < (int64_t)fields[field].min || number > (int64_t)fields[field].max) return out_of_range(l->path, field, value);
     l->values[field] = (uint64_t)number;
     return VE_OK;
 }
 
-static ve_status take_name(lines *l, const char *key, const char *number, const char *value) {
-    int64_t index = number_in(number, strlen(number));
+static ve_status parse_class_name(lines *l, const char *key, const char *number, const char *value) {
+    int64_t index = parse_uint(number, strlen(number));
     size_t length = strlen(value);
     if (index < 0 || index >= VE_MAX_CLASSES || (number[0] == '0' && number[1] != 0))
         return damaged(l, "a class has no number that there may be", key);
@@ -84,9 +96,9 @@ static ve_status take_name(lines *l, const char *key, const char *number, const 
     return VE_OK;
 }
 
-/* The words of a line, parted by one space each: an entry and three numbers. Whether there are just these. */
-static int read_code(const char *value, ve_code_line *code) {
-    unsigned int *const numbers[] = {&code->warps, &code->shared_bytes, &code->programs};
+/* Split a line at single spaces into an entry and three numbers; 0 where it has anything else. */
+static int split_code_line(const char *value, ve_code_line *code) {
+    unsigned int *const numbers[] = {&code->warps, &code->shared_bytes, &code->ctas_per_image};
     size_t length = strcspn(value, " ");
     if (length < 1 || length >= sizeof code->entry || value[length] == 0) return 0;
     for (size_t i = 0; i < length; i++)
@@ -96,54 +108,54 @@ static int read_code(const char *value, ve_code_line *code) {
     for (int i = 0; i < 3; i++) {
         value += length + 1;
         length = strcspn(value, " ");
-        int64_t number = number_in(value, length);
+        int64_t number = parse_uint(value, length);
         if (number < 0 || number > INT_MAX || (value[length] == 0) != (i == 2)) return 0;
         *numbers[i] = (unsigned int)number;
     }
     return 1;
 }
 
-/* Programs must be a power of two, or they would wait for one another forever. */
-static ve_status take_code(lines *l, int spread, const char *key, int architecture, const char *value) {
+/* CTAs an image must be a power of two, or they would wait for one another forever: see image_barrier in network_steps.py. */
+static ve_status parse_code_line(lines *l, int multi_cta, const char *key, int architecture, const char *value) {
     ve_description *to = l->to;
     for (int i = 0; i < to->code_count; i++)
-        if (to->codes[i].spread == spread && to->codes[i].architecture == architecture)
+        if (to->codes[i].multi_cta == multi_cta && to->codes[i].architecture == architecture)
             return damaged(l, "a key of its description stands twice", key);
     if (to->code_count == VE_MAX_CODES) return damaged(l, "there is more machine code than there may be", key);
-    ve_code_line code = {.spread = spread, .architecture = architecture};
-    unsigned int least = spread ? 2 : 1, most = spread ? VE_MAX_PROGRAMS : 1;
-    if (!read_code(value, &code) || code.warps < 1 || code.warps > MAX_WARPS || code.shared_bytes > MAX_SHARED_BYTES ||
-        code.programs < least || code.programs > most || (code.programs & (code.programs - 1)) != 0)
+    ve_code_line code = {.multi_cta = multi_cta, .architecture = architecture};
+    unsigned int min = multi_cta ? 2 : 1, max = multi_cta ? VE_MAX_CTAS_PER_IMAGE : 1;
+    if (!split_code_line(value, &code) || code.warps < 1 || code.warps > MAX_WARPS || code.shared_bytes > MAX_SHARED_BYTES ||
+        code.ctas_per_image < min || code.ctas_per_image > max || (code.ctas_per_image & (code.ctas_per_image - 1)) != 0)
         return ve_fail(VE_ERROR_FILE, "ve_open: %s is damaged: '%s' must be an entry, warps, bytes and programs; it is '%.*s'.", l->path,
                        key, SHOWN, value);
     to->codes[to->code_count++] = code;
     return VE_OK;
 }
 
-/* A line that ends with 0. */
-static ve_status take_line(lines *l, char *line) {
+/* Parse one line, which ends with 0. */
+static ve_status parse_line(lines *l, char *line) {
     char *value = strchr(line, '=');
     if (value == NULL) return damaged(l, "a line of its description is not key=value", line);
     *value++ = 0;
     for (int i = 0; i < FIELDS; i++)
-        if (strcmp(line, fields[i].key) == 0) return take_number(l, i, value);
-    if (strncmp(line, "class.", 6) == 0) return take_name(l, line, line + 6, value);
-    for (int spread = 0; spread < 2; spread++) {
-        int architecture = ve_architecture_of(line, spread ? "spread" : "kernel");
-        if (architecture > 0) return take_code(l, spread, line, architecture, value);
+        if (strcmp(line, fields[i].key) == 0) return parse_number(l, i, value);
+    if (strncmp(line, "class.", 6) == 0) return parse_class_name(l, line, line + 6, value);
+    for (int multi_cta = 0; multi_cta < 2; multi_cta++) {
+        int architecture = ve_architecture_of(line, multi_cta ? "spread" : "kernel");
+        if (architecture > 0) return parse_code_line(l, multi_cta, line, architecture, value);
     }
     return damaged(l, "its description has a key that the format does not know", line);
 }
 
-/* Every line once, from the first to the last. */
-static ve_status read_lines(lines *l, const ve_tensor *about) {
+/* Parse every line, from the first to the last. */
+static ve_status parse_lines(lines *l, const ve_tensor *about) {
     char *at = l->to->text, *end = at + about->bytes;
     if (memchr(at, 0, about->bytes) != NULL) return damaged(l, "its description has a byte that is 0", "about");
     while (at < end) {
         char *stop = memchr(at, '\n', (size_t)(end - at));
         if (stop == NULL) return damaged(l, "its description does not end with a line break", "about");
         *stop = 0;
-        ve_status status = take_line(l, at);
+        ve_status status = parse_line(l, at);
         if (status != VE_OK) return status;
         at = stop + 1;
     }
@@ -152,7 +164,7 @@ static ve_status read_lines(lines *l, const ve_tensor *about) {
 
 static ve_status check_fields(const lines *l) {
     for (int i = 0; i < FIELDS; i++)
-        if (l->values[i] == ABSENT) return out_of_range(l->path, i, "missing");
+        if (l->values[i] == UNSET) return out_of_range(l->path, i, "missing");
     int classes = (int)l->values[CLASSES];
     for (int i = 0; i < classes; i++)
         if (l->to->names[i] == NULL) return ve_fail(VE_ERROR_FILE, "ve_open: %s is damaged: class %d has no name.", l->path, i);
@@ -163,7 +175,7 @@ static ve_status check_fields(const lines *l) {
     return VE_OK;
 }
 
-/* Whether a tensor's numbers may be computed with: none is NaN, and infinite is at most a float32 (a limit that does not bind). */
+/* Whether a tensor's numbers are usable: none is NaN, and only a float32 is infinite (a limit that does not bind). */
 static int is_sound(const ve_tensor *tensor) {
     size_t width = tensor->element == VE_F16 ? 2 : 4;
     if (tensor->element == VE_U8 || tensor->element == VE_I8) return 1;
@@ -181,7 +193,7 @@ static int is_sound(const ve_tensor *tensor) {
     return 1;
 }
 
-static ve_status find_numbers(const lines *l, const ve_tensors *file, const char *name, int field, int elements, const ve_tensor **found) {
+static ve_status find_buffer(const lines *l, const ve_tensors *file, const char *name, int field, int elements, const ve_tensor **found) {
     const ve_tensor *tensor = ve_tensors_find(file, name);
     size_t bytes = tensor == NULL ? 0 : tensor->bytes;
     if (tensor == NULL || bytes != l->values[field])
@@ -201,7 +213,7 @@ static ve_status find_codes(const lines *l, const ve_tensors *file) {
     for (int i = 0; i < l->to->code_count; i++) {
         ve_code_line *code = &l->to->codes[i];
         char name[16];
-        (void)snprintf(name, sizeof name, "%s.%d", code->spread ? "spread" : "cubin", code->architecture);
+        (void)snprintf(name, sizeof name, "%s.%d", code->multi_cta ? "spread" : "cubin", code->architecture);
         code->tensor = ve_tensors_find(file, name);
         if (code->tensor == NULL || code->tensor->element != VE_U8) return damaged(l, "the machine code of a line is missing", name);
         const char *why = ve_machine_code_fault(code->tensor->data, code->tensor->bytes);
@@ -213,13 +225,13 @@ static ve_status find_codes(const lines *l, const ve_tensors *file) {
                    l->path, codes, l->to->code_count);
 }
 
-static ve_status fill(lines *l, const ve_tensors *file, const ve_tensor *about) {
+static ve_status read_fields(lines *l, const ve_tensors *file, const ve_tensor *about) {
     ve_description *to = l->to;
-    ve_status status = read_lines(l, about);
+    ve_status status = parse_lines(l, about);
     if (status == VE_OK) status = check_fields(l);
-    if (status == VE_OK) status = find_numbers(l, file, "weights", WEIGHTS, 1 << VE_F16 | 1 << VE_I8, &to->weights);
-    if (status == VE_OK) status = find_numbers(l, file, "numbers", NUMBERS, 1 << VE_F32, &to->numbers);
-    if (status == VE_OK) status = find_numbers(l, file, "whitenings", WHITENINGS, 1 << VE_F16, &to->whitenings);
+    if (status == VE_OK) status = find_buffer(l, file, "weights", WEIGHTS_BYTES, 1 << VE_F16 | 1 << VE_I8, &to->weights);
+    if (status == VE_OK) status = find_buffer(l, file, "numbers", PARAMS_BYTES, 1 << VE_F32, &to->params);
+    if (status == VE_OK) status = find_buffer(l, file, "whitenings", WHITENING_BYTES, 1 << VE_F16, &to->whitening);
     if (status == VE_OK) status = find_codes(l, file);
     if (status != VE_OK) return status;
     uint32_t threshold = (uint32_t)l->values[THRESHOLD_BITS];
@@ -228,15 +240,15 @@ static ve_status fill(lines *l, const ve_tensors *file, const ve_tensor *about) 
     to->channels = (int)l->values[CHANNELS];
     to->classes = (int)l->values[CLASSES];
     to->has_angle = (int)l->values[HAS_ANGLE];
-    to->area_bytes = (size_t)l->values[AREA_BYTES];
-    to->floats = (size_t)l->values[FLOATS];
+    to->activation_bytes = (size_t)l->values[ACTIVATION_BYTES];
+    to->workspace_size = (size_t)l->values[WORKSPACE_SIZE];
     return VE_OK;
 }
 
 ve_status ve_description_read(const char *path, const ve_tensors *file, ve_description *description) {
     memset(description, 0, sizeof *description);
     lines l = {.path = path, .to = description};
-    for (int i = 0; i < FIELDS; i++) l.values[i] = ABSENT;
+    for (int i = 0; i < FIELDS; i++) l.values[i] = UNSET;
     const ve_tensor *about = ve_tensors_find(file, "about");
     if (about == NULL || about->element != VE_U8 || about->bytes > VE_MAX_DESCRIPTION_BYTES)
         return ve_fail(VE_ERROR_FILE, "ve_open: %s is damaged: its description, 'about', must be of at most %d bytes; %s.", path,
@@ -249,7 +261,7 @@ ve_status ve_description_read(const char *path, const ve_tensors *file, ve_descr
     } else {
         memcpy(description->text, about->data, about->bytes);
         description->text[about->bytes] = 0;
-        status = fill(&l, file, about);
+        status = read_fields(&l, file, about);
     }
     if (status != VE_OK) ve_description_free(description);
     return status;
@@ -261,11 +273,11 @@ void ve_description_free(ve_description *description) {
     memset(description, 0, sizeof *description);
 }
 
-const ve_code_line *ve_description_code(const ve_description *description, int spread, int device) {
+const ve_code_line *ve_description_code(const ve_description *description, int multi_cta, int device) {
     const ve_code_line *best = NULL;
     for (int i = 0; i < description->code_count; i++) {
         const ve_code_line *code = &description->codes[i];
-        if (code->spread == spread && ve_runs_on(code->architecture, device) && (best == NULL || code->architecture > best->architecture))
+        if (code->multi_cta == multi_cta && ve_runs_on(code->architecture, device) && (best == NULL || code->architecture > best->architecture))
             best = code;
     }
     return best;

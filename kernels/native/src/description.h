@@ -1,4 +1,4 @@
-/* What a network file says about its network: the tensor "about", lines of key=value. */
+/* The description in a network file: the tensor "about", lines of key=value. Keys and tensors keep the names of the first version. */
 #ifndef VE_DESCRIPTION_H
 #define VE_DESCRIPTION_H
 
@@ -6,14 +6,15 @@
 
 #include "tensors.h"
 
-#define VE_MAX_PROGRAMS 32u /* that work on one image */
+#define VE_MAX_CTAS_PER_IMAGE 32u
 #define VE_MAX_CODES 60
 
-/* A line "kernel.87=ENTRY WARPS SHARED_BYTES PROGRAMS" about tensor cubin.87, or "spread.87=..." about tensor spread.87. */
+/* A line "kernel.87=ENTRY WARPS SHARED_BYTES CTAS_PER_IMAGE" about tensor cubin.87, or "spread.87=..." about tensor spread.87, which
+ * has machine code with several CTAs an image. */
 typedef struct ve_code_line {
-    int spread, architecture;
+    int multi_cta, architecture;
     char entry[64];
-    unsigned int warps, shared_bytes, programs;
+    unsigned int warps, shared_bytes, ctas_per_image;
     const ve_tensor *tensor;
 } ve_code_line;
 
@@ -22,8 +23,9 @@ typedef struct ve_description {
     const char **names; /* owned */
     int side, channels, classes, has_angle, code_count;
     float threshold;
-    size_t area_bytes, floats;
-    const ve_tensor *weights, *numbers, *whitenings;
+    size_t activation_bytes; /* of a slot: key area_bytes */
+    size_t workspace_size;   /* floats of a slot: key floats */
+    const ve_tensor *weights, *params, *whitening; /* tensors weights, numbers, whitenings */
     ve_code_line codes[VE_MAX_CODES];
 } ve_description;
 
@@ -32,7 +34,7 @@ typedef struct ve_description {
 ve_status ve_description_read(const char *path, const ve_tensors *file, ve_description *description);
 void ve_description_free(ve_description *description);
 
-/* The best line for a device, of those that are spread or of those that are not, or NULL. */
-const ve_code_line *ve_description_code(const ve_description *description, int spread, int device);
+/* The best machine code for a device, with several CTAs an image or with one; NULL where there is none. */
+const ve_code_line *ve_description_code(const ve_description *description, int multi_cta, int device);
 
 #endif

@@ -6,17 +6,17 @@
 
 #include "error.h"
 
-#define MOST_DEVICES 64
-#define STATIC_LIMIT_BYTES 49152 /* more dynamic shared memory than this must be asked for */
+#define MAX_DEVICES 64
+#define STATIC_LIMIT_BYTES 49152 /* more dynamic shared memory than this must be requested */
 
 static pthread_rwlock_t lock = PTHREAD_RWLOCK_INITIALIZER;
 static ve_driver driver;
 static int driver_open;
-static ve_device devices[MOST_DEVICES];
+static ve_device devices[MAX_DEVICES];
 static int first_ready = -1;
 
-void ve_devices_hold(void) { (void)pthread_rwlock_rdlock(&lock); }
-void ve_devices_release(void) { (void)pthread_rwlock_unlock(&lock); }
+void ve_devices_rdlock(void) { (void)pthread_rwlock_rdlock(&lock); }
+void ve_devices_unlock(void) { (void)pthread_rwlock_unlock(&lock); }
 
 /* Machine code of Ampere and Ada runs on desktop GPUs of its own major version from its minor version up. That of Orin (8.7) runs on
  * Orin alone, and from 9.0 on the compiler writes architecture-specific code, which runs on exactly its own. */
@@ -25,7 +25,8 @@ int ve_runs_on(int code, int device) {
     return code / 10 == 8 && device / 10 == 8 && code != 87 && device != 87 && code < device;
 }
 
-static int choose(const ve_kernel *kernel, int architecture) {
+/* The index of the newest machine code that runs on the architecture, or -1. */
+static int best_code(const ve_kernel *kernel, int architecture) {
     int best = -1;
     for (int i = 0; i < kernel->architecture_count; i++)
         if (ve_runs_on(kernel->architectures[i], architecture) &&
@@ -34,7 +35,7 @@ static int choose(const ve_kernel *kernel, int architecture) {
     return best;
 }
 
-static void unload(ve_device *device) {
+static void unload_device(ve_device *device) {
     for (int i = 0; i < ve_table_count; i++)
         if (device->loaded[i].library != NULL) (void)driver.library_unload(device->loaded[i].library);
     free(device->loaded);
@@ -42,20 +43,20 @@ static void unload(ve_device *device) {
     memset(device, 0, sizeof *device);
 }
 
-static ve_status load_one(const ve_table_entry *entry, CUdevice handle, int architecture, ve_loaded *loaded) {
-    int chosen = choose(&entry->kernel, architecture);
+static ve_status load_kernel(const ve_table_entry *entry, CUdevice handle, int architecture, ve_loaded *loaded) {
+    int chosen = best_code(&entry->kernel, architecture);
     if (chosen < 0) return VE_OK; /* one that this device cannot run, such as fp8 on an older one */
     loaded->code = &entry->codes[chosen];
     loaded->warps = (unsigned int)entry->kernel.warps[chosen];
     loaded->shared_bytes = (unsigned int)entry->kernel.shared_bytes[chosen];
     CUresult result = driver.library_load(&loaded->library, loaded->code->data, NULL, NULL, 0, NULL, NULL, 0);
-    if (result == CUDA_SUCCESS) result = driver.library_kernel(&loaded->kernel, loaded->library, entry->entry);
+    if (result == CUDA_SUCCESS) result = driver.library_get_kernel(&loaded->kernel, loaded->library, entry->entry);
     if (result == CUDA_SUCCESS && loaded->shared_bytes > STATIC_LIMIT_BYTES)
-        result = driver.kernel_set(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, (int)loaded->shared_bytes,
+        result = driver.kernel_set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, (int)loaded->shared_bytes,
                                    loaded->kernel, handle);
     if (result == CUDA_SUCCESS) return VE_OK;
     return ve_fail(VE_ERROR_DRIVER, "ve_initialize: the driver does not load %s for sm_%d: error %d, %s.",
-                   entry->kernel.name, architecture, result, ve_driver_words(&driver, result));
+                   entry->kernel.name, architecture, result, ve_driver_error_text(&driver, result));
 }
 
 static ve_status open_device(int ordinal, ve_device *device) {
@@ -70,7 +71,7 @@ static ve_status open_device(int ordinal, ve_device *device) {
     if (result == CUDA_SUCCESS) result = driver.primary_retain(&device->context, device->handle);
     if (result != CUDA_SUCCESS)
         return ve_fail(VE_ERROR_DRIVER, "ve_initialize: the driver does not open device %d: error %d, %s.", ordinal,
-                       result, ve_driver_words(&driver, result));
+                       result, ve_driver_error_text(&driver, result));
     device->loaded = calloc((size_t)ve_table_count, sizeof *device->loaded);
     if (device->loaded == NULL) {
         (void)driver.primary_release(device->handle);
@@ -80,10 +81,10 @@ static ve_status open_device(int ordinal, ve_device *device) {
     result = driver.context_push(device->context);
     if (result != CUDA_SUCCESS)
         status = ve_fail(VE_ERROR_DRIVER, "ve_initialize: the driver does not enter device %d: error %d, %s.", ordinal,
-                         result, ve_driver_words(&driver, result));
+                         result, ve_driver_error_text(&driver, result));
     int loaded = 0;
     for (int i = 0; i < ve_table_count && status == VE_OK; i++) {
-        status = load_one(&ve_table[i], device->handle, major * 10 + minor, &device->loaded[i]);
+        status = load_kernel(&ve_table[i], device->handle, major * 10 + minor, &device->loaded[i]);
         loaded += device->loaded[i].library != NULL;
     }
     if (status == VE_OK && loaded == 0)
@@ -92,7 +93,7 @@ static ve_status open_device(int ordinal, ve_device *device) {
                          "-DVAE_EDGE_ARCHITECTURES=%d.",
                          major * 10 + minor, major * 10 + minor);
     if (result == CUDA_SUCCESS) (void)driver.context_pop(&(CUcontext){NULL});
-    if (status != VE_OK) unload(device);
+    if (status != VE_OK) unload_device(device);
     return status;
 }
 
@@ -104,7 +105,7 @@ static ve_status open_driver(const char *caller) {
     return status;
 }
 
-ve_status ve_driver_of_library(const char *caller, const ve_driver **used) {
+ve_status ve_shared_driver(const char *caller, const ve_driver **used) {
     (void)pthread_rwlock_wrlock(&lock);
     ve_status status = open_driver(caller);
     (void)pthread_rwlock_unlock(&lock);
@@ -113,9 +114,9 @@ ve_status ve_driver_of_library(const char *caller, const ve_driver **used) {
 }
 
 ve_status ve_initialize(int device) {
-    if (device < 0 || device >= MOST_DEVICES)
+    if (device < 0 || device >= MAX_DEVICES)
         return ve_fail(VE_ERROR_INVALID_ARGUMENT, "ve_initialize: device must be from 0 to %d; got %d.",
-                       MOST_DEVICES - 1, device);
+                       MAX_DEVICES - 1, device);
     (void)pthread_rwlock_wrlock(&lock);
     ve_status status = open_driver("ve_initialize");
     if (status == VE_OK && !devices[device].ready) {
@@ -133,19 +134,19 @@ ve_status ve_initialize(int device) {
 
 ve_status ve_shutdown(void) {
     (void)pthread_rwlock_wrlock(&lock);
-    for (int i = 0; i < MOST_DEVICES; i++)
-        if (devices[i].ready) unload(&devices[i]);
+    for (int i = 0; i < MAX_DEVICES; i++)
+        if (devices[i].ready) unload_device(&devices[i]);
     first_ready = -1;
     (void)pthread_rwlock_unlock(&lock);
     return VE_OK;
 }
 
-ve_status ve_device_of_thread(const char *caller, const ve_driver **used, const ve_device **device, int *push) {
+ve_status ve_current_device(const char *caller, const ve_driver **used, const ve_device **device, int *push) {
     if (first_ready < 0)
         return ve_fail(VE_ERROR_NOT_INITIALIZED, "%s: no device is initialized; call ve_initialize first.", caller);
     *used = &driver;
     CUdevice current = 0;
-    CUresult result = driver.context_device(&current);
+    CUresult result = driver.context_get_device(&current);
     *push = result == CUDA_ERROR_INVALID_CONTEXT || result == CUDA_ERROR_NOT_INITIALIZED;
     if (*push) {
         *device = &devices[first_ready];
@@ -153,8 +154,8 @@ ve_status ve_device_of_thread(const char *caller, const ve_driver **used, const 
     }
     if (result != CUDA_SUCCESS)
         return ve_fail(VE_ERROR_DRIVER, "%s: the driver does not tell the current device: error %d, %s.", caller, result,
-                       ve_driver_words(&driver, result));
-    for (int i = 0; i < MOST_DEVICES; i++)
+                       ve_driver_error_text(&driver, result));
+    for (int i = 0; i < MAX_DEVICES; i++)
         if (devices[i].ready && devices[i].handle == current) {
             *device = &devices[i];
             return VE_OK;

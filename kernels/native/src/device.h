@@ -21,15 +21,15 @@ typedef struct ve_device {
     ve_loaded *loaded; /* ve_table_count entries, in the table's order */
 } ve_device;
 
-/* Hold the devices for reading: between these two calls no other thread initializes or shuts down. */
-void ve_devices_hold(void);
-void ve_devices_release(void);
+/* Lock the devices for reading: until the unlock no other thread initializes or shuts down. */
+void ve_devices_rdlock(void);
+void ve_devices_unlock(void);
 
-/* The driver and the device that a launch of this thread goes to, while held; *push says that its context must be pushed first. */
-ve_status ve_device_of_thread(const char *caller, const ve_driver **driver, const ve_device **device, int *push);
+/* The driver and the device that a launch of this thread goes to. The lock is held. *push: the context must be pushed first. */
+ve_status ve_current_device(const char *caller, const ve_driver **driver, const ve_device **device, int *push);
 
 /* The driver, opened and started if it is not. It stays open while the library is loaded. */
-ve_status ve_driver_of_library(const char *caller, const ve_driver **used);
+ve_status ve_shared_driver(const char *caller, const ve_driver **used);
 
 /* Whether machine code for one architecture runs on a device of another (87 is sm_87). */
 int ve_runs_on(int code, int device);

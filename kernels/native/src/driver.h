@@ -46,40 +46,40 @@ typedef struct ve_driver {
     CUresult (*primary_release)(CUdevice device);
     CUresult (*context_push)(CUcontext context);
     CUresult (*context_pop)(CUcontext *context);
-    CUresult (*context_device)(CUdevice *device);
+    CUresult (*context_get_device)(CUdevice *device);
     CUresult (*library_load)(CUlibrary *library, const void *code, int *jit_options, void **jit_values,
                              unsigned int jit_count, int *library_options, void **library_values,
                              unsigned int library_count);
     CUresult (*library_unload)(CUlibrary library);
-    CUresult (*library_kernel)(CUkernel *kernel, CUlibrary library, const char *name);
-    CUresult (*kernel_set)(int attribute, int value, CUkernel kernel, CUdevice device);
+    CUresult (*library_get_kernel)(CUkernel *kernel, CUlibrary library, const char *name);
+    CUresult (*kernel_set_attribute)(int attribute, int value, CUkernel kernel, CUdevice device);
     CUresult (*launch)(CUfunction function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
                        unsigned int block_x, unsigned int block_y, unsigned int block_z, unsigned int shared_bytes,
                        CUstream stream, void **arguments, void **extra);
-    CUresult (*launch_together)(CUfunction function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
+    CUresult (*launch_cooperative)(CUfunction function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
                                 unsigned int block_x, unsigned int block_y, unsigned int block_z, unsigned int shared_bytes,
                                 CUstream stream, void **arguments);
-    CUresult (*memory_take)(CUdeviceptr *pointer, size_t bytes);
-    CUresult (*memory_give)(CUdeviceptr pointer);
-    CUresult (*host_take)(void **pointer, size_t bytes);
-    CUresult (*host_give)(void *pointer);
+    CUresult (*mem_alloc)(CUdeviceptr *pointer, size_t bytes);
+    CUresult (*mem_free)(CUdeviceptr pointer);
+    CUresult (*host_alloc)(void **pointer, size_t bytes);
+    CUresult (*host_free)(void *pointer);
     CUresult (*pointer_attribute)(void *value, int attribute, CUdeviceptr pointer);
     CUresult (*copy)(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream);
-    CUresult (*stream_make)(CUstream *stream, unsigned int flags);
-    CUresult (*stream_end)(CUstream stream);
-    CUresult (*stream_wait)(CUstream stream);
+    CUresult (*stream_create)(CUstream *stream, unsigned int flags);
+    CUresult (*stream_destroy)(CUstream stream);
+    CUresult (*stream_synchronize)(CUstream stream);
     CUresult (*capture_begin)(CUstream stream, int mode);
     CUresult (*capture_end)(CUstream stream, CUgraph *graph);
-    CUresult (*graph_ready)(CUgraphExec *ready, CUgraph graph, unsigned long long flags);
+    CUresult (*graph_instantiate)(CUgraphExec *ready, CUgraph graph, unsigned long long flags);
     CUresult (*graph_launch)(CUgraphExec ready, CUstream stream);
-    CUresult (*graph_end)(CUgraph graph);
-    CUresult (*graph_ready_end)(CUgraphExec ready);
+    CUresult (*graph_destroy)(CUgraph graph);
+    CUresult (*graph_exec_destroy)(CUgraphExec ready);
 } ve_driver;
 
 /* Open and start the driver into *driver. On a failure nothing stays open. The caller holds the library's lock. */
 ve_status ve_driver_open(const char *caller, ve_driver *driver);
 
-/* The driver's words for an error. */
-const char *ve_driver_words(const ve_driver *driver, CUresult error);
+/* The driver's text for an error. */
+const char *ve_driver_error_text(const ve_driver *driver, CUresult error);
 
 #endif

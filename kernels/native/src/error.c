@@ -6,9 +6,9 @@
 
 #include "utf8.h"
 
-#define MOST_RAW 6144 /* a path of 4095 bytes, and words around it */
+#define MAX_RAW 6144 /* a path of 4095 bytes, and the message around it */
 
-static _Thread_local char sentence[8192];
+static _Thread_local char message[8192];
 
 /* Whether a terminal shows the character, and nothing but it: no control, no mark that changes the order of others. */
 static int is_printable(uint32_t c) {
@@ -18,7 +18,7 @@ static int is_printable(uint32_t c) {
 }
 
 /* Copy a text, its unprintable bytes as \xNN; what does not fit ends with "...". */
-static void copy_printable(char *to, size_t room, const char *text) {
+static void copy_printable(char *to, size_t size, const char *text) {
     static const char digits[] = "0123456789abcdef";
     const unsigned char *at = (const unsigned char *)text, *end = at + strlen(text);
     size_t used = 0;
@@ -27,7 +27,7 @@ static void copy_printable(char *to, size_t room, const char *text) {
         size_t length = ve_utf8_next(at, (size_t)(end - at), &c);
         int plain = length > 0 && is_printable(c);
         if (length == 0) length = 1;
-        if (used + 4 * length + 4 > room) {
+        if (used + 4 * length + 4 > size) {
             memcpy(to + used, "...", 3);
             used += 3;
             break;
@@ -46,13 +46,13 @@ static void copy_printable(char *to, size_t room, const char *text) {
 }
 
 ve_status ve_fail(ve_status status, const char *format, ...) {
-    char raw[MOST_RAW];
+    char raw[MAX_RAW];
     va_list values;
     va_start(values, format);
     if (vsnprintf(raw, sizeof raw, format, values) < 0) raw[0] = 0;
     va_end(values);
-    copy_printable(sentence, sizeof sentence, raw);
+    copy_printable(message, sizeof message, raw);
     return status;
 }
 
-const char *ve_last_error(void) { return sentence; }
+const char *ve_last_error(void) { return message; }

@@ -4,8 +4,8 @@
 
 #include "vae_edge.h"
 
-/* Keep a sentence for ve_last_error and give the status back. What a file, a path or the driver brought into it is made
- * printable: control characters, format characters and bytes that are not UTF-8 become \xNN. */
+/* Set the message of ve_last_error, and return the status. Text from a file, a path or the driver is made printable: control
+ * characters, format characters and bytes that are not UTF-8 become \xNN. */
 ve_status ve_fail(ve_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 #endif

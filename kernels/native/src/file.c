@@ -10,9 +10,9 @@
 #include "error.h"
 
 static ve_status fails(const char *path, const char *what, int number) {
-    char words[128] = "an error without words";
-    (void)strerror_r(number, words, sizeof words);
-    return ve_fail(VE_ERROR_FILE, "ve_open: %s cannot be %s: %s.", path, what, words);
+    char text[128] = "an error without words";
+    (void)strerror_r(number, text, sizeof text);
+    return ve_fail(VE_ERROR_FILE, "ve_open: %s cannot be %s: %s.", path, what, text);
 }
 
 static const char *kind_of(mode_t mode) {
@@ -36,14 +36,14 @@ static ve_status read_all(int file, const char *path, unsigned char *to, size_t 
     return VE_OK;
 }
 
-static ve_status read_open(int file, const char *path, size_t least, size_t most, unsigned char **bytes, size_t *count) {
+static ve_status read_open(int file, const char *path, size_t min_size, size_t max_size, unsigned char **bytes, size_t *count) {
     struct stat about;
     if (fstat(file, &about) != 0) return fails(path, "read", errno);
     if (!S_ISREG(about.st_mode))
         return ve_fail(VE_ERROR_FILE, "ve_open: %s is %s, not a regular file.", path, kind_of(about.st_mode));
-    if (about.st_size < 0 || (uintmax_t)about.st_size < least || (uintmax_t)about.st_size > most)
+    if (about.st_size < 0 || (uintmax_t)about.st_size < min_size || (uintmax_t)about.st_size > max_size)
         return ve_fail(VE_ERROR_FILE, "ve_open: %s is no network file: it has %lld bytes, where %zu to %zu are possible.", path,
-                       (long long)about.st_size, least, most);
+                       (long long)about.st_size, min_size, max_size);
     size_t size = (size_t)about.st_size;
     *bytes = malloc(size);
     if (*bytes == NULL) return ve_fail(VE_ERROR_OUT_OF_MEMORY, "ve_open: no memory for the %zu bytes of %s.", size, path);
@@ -55,12 +55,12 @@ static ve_status read_open(int file, const char *path, size_t least, size_t most
     return status;
 }
 
-ve_status ve_file_read(const char *path, size_t least, size_t most, unsigned char **bytes, size_t *count) {
+ve_status ve_file_read(const char *path, size_t min_size, size_t max_size, unsigned char **bytes, size_t *count) {
     *bytes = NULL;
     *count = 0;
     int file = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
     if (file < 0) return fails(path, "opened", errno);
-    ve_status status = read_open(file, path, least, most, bytes, count);
+    ve_status status = read_open(file, path, min_size, max_size, bytes, count);
     (void)close(file);
     return status;
 }

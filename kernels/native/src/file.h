@@ -1,4 +1,4 @@
-/* A regular file, read whole. */
+/* Reading a regular file. */
 #ifndef VE_FILE_H
 #define VE_FILE_H
 
@@ -6,8 +6,8 @@
 
 #include "vae_edge.h"
 
-/* Read a file of `least` to `most` bytes into memory that the caller frees. What is no regular file (a pipe, a device, a folder) is
- * refused without waiting for it. */
-ve_status ve_file_read(const char *path, size_t least, size_t most, unsigned char **bytes, size_t *count);
+/* Read a file of min_size to max_size bytes into memory that the caller frees. A pipe, a device or a folder is refused
+ * without waiting for it. */
+ve_status ve_file_read(const char *path, size_t min_size, size_t max_size, unsigned char **bytes, size_t *count);
 
 #endif

@@ -1,4 +1,4 @@
-/* Machine code for a GPU is an ELF file. The driver is told where it begins and not where it ends, so it is looked at before. */
+/* Machine code for a GPU is an ELF file. The driver gets its address and no length, so its tables are verified before. */
 #ifndef VE_MACHINE_CODE_H
 #define VE_MACHINE_CODE_H
 

@@ -1,4 +1,4 @@
-/* Network files: a whole network's numbers and machine code, and classification with one call. */
+/* Network files: a whole network's weights and machine code, and classification with one call. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,19 +8,20 @@
 #include "error.h"
 #include "sizes.h"
 
-#define MOST_AT_ONCE 64  /* images in one launch; more are taken piece by piece */
-#define MOST_GRAPHS 16   /* batches of up to so many images each have a graph of their own */
-#define DOUBTS 3
-#define ARGUMENTS 14     /* of the kernel: eleven pointers, the number of images, and two of Triton's scratch memory */
+#define MAX_BATCH 64           /* images in one launch; a larger batch is split */
+#define MAX_GRAPHS 16          /* batches of up to this size have a CUDA graph each */
+#define UNCERTAINTY_VALUES 3   /* angle confidence, second angle, second angle probability */
+#define KERNEL_ARGUMENTS 14    /* eleven pointers, the number of images, and two of Triton's scratch memory */
 #define STATIC_LIMIT_BYTES 49152
+#define OUTPUTS 4
 
-/* Machine code of the network, by which `programs` programs work on an image; `kernel` is NULL where the file has none. */
-typedef struct code {
+/* Loaded machine code with which ctas_per_image CTAs work on an image; `kernel` is NULL where the file has none. */
+typedef struct loaded_code {
     CUlibrary library;
     CUkernel kernel;
-    unsigned int threads, shared_bytes, programs;
+    unsigned int threads, shared_bytes, ctas_per_image;
     void *memory;
-} code;
+} loaded_code;
 
 struct ve_network {
     const ve_driver *driver;
@@ -28,124 +29,251 @@ struct ve_network {
     CUcontext context;
     CUstream stream;
     int multiprocessors;
-    code alone, spread;
+    loaded_code single_cta, multi_cta;
     ve_network_info info;
     ve_description description; /* in which class_names point; its tensors are there until ve_open returns */
     size_t image_bytes;
-    CUdeviceptr weights, numbers, whitenings, images, areas, floats, meetings, answers;
-    unsigned char *host_images;
-    float *host_answers;
-    CUgraphExec graphs[MOST_GRAPHS + 1];
+    CUdeviceptr weights, params, whitening;             /* constants of the network */
+    CUdeviceptr images, activations, workspace, barrier; /* of MAX_BATCH slots */
+    CUdeviceptr outputs;                                /* probabilities, angles, scores, uncertainty, one array behind the other */
+    unsigned char *host_images;                         /* pinned */
+    float *host_outputs;                                /* pinned */
+    CUgraphExec graphs[MAX_GRAPHS + 1];                 /* by batch size; NULL until it is captured */
 };
 
-static ve_status driver_fails(const ve_network *network, const char *caller, const char *what, CUresult result) {
+static ve_status driver_error(const ve_network *network, const char *caller, const char *what, CUresult result) {
     return ve_fail(result == CUDA_ERROR_OUT_OF_MEMORY ? VE_ERROR_OUT_OF_MEMORY : VE_ERROR_DRIVER,
-                   "%s: the driver does not %s: error %d, %s.", caller, what, result, ve_driver_words(network->driver, result));
+                   "%s: the driver does not %s: error %d, %s.", caller, what, result, ve_driver_error_text(network->driver, result));
 }
 
-/* Load the machine code of a line. */
-static ve_status load(ve_network *network, const char *path, const ve_code_line *line, code *to) {
-    size_t bytes = line->tensor->bytes, room = (bytes / 64 + 2) * 64;
-    to->threads = 32 * line->warps;
-    to->shared_bytes = line->shared_bytes;
-    to->programs = line->programs;
-    /* The driver is not told how long the code is, and wants it aligned: it gets a copy with zeros behind it. */
-    unsigned char *copy = aligned_alloc(64, room);
+static ve_status push_context(const ve_network *network, const char *caller) {
+    CUresult result = network->driver->context_push(network->context);
+    return result == CUDA_SUCCESS ? VE_OK : driver_error(network, caller, "enter the device", result);
+}
+
+static void pop_context(const ve_network *network) { (void)network->driver->context_pop(&(CUcontext){NULL}); }
+
+static size_t outputs_per_image(const ve_network *network) { return (size_t)network->info.classes + 2 + UNCERTAINTY_VALUES; }
+
+/* ---- Machine code ---- */
+
+/* Load the machine code of a line of the description. */
+static ve_status load_code(ve_network *network, const char *path, const ve_code_line *line, loaded_code *code) {
+    size_t bytes = line->tensor->bytes, size = (bytes / 64 + 2) * 64;
+    code->threads = 32 * line->warps;
+    code->shared_bytes = line->shared_bytes;
+    code->ctas_per_image = line->ctas_per_image;
+    /* The driver gets no length, and wants the code aligned: it gets a copy with zeros behind it. */
+    unsigned char *copy = aligned_alloc(64, size);
     if (copy == NULL) return ve_fail(VE_ERROR_OUT_OF_MEMORY, "ve_open: no memory for the machine code of %s.", path);
-    memset(copy + bytes, 0, room - bytes);
+    memset(copy + bytes, 0, size - bytes);
     memcpy(copy, line->tensor->data, bytes);
-    to->memory = copy;
-    CUresult result = network->driver->library_load(&to->library, copy, NULL, NULL, 0, NULL, NULL, 0);
-    if (result == CUDA_SUCCESS) result = network->driver->library_kernel(&to->kernel, to->library, line->entry);
-    if (result == CUDA_SUCCESS && to->shared_bytes > STATIC_LIMIT_BYTES)
-        result = network->driver->kernel_set(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, (int)to->shared_bytes, to->kernel,
-                                             network->device);
-    return result == CUDA_SUCCESS ? VE_OK : driver_fails(network, "ve_open", "load the network's machine code", result);
+    code->memory = copy;
+
+    const ve_driver *driver = network->driver;
+    CUresult result = driver->library_load(&code->library, copy, NULL, NULL, 0, NULL, NULL, 0);
+    if (result == CUDA_SUCCESS) result = driver->library_get_kernel(&code->kernel, code->library, line->entry);
+    if (result == CUDA_SUCCESS && code->shared_bytes > STATIC_LIMIT_BYTES)
+        result = driver->kernel_set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, (int)code->shared_bytes, code->kernel,
+                                              network->device);
+    return result == CUDA_SUCCESS ? VE_OK : driver_error(network, "ve_open", "load the network's machine code", result);
 }
 
 /* The architectures that a file has machine code for, as "sm_80, sm_87". */
-static void list_architectures(const ve_description *description, char *have, size_t room) {
+static void list_architectures(const ve_description *description, char *text, size_t size) {
     size_t used = 0;
     for (int i = 0; i < description->code_count; i++) {
-        if (description->codes[i].spread || used + 16 > room) continue;
-        int more = snprintf(have + used, room - used, "%ssm_%d", used > 0 ? ", " : "", description->codes[i].architecture);
+        if (description->codes[i].multi_cta || used + 16 > size) continue;
+        int more = snprintf(text + used, size - used, "%ssm_%d", used > 0 ? ", " : "", description->codes[i].architecture);
         used += more > 0 ? (size_t)more : 0;
     }
 }
 
+/* Load what suits the device: code with one CTA an image, and where the file has it, code with several. */
 static ve_status load_codes(ve_network *network, const char *path) {
+    const ve_driver *driver = network->driver;
     int major = 0, minor = 0;
-    CUresult result = network->driver->device_attribute(&major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, network->device);
+    CUresult result = driver->device_attribute(&major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, network->device);
     if (result == CUDA_SUCCESS)
-        result = network->driver->device_attribute(&minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, network->device);
+        result = driver->device_attribute(&minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, network->device);
     if (result == CUDA_SUCCESS)
-        result = network->driver->device_attribute(&network->multiprocessors, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
-                                                   network->device);
-    if (result != CUDA_SUCCESS) return driver_fails(network, "ve_open", "tell what the device is", result);
+        result = driver->device_attribute(&network->multiprocessors, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, network->device);
+    if (result != CUDA_SUCCESS) return driver_error(network, "ve_open", "tell what the device is", result);
+
     int device = major * 10 + minor;
-    const ve_code_line *alone = ve_description_code(&network->description, 0, device);
-    const ve_code_line *spread = ve_description_code(&network->description, 1, device);
-    if (alone == NULL) {
+    const ve_code_line *single_cta = ve_description_code(&network->description, 0, device);
+    const ve_code_line *multi_cta = ve_description_code(&network->description, 1, device);
+    if (single_cta == NULL) {
         char have[1024] = "no architecture";
         list_architectures(&network->description, have, sizeof have);
         return ve_fail(VE_ERROR_UNSUPPORTED_DEVICE, "ve_open: %s has machine code for %s; the device is sm_%d: save it for that too.",
                        path, have, device);
     }
-    ve_status status = load(network, path, alone, &network->alone);
-    return status == VE_OK && spread != NULL ? load(network, path, spread, &network->spread) : status;
+    ve_status status = load_code(network, path, single_cta, &network->single_cta);
+    return status == VE_OK && multi_cta != NULL ? load_code(network, path, multi_cta, &network->multi_cta) : status;
 }
 
-/* A tensor of the file in device memory. */
-static ve_status upload(ve_network *network, const ve_tensor *tensor, CUdeviceptr *to) {
-    CUresult result = network->driver->memory_take(to, tensor->bytes);
+/* ---- Launching ---- */
+
+/* The machine code for n images: several CTAs an image where each of them has a multiprocessor of its own. */
+static const loaded_code *code_for(const ve_network *network, int n) {
+    const loaded_code *multi = &network->multi_cta;
+    int fits = multi->kernel != NULL && (unsigned int)n * multi->ctas_per_image <= (unsigned int)network->multiprocessors;
+    return fits ? multi : &network->single_cta;
+}
+
+/* Launch the kernel on n images in device memory. */
+static CUresult launch_network(const ve_network *network, CUdeviceptr images, int n) {
+    size_t classes = (size_t)network->info.classes, count = (size_t)n;
+    CUdeviceptr probabilities = network->outputs;
+    CUdeviceptr angles = probabilities + count * classes * sizeof(float);
+    CUdeviceptr scores = angles + count * sizeof(float);
+    CUdeviceptr uncertainty = scores + count * sizeof(float);
+
+    CUdeviceptr weights = network->weights, params = network->params, whitening = network->whitening;
+    CUdeviceptr activations = network->activations, workspace = network->workspace, barrier = network->barrier;
+    CUdeviceptr no_scratch = 0;
+    int32_t n_images = n;
+    void *arguments[KERNEL_ARGUMENTS] = {
+        &images,        &weights, &params, &whitening,   &activations, &workspace,  &barrier,
+        &probabilities, &angles,  &scores, &uncertainty, &n_images,    &no_scratch, &no_scratch,
+    };
+
+    const ve_driver *driver = network->driver;
+    const loaded_code *code = code_for(network, n);
+    CUfunction function = (CUfunction)code->kernel;
+    unsigned int slots = (unsigned int)n;
+    if (code->ctas_per_image > 1)
+        return driver->launch_cooperative(function, slots, code->ctas_per_image, 1, code->threads, 1, 1, code->shared_bytes,
+                                          network->stream, arguments);
+    return driver->launch(function, slots, 1, 1, code->threads, 1, 1, code->shared_bytes, network->stream, arguments, NULL);
+}
+
+/* Copy n images from pinned memory to the device, launch, copy the outputs back: all on the stream. */
+static CUresult enqueue(const ve_network *network, int n) {
+    const ve_driver *driver = network->driver;
+    size_t output_bytes = (size_t)n * outputs_per_image(network) * sizeof(float);
+    CUresult result = driver->copy(network->images, (CUdeviceptr)(uintptr_t)network->host_images,
+                                   (size_t)n * network->image_bytes, network->stream);
+    if (result == CUDA_SUCCESS) result = launch_network(network, network->images, n);
     if (result == CUDA_SUCCESS)
-        result = network->driver->copy(*to, (CUdeviceptr)(uintptr_t)tensor->data, tensor->bytes, network->stream);
-    if (result == CUDA_SUCCESS) result = network->driver->stream_wait(network->stream);
-    return result == CUDA_SUCCESS ? VE_OK : driver_fails(network, "ve_open", "take the network's numbers", result);
+        result = driver->copy((CUdeviceptr)(uintptr_t)network->host_outputs, network->outputs, output_bytes, network->stream);
+    return result;
 }
 
-static ve_status warm_up(ve_network *network);
+/* The graph of `enqueue` for n images; captured if it is not yet. */
+static CUresult capture_graph(ve_network *network, int n, CUgraphExec *graph) {
+    const ve_driver *driver = network->driver;
+    if (network->graphs[n] == NULL) {
+        CUgraph captured = NULL;
+        CUresult result = driver->capture_begin(network->stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL);
+        if (result != CUDA_SUCCESS) return result;
+        result = enqueue(network, n);
+        CUresult ended = driver->capture_end(network->stream, &captured);
+        if (result == CUDA_SUCCESS) result = ended;
+        if (result == CUDA_SUCCESS) result = driver->graph_instantiate(&network->graphs[n], captured, 0);
+        if (captured != NULL) (void)driver->graph_destroy(captured);
+        if (result != CUDA_SUCCESS) return result;
+    }
+    *graph = network->graphs[n];
+    return CUDA_SUCCESS;
+}
 
-static size_t answer_count(const ve_network *network) { return (size_t)network->info.classes + 2 + DOUBTS; }
+static void destroy_graphs(ve_network *network) {
+    for (int i = 0; i <= MAX_GRAPHS; i++) {
+        if (network->graphs[i] != NULL) (void)network->driver->graph_exec_destroy(network->graphs[i]);
+        network->graphs[i] = NULL;
+    }
+}
 
-static const int32_t nobody_yet[MOST_AT_ONCE]; /* how many programs have come together, for each image worked on */
+/* Run the largest batch, and the largest with several CTAs an image, since the driver may load code only at its first launch. Then
+ * capture and run every graph once, so that no call has to; what the device cannot do shows here. */
+static CUresult run_everything_once(ve_network *network) {
+    const ve_driver *driver = network->driver;
+    CUresult result = enqueue(network, MAX_BATCH);
+    if (result == CUDA_SUCCESS && network->multi_cta.kernel != NULL) {
+        int n = network->multiprocessors / (int)network->multi_cta.ctas_per_image;
+        if (n > MAX_BATCH) n = MAX_BATCH;
+        if (n > 0) result = enqueue(network, n);
+    }
+    CUresult synchronized = driver->stream_synchronize(network->stream);
+    if (result == CUDA_SUCCESS) result = synchronized;
+
+    for (int n = 1; n <= MAX_GRAPHS && result == CUDA_SUCCESS; n++) {
+        CUgraphExec graph = NULL;
+        result = capture_graph(network, n, &graph);
+        if (result == CUDA_SUCCESS) result = driver->graph_launch(graph, network->stream);
+        synchronized = driver->stream_synchronize(network->stream);
+        if (result == CUDA_SUCCESS) result = synchronized;
+    }
+    return result;
+}
+
+/* A device that does not run several CTAs together, for whatever reason, runs one an image. */
+static ve_status warm_up(ve_network *network) {
+    memset(network->host_images, 0, MAX_BATCH * network->image_bytes);
+    CUresult result = run_everything_once(network);
+    if (result != CUDA_SUCCESS && network->multi_cta.kernel != NULL) {
+        network->multi_cta.kernel = NULL;
+        destroy_graphs(network);
+        result = run_everything_once(network);
+    }
+    return result == CUDA_SUCCESS ? VE_OK : driver_error(network, "ve_open", "run the network", result);
+}
+
+/* ---- Opening and closing ---- */
+
+/* A tensor of the file to device memory. */
+static ve_status upload(ve_network *network, const ve_tensor *tensor, CUdeviceptr *to) {
+    const ve_driver *driver = network->driver;
+    CUresult result = driver->mem_alloc(to, tensor->bytes);
+    if (result == CUDA_SUCCESS)
+        result = driver->copy(*to, (CUdeviceptr)(uintptr_t)tensor->data, tensor->bytes, network->stream);
+    if (result == CUDA_SUCCESS) result = driver->stream_synchronize(network->stream);
+    return result == CUDA_SUCCESS ? VE_OK : driver_error(network, "ve_open", "upload the network's weights", result);
+}
+
+static const int32_t zero_counters[MAX_BATCH]; /* of the barriers: CTAs that have arrived, by slot */
 
 /* All memory that classifying needs. */
-static ve_status take_memory(ve_network *network, size_t area_bytes, size_t floats) {
+static ve_status alloc_buffers(ve_network *network) {
     const ve_driver *driver = network->driver;
-    size_t answers = MOST_AT_ONCE * answer_count(network) * sizeof(float);
+    const ve_description *description = &network->description;
+    size_t image_bytes = MAX_BATCH * network->image_bytes;
+    size_t output_bytes = MAX_BATCH * outputs_per_image(network) * sizeof(float);
     void *host[2] = {NULL, NULL};
-    CUresult result = driver->memory_take(&network->images, MOST_AT_ONCE * network->image_bytes);
-    if (result == CUDA_SUCCESS) result = driver->memory_take(&network->areas, MOST_AT_ONCE * area_bytes);
-    if (result == CUDA_SUCCESS) result = driver->memory_take(&network->floats, MOST_AT_ONCE * floats * sizeof(float));
-    if (result == CUDA_SUCCESS) result = driver->memory_take(&network->answers, answers);
-    if (result == CUDA_SUCCESS) result = driver->memory_take(&network->meetings, sizeof nobody_yet);
+    CUresult result = driver->mem_alloc(&network->images, image_bytes);
+    if (result == CUDA_SUCCESS) result = driver->mem_alloc(&network->activations, MAX_BATCH * description->activation_bytes);
     if (result == CUDA_SUCCESS)
-        result = driver->copy(network->meetings, (CUdeviceptr)(uintptr_t)nobody_yet, sizeof nobody_yet, network->stream);
-    if (result == CUDA_SUCCESS) result = driver->stream_wait(network->stream);
-    if (result == CUDA_SUCCESS) result = driver->host_take(&host[0], MOST_AT_ONCE * network->image_bytes);
+        result = driver->mem_alloc(&network->workspace, MAX_BATCH * description->workspace_size * sizeof(float));
+    if (result == CUDA_SUCCESS) result = driver->mem_alloc(&network->outputs, output_bytes);
+    if (result == CUDA_SUCCESS) result = driver->mem_alloc(&network->barrier, sizeof zero_counters);
+    if (result == CUDA_SUCCESS)
+        result = driver->copy(network->barrier, (CUdeviceptr)(uintptr_t)zero_counters, sizeof zero_counters, network->stream);
+    if (result == CUDA_SUCCESS) result = driver->stream_synchronize(network->stream);
+    if (result == CUDA_SUCCESS) result = driver->host_alloc(&host[0], image_bytes);
     network->host_images = host[0];
-    if (result == CUDA_SUCCESS) result = driver->host_take(&host[1], answers);
-    network->host_answers = host[1];
-    return result == CUDA_SUCCESS ? VE_OK : driver_fails(network, "ve_open", "give memory", result);
+    if (result == CUDA_SUCCESS) result = driver->host_alloc(&host[1], output_bytes);
+    network->host_outputs = host[1];
+    return result == CUDA_SUCCESS ? VE_OK : driver_error(network, "ve_open", "give memory", result);
 }
 
-/* Everything that needs the device's context. The tensors are still in memory. */
-static ve_status fill(ve_network *network, const char *path) {
+/* Everything that needs the device's context. The file's tensors are still in memory. */
+static ve_status load_network(ve_network *network, const char *path) {
     const ve_description *description = &network->description;
     ve_status status = load_codes(network, path);
     if (status != VE_OK) return status;
-    CUresult result = network->driver->stream_make(&network->stream, CU_STREAM_NON_BLOCKING);
-    if (result != CUDA_SUCCESS) return driver_fails(network, "ve_open", "make a stream", result);
+    CUresult result = network->driver->stream_create(&network->stream, CU_STREAM_NON_BLOCKING);
+    if (result != CUDA_SUCCESS) return driver_error(network, "ve_open", "make a stream", result);
     status = upload(network, description->weights, &network->weights);
-    if (status == VE_OK) status = upload(network, description->numbers, &network->numbers);
-    if (status == VE_OK) status = upload(network, description->whitenings, &network->whitenings);
-    if (status == VE_OK) status = take_memory(network, description->area_bytes, description->floats);
+    if (status == VE_OK) status = upload(network, description->params, &network->params);
+    if (status == VE_OK) status = upload(network, description->whitening, &network->whitening);
+    if (status == VE_OK) status = alloc_buffers(network);
     return status == VE_OK ? warm_up(network) : status;
 }
 
-/* What the file says of the network, verified; its tensors stay the file's. */
-static ve_status describe(ve_network *network, const char *path, const ve_tensors *file) {
+/* Read and verify the file's description; its tensors stay the file's. */
+static ve_status read_description(ve_network *network, const char *path, const ve_tensors *file) {
     ve_description *description = &network->description;
     ve_status status = ve_description_read(path, file, description);
     if (status != VE_OK) return status;
@@ -159,18 +287,19 @@ static ve_status describe(ve_network *network, const char *path, const ve_tensor
     return VE_OK;
 }
 
-static ve_status enter(const ve_network *network, const char *caller) {
-    CUresult result = network->driver->context_push(network->context);
-    return result == CUDA_SUCCESS ? VE_OK : driver_fails(network, caller, "enter the device", result);
+static ve_status retain_device(ve_network *network, int device) {
+    CUresult result = network->driver->device_get(&network->device, device);
+    if (result == CUDA_ERROR_INVALID_DEVICE)
+        return ve_fail(VE_ERROR_NO_DEVICE, "ve_open: this machine has no CUDA device number %d.", device);
+    if (result == CUDA_SUCCESS) result = network->driver->primary_retain(&network->context, network->device);
+    return result == CUDA_SUCCESS ? VE_OK : driver_error(network, "ve_open", "open the device", result);
 }
 
-static void leave(const ve_network *network) { (void)network->driver->context_pop(&(CUcontext){NULL}); }
-
-ve_status ve_open(const char *path, int device, ve_network **made) {
-    if (path == NULL || made == NULL || device < 0)
+ve_status ve_open(const char *path, int device, ve_network **opened) {
+    if (path == NULL || opened == NULL || device < 0)
         return ve_fail(VE_ERROR_INVALID_ARGUMENT, "ve_open: path and network must not be NULL, device not below 0; device is %d.",
                        device);
-    *made = NULL;
+    *opened = NULL;
     ve_tensors file;
     ve_status status = ve_tensors_read(path, &file);
     if (status != VE_OK) return status;
@@ -179,203 +308,120 @@ ve_status ve_open(const char *path, int device, ve_network **made) {
         ve_tensors_free(&file);
         return ve_fail(VE_ERROR_OUT_OF_MEMORY, "ve_open: no memory for a handle.");
     }
-    status = describe(network, path, &file);
-    if (status == VE_OK) status = ve_driver_of_library("ve_open", &network->driver);
+
+    status = read_description(network, path, &file);
+    if (status == VE_OK) status = ve_shared_driver("ve_open", &network->driver);
+    if (status == VE_OK) status = retain_device(network, device);
+    if (status == VE_OK) status = push_context(network, "ve_open");
     if (status == VE_OK) {
-        CUresult result = network->driver->device_get(&network->device, device);
-        if (result == CUDA_ERROR_INVALID_DEVICE)
-            status = ve_fail(VE_ERROR_NO_DEVICE, "ve_open: this machine has no CUDA device number %d.", device);
-        else if (result != CUDA_SUCCESS || (result = network->driver->primary_retain(&network->context, network->device)) != 0)
-            status = driver_fails(network, "ve_open", "open the device", result);
-    }
-    if (status == VE_OK) status = enter(network, "ve_open");
-    if (status == VE_OK) {
-        status = fill(network, path);
-        leave(network);
+        status = load_network(network, path);
+        pop_context(network);
     }
     ve_tensors_free(&file);
     if (status == VE_OK)
-        *made = network;
+        *opened = network;
     else
         (void)ve_close(network);
     return status;
-}
-
-static void end_graphs(ve_network *network) {
-    for (int i = 0; i <= MOST_GRAPHS; i++) {
-        if (network->graphs[i] != NULL) (void)network->driver->graph_ready_end(network->graphs[i]);
-        network->graphs[i] = NULL;
-    }
 }
 
 ve_status ve_close(ve_network *network) {
     if (network == NULL) return VE_OK;
     const ve_driver *driver = network->driver;
     if (network->context != NULL) {
-        int inside = driver->context_push(network->context) == CUDA_SUCCESS;
-        end_graphs(network);
-        const CUdeviceptr memory[] = {network->weights, network->numbers, network->whitenings, network->images,
-                                      network->areas,   network->floats,  network->answers,    network->meetings};
+        int pushed = driver->context_push(network->context) == CUDA_SUCCESS;
+        destroy_graphs(network);
+        const CUdeviceptr memory[] = {network->weights,     network->params,    network->whitening, network->images,
+                                      network->activations, network->workspace, network->outputs,   network->barrier};
         for (size_t i = 0; i < sizeof memory / sizeof *memory; i++)
-            if (memory[i] != 0) (void)driver->memory_give(memory[i]);
-        if (network->host_images != NULL) (void)driver->host_give(network->host_images);
-        if (network->host_answers != NULL) (void)driver->host_give(network->host_answers);
-        if (network->stream != NULL) (void)driver->stream_end(network->stream);
-        if (network->alone.library != NULL) (void)driver->library_unload(network->alone.library);
-        if (network->spread.library != NULL) (void)driver->library_unload(network->spread.library);
-        if (inside) leave(network);
+            if (memory[i] != 0) (void)driver->mem_free(memory[i]);
+        if (network->host_images != NULL) (void)driver->host_free(network->host_images);
+        if (network->host_outputs != NULL) (void)driver->host_free(network->host_outputs);
+        if (network->stream != NULL) (void)driver->stream_destroy(network->stream);
+        if (network->single_cta.library != NULL) (void)driver->library_unload(network->single_cta.library);
+        if (network->multi_cta.library != NULL) (void)driver->library_unload(network->multi_cta.library);
+        if (pushed) pop_context(network);
         (void)driver->primary_release(network->device);
     }
-    free(network->alone.memory);
-    free(network->spread.memory);
+    free(network->single_cta.memory);
+    free(network->multi_cta.memory);
     ve_description_free(&network->description);
     free(network);
     return VE_OK;
 }
 
-ve_status ve_describe(const ve_network *network, ve_network_info *info) {
-    if (network == NULL || info == NULL) return ve_fail(VE_ERROR_INVALID_ARGUMENT, "ve_describe: network and info must not be NULL.");
+ve_status ve_network_get_info(const ve_network *network, ve_network_info *info) {
+    if (network == NULL || info == NULL)
+        return ve_fail(VE_ERROR_INVALID_ARGUMENT, "ve_network_get_info: network and info must not be NULL.");
     *info = network->info;
     return VE_OK;
 }
 
-/* The machine code for so many images: spread where all its programs have a multiprocessor of their own. */
-static const code *code_for(const ve_network *network, int n) {
-    int fits = network->spread.kernel != NULL && (unsigned int)n * network->spread.programs <= (unsigned int)network->multiprocessors;
-    return fits ? &network->spread : &network->alone;
-}
+/* ---- Classifying ---- */
 
-/* Start the kernel on n images at `images`; the answers lie one field behind the other. */
-static CUresult start(const ve_network *network, CUdeviceptr images, int n) {
-    size_t k = (size_t)network->info.classes, count = (size_t)n;
-    CUdeviceptr angles = network->answers + count * k * sizeof(float), scores = angles + count * sizeof(float);
-    CUdeviceptr doubts = scores + count * sizeof(float), nothing = 0;
-    CUdeviceptr meetings = network->meetings;
-    CUdeviceptr from = images, weights = network->weights, numbers = network->numbers, whitenings = network->whitenings;
-    CUdeviceptr areas = network->areas, floats = network->floats, probabilities = network->answers;
-    int32_t number = n;
-    void *arguments[ARGUMENTS] = {&from,          &weights, &numbers, &whitenings, &areas,  &floats,  &meetings,
-                                  &probabilities, &angles,  &scores,  &doubts,     &number, &nothing, &nothing};
-    const code *with = code_for(network, n);
-    CUfunction function = (CUfunction)with->kernel;
-    if (with->programs > 1)
-        return network->driver->launch_together(function, (unsigned int)n, with->programs, 1, with->threads, 1, 1,
-                                                with->shared_bytes, network->stream, arguments);
-    return network->driver->launch(function, (unsigned int)n, 1, 1, with->threads, 1, 1, with->shared_bytes, network->stream,
-                                   arguments, NULL);
-}
-
-static CUresult record(const ve_network *network, int n) {
-    const ve_driver *driver = network->driver;
-    size_t answers = (size_t)n * answer_count(network) * sizeof(float);
-    CUresult result = driver->copy(network->images, (CUdeviceptr)(uintptr_t)network->host_images,
-                                   (size_t)n * network->image_bytes, network->stream);
-    if (result == CUDA_SUCCESS) result = start(network, network->images, n);
-    if (result == CUDA_SUCCESS)
-        result = driver->copy((CUdeviceptr)(uintptr_t)network->host_answers, network->answers, answers, network->stream);
-    return result;
-}
-
-/* The graph of n images from pinned memory to pinned memory. */
-static CUresult graph_of(ve_network *network, int n, CUgraphExec *graph) {
-    const ve_driver *driver = network->driver;
-    if (network->graphs[n] == NULL) {
-        CUgraph recorded = NULL;
-        CUresult result = driver->capture_begin(network->stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL);
-        if (result != CUDA_SUCCESS) return result;
-        result = record(network, n);
-        CUresult ended = driver->capture_end(network->stream, &recorded);
-        if (result == CUDA_SUCCESS) result = ended;
-        if (result == CUDA_SUCCESS) result = driver->graph_ready(&network->graphs[n], recorded, 0);
-        if (recorded != NULL) (void)driver->graph_end(recorded);
-        if (result != CUDA_SUCCESS) return result;
-    }
-    *graph = network->graphs[n];
-    return CUDA_SUCCESS;
-}
-
-/* A run of the largest batch, and of the largest that is spread, since the driver may load code only when it is first launched;
- * then every graph is made and run once, so that no call has to, and what the device cannot do shows here. */
-static CUresult run_all(ve_network *network) {
-    const ve_driver *driver = network->driver;
-    CUresult result = record(network, MOST_AT_ONCE);
-    if (result == CUDA_SUCCESS && network->spread.kernel != NULL) {
-        int most = network->multiprocessors / (int)network->spread.programs;
-        if (most > MOST_AT_ONCE) most = MOST_AT_ONCE;
-        if (most > 0) result = record(network, most);
-    }
-    CUresult waited = driver->stream_wait(network->stream);
-    if (result == CUDA_SUCCESS) result = waited;
-    for (int n = 1; n <= MOST_GRAPHS && result == CUDA_SUCCESS; n++) {
-        CUgraphExec graph = NULL;
-        result = graph_of(network, n, &graph);
-        if (result == CUDA_SUCCESS) result = driver->graph_launch(graph, network->stream);
-        waited = driver->stream_wait(network->stream);
-        if (result == CUDA_SUCCESS) result = waited;
-    }
-    return result;
-}
-
-/* Where the device does not run several programs for an image together, for whatever reason, each image has one. */
-static ve_status warm_up(ve_network *network) {
-    memset(network->host_images, 0, MOST_AT_ONCE * network->image_bytes);
-    CUresult result = run_all(network);
-    if (result != CUDA_SUCCESS && network->spread.kernel != NULL) {
-        network->spread.kernel = NULL;
-        end_graphs(network);
-        result = run_all(network);
-    }
-    return result == CUDA_SUCCESS ? VE_OK : driver_fails(network, "ve_open", "run the network", result);
-}
-
-/* Whether memory is the host's: what the driver does not know is. */
+/* Whether memory is the host's. What the driver does not know is. */
 static int is_host(const ve_network *network, const void *pointer) {
     unsigned int kind = 0;
     CUresult result = network->driver->pointer_attribute(&kind, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, (CUdeviceptr)(uintptr_t)pointer);
     return result != CUDA_SUCCESS || (kind != CU_MEMORYTYPE_DEVICE && kind != CU_MEMORYTYPE_UNIFIED);
 }
 
-/* One piece, at most MOST_AT_ONCE images; the answers' fields are given where they are wanted. */
-static ve_status classify_piece(ve_network *network, const uint8_t *images, int n, float *const fields[4], const int on_host[5]) {
+/* Where a batch comes from and goes to: host or device memory, by pointer. An output that is not requested is NULL. */
+typedef struct batch {
+    const uint8_t *images;
+    int images_on_host;
+    float *outputs[OUTPUTS];
+    int output_on_host[OUTPUTS];
+    size_t widths[OUTPUTS]; /* floats an image */
+} batch;
+
+/* Run at most MAX_BATCH images; the outputs are in `outputs` and `host_outputs` once the stream is done. */
+static CUresult run_images(ve_network *network, const batch *b, int n) {
     const ve_driver *driver = network->driver;
-    const size_t widths[4] = {(size_t)network->info.classes, 1, 1, DOUBTS};
-    CUresult result = CUDA_SUCCESS;
-    if (on_host[4]) {
-        memcpy(network->host_images, images, (size_t)n * network->image_bytes);
+    if (b->images_on_host) {
+        memcpy(network->host_images, b->images, (size_t)n * network->image_bytes);
+        if (n > MAX_GRAPHS) return enqueue(network, n);
         CUgraphExec graph = NULL;
-        if (n <= MOST_GRAPHS) {
-            result = graph_of(network, n, &graph);
-            if (result == CUDA_SUCCESS) result = driver->graph_launch(graph, network->stream);
-        } else {
-            result = record(network, n);
-        }
-    } else {
-        result = start(network, (CUdeviceptr)(uintptr_t)images, n);
-        size_t answers = (size_t)n * answer_count(network) * sizeof(float);
-        if (result == CUDA_SUCCESS)
-            result = driver->copy((CUdeviceptr)(uintptr_t)network->host_answers, network->answers, answers, network->stream);
+        CUresult result = capture_graph(network, n, &graph);
+        return result == CUDA_SUCCESS ? driver->graph_launch(graph, network->stream) : result;
     }
-    CUdeviceptr from = network->answers;
-    for (int i = 0; i < 4 && result == CUDA_SUCCESS; from += (size_t)n * widths[i++] * sizeof(float))
-        if (fields[i] != NULL && !on_host[i])
-            result = driver->copy((CUdeviceptr)(uintptr_t)fields[i], from, (size_t)n * widths[i] * sizeof(float), network->stream);
-    CUresult waited = driver->stream_wait(network->stream);
-    if (result == CUDA_SUCCESS) result = waited;
-    if (result != CUDA_SUCCESS) return driver_fails(network, "ve_classify", "run the network", result);
-    const float *answers = network->host_answers;
-    for (int i = 0; i < 4; answers += (size_t)n * widths[i++])
-        if (fields[i] != NULL && on_host[i]) memcpy(fields[i], answers, (size_t)n * widths[i] * sizeof(float));
+    CUresult result = launch_network(network, (CUdeviceptr)(uintptr_t)b->images, n);
+    if (result != CUDA_SUCCESS) return result;
+    size_t output_bytes = (size_t)n * outputs_per_image(network) * sizeof(float);
+    return driver->copy((CUdeviceptr)(uintptr_t)network->host_outputs, network->outputs, output_bytes, network->stream);
+}
+
+static ve_status classify_batch(ve_network *network, const batch *b, int n) {
+    const ve_driver *driver = network->driver;
+    CUresult result = run_images(network, b, n);
+    CUdeviceptr from = network->outputs;
+    for (int i = 0; i < OUTPUTS && result == CUDA_SUCCESS; i++) {
+        size_t bytes = (size_t)n * b->widths[i] * sizeof(float);
+        if (b->outputs[i] != NULL && !b->output_on_host[i])
+            result = driver->copy((CUdeviceptr)(uintptr_t)b->outputs[i], from, bytes, network->stream);
+        from += bytes;
+    }
+    CUresult synchronized = driver->stream_synchronize(network->stream);
+    if (result == CUDA_SUCCESS) result = synchronized;
+    if (result != CUDA_SUCCESS) return driver_error(network, "ve_classify", "run the network", result);
+
+    const float *host = network->host_outputs;
+    for (int i = 0; i < OUTPUTS; i++) {
+        size_t count = (size_t)n * b->widths[i];
+        if (b->outputs[i] != NULL && b->output_on_host[i]) memcpy(b->outputs[i], host, count * sizeof(float));
+        host += count;
+    }
     return VE_OK;
 }
 
-/* Whether so many images, and each of their answers, are sizes that memory can have. */
+/* Whether n images, and each of their outputs, are sizes that memory can have. */
 static int fits(const ve_network *network, size_t n) {
-    size_t bytes = 0, widest = network->info.classes > DOUBTS ? (size_t)network->info.classes : DOUBTS;
+    size_t bytes = 0, widest = network->info.classes > UNCERTAINTY_VALUES ? (size_t)network->info.classes : UNCERTAINTY_VALUES;
     return ve_product(n, network->image_bytes, &bytes) && ve_product(n, widest * sizeof(float), &bytes);
 }
 
-ve_status ve_classify_with_doubts(ve_network *network, const uint8_t *images, size_t n, float *probabilities, float *angles,
-                                  float *scores, float *doubts) {
+ve_status ve_classify_ex(ve_network *network, const uint8_t *images, size_t n, float *probabilities, float *angles, float *scores,
+                         float *angle_uncertainty) {
     if (network == NULL || (n > 0 && images == NULL))
         return ve_fail(VE_ERROR_INVALID_ARGUMENT, "ve_classify: network and images must not be NULL; n is %zu.", n);
     if (!fits(network, n))
@@ -384,24 +430,35 @@ ve_status ve_classify_with_doubts(ve_network *network, const uint8_t *images, si
                        "a number below 0 becomes such a one.",
                        n, network->image_bytes);
     if (n == 0) return VE_OK;
-    ve_status status = enter(network, "ve_classify");
+    ve_status status = push_context(network, "ve_classify");
     if (status != VE_OK) return status;
-    float *fields[4] = {probabilities, angles, scores, doubts};
-    const size_t widths[4] = {(size_t)network->info.classes, 1, 1, DOUBTS};
-    int on_host[5];
-    for (int i = 0; i < 4; i++) on_host[i] = fields[i] == NULL || is_host(network, fields[i]);
-    on_host[4] = is_host(network, images);
+
+    batch b = {.images = images,
+               .images_on_host = is_host(network, images),
+               .outputs = {probabilities, angles, scores, angle_uncertainty},
+               .widths = {(size_t)network->info.classes, 1, 1, UNCERTAINTY_VALUES}};
+    for (int i = 0; i < OUTPUTS; i++) b.output_on_host[i] = b.outputs[i] == NULL || is_host(network, b.outputs[i]);
     for (size_t done = 0; done < n && status == VE_OK;) {
-        size_t piece = n - done < MOST_AT_ONCE ? n - done : MOST_AT_ONCE;
-        status = classify_piece(network, images + done * network->image_bytes, (int)piece, fields, on_host);
-        for (int i = 0; i < 4; i++)
-            if (fields[i] != NULL) fields[i] += piece * widths[i];
-        done += piece;
+        size_t count = n - done < MAX_BATCH ? n - done : MAX_BATCH;
+        status = classify_batch(network, &b, (int)count);
+        b.images += count * network->image_bytes;
+        for (int i = 0; i < OUTPUTS; i++)
+            if (b.outputs[i] != NULL) b.outputs[i] += count * b.widths[i];
+        done += count;
     }
-    leave(network);
+    pop_context(network);
     return status;
 }
 
 ve_status ve_classify(ve_network *network, const uint8_t *images, size_t n, float *probabilities, float *angles, float *scores) {
-    return ve_classify_with_doubts(network, images, n, probabilities, angles, scores, NULL);
+    return ve_classify_ex(network, images, n, probabilities, angles, scores, NULL);
 }
+
+/* ---- Names of before, deprecated ---- */
+
+ve_status ve_classify_with_doubts(ve_network *network, const uint8_t *images, size_t n, float *probabilities, float *angles,
+                                  float *scores, float *doubts) {
+    return ve_classify_ex(network, images, n, probabilities, angles, scores, doubts);
+}
+
+ve_status ve_describe(const ve_network *network, ve_network_info *info) { return ve_network_get_info(network, info); }

@@ -11,20 +11,20 @@ static const uint32_t constants[64] = {
     0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070, 0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f,
     0x682e6ff3, 0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
 
-static uint32_t turn(uint32_t word, int bits) { return word >> bits | word << (32 - bits); }
+static uint32_t rotr(uint32_t word, int bits) { return word >> bits | word << (32 - bits); }
 
-static void take(uint32_t state[8], const unsigned char block[64]) {
+static void compress(uint32_t state[8], const unsigned char block[64]) {
     uint32_t w[64], s[8];
     for (int i = 0; i < 16; i++)
         w[i] = (uint32_t)block[4 * i] << 24 | (uint32_t)block[4 * i + 1] << 16 | (uint32_t)block[4 * i + 2] << 8 | block[4 * i + 3];
     for (int i = 16; i < 64; i++) {
-        uint32_t s0 = turn(w[i - 15], 7) ^ turn(w[i - 15], 18) ^ w[i - 15] >> 3;
-        uint32_t s1 = turn(w[i - 2], 17) ^ turn(w[i - 2], 19) ^ w[i - 2] >> 10;
+        uint32_t s0 = rotr(w[i - 15], 7) ^ rotr(w[i - 15], 18) ^ w[i - 15] >> 3;
+        uint32_t s1 = rotr(w[i - 2], 17) ^ rotr(w[i - 2], 19) ^ w[i - 2] >> 10;
         w[i] = w[i - 16] + s0 + w[i - 7] + s1;
     }
     memcpy(s, state, sizeof s);
     for (int i = 0; i < 64; i++) {
-        uint32_t e1 = turn(s[4], 6) ^ turn(s[4], 11) ^ turn(s[4], 25), e0 = turn(s[0], 2) ^ turn(s[0], 13) ^ turn(s[0], 22);
+        uint32_t e1 = rotr(s[4], 6) ^ rotr(s[4], 11) ^ rotr(s[4], 25), e0 = rotr(s[0], 2) ^ rotr(s[0], 13) ^ rotr(s[0], 22);
         uint32_t t1 = s[7] + e1 + ((s[4] & s[5]) ^ (~s[4] & s[6])) + constants[i] + w[i];
         uint32_t t2 = e0 + ((s[0] & s[1]) ^ (s[0] & s[2]) ^ (s[1] & s[2]));
         memmove(s + 1, s, 7 * sizeof *s);
@@ -37,14 +37,14 @@ static void take(uint32_t state[8], const unsigned char block[64]) {
 void ve_sha256(const unsigned char *bytes, size_t count, char digest[65]) {
     uint32_t state[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
     size_t whole = count / 64 * 64, rest = count - whole;
-    for (size_t at = 0; at < whole; at += 64) take(state, bytes + at);
+    for (size_t at = 0; at < whole; at += 64) compress(state, bytes + at);
     unsigned char last[128] = {0};
     if (rest > 0) memcpy(last, bytes + whole, rest);
     last[rest] = 0x80;
     size_t end = rest < 56 ? 64 : 128;
     uint64_t bits = (uint64_t)count * 8;
     for (size_t i = 0; i < 8; i++) last[end - 1 - i] = (unsigned char)(bits >> 8 * i);
-    for (size_t at = 0; at < end; at += 64) take(state, last + at);
+    for (size_t at = 0; at < end; at += 64) compress(state, last + at);
     static const char digits[] = "0123456789abcdef";
     for (int i = 0; i < 64; i++) digest[i] = digits[state[i / 8] >> (28 - 4 * (i % 8)) & 15];
     digest[64] = 0;

@@ -30,6 +30,6 @@ typedef struct ve_table_entry {
 extern const ve_table_entry ve_table[];
 extern const int ve_table_count;
 
-#define VE_MOST_ARGUMENTS 32
+#define VE_MAX_ARGUMENTS 32
 
 #endif

@@ -16,13 +16,13 @@
 #define DIGEST 64
 #define MAX_DIMENSIONS 8
 
-/* A place in the header's JSON. `why` is set at the first thing that is not as it must be, and then nothing moves on. */
+/* A position in the header's JSON. `why` is set at the first error, and then nothing is read any more. */
 typedef struct reader {
     const char *first, *at, *end;
     const char *why;
 } reader;
 
-static void stop(reader *r, const char *why) {
+static void fail(reader *r, const char *why) {
     if (r->why == NULL) r->why = why;
 }
 
@@ -30,20 +30,20 @@ static void skip_space(reader *r) {
     while (r->at < r->end && (*r->at == ' ' || *r->at == '\n' || *r->at == '\r' || *r->at == '\t')) r->at++;
 }
 
-static int next_is(reader *r, char wanted) {
+static int next_is(reader *r, char expected) {
     skip_space(r);
-    return r->why == NULL && r->at < r->end && *r->at == wanted;
+    return r->why == NULL && r->at < r->end && *r->at == expected;
 }
 
-static void expect(reader *r, char wanted) {
-    if (next_is(r, wanted))
+static void expect(reader *r, char expected) {
+    if (next_is(r, expected))
         r->at++;
     else
-        stop(r, "it is not the JSON of such a header");
+        fail(r, "it is not the JSON of such a header");
 }
 
-/* Whether an object or a list, whose `number`-th part is next, goes on; the comma or the closing bracket is behind then. */
-static int goes_on(reader *r, int number, char close) {
+/* Whether an object or a list has another item, its `number`-th; the comma or the closing bracket is consumed. */
+static int next_item(reader *r, int number, char close) {
     if (r->why != NULL) return 0;
     if (next_is(r, close)) {
         r->at++;
@@ -53,14 +53,14 @@ static int goes_on(reader *r, int number, char close) {
     return r->why == NULL;
 }
 
-/* A string into `text`. No name or value of such a header has an escape or a control character. */
-static void read_string(reader *r, char *text, size_t room) {
+/* Read a string into `text`. No name or value of such a header has an escape or a control character. */
+static void read_string(reader *r, char *text, size_t size) {
     size_t length = 0;
     expect(r, '"');
     while (r->why == NULL && r->at < r->end && *r->at != '"') {
         char c = *r->at++;
-        if (c == '\\' || (unsigned char)c < 0x20) stop(r, "a text has an escape or a control character");
-        if (length + 1 >= room) stop(r, "a text is too long");
+        if (c == '\\' || (unsigned char)c < 0x20) fail(r, "a text has an escape or a control character");
+        if (length + 1 >= size) fail(r, "a text is too long");
         if (r->why == NULL) text[length++] = c;
     }
     text[length] = 0;
@@ -72,18 +72,18 @@ static size_t read_number(reader *r) {
     size_t value = 0;
     const char *first = r->at;
     while (r->why == NULL && r->at < r->end && *r->at >= '0' && *r->at <= '9') {
-        if (value > VE_MAX_FILE_BYTES) stop(r, "a number is larger than a file may be");
+        if (value > VE_MAX_FILE_BYTES) fail(r, "a number is larger than a file may be");
         value = value * 10 + (size_t)(*r->at++ - '0');
     }
-    if (r->at == first) stop(r, "a number is missing");
-    if (r->at - first > 1 && *first == '0') stop(r, "a number has a zero in front");
+    if (r->at == first) fail(r, "a number is missing");
+    if (r->at - first > 1 && *first == '0') fail(r, "a number has a zero in front");
     return value;
 }
 
 static void read_metadata(reader *r, ve_tensors *tensors) {
-    if (tensors->format[0] != 0 || tensors->sha256[0] != 0) stop(r, "the metadata stand twice");
+    if (tensors->format[0] != 0 || tensors->sha256[0] != 0) fail(r, "the metadata stand twice");
     expect(r, '{');
-    for (int i = 0; goes_on(r, i, '}'); i++) {
+    for (int i = 0; next_item(r, i, '}'); i++) {
         char key[64], value[65];
         read_string(r, key, sizeof key);
         expect(r, ':');
@@ -97,16 +97,16 @@ static void read_metadata(reader *r, ve_tensors *tensors) {
             memcpy(tensors->sha256, value, sizeof value);
             tensors->sha256_at = at + PREFIX;
         } else {
-            stop(r, "the metadata have a key that is unknown or stands twice");
+            fail(r, "the metadata have a key that is unknown or stands twice");
         }
     }
 }
 
-/* The bytes that a shape asks for. */
+/* The bytes of a shape, of which `bytes` are an element's. */
 static size_t read_shape(reader *r, size_t bytes) {
     expect(r, '[');
-    for (int i = 0; goes_on(r, i, ']'); i++)
-        if (i == MAX_DIMENSIONS || !ve_product(bytes, read_number(r), &bytes)) stop(r, "a shape is too large");
+    for (int i = 0; next_item(r, i, ']'); i++)
+        if (i == MAX_DIMENSIONS || !ve_product(bytes, read_number(r), &bytes)) fail(r, "a shape is too large");
     return bytes;
 }
 
@@ -128,7 +128,7 @@ static size_t read_element(reader *r, ve_element *element) {
             *element = (ve_element)i;
             return sizes[i];
         }
-    stop(r, "a tensor's dtype is none of U8, I8, F16 and F32");
+    fail(r, "a tensor's dtype is none of U8, I8, F16 and F32");
     return 0;
 }
 
@@ -138,25 +138,25 @@ static void read_tensor(reader *r, ve_tensor *tensor, const unsigned char *data,
     size_t offsets[2] = {1, 0}, width = 0, elements = 0;
     unsigned int seen = 0;
     expect(r, '{');
-    for (int i = 0; goes_on(r, i, '}'); i++) {
+    for (int i = 0; next_item(r, i, '}'); i++) {
         char key[16];
         unsigned int which = 0;
         read_string(r, key, sizeof key);
         expect(r, ':');
         while (which < 3 && strcmp(key, keys[which]) != 0) which++;
-        if (which == 3 || (seen & 1u << which) != 0) stop(r, "a tensor has a key that is unknown or stands twice");
+        if (which == 3 || (seen & 1u << which) != 0) fail(r, "a tensor has a key that is unknown or stands twice");
         if (r->why != NULL) return;
         seen |= 1u << which;
         if (which == 0) width = read_element(r, &tensor->element);
         if (which == 1) elements = read_shape(r, 1);
         if (which == 2) read_offsets(r, offsets);
     }
-    /* One behind the other and without gaps, as the format asks: then no digit of the header can be another. */
+    /* One behind the other and without gaps, as the format requires: then no digit of the header can be another. */
     if (seen != 7 || offsets[0] != first || offsets[0] > offsets[1] || offsets[1] > data_bytes)
-        stop(r, "a tensor does not lie right behind the one before it, inside the file");
+        fail(r, "a tensor does not lie right behind the one before it, inside the file");
     size_t bytes = 0;
     if (r->why == NULL && (!ve_product(elements, width, &bytes) || bytes != offsets[1] - offsets[0]))
-        stop(r, "a tensor's shape does not fit its bytes");
+        fail(r, "a tensor's shape does not fit its bytes");
     if (r->why != NULL) return;
     tensor->data = data + offsets[0];
     tensor->bytes = bytes;
@@ -180,7 +180,7 @@ static int is_known(const char *name) {
 static void read_header(reader *r, ve_tensors *tensors, const unsigned char *data, size_t data_bytes) {
     size_t taken = 0;
     expect(r, '{');
-    for (int i = 0; goes_on(r, i, '}'); i++) {
+    for (int i = 0; next_item(r, i, '}'); i++) {
         char name[16];
         read_string(r, name, sizeof name);
         expect(r, ':');
@@ -188,11 +188,11 @@ static void read_header(reader *r, ve_tensors *tensors, const unsigned char *dat
         if (strcmp(name, "__metadata__") == 0) {
             read_metadata(r, tensors);
         } else if (!is_known(name)) {
-            stop(r, "a tensor has a name that the format does not know");
+            fail(r, "a tensor has a name that the format does not know");
         } else if (ve_tensors_find(tensors, name) != NULL) {
-            stop(r, "a tensor's name stands twice");
+            fail(r, "a tensor's name stands twice");
         } else if (tensors->count == VE_MAX_TENSORS) {
-            stop(r, "there are more tensors than there may be");
+            fail(r, "there are more tensors than there may be");
         } else {
             ve_tensor *tensor = &tensors->tensors[tensors->count++];
             memcpy(tensor->name, name, sizeof name);
@@ -201,16 +201,16 @@ static void read_header(reader *r, ve_tensors *tensors, const unsigned char *dat
         }
     }
     skip_space(r);
-    if (r->at != r->end || taken != data_bytes) stop(r, "it does not end where the tensors begin, or they not with the file");
+    if (r->at != r->end || taken != data_bytes) fail(r, "it does not end where the tensors begin, or they not with the file");
 }
 
 /* The digest is of the whole file as it is with 64 zeros in the digest's place; before, of the tensors' bytes alone. */
 static ve_status check_digest(const char *path, ve_tensors *tensors, size_t size, size_t data_at) {
     char digest[DIGEST + 1];
-    unsigned char *place = tensors->file + tensors->sha256_at;
+    unsigned char *in_file = tensors->file + tensors->sha256_at;
     if (strlen(tensors->sha256) != DIGEST) return ve_fail(VE_ERROR_FILE, "ve_open: %s is damaged: its header has no SHA-256.", path);
     if (strcmp(tensors->format, FORMAT) == 0) {
-        memset(place, '0', DIGEST);
+        memset(in_file, '0', DIGEST);
         ve_sha256(tensors->file, size, digest);
     } else {
         ve_sha256(tensors->file + data_at, size - data_at, digest);

@@ -7,7 +7,7 @@
 
 /* The length of the character at `bytes`, of which there are `count` (at least 1), and the character; 0 if it is none. */
 static inline size_t ve_utf8_next(const unsigned char *bytes, size_t count, uint32_t *character) {
-    static const uint32_t least[5] = {0, 0, 0x80, 0x800, 0x10000};
+    static const uint32_t min[5] = {0, 0, 0x80, 0x800, 0x10000};
     unsigned char first = bytes[0];
     size_t length = first < 0x80 ? 1 : first < 0xc2 ? 0 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : first < 0xf5 ? 4 : 0;
     if (length == 0 || length > count) return 0;
@@ -16,7 +16,7 @@ static inline size_t ve_utf8_next(const unsigned char *bytes, size_t count, uint
         if ((bytes[i] & 0xc0) != 0x80) return 0;
         c = c << 6 | (bytes[i] & 0x3fu);
     }
-    if (c < least[length] || c > 0x10ffff || (c >= 0xd800 && c <= 0xdfff)) return 0;
+    if (c < min[length] || c > 0x10ffff || (c >= 0xd800 && c <= 0xdfff)) return 0;
     *character = c;
     return length;
 }

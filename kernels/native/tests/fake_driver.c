@@ -6,11 +6,11 @@
 #include <string.h>
 
 #define EXPORT __attribute__((visibility("default")))
-#define MOST_CONTEXTS 16
-#define MOST_KERNELS 4096
-#define MOST_OPERATIONS 16
-#define MOST_STREAMS 64
-#define MOST_MEMORY_BYTES (64u << 20)  /* that one call gives */
+#define MAX_CONTEXTS 16
+#define MAX_KERNELS 4096
+#define MAX_OPERATIONS 16
+#define MAX_STREAMS 64
+#define MAX_MEMORY_BYTES (64u << 20)  /* that one call gives */
 
 enum { INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, NO_BINARY = 209, NOT_FOUND = 500, TOO_LARGE = 720 };
 enum { ATTRIBUTE_REQUIRED_THREADS = 0x10, ATTRIBUTE_PARAMETER = 0x17, FORMAT_SIZED = 4 };
@@ -31,26 +31,26 @@ typedef struct operation {
 /* A stream, and what it is to do: at its synchronization, or when it is captured, never. A graph is the same. */
 typedef struct stream {
     int capturing, count;
-    operation operations[MOST_OPERATIONS];
+    operation operations[MAX_OPERATIONS];
 } stream;
 
 typedef struct kernel {
     library *from;
     char entry[64];
     int parameter_count;
-    int sizes[FAKE_MOST_PARAMETERS];
+    int sizes[FAKE_MAX_PARAMETERS];
     unsigned int required_threads;
 } kernel;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static int contexts[MOST_CONTEXTS]; /* the address of entry n is the context of device n; the value counts its holders */
-static library libraries[MOST_KERNELS];
-static kernel kernels[MOST_KERNELS];
+static int contexts[MAX_CONTEXTS]; /* the address of entry n is the context of device n; the value counts its holders */
+static library libraries[MAX_KERNELS];
+static kernel kernels[MAX_KERNELS];
 static int library_count, kernel_count, launch_count, initialized;
 static fake_launch last;
 static fake_kernel run_kernel;
 static int memory_count, host_count, stream_count, graph_count, graph_launch_count;
-static _Thread_local int *stack[MOST_CONTEXTS];
+static _Thread_local int *stack[MAX_CONTEXTS];
 static _Thread_local int depth;
 
 static int number(const char *name, int otherwise) {
@@ -69,10 +69,10 @@ EXPORT void fake_set_current(int handle) {
 }
 EXPORT void fake_run_with(fake_kernel kernel) { run_kernel = kernel; }
 EXPORT int fake_graph_launch_count(void) { return graph_launch_count; }
-EXPORT int fake_things_held(void) { return memory_count + host_count + stream_count + graph_count; }
+EXPORT int fake_resources_held(void) { return memory_count + host_count + stream_count + graph_count; }
 EXPORT int fake_contexts_retained(void) {
     int sum = 0;
-    for (int i = 0; i < MOST_CONTEXTS; i++) sum += contexts[i];
+    for (int i = 0; i < MAX_CONTEXTS; i++) sum += contexts[i];
     return sum;
 }
 EXPORT int fake_libraries_loaded(void) {
@@ -126,7 +126,7 @@ EXPORT int cuDevicePrimaryCtxRelease_v2(int device) {
 }
 
 EXPORT int cuCtxPushCurrent_v2(int *context) {
-    if (depth == MOST_CONTEXTS || *context == 0) return INVALID_CONTEXT;
+    if (depth == MAX_CONTEXTS || *context == 0) return INVALID_CONTEXT;
     stack[depth++] = context;
     return 0;
 }
@@ -166,13 +166,13 @@ EXPORT int cuLibraryLoadData(library **made, const void *code, int *a, void **b,
     pthread_mutex_lock(&lock);
     int slot = 0;
     while (slot < library_count && libraries[slot].loaded) slot++;
-    if (slot < MOST_KERNELS) {
+    if (slot < MAX_KERNELS) {
         *made = &libraries[slot];
         **made = (library){code, architecture, 1};
         if (slot == library_count) library_count++;
     }
     pthread_mutex_unlock(&lock);
-    return slot < MOST_KERNELS ? 0 : OUT_OF_MEMORY;
+    return slot < MAX_KERNELS ? 0 : OUT_OF_MEMORY;
 }
 
 EXPORT int cuLibraryUnload(library *which) {
@@ -198,7 +198,7 @@ static int read_kernel(kernel *made) {
             uint32_t flags;
             memcpy(&ordinal, at + 8, sizeof ordinal);
             memcpy(&flags, at + 12, sizeof flags);
-            if (ordinal >= FAKE_MOST_PARAMETERS || made->sizes[ordinal] != 0 || flags >> 18 > sizeof(uint64_t)) return INVALID_VALUE;
+            if (ordinal >= FAKE_MAX_PARAMETERS || made->sizes[ordinal] != 0 || flags >> 18 > sizeof(uint64_t)) return INVALID_VALUE;
             made->sizes[ordinal] = (int)(flags >> 18);
             made->parameter_count++;
         }
@@ -211,9 +211,9 @@ EXPORT int cuLibraryGetKernel(kernel **made, library *from, const char *name) {
     pthread_mutex_lock(&lock);
     int slot = 0; /* one that nobody has, or that was of code unloaded since */
     while (slot < kernel_count && kernels[slot].from->loaded && kernels[slot].from != from) slot++;
-    *made = slot < MOST_KERNELS ? &kernels[slot] : NULL;
+    *made = slot < MAX_KERNELS ? &kernels[slot] : NULL;
     if (*made != NULL) **made = (kernel){.from = from};
-    if (slot == kernel_count && slot < MOST_KERNELS) kernel_count++;
+    if (slot == kernel_count && slot < MAX_KERNELS) kernel_count++;
     pthread_mutex_unlock(&lock);
     if (*made == NULL) return OUT_OF_MEMORY;
     strncpy((*made)->entry, name, sizeof(*made)->entry - 1);
@@ -224,10 +224,10 @@ EXPORT int cuKernelSetAttribute(int attribute, int value, kernel *which, int dev
     return attribute == 8 && value > 49152 && which->from->loaded && device >= FAKE_FIRST_HANDLE ? 0 : INVALID_VALUE;
 }
 
-static stream *streams[MOST_STREAMS];
+static stream *streams[MAX_STREAMS];
 static int do_or_record(operation what, void *where);
 
-static int launch_kernel(kernel *which, int together, unsigned int gx, unsigned int gy, unsigned int gz, unsigned int bx,
+static int launch_kernel(kernel *which, int cooperative, unsigned int gx, unsigned int gy, unsigned int gz, unsigned int bx,
                          unsigned int by, unsigned int bz, unsigned int shared_bytes, void *stream, void **arguments);
 
 EXPORT int cuLaunchKernel(kernel *which, unsigned int gx, unsigned int gy, unsigned int gz, unsigned int bx,
@@ -245,7 +245,7 @@ EXPORT int cuLaunchCooperativeKernel(kernel *which, unsigned int gx, unsigned in
     return launch_kernel(which, 1, gx, gy, gz, bx, by, bz, shared_bytes, stream, arguments);
 }
 
-static int launch_kernel(kernel *which, int together, unsigned int gx, unsigned int gy, unsigned int gz, unsigned int bx,
+static int launch_kernel(kernel *which, int cooperative, unsigned int gx, unsigned int gy, unsigned int gz, unsigned int bx,
                          unsigned int by, unsigned int bz, unsigned int shared_bytes, void *stream, void **arguments) {
     int error = number("FAKE_LAUNCH_ERROR", 0);
     if (error != 0) return error;
@@ -254,7 +254,7 @@ static int launch_kernel(kernel *which, int together, unsigned int gx, unsigned 
     fake_launch launch = {.architecture = which->from->architecture,
                           .image = which->from->image,
                           .device = fake_current(),
-                          .together = together,
+                          .cooperative = cooperative,
                           .grid = {gx, gy, gz},
                           .block = {bx, by, bz},
                           .shared_bytes = shared_bytes,
@@ -295,14 +295,14 @@ static void perform(const operation *what) {
 static int do_or_record(operation what, void *where) {
     stream *on = NULL;
     pthread_mutex_lock(&lock);
-    for (int i = 0; i < MOST_STREAMS; i++)
+    for (int i = 0; i < MAX_STREAMS; i++)
         if (where != NULL && streams[i] == where) on = where;
     pthread_mutex_unlock(&lock);
     if (on == NULL) {
         perform(&what);
         return 0;
     }
-    if (on->count == MOST_OPERATIONS) return INVALID_VALUE;
+    if (on->count == MAX_OPERATIONS) return INVALID_VALUE;
     on->operations[on->count++] = what;
     return 0;
 }
@@ -311,7 +311,7 @@ static int no_context(void) { return current() == NULL || *current() == 0; }
 
 EXPORT int cuMemAlloc_v2(uint64_t *pointer, size_t bytes) {
     if (current() == NULL || bytes == 0) return INVALID_VALUE;
-    if (number("FAKE_MEMORY", 1 << 30) <= memory_count || bytes > MOST_MEMORY_BYTES) return OUT_OF_MEMORY;
+    if (number("FAKE_MEMORY", 1 << 30) <= memory_count || bytes > MAX_MEMORY_BYTES) return OUT_OF_MEMORY;
     void *memory = malloc(bytes);
     memset(memory, 0xa5, bytes);
     *pointer = (uint64_t)(uintptr_t)memory | DEVICE_MARK;
@@ -357,7 +357,7 @@ EXPORT int cuStreamCreate(stream **made, unsigned int flags) {
     *made = calloc(1, sizeof **made);
     pthread_mutex_lock(&lock);
     int slot = 0;
-    while (slot < MOST_STREAMS - 1 && streams[slot] != NULL) slot++;
+    while (slot < MAX_STREAMS - 1 && streams[slot] != NULL) slot++;
     streams[slot] = *made;
     stream_count++;
     pthread_mutex_unlock(&lock);
@@ -367,7 +367,7 @@ EXPORT int cuStreamCreate(stream **made, unsigned int flags) {
 EXPORT int cuStreamDestroy_v2(stream *which) {
     if (no_context()) return INVALID_CONTEXT;
     pthread_mutex_lock(&lock);
-    for (int i = 0; i < MOST_STREAMS; i++)
+    for (int i = 0; i < MAX_STREAMS; i++)
         if (streams[i] == which) streams[i] = NULL;
     stream_count--;
     pthread_mutex_unlock(&lock);
@@ -407,7 +407,7 @@ EXPORT int cuGraphInstantiateWithFlags(stream **ready, const stream *graph, unsi
 }
 
 EXPORT int cuGraphLaunch(const stream *ready, stream *on) {
-    if (no_context() || on->capturing || on->count + ready->count > MOST_OPERATIONS) return INVALID_VALUE;
+    if (no_context() || on->capturing || on->count + ready->count > MAX_OPERATIONS) return INVALID_VALUE;
     for (int i = 0; i < ready->count; i++) on->operations[on->count++] = ready->operations[i];
     graph_launch_count++;
     return 0;

@@ -11,7 +11,7 @@
 
 #include <stdint.h>
 
-#define FAKE_MOST_PARAMETERS 40
+#define FAKE_MAX_PARAMETERS 40
 #define FAKE_FIRST_HANDLE 40 /* device ordinal n has the handle n + 40, so that the two cannot be mistaken for each other */
 
 typedef struct fake_launch {
@@ -19,12 +19,12 @@ typedef struct fake_launch {
     int architecture;  /* of the machine code */
     const void *image; /* the machine code itself */
     int device;       /* handle of the device of the context that was current */
-    int together; /* whether it was a cooperative launch */
+    int cooperative; /* whether it was a cooperative launch */
     unsigned int grid[3], block[3], shared_bytes;
     void *stream;
     int parameter_count; /* as the machine code says */
-    int sizes[FAKE_MOST_PARAMETERS];
-    uint64_t values[FAKE_MOST_PARAMETERS];
+    int sizes[FAKE_MAX_PARAMETERS];
+    uint64_t values[FAKE_MAX_PARAMETERS];
 } fake_launch;
 
 /* What a launch does, if anything: it sees device pointers as pointers that it can follow. */
@@ -32,7 +32,7 @@ typedef void (*fake_kernel)(const fake_launch *launch);
 void fake_run_with(fake_kernel kernel);
 
 /* Allocations, streams and graphs that were not given back. FAKE_MEMORY: how many device allocations there are room for. */
-int fake_things_held(void);
+int fake_resources_held(void);
 int fake_graph_launch_count(void);
 
 /* How many launches there were, and the last one. */

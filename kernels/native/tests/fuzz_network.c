@@ -14,7 +14,7 @@
 #include "utf8.h"
 
 #define DIGEST 64
-#define MOST_LINES 64
+#define MAX_LINES 64
 
 const ve_table_entry ve_table[1]; /* the library's own kernels are not needed here */
 const int ve_table_count = 0;
@@ -201,7 +201,7 @@ static void check_sentence(void) {
 
 static void check_network(ve_network *network) {
     ve_network_info info;
-    CHECK(ve_describe(network, &info) == VE_OK);
+    CHECK(ve_network_get_info(network, &info) == VE_OK);
     CHECK(info.side >= 1 && info.side <= VE_MAX_SIDE && info.channels >= 1 && info.channels <= VE_MAX_CHANNELS);
     CHECK(info.classes >= 2 && info.classes <= VE_MAX_CLASSES && isfinite(info.threshold));
     CHECK(info.has_angle == 0 || info.has_angle == 1);

@@ -1,6 +1,6 @@
-"""Writes a network file for the tests in C: a small plan, numbers that are all zero, real machine code.
+"""Writes a network file for the tests in C: a small network, parameters that are all zero, real machine code.
 
-python make_network.py FILE ARCHITECTURE PROGRAMS
+python make_network.py FILE ARCHITECTURE CTAS_PER_IMAGE
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import sys
 
 import numpy as np
 from vae_edge_kernels.aot.network_file import write_network
-from vae_edge_kernels.plan import make_plan, padded
+from vae_edge_kernels.layout import make_layout, padded
 
 
-def main(path: str, architecture: int, programs: int) -> None:
+def main(path: str, architecture: int, ctas_per_image: int) -> None:
     """Write the file."""
-    plan = make_plan(
+    layout = make_layout(
         sides=[28, 14, 7, 4],
         channels=1,
         classes=3,
@@ -22,20 +22,25 @@ def main(path: str, architecture: int, programs: int) -> None:
         latent=4,
         hidden=4,
         fill=0.0,
-        window=False,
-        pose_widths=(),
+        circular_mask=False,
+        orientation_widths=(),
         widths=(16, 16, 16),
         components=4,
         clusters=3,
         decoder=None,
         int8=False,
     )
-    buffers = {
-        "weights": np.zeros(plan.weights_size, np.float16),
-        "numbers": np.zeros(plan.numbers_size, np.float32),
-        "whitenings": np.zeros((3, 4, padded(4)), np.float16),
-    }
-    write_network(path, plan, buffers, ["one", "t=wo", "drei äöü"], 0.5, (architecture,), programs)
+    write_network(
+        path,
+        layout,
+        weights=np.zeros(layout.weights_size, np.float16),
+        params=np.zeros(layout.params_size, np.float32),
+        whitening=np.zeros((3, 4, padded(4)), np.float16),
+        classes=["one", "t=wo", "drei äöü"],
+        threshold=0.5,
+        architectures=(architecture,),
+        ctas_per_image=ctas_per_image,
+    )
 
 
 if __name__ == "__main__":

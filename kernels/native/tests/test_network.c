@@ -9,29 +9,29 @@
 #include "check.h"
 #include "fake_driver.h"
 
-#define MOST 200
+#define MAX_IMAGES 200
 
 int cuMemAlloc_v2(uint64_t *pointer, size_t bytes);
 int cuMemFree_v2(uint64_t pointer);
 int cuMemcpyAsync(uint64_t to, uint64_t from, size_t bytes, void *stream);
 
 static int side, channels, classes;
-static uint8_t images[MOST * 64 * 64 * 3];
-static float probabilities[MOST * 64], angles[MOST], scores[MOST], doubts[MOST * 3];
+static uint8_t images[MAX_IMAGES * 64 * 64 * 3];
+static float probabilities[MAX_IMAGES * 64], angles[MAX_IMAGES], scores[MAX_IMAGES], uncertainty[MAX_IMAGES * 3];
 
 /* Programs that work on one image, in a file that has machine code for that. */
 #define MULTIPROCESSORS 16
-static int programs;
+static int ctas_per_image;
 
 /* In the network's place: answers that say which image they belong to. */
 static void answer(const fake_launch *launch) {
     int room = getenv("FAKE_ROOM") == NULL ? MULTIPROCESSORS : atoi(getenv("FAKE_ROOM"));
-    int spread = launch->grid[0] * (unsigned int)programs <= MULTIPROCESSORS && programs > 1 && room >= MULTIPROCESSORS;
+    int multi_cta = launch->grid[0] * (unsigned int)ctas_per_image <= MULTIPROCESSORS && ctas_per_image > 1 && room >= MULTIPROCESSORS;
     CHECK(launch->parameter_count == 14 && launch->grid[2] == 1);
-    CHECK(launch->together == spread && launch->grid[1] == (spread ? (unsigned int)programs : 1));
+    CHECK(launch->cooperative == multi_cta && launch->grid[1] == (multi_cta ? (unsigned int)ctas_per_image : 1));
     CHECK(launch->sizes[11] == 4 && launch->values[11] == launch->grid[0] && launch->values[12] == 0 && launch->values[13] == 0);
-    const int32_t *meetings = (const int32_t *)(uintptr_t)launch->values[6];
-    for (unsigned int n = 0; n < launch->grid[0]; n++) CHECK(meetings[n] == 0);
+    const int32_t *barrier = (const int32_t *)(uintptr_t)launch->values[6];
+    for (unsigned int n = 0; n < launch->grid[0]; n++) CHECK(barrier[n] == 0);
     const uint8_t *image = (const uint8_t *)(uintptr_t)launch->values[0];
     float *first = (float *)(uintptr_t)launch->values[7], *angle = (float *)(uintptr_t)launch->values[8];
     float *score = (float *)(uintptr_t)launch->values[9], *doubt = (float *)(uintptr_t)launch->values[10];
@@ -49,7 +49,7 @@ static void check_answers(size_t n) {
     for (size_t i = 0; i < n; i++) {
         float mark = (float)(i % 251);
         CHECK(probabilities[i * k] == mark && probabilities[i * k + k - 1] == mark + (float)(classes - 1) / 1000.0f);
-        CHECK(angles[i] == -mark && scores[i] == 1000.0f + mark && doubts[3 * i + 2] == 4000.0f + mark);
+        CHECK(angles[i] == -mark && scores[i] == 1000.0f + mark && uncertainty[3 * i + 2] == 4000.0f + mark);
     }
 }
 
@@ -57,7 +57,7 @@ static void forget(void) {
     memset(probabilities, 0, sizeof probabilities);
     memset(angles, 0, sizeof angles);
     memset(scores, 0, sizeof scores);
-    memset(doubts, 0, sizeof doubts);
+    memset(uncertainty, 0, sizeof uncertainty);
 }
 
 /* A copy of the file with one byte changed, or its end cut off. */
@@ -109,16 +109,16 @@ static void check_refusals(const char *path, const char *folder) {
     CHECK_FAILS(ve_open(path, 0, &network), VE_ERROR_DRIVER, "no kernel image");
     CHECK(unsetenv("FAKE_LAUNCH_ERROR") == 0);
     (void)remove(damaged);
-    CHECK(network == NULL && fake_things_held() == 0 && fake_contexts_retained() == 0 && fake_libraries_loaded() == 0);
+    CHECK(network == NULL && fake_resources_held() == 0 && fake_contexts_retained() == 0 && fake_libraries_loaded() == 0);
 }
 
-/* Images and answers in device memory, each alone and all together, for one piece and for several. */
+/* Images and answers in device memory, each alone and all cooperative, for one piece and for several. */
 static void check_device_pointers(ve_network *network) {
     const size_t batches[] = {2, 65, 200};
     fake_set_current(FAKE_FIRST_HANDLE);
     uint64_t memory[5];
-    const size_t sizes[5] = {sizeof probabilities, sizeof angles, sizeof scores, sizeof doubts, sizeof images};
-    float *const host[4] = {probabilities, angles, scores, doubts};
+    const size_t sizes[5] = {sizeof probabilities, sizeof angles, sizeof scores, sizeof uncertainty, sizeof images};
+    float *const host[4] = {probabilities, angles, scores, uncertainty};
     for (int i = 0; i < 5; i++) CHECK(cuMemAlloc_v2(&memory[i], sizes[i]) == 0);
     CHECK(cuMemcpyAsync(memory[4], (uint64_t)(uintptr_t)images, sizeof images, NULL) == 0);
     for (int which = 0; which < 6; which++)
@@ -127,7 +127,7 @@ static void check_device_pointers(ve_network *network) {
             for (int i = 0; i < 4; i++) fields[i] = which == i || which == 5 ? (void *)(uintptr_t)memory[i] : (void *)host[i];
             const void *from = which >= 4 ? (const void *)(uintptr_t)memory[4] : (const void *)images;
             forget();
-            CHECK(ve_classify_with_doubts(network, from, batches[b], fields[0], fields[1], fields[2], fields[3]) == VE_OK);
+            CHECK(ve_classify_ex(network, from, batches[b], fields[0], fields[1], fields[2], fields[3]) == VE_OK);
             for (int i = 0; i < 4; i++)
                 if (fields[i] != host[i])
                     CHECK(cuMemcpyAsync((uint64_t)(uintptr_t)host[i], memory[i], sizes[i], NULL) == 0);
@@ -168,28 +168,28 @@ static void check_other_files(const char *folder) {
 
 int main(int count, char **values) {
     CHECK(count == 4 && getenv("FAKE_CC") != NULL);
-    programs = atoi(values[3]);
+    ctas_per_image = atoi(values[3]);
     check_refusals(values[1], values[2]);
     check_other_files(values[2]);
     ve_network *network = NULL;
     ve_network_info info;
     CHECK(ve_open(values[1], 0, &network) == VE_OK && network != NULL);
     CHECK(fake_current() == -1); /* the thread's context is as it was */
-    CHECK(ve_describe(network, &info) == VE_OK);
+    CHECK(ve_network_get_info(network, &info) == VE_OK);
     side = info.side, channels = info.channels, classes = info.classes;
     CHECK(side >= 28 && side <= 64 && classes >= 2 && classes <= 64 && strlen(info.class_names[classes - 1]) > 0);
     size_t each = (size_t)(side * side * channels);
-    for (int i = 0; i < MOST; i++) images[(size_t)i * each] = (uint8_t)(i % 251);
+    for (int i = 0; i < MAX_IMAGES; i++) images[(size_t)i * each] = (uint8_t)(i % 251);
     fake_run_with(answer);
-    int held = fake_things_held(), graphs = fake_graph_launch_count();
+    int held = fake_resources_held(), graphs = fake_graph_launch_count();
     const size_t batches[] = {1, 3, 1, 16, 17, 64, 65, 200, 3};
     for (size_t i = 0; i < sizeof batches / sizeof *batches; i++) {
         forget();
-        CHECK(ve_classify_with_doubts(network, images, batches[i], probabilities, angles, scores, doubts) == VE_OK);
+        CHECK(ve_classify_ex(network, images, batches[i], probabilities, angles, scores, uncertainty) == VE_OK);
         check_answers(batches[i]);
-        if (batches[i] < MOST) CHECK(scores[batches[i]] == 0.0f); /* nothing behind the last */
+        if (batches[i] < MAX_IMAGES) CHECK(scores[batches[i]] == 0.0f); /* nothing behind the last */
     }
-    CHECK(fake_things_held() == held); /* classifying takes nothing */
+    CHECK(fake_resources_held() == held); /* classifying takes nothing */
     CHECK(fake_graph_launch_count() == graphs + 7); /* 1, 3, 1, 16 and 3, and what is left of 65 and of 200 */
     check_device_pointers(network);
     forget();
@@ -198,11 +198,11 @@ int main(int count, char **values) {
     CHECK_FAILS(ve_classify(network, NULL, 1, NULL, NULL, NULL), VE_ERROR_INVALID_ARGUMENT, "must not be NULL");
     check_counts(network);
     CHECK(setenv("FAKE_LAUNCH_ERROR", "209", 1) == 0);
-    CHECK_FAILS(ve_classify(network, images, 2 * MOST / 10, NULL, NULL, scores), VE_ERROR_DRIVER, "no kernel image");
+    CHECK_FAILS(ve_classify(network, images, 2 * MAX_IMAGES / 10, NULL, NULL, scores), VE_ERROR_DRIVER, "no kernel image");
     CHECK(unsetenv("FAKE_LAUNCH_ERROR") == 0);
     CHECK(ve_classify(network, images, 1, NULL, NULL, scores) == VE_OK);
-    CHECK_FAILS(ve_describe(network, NULL), VE_ERROR_INVALID_ARGUMENT, "must not be NULL");
+    CHECK_FAILS(ve_network_get_info(network, NULL), VE_ERROR_INVALID_ARGUMENT, "must not be NULL");
     CHECK(ve_close(network) == VE_OK && ve_close(NULL) == VE_OK);
-    CHECK(fake_things_held() == 0 && fake_contexts_retained() == 0 && fake_libraries_loaded() == 0 && fake_current() == -1);
+    CHECK(fake_resources_held() == 0 && fake_contexts_retained() == 0 && fake_libraries_loaded() == 0 && fake_current() == -1);
     return 0;
 }

@@ -12,9 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from vae_edge_kernels import plan as plans
 from vae_edge_kernels.errors import KernelError
-from vae_edge_kernels.plan import Layer, Plan
+from vae_edge_kernels.layout import ConvLayout, Fc, NetworkLayout
 
 BATCHES = (1, 256)
 POSE_VALUES = 6  # cos θ, sin θ, θ, angle confidence, second angle, its probability
@@ -116,80 +115,86 @@ class LayerCost:
         return 1e6 * max(moved / device.bytes_per_s, self.macs * batch / rate)
 
 
-def layer_costs(plan: Plan) -> list[LayerCost]:
+def layer_costs(plan: NetworkLayout) -> list[LayerCost]:
     """The launches of a network that runs layer by layer, in order."""
     return list(_layer_costs(plan))
 
 
-def _layer_costs(plan: Plan) -> Iterator[LayerCost]:
+def _layer_costs(plan: NetworkLayout) -> Iterator[LayerCost]:
     element = 1 if plan.int8 else 2
     pixels = plan.side**2 * plan.channels
     whole = 4 if plan.int8 else 2  # bytes of an element of what stays floating point
     if plan.bins:
-        if plan.window:
+        if plan.circular_mask:
             yield LayerCost("circular mask", pixels, whole * pixels, 0, 4 * pixels)
-        seen = whole * pixels if plan.window else pixels
-        yield from _backbone("orientation", plan.layers[: plan.pose_layers], element, seen)
-        yield _linear("orientation head", plan, plans.POSE, element, 4 * (plan.classes + POSE_VALUES))
+        seen = whole * pixels if plan.circular_mask else pixels
+        yield from _backbone("orientation", plan.layers[: plan.orientation_layers], element, seen)
+        yield _linear("orientation head", plan, Fc.ORIENTATION, element, 4 * (plan.classes + POSE_VALUES))
     yield LayerCost("rotate", pixels, whole * pixels, 0, 4 * pixels)
-    encoder = plan.layers[plan.pose_layers : plan.pose_layers + plan.trunk_layers]
+    encoder = plan.layers[plan.orientation_layers : plan.orientation_layers + plan.encoder_layers]
     yield from _backbone("encoder", encoder, element, whole * pixels)
     yield _head(plan, element)
-    if not plan.score.light:
+    if not plan.score.fast:
         middle, last = plan.layers[-2:]
-        first = _linear("decoder 0", plan, plans.FIRST, element, element * plan.grid**2 * plan.width)
+        first = _linear("decoder 0", plan, Fc.DECODER, element, element * plan.grid**2 * plan.decoder_width)
         yield replace(first, inputs=4 * (plan.latent + plan.classes))
         yield _conv("decoder 1", middle, element, element)
         yield _conv("decoder 2", last, element, whole)
-        drawn = whole * last.out_side**2 * last.outputs
+        drawn = whole * last.out_side**2 * last.out_channels
         yield LayerCost("error", drawn + whole * pixels, 4, 0, 8 * pixels)
 
 
-def _backbone(name: str, layers: Sequence[Layer], element: int, seen: int) -> Iterator[LayerCost]:
+def _backbone(name: str, layers: Sequence[ConvLayout], element: int, seen: int) -> Iterator[LayerCost]:
     for number, layer in enumerate(layers):
         step = _conv(f"{name} {number}", layer, element, element)
         yield replace(step, inputs=seen) if number == 0 else step
-        if layer.tap:
-            places = layer.out_side**2 * layer.outputs
-            yield LayerCost(f"{name} pool", element * places, 4 * layer.outputs, 0, places)
+        if layer.is_feature_layer:
+            places = layer.out_side**2 * layer.out_channels
+            yield LayerCost(f"{name} pool", element * places, 4 * layer.out_channels, 0, places)
 
 
-def _conv(name: str, layer: Layer, element: int, out_element: int) -> LayerCost:
-    weights = layer.taps**2 * layer.inputs * layer.outputs
+def _conv(name: str, layer: ConvLayout, element: int, out_element: int) -> LayerCost:
+    weights = layer.kernel_size**2 * layer.in_channels * layer.out_channels
     places = layer.out_side**2
-    inputs = element * layer.side**2 * layer.inputs
-    return LayerCost(name, inputs, out_element * places * layer.outputs, element * weights, places * weights)
+    inputs = element * layer.side**2 * layer.in_channels
+    return LayerCost(name, inputs, out_element * places * layer.out_channels, element * weights, places * weights)
 
 
-def _linear(name: str, plan: Plan, number: int, element: int, outputs: int) -> LayerCost:
+def _linear(name: str, plan: NetworkLayout, number: int, element: int, outputs: int) -> LayerCost:
     layer = plan.linears[number]
     assert layer is not None
-    weights = layer.inputs * layer.outputs
-    return LayerCost(name, element * layer.inputs, outputs, element * weights, weights)
+    weights = layer.in_features * layer.out_features
+    return LayerCost(name, element * layer.in_features, outputs, element * weights, weights)
 
 
-def _head(plan: Plan, element: int) -> LayerCost:
+def _head(plan: NetworkLayout, element: int) -> LayerCost:
     """The content head: linear layers to mu, hidden and logits, and the score's projection (float32) and whitening
     (float16). The whitening matrix is counted once, as if all images of a batch were nearest to the same cluster."""
-    layers = [layer for number in (plans.MU, plans.INNER, plans.OUTER) if (layer := plan.linears[number]) is not None]
-    linear = sum(layer.inputs * layer.outputs for layer in layers)
+    layers = [
+        layer
+        for number in (Fc.MU, Fc.CLASSIFIER_HIDDEN, Fc.CLASSIFIER_LOGITS)
+        if (layer := plan.linears[number]) is not None
+    ]
+    linear = sum(layer.in_features * layer.out_features for layer in layers)
     score = plan.score
-    features = plan.pose_tap + plan.tap + plan.latent + plan.classes
+    features = plan.orientation_feature_channels + plan.feature_channels + plan.latent + plan.classes
     fitted, whitening = features * (score.components + 1) + score.components * score.clusters, score.components**2
-    inputs = element * layers[0].inputs + 4 * (plan.pose_tap + plan.tap + plan.classes + POSE_VALUES)
+    inputs = element * layers[0].in_features + 4 * (
+        plan.orientation_feature_channels + plan.feature_channels + plan.classes + POSE_VALUES
+    )
     outputs = 4 * (plan.latent + 2 * plan.classes + 2)
     weights = element * linear + 4 * fitted + 2 * whitening
     return LayerCost("content head", inputs, outputs, weights, linear + fitted + whitening)
 
 
-def fused_cost(plan: Plan) -> LayerCost:
+def fused_cost(plan: NetworkLayout) -> LayerCost:
     """The whole network in one launch, whose activations stay in the cache."""
     steps = layer_costs(plan)
     weights, macs = sum(step.weights for step in steps), sum(step.macs for step in steps)
     return LayerCost("one launch", plan.side**2 * plan.channels, 4 * (plan.classes + 5), weights, macs)
 
 
-def bytes_moved(plan: Plan) -> tuple[int, int, int]:
+def bytes_moved(plan: NetworkLayout) -> tuple[int, int, int]:
     """Bytes of one image's activations that go through the GPU's memory: unfused, fused by operator, in one launch.
 
     Unfused is eager PyTorch: each convolution's output is read and written twice more (normalization with bias, then
@@ -198,12 +203,12 @@ def bytes_moved(plan: Plan) -> tuple[int, int, int]:
     element = 1 if plan.int8 else 2
     pixels = plan.side**2 * plan.channels
     fused = sum(step.inputs + step.outputs for step in layer_costs(plan))
-    again = sum(4 * element * layer.out_side**2 * layer.outputs for layer in plan.layers if layer.relu)
+    again = sum(4 * element * layer.out_side**2 * layer.out_channels for layer in plan.layers if layer.relu)
     single = fused_cost(plan)
     return fused + again + 2 * (4 + 4) * pixels, fused, single.inputs + single.outputs
 
 
-def table(plan: Plan, batches: tuple[int, ...] = BATCHES) -> str:
+def table(plan: NetworkLayout, batches: tuple[int, ...] = BATCHES) -> str:
     """The roofline of a network as a Markdown table: a line for each launch, one for their sum, one for one launch."""
     steps = layer_costs(plan)
     heads = [f"{device.name} {batch}" for device in DEVICES for batch in batches]
@@ -230,7 +235,7 @@ def table(plan: Plan, batches: tuple[int, ...] = BATCHES) -> str:
     return "\n".join(lines)
 
 
-def savings(named: Mapping[str, Plan]) -> str:
+def savings(named: Mapping[str, NetworkLayout]) -> str:
     """What fusion saves, as a Markdown table: bytes of an image's activations through memory, and launches."""
     lines = [
         "| network | unfused, KiB an image | fused operators | one launch | launches, fused | in one |",

@@ -1,19 +1,25 @@
 """Network files: a fused network with its machine code in one safetensors file, which the native library opens.
 
-The file's tensors are `weights`, `numbers` and `whitenings` (see `vae_edge_kernels.plan`), `cubin.NN` (machine code for
-sm_NN) and `about`, lines of key=value in UTF-8:
+The file's tensors:
+
+    weights, numbers, whitenings   the weight buffer, params and whitening of `vae_edge_kernels.layout`
+    cubin.NN                       machine code for sm_NN, one CTA an image
+    spread.NN                      machine code for sm_NN, several CTAs an image
+    about                          the description: lines of key=value in UTF-8
+
+and the keys of the description:
 
     side, channels, classes, has_angle   of images and answers
     threshold_bits                       the threshold of the score, as the bits of a float32
-    area_bytes, floats                   scratch of an image
+    area_bytes                           of a slot's two activation buffers
+    floats                               of a slot's workspace
     weights_bytes, numbers_bytes, whitenings_bytes
     class.0, class.1, ...                names
-    kernel.NN                            entry, warps, bytes of shared memory and programs an image (1) of cubin.NN
-    spread.NN                            the same of tensor spread.NN, by which several programs work on one image
+    kernel.NN, spread.NN                 entry, warps, bytes of shared memory and CTAs an image of cubin.NN or spread.NN
 
 Every key stands once, and no other may stand there. The metadata are `format` and `sha256`: the digest of the whole
-file as it is with 64 zeros in the digest's place. (Of format 2, which is still read, it was the digest of everything
-behind the header.) What a file may have at most is in `vae_edge.h`.
+file as it is with 64 zeros in the digest's place. (In format 2, which is still read, it was the digest of everything
+behind the header.) The limits are those of `vae_edge.h`. The names in the file are those of its first version.
 """
 
 from __future__ import annotations
@@ -25,9 +31,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vae_edge_kernels import aot
+from vae_edge_kernels import aot, layout
 from vae_edge_kernels.errors import KernelError
-from vae_edge_kernels.plan import MOST_PROGRAMS, Plan, padded, to_text
+from vae_edge_kernels.layout import NetworkLayout, padded, to_json
 
 FORMAT = "vae-edge-network-3"
 NO_DIGEST = "0" * 64
@@ -35,55 +41,64 @@ MAX_CLASSES = 4096  # this and what follows: as vae_edge.h has it
 MAX_CLASS_NAME_BYTES = 1024
 MAX_SIDE = 1024  # pixels
 MAX_CHANNELS = 4
-MAX_SCRATCH_BYTES = 16 << 20  # of an image's feature maps, and of its other numbers
+MAX_SCRATCH_BYTES = 16 << 20  # of a slot's activations, and of its workspace
 MAX_FILE_BYTES = 256 << 20
 ORIN = (87,)
-POWERS = tuple(1 << n for n in range(MOST_PROGRAMS.bit_length()))
+CTA_COUNTS = tuple(1 << n for n in range(layout.MAX_CTAS_PER_IMAGE.bit_length()))  # powers of two
 
 
 def write_network(
     path: str | os.PathLike[str],
-    given: Plan,
-    buffers: dict[str, Any],
+    net: NetworkLayout,
+    *,
+    weights: Any,
+    params: Any,
+    whitening: Any,
     classes: Sequence[str],
     threshold: float,
     architectures: Sequence[int] = ORIN,
-    programs: int = 1,
+    ctas_per_image: int = 1,
 ) -> None:
     """Compile a network for some GPUs and write its file.
 
     Args:
-        given: what the network is.
-        buffers: NumPy arrays `weights`, `numbers` and `whitenings`, as the plan says.
+        path: of the file.
+        net: the network's layout.
+        weights, params, whitening: NumPy arrays, as the layout says.
         classes: names, as many as the network has.
         threshold: a score up to it is accepted.
         architectures: 87 is Jetson Orin; see `vae_edge_kernels.aot.ARCHITECTURES`.
-        programs: above 1, the file also has machine code by which so many programs (a power of two, at most 32) work on
-            one image, for batches that leave every one of them a multiprocessor.
+        ctas_per_image: above 1 (a power of two, at most 32), the file also has machine code with so many CTAs an image.
+            It is used while batch · ctas_per_image is at most the number of multiprocessors.
 
     Raises:
-        KernelError: if names do not fit the network, a number is not finite or beyond what such a file may have, or the
+        KernelError: names do not fit the network, a number is not finite or beyond what such a file may have, or the
             network does not compile for an architecture.
     """
     import numpy as np
 
-    if programs not in POWERS:
-        raise KernelError(f"programs must be a power of two up to {POWERS[-1]}; got {programs}")
-    tensors = {name: buffers.get(name) for name in ("weights", "numbers", "whitenings")}
-    _check_buffers(given, tensors)
-    _check_names(given, classes)
-    about = _description(given, tensors, classes, threshold)
+    if ctas_per_image not in CTA_COUNTS:
+        raise KernelError(f"ctas_per_image must be a power of two up to {CTA_COUNTS[-1]}; got {ctas_per_image}")
+    tensors = {"weights": weights, "numbers": params, "whitenings": whitening}
+    _check_buffers(net, weights, params, whitening)
+    _check_names(net, classes)
+    about = _description(net, tensors, classes, threshold)
+
     with tempfile.TemporaryDirectory(prefix="vae-edge-network-") as folder:
-        wanted = "network*" if programs > 1 else "network"
-        manifest = aot.compile_all(folder, architectures, network=to_text(given), only=wanted, ctas_per_image=programs)
+        pattern = "network*" if ctas_per_image > 1 else "network"
+        manifest = aot.compile_all(
+            folder, architectures, network=to_json(net), only=pattern, ctas_per_image=ctas_per_image
+        )
         for kernel in manifest["kernels"]:
-            alone = kernel["name"] == "network"
+            single = kernel["name"] == "network"
+            line, tensor = ("kernel", "cubin") if single else ("spread", "spread")
             for cubin in kernel["cubins"]:
                 number = cubin["architecture"]
-                figures = f"{cubin['warps']} {cubin['shared_bytes']} {1 if alone else programs}"
-                about[f"{'kernel' if alone else 'spread'}.{number}"] = f"{kernel['entry']} {figures}"
+                figures = f"{cubin['warps']} {cubin['shared_bytes']} {1 if single else ctas_per_image}"
+                about[f"{line}.{number}"] = f"{kernel['entry']} {figures}"
                 code = np.frombuffer((Path(folder) / cubin["file"]).read_bytes(), np.uint8)
-                tensors[f"{'cubin' if alone else 'spread'}.{number}"] = code
+                tensors[f"{tensor}.{number}"] = code
+
     tensors["about"] = np.frombuffer("".join(f"{key}={value}\n" for key, value in about.items()).encode(), np.uint8)
     content = _with_digest(tensors)
     if len(content) > MAX_FILE_BYTES:
@@ -91,31 +106,30 @@ def write_network(
     Path(path).write_bytes(content)
 
 
-def _check_buffers(given: Plan, buffers: dict[str, Any]) -> None:
-    """Refuse buffers that are not as the plan says, or numbers that are not finite."""
+def _check_buffers(net: NetworkLayout, weights: Any, params: Any, whitening: Any) -> None:
+    """Refuse buffers that are not as the layout says, or numbers that are not finite."""
     import numpy as np
 
-    score = given.score
-    shapes = {
-        "weights": ((given.weights_size,), np.int8 if given.int8 else np.float16),
-        "numbers": ((given.numbers_size,), np.float32),
-        "whitenings": ((score.clusters, score.components, padded(score.components)), np.float16),
-    }
-    for name, (shape, dtype) in shapes.items():
-        found = buffers[name]
-        if found is None or found.shape != shape or found.dtype != dtype:
-            came = "nothing" if found is None else f"{found.dtype} {list(found.shape)}"
-            raise KernelError(f"{name} must be {np.dtype(dtype)} {list(shape)}, as the plan says; got {came}")
+    score = net.score
+    for name, array, shape, dtype in (
+        ("weights", weights, (net.weights_size,), np.int8 if net.int8 else np.float16),
+        ("params", params, (net.params_size,), np.float32),
+        ("whitening", whitening, (score.clusters, score.components, padded(score.components)), np.float16),
+    ):
+        if array is None or array.shape != shape or array.dtype != dtype:
+            came = "nothing" if array is None else f"{array.dtype} {list(array.shape)}"
+            raise KernelError(f"{name} must be {np.dtype(dtype)} {list(shape)}, as the layout says; got {came}")
+
         # A float32 may be infinite: a limit that does not bind. A float16 that is has overflowed.
-        odd = np.isnan(found) if dtype == np.float32 else ~np.isfinite(found)
-        if odd.any():
-            raise KernelError(f"{name} must be finite numbers; {int(odd.sum())} of {odd.size} are not")
+        bad = np.isnan(array) if dtype == np.float32 else ~np.isfinite(array)
+        if bad.any():
+            raise KernelError(f"{name} must be finite numbers; {int(bad.sum())} of {bad.size} are not")
 
 
-def _check_names(given: Plan, classes: Sequence[str]) -> None:
+def _check_names(net: NetworkLayout, classes: Sequence[str]) -> None:
     """Refuse names that are not as many as the classes, or do not make one line of UTF-8 each."""
-    if len(classes) != given.classes:
-        raise KernelError(f"the network has {given.classes} classes; got {len(classes)} names: {ascii(classes)[:200]}")
+    if len(classes) != net.classes:
+        raise KernelError(f"the network has {net.classes} classes; got {len(classes)} names: {ascii(classes)[:200]}")
     for name in classes:
         try:
             size = len(name.encode())
@@ -130,29 +144,29 @@ def _check_names(given: Plan, classes: Sequence[str]) -> None:
 
 
 def _description(
-    given: Plan, buffers: dict[str, Any], classes: Sequence[str], threshold: float
+    net: NetworkLayout, buffers: dict[str, Any], classes: Sequence[str], threshold: float
 ) -> dict[str, int | float | str]:
-    """The description's values by their keys, all but those of the machine code."""
+    """The description by key, all but the lines about machine code."""
     import numpy as np
 
     with np.errstate(over="ignore"):
-        bound = np.float32(threshold)
-    if not np.isfinite(bound):
+        rounded = np.float32(threshold)
+    if not np.isfinite(rounded):
         raise KernelError(f"the threshold must be a finite float32; got {threshold}")
     limited = {
-        "side": (given.side, MAX_SIDE),
-        "channels": (given.channels, MAX_CHANNELS),
-        "classes": (given.classes, MAX_CLASSES),
-        "area_bytes": (2 * given.area * (1 if given.int8 else 2), MAX_SCRATCH_BYTES),
-        "floats": (given.floats, MAX_SCRATCH_BYTES // 4),
+        "side": (net.side, MAX_SIDE),
+        "channels": (net.channels, MAX_CHANNELS),
+        "classes": (net.classes, MAX_CLASSES),
+        "area_bytes": (2 * net.activation_size * (1 if net.int8 else 2), MAX_SCRATCH_BYTES),
+        "floats": (net.workspace_size, MAX_SCRATCH_BYTES // 4),
     }
-    for name, (value, most) in limited.items():
-        if value > most:
-            raise KernelError(f"a network file may have {name} up to {most}; the network's is {value}")
+    for name, (value, limit) in limited.items():
+        if value > limit:
+            raise KernelError(f"a network file may have {name} up to {limit}; the network's is {value}")
     return {
         **{name: value for name, (value, _) in limited.items()},
-        "has_angle": int(given.bins > 0),
-        "threshold_bits": int(bound.view(np.uint32)),
+        "has_angle": int(net.bins > 0),
+        "threshold_bits": int(rounded.view(np.uint32)),
         **{f"{name}_bytes": buffer.nbytes for name, buffer in buffers.items()},
         **{f"class.{number}": name for number, name in enumerate(classes)},
     }

@@ -22,7 +22,7 @@ from vae_edge_kernels.aot import CTAS_PER_IMAGE
 from vae_edge_kernels.config import KernelSpec
 from vae_edge_kernels.errors import KernelError
 
-OPERATOR_MODULES = ("reparameterize", "conv", "turn", "reductions")
+OPERATOR_MODULES = ("reparameterize", "conv", "rotate", "reductions")
 SCRATCH = ("global_scratch", "profile_scratch")
 
 
@@ -49,12 +49,12 @@ def kernel_specs(
             yield from module.kernel_specs(architecture)
         return
 
-    from vae_edge_kernels import head, network
-    from vae_edge_kernels.plan import from_text
+    from vae_edge_kernels import heads, network
+    from vae_edge_kernels.layout import from_json
 
-    given = from_text(plan)
-    whole = [network.variant(given, architecture, count) for count in sorted({1, ctas_per_image})]
-    for spec in whole + head.plan_variants(given, architecture):
+    given = from_json(plan)
+    whole = [network.kernel_spec(given, architecture, count) for count in sorted({1, ctas_per_image})]
+    for spec in whole + heads.network_variants(given, architecture):
         yield replace(spec, name=f"{spec.name}{label}")
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from PIL.Image import Resampling
 from torch.export import Dim
 
-from vae_edge.ops.turn import turn
+from vae_edge.ops.rotate import rotate
 
 
 def blob(size: int = 28, seed: int = 0) -> np.ndarray:
@@ -26,7 +26,7 @@ def blob(size: int = 28, seed: int = 0) -> np.ndarray:
 
 def turned(image: np.ndarray, angle_deg: float) -> np.ndarray:
     angle = torch.tensor([math.radians(angle_deg)])
-    return turn(torch.tensor(image, dtype=torch.float32)[None, None], angle.cos(), angle.sin())[0, 0].numpy()
+    return rotate(torch.tensor(image, dtype=torch.float32)[None, None], angle.cos(), angle.sin())[0, 0].numpy()
 
 
 def test_a_mark_at_the_top_goes_to_the_left_by_a_quarter_turn() -> None:
@@ -60,7 +60,7 @@ def test_turning_the_other_way_is_told_apart() -> None:
 def test_each_image_has_its_own_angle_and_gradients_run_through() -> None:
     images = torch.rand(3, 2, 28, 28, requires_grad=True)
     angle = torch.tensor([0.0, 0.5, math.pi], requires_grad=True)
-    result = turn(images, angle.cos(), angle.sin())
+    result = rotate(images, angle.cos(), angle.sin())
     assert torch.allclose(result[0], images[0], atol=1e-5)
     assert torch.allclose(result[2], images[2].flip(-1, -2), atol=1e-4)
     result.square().sum().backward()
@@ -74,7 +74,7 @@ def test_the_exported_graph_turns_alike_for_any_batch() -> None:
 
     class Turn(torch.nn.Module):
         def forward(self, images: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-            return turn(images, cos, sin)
+            return rotate(images, cos, sin)
 
     batch = {0: Dim("batch", min=1, max=64)}
     angle = torch.rand(3) * 6
@@ -94,4 +94,4 @@ def test_the_exported_graph_turns_alike_for_any_batch() -> None:
         images, angle = torch.rand(count, 1, 28, 28), torch.rand(count) * 6
         inputs = (images, angle.cos(), angle.sin())
         feed = dict(zip(names, [each.numpy() for each in inputs], strict=True))
-        assert np.abs(session.run(None, feed)[0] - turn(*inputs).numpy()).max() < 1e-4
+        assert np.abs(session.run(None, feed)[0] - rotate(*inputs).numpy()).max() < 1e-4

@@ -13,16 +13,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from vae_edge_kernels import plan as plans
+from vae_edge_kernels.layout import from_json, to_json
 
 from vae_edge.data import Dataset, rotate_dataset
 from vae_edge.errors import ExportError, KernelError
-from vae_edge.exporting.layers import read_layers
+from vae_edge.exporting.native import read_qdq_layers
 from vae_edge.exporting.onnx_file import ClassifierGraph
 from vae_edge.model import AngleVAE, create_config
-from vae_edge.ops.fuse import fuse
-from vae_edge.ops.network import network
-from vae_edge.ops.packing import QuantizedNetwork, pack, plan_of
+from vae_edge.ops.network import fuse, network
+from vae_edge.ops.packing import QuantizedNetwork, ScoreMode, network_layout, pack
 from vae_edge.training.checkpoint import Checkpoint
 
 BENCH = Path(__file__).parents[2] / "bench"
@@ -57,15 +56,15 @@ def test_the_fused_network_in_fp16_gives_what_the_exported_file_gives(
     assert np.quantile(apart.angles, 0.99) < 2e-3
     assert np.quantile(np.abs(found["concentration"] - expected["concentration"]), 0.99) < 5e-3
     assert np.quantile(np.abs(found["second_share"] - expected["second_share"]), 0.99) < 5e-3
-    assert np.quantile(apart.scores, 0.99) < 0.1 * apart.spread
+    assert np.quantile(apart.scores, 0.99) < 0.1 * apart.score_range
 
 
-@pytest.mark.parametrize("angle", ["upright", "turned"])
+@pytest.mark.parametrize("angle", ["upright", "rotated"])
 def test_the_fused_network_in_int8_gives_what_the_quantized_file_gives(
     checkpoint: Checkpoint, bundle: Path, digits: Dataset, images: np.ndarray, angle: str, script: ModuleType
 ) -> None:
     assert digits.test is not None
-    shown = images if angle == "turned" else digits.test.take(np.arange(COUNT)).images
+    shown = images if angle == "rotated" else digits.test.take(np.arange(COUNT)).images
     file = onnx.load(bundle / "classifier.int8.onnx")
     found, expected = script.fused(checkpoint.model, shown, file), script.evaluate(file, shown)
     apart = script.difference(found, expected, float(checkpoint.model.temperature))
@@ -74,7 +73,7 @@ def test_the_fused_network_in_int8_gives_what_the_quantized_file_gives(
     assert (apart.logits <= script.SAME).mean() >= 0.97
     assert (apart.logits <= apart.step).mean() >= 0.995
     assert np.quantile(apart.angles, 0.99) < 1e-4
-    assert np.quantile(apart.scores, 0.99) < 0.02 * apart.spread
+    assert np.quantile(apart.scores, 0.99) < 0.02 * apart.score_range
 
 
 def test_a_runtime_gives_nearly_what_the_fused_int8_network_gives(
@@ -98,7 +97,7 @@ def test_the_comparison_is_printed(
     monkeypatch.setattr(sys, "argv", ["fused.py", str(run), str(run)])
     assert script.main() == 2
     assert "missing: " in capsys.readouterr().err
-    assert [line.split(":")[0] for line in lines] == ["upright"] * 3 + ["turned"] * 3
+    assert [line.split(":")[0] for line in lines] == ["upright"] * 3 + ["rotated"] * 3
     assert all(" of 20 labels the same" in line for line in lines)
 
 
@@ -109,7 +108,7 @@ def test_the_answers_to_some_images_are_those_to_all(checkpoint: Checkpoint, ima
         torch.testing.assert_close(one, other[:count], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("light", [False, True])
+@pytest.mark.parametrize("score", ["full", "fast"])
 @pytest.mark.parametrize(
     "preset, changes",
     [
@@ -118,14 +117,14 @@ def test_the_answers_to_some_images_are_those_to_all(checkpoint: Checkpoint, ima
         ("small", {"size": 64, "channels": 3, "circular_mask": True}),
     ],
 )
-def test_any_shape_of_network_is_fused(preset: str, changes: dict[str, int], light: bool) -> None:
+def test_any_shape_of_network_is_fused(preset: str, changes: dict[str, int], score: ScoreMode) -> None:
     torch.manual_seed(0)
     model = AngleVAE(create_config(preset, **changes)).eval()
     config = model.config
     images = torch.randint(0, 256, (3, config.size, config.size, config.channels), dtype=torch.uint8)
     with torch.no_grad():
-        expected = ClassifierGraph(model, "fast" if light else "full")(images)
-    got = fuse(model, light=light)(images)
+        expected = ClassifierGraph(model, score)(images)
+    got = fuse(model, score=score)(images)
     torch.testing.assert_close(got[0], expected[0], rtol=0, atol=2e-3)
     torch.testing.assert_close(got[2], expected[2], rtol=1e-2, atol=1e-2)
 
@@ -133,7 +132,7 @@ def test_any_shape_of_network_is_fused(preset: str, changes: dict[str, int], lig
 def test_the_network_is_a_proper_operator_and_one_node_of_an_exported_program(checkpoint: Checkpoint) -> None:
     fused = fuse(checkpoint.model)
     images = torch.randint(0, 256, (1, 28, 28, 1), dtype=torch.uint8)
-    arguments = (images, fused.weights, fused.numbers, fused.whitenings, fused.text)
+    arguments = (images, fused.weights, fused.params, fused.whitening, fused.layout_json)
     torch.library.opcheck(torch.ops.vae_edge.network.default, arguments)
     batch = torch.export.Dim("batch", min=1, max=1024)
     program = torch.export.export(fused, (images.repeat(3, 1, 1, 1),), dynamic_shapes=({0: batch},))
@@ -141,14 +140,14 @@ def test_the_network_is_a_proper_operator_and_one_node_of_an_exported_program(ch
     assert [name for name in called if "vae_edge" in name] == ["vae_edge.network.default"]
 
 
-def test_a_plan_survives_its_text_and_a_wrong_text_is_refused(checkpoint: Checkpoint) -> None:
-    plan = plan_of(checkpoint.model)
-    assert plans.from_text(plans.to_text(plan)) == plan
+def test_a_layout_survives_its_json_and_other_text_is_refused(checkpoint: Checkpoint) -> None:
+    net = network_layout(checkpoint.model)
+    assert from_json(to_json(net)) == net
     fused = fuse(checkpoint.model)
     images = torch.zeros(1, 28, 28, 1, dtype=torch.uint8)
-    for text in ("", "{}", json.dumps({**json.loads(fused.text), "more": 1})):
-        with pytest.raises(KernelError, match="no plan of a network"):
-            network(images, fused.weights, fused.numbers, fused.whitenings, text)
+    for text in ("", "{}", json.dumps({**json.loads(fused.layout_json), "more": 1})):
+        with pytest.raises(KernelError, match="no layout of a network"):
+            network(images, fused.weights, fused.params, fused.whitening, text)
 
 
 def test_what_does_not_fit_is_refused_by_name(checkpoint: Checkpoint, bundle: Path) -> None:
@@ -159,12 +158,12 @@ def test_what_does_not_fit_is_refused_by_name(checkpoint: Checkpoint, bundle: Pa
     with pytest.raises(KernelError, match=r"network expects image of shape \[N, 28, 28, 1\]; got \[1, 32, 32, 1\]"):
         fused(torch.zeros(1, 32, 32, 1, dtype=torch.uint8))
     with pytest.raises(KernelError, match="network expects weights in float16; got int8"):
-        network(images, fused.weights.to(torch.int8), fused.numbers, fused.whitenings, fused.text)
-    with pytest.raises(KernelError, match="network expects programs as a power of two up to 32; got 3"):
-        network(images, fused.weights, fused.numbers, fused.whitenings, fused.text, 3)
+        network(images, fused.weights.to(torch.int8), fused.params, fused.whitening, fused.layout_json)
+    with pytest.raises(KernelError, match="network expects ctas_per_image as a power of two up to 32; got 3"):
+        network(images, fused.weights, fused.params, fused.whitening, fused.layout_json, 3)
     with pytest.raises(KernelError, match="fuse expects an AngleVAE; got Linear"):
         fuse(torch.nn.Linear(2, 2))
-    layers = read_layers(onnx.load(bundle / "classifier.int8.onnx")).layers
+    layers = read_qdq_layers(onnx.load(bundle / "classifier.int8.onnx")).layers
     for name, value in (
         ("input_scale", 0.0),
         ("input_scale", float("nan")),
@@ -178,7 +177,7 @@ def test_what_does_not_fit_is_refused_by_name(checkpoint: Checkpoint, bundle: Pa
     with pytest.raises(KernelError, match=r"layer orientation\.backbone\.layers\.1\.0 is missing|layer \S+ is missing"):
         pack(checkpoint.model, QuantizedNetwork({}))
     with pytest.raises(ExportError, match="no int8 layers"):
-        read_layers(onnx.load(bundle / "classifier.fp32.onnx"))
+        read_qdq_layers(onnx.load(bundle / "classifier.fp32.onnx"))
     with pytest.raises(KernelError, match=r"the network has 10 classes; got 2 names: \['a', 'b'\]"):
         fused.save("never.ve", ["a", "b"], 0.0)
     assert not Path("never.ve").exists()

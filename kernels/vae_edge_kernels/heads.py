@@ -1,0 +1,396 @@
+"""The heads of the network: fully connected layers, decoded angle, softmax and anomaly score, one launch each.
+
+One program takes one image, and the image's vectors stay in its registers. The kernels are specialized by the layout of
+the network, NET (`layout.NetworkLayout`), which says where in the weight buffer and in params everything is; PAD
+(`layout.PaddedSizes`) has the lengths of the vectors. The formulas are those of `vae_edge.model` (network and score).
+An int8 layer quantizes its input first and sums its products in int32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from vae_edge_kernels import layout
+from vae_edge_kernels.config import KernelSpec, current_architecture, get_config
+from vae_edge_kernels.implicit_gemm import fma, quantize_int8, relu
+from vae_edge_kernels.layout import Fc, NetworkLayout, padded_sizes
+
+OPERATOR = "heads"
+
+# What a kernel reads of a module must be a constexpr.
+MU = tl.constexpr(int(Fc.MU))
+CLASSIFIER_HIDDEN = tl.constexpr(int(Fc.CLASSIFIER_HIDDEN))
+CLASSIFIER_LOGITS = tl.constexpr(int(Fc.CLASSIFIER_LOGITS))
+ORIENTATION = tl.constexpr(int(Fc.ORIENTATION))
+WINDOW_BINS = tl.constexpr(layout.WINDOW_BINS)
+NMS_BINS = tl.constexpr(layout.NMS_BINS)
+
+
+@triton.jit
+def atan2(y, x):
+    """atan2(y, x) in radians, in_bounds 3e-7; 0 for (0, 0). Triton has none.
+
+    A polynomial of degree 15 in min(|x|, |y|) / max(|x|, |y|), which is at most 1, then the octant.
+    """
+    abs_x, abs_y = tl.abs(x), tl.abs(y)
+    larger = tl.maximum(abs_x, abs_y)
+    ratio = tl.minimum(abs_x, abs_y) / tl.where(larger > 0.0, larger, 1.0)
+    square = ratio * ratio
+    angle = -0.004054544955 * square + 0.02186287737
+    angle = angle * square - 0.05591221063
+    angle = angle * square + 0.09642188823
+    angle = angle * square - 0.1390862623
+    angle = angle * square + 0.1994656499
+    angle = angle * square - 0.3332986073
+    angle = (angle * square + 0.9999993356) * ratio
+
+    angle = tl.where(abs_y > abs_x, 1.5707963267948966 - angle, angle)
+    angle = tl.where(x < 0.0, 3.141592653589793 - angle, angle)
+    return tl.where(y < 0.0, -angle, angle)
+
+
+@triton.jit
+def vecmat_global(x_ptr, weights_ptr, NET: tl.constexpr, I: tl.constexpr, column, BLOCK_FC: tl.constexpr):
+    """y[k] = sum over c of x[c] · w[c, k] for the columns k of fully connected layer I, float32; 0 beyond the last.
+
+    x: [in_features] in global memory, read in blocks of BLOCK_FC.
+    """
+    ACC_DTYPE: tl.constexpr = tl.int32 if NET.int8 else tl.float32
+    acc = tl.zeros((column.shape[0],), dtype=ACC_DTYPE)
+    for start in range(0, NET.linears[I].in_features, BLOCK_FC):
+        k = start + tl.arange(0, BLOCK_FC)
+        x = tl.load(x_ptr + k, mask=k < NET.linears[I].in_features, other=0).to(ACC_DTYPE)
+        w = tl.load(
+            weights_ptr + NET.linears[I].weights + k[:, None] * NET.linears[I].row_stride + column[None, :],
+            mask=(k < NET.linears[I].in_features)[:, None] & (column < NET.linears[I].row_stride)[None, :],
+            other=0,
+        )
+        acc += tl.sum(x[:, None] * w.to(ACC_DTYPE), 0)
+    return acc.to(tl.float32)
+
+
+@triton.jit
+def vecmat(x, matrix_ptr, rows: tl.constexpr, row_stride: tl.constexpr, column, column_mask):
+    """y[k] = sum over c of x[c] · m[c, k] for some columns k of a matrix [rows, row_stride], float32.
+
+    x: a vector in registers, zeros beyond `rows`. Sums are of its type: float32, or int32 where the matrix is int8.
+    """
+    k = tl.arange(0, x.shape[0])
+    mask = (k < rows)[:, None] & column_mask[None, :]
+    w = tl.load(matrix_ptr + k[:, None] * row_stride + column[None, :], mask=mask, other=0)
+    return tl.sum(x[:, None] * w.to(x.dtype), 0).to(tl.float32)
+
+
+@triton.jit
+def dequant_bias(acc, params_ptr, NET: tl.constexpr, I: tl.constexpr, column, column_mask):
+    """The output of fully connected layer I from its sums of products: acc · scale + bias (int8), or acc + bias."""
+    bias = tl.load(params_ptr + NET.linears[I].bias + column, mask=column_mask, other=0.0)
+    if NET.int8:
+        scale = tl.load(params_ptr + NET.linears[I].scale + column, mask=column_mask, other=0.0)
+        return fma(acc, scale, bias)
+    return acc + bias
+
+
+@triton.jit
+def quantize(x, params_ptr, NET: tl.constexpr, I: tl.constexpr):
+    """The input of fully connected layer I: round(x / s_x) as int32 where it is int8, else x."""
+    if NET.int8:
+        x = quantize_int8(x * tl.load(params_ptr + NET.linears[I].input_scale)).to(tl.int32)
+    return x
+
+
+@triton.jit
+def window_sum(probability, axis_cos, axis_sin, center, bin, BINS: tl.constexpr):
+    """Sums over the bins at most WINDOW_BINS away from `center`, around the circle: of p, p · cos and p · sin."""
+    distance = tl.abs(bin - center)
+    distance = tl.minimum(distance, BINS - distance)
+    near = tl.where(distance <= WINDOW_BINS, probability, 0.0)
+    return tl.sum(near, 0), tl.sum(near * axis_cos, 0), tl.sum(near * axis_sin, 0)
+
+
+@triton.jit
+def decode_angle(
+    features_ptr, weights_ptr, params_ptr, NET: tl.constexpr, SIZE: tl.constexpr, BLOCK_FC: tl.constexpr,
+):  # fmt: skip
+    """Orientation features to (class logits, cos θ, sin θ, confidence, second cos, second sin, second probability).
+
+        p = softmax(bins),   (cos θ, sin θ) = sum over the best bin's window of p · axis, of length 1
+        confidence = |sum over all bins of p · axis|                the mean resultant length
+        second = the same sum around the best bin at least NMS_BINS + 1 away; its probability is the window's
+
+    The class logits are the first `classes` elements of a vector [SIZE]; behind them are those of the bins.
+    """
+    column = tl.arange(0, SIZE)
+    column_mask = column < NET.classes + NET.bins
+    logits = vecmat_global(features_ptr, weights_ptr, NET, ORIENTATION, column, BLOCK_FC)
+    logits = dequant_bias(logits, params_ptr, NET, ORIENTATION, column, column_mask)
+
+    # Softmax over the bins, in place behind the class logits.
+    bin = column - NET.classes
+    is_bin = (bin >= 0) & (bin < NET.bins)
+    bin_logits = tl.where(is_bin, logits, float("-inf"))
+    best = tl.argmax(bin_logits, 0) - NET.classes
+    probability = tl.exp(bin_logits - tl.max(bin_logits, 0))
+    probability = probability / tl.sum(probability, 0)
+
+    # The runner-up, with non-maximum suppression.
+    distance = tl.abs(bin - best)
+    distance = tl.minimum(distance, NET.bins - distance)
+    second = tl.argmax(tl.where(is_bin & (distance > NMS_BINS), bin_logits, float("-inf")), 0) - NET.classes
+
+    axis_cos = tl.load(params_ptr + NET.bin_axes + bin, mask=is_bin, other=0.0)
+    axis_sin = tl.load(params_ptr + NET.bin_axes + NET.bins + bin, mask=is_bin, other=0.0)
+    _, cos, sin = window_sum(probability, axis_cos, axis_sin, best, bin, NET.bins)
+    second_probability, second_cos, second_sin = window_sum(probability, axis_cos, axis_sin, second, bin, NET.bins)
+    all_cos = tl.sum(probability * axis_cos, 0)
+    all_sin = tl.sum(probability * axis_sin, 0)
+
+    length = tl.sqrt(cos * cos + sin * sin + 1e-12)
+    confidence = tl.sqrt(all_cos * all_cos + all_sin * all_sin)
+    return logits, cos / length, sin / length, confidence, second_cos, second_sin, second_probability
+
+
+@triton.jit
+def classify_and_score(
+    features_ptr, orientation_means_ptr, feature_means_ptr, orientation_logits, uncertainty, weights_ptr, params_ptr,
+    whitening_ptr, NET: tl.constexpr, CLASSES: tl.constexpr, LATENT: tl.constexpr, HIDDEN: tl.constexpr,
+    FEATURES: tl.constexpr, COMPONENTS: tl.constexpr, CLUSTERS: tl.constexpr, BLOCK_FC: tl.constexpr,
+):  # fmt: skip
+    """Features of the encoder to (probabilities [CLASSES], mu [LATENT], class weights [CLASSES], partial score,
+    predicted reconstruction error).
+
+        mu     = features · W_mu + b
+        logits = relu(mu · W_1 + b_1) · W_2 + b_2 + orientation_logits
+        class weights = softmax(logits),   probabilities = softmax(logits / temperature)
+        z, predicted error = [feature means, mu, class weights] · projection + offset
+        partial score = w_1 · |whitened(z)| + w_2 · energy + w_3 · uncertainty − constant
+
+    The partial score is all of the anomaly score but the reconstruction term. `orientation_logits` [CLASSES] come
+    from the orientation head; `uncertainty` is log(1.001 − angle confidence); both are 0 without one. The capitals are
+    the lengths of the vectors, powers of two.
+    """
+    code, klass = tl.arange(0, LATENT), tl.arange(0, CLASSES)
+    code_mask, class_mask = code < NET.latent, klass < NET.classes
+
+    # Latent mean. Where the network is int8, mu is what the classifier reads: quantized.
+    mu = vecmat_global(features_ptr, weights_ptr, NET, MU, code, BLOCK_FC)
+    mu = dequant_bias(mu, params_ptr, NET, MU, code, code_mask)
+    hidden_column = tl.arange(0, HIDDEN)
+    hidden_mask = hidden_column < NET.hidden
+    x = quantize(mu, params_ptr, NET, CLASSIFIER_HIDDEN)
+    if NET.int8:
+        mu = x.to(tl.float32) * tl.load(params_ptr + NET.linears[CLASSIFIER_HIDDEN].input_scale + 1)
+
+    # Classifier.
+    hidden = vecmat(
+        x, weights_ptr + NET.linears[CLASSIFIER_HIDDEN].weights, NET.latent, NET.linears[CLASSIFIER_HIDDEN].row_stride,
+        hidden_column, hidden_mask,
+    )  # fmt: skip
+    hidden = relu(dequant_bias(hidden, params_ptr, NET, CLASSIFIER_HIDDEN, hidden_column, hidden_mask), 1)
+    x = quantize(hidden, params_ptr, NET, CLASSIFIER_LOGITS)
+    logits = vecmat(
+        x, weights_ptr + NET.linears[CLASSIFIER_LOGITS].weights, NET.hidden, NET.linears[CLASSIFIER_LOGITS].row_stride,
+        klass, class_mask,
+    )  # fmt: skip
+    logits = dequant_bias(logits, params_ptr, NET, CLASSIFIER_LOGITS, klass, class_mask) + orientation_logits
+
+    # Two softmaxes of the same logits, and their energy −logsumexp (Liu et al. 2020).
+    logits = tl.where(class_mask, logits, float("-inf"))
+    largest = tl.max(logits, 0)
+    class_weights = tl.exp(logits - largest)
+    total = tl.sum(class_weights, 0)
+    energy = -(largest + tl.log(total))
+    class_weights = class_weights / total
+    probabilities = tl.exp((logits - largest) * tl.load(params_ptr + NET.inverse_temperature))
+    probabilities = probabilities / tl.sum(probabilities, 0)
+
+    # Projection of the regressors to whitened components. Its last column, the predicted error, is read alone: a vector
+    # of components + 1 would be twice as long where components are a power of two.
+    ROW_STRIDE: tl.constexpr = (NET.score.components + 16) // 16 * 16
+    component = tl.arange(0, COMPONENTS)
+    component_mask = component < NET.score.components
+    error_column = tl.full((1,), NET.score.components, dtype=tl.int32)
+    always = error_column >= 0
+
+    matrix_ptr = params_ptr + NET.score.project_mu
+    z = vecmat(mu, matrix_ptr, NET.latent, ROW_STRIDE, component, component_mask)
+    error = vecmat(mu, matrix_ptr, NET.latent, ROW_STRIDE, error_column, always)
+    matrix_ptr = params_ptr + NET.score.project_classes
+    z += vecmat(class_weights, matrix_ptr, NET.classes, ROW_STRIDE, component, component_mask)
+    error += vecmat(class_weights, matrix_ptr, NET.classes, ROW_STRIDE, error_column, always)
+
+    channel = tl.arange(0, FEATURES)
+    means = tl.load(feature_means_ptr + channel, mask=channel < NET.feature_channels, other=0.0)
+    matrix_ptr = params_ptr + NET.score.project_features
+    z += vecmat(means, matrix_ptr, NET.feature_channels, ROW_STRIDE, component, component_mask)
+    error += vecmat(means, matrix_ptr, NET.feature_channels, ROW_STRIDE, error_column, always)
+    if NET.bins > 0:
+        mask = channel < NET.orientation_feature_channels
+        means = tl.load(orientation_means_ptr + channel, mask=mask, other=0.0)
+        matrix_ptr = params_ptr + NET.score.project_orientation
+        z += vecmat(means, matrix_ptr, NET.orientation_feature_channels, ROW_STRIDE, component, component_mask)
+        error += vecmat(means, matrix_ptr, NET.orientation_feature_channels, ROW_STRIDE, error_column, always)
+
+    z += tl.load(params_ptr + NET.score.offset + component, mask=component_mask, other=0.0)
+    error = tl.sum(error, 0) + tl.load(params_ptr + NET.score.offset + NET.score.components)
+    max_error = tl.load(params_ptr + NET.score.max_expected_error)
+    error = tl.where(error > max_error, max_error, error)
+
+    # Nearest cluster, CLUSTERS of them at a time.
+    SQUARE: tl.constexpr = (NET.score.components + 15) // 16 * 16
+    NEAREST_STRIDE: tl.constexpr = (NET.score.clusters + 15) // 16 * 16
+    nearest, smallest = tl.full((), 0, tl.int32), tl.full((), float("inf"), tl.float32)
+    for start in range(0, NET.score.clusters, CLUSTERS):
+        cluster = start + tl.arange(0, CLUSTERS)
+        cluster_mask = cluster < NET.score.clusters
+        distance = vecmat(
+            z, params_ptr + NET.score.nearest, NET.score.components, NEAREST_STRIDE, cluster, cluster_mask
+        )
+        distance += tl.load(params_ptr + NET.score.nearest_offset + cluster, mask=cluster_mask, other=float("inf"))
+        nearest = tl.where(tl.min(distance, 0) < smallest, start + tl.argmin(distance, 0), nearest)
+        smallest = tl.minimum(tl.min(distance, 0), smallest)
+
+    # Mahalanobis distance to it: the norm after the cluster's own whitening.
+    own_ptr = whitening_ptr + nearest * NET.score.components * SQUARE
+    own = vecmat(z, own_ptr, NET.score.components, SQUARE, component, component_mask)
+    own -= tl.load(params_ptr + NET.score.cluster_offset + nearest * SQUARE + component, mask=component_mask, other=0.0)
+    distance = tl.sqrt(tl.sum(own * own, 0))
+
+    terms_ptr = params_ptr + NET.score.terms
+    score = tl.load(terms_ptr + 1) * distance + tl.load(terms_ptr + 2) * energy
+    score += tl.load(terms_ptr + 3) * uncertainty - tl.load(terms_ptr + 4)
+    return probabilities, mu, class_weights, score, error
+
+
+@triton.jit
+def orientation_head(
+    features_ptr, weights_ptr, params_ptr, logits_ptr, orientation_ptr,
+    NET: tl.constexpr, PAD: tl.constexpr, BLOCK_FC: tl.constexpr,
+):  # fmt: skip
+    """features [N, in_features] to class logits [N, classes] and orientation [N, 6], float32. Grid: (N,).
+
+    The orientation is cos θ, sin θ, θ, angle confidence, second angle, second angle probability.
+    """
+    n = tl.program_id(0).to(tl.int64)
+    logits, cos, sin, confidence, second_cos, second_sin, second_probability = decode_angle(
+        features_ptr + n * NET.linears[ORIENTATION].in_features, weights_ptr, params_ptr, NET, PAD.orientation, BLOCK_FC
+    )
+
+    klass = tl.arange(0, PAD.orientation)
+    tl.store(logits_ptr + n * NET.classes + klass, logits, mask=klass < NET.classes)
+    orientation_ptr += n * 6
+    tl.store(orientation_ptr, cos)
+    tl.store(orientation_ptr + 1, sin)
+    tl.store(orientation_ptr + 2, atan2(sin, cos))
+    tl.store(orientation_ptr + 3, confidence)
+    tl.store(orientation_ptr + 4, atan2(second_sin, second_cos))
+    tl.store(orientation_ptr + 5, second_probability)
+
+
+@triton.jit
+def content_head(
+    features_ptr, orientation_means_ptr, feature_means_ptr, logits_ptr, orientation_ptr, weights_ptr, params_ptr,
+    whitening_ptr, probabilities_ptr, code_ptr, score_ptr,
+    NET: tl.constexpr, PAD: tl.constexpr, BLOCK_FC: tl.constexpr,
+):  # fmt: skip
+    """features [N, in_features] to probabilities [N, classes], code [N, latent + classes] (mu, then class weights) and
+    score [N, 2] (partial score, predicted reconstruction error), float32. Grid: (N,).
+
+    orientation_means, feature_means: average pools of the feature layers, [N, channels].  logits, orientation: outputs
+    of `orientation_head`.  Without an orientation encoder its means, logits and orientation are not read.
+    """
+    n = tl.program_id(0).to(tl.int64)
+    CLASSES: tl.constexpr = PAD.classes
+    klass = tl.arange(0, CLASSES)
+    logits = tl.zeros((CLASSES,), dtype=tl.float32)
+    uncertainty = 0.0
+    if NET.bins > 0:
+        logits = tl.load(logits_ptr + n * NET.classes + klass, mask=klass < NET.classes, other=0.0)
+        uncertainty = tl.log(1.001 - tl.load(orientation_ptr + n * 6 + 3))
+
+    probabilities, mu, class_weights, score, error = classify_and_score(
+        features_ptr + n * NET.linears[MU].in_features, orientation_means_ptr + n * NET.orientation_feature_channels,
+        feature_means_ptr + n * NET.feature_channels, logits, uncertainty, weights_ptr, params_ptr, whitening_ptr, NET,
+        PAD.classes, PAD.latent, PAD.hidden, PAD.features, PAD.components, PAD.clusters, BLOCK_FC,
+    )  # fmt: skip
+
+    tl.store(probabilities_ptr + n * NET.classes + klass, probabilities, mask=klass < NET.classes)
+    code = tl.arange(0, PAD.latent)
+    code_ptr += n * (NET.latent + NET.classes)
+    tl.store(code_ptr + code, mu, mask=code < NET.latent)
+    tl.store(code_ptr + NET.latent + klass, class_weights, mask=klass < NET.classes)
+    tl.store(score_ptr + n * 2, score)
+    tl.store(score_ptr + n * 2 + 1, error)
+
+
+def orientation_forward(
+    net: NetworkLayout, features: Any, weights: Any, params: Any, logits: Any, orientation: Any
+) -> None:
+    """Launch `orientation_head` on the current device and stream; all tensors are contiguous.
+
+    Args:
+        net: the network's layout.
+        features: [N, F], float16 or int8: the last feature maps of the orientation encoder, [h, w, C] flattened.
+        weights, params: see `layout`.
+        logits: float32 [N, K], written.
+        orientation: float32 [N, 6], written: cos θ, sin θ, θ, angle confidence, second angle, second angle probability.
+    """
+    if features.shape[0]:
+        config = get_config(OPERATOR, "orientation_head", current_architecture())
+        orientation_head[(features.shape[0],)](
+            features, weights, params, logits, orientation, NET=net, PAD=padded_sizes(net),
+            enable_fp_fusion=not net.int8, **config,
+        )  # fmt: skip
+
+
+def content_forward(
+    net: NetworkLayout, features: Any, orientation_means: Any, feature_means: Any, logits: Any, orientation: Any,
+    weights: Any, params: Any, whitening: Any, probabilities: Any, code: Any, score: Any,
+) -> None:  # fmt: skip
+    """Launch `content_head` on the current device and stream; all tensors are contiguous, the last three are written.
+
+    Args:
+        net: the network's layout.
+        features: [N, F] of the encoder, as in `orientation_forward`.
+        orientation_means, feature_means: float32 [N, C], average pools of the feature layers.
+        logits, orientation: as `orientation_forward` wrote them.
+        weights, params, whitening: see `layout`.
+        probabilities: float32 [N, K].
+        code: float32 [N, Z + K]: mu, then class weights.
+        score: float32 [N, 2]: partial score, predicted reconstruction error.
+    """
+    if features.shape[0]:
+        config = get_config(OPERATOR, "content_head", current_architecture())
+        content_head[(features.shape[0],)](
+            features, orientation_means, feature_means, logits, orientation, weights, params, whitening,
+            probabilities, code, score, NET=net, PAD=padded_sizes(net), enable_fp_fusion=not net.int8, **config,
+        )  # fmt: skip
+
+
+def network_variants(net: NetworkLayout, architecture: int) -> list[KernelSpec]:
+    """The heads of a network, for the ahead-of-time compiler."""
+    heads = [orientation_head, content_head] if net.bins else [content_head]
+    return [_variant(head, net, architecture) for head in heads]
+
+
+def _variant(function: Any, net: NetworkLayout, architecture: int) -> KernelSpec:
+    name = function.__name__
+    config = get_config(OPERATOR, name, architecture)
+    types = {pointer: "*fp32" for pointer in function.arg_names if pointer.endswith("_ptr")}
+    activation = "*i8" if net.int8 else "*fp16"
+    read = {"features_ptr": activation, "weights_ptr": activation, "params_ptr": "*fp32", "whitening_ptr": "*fp16"}
+    read = {pointer: kind for pointer, kind in read.items() if pointer in types}
+    return KernelSpec(
+        name=name,
+        operator=OPERATOR,
+        function=function,
+        types=types | read,
+        constants={"NET": net, "PAD": padded_sizes(net), "BLOCK_FC": config["BLOCK_FC"]},
+        aligned=tuple(read),
+        num_warps=config["num_warps"],
+        num_stages=config["num_stages"],
+        fp_fusion=not net.int8,
+    )

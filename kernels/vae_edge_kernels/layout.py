@@ -1,0 +1,526 @@
+"""The layout of a network: its layers, and where in memory their weights, parameters and activations are.
+
+The kernels are specialized by a `NetworkLayout` at compile time, and what fills the memory follows it. There are three
+flat buffers for the whole network:
+
+    weights    float16 or int8 [weights_size]    filters of the convolutions, matrices of the fully connected layers
+    params     float32 [params_size]             scales, biases and the constants of the anomaly score
+    whitening  float16 [clusters, D, padded(D)]  whitening matrices of the anomaly score, D = components
+
+and two for each slot, that is for each image that is worked on at a time:
+
+    activations  float16 or int8 [2, activation_size]  feature maps; a layer reads one half and writes the other
+    workspace    float32 [workspace_size]              see `WorkspaceLayout`
+
+An offset counts elements of its buffer. This module imports neither Triton nor PyTorch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from enum import IntEnum
+from functools import lru_cache
+
+FEATURE_LAYER = 2  # layer of a backbone whose feature maps the anomaly score averages: the last at half resolution
+WINDOW_BINS = 2  # bins on either side of the best one from which the angle is decoded
+NMS_BINS = 2 * WINDOW_BINS  # non-maximum suppression: the second angle's bin is farther than this from the best one
+
+ALIGNMENT = 16  # elements: every offset, and every row of a matrix, is a multiple of this
+MAX_CLUSTER_BLOCK = 64  # clusters of the score that are compared at once
+MAX_CTAS_PER_IMAGE = 32
+MIN_TILE_PIXELS = 16  # smallest BLOCK_M
+
+
+class Fc(IntEnum):
+    """The fully connected layers, as indices into `NetworkLayout.linears`."""
+
+    MU = 0  # encoder's features to the latent mean
+    CLASSIFIER_HIDDEN = 1  # latent mean to the classifier's hidden layer
+    CLASSIFIER_LOGITS = 2
+    ORIENTATION = 3  # orientation features to class logits and, behind them, logits of the angle bins
+    DECODER = 4  # latent mean and class weights to the decoder's grid
+
+
+@dataclass(frozen=True)
+class ConvLayout:
+    """A convolution of a square image, kernel_size × kernel_size, zero-padded by kernel_size // 2.
+
+    Attributes:
+        side, out_side: of the input and of the output, in pixels.
+        is_feature_layer: whether the anomaly score averages its output over the pixels.
+        weights: offset into the weight buffer. float16: [R, S, C, K]; int8: [R, S, K, C], and [K, R, S, C] for a layer
+            of fewer than 16 input channels.
+        scale: offset into params of the requantization scale s_x · s_w[k] / s_y, [K]; int8 alone.
+        bias: offset into params, [K]; int8: in units of the output, b / s_y.
+        output_scale: offset into params of s_y, the scale of an int8 output.
+        block_m, block_n, block_k: tile of the implicit GEMM: output pixels, output channels, input channels.
+    """
+
+    side: int
+    out_side: int
+    in_channels: int
+    out_channels: int
+    kernel_size: int
+    stride: int
+    relu: bool
+    is_feature_layer: bool
+    weights: int
+    scale: int
+    bias: int
+    output_scale: int
+    block_m: int = 0
+    block_n: int = 0
+    block_k: int = 0
+
+
+@dataclass(frozen=True)
+class LinearLayout:
+    """A fully connected layer for one vector.
+
+    Attributes:
+        row_stride: elements from one row of the matrix to the next; out_features, padded with zeros.
+        weights: offset into the weight buffer, [in_features, row_stride].
+        scale, bias: offsets into params, [out_features]; `scale` as in `ConvLayout`.
+        input_scale: offset into params of two numbers, 1 / s_x and s_x, by which an int8 layer quantizes its input.
+    """
+
+    in_features: int
+    out_features: int
+    row_stride: int
+    weights: int
+    scale: int
+    bias: int
+    input_scale: int
+
+
+@dataclass(frozen=True)
+class ScoreLayout:
+    """The anomaly score's constants, as offsets into params; the formulas are in `vae_edge.model.score`.
+
+    The whitening projection is one matrix [F, components + 1], whose last column predicts the reconstruction error. It
+    is split by rows into what multiplies each group of regressors. Rows of every matrix start at multiples of 16.
+
+    Attributes:
+        project_orientation, project_features: rows for the feature means of the orientation encoder and the encoder.
+        project_mu, project_classes: rows for the latent mean and the class weights.
+        offset: [components + 1], added to the projection.
+        max_expected_error: clamp of the predicted reconstruction error.
+        nearest: [components, clusters], and nearest_offset [clusters]: their product with the projected features is
+            the squared distance to each cluster, but for a constant.
+        cluster_offset: [clusters, components], the cluster's mean after its own whitening.
+        terms: weight / std of each of the four terms (reconstruction, features, energy, angle), then the sum of
+            weight · mean / std, which is subtracted.
+        fast: score mode: without the reconstruction term, so that the decoder does not run.
+    """
+
+    components: int
+    clusters: int
+    project_orientation: int
+    project_features: int
+    project_mu: int
+    project_classes: int
+    offset: int
+    max_expected_error: int
+    nearest: int
+    nearest_offset: int
+    cluster_offset: int
+    terms: int
+    fast: bool
+
+
+@dataclass(frozen=True)
+class WorkspaceLayout:
+    """Offsets into a slot's float32 workspace.
+
+    Attributes:
+        upright: the derotated image [side, side, channels], 0 to 1.
+        orientation_sums, feature_sums: sums over the pixels of each tile of the two feature layers, [tiles, channels].
+        orientation_means, feature_means: the average pools that they become, [channels].
+        logits: class logits of the orientation head, [classes].
+        orientation: cos θ, sin θ and log(1.001 − angle confidence).
+        code: latent mean and, behind it, class weights.
+        partial_score: the score without the reconstruction term, and the predicted reconstruction error.
+        errors: sum of squared errors of the reconstruction, one of each CTA, [MAX_CTAS_PER_IMAGE].
+    """
+
+    upright: int
+    orientation_sums: int
+    feature_sums: int
+    orientation_means: int
+    feature_means: int
+    logits: int
+    orientation: int
+    code: int
+    partial_score: int
+    errors: int
+
+
+@dataclass(frozen=True)
+class NetworkLayout:
+    """A whole network.
+
+    Attributes:
+        side, channels: of the image.
+        bins: of the angle; 0 without an orientation encoder.
+        fill: a pixel's value, 0 to 1, outside the frame.
+        circular_mask: whether the network sees only the circle inscribed in the frame.
+        int8: whether weights and activations are int8 instead of float16.
+        layers: the convolutions: `orientation_layers` of the orientation encoder, then `encoder_layers`, then two of
+            the decoder unless the score mode is fast.
+        linears: the fully connected layers, by `Fc`; None where the network has none.
+        grid, decoder_width, block: the decoder's grid [grid, grid, decoder_width], each cell of which becomes
+            block × block pixels.
+        feature_channels, orientation_feature_channels: of the encoder's and the orientation encoder's feature layer.
+        image_scale, upright_scale: offsets into params of 1 / s and s of the int8 input of either backbone.
+        bin_axes: offset into params of the cosines and, behind them, the sines of the angle bins' centres.
+        inverse_temperature: offset into params of 1 / temperature.
+        zero: offset into params of a 0; see `network.opaque_zero`.
+        noinline: whether the machine code has each step as a function; see `network.network`.
+        split_n: whether a tile of 8-bit operands is two products; see `accumulate`.
+        ctas_per_image: programs that work on one image; a power of two.
+    """
+
+    side: int
+    channels: int
+    classes: int
+    bins: int
+    latent: int
+    hidden: int
+    fill: float
+    circular_mask: bool
+    int8: bool
+    layers: tuple[ConvLayout, ...]
+    orientation_layers: int
+    encoder_layers: int
+    linears: tuple[LinearLayout | None, ...]
+    grid: int
+    decoder_width: int
+    block: int
+    feature_channels: int
+    orientation_feature_channels: int
+    score: ScoreLayout
+    workspace: WorkspaceLayout
+    activation_size: int
+    workspace_size: int
+    image_scale: int
+    upright_scale: int
+    bin_axes: int
+    inverse_temperature: int
+    zero: int
+    weights_size: int
+    params_size: int
+    noinline: int = 0
+    split_n: int = 0
+    ctas_per_image: int = 1
+
+
+@dataclass(frozen=True)
+class PaddedSizes:
+    """Lengths of the kernels' vectors: those of a network, rounded up to powers of two, as `tl.arange` wants them."""
+
+    classes: int
+    orientation: int  # class logits and bins
+    latent: int
+    hidden: int
+    features: int
+    components: int
+    clusters: int
+
+
+class LayoutBuilder:
+    """Hands out offsets, one part of a buffer behind the other."""
+
+    def __init__(self) -> None:
+        self.weights_size = 0
+        self.params_size = 0
+        self.workspace_size = 0
+
+    def weights(self, size: int) -> int:
+        """The offset of `size` weights."""
+        offset = self.weights_size
+        self.weights_size += padded(size)
+        return offset
+
+    def params(self, size: int) -> int:
+        """The offset of `size` parameters."""
+        offset = self.params_size
+        self.params_size += padded(size)
+        return offset
+
+    def workspace(self, size: int) -> int:
+        """The offset of `size` elements of workspace."""
+        offset = self.workspace_size
+        self.workspace_size += padded(size)
+        return offset
+
+    def conv(
+        self,
+        side: int,
+        in_channels: int,
+        out_channels: int,
+        stride: int = 1,
+        kernel_size: int = 3,
+        relu: bool = True,
+        is_feature_layer: bool = False,
+    ) -> ConvLayout:
+        """A convolution whose output has 1 / stride of its input's side."""
+        return ConvLayout(
+            side,
+            -(-side // stride),
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            relu,
+            is_feature_layer,
+            weights=self.weights(kernel_size * kernel_size * in_channels * out_channels),
+            scale=self.params(out_channels),
+            bias=self.params(out_channels),
+            output_scale=self.params(1),
+        )
+
+    def linear(self, in_features: int, out_features: int) -> LinearLayout:
+        """A fully connected layer."""
+        row_stride = padded(out_features)
+        return LinearLayout(
+            in_features,
+            out_features,
+            row_stride,
+            weights=self.weights(in_features * row_stride),
+            scale=self.params(out_features),
+            bias=self.params(out_features),
+            input_scale=self.params(2),
+        )
+
+    def backbone(self, sides: Sequence[int], channels: int, widths: Sequence[int]) -> tuple[ConvLayout, ...]:
+        """The convolutions of a backbone of `vae_edge.model.network`."""
+        width = widths[0]
+        layers = [self.conv(sides[0], channels, width)]
+        for level in range(1, len(sides)):
+            wider = widths[min(level, len(widths) - 1)]
+            is_feature_layer = len(layers) == FEATURE_LAYER
+            layers.append(self.conv(sides[level - 1], width, wider, stride=2, is_feature_layer=is_feature_layer))
+            if level < len(widths):
+                layers.append(self.conv(sides[level], wider, wider, is_feature_layer=len(layers) == FEATURE_LAYER))
+            width = wider
+        return tuple(layers)
+
+
+def padded(size: int) -> int:
+    """The size rounded up to a multiple of 16."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def next_power_of_two(size: int) -> int:
+    """The smallest power of two that is at least the size."""
+    return 1 << max(0, size - 1).bit_length()
+
+
+def make_layout(
+    *,
+    sides: Sequence[int],
+    channels: int,
+    classes: int,
+    bins: int,
+    latent: int,
+    hidden: int,
+    fill: float,
+    circular_mask: bool,
+    orientation_widths: Sequence[int],
+    widths: Sequence[int],
+    components: int,
+    clusters: int,
+    decoder: tuple[int, int, int, int] | None,
+    int8: bool,
+) -> NetworkLayout:
+    """Lay out a network.
+
+    Args:
+        sides: of the feature maps, from the image's to the last.
+        bins: of the angle; 0 without an orientation encoder.
+        orientation_widths, widths: channels of the two backbones by level.
+        components, clusters: of the anomaly score.
+        decoder: (grid, width, width of its middle layer, block), or None for the fast score mode.
+        int8: whether weights and activations are int8 instead of float16.
+    """
+    builder = LayoutBuilder()
+    orientation = builder.backbone(sides, channels, orientation_widths) if bins else ()
+    encoder = builder.backbone(sides, channels, widths)
+    grid, decoder_width, middle_width, block = decoder or (0, 0, 0, 0)
+    decoder_layers = (
+        builder.conv(grid, decoder_width, middle_width),
+        builder.conv(grid, middle_width, channels * block**2, kernel_size=1, relu=False),
+    )
+    layers = (*orientation, *encoder, *(decoder_layers if decoder else ()))
+
+    feature_channels = _feature_channels(encoder)
+    orientation_feature_channels = _feature_channels(orientation)
+    workspace = WorkspaceLayout(
+        upright=builder.workspace(sides[0] ** 2 * channels),
+        orientation_sums=builder.workspace(_partial_sums(orientation)),
+        feature_sums=builder.workspace(_partial_sums(encoder)),
+        orientation_means=builder.workspace(orientation_feature_channels),
+        feature_means=builder.workspace(feature_channels),
+        logits=builder.workspace(classes),
+        orientation=builder.workspace(3),
+        code=builder.workspace(latent + classes),
+        partial_score=builder.workspace(2),
+        errors=builder.workspace(MAX_CTAS_PER_IMAGE),
+    )
+
+    pixels = sides[-1] ** 2
+    projected = padded(components + 1)
+    return NetworkLayout(
+        sides[0],
+        channels,
+        classes,
+        bins,
+        latent,
+        hidden,
+        fill,
+        circular_mask,
+        int8,
+        layers=layers,
+        orientation_layers=len(orientation),
+        encoder_layers=len(encoder),
+        linears=(
+            builder.linear(pixels * encoder[-1].out_channels, latent),
+            builder.linear(latent, hidden),
+            builder.linear(hidden, classes),
+            builder.linear(pixels * orientation[-1].out_channels, classes + bins) if bins else None,
+            builder.linear(latent + classes, grid * grid * decoder_width) if decoder else None,
+        ),
+        grid=grid,
+        decoder_width=decoder_width,
+        block=block,
+        feature_channels=feature_channels,
+        orientation_feature_channels=orientation_feature_channels,
+        score=ScoreLayout(
+            components,
+            clusters,
+            project_orientation=builder.params(orientation_feature_channels * projected),
+            project_features=builder.params(feature_channels * projected),
+            project_mu=builder.params(latent * projected),
+            project_classes=builder.params(classes * projected),
+            offset=builder.params(projected),
+            max_expected_error=builder.params(1),
+            nearest=builder.params(components * padded(clusters)),
+            nearest_offset=builder.params(clusters),
+            cluster_offset=builder.params(padded(components) * clusters),
+            terms=builder.params(5),
+            fast=decoder is None,
+        ),
+        workspace=workspace,
+        activation_size=_activation_size(layers, grid * grid * decoder_width),
+        workspace_size=builder.workspace_size,
+        image_scale=builder.params(2),
+        upright_scale=builder.params(2),
+        bin_axes=builder.params(2 * bins),
+        inverse_temperature=builder.params(1),
+        zero=builder.params(1),
+        weights_size=builder.weights_size,
+        params_size=builder.params_size,
+    )
+
+
+def _feature_channels(layers: Sequence[ConvLayout]) -> int:
+    """Channels of a backbone's feature layer."""
+    return next((layer.out_channels for layer in layers if layer.is_feature_layer), 0)
+
+
+def _partial_sums(layers: Sequence[ConvLayout]) -> int:
+    """Sums by channel and tile of a backbone's feature layer, with the smallest tiles."""
+    return sum(
+        -(-(layer.out_side**2) // MIN_TILE_PIXELS) * layer.out_channels for layer in layers if layer.is_feature_layer
+    )
+
+
+def _activation_size(layers: Sequence[ConvLayout], grid_size: int) -> int:
+    """Elements of the largest feature map. A layer of fewer than 16 input channels reads an image, which is no one."""
+    sizes = [grid_size]
+    for layer in layers:
+        sizes.append(layer.out_side**2 * layer.out_channels)
+        if layer.in_channels >= ALIGNMENT:
+            sizes.append(layer.side**2 * layer.in_channels)
+    return padded(max(sizes))
+
+
+@lru_cache(maxsize=256)
+def with_tile_config(
+    layout: NetworkLayout,
+    block_m: int,
+    block_n: int,
+    block_k: int,
+    max_tile: int,
+    noinline: int = 0,
+    split_n: int = 0,
+    ctas_per_image: int = 1,
+) -> NetworkLayout:
+    """The layout as it is compiled: each layer gets its tile.
+
+    Args:
+        layout: as `make_layout` made it.
+        block_m, block_n, block_k: largest tile. A layer's tile is no larger than the layer.
+        max_tile: elements that a tile [block_m, block_n] has at most.
+        noinline, split_n, ctas_per_image: see `NetworkLayout`.
+    """
+    min_block_k = 32 if layout.int8 else 16  # what one matrix instruction takes
+
+    def tile(layer: ConvLayout) -> ConvLayout:
+        reads_image = layer.in_channels < ALIGNMENT
+        depth = layer.kernel_size**2 * layer.in_channels if reads_image else min(block_k, layer.in_channels)
+        width = max(16, min(block_n, next_power_of_two(layer.out_channels)))
+        height = min(block_m, next_power_of_two(layer.out_side**2), max_tile // width)
+        return replace(
+            layer,
+            block_m=max(MIN_TILE_PIXELS, height),
+            block_n=width,
+            block_k=max(min_block_k, next_power_of_two(depth)),
+        )
+
+    layers = tuple(tile(layer) for layer in layout.layers)
+    return replace(layout, layers=layers, noinline=noinline, split_n=split_n, ctas_per_image=ctas_per_image)
+
+
+@lru_cache(maxsize=256)
+def padded_sizes(layout: NetworkLayout) -> PaddedSizes:
+    """The lengths of the vectors of a network's kernels."""
+
+    def length(size: int) -> int:
+        return max(16, next_power_of_two(size))
+
+    return PaddedSizes(
+        classes=length(layout.classes),
+        orientation=length(layout.classes + layout.bins),
+        latent=length(layout.latent),
+        hidden=length(layout.hidden),
+        features=length(max(layout.feature_channels, layout.orientation_feature_channels)),
+        components=length(layout.score.components),
+        clusters=length(min(layout.score.clusters, MAX_CLUSTER_BLOCK)),
+    )
+
+
+@lru_cache(maxsize=256)
+def to_json(layout: NetworkLayout) -> str:
+    """The layout as JSON, which operators and the ahead-of-time compiler take."""
+    return json.dumps(asdict(layout), separators=(",", ":"))
+
+
+@lru_cache(maxsize=256)
+def from_json(text: str) -> NetworkLayout:
+    """The layout that `to_json` wrote.
+
+    Raises:
+        ValueError: the text is not the JSON of a layout.
+    """
+    try:
+        values = json.loads(text)
+        values["layers"] = tuple(ConvLayout(**layer) for layer in values["layers"])
+        values["linears"] = tuple(None if linear is None else LinearLayout(**linear) for linear in values["linears"])
+        values["score"] = ScoreLayout(**values["score"])
+        values["workspace"] = WorkspaceLayout(**values["workspace"])
+        return NetworkLayout(**values)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"it lacks something, or has something else: {error}") from error

@@ -1,0 +1,438 @@
+"""The steps of the whole-network kernel: convolutions, derotation, heads, decoder and score, each for one image.
+
+`network` strings them together. All steps share their arguments:
+
+    activations_ptr  this slot's two activation buffers, [2, activation_size], float16 or int8
+    workspace_ptr    this slot's float32 workspace; `layout.WorkspaceLayout` has the offsets
+    weights_ptr, params_ptr, whitening_ptr   the network's constants; `layout.NetworkLayout` has the offsets
+    cta_rank         this program's index among the NET.ctas_per_image programs that share the image
+    NET              the layout with its tiles, a constexpr; PAD: its vectors' lengths, powers of two
+    I                index of a convolution in NET.layers, a constexpr
+
+A step's outer loop starts at cta_rank and advances by NET.ctas_per_image, so that the image's programs divide its
+tiles.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from vae_edge_kernels.heads import atan2, classify_and_score, decode_angle, dequant_bias, quantize, vecmat
+from vae_edge_kernels.implicit_gemm import (
+    as_dot_operand,
+    fma,
+    implicit_gemm_mainloop,
+    load_im2col_tile,
+    quantize_int8,
+    relu,
+)
+from vae_edge_kernels.layout import Fc
+from vae_edge_kernels.rotate import rotate_bilinear
+
+DECODER = tl.constexpr(int(Fc.DECODER))
+
+
+# ---- Shared by all layers -------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def opaque_zero(params_ptr, NET: tl.constexpr):
+    """0, loaded from memory, so that the compiler does not know it.
+
+    Added to every row index. Otherwise LLVM (in Triton 3.9) sees that two layers count the same rows, and keeps the
+    index arithmetic of one in registers until the next needs it.
+    """
+    return tl.multiple_of(tl.load(params_ptr + NET.zero).to(tl.int32), 16)
+
+
+@triton.jit
+def image_barrier(barrier_ptr, NET: tl.constexpr):
+    """Wait for all threads of the image's programs; afterwards each sees what the others stored before.
+
+    With several programs an image: a grid barrier among them. The counter at barrier_ptr is never reset, from launch to
+    launch. Whoever arrives waits until it reaches the next multiple of ctas_per_image, a power of two; it may wrap,
+    because the two are compared by their difference.
+    """
+    tl.debug_barrier()
+    if NET.ctas_per_image > 1:
+        arrival = tl.atomic_add(barrier_ptr, 1, sem="acq_rel", scope="gpu")
+        goal = (arrival | (NET.ctas_per_image - 1)) + 1
+
+        # Spin relaxed, then acquire once: an acquire invalidates the L1 cache (CCTL.IVALL), in the loop each time
+        # around.
+        while goal - tl.atomic_add(barrier_ptr, 0, sem="relaxed", scope="gpu") > 0:
+            pass
+        tl.atomic_add(barrier_ptr, 0, sem="acquire", scope="gpu")
+        tl.debug_barrier()
+
+
+@triton.jit
+def scale_bias_relu(acc, params_ptr, NET: tl.constexpr, I: tl.constexpr, column, column_mask):
+    """Epilogue of a tile: relu(acc · scale + bias), float32 [BLOCK_M, BLOCK_N]; float16 networks have no scale.
+
+    An int8 layer's scale is s_x · s_w[k] / s_y and its bias b / s_y, so that the result is in units of the output.
+    """
+    bias = tl.load(params_ptr + NET.layers[I].bias + column, mask=column_mask, other=0.0)[None, :]
+    if NET.int8:
+        scale = tl.load(params_ptr + NET.layers[I].scale + column, mask=column_mask, other=0.0)
+        acc = fma(acc.to(tl.float32), scale[None, :], bias)
+    else:
+        acc = acc + bias
+    if NET.layers[I].relu:
+        acc = relu(acc, 1)
+    return acc
+
+
+@triton.jit
+def store_tile(value, target_ptr, NET: tl.constexpr, I: tl.constexpr, row, column, column_mask):
+    """Store a tile into the layer's output [out_side · out_side, out_channels], rounded where the network is int8."""
+    offsets = row[:, None] * NET.layers[I].out_channels + column[None, :]
+    mask = (row < NET.layers[I].out_side * NET.layers[I].out_side)[:, None] & column_mask[None, :]
+    if NET.int8:
+        value = quantize_int8(value)
+    tl.store(target_ptr + offsets, value.to(target_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def dequantize_stored(value, params_ptr, NET: tl.constexpr, I: tl.constexpr):
+    """A tile as the next layer reads it: where the network is int8, rounded and multiplied by s_y."""
+    if NET.int8:
+        value = quantize_int8(value).to(tl.float32) * tl.load(params_ptr + NET.layers[I].output_scale)
+    return value
+
+
+# ---- Convolutions ---------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def stem_conv(x_ptr, target_ptr, weights_ptr, params_ptr, scale, cta_rank, NET: tl.constexpr, I: tl.constexpr):
+    """A backbone's first layer: y = relu(conv(x · scale, w) + b), from an image to the first activation buffer.
+
+    x: [side, side, channels], uint8 or float32, of 1 or 3 channels; for int8, `scale` includes 1 / s_x.
+    So few channels do not fill a matrix instruction. Therefore one dot sums over all R · S · C_in inputs of a pixel,
+    gathered side by side (im2col), and the weights stay in registers for all tiles of rows.
+    """
+    SIDE: tl.constexpr = NET.layers[I].out_side
+    ROWS: tl.constexpr = NET.layers[I].block_m
+    COLUMNS: tl.constexpr = NET.layers[I].block_n
+    DEPTH: tl.constexpr = NET.layers[I].block_k
+    KERNEL: tl.constexpr = NET.layers[I].kernel_size
+    K_SIZE: tl.constexpr = KERNEL * KERNEL * NET.layers[I].in_channels
+    OUT_CHANNELS: tl.constexpr = NET.layers[I].out_channels
+    zero = opaque_zero(params_ptr, NET)
+    k = zero + tl.arange(0, DEPTH)
+
+    for n_start in tl.static_range(0, OUT_CHANNELS, COLUMNS):
+        # Weights [DEPTH, COLUMNS] of these output channels: stored [K, R·S·C] for int8, [R·S·C, K] for float16.
+        column = zero + n_start + tl.arange(0, COLUMNS)
+        column_mask = column < NET.layers[I].out_channels
+        w_mask = (k < K_SIZE)[:, None] & column_mask[None, :]
+        w_ptr = weights_ptr + NET.layers[I].weights
+        if NET.int8:
+            w = tl.load(w_ptr + column[None, :] * K_SIZE + k[:, None], mask=w_mask, other=0)
+        else:
+            w = tl.load(w_ptr + k[:, None] * NET.layers[I].out_channels + column[None, :], mask=w_mask, other=0.0)
+
+        for start in range(cta_rank * ROWS, SIDE * SIDE, ROWS * NET.ctas_per_image):
+            # Load.
+            row = zero + start + tl.arange(0, ROWS)
+            x = load_im2col_tile(
+                x_ptr, row * 0, row // SIDE, row % SIDE, row < SIDE * SIDE, NET.layers[I].side, NET.layers[I].side,
+                NET.layers[I].in_channels, KERNEL, KERNEL, NET.layers[I].stride, KERNEL // 2, KERNEL // 2, DEPTH,
+            ).to(tl.float32)  # fmt: skip
+
+            # Compute.
+            if NET.int8:
+                acc = tl.dot(quantize_int8(x * scale), w, out_dtype=tl.int32)
+            else:
+                acc = tl.dot(as_dot_operand((x * scale).to(w.dtype)), as_dot_operand(w), input_precision="tf32")
+
+            # Store.
+            value = scale_bias_relu(acc, params_ptr, NET, I, column, column_mask)
+            store_tile(value, target_ptr, NET, I, row, column, column_mask)
+
+
+@triton.jit
+def conv_tile(source_ptr, weights_ptr, NET: tl.constexpr, I: tl.constexpr, row, n_start):
+    """Accumulators of a tile: output pixels `row` and output channels from n_start on, float32 or int32."""
+    SIDE: tl.constexpr = NET.layers[I].out_side
+    KERNEL: tl.constexpr = NET.layers[I].kernel_size
+    n = row * 0
+    oy = row // SIDE
+    ox = row % SIDE
+    row_mask = row < SIDE * SIDE
+    return implicit_gemm_mainloop(
+        source_ptr, weights_ptr + NET.layers[I].weights, n, oy, ox, row_mask, n_start, NET.layers[I].side,
+        NET.layers[I].side, NET.layers[I].in_channels, NET.layers[I].out_channels, KERNEL, KERNEL,
+        NET.layers[I].stride, KERNEL // 2, KERNEL // 2, NET.layers[I].block_m, NET.layers[I].block_n,
+        NET.layers[I].block_k, tl.int32 if NET.int8 else tl.float32, 1 if NET.int8 else 0, NET.split_n,
+    )  # fmt: skip
+
+
+@triton.jit
+def conv_layer(source_ptr, target_ptr, sums_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr, I: tl.constexpr):
+    """y = relu(conv(x, w) + b) from one activation buffer [side, side, C] into the other [out_side, out_side, K].
+
+    The feature layer also stores the sums of each tile by channel, [tiles of rows, K], float32: its average pool needs
+    no second pass over the feature maps.
+    """
+    PIXELS: tl.constexpr = NET.layers[I].out_side * NET.layers[I].out_side
+    ROWS: tl.constexpr = NET.layers[I].block_m
+    COLUMNS: tl.constexpr = NET.layers[I].block_n
+    OUT_CHANNELS: tl.constexpr = NET.layers[I].out_channels
+    TILES_N: tl.constexpr = (OUT_CHANNELS + COLUMNS - 1) // COLUMNS
+    TILES_M: tl.constexpr = (PIXELS + ROWS - 1) // ROWS
+    zero = opaque_zero(params_ptr, NET)
+
+    for tile in range(cta_rank, TILES_M * TILES_N, NET.ctas_per_image):
+        n_start = zero + tile % TILES_N * COLUMNS
+        row = zero + tile // TILES_N * ROWS + tl.arange(0, ROWS)
+        column = n_start + tl.arange(0, COLUMNS)
+        column_mask = column < OUT_CHANNELS
+
+        acc = conv_tile(source_ptr, weights_ptr, NET, I, row, n_start)
+        value = scale_bias_relu(acc, params_ptr, NET, I, column, column_mask)
+        store_tile(value, target_ptr, NET, I, row, column, column_mask)
+
+        if NET.layers[I].is_feature_layer:
+            value = tl.where((row < PIXELS)[:, None], dequantize_stored(value, params_ptr, NET, I), 0.0)
+            tl.store(sums_ptr + tile // TILES_N * OUT_CHANNELS + column, tl.sum(value, 0), mask=column_mask)
+
+
+@triton.jit
+def finish_avg_pool(sums_ptr, means_ptr, NET: tl.constexpr, PAD: tl.constexpr, FROM: tl.constexpr, COUNT: tl.constexpr):
+    """means[c] = sum over tiles of sums[tile, c] / pixels, of the feature layer among COUNT layers from FROM on."""
+    FEATURES: tl.constexpr = PAD.features
+    channel = tl.arange(0, FEATURES)
+    for i in tl.static_range(FROM, FROM + COUNT):
+        if NET.layers[i].is_feature_layer:
+            PIXELS: tl.constexpr = NET.layers[i].out_side * NET.layers[i].out_side
+            total = tl.zeros((FEATURES,), dtype=tl.float32)
+            for tile in range(0, (PIXELS + NET.layers[i].block_m - 1) // NET.layers[i].block_m):
+                offsets = tile * NET.layers[i].out_channels + channel
+                total += tl.load(sums_ptr + offsets, mask=channel < NET.layers[i].out_channels, other=0.0)
+            tl.store(means_ptr + channel, total * (1.0 / PIXELS), mask=channel < NET.layers[i].out_channels)
+
+
+# ---- Orientation and derotation -------------------------------------------------------------------------------------
+
+
+@triton.jit
+def derotate_image(
+    image_ptr, workspace_ptr, params_ptr, cta_rank, NET: tl.constexpr, BLOCK_SIZE: tl.constexpr, QUANTIZED: tl.constexpr
+):
+    """upright = rotate(mask(image / 255), −θ) into the workspace, float32 [side, side, channels].
+
+    image: uint8 [side, side, channels].  cos θ and sin θ are in the workspace.  QUANTIZED: fake-quantize the image
+    first, as the int8 graph does. Without an orientation encoder the image is only scaled.
+    """
+    SIZE: tl.constexpr = NET.side * NET.side * NET.channels
+    scale = 1.0 / 255.0
+    cos = tl.load(workspace_ptr + NET.workspace.orientation)
+    sin = tl.load(workspace_ptr + NET.workspace.orientation + 1)
+    inv_input_scale, input_scale = 1.0, 1.0
+    if QUANTIZED:
+        inv_input_scale = tl.load(params_ptr + NET.image_scale)
+        input_scale = tl.load(params_ptr + NET.image_scale + 1)
+
+    for start in range(cta_rank * BLOCK_SIZE, SIZE, BLOCK_SIZE * NET.ctas_per_image):
+        element = start + tl.arange(0, BLOCK_SIZE)
+        if NET.bins > 0:
+            pixel = element // NET.channels
+            row, column = (pixel // NET.side).to(tl.float32), (pixel % NET.side).to(tl.float32)
+            value = rotate_bilinear(
+                image_ptr, row, column, element % NET.channels, cos, -sin, NET.side, NET.channels, scale, NET.fill,
+                inv_input_scale, input_scale, NET.circular_mask, QUANTIZED, NET.fill != 0.0,
+            )  # fmt: skip
+        else:
+            value = tl.load(image_ptr + element, mask=element < SIZE, other=0).to(tl.float32) * scale
+        tl.store(workspace_ptr + NET.workspace.upright + element, value, mask=element < SIZE)
+
+
+@triton.jit
+def orientation_head(
+    features_ptr, workspace_ptr, angle_ptr, uncertainty_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr,
+    PAD: tl.constexpr, BLOCK_FC: tl.constexpr,
+):  # fmt: skip
+    """Orientation features to class logits, cos θ, sin θ and log(1.001 − confidence) in the workspace, and to the
+    outputs angle and uncertainty [3] (confidence, second angle, second angle probability).
+
+    Every program of the image computes it all: a barrier would cost more than the arithmetic. They store the same
+    values into the workspace; the first one stores the outputs.
+    """
+    logits, cos, sin, confidence, second_cos, second_sin, second_probability = decode_angle(
+        features_ptr, weights_ptr, params_ptr, NET, PAD.orientation, BLOCK_FC
+    )
+
+    klass = tl.arange(0, PAD.orientation)
+    tl.store(workspace_ptr + NET.workspace.logits + klass, logits, mask=klass < NET.classes)
+    tl.store(workspace_ptr + NET.workspace.orientation, cos)
+    tl.store(workspace_ptr + NET.workspace.orientation + 1, sin)
+    tl.store(workspace_ptr + NET.workspace.orientation + 2, tl.log(1.001 - confidence))
+
+    is_first = cta_rank == 0
+    tl.store(angle_ptr, atan2(sin, cos), mask=is_first)
+    tl.store(uncertainty_ptr, confidence, mask=is_first)
+    tl.store(uncertainty_ptr + 1, atan2(second_sin, second_cos), mask=is_first)
+    tl.store(uncertainty_ptr + 2, second_probability, mask=is_first)
+
+
+@triton.jit
+def identity_orientation(workspace_ptr, angle_ptr, uncertainty_ptr, cta_rank, NET: tl.constexpr, PAD: tl.constexpr):
+    """θ = 0, logits 0 and uncertainty 0, where no orientation is estimated, or not yet."""
+    CLASSES: tl.constexpr = PAD.classes
+    klass = tl.arange(0, CLASSES)
+    zeros = tl.zeros((CLASSES,), dtype=tl.float32)
+    tl.store(workspace_ptr + NET.workspace.logits + klass, zeros, mask=klass < NET.classes)
+    tl.store(workspace_ptr + NET.workspace.orientation, 1.0)
+    tl.store(workspace_ptr + NET.workspace.orientation + 1, 0.0)
+    tl.store(workspace_ptr + NET.workspace.orientation + 2, 0.0)
+
+    is_first = cta_rank == 0
+    tl.store(angle_ptr, 0.0, mask=is_first)
+    for i in tl.static_range(3):
+        tl.store(uncertainty_ptr + i, 0.0, mask=is_first)
+
+
+# ---- Classes and score ----------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def content_head(
+    features_ptr, workspace_ptr, probabilities_ptr, score_ptr, weights_ptr, params_ptr, whitening_ptr, cta_rank,
+    NET: tl.constexpr, PAD: tl.constexpr, BLOCK_FC: tl.constexpr,
+):  # fmt: skip
+    """The encoder's features to the output probabilities [classes], and in the fast score mode to the output score.
+
+    In the full mode mu, class weights, partial score and predicted reconstruction error go into the workspace, for the
+    decoder. Every program of the image computes it all, as in `orientation_head`.
+    """
+    # The average pools of both feature layers; the barrier makes them visible to all threads of the program.
+    finish_avg_pool(
+        workspace_ptr + NET.workspace.orientation_sums, workspace_ptr + NET.workspace.orientation_means, NET, PAD,
+        0, NET.orientation_layers,
+    )  # fmt: skip
+    finish_avg_pool(
+        workspace_ptr + NET.workspace.feature_sums, workspace_ptr + NET.workspace.feature_means, NET, PAD,
+        NET.orientation_layers, NET.encoder_layers,
+    )  # fmt: skip
+    tl.debug_barrier()
+
+    klass, code = tl.arange(0, PAD.classes), tl.arange(0, PAD.latent)
+    logits = tl.load(workspace_ptr + NET.workspace.logits + klass, mask=klass < NET.classes, other=0.0)
+    uncertainty = tl.load(workspace_ptr + NET.workspace.orientation + 2)
+    probabilities, mu, class_weights, score, error = classify_and_score(
+        features_ptr, workspace_ptr + NET.workspace.orientation_means, workspace_ptr + NET.workspace.feature_means,
+        logits, uncertainty, weights_ptr, params_ptr, whitening_ptr, NET, PAD.classes, PAD.latent, PAD.hidden,
+        PAD.features, PAD.components, PAD.clusters, BLOCK_FC,
+    )  # fmt: skip
+
+    tl.store(probabilities_ptr + klass, probabilities, mask=klass < NET.classes * (1 - cta_rank))
+    if NET.score.fast:
+        tl.store(score_ptr, score, mask=cta_rank == 0)
+    else:
+        tl.store(workspace_ptr + NET.workspace.code + code, mu, mask=code < NET.latent)
+        code_ptr = workspace_ptr + NET.workspace.code + NET.latent
+        tl.store(code_ptr + klass, class_weights, mask=klass < NET.classes)
+        tl.store(workspace_ptr + NET.workspace.partial_score, score)
+        tl.store(workspace_ptr + NET.workspace.partial_score + 1, error)
+
+
+@triton.jit
+def decoder_fc(
+    workspace_ptr, target_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr, PAD: tl.constexpr,
+    BLOCK_FC: tl.constexpr,
+):  # fmt: skip
+    """The decoder's first layer: relu([mu, class weights] · W + b) into an activation buffer, [grid, grid, width]."""
+    code, klass = tl.arange(0, PAD.latent), tl.arange(0, PAD.classes)
+    mu = tl.load(workspace_ptr + NET.workspace.code + code, mask=code < NET.latent, other=0.0)
+    class_weights = tl.load(
+        workspace_ptr + NET.workspace.code + NET.latent + klass, mask=klass < NET.classes, other=0.0
+    )
+    mu = quantize(mu, params_ptr, NET, DECODER)
+    class_weights = quantize(class_weights, params_ptr, NET, DECODER)
+
+    matrix_ptr = weights_ptr + NET.linears[DECODER].weights
+    for start in range(cta_rank * BLOCK_FC, NET.linears[DECODER].out_features, BLOCK_FC * NET.ctas_per_image):
+        column = start + tl.arange(0, BLOCK_FC)
+        column_mask = column < NET.linears[DECODER].out_features
+        x = vecmat(mu, matrix_ptr, NET.latent, NET.linears[DECODER].row_stride, column, column_mask)
+        code_rows = NET.latent * NET.linears[DECODER].row_stride
+        x += vecmat(
+            class_weights, matrix_ptr + code_rows, NET.classes, NET.linears[DECODER].row_stride, column, column_mask
+        )
+        x = relu(dequant_bias(x, params_ptr, NET, DECODER, column, column_mask), 1)
+        if NET.int8:
+            x = quantize_int8(x)
+        tl.store(target_ptr + column, x.to(target_ptr.dtype.element_ty), mask=column_mask)
+
+
+@triton.jit
+def decoder_error(workspace_ptr, source_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr, I: tl.constexpr):
+    """errors[cta_rank] = sum over this program's tiles of (upright − sigmoid(conv(x, w) + b))², the decoder's last
+    layer.
+
+    The reconstruction is never stored. Channel k of a cell is its pixel (k // block % block, k % block), in image
+    channel k // block² (pixel shuffle).
+    """
+    CELLS: tl.constexpr = NET.grid * NET.grid
+    ROWS: tl.constexpr = NET.layers[I].block_m
+    COLUMNS: tl.constexpr = NET.layers[I].block_n
+    OUT_CHANNELS: tl.constexpr = NET.layers[I].out_channels
+    BLOCK: tl.constexpr = NET.block
+    TILES_N: tl.constexpr = (OUT_CHANNELS + COLUMNS - 1) // COLUMNS
+    TILES_M: tl.constexpr = (CELLS + ROWS - 1) // ROWS
+    error = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    zero = opaque_zero(params_ptr, NET)
+
+    for tile in range(cta_rank, TILES_M * TILES_N, NET.ctas_per_image):
+        n_start = zero + tile % TILES_N * COLUMNS
+        row = zero + tile // TILES_N * ROWS + tl.arange(0, ROWS)
+        column = n_start + tl.arange(0, COLUMNS)
+        column_mask = column < OUT_CHANNELS
+
+        acc = conv_tile(source_ptr, weights_ptr, NET, I, row, n_start)
+        decoded = 1.0 / (1.0 + tl.exp(-scale_bias_relu(acc, params_ptr, NET, I, column, column_mask)))
+
+        # Pixel shuffle. The last cells of a row reach beyond an image whose side is no multiple of the block.
+        y = (row // NET.grid * BLOCK)[:, None] + (column // BLOCK % BLOCK)[None, :]
+        x = (row % NET.grid * BLOCK)[:, None] + (column % BLOCK)[None, :]
+        mask = (row < CELLS)[:, None] & column_mask[None, :] & (y < NET.side) & (x < NET.side)
+        offsets = (y * NET.side + x) * NET.channels + (column // (BLOCK * BLOCK))[None, :]
+        upright = tl.load(workspace_ptr + NET.workspace.upright + offsets, mask=mask, other=0.0)
+        error += tl.where(mask, (upright - decoded) * (upright - decoded), 0.0)
+
+    tl.store(workspace_ptr + NET.workspace.errors + cta_rank, tl.sum(tl.sum(error, 1), 0))
+
+
+@triton.jit
+def final_score(workspace_ptr, params_ptr, score_ptr, cta_rank, NET: tl.constexpr, BLOCK_SIZE: tl.constexpr):
+    """score = partial score + w_0 · (squared error / contrast² − predicted error), the full score mode's output.
+
+        contrast = |upright − mean| + sqrt(1e-3 · pixels)
+
+    See `vae_edge.model.score`. The mean is taken first: the variance as a difference of two sums would cancel.
+    """
+    SIZE: tl.constexpr = NET.side * NET.side * NET.channels
+    total = tl.zeros((BLOCK_SIZE,), dtype=tl.float32)
+    for start in range(0, SIZE, BLOCK_SIZE):
+        element = start + tl.arange(0, BLOCK_SIZE)
+        total += tl.load(workspace_ptr + NET.workspace.upright + element, mask=element < SIZE, other=0.0)
+    mean = tl.sum(total, 0) / SIZE
+
+    total = tl.zeros((BLOCK_SIZE,), dtype=tl.float32)
+    for start in range(0, SIZE, BLOCK_SIZE):
+        element = start + tl.arange(0, BLOCK_SIZE)
+        value = tl.load(workspace_ptr + NET.workspace.upright + element, mask=element < SIZE, other=0.0)
+        total += tl.where(element < SIZE, (value - mean) * (value - mean), 0.0)
+    contrast = tl.sqrt(tl.sum(total, 0)) + tl.sqrt(0.001 * SIZE)
+
+    error = 0.0
+    CTAS_PER_IMAGE: tl.constexpr = NET.ctas_per_image
+    for i in tl.static_range(CTAS_PER_IMAGE):
+        error += tl.load(workspace_ptr + NET.workspace.errors + i)
+
+    error = error / (contrast * contrast) - tl.load(workspace_ptr + NET.workspace.partial_score + 1)
+    score = tl.load(workspace_ptr + NET.workspace.partial_score) + tl.load(params_ptr + NET.score.terms) * error
+    tl.store(score_ptr, score, mask=cta_rank == 0)
