@@ -30,7 +30,7 @@ from vae_edge.report import galleries
 from vae_edge.report.galleries import Block, Column, degrees
 from vae_edge.training.checkpoint import Checkpoint, load_checkpoint, load_samples
 from vae_edge.training.evaluate import Outputs, fit_temperature, predict, rotate_like_training, stratified_subset
-from vae_edge.training.visualize import derotate, reconstruct, sample_per_class, traverse
+from vae_edge.training.generate import derotate, reconstruct, sample_per_class, traverse
 
 EXAMPLES, MISTAKES, AMBIGUOUS = 10, 4, 4  # images shown
 DEVIATIONS = tuple(np.linspace(-2, 2, 7).tolist())

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from vae_edge.errors import DataError
-from vae_edge.limits import MAX_LINES
 from vae_edge.preprocess import InputSpec, open_image, prepare_image
+from vae_edge.spec import MAX_LINES
 
 ALLOWED = 4
 """How many times the decoded bytes of one image (width · height · channels) are taken at most."""

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from vae_edge.experiments.summary import read_comparison
+from vae_edge.experiments.trials import read_comparison
 from vae_edge.model import PRESETS, AngleVAE, create_config
-from vae_edge.report.comparison import markdown
+from vae_edge.report.page import markdown
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(

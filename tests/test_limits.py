@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from vae_edge import limits
+from vae_edge import spec
 
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "limits.md").read_text(encoding="utf-8")
 _UNITS = {"MiB": 20, "GiB": 30}
@@ -20,43 +20,43 @@ def row(beginning: str) -> str:
 
 def test_sizes_in_the_document_are_those_of_the_code() -> None:
     sizes = {
-        "manifest": limits.MAX_MANIFEST_BYTES,
-        "`auto.json`": limits.MAX_RECORD_BYTES,
-        "other JSON": limits.MAX_JSON_BYTES,
-        "ONNX file": limits.MAX_MODEL_BYTES,
-        "checkpoint": limits.MAX_CHECKPOINT_BYTES,
-        "image file": limits.MAX_IMAGE_BYTES,
-        "arrays": limits.MAX_ARRAY_BYTES,
-        "probe images": limits.MAX_PROBE_BYTES,
-        "`vae-edge verify`": limits.MAX_VERIFY_BYTES,
+        "manifest": spec.MAX_MANIFEST_BYTES,
+        "`auto.json`": spec.MAX_RECORD_BYTES,
+        "other JSON": spec.MAX_JSON_BYTES,
+        "ONNX file": spec.MAX_MODEL_BYTES,
+        "checkpoint": spec.MAX_CHECKPOINT_BYTES,
+        "image file": spec.MAX_IMAGE_BYTES,
+        "arrays": spec.MAX_ARRAY_BYTES,
+        "probe images": spec.MAX_PROBE_BYTES,
+        "`vae-edge verify`": spec.MAX_VERIFY_BYTES,
     }
     for name, size in sizes.items():
         number, unit = re.search(r"(\d+) (MiB|GiB)", row(name)).groups()  # type: ignore[union-attr]
         assert int(number) << _UNITS[unit] == size, name
-    assert limits.MAX_TEXT_BYTES == limits.MAX_MANIFEST_BYTES
+    assert spec.MAX_TEXT_BYTES == spec.MAX_MANIFEST_BYTES
 
 
 def test_numbers_in_the_document_are_those_of_the_code() -> None:
     numbers = {
-        "classes": [limits.MAX_CLASSES],
-        "name of a class": [limits.MAX_NAME],
-        "models": [limits.MAX_MODELS],
-        "side": [limits.MAX_INPUT_SIZE],
-        "`widths`": [limits.MAX_BLOCKS, limits.MAX_WIDTH],
-        "latent": [limits.MAX_WIDTH, limits.MAX_HIDDEN, limits.MAX_ANGLE_BINS],
-        "ONNX file": [limits.MAX_NODES, limits.MAX_TENSORS, limits.MAX_RANK],
-        "image": [limits.MAX_IMAGE_BYTES >> 30],
-        "probe images": [limits.MAX_PROBES],
-        "`vae-edge verify`": [int(limits.MAX_VERIFY_SECONDS)],
+        "classes": [spec.MAX_CLASSES],
+        "name of a class": [spec.MAX_NAME],
+        "models": [spec.MAX_MODELS],
+        "side": [spec.MAX_INPUT_SIZE],
+        "`widths`": [spec.MAX_BLOCKS, spec.MAX_WIDTH],
+        "latent": [spec.MAX_WIDTH, spec.MAX_HIDDEN, spec.MAX_ANGLE_BINS],
+        "ONNX file": [spec.MAX_NODES, spec.MAX_TENSORS, spec.MAX_RANK],
+        "image": [spec.MAX_IMAGE_BYTES >> 30],
+        "probe images": [spec.MAX_PROBES],
+        "`vae-edge verify`": [int(spec.MAX_VERIFY_SECONDS)],
     }
     for name, values in numbers.items():
         for value in values:
             assert re.search(rf"(?<![\d,]){value:,}(?![\d,]*\d)", row(name)), (name, value)
     for name, value in {
-        "a tensor": limits.MAX_ELEMENTS,
-        "all tensors": limits.MAX_TOTAL_ELEMENTS,
-        "multiplications": limits.MAX_OPERATIONS,
+        "a tensor": spec.MAX_ELEMENTS,
+        "all tensors": spec.MAX_TOTAL_ELEMENTS,
+        "multiplications": spec.MAX_OPERATIONS,
     }.items():
         assert f"2^{value.bit_length() - 1}" in row(name) and value & (value - 1) == 0
-    assert f"{limits.MAX_PIXELS // 10**6} million pixels, {limits.MAX_LINES // 10**6} million lines" in DOCUMENT
-    assert f"nested {limits.MAX_JSON_DEPTH} deep" in DOCUMENT
+    assert f"{spec.MAX_PIXELS // 10**6} million pixels, {spec.MAX_LINES // 10**6} million lines" in DOCUMENT
+    assert f"nested {spec.MAX_JSON_DEPTH} deep" in DOCUMENT

@@ -15,9 +15,19 @@ from typing import Any, NoReturn
 
 from vae_edge import files
 from vae_edge.errors import BundleError
-from vae_edge.limits import MAX_CLASSES, MAX_INPUT_SIZE, MAX_MANIFEST_BYTES, MAX_MODELS, MAX_NAME
 from vae_edge.preprocess import InputSpec, upgrade_input_json
-from vae_edge.spec import FORMATS, PRECISIONS, ROLES, SCHEMA_1_SCORE_MODES, SCORE_MODES
+from vae_edge.spec import (
+    FORMATS,
+    MAX_CLASSES,
+    MAX_INPUT_SIZE,
+    MAX_MANIFEST_BYTES,
+    MAX_MODELS,
+    MAX_NAME,
+    PRECISIONS,
+    ROLES,
+    SCHEMA_1_SCORE_MODES,
+    SCORE_MODES,
+)
 
 SCHEMA = 2
 MANIFEST_FILE = "manifest.json"
@@ -207,7 +217,7 @@ def _check_file_name(name: str, where: str) -> None:
 
 
 def check_classes(classes: Any, where: str) -> None:
-    """Check a list of class names: texts, not empty, each once, within `vae_edge.limits`.
+    """Check a list of class names: texts, not empty, each once, within `vae_edge.spec`.
 
     Raises:
         BundleError: with the field and what is wrong with it; the message calls the file `where`.

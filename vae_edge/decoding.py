@@ -30,7 +30,7 @@ from PIL import Image, UnidentifiedImageError
 from vae_edge import files
 from vae_edge.errors import DataError
 from vae_edge.framing import ArrayImage, Box, ConvertedImage, TiledImage, boxes, tiles
-from vae_edge.limits import MAX_IMAGE_BYTES, MAX_LINES, MAX_PIXELS
+from vae_edge.spec import MAX_IMAGE_BYTES, MAX_LINES, MAX_PIXELS
 
 MAX_FULL_PIXELS = 2048 * 2048
 """Images of at most this many pixels are converted in one piece."""

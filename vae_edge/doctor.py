@@ -121,7 +121,7 @@ class Diagnosis:
 def diagnose() -> Diagnosis:
     """Look at this machine: packages, TensorRT, CUDA, build tools. Nothing heavy is imported."""
     from vae_edge.benchmarking.measure import describe_machine
-    from vae_edge.engine.cuda import probe
+    from vae_edge.engine.gpus import probe
     from vae_edge.engine.tensorrt import discover
 
     distributions = metadata.packages_distributions()

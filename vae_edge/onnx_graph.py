@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from vae_edge.errors import BundleError
-from vae_edge.limits import MAX_MODEL_BYTES, MAX_NODES, MAX_RANK, MAX_TENSORS
+from vae_edge.spec import MAX_MODEL_BYTES, MAX_NODES, MAX_RANK, MAX_TENSORS
 
 TYPE_BYTES = {
     1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2, 17: 1, 18: 1, 19: 1, 20: 1,
@@ -99,7 +99,7 @@ def read_graph(content: bytes, name: str) -> Graph:
     """The graph in the bytes of an ONNX file; `name` is what a message calls the file.
 
     Raises:
-        ModelRefused: the bytes are no ONNX model, hold what this reader refuses, or more than `vae_edge.limits` allow.
+        ModelRefused: the bytes are no ONNX model, hold what this reader refuses, or more than `vae_edge.spec` allow.
     """
     try:
         if len(content) > MAX_MODEL_BYTES:

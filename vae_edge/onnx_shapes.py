@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from vae_edge.limits import MAX_ELEMENTS, MAX_OPERATIONS, MAX_TOTAL_ELEMENTS
 from vae_edge.onnx_graph import MAX_CONSTANT_ELEMENTS, Graph, ModelRefused, Node, Tensor, read_graph
 from vae_edge.onnx_sizes import (
     INT_LIMIT,
@@ -44,6 +43,7 @@ from vae_edge.onnx_sizes import (
     to_number,
     to_shape,
 )
+from vae_edge.spec import MAX_ELEMENTS, MAX_OPERATIONS, MAX_TOTAL_ELEMENTS
 
 
 @dataclass
@@ -56,7 +56,7 @@ class GraphCost:
 
 
 def check_model(content: bytes, name: str) -> GraphCost:
-    """Check that the ONNX file with these bytes can be run within `vae_edge.limits`; `name` is what a message calls it.
+    """Check that the ONNX file with these bytes can be run within `vae_edge.spec`; `name` is what a message calls it.
 
     Raises:
         ModelRefused: the file is no ONNX model, uses an operator without a rule here, or takes more.

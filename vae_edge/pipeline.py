@@ -301,7 +301,7 @@ def collect(
     from vae_edge.metrics import wrap_degrees
     from vae_edge.runtime import load
     from vae_edge.training.checkpoint import load_checkpoint, load_samples, read_log
-    from vae_edge.training.visualize import derotate, sample_per_class
+    from vae_edge.training.generate import derotate, sample_per_class
 
     checkpoint = load_checkpoint(run)
     opened = load_bundle(bundle)

@@ -23,10 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_edge import files
-from vae_edge.array_file import read_arrays
 from vae_edge.errors import BundleError
-from vae_edge.limits import MAX_PROBE_BYTES, MAX_PROBES
-from vae_edge.spec import ANGLE_OUTPUTS, output_name
+from vae_edge.files import read_arrays
+from vae_edge.spec import ANGLE_OUTPUTS, MAX_PROBE_BYTES, MAX_PROBES, output_name
 
 SCHEMA = 2
 PROJECTIONS = 4

@@ -10,7 +10,7 @@ import pytest
 from data_makers import idx_bytes, some_images, some_labels, write_idx
 
 from vae_edge.data import load_dataset
-from vae_edge.data.idx import read_idx
+from vae_edge.data.arrays import read_idx
 from vae_edge.errors import ConfigError, DataError
 
 

@@ -14,10 +14,10 @@ import pytest
 from engine_graphs import classifier, reconstruction, save
 
 from vae_edge.bundle import ModelEntry, create_bundle, load_bundle
-from vae_edge.engine import cuda
+from vae_edge.engine import gpus
 from vae_edge.engine.build import BuildConfig, build_bundle_engine, select_tensorrt
+from vae_edge.engine.gpus import parse_targets
 from vae_edge.engine.inspection import inspect_engine
-from vae_edge.engine.targets import parse_targets
 from vae_edge.engine.tensorrt import TensorRTInstallation
 from vae_edge.errors import BundleError, EngineError, VaeEdgeError
 from vae_edge.preprocess import InputSpec
@@ -109,7 +109,7 @@ class TestWithRtx:
         code = f"""
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))  # no file may grow past this, as on a full disk
-from vae_edge.engine import cuda
+from vae_edge.engine import gpus
 from vae_edge.engine.build import BuildConfig, build_bundle_engine, select_tensorrt
 from vae_edge.engine.tensorrt import TensorRTInstallation
 from vae_edge.errors import EngineError
@@ -169,15 +169,15 @@ def test_a_damaged_bundle_or_none_is_refused_before_anything_is_built(bundle: Pa
 
 FULL = TensorRTInstallation("tensorrt", "tensorrt", "10.3.0", True)
 RTX = TensorRTInstallation("tensorrt_rtx", "tensorrt_rtx", "1.7.1", True)
-ORIN = cuda.Driver((12, 6), (cuda.Device(0, "Orin", (8, 7), 8, 8 << 30, True),))
-DESKTOP = cuda.Driver((13, 0), (cuda.Device(0, "RTX A2000", (8, 6), 26, 12 << 30, False),))
-NO_GPU = cuda.Driver(None, (), "no NVIDIA driver is installed")
+ORIN = gpus.Driver((12, 6), (gpus.Device(0, "Orin", (8, 7), 8, 8 << 30, True),))
+DESKTOP = gpus.Driver((13, 0), (gpus.Device(0, "RTX A2000", (8, 6), 26, 12 << 30, False),))
+NO_GPU = gpus.Driver(None, (), "no NVIDIA driver is installed")
 
 
 def chosen(
     monkeypatch: pytest.MonkeyPatch,
     installed: list[TensorRTInstallation],
-    driver: cuda.Driver,
+    driver: gpus.Driver,
     kind: str = "auto",
     targets: str = "",
 ) -> tuple[str, tuple[str, ...]]:
@@ -219,7 +219,7 @@ def test_rtx_builds_where_asked_by_kind_or_target_or_where_there_is_nothing_else
 def test_where_nothing_can_build_the_sentence_says_what_can(
     monkeypatch: pytest.MonkeyPatch,
     installed: list[TensorRTInstallation],
-    driver: cuda.Driver,
+    driver: gpus.Driver,
     asked: tuple[str, str],
     words: str,
 ) -> None:

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from vae_edge.engine.build import BuildConfig, build_engine
-from vae_edge.engine.targets import parse_targets
+from vae_edge.engine.gpus import parse_targets
 
 pytest.importorskip(
     "tensorrt_rtx_bindings", reason='TensorRT-RTX is not installed: pip install "vae-edge[rtx]"', exc_type=ImportError

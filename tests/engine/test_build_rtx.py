@@ -10,11 +10,11 @@ import onnx
 import pytest
 from engine_graphs import classifier, reconstruction, save
 
-from vae_edge.engine import cuda
+from vae_edge.engine import gpus
 from vae_edge.engine.build import build_engine
 from vae_edge.engine.builder import build_in_process
+from vae_edge.engine.gpus import parse_targets
 from vae_edge.engine.inspection import inspect_engine, parse_header
-from vae_edge.engine.targets import parse_targets
 from vae_edge.engine.tensorrt import BuildConfig, Log, open_adapter
 from vae_edge.errors import EngineError
 
@@ -143,7 +143,7 @@ def test_what_cannot_be_built_is_refused_in_a_sentence(tmp_path: Path, options: 
         build_engine(path, BuildConfig(**{"precision": "fp32", **options}))  # type: ignore[arg-type]
 
 
-@pytest.mark.skipif(cuda.probe().device_count > 0, reason="there is a GPU to build for")
+@pytest.mark.skipif(gpus.probe().device_count > 0, reason="there is a GPU to build for")
 def test_without_a_gpu_the_targets_must_be_named(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"no GPU to build for .*name one or more of sm_75"):
         build_engine(save(classifier("fp32"), tmp_path / "model.onnx"), BuildConfig("fp32"))

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from vae_edge.engine import cuda
+from vae_edge.engine import gpus
 
 STUB = Path(__file__).parent / "stubs" / "cuda_stub.c"
 PROBE = """
 import json, sys
-from vae_edge.engine import cuda
-driver = cuda.probe(sys.argv[1])
+from vae_edge.engine import gpus
+driver = gpus.probe(sys.argv[1])
 print(json.dumps([repr(driver), driver.sentence()]))
 """
 
@@ -42,27 +42,27 @@ def ask(library: Path, mode: str) -> tuple[str, str]:
 
 
 def test_without_a_driver_the_probe_says_none_and_why() -> None:
-    driver = cuda.probe("libcuda-that-is-not-there.so.1")
-    assert driver == cuda.Driver(None, (), driver.problem)
+    driver = gpus.probe("libcuda-that-is-not-there.so.1")
+    assert driver == gpus.Driver(None, (), driver.problem)
     assert driver.device_count == 0
     assert driver.sentence() == "none: no NVIDIA driver is installed (libcuda-that-is-not-there.so.1 is not there)"
 
 
 def test_a_library_that_is_no_driver_is_called_so() -> None:
-    driver = cuda.probe("libc.so.6")
+    driver = gpus.probe("libc.so.6")
     assert driver.device_count == 0
     assert "libc.so.6 is not a CUDA driver" in driver.problem
 
 
 def test_names_capabilities_memory_and_version_come_from_the_driver(stub: Path) -> None:
-    driver = cuda.probe(str(stub))
+    driver = gpus.probe(str(stub))
     assert driver.version == (13, 2)
     assert [d.target for d in driver.devices] == ["sm_87", "sm_86"]
     orin, desktop = driver.devices
     told = json.loads(json.dumps(driver.to_json()))
     assert (told["version"], told["devices"][0]["target"]) == ("13.2", "sm_87")
-    assert orin == cuda.Device(0, "Orin", (8, 7), 8, 7_990_607_872, True)
-    assert desktop == cuda.Device(1, "NVIDIA RTX A2000", (8, 6), 26, 12_884_901_888, False)
+    assert orin == gpus.Device(0, "Orin", (8, 7), 8, 7_990_607_872, True)
+    assert desktop == gpus.Device(1, "NVIDIA RTX A2000", (8, 6), 26, 12_884_901_888, False)
     assert driver.sentence() == ("Orin (sm_87, 7.4 GiB), NVIDIA RTX A2000 (sm_86, 12.0 GiB); driver for CUDA 13.2")
 
 

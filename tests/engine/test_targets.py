@@ -7,7 +7,7 @@ import re
 import pytest
 
 from vae_edge.bundle_schema import check_entry
-from vae_edge.engine.targets import (
+from vae_edge.engine.gpus import (
     DEVICES,
     RTX_TARGETS,
     check_local_gpu,

@@ -170,7 +170,7 @@ def test_the_worker_runs_from_any_folder_and_refuses_in_a_sentence(
 def test_importing_the_package_imports_no_tensorrt_and_no_torch() -> None:
     code = """
 import json, sys
-import vae_edge.engine.build, vae_edge.engine.worker, vae_edge.engine.inspection, vae_edge.engine.cuda
+import vae_edge.engine.build, vae_edge.engine.worker, vae_edge.engine.inspection, vae_edge.engine.gpus
 print(json.dumps(sorted(name.partition(".")[0] for name in sys.modules)))
 """
     run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)

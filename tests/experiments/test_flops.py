@@ -2,7 +2,7 @@ import torch
 from torch import nn
 
 from vae_edge.experiments import baselines
-from vae_edge.experiments.flops import cross_entropy_loss, inference_cost, training_macs
+from vae_edge.experiments.baselines import cross_entropy_loss, inference_cost, training_macs
 from vae_edge.model import create_config
 
 

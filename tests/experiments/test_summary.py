@@ -4,7 +4,7 @@ import statistics
 
 import pytest
 
-from vae_edge.experiments.summary import over_seeds, summarize_trials
+from vae_edge.experiments.trials import over_seeds, summarize_trials
 
 
 def fake(model: str, seed: int, accuracy: float, generated: bool = False) -> dict:

@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 from mutations import EACH, archive_changed, bytes_changed, outcome, seeds
 
+from vae_edge.data.arrays import load_idx_file, load_npz
 from vae_edge.data.dataset import Dataset
-from vae_edge.data.idx import load_idx_file
-from vae_edge.data.npz import load_npz
 
 
 @pytest.fixture(scope="session")

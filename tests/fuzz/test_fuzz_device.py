@@ -20,12 +20,12 @@ from PIL import Image
 from vae_edge import probes
 from vae_edge.bundle import load_bundle
 from vae_edge.engine.inspection import CAPABILITY_BITS, MAGIC, inspect_engine
-from vae_edge.limits import MAX_ELEMENTS
 from vae_edge.onnx_graph import read_graph
 from vae_edge.onnx_shapes import GraphCost, check_model
 from vae_edge.onnx_sizes import elements
 from vae_edge.preprocess import InputSpec, open_image, prepare_image
 from vae_edge.runtime import probing
+from vae_edge.spec import MAX_ELEMENTS
 
 
 @seeds

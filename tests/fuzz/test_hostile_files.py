@@ -26,8 +26,7 @@ import vae_edge
 from vae_edge import probes
 from vae_edge.bundle import ModelEntry, add_model, create_bundle, load_bundle
 from vae_edge.cli import main
-from vae_edge.data.idx import read_idx
-from vae_edge.data.npz import load_npz
+from vae_edge.data.arrays import load_npz, read_idx
 from vae_edge.engine.inspection import inspect_engine
 from vae_edge.errors import BackendError, BundleError, DataError, VaeEdgeError
 from vae_edge.preprocess import InputSpec, open_image
@@ -322,7 +321,7 @@ def test_an_archive_that_unpacks_to_more_than_there_is_memory_is_refused(
     path = tmp_path / "bomb.npz"
     np.savez_compressed(path, images=np.zeros((5000, 28, 28), np.uint8), labels=np.zeros(5000, np.int64))
     assert len(load_npz(path).train) == 5000
-    monkeypatch.setattr("vae_edge.data.npz.max_read_bytes", lambda: 1 << 20)
+    monkeypatch.setattr("vae_edge.data.arrays.max_read_bytes", lambda: 1 << 20)
     with pytest.raises(DataError, match=r"promises 392\d+ bytes"):
         load_npz(path)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:

@@ -12,7 +12,7 @@ import torch
 from vae_edge.data import Dataset, rotate_dataset
 from vae_edge.errors import DataError
 from vae_edge.training.checkpoint import Checkpoint, load_samples
-from vae_edge.training.visualize import derotate, reconstruct, sample_per_class, traverse
+from vae_edge.training.generate import derotate, reconstruct, sample_per_class, traverse
 
 
 def test_images_derotated_by_the_true_angle_are_upright_again(checkpoint: Checkpoint, digits: Dataset) -> None:

@@ -309,12 +309,12 @@ def _quickstart(commands: Commands) -> None:
 
 def _data(commands: Commands) -> None:
     parts = _add_group(commands, "data")
-    fetch = _add(parts, "data fetch", "data")
+    fetch = _add(parts, "data fetch", "train")
     fetch.add_argument("name", choices=("mnist", "fashion-mnist"))
     fetch.add_argument("--out", help="folder that gets a sub-folder of that name (default: $VAE_EDGE_DATA, or data)")
     fetch.add_argument("--base-url", help="another server that holds the files")
     _json(fetch)
-    show = _add(parts, "data show", "data")
+    show = _add(parts, "data show", "train")
     show.add_argument("data", metavar="DATA", help=DATA_HELP)
     _form(show)
     _strict(show)
@@ -426,7 +426,7 @@ def _generate(commands: Commands) -> None:
 
 
 def _compare(commands: Commands) -> None:
-    parser = _add(commands, "compare", "compare")
+    parser = _add(commands, "compare", "train")
     parser.add_argument("--data", required=True, help=DATA_HELP)
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="how often, each time anew (default: 3)")
     parser.add_argument(
@@ -582,7 +582,7 @@ def _doctor(commands: Commands) -> None:
 
 def _kernels(commands: Commands) -> None:
     parts = _add_group(commands, "kernels")
-    check = _add(parts, "kernels check", "kernels")
+    check = _add(parts, "kernels check", "deploy")
     check.add_argument(
         "--arch",
         action="extend",
@@ -599,7 +599,7 @@ def _kernels(commands: Commands) -> None:
         help="presets whose whole network is compiled, or none (default: small)",
     )
     _json(check)
-    paper = _add(parts, "kernels roofline", "kernels")
+    paper = _add(parts, "kernels roofline", "deploy")
     paper.add_argument(
         "--networks", action="extend", type=listed(str), metavar="A,B", help="presets (default: all three)"
     )

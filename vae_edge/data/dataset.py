@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from vae_edge.errors import ConfigError, DataError
-from vae_edge.limits import MAX_ARRAY_BYTES, MAX_NUMBERED_CLASSES, MAX_SIZE, MIN_SIZE
 from vae_edge.preprocess import InputSpec, resize_square, uint8_hint
+from vae_edge.spec import MAX_ARRAY_BYTES, MAX_NUMBERED_CLASSES, MAX_SIZE, MIN_SIZE
 
 UNLABELLED = ("unlabelled", "unlabeled")
 """Names of the folder, or of the array of an .npz, with images without labels. No class of a folder has this name."""

@@ -33,7 +33,7 @@ from typing import Any, BinaryIO
 from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 from vae_edge import __version__
-from vae_edge.data.idx import CLASSES_FILE, KNOWN_CLASSES
+from vae_edge.data.arrays import CLASSES_FILE, KNOWN_CLASSES
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.files import open_regular, write_text
 from vae_edge.text import terminal

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from vae_edge.data.arrays import is_idx_folder, load_idx_file, load_idx_folder, load_npz
 from vae_edge.data.dataset import (
     UNLABELLED,
     Dataset,
@@ -33,8 +34,6 @@ from vae_edge.data.folder import (
     unlabelled_files,
     unlabelled_folder,
 )
-from vae_edge.data.idx import is_idx_folder, load_idx_file, load_idx_folder
-from vae_edge.data.npz import load_npz
 from vae_edge.data.prepare import choose_depth, prepare_files
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.preprocess import FIT, InputSpec, measure_input

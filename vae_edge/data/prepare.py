@@ -28,8 +28,8 @@ from vae_edge import framing
 from vae_edge.decoding import BIT_DEPTHS, FIRST_FRAME_STEP, Header, bit_depth_of, max_value, read_header
 from vae_edge.environment import available_cpus
 from vae_edge.errors import DataError
-from vae_edge.limits import MAX_SIZE, MIN_SIZE
 from vae_edge.preprocess import InputSpec, measure_background, prepare_image
+from vae_edge.spec import MAX_SIZE, MIN_SIZE
 from vae_edge.text import terminal
 
 T = TypeVar("T")

@@ -18,10 +18,10 @@ from typing import Any
 
 from vae_edge import __version__, files
 from vae_edge.bundle import Bundle, ModelEntry, add_model, load_bundle
-from vae_edge.engine import cuda
+from vae_edge.engine import gpus
 from vae_edge.engine.builder import Progress
+from vae_edge.engine.gpus import RTX_TARGETS, check_local_gpu, check_rtx_targets, target_name
 from vae_edge.engine.inspection import LayerInfo, explain_precision, fraction_at
-from vae_edge.engine.targets import RTX_TARGETS, check_local_gpu, check_rtx_targets, target_name
 from vae_edge.engine.tensorrt import (
     BuildConfig,
     ConfigCall,
@@ -157,7 +157,7 @@ def build_engine(
     if not path.is_file():
         raise EngineError(f"There is no ONNX file at {path}: make one with `vae-edge export`.")
 
-    driver = cuda.probe()
+    driver = gpus.probe()
     kind, targets = select_tensorrt(config, driver)
     config = dataclasses.replace(config, kind=kind, targets=targets if kind == "tensorrt_rtx" else config.targets)
     open_adapter(kind).config_calls(config)  # refuses what this TensorRT cannot do before a process is started
@@ -169,7 +169,7 @@ def build_engine(
     return _result(answer, config, target_name(targets), driver)
 
 
-def _result(answer: WorkerResult, config: BuildConfig, target: str, driver: cuda.Driver) -> BuildResult:
+def _result(answer: WorkerResult, config: BuildConfig, target: str, driver: gpus.Driver) -> BuildResult:
     built = answer.built
     prefix = "WARNING "
     warnings = [line.removeprefix(prefix) for line in answer.log if line.startswith(prefix)]
@@ -190,7 +190,7 @@ def _result(answer: WorkerResult, config: BuildConfig, target: str, driver: cuda
     )
 
 
-def _versions(tensorrt: str, driver: cuda.Driver) -> dict[str, str]:
+def _versions(tensorrt: str, driver: gpus.Driver) -> dict[str, str]:
     return {
         "vae_edge": __version__,
         "tensorrt": tensorrt,
@@ -280,7 +280,7 @@ def _onnx_source(bundle: Bundle, role: str, precision: str) -> ModelEntry:
 _AHEAD_HINT = 'ahead of time with TensorRT-RTX (`pip install "vae-edge[rtx]"`)'
 
 
-def select_tensorrt(config: BuildConfig, driver: cuda.Driver) -> tuple[str, tuple[str, ...]]:
+def select_tensorrt(config: BuildConfig, driver: gpus.Driver) -> tuple[str, tuple[str, ...]]:
     """The kind of TensorRT to build with, and the architectures to build for.
 
     Full TensorRT where there is a GPU and nothing else was asked for; else TensorRT-RTX.
@@ -318,7 +318,7 @@ def _check_full_tensorrt(
     device: str,
     usable: Collection[str],
     installations: Sequence[TensorRTInstallation],
-    driver: cuda.Driver,
+    driver: gpus.Driver,
 ) -> None:
     if "tensorrt" not in usable:
         raise EngineError(install_hint("tensorrt", [each for each in installations if each.kind == "tensorrt"]))

@@ -17,10 +17,10 @@ from vae_edge.engine.inspection import HEADER_BYTES, LayerInfo, parse_header, pa
 from vae_edge.engine.tensorrt import Adapter, BuildConfig, ConfigCall, Log, describe_errors, parser_errors
 from vae_edge.errors import EngineError
 from vae_edge.files import read_bytes
-from vae_edge.limits import MAX_MODEL_BYTES
 from vae_edge.onnx_graph import ModelRefused, Node, read_graph
 from vae_edge.spec import (
     CLASSIFIER_OUTPUTS,
+    MAX_MODEL_BYTES,
     RECONSTRUCTION_OUTPUTS,
     UNCERTAINTY_OUTPUTS,
     TensorSpec,

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vae_edge.engine import cuda
-from vae_edge.engine.targets import parse_targets
+from vae_edge.engine import gpus
+from vae_edge.engine.gpus import parse_targets
 from vae_edge.environment import ShadowedError, import_package, is_installed, shadow
 from vae_edge.errors import EngineError
 from vae_edge.spec import PRECISIONS, ROLES
@@ -162,7 +162,7 @@ class TensorRTInstallation:
 
 def discover(kinds: Iterable[str] = KINDS) -> list[TensorRTInstallation]:
     """The installed TensorRT of each kind, also one that cannot be imported (then with its `problem`)."""
-    gpu = cuda.probe().device_count > 0
+    gpu = gpus.probe().device_count > 0
     installations = []
     for kind in kinds:
         here = [_try_import(kind, name, gpu) for name in _MODULES[kind] if is_installed(name) or shadow(name)]

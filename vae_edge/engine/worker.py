@@ -28,7 +28,7 @@ from vae_edge.engine.inspection import LayerInfo
 from vae_edge.engine.tensorrt import BuildConfig, ConfigCall, Log, error_hint, open_adapter
 from vae_edge.errors import EngineError
 from vae_edge.files import read_bytes
-from vae_edge.limits import MAX_MODEL_BYTES
+from vae_edge.spec import MAX_MODEL_BYTES
 
 WORKER = (sys.executable, "-m", "vae_edge.engine.worker")
 MAX_TAIL_LINES = 12

@@ -23,8 +23,8 @@ from vae_edge.data import Dataset, LabelledImages, holdout, rotate_dataset
 from vae_edge.data.dataset import join
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.experiments import baselines
+from vae_edge.experiments.baselines import loss_of
 from vae_edge.experiments.evaluation import LATENCY_THREADS, time_onnx
-from vae_edge.experiments.flops import loss_of
 from vae_edge.experiments.setup import (
     CONTROL,
     ESTIMATORS,
@@ -38,7 +38,6 @@ from vae_edge.experiments.setup import (
     Trial,
     list_trials,
 )
-from vae_edge.experiments.summary import summarize_trials
 from vae_edge.experiments.trials import (
     NUMBER,
     SCHEMA,
@@ -51,6 +50,7 @@ from vae_edge.experiments.trials import (
     damaged,
     differences,
     read_record,
+    summarize_trials,
     train_estimator,
     train_network,
     train_vae,
@@ -58,7 +58,7 @@ from vae_edge.experiments.trials import (
 from vae_edge.exporting.onnx_file import ClassifierGraph
 from vae_edge.files import sha256, write_bytes, write_json
 from vae_edge.model import AngleVAE, create_config
-from vae_edge.report.comparison import write_comparison
+from vae_edge.report.page import write_comparison
 from vae_edge.training.checkpoint import MODEL, load_checkpoint
 from vae_edge.training.evaluate import predict
 from vae_edge.training.generate import CONFIDENCE, generate

@@ -21,8 +21,7 @@ from vae_edge.data import Dataset, LabelledImages, rotate_dataset, rotation_rang
 from vae_edge.data.splits import permutation
 from vae_edge.data.transforms import make_ood_images
 from vae_edge.engine.tensorrt import KINDS
-from vae_edge.experiments.baselines import network_probabilities
-from vae_edge.experiments.flops import LogitsOnly, inference_cost
+from vae_edge.experiments.baselines import LogitsOnly, inference_cost, network_probabilities
 from vae_edge.experiments.trials import TrainedModel
 from vae_edge.exporting import quantize_bundle_from_dataset
 from vae_edge.exporting.onnx_file import ClassifierGraph, check_parity, to_onnx

@@ -27,9 +27,8 @@ from vae_edge.data import Dataset, LabelledImages, check_no_leakage, rotate_data
 from vae_edge.data.splits import permutation
 from vae_edge.errors import DataError
 from vae_edge.experiments import baselines
+from vae_edge.experiments.baselines import LogitsOnly, cross_entropy_loss, inference_cost, training_macs, vae_loss
 from vae_edge.experiments.evaluation import evaluate_network, evaluate_vae
-from vae_edge.experiments.flops import LogitsOnly, cross_entropy_loss, inference_cost, training_macs, vae_loss
-from vae_edge.experiments.summary import over_seeds
 from vae_edge.experiments.trials import (
     SCHEMA,
     ProgressBar,
@@ -38,6 +37,7 @@ from vae_edge.experiments.trials import (
     Trials,
     check_form,
     damaged,
+    over_seeds,
     read_record,
     train_network,
     train_vae,

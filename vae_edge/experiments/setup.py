@@ -19,7 +19,7 @@ from torch import nn
 from vae_edge.data import Dataset, LabelledImages, check_trainable, holdout
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.experiments import baselines
-from vae_edge.experiments.flops import Cost, LogitsOnly, inference_cost, loss_of, training_macs
+from vae_edge.experiments.baselines import Cost, LogitsOnly, inference_cost, loss_of, training_macs
 from vae_edge.model import AngleVAE, ModelConfig, create_config
 from vae_edge.preprocess import measure_input
 from vae_edge.training.config import RunConfig, TrainConfig

@@ -38,13 +38,12 @@ from vae_edge.exporting.quality import (
 )
 from vae_edge.exporting.quantize import CALIBRATION_IMAGES, calibration_subset, convert
 from vae_edge.files import naming, read_bytes
-from vae_edge.limits import MAX_MODEL_BYTES
 from vae_edge.model import AngleVAE
 from vae_edge.onnx_graph import read_graph
 from vae_edge.preprocess import InputSpec
 from vae_edge.probes import load as load_probes
 from vae_edge.runtime.backends import read_model
-from vae_edge.spec import EXPORTED_PRECISIONS, RECONSTRUCTION_OUTPUTS
+from vae_edge.spec import EXPORTED_PRECISIONS, MAX_MODEL_BYTES, RECONSTRUCTION_OUTPUTS
 
 HOLDOUT_ROTATION_SEED, CALIBRATION_ROTATION_SEED = 1, 3  # added to the seed
 

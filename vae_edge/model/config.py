@@ -8,7 +8,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from vae_edge.errors import ConfigError
-from vae_edge.limits import MAX_ANGLE_BINS, MAX_BLOCKS, MAX_CLASSES, MAX_HIDDEN, MAX_SIZE, MAX_WIDTH, MIN_SIZE
+from vae_edge.spec import MAX_ANGLE_BINS, MAX_BLOCKS, MAX_CLASSES, MAX_HIDDEN, MAX_SIZE, MAX_WIDTH, MIN_SIZE
 
 MIN_ANGLE_BINS = 12  # with fewer bins there is no room for a second angle outside the best one's window
 

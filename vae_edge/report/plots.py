@@ -294,7 +294,7 @@ def write_accuracy_plot(rows: Sequence[Mapping[str, Any]], stem: Path) -> list[P
     The axis is the logarithm of the error rate, so that 99% and 99.5% stand apart; its ticks name the accuracy.
 
     Args:
-        rows: of a comparison (`vae_edge.experiments.summary`).
+        rows: of a comparison (`vae_edge.experiments.trials`).
         stem: of the two files, without a suffix.
 
     Returns:

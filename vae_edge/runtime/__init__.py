@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from vae_edge.environment import available_cpus, cpu_model
 from vae_edge.runtime.backends import TensorInfo, backend_version, cpu_entries, installed_backends
-from vae_edge.runtime.classifier import Classifier, load
-from vae_edge.runtime.predictions import Predictions
+from vae_edge.runtime.classifier import Classifier, Predictions, load
 from vae_edge.runtime.verification import VerificationResult, verify
 
 __all__ = [

@@ -21,12 +21,12 @@ from vae_edge import files
 from vae_edge.bundle import Bundle, ModelEntry
 from vae_edge.environment import import_package, int8_saturates, is_installed, shadow
 from vae_edge.errors import BackendError, BundleError, VaeEdgeError
-from vae_edge.limits import MAX_MODEL_BYTES
 from vae_edge.onnx_graph import ModelRefused
 from vae_edge.onnx_shapes import check_model
 from vae_edge.spec import (
     CLASSIFIER_OUTPUTS,
     INPUTS,
+    MAX_MODEL_BYTES,
     RECONSTRUCTION_OUTPUTS,
     UNCERTAINTY_OUTPUTS,
 )

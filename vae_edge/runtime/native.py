@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vae_edge.errors import BackendError, BundleError, DataError
 from vae_edge.preprocess import InputSpec, PreprocessInfo, to_batch
-from vae_edge.runtime.predictions import Predictions
+from vae_edge.runtime.classifier import Predictions
 
 LIBRARY = "libvae_edge_kernels.so"
 VARIABLE = "VAE_EDGE_NATIVE"

@@ -12,9 +12,8 @@ import onnxruntime as ort
 from vae_edge.bundle import ModelEntry
 from vae_edge.environment import available_cpus
 from vae_edge.files import read_bytes
-from vae_edge.limits import MAX_MODEL_BYTES
 from vae_edge.runtime.backends import BufferCache, TensorInfo, backend_version, read_model, refuse_closed
-from vae_edge.spec import output_name
+from vae_edge.spec import MAX_MODEL_BYTES, output_name
 
 log = logging.getLogger(__name__)
 

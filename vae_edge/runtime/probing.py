@@ -27,10 +27,10 @@ from vae_edge.bundle import Bundle, ModelEntry
 from vae_edge.bundle_schema import VERIFIED_FILE
 from vae_edge.environment import cpu_identity, cpu_model, int8_saturates
 from vae_edge.errors import BackendError, BundleError, VerificationError
-from vae_edge.limits import MAX_RECORD_BYTES
 from vae_edge.probes import Expected, Mismatch, Probes, Tolerance, compare, first_inner_mismatch, without_outliers
 from vae_edge.probes import load as load_probes
 from vae_edge.runtime.backends import Backend, OpenedModel, inner_tensors, open_classifier
+from vae_edge.spec import MAX_RECORD_BYTES
 
 log = logging.getLogger(__name__)
 

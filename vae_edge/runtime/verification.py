@@ -21,7 +21,6 @@ from vae_edge import __version__
 from vae_edge.bundle import Bundle, ModelEntry, load_bundle
 from vae_edge.environment import cpu_model, instruction_set
 from vae_edge.errors import BackendError, BundleError, VaeEdgeError
-from vae_edge.limits import MAX_VERIFY_BYTES, MAX_VERIFY_SECONDS
 from vae_edge.runtime import probing
 from vae_edge.runtime.backends import (
     OpenedModel,
@@ -32,6 +31,7 @@ from vae_edge.runtime.backends import (
     open_model,
 )
 from vae_edge.runtime.probing import ModelReport, OutputDifference
+from vae_edge.spec import MAX_VERIFY_BYTES, MAX_VERIFY_SECONDS
 from vae_edge.text import printable
 
 SCHEMA = 1

@@ -27,11 +27,11 @@ from torch import Tensor, nn
 from vae_edge.bundle_schema import check_classes, check_data, check_input
 from vae_edge.errors import BundleError, CheckpointError, ConfigError
 from vae_edge.files import open_regular, parse_json, read_bytes, read_json, write_bytes, write_json
-from vae_edge.limits import MAX_CHECKPOINT_BYTES, MAX_JSON_BYTES
 from vae_edge.model import AngleVAE, ModelConfig
 from vae_edge.model.config import rename_keys
 from vae_edge.model.network import current_name
 from vae_edge.preprocess import InputSpec
+from vae_edge.spec import MAX_CHECKPOINT_BYTES, MAX_JSON_BYTES
 from vae_edge.training.config import SCHEMA, RunConfig, TrainConfig, TrainingData
 
 CONFIG, STATE, MODEL, LOG = "config.json", "state.safetensors", "model.safetensors", "log.jsonl"
