@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from vae_edge.doctor import Diagnosis
 
-WORTH_SAYING = 0.2  # the share from which a second-best angle is printed
-MOST_ERRORS = 20  # so many images are named where none can be read
-VAGUE = 0.5  # the angle confidence below which an angle is called so: that of an even spread over 217°
+MIN_SECOND_PROBABILITY = 0.2  # the probability from which a second angle is printed
+MAX_ERRORS_NAMED = 20  # images that are named where none can be read
+VAGUE_BELOW = 0.5  # an angle confidence below it is called vague: that of a uniform distribution over 217°
 
 
 def predict(arguments: argparse.Namespace) -> int:
@@ -28,9 +28,9 @@ def predict(arguments: argparse.Namespace) -> int:
 
     with load(arguments.bundle, arguments.backend, arguments.precision, arguments.threads) as classifier:
         predictions = classifier(list(arguments.images), invert=arguments.invert, fit=arguments.fit, errors="coerce")
-    turns = classifier.bundle.rotation != "none"
+    has_angle = classifier.bundle.rotation != "none"
     rows = predictions.to_dicts()
-    if not turns:  # there is no angle encoder, so 0 would be a claim
+    if not has_angle:  # there is no orientation encoder, so 0 would be a claim
         rows = [row if "error" in row else {**row, "angle_deg": None} for row in rows]
     result = {
         "bundle": arguments.bundle,
@@ -40,15 +40,15 @@ def predict(arguments: argparse.Namespace) -> int:
     }
     errors = [str(error) for error in predictions.errors.values()]
     if len(errors) < len(rows) or arguments.json:
-        emit(result, arguments.json, lambda: _prediction_lines(arguments.images, predictions, turns))
+        emit(result, arguments.json, lambda: _prediction_lines(arguments.images, predictions, has_angle))
     if len(errors) == len(rows):
-        raise DataError("; ".join(errors[:MOST_ERRORS]) + ("; …" if len(errors) > MOST_ERRORS else ""))
+        raise DataError("; ".join(errors[:MAX_ERRORS_NAMED]) + ("; …" if len(errors) > MAX_ERRORS_NAMED else ""))
     if errors:
         say(f"{len(errors)} of {len(rows)} images cannot be read")
     return 1 if errors else 0
 
 
-def _prediction_lines(images: list[str], predictions: Any, turns: bool) -> Iterator[str]:
+def _prediction_lines(images: list[str], predictions: Any, has_angle: bool) -> Iterator[str]:
     for k, path in enumerate(images):
         if k in predictions.errors:
             yield f"{path}: ERROR: {predictions.errors[k]}"
@@ -57,7 +57,7 @@ def _prediction_lines(images: list[str], predictions: Any, turns: bool) -> Itera
         accepted = "known" if predictions.accepted[k] else "UNKNOWN: unlike anything it was trained on"
         yield (
             f"{path}: {name} ({percent(probability)}), "
-            f"{f'turned {angle_words(predictions, k)}, ' if turns else ''}"
+            f"{f'rotated {angle_words(predictions, k)}, ' if has_angle else ''}"
             f"score {predictions.scores[k]:.2f} ({accepted})"
         )
         yield f"  {predictions.preprocess_info[k].sentence()}"
@@ -69,9 +69,9 @@ def angle_words(predictions: Any, k: int) -> str:
     if predictions.second_angle_probabilities is None:
         return words
     probability = float(predictions.second_angle_probabilities[k])
-    if probability >= WORTH_SAYING:
+    if probability >= MIN_SECOND_PROBABILITY:
         return f"{words} (or {round(float(predictions.second_angles_deg[k])):+d}°, {probability:.0%})"
-    return f"{words} (vague)" if predictions.angle_confidences[k] < VAGUE else words
+    return f"{words} (vague)" if predictions.angle_confidences[k] < VAGUE_BELOW else words
 
 
 def verify(arguments: argparse.Namespace) -> int:

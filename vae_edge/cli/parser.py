@@ -151,10 +151,7 @@ EXAMPLES = {
     "compare": ("vae-edge compare --data digits --models svm,logistic --seeds 1 --out runs/compare",),
     "export": ("vae-edge export runs/digits --out digits.bundle",),
     "quantize": ("vae-edge quantize digits.bundle --precision int8 --data digits",),
-    "build": (
-        "vae-edge build digits.bundle --precision int8",
-        "vae-edge build digits.bundle --kind tensorrt_rtx --precision int8 --target sm_86,sm_89",
-    ),
+    "build": ("vae-edge build digits.bundle --kind tensorrt_rtx --precision int8 --target sm_86,sm_89",),
     "inspect": ("vae-edge inspect digits.bundle",),
     "kernels check": ("vae-edge kernels check --arch 87 --only 'rotate*' --networks none",),
     "kernels roofline": ("vae-edge kernels roofline --networks small",),
@@ -207,7 +204,7 @@ def _add(commands: Commands, name: str, module: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         word,
         help=SUMMARIES[name],
-        description=SUMMARIES[name][0].upper() + SUMMARIES[name][1:] + ".",
+        description=_sentence(name),
         epilog=f"example{'s' if len(EXAMPLES[name]) > 1 else ''}:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -215,11 +212,13 @@ def _add(commands: Commands, name: str, module: str) -> argparse.ArgumentParser:
     return parser
 
 
+def _sentence(name: str) -> str:
+    return f"{SUMMARIES[name][0].upper()}{SUMMARIES[name][1:]}."
+
+
 def _add_group(commands: Commands, name: str) -> Commands:
     """A command that has sub-commands only."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, description=SUMMARIES[name][0].upper() + SUMMARIES[name][1:] + "."
-    )
+    parser: argparse.ArgumentParser = commands.add_parser(name, description=_sentence(name))
     return parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
 
@@ -265,10 +264,12 @@ def _backend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", default="auto", help="fp32, fp16, int8 or auto (default)")
 
 
+def _list(parser: argparse.ArgumentParser, option: str, metavar: str, text: str) -> None:
+    parser.add_argument(option, action="extend", type=listed(str), metavar=metavar, help=text)
+
+
 def _some(parser: argparse.ArgumentParser, name: str) -> None:
-    parser.add_argument(
-        f"--{name}", action="extend", type=listed(str), metavar="A,B", help=f"only these {name}s (default: all)"
-    )
+    _list(parser, f"--{name}", "A,B", f"only these {name}s (default: all)")
 
 
 def number(text: str) -> float:
@@ -350,16 +351,18 @@ def _train(commands: Commands) -> None:
     parser.add_argument(
         "--synthetic-ratio",
         type=float,
-        metavar="SHARE",
-        help="train on, draw images, then train on both; their share of the labels",
+        metavar="RATIO",
+        help="train, generate images, then train on both; their fraction of the labelled images",
     )
-    parser.add_argument("--patience", type=positive, metavar="EPOCHS", help="end when a watched tenth gets no better")
+    parser.add_argument(
+        "--patience", type=positive, metavar="EPOCHS", help="stop early when a validation tenth gets no better"
+    )
     parser.add_argument("--learning-rate", type=float, help="peak of the one-cycle schedule (default: 0.004)")
     parser.add_argument("--beta", type=float, help="weight of the KL divergence (default: 1)")
     parser.add_argument("--gamma", type=float, help="weight of the cross-entropy (default: 100)")
     parser.add_argument("--delta", type=float, help="weight of the angle's term (default: 50)")
-    parser.add_argument("--holdout", type=float, help="share of the training half held out (default: 0.1)")
-    parser.add_argument("--reject-rate", type=float, help="share of known images to reject (default: 0.01)")
+    parser.add_argument("--holdout", type=float, help="fraction of the training images held out (default: 0.1)")
+    parser.add_argument("--reject-rate", type=float, help="fraction of known images to reject (default: 0.01)")
     parser.add_argument(
         "--bf16", action=argparse.BooleanOptionalAction, help="bfloat16 arithmetic (default: where the hardware has it)"
     )
@@ -378,7 +381,7 @@ def _evaluate(commands: Commands) -> None:
         "--split",
         default="auto",
         choices=("auto", "train", "validation", "test", "all"),
-        help="which images; auto: the test half where there is one, else what training held out",
+        help="which images; auto: the test split where there is one, else what training held out",
     )
     parser.add_argument("--rotation", help="turn the images: none, full, or degrees (default: as trained)")
     _strict(parser)
@@ -429,15 +432,9 @@ def _compare(commands: Commands) -> None:
     parser = _add(commands, "compare", "train")
     parser.add_argument("--data", required=True, help=DATA_HELP)
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="how often, each time anew (default: 3)")
-    parser.add_argument(
-        "--models",
-        action="extend",
-        type=listed(str),
-        metavar="A,B",
-        help="some of svm, logistic, mlp, cnn, cnn-equal, vae, angle-vae (default: all)",
-    )
+    _list(parser, "--models", "A,B", "some of svm, logistic, mlp, cnn, cnn-equal, vae, angle-vae (default: all)")
     parser.add_argument("--only", choices=("upright", "rotated"), help="only images of this kind (default: both)")
-    parser.add_argument("--generated", type=float, default=0.3, help="share of generated images (default: 0.3)")
+    parser.add_argument("--generated", type=float, default=0.3, help="fraction of generated images (default: 0.3)")
     parser.add_argument("--no-generated", action="store_true", help="leave out training with generated images")
     parser.add_argument("--train-images", metavar="N", help="images to train on, or all (default: 12000)")
     parser.add_argument(
@@ -511,7 +508,7 @@ def _build(commands: Commands) -> None:
         action="extend",
         type=listed(positive),
         metavar="N,N,N",
-        help="smallest, usual and largest batch (default: 1,8,64)",
+        help="min, opt and max batch of the optimization profile (default: 1,8,64)",
     )
     parser.add_argument("--workspace", type=positive, metavar="MIB", help="memory for the builder's tactics")
     _json(parser)
@@ -583,24 +580,10 @@ def _doctor(commands: Commands) -> None:
 def _kernels(commands: Commands) -> None:
     parts = _add_group(commands, "kernels")
     check = _add(parts, "kernels check", "deploy")
-    check.add_argument(
-        "--arch",
-        action="extend",
-        type=listed(str),
-        metavar="N,N",
-        help="architectures: 87 is Jetson Orin (default: 87,90)",
-    )
+    _list(check, "--arch", "N,N", "architectures: 87 is Jetson Orin (default: 87,90)")
     check.add_argument("--only", default="*", help="kernels whose names fit this pattern")
-    check.add_argument(
-        "--networks",
-        action="extend",
-        type=listed(str),
-        metavar="A,B",
-        help="presets whose whole network is compiled, or none (default: small)",
-    )
+    _list(check, "--networks", "A,B", "presets whose network is compiled, or none (default: small)")
     _json(check)
-    paper = _add(parts, "kernels roofline", "deploy")
-    paper.add_argument(
-        "--networks", action="extend", type=listed(str), metavar="A,B", help="presets (default: all three)"
-    )
-    _json(paper)
+    roofline = _add(parts, "kernels roofline", "deploy")
+    _list(roofline, "--networks", "A,B", "presets (default: all three)")
+    _json(roofline)
