@@ -90,7 +90,8 @@ def fused(model: AngleVAE, images: NDArray[np.uint8], quantized: onnx.ModelProto
     probabilities, angle, score, uncertainty = (tensor.numpy() for tensor in network(torch.from_numpy(images)))
     return {
         "probabilities": probabilities, "angle": angle, "score": score,
-        "concentration": uncertainty[:, 0], "second_angle": uncertainty[:, 1], "second_share": uncertainty[:, 2],
+        "angle_confidence": uncertainty[:, 0], "second_angle": uncertainty[:, 1],
+        "second_angle_probability": uncertainty[:, 2],
     }  # fmt: skip
 
 

@@ -248,7 +248,7 @@ def stem_int8(shape: tuple[int, int, int, int, int], batch: int) -> Run:
 
 
 def rotating(side: int, channels: int, batch: int) -> Run:
-    """Bytes turned back, scaled and cast; the baselines use grid_sample."""
+    """Bytes derotated, scaled and cast; the baselines use grid_sample."""
     x = pixels(batch, side, side, channels)
     angle = random(batch)
     cos, sin = angle.cos(), angle.sin()
@@ -287,8 +287,8 @@ def noise(rows: int, columns: int, name: str) -> Run:
         return z
 
     def eager() -> tuple[Tensor, Tensor]:
-        drawn = mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
-        return drawn, -0.5 * (1 + logvar - mu.square() - logvar.exp()).float().sum(1)
+        sampled = mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
+        return sampled, -0.5 * (1 + logvar - mu.square() - logvar.exp()).float().sum(1)
 
     def check() -> float:
         few = slice(0, 4096)
@@ -319,15 +319,15 @@ def avg_pool(batch: int) -> Run:
 
 def comparing(batch: int) -> Run:
     """The error of a reconstruction, and the score."""
-    drawn, upright = random(batch, 7, 7, 16).half(), random(batch, 28, 28, 1).sigmoid().half()
+    decoded, upright = random(batch, 7, 7, 16).half(), random(batch, 28, 28, 1).sigmoid().half()
     score, measure, total = random(batch, 2), random(1), torch.full((batch,), float("nan"), device=DEVICE)
 
     def ours() -> Tensor:
-        reductions.reconstruction_error_forward(drawn, upright, score, measure, total, 4)
+        reductions.reconstruction_error_forward(decoded, upright, score, measure, total, 4)
         return total
 
     def eager() -> Tensor:
-        picture = F.pixel_shuffle(drawn.permute(0, 3, 1, 2), 4).float().sigmoid().flatten(1)
+        picture = F.pixel_shuffle(decoded.permute(0, 3, 1, 2), 4).float().sigmoid().flatten(1)
         seen = upright.float().flatten(1)
         root = torch.linalg.vector_norm(seen - seen.mean(1, keepdim=True), dim=1) + (0.001 * 784) ** 0.5
         error = (torch.linalg.vector_norm(seen - picture, dim=1) / root).square()
@@ -335,10 +335,10 @@ def comparing(batch: int) -> Run:
 
     def check() -> float:
         poison(total)
-        expected = heads.reconstruction_error(*(tensor.cpu() for tensor in (drawn, upright, score, measure)), 4)
+        expected = heads.reconstruction_error(*(tensor.cpu() for tensor in (decoded, upright, score, measure)), 4)
         return max_rel_error(ours().cpu(), expected)
 
-    bytes_moved = drawn.nbytes + upright.nbytes
+    bytes_moved = decoded.nbytes + upright.nbytes
     return Run(ours, check, 2e-3, {"eager": eager}, bytes_moved, 0, eager)
 
 
@@ -350,9 +350,9 @@ def orientation(batch: int) -> Run:
     model = untrained("small")
     packed = pack(model)
     net = packed.layout
-    trunk = model.orientation
-    assert trunk is not None
-    features = random(batch, trunk.backbone.features).half()
+    orientation_encoder = model.orientation
+    assert orientation_encoder is not None
+    features = random(batch, orientation_encoder.backbone.features).half()
     weights, params = packed.weights.to(DEVICE), packed.params.to(DEVICE)
     logits = torch.full((batch, net.classes), float("nan"), device=DEVICE)
     found = torch.full((batch, heads.ORIENTATION_VALUES), float("nan"), device=DEVICE)
@@ -361,7 +361,7 @@ def orientation(batch: int) -> Run:
         head_kernels.orientation_forward(net, features, weights, params, logits, found)
         return found
 
-    on_gpu = trunk.half().to(DEVICE).requires_grad_(False)
+    on_gpu = orientation_encoder.half().to(DEVICE).requires_grad_(False)
 
     def eager() -> Any:
         return on_gpu.classifier(features), on_gpu.decode_angle(on_gpu.angle_bins(features))
@@ -374,5 +374,5 @@ def orientation(batch: int) -> Run:
             max_rel_error(logits.cpu(), expected[0]), max_rel_error(found[:, :2].cpu(), expected[1][:, :2])
         )
 
-    bytes_moved = features.nbytes + 2 * trunk.backbone.features * (net.classes + net.bins)
+    bytes_moved = features.nbytes + 2 * orientation_encoder.backbone.features * (net.classes + net.bins)
     return Run(ours, check, 5e-3, {"eager": eager}, bytes_moved, 0, eager)

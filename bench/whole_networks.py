@@ -78,9 +78,9 @@ def as_inference(model: AngleVAE, device: str = DEVICE) -> Callable[[Tensor], tu
     """A model's inference as one would write it in PyTorch: layers in float16 and channels-last, normalization folded,
     the decoded angle and the score in float32, rotation by grid_sample. Made of a copy."""
     model = fuse_conv_bn(copy.deepcopy(model)).half().to(device, memory_format=torch.channels_last)
-    trunk = model.orientation
-    assert trunk is not None
-    for module in (trunk, model.score):
+    orientation_encoder = model.orientation
+    assert orientation_encoder is not None
+    for module in (orientation_encoder, model.score):
         for name, buffer in list(module.named_buffers(recurse=False)):
             if buffer.is_floating_point() and name != "cluster_whitening":
                 setattr(module, name, buffer.float())
@@ -91,20 +91,22 @@ def as_inference(model: AngleVAE, device: str = DEVICE) -> Callable[[Tensor], tu
     @torch.no_grad()
     def infer(image: Tensor) -> tuple[Tensor, ...]:
         seen = (image.permute(0, 3, 1, 2).float() * SCALE).half()
-        logits, bins, tap = trunk(seen)
-        cos, sin, uncertainty = trunk.decode_angle(bins.float())
+        logits, bins, orientation_maps = orientation_encoder(seen)
+        cos, sin, uncertainty = orientation_encoder.decode_angle(bins.float())
         zero = torch.zeros_like(cos)
         matrix = torch.stack([cos, sin, zero, -sin, cos, zero], 1).view(-1, 2, 3)
         grid = F.affine_grid(matrix, list(seen.shape), align_corners=False).half()
         upright = F.grid_sample(seen, grid, align_corners=False)
-        encoded, own = model.encoder(upright)
+        encoded, maps = model.encoder(upright)
         mu = model.mu(encoded)
         logits = (model.classifier(mu) + logits).float()
         weights = logits.softmax(1)
-        drawn = model.decoder(mu, weights.half()).float().sigmoid()
+        decoded = model.decoder(mu, weights.half()).float().sigmoid()
         unsure = (1.001 - uncertainty.confidence).log()[:, None]
-        features = torch.cat([tap.float().mean((2, 3)), own.float().mean((2, 3)), mu.float(), weights, unsure], 1)
-        score = model.score(upright.float(), drawn, features, logits)
+        features = torch.cat(
+            [orientation_maps.float().mean((2, 3)), maps.float().mean((2, 3)), mu.float(), weights, unsure], 1
+        )
+        score = model.score(upright.float(), decoded, features, logits)
         return (logits / model.temperature.float()).softmax(1), torch.atan2(sin, cos), score
 
     return infer

@@ -114,18 +114,18 @@ def stem_conv(x_ptr, target_ptr, weights_ptr, params_ptr, scale, cta_rank, NET: 
     gathered side by side (im2col), and the weights stay in registers for all tiles of rows.
     """
     SIDE: tl.constexpr = NET.layers[I].out_side
-    ROWS: tl.constexpr = NET.layers[I].block_m
-    COLUMNS: tl.constexpr = NET.layers[I].block_n
-    DEPTH: tl.constexpr = NET.layers[I].block_k
+    BLOCK_M: tl.constexpr = NET.layers[I].block_m
+    BLOCK_N: tl.constexpr = NET.layers[I].block_n
+    BLOCK_K: tl.constexpr = NET.layers[I].block_k
     KERNEL: tl.constexpr = NET.layers[I].kernel_size
     K_SIZE: tl.constexpr = KERNEL * KERNEL * NET.layers[I].in_channels
     OUT_CHANNELS: tl.constexpr = NET.layers[I].out_channels
     zero = opaque_zero(params_ptr, NET)
-    k = zero + tl.arange(0, DEPTH)
+    k = zero + tl.arange(0, BLOCK_K)
 
-    for n_start in tl.static_range(0, OUT_CHANNELS, COLUMNS):
-        # Weights [DEPTH, COLUMNS] of these output channels: stored [K, R·S·C] for int8, [R·S·C, K] for float16.
-        column = zero + n_start + tl.arange(0, COLUMNS)
+    for n_start in tl.static_range(0, OUT_CHANNELS, BLOCK_N):
+        # Weights [BLOCK_K, BLOCK_N] of these output channels: stored [K, R·S·C] for int8, [R·S·C, K] for float16.
+        column = zero + n_start + tl.arange(0, BLOCK_N)
         column_mask = column < NET.layers[I].out_channels
         w_mask = (k < K_SIZE)[:, None] & column_mask[None, :]
         w_ptr = weights_ptr + NET.layers[I].weights
@@ -134,12 +134,12 @@ def stem_conv(x_ptr, target_ptr, weights_ptr, params_ptr, scale, cta_rank, NET: 
         else:
             w = tl.load(w_ptr + k[:, None] * NET.layers[I].out_channels + column[None, :], mask=w_mask, other=0.0)
 
-        for start in range(cta_rank * ROWS, SIDE * SIDE, ROWS * NET.ctas_per_image):
+        for start in range(cta_rank * BLOCK_M, SIDE * SIDE, BLOCK_M * NET.ctas_per_image):
             # Load.
-            row = zero + start + tl.arange(0, ROWS)
+            row = zero + start + tl.arange(0, BLOCK_M)
             x = load_im2col_tile(
                 x_ptr, row * 0, row // SIDE, row % SIDE, row < SIDE * SIDE, NET.layers[I].side, NET.layers[I].side,
-                NET.layers[I].in_channels, KERNEL, KERNEL, NET.layers[I].stride, KERNEL // 2, KERNEL // 2, DEPTH,
+                NET.layers[I].in_channels, KERNEL, KERNEL, NET.layers[I].stride, KERNEL // 2, KERNEL // 2, BLOCK_K,
             ).to(tl.float32)  # fmt: skip
 
             # Compute.
@@ -178,17 +178,17 @@ def conv_layer(source_ptr, target_ptr, sums_ptr, weights_ptr, params_ptr, cta_ra
     no second pass over the feature maps.
     """
     PIXELS: tl.constexpr = NET.layers[I].out_side * NET.layers[I].out_side
-    ROWS: tl.constexpr = NET.layers[I].block_m
-    COLUMNS: tl.constexpr = NET.layers[I].block_n
+    BLOCK_M: tl.constexpr = NET.layers[I].block_m
+    BLOCK_N: tl.constexpr = NET.layers[I].block_n
     OUT_CHANNELS: tl.constexpr = NET.layers[I].out_channels
-    TILES_N: tl.constexpr = (OUT_CHANNELS + COLUMNS - 1) // COLUMNS
-    TILES_M: tl.constexpr = (PIXELS + ROWS - 1) // ROWS
+    TILES_N: tl.constexpr = (OUT_CHANNELS + BLOCK_N - 1) // BLOCK_N
+    TILES_M: tl.constexpr = (PIXELS + BLOCK_M - 1) // BLOCK_M
     zero = opaque_zero(params_ptr, NET)
 
     for tile in range(cta_rank, TILES_M * TILES_N, NET.ctas_per_image):
-        n_start = zero + tile % TILES_N * COLUMNS
-        row = zero + tile // TILES_N * ROWS + tl.arange(0, ROWS)
-        column = n_start + tl.arange(0, COLUMNS)
+        n_start = zero + tile % TILES_N * BLOCK_N
+        row = zero + tile // TILES_N * BLOCK_M + tl.arange(0, BLOCK_M)
+        column = n_start + tl.arange(0, BLOCK_N)
         column_mask = column < OUT_CHANNELS
 
         acc = conv_tile(source_ptr, weights_ptr, NET, I, row, n_start)
@@ -377,19 +377,19 @@ def decoder_error(workspace_ptr, source_ptr, weights_ptr, params_ptr, cta_rank, 
     channel k // block² (pixel shuffle).
     """
     CELLS: tl.constexpr = NET.grid * NET.grid
-    ROWS: tl.constexpr = NET.layers[I].block_m
-    COLUMNS: tl.constexpr = NET.layers[I].block_n
+    BLOCK_M: tl.constexpr = NET.layers[I].block_m
+    BLOCK_N: tl.constexpr = NET.layers[I].block_n
     OUT_CHANNELS: tl.constexpr = NET.layers[I].out_channels
     BLOCK: tl.constexpr = NET.block
-    TILES_N: tl.constexpr = (OUT_CHANNELS + COLUMNS - 1) // COLUMNS
-    TILES_M: tl.constexpr = (CELLS + ROWS - 1) // ROWS
-    error = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    TILES_N: tl.constexpr = (OUT_CHANNELS + BLOCK_N - 1) // BLOCK_N
+    TILES_M: tl.constexpr = (CELLS + BLOCK_M - 1) // BLOCK_M
+    error = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     zero = opaque_zero(params_ptr, NET)
 
     for tile in range(cta_rank, TILES_M * TILES_N, NET.ctas_per_image):
-        n_start = zero + tile % TILES_N * COLUMNS
-        row = zero + tile // TILES_N * ROWS + tl.arange(0, ROWS)
-        column = n_start + tl.arange(0, COLUMNS)
+        n_start = zero + tile % TILES_N * BLOCK_N
+        row = zero + tile // TILES_N * BLOCK_M + tl.arange(0, BLOCK_M)
+        column = n_start + tl.arange(0, BLOCK_N)
         column_mask = column < OUT_CHANNELS
 
         acc = conv_tile(source_ptr, weights_ptr, NET, I, row, n_start)

@@ -14,7 +14,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "kernels_tables.md"
 
 
 @pytest.fixture(scope="module")
-def plans() -> dict[str, NetworkLayout]:
+def layouts() -> dict[str, NetworkLayout]:
     return {
         f"{name}_{'int8' if int8 else 'fp16'}": layout_for_preset(name, int8=int8)
         for name in PRESETS
@@ -22,13 +22,13 @@ def plans() -> dict[str, NetworkLayout]:
     }
 
 
-def test_the_work_of_a_convolution_is_what_its_sizes_say(plans: dict[str, NetworkLayout]) -> None:
-    steps = {step.name: step for step in roofline.layer_costs(plans["small_fp16"])}
+def test_the_work_of_a_convolution_is_what_its_sizes_say(layouts: dict[str, NetworkLayout]) -> None:
+    steps = {step.name: step for step in roofline.layer_costs(layouts["small_fp16"])}
     step = steps["orientation 1"]  # 28 × 28 × 16 to 14 × 14 × 32, 3 × 3
     assert (step.inputs, step.outputs) == (2 * 28 * 28 * 16, 2 * 14 * 14 * 32)
     assert (step.weights, step.macs) == (2 * 9 * 16 * 32, 14 * 14 * 9 * 16 * 32)
     assert steps["rotate"].inputs == 784 and steps["rotate"].outputs == 2 * 784
-    int8 = {step.name: step for step in roofline.layer_costs(plans["small_int8"])}
+    int8 = {step.name: step for step in roofline.layer_costs(layouts["small_int8"])}
     assert int8["orientation 1"].outputs == 14 * 14 * 32
     assert int8["rotate"].outputs == int8["decoder 2"].outputs == 4 * 784  # what stays in float32
 
@@ -42,18 +42,18 @@ def test_the_floor_is_the_slower_of_memory_and_matrix_units() -> None:
     assert small.lower_bound_us(device, 10, int8=False) == pytest.approx(15.2)  # weights once for the whole batch
 
 
-def test_fusing_moves_fewer_bytes_and_one_launch_hardly_any(plans: dict[str, NetworkLayout]) -> None:
-    for plan in plans.values():
-        unfused, fused, single = roofline.bytes_moved(plan)
+def test_fusing_moves_fewer_bytes_and_one_launch_hardly_any(layouts: dict[str, NetworkLayout]) -> None:
+    for layout in layouts.values():
+        unfused, fused, single = roofline.bytes_moved(layout)
         assert unfused > 2 * fused > 50 * single
 
 
 def test_the_page_has_the_tables_that_the_command_prints(
-    plans: dict[str, NetworkLayout], capsys: pytest.CaptureFixture[str]
+    layouts: dict[str, NetworkLayout], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["kernels", "roofline", "--networks", ",".join(PRESETS)]) == 0
     printed, page = capsys.readouterr().out, PAGE.read_text(encoding="utf-8")
-    for plan in plans.values():
-        assert roofline.table(plan) in printed
-        assert roofline.table(plan) in page
-    assert roofline.savings(plans) in page
+    for layout in layouts.values():
+        assert roofline.table(layout) in printed
+        assert roofline.table(layout) in page
+    assert roofline.savings(layouts) in page

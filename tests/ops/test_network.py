@@ -54,8 +54,8 @@ def test_the_fused_network_in_fp16_gives_what_the_exported_file_gives(
     assert apart.labels >= 0.998 * COUNT
     assert np.quantile(apart.probabilities, 0.98) < 2e-3
     assert np.quantile(apart.angles, 0.99) < 2e-3
-    assert np.quantile(np.abs(found["concentration"] - expected["concentration"]), 0.99) < 5e-3
-    assert np.quantile(np.abs(found["second_share"] - expected["second_share"]), 0.99) < 5e-3
+    assert np.quantile(np.abs(found["angle_confidence"] - expected["angle_confidence"]), 0.99) < 5e-3
+    assert np.quantile(np.abs(found["second_angle_probability"] - expected["second_angle_probability"]), 0.99) < 5e-3
     assert np.quantile(apart.scores, 0.99) < 0.1 * apart.score_range
 
 

@@ -226,28 +226,28 @@ def roofline(arguments: argparse.Namespace) -> int:
     """`vae-edge kernels roofline`: the lower bound of each launch's time, on paper."""
     from vae_edge_kernels.analysis import roofline as paper
 
-    plans = _plans(",".join(arguments.networks or ["tiny", "small", "base"]))
+    layouts = _layouts(",".join(arguments.networks or ["tiny", "small", "base"]))
     emit(
-        {name: [asdict(step) for step in paper.layer_costs(plan)] for name, plan in plans.items()},
+        {name: [asdict(step) for step in paper.layer_costs(layout)] for name, layout in layouts.items()},
         arguments.json,
-        lambda: _tables(plans),
+        lambda: _tables(layouts),
     )
     return 0
 
 
-def _tables(plans: dict[str, Any]) -> Iterator[str]:
+def _tables(layouts: dict[str, Any]) -> Iterator[str]:
     from vae_edge_kernels.analysis import roofline as paper
 
-    for name, plan in plans.items():
+    for name, layout in layouts.items():
         yield f"{name}: microseconds at batch {' and '.join(map(str, paper.BATCHES))}"
         yield ""
-        yield from paper.table(plan).splitlines()
+        yield from paper.table(layout).splitlines()
         yield ""
-    yield from paper.savings(plans).splitlines()
+    yield from paper.savings(layouts).splitlines()
 
 
-def _plans(names: str) -> dict[str, Any]:
-    """Plans of presets, in fp16 and int8, by name."""
+def _layouts(names: str) -> dict[str, Any]:
+    """Layouts of presets, in fp16 and int8, by name."""
     if names == "none":
         return {}
     from vae_edge.exporting.native import layout_for_preset
@@ -263,7 +263,7 @@ def _networks(names: str) -> dict[str, str]:
     """The same layouts as JSON."""
     from vae_edge_kernels.layout import to_json
 
-    return {name: to_json(layout) for name, layout in _plans(names).items()}
+    return {name: to_json(layout) for name, layout in _layouts(names).items()}
 
 
 def _lines(reports: Sequence[Any]) -> Iterator[str]:

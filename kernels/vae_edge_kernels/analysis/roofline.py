@@ -16,7 +16,7 @@ from vae_edge_kernels.errors import KernelError
 from vae_edge_kernels.layout import ConvLayout, Fc, NetworkLayout
 
 BATCHES = (1, 256)
-POSE_VALUES = 6  # cos θ, sin θ, θ, angle confidence, second angle, its probability
+ORIENTATION_VALUES = 6  # cos θ, sin θ, θ, angle confidence, second angle, its probability
 
 REGISTERS = 65536  # of a multiprocessor
 REGISTER_UNIT = 256  # registers are given to a warp in units of this
@@ -115,33 +115,33 @@ class LayerCost:
         return 1e6 * max(moved / device.bytes_per_s, self.macs * batch / rate)
 
 
-def layer_costs(plan: NetworkLayout) -> list[LayerCost]:
+def layer_costs(net: NetworkLayout) -> list[LayerCost]:
     """The launches of a network that runs layer by layer, in order."""
-    return list(_layer_costs(plan))
+    return list(_layer_costs(net))
 
 
-def _layer_costs(plan: NetworkLayout) -> Iterator[LayerCost]:
-    element = 1 if plan.int8 else 2
-    pixels = plan.side**2 * plan.channels
-    whole = 4 if plan.int8 else 2  # bytes of an element of what stays floating point
-    if plan.bins:
-        if plan.circular_mask:
+def _layer_costs(net: NetworkLayout) -> Iterator[LayerCost]:
+    element = 1 if net.int8 else 2
+    pixels = net.side**2 * net.channels
+    whole = 4 if net.int8 else 2  # bytes of an element of what stays floating point
+    if net.bins:
+        if net.circular_mask:
             yield LayerCost("circular mask", pixels, whole * pixels, 0, 4 * pixels)
-        seen = whole * pixels if plan.circular_mask else pixels
-        yield from _backbone("orientation", plan.layers[: plan.orientation_layers], element, seen)
-        yield _linear("orientation head", plan, Fc.ORIENTATION, element, 4 * (plan.classes + POSE_VALUES))
+        seen = whole * pixels if net.circular_mask else pixels
+        yield from _backbone("orientation", net.layers[: net.orientation_layers], element, seen)
+        yield _linear("orientation head", net, Fc.ORIENTATION, element, 4 * (net.classes + ORIENTATION_VALUES))
     yield LayerCost("rotate", pixels, whole * pixels, 0, 4 * pixels)
-    encoder = plan.layers[plan.orientation_layers : plan.orientation_layers + plan.encoder_layers]
+    encoder = net.layers[net.orientation_layers : net.orientation_layers + net.encoder_layers]
     yield from _backbone("encoder", encoder, element, whole * pixels)
-    yield _head(plan, element)
-    if not plan.score.fast:
-        middle, last = plan.layers[-2:]
-        first = _linear("decoder 0", plan, Fc.DECODER, element, element * plan.grid**2 * plan.decoder_width)
-        yield replace(first, inputs=4 * (plan.latent + plan.classes))
+    yield _head(net, element)
+    if not net.score.fast:
+        middle, last = net.layers[-2:]
+        first = _linear("decoder 0", net, Fc.DECODER, element, element * net.grid**2 * net.decoder_width)
+        yield replace(first, inputs=4 * (net.latent + net.classes))
         yield _conv("decoder 1", middle, element, element)
         yield _conv("decoder 2", last, element, whole)
-        drawn = whole * last.out_side**2 * last.out_channels
-        yield LayerCost("error", drawn + whole * pixels, 4, 0, 8 * pixels)
+        decoded = whole * last.out_side**2 * last.out_channels
+        yield LayerCost("error", decoded + whole * pixels, 4, 0, 8 * pixels)
 
 
 def _backbone(name: str, layers: Sequence[ConvLayout], element: int, seen: int) -> Iterator[LayerCost]:
@@ -160,57 +160,57 @@ def _conv(name: str, layer: ConvLayout, element: int, out_element: int) -> Layer
     return LayerCost(name, inputs, out_element * places * layer.out_channels, element * weights, places * weights)
 
 
-def _linear(name: str, plan: NetworkLayout, number: int, element: int, outputs: int) -> LayerCost:
-    layer = plan.linears[number]
+def _linear(name: str, net: NetworkLayout, number: int, element: int, outputs: int) -> LayerCost:
+    layer = net.linears[number]
     assert layer is not None
     weights = layer.in_features * layer.out_features
     return LayerCost(name, element * layer.in_features, outputs, element * weights, weights)
 
 
-def _head(plan: NetworkLayout, element: int) -> LayerCost:
+def _head(net: NetworkLayout, element: int) -> LayerCost:
     """The content head: linear layers to mu, hidden and logits, and the score's projection (float32) and whitening
     (float16). The whitening matrix is counted once, as if all images of a batch were nearest to the same cluster."""
     layers = [
         layer
         for number in (Fc.MU, Fc.CLASSIFIER_HIDDEN, Fc.CLASSIFIER_LOGITS)
-        if (layer := plan.linears[number]) is not None
+        if (layer := net.linears[number]) is not None
     ]
     linear = sum(layer.in_features * layer.out_features for layer in layers)
-    score = plan.score
-    features = plan.orientation_feature_channels + plan.feature_channels + plan.latent + plan.classes
+    score = net.score
+    features = net.orientation_feature_channels + net.feature_channels + net.latent + net.classes
     fitted, whitening = features * (score.components + 1) + score.components * score.clusters, score.components**2
     inputs = element * layers[0].in_features + 4 * (
-        plan.orientation_feature_channels + plan.feature_channels + plan.classes + POSE_VALUES
+        net.orientation_feature_channels + net.feature_channels + net.classes + ORIENTATION_VALUES
     )
-    outputs = 4 * (plan.latent + 2 * plan.classes + 2)
+    outputs = 4 * (net.latent + 2 * net.classes + 2)
     weights = element * linear + 4 * fitted + 2 * whitening
     return LayerCost("content head", inputs, outputs, weights, linear + fitted + whitening)
 
 
-def fused_cost(plan: NetworkLayout) -> LayerCost:
+def fused_cost(net: NetworkLayout) -> LayerCost:
     """The whole network in one launch, whose activations stay in the cache."""
-    steps = layer_costs(plan)
+    steps = layer_costs(net)
     weights, macs = sum(step.weights for step in steps), sum(step.macs for step in steps)
-    return LayerCost("one launch", plan.side**2 * plan.channels, 4 * (plan.classes + 5), weights, macs)
+    return LayerCost("one launch", net.side**2 * net.channels, 4 * (net.classes + 5), weights, macs)
 
 
-def bytes_moved(plan: NetworkLayout) -> tuple[int, int, int]:
+def bytes_moved(net: NetworkLayout) -> tuple[int, int, int]:
     """Bytes of one image's activations that go through the GPU's memory: unfused, fused by operator, in one launch.
 
     Unfused is eager PyTorch: each convolution's output is read and written twice more (normalization with bias, then
     ReLU), and the image is cast, scaled and rotated by three operators.
     """
-    element = 1 if plan.int8 else 2
-    pixels = plan.side**2 * plan.channels
-    fused = sum(step.inputs + step.outputs for step in layer_costs(plan))
-    again = sum(4 * element * layer.out_side**2 * layer.out_channels for layer in plan.layers if layer.relu)
-    single = fused_cost(plan)
+    element = 1 if net.int8 else 2
+    pixels = net.side**2 * net.channels
+    fused = sum(step.inputs + step.outputs for step in layer_costs(net))
+    again = sum(4 * element * layer.out_side**2 * layer.out_channels for layer in net.layers if layer.relu)
+    single = fused_cost(net)
     return fused + again + 2 * (4 + 4) * pixels, fused, single.inputs + single.outputs
 
 
-def table(plan: NetworkLayout, batches: tuple[int, ...] = BATCHES) -> str:
+def table(net: NetworkLayout, batches: tuple[int, ...] = BATCHES) -> str:
     """The roofline of a network as a Markdown table: a line for each launch, one for their sum, one for one launch."""
-    steps = layer_costs(plan)
+    steps = layer_costs(net)
     heads = [f"{device.name} {batch}" for device in DEVICES for batch in batches]
     lines = [
         f"| launch | KiB in | out | weights | MMAC | {' | '.join(heads)} |",
@@ -223,14 +223,14 @@ def table(plan: NetworkLayout, batches: tuple[int, ...] = BATCHES) -> str:
         return f"| {' | '.join((name, *sizes, f'{step.macs / 1e6:.3f}', *told))} |"
 
     def bounds(step: LayerCost) -> list[float]:
-        return [step.lower_bound_us(device, batch, plan.int8) for device in DEVICES for batch in batches]
+        return [step.lower_bound_us(device, batch, net.int8) for device in DEVICES for batch in batches]
 
     lines += [line(step.name, step, bounds(step)) for step in steps]
     sums = [sum(column) for column in zip(*map(bounds, steps), strict=True)]
     names = ("inputs", "outputs", "weights", "macs")
     total = LayerCost("", *(sum(getattr(step, name) for step in steps) for name in names))
     lines.append(line(f"**all {len(steps)}**", total, sums))
-    single = fused_cost(plan)
+    single = fused_cost(net)
     lines.append(line("**one launch**", single, bounds(single)))
     return "\n".join(lines)
 
@@ -241,7 +241,7 @@ def savings(named: Mapping[str, NetworkLayout]) -> str:
         "| network | unfused, KiB an image | fused operators | one launch | launches, fused | in one |",
         "|---" + "|--:" * 5 + "|",
     ]
-    for name, plan in named.items():
-        told = (f"{size / 1024:.1f}" for size in bytes_moved(plan))
-        lines.append(f"| {' | '.join((name, *told, str(len(layer_costs(plan))), '1'))} |")
+    for name, net in named.items():
+        told = (f"{size / 1024:.1f}" for size in bytes_moved(net))
+        lines.append(f"| {' | '.join((name, *told, str(len(layer_costs(net))), '1'))} |")
     return "\n".join(lines)

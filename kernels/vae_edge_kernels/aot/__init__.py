@@ -28,7 +28,7 @@ from typing import Any
 from vae_edge_kernels.errors import KernelError
 
 MANIFEST_SCHEMA = 1
-CTAS_PER_IMAGE = 8  # programs that share an image, in the kernel that spreads one over several
+CTAS_PER_IMAGE = 8  # CTAs that work on one image, in the kernel that has several
 # Architecture: where it is found.
 ARCHITECTURES = {
     80: "A100",
@@ -116,7 +116,7 @@ def compile_all(
         progress: called with a line when an architecture is done.
         network: JSON of a network, whose kernels are compiled instead of the library's.
         label: appended to the names of the network's kernels.
-        ctas_per_image: programs that share an image, in the kernel that spreads one over several.
+        ctas_per_image: CTAs that work on one image, in the kernel that has several.
 
     Raises:
         KernelError: if a tool is missing, a kernel does not compile, or no kernel fits `only`.

@@ -34,17 +34,17 @@ def operator_modules() -> list[Any]:
 
 
 def kernel_specs(
-    architecture: int, plan: str | None = None, label: str = "", ctas_per_image: int = CTAS_PER_IMAGE
+    architecture: int, layout: str | None = None, label: str = "", ctas_per_image: int = CTAS_PER_IMAGE
 ) -> Iterator[KernelSpec]:
     """The kernels to compile.
 
     Args:
         architecture: 87 is sm_87.
-        plan: JSON of a network whose kernels are compiled instead of the library's.
+        layout: JSON of a network whose kernels are compiled instead of the library's.
         label: appended to the names of a network's kernels.
-        ctas_per_image: programs that share an image, in the kernel that spreads one over several.
+        ctas_per_image: CTAs that work on one image, in the kernel that has several.
     """
-    if plan is None:
+    if layout is None:
         for module in operator_modules():
             yield from module.kernel_specs(architecture)
         return
@@ -52,9 +52,9 @@ def kernel_specs(
     from vae_edge_kernels import heads, network
     from vae_edge_kernels.layout import from_json
 
-    given = from_json(plan)
-    whole = [network.kernel_spec(given, architecture, count) for count in sorted({1, ctas_per_image})]
-    for spec in whole + heads.network_variants(given, architecture):
+    net = from_json(layout)
+    whole = [network.kernel_spec(net, architecture, count) for count in sorted({1, ctas_per_image})]
+    for spec in whole + heads.network_variants(net, architecture):
         yield replace(spec, name=f"{spec.name}{label}")
 
 
@@ -129,16 +129,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("architecture", type=int)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--ptx", action="store_true", help="write the PTX beside the machine code")
-    parser.add_argument("--network", type=Path, help="compile the network of the plan in this file, and nothing else")
-    parser.add_argument("--ctas-per-image", type=int, default=CTAS_PER_IMAGE, help="programs that share an image")
+    parser.add_argument("--network", type=Path, help="compile the network of the layout in this file, and nothing else")
+    parser.add_argument("--ctas-per-image", type=int, default=CTAS_PER_IMAGE, help="CTAs that work on one image")
     parser.add_argument("--label", default="", help="appended to the names of a network's kernels")
     parser.add_argument("--only", default="*", help="compile the kernels whose names fit this pattern")
     options = parser.parse_args(arguments)
 
     entries = []
     try:
-        plan = None if options.network is None else options.network.read_text(encoding="utf-8")
-        for spec in kernel_specs(options.architecture, plan, options.label, options.ctas_per_image):
+        layout = None if options.network is None else options.network.read_text(encoding="utf-8")
+        for spec in kernel_specs(options.architecture, layout, options.label, options.ctas_per_image):
             if not fnmatch.fnmatchcase(spec.name, options.only):
                 continue
             entry, cubin, ptx = compile_spec(spec, options.architecture)
