@@ -45,7 +45,7 @@ class Outputs:
         logits: [N, K], without temperature.
         angle_confidences: [N], 0 to 1.
         second_angles_deg: [N], the second-best angles.
-        second_angle_probs: [N], their probabilities.
+        second_angle_probabilities: [N], their probabilities.
 
     The last three are None without an orientation encoder.
     """
@@ -87,7 +87,7 @@ def predict(model: AngleVAE, images: NDArray[np.uint8]) -> Outputs:
             columns["angle_confidences"].append(uncertainty.confidence)
             second = torch.atan2(uncertainty.second_sin, uncertainty.second_cos)
             columns["second_angles_deg"].append(second.rad2deg())
-            columns["second_angle_probs"].append(uncertainty.second_prob)
+            columns["second_angle_probabilities"].append(uncertainty.second_prob)
 
     joined: dict[str, Any] = {name: torch.cat(parts).cpu() for name, parts in columns.items()}
     tensors = {name: joined.pop(name) for name in ("codes", "features", "errors")}
