@@ -27,7 +27,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
@@ -53,7 +53,7 @@ OPTIONS = {"--generated": ("--synthetic-fraction", "--synthetic-ratio", "--synth
 WORDS = {("--score-mode", "light"): "fast"}
 IMAGES = 1000
 ARCHITECTURES, NETWORKS = "87,90", "tiny,small,base"
-GENERATIONS, ROUNDS, LOADS = 6, 40, 6
+GENERATIONS, ROUNDS, LOADS = 10, 24, 4
 CALLS = (("fp32", 1, 8), ("fp32", 64, 2), ("int8", 1, 8), ("int8", 64, 2))
 FLOOR = 0.01  # of a ratio, below which nothing is said to be slower
 PTXAS = """#!/bin/sh
@@ -446,11 +446,12 @@ class Turns:
             bufsize=1,
         )
 
-    def ask(self, line: str) -> float:
+    def ask(self, line: str) -> tuple[float, ...]:
+        """Nanoseconds of wall and of processor time."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
-        return float(self.process.stdout.readline())
+        return tuple(map(float, self.process.stdout.readline().split()))
 
     def close(self) -> None:
         self.process.communicate()
@@ -461,26 +462,34 @@ def overhead(before: Tree, after: Tree, table: Table) -> None:
     ours, theirs = export_both(before, after)
     asked = [f"call {precision} {batch} {calls}" for precision, batch, calls in CALLS]
     asked += ["load fp32 2", "load int8 2"]
-    ratios: dict[str, list[tuple[float, float, float]]] = {line: [] for line in asked}
-    for generation in range(GENERATIONS):
-        for line, found in _one_generation(before, after, ours, theirs, asked, generation):
-            ratios[line].append(found)
-    for line, found in ratios.items():
-        ratio, microseconds = statistics.median(one[0] for one in found), statistics.median(one[2] for one in found)
-        chance = [one[1] - 1 for one in found]
-        # three standard errors of the median of so many ratios, as far apart as those of before against before
-        noise = max(FLOOR, 3.25 * (sum(x * x for x in chance) / len(chance)) ** 0.5 / len(chance) ** 0.5)
-        what = f"{'load' if line[0] == 'l' else 'call'} {line.split()[1]}"
-        what += f", batch {line.split()[2]}" if line[0] == "c" else ""
-        said = f"{ratio:.4f} ± {noise:.4f} times the {microseconds:,.1f} µs before"
-        difference = f"{said}, slower" if ratio > 1 + noise else ""
-        table.add("overhead", what, difference, said + (", within noise" if ratio >= 1 - noise else ", faster"))
+    generations = [_one_generation(before, after, ours, theirs, asked, number) for number in range(GENERATIONS)]
+    for line in asked:
+        what, precision, *numbers = line.split()
+        name = f"{what} {precision}" + (f", batch {numbers[0]}" if what == "call" else "")
+        for clock in ("wall", "processor"):
+            found = [one[line, clock] for one in generations]
+            ratio = statistics.median(one.ratio for one in found)
+            # three standard errors of a median of so many ratios, as far apart as before's to itself
+            chance = sum((one.chance - 1) ** 2 for one in found) / len(found)
+            noise = max(FLOOR, 3.25 * (chance / len(found)) ** 0.5)
+            said = f"{ratio:.4f} ± {noise:.4f} times {statistics.median(one.before for one in found) / 1e3:,.1f} µs"
+            slower = f"{said}, slower" if ratio > 1 + noise else ""
+            table.add("overhead", f"{name}, {clock} time", slower, said + (", faster" if ratio < 1 - noise else ""))
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Medians over the rounds: after / before, before / before, and nanoseconds of before."""
+
+    ratio: float
+    chance: float
+    before: float
 
 
 def _one_generation(
     before: Tree, after: Tree, ours: Path, theirs: Path, asked: Sequence[str], generation: int
-) -> Iterator[tuple[str, tuple[float, float, float]]]:
-    """For each question, medians over the rounds: after / before, before / before, and microseconds of before."""
+) -> dict[tuple[str, str], Paired]:
+    """By question and clock, of three new processes."""
     workers = {}
     for name, tree, folder in (("a", before, ours), ("again", before, ours), ("b", after, theirs)):
         bundle = folder / f"bundle of {name}"
@@ -489,23 +498,27 @@ def _one_generation(
         workers[name] = (tree, bundle)
     order = random.Random(generation).sample(sorted(workers), 3)
     turns = {name: Turns(*workers[name]) for name in order}
+    taken: dict[str, list[dict[str, tuple[float, ...]]]] = {line: [] for line in asked}
     try:
-        taken: dict[str, list[dict[str, float]]] = {line: [] for line in asked}
         for number in range(-2, ROUNDS):  # two rounds to warm up
-            for line in asked:
-                if line.startswith("load") and number >= LOADS:
-                    continue
+            for line in asked if number < LOADS else asked[: len(CALLS)]:
                 first = number % 3
                 found = {name: turns[name].ask(line) for name in order[first:] + order[:first]}
                 if number >= 0:
                     taken[line].append(found)
-        for line, rounds in taken.items():
-            ratio = statistics.median(2 * one["b"] / (one["a"] + one["again"]) for one in rounds)
-            chance = statistics.median(one["again"] / one["a"] for one in rounds)
-            yield line, (ratio, chance, statistics.median(one["a"] for one in rounds) / 1e3)
     finally:
         for turn in turns.values():
             turn.close()
+    result = {}
+    for line, rounds in taken.items():
+        for at, clock in enumerate(("wall", "processor")):
+            times = [{name: one[at] for name, one in found.items()} for found in rounds]
+            result[line, clock] = Paired(
+                statistics.median(2 * one["b"] / (one["a"] + one["again"]) for one in times),
+                statistics.median(one["again"] / one["a"] for one in times),
+                statistics.median(one["a"] for one in times),
+            )
+    return result
 
 
 def _processor_seconds() -> float:
