@@ -25,6 +25,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -374,9 +375,9 @@ def compiled(tree: Tree, architectures: str, networks: str) -> dict[str, Any]:
     if stored.exists():
         return dict(json.loads(stored.read_text()))
     tools = Path(triton.__file__).parent / "backends/nvidia/bin"
-    capture = tree.work / f"compiling-{tree.role}"
-    shutil.rmtree(capture, ignore_errors=True)
-    capture.mkdir(parents=True)
+    known = tree.work / "instructions"
+    known.mkdir(parents=True, exist_ok=True)
+    capture = Path(tempfile.mkdtemp(prefix="compiling-", dir=tree.work))
     wrappers = {}
     for name, variable in (("ptxas", "TRITON_PTXAS_PATH"), ("ptxas-blackwell", "TRITON_PTXAS_BLACKWELL_PATH")):
         wrapper = capture / name
@@ -385,41 +386,52 @@ def compiled(tree: Tree, architectures: str, networks: str) -> dict[str, Any]:
         wrappers[variable] = str(wrapper)
     said = tree.vae_edge(f"kernels check --arch {architectures} --networks {networks} --json", codes=(0, 2), **wrappers)
     with ThreadPoolExecutor(2) as pool:
-        code = [*pool.map(lambda ptx: equal_files.machine_code(ptx, tools), sorted(capture.glob("*.ptx")))]
+        code = [*pool.map(lambda ptx: equal_files.machine_code(ptx, tools, known), sorted(capture.glob("*.ptx")))]
     result = {"code": code, "check": json.loads(said)}
-    stored.write_text(json.dumps(result))
     shutil.rmtree(capture)
+    part = stored.with_name(f"{stored.name}.{os.getpid()}")
+    part.write_text(json.dumps(result))
+    part.replace(stored)
     return result
 
 
-def kernels(before: Tree, after: Tree, table: Table, gone: Sequence[str], architectures: str, networks: str) -> None:
+def kernels(before: Tree, after: Tree, table: Table, arguments: argparse.Namespace) -> None:
     """Kernels are matched by their figures, not by their names, which may differ."""
-    ours, theirs = (compiled(tree, architectures, networks) for tree in (before, after))
-    for architecture in (f"sm_{number}" for number in architectures.split(",")):
-        parts = []
-        for found in (ours, theirs):
-            kept = [one for one in found["code"] if one["architecture"].startswith(architecture)]
-            parts.append({figures(one): one for one in kept})
+    found = [compiled(tree, arguments.arch, arguments.networks) for tree in (before, after)]
+    for architecture in (f"sm_{number}" for number in arguments.arch.split(",")):
+        parts: list[dict[str, list[dict[str, Any]]]] = [{}, {}]
+        for part, made in zip(parts, found, strict=True):
+            for one in made["code"]:
+                if one["architecture"].startswith(architecture):
+                    part.setdefault(figures(one), []).append(one)
         old, new = parts
-        lost = {key: one for key, one in old.items() if key not in new}
-        left_out = [key for key, one in lost.items() if any(fnmatch.fnmatchcase(one["entry"], name) for name in gone)]
-        for key in left_out:
-            del lost[key]
-        gained = {key: one for key, one in new.items() if key not in old}
-        codes = [{one["code"] for one in part.values()} for part in parts]
-        said = f"{len(old.keys() & new.keys())} of {len(old)} equal, {len(codes[0] & codes[1])} in every byte"
-        said += f"; {len(left_out)} are gone, as told" if left_out else ""
-        difference = f"{len(lost)} only before, {len(gained)} only after" if lost or gained else ""
-        table.add("kernels", f"{architecture}: registers, spills, instructions", difference, said)
-        for what, one in [("before", one) for one in lost.values()] + [("after", one) for one in gained.values()]:
-            print(f"          only {what}: {one['entry']}: {one['registers']} registers, {one['spills']} spilled, "
-                  f"{one['instructions']} instructions, {one['matrix']} of them matrix")  # fmt: skip
-    numbers = [check_figures(found["check"], gone) for found in (ours, theirs)]
+        lost = [one for key in old.keys() - new.keys() for one in old[key]]
+        told = [one for one in lost if any(fnmatch.fnmatchcase(one["entry"], name) for name in arguments.gone)]
+        only = {"before": [one for one in lost if one not in told]}
+        only["after"] = [one for key in new.keys() - old.keys() for one in new[key]]
+        counts = ", ".join(f"{len(kept)} only {when}" for when, kept in only.items())
+        said = f"{len(old.keys() & new.keys())} of {len(old)} equal" + (f", {len(told)} gone as told" if told else "")
+        name = f"{architecture}: registers, spills, instructions"
+        table.add("kernels", name, counts if any(only.values()) else "", said)
+        for when, kept in only.items():
+            for one in kept:
+                print(f"          only {when}: {one['entry']}: {one['registers']} registers, {one['spills']} spilled, "
+                      f"{one['instructions']} instructions, {one['matrix']} of them matrix")  # fmt: skip
+        both = sorted(old.keys() & new.keys())
+        other = [old[key][0]["entry"] for key in both if _codes(old[key]) != _codes(new[key])]
+        difference = f"{len(other)} of {len(both)}: {', '.join(sorted(set(other)))}" if other else ""
+        said = f"{len(both) - len(other)} of {len(both)} equal" if arguments.figures_alone else f"{len(both)} equal"
+        table.add("kernels", f"{architecture}: code to the byte", "" if arguments.figures_alone else difference, said)
+    numbers = [check_figures(made["check"], arguments.gone) for made in found]
     difference = equal_files.differences(*numbers)
     table.add("kernels", "vae-edge kernels check", difference, f"{numbers[0].total()} kernels' figures equal")
-    for what, only in (("before", numbers[0] - numbers[1]), ("after", numbers[1] - numbers[0])):
-        for values in only:
-            print(f"          only {what}: {values}")
+    for when, values in (("before", numbers[0] - numbers[1]), ("after", numbers[1] - numbers[0])):
+        for value in values:
+            print(f"          only {when}: {value}")
+
+
+def _codes(kernels: Sequence[dict[str, Any]]) -> set[str]:
+    return {one["code"] for one in kernels}
 
 
 def figures(code: dict[str, Any]) -> str:
@@ -535,6 +547,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, help="folder of what is kept (default: under the user's cache)")
     parser.add_argument("--arch", default=ARCHITECTURES, help=f"of the kernels (default: {ARCHITECTURES})")
     parser.add_argument("--networks", default=NETWORKS, help=f"presets compiled whole, or none (default: {NETWORKS})")
+    parser.add_argument("--figures-alone", action="store_true", help="machine code may differ where its figures do not")
     parser.add_argument("--gone", action="append", default=[], metavar="PATTERN", help="kernels that may be missing")
     arguments = parser.parse_args()
     cached = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vae-edge-same-as-before"
@@ -550,7 +563,7 @@ def main() -> int:
         "training": lambda: training(before, after, table),
         "export": lambda: exporting(before, after, table),
         "files": lambda: files(before, after, table),
-        "kernels": lambda: kernels(before, after, table, arguments.gone, arguments.arch, arguments.networks),
+        "kernels": lambda: kernels(before, after, table, arguments),
         "overhead": lambda: overhead(before, after, table),
     }
     for section in SECTIONS:
