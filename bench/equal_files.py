@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import struct
 import subprocess
@@ -112,31 +113,43 @@ def outputs(path: Path, images: np.ndarray, batch: int = 100) -> list[np.ndarray
     return [np.concatenate(answers) for answers in zip(*parts, strict=True)]
 
 
-def machine_code(ptx: Path, tools: Path) -> dict[str, Any]:
-    """A kernel's figures: what was assembled, and beside it, under the same name, the machine code and ptxas's log."""
-    cubin, log = ptx.with_suffix(".cubin"), ptx.with_suffix(".log").read_text()
-    listing, usage = (
-        subprocess.run([tools / "cuobjdump", option, cubin], capture_output=True, text=True, check=True).stdout
-        for option in ("-sass", "--dump-resource-usage")
-    )
-    text = ptx.read_text()
+def machine_code(ptx: Path, tools: Path, known: Path) -> dict[str, Any]:
+    """A kernel's figures: what was assembled, and beside it, under the same name, the machine code and ptxas's log.
+
+    `known` is a folder where the instructions of each code are kept: to list them takes a second.
+    """
+    cubin, log, text = ptx.with_suffix(".cubin"), ptx.with_suffix(".log").read_text(), ptx.read_text()
+    usage = _run(tools / "cuobjdump", "--dump-resource-usage", cubin)
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage)
     threads = re.search(r"\.(?:req|max)ntid\s+(\d+)", text)
     assert found is not None, usage
-    instructions = Counter(_INSTRUCTION.findall(listing))
+    architecture = _match(r"\.target\s+(sm_\d+)", text)
+    code = digest(_code(cubin.read_bytes()))
+    listed = known / f"{architecture}-{code}.json"
+    if not listed.exists():
+        names = _INSTRUCTION.findall(_run(tools / "cuobjdump", "-sass", cubin))
+        part = listed.with_suffix(f".{os.getpid()}")
+        part.write_text(json.dumps(dict(sorted(Counter(names).items()))))
+        part.replace(listed)
+    instructions = json.loads(listed.read_text())
+    matrix = (count for name, count in instructions.items() if re.match(r"[HIQ]G?MMA|UTC[HIQ]MMA", name))
     return {
         "entry": _match(r"\.entry\s+([\w$]+)", text),
-        "architecture": _match(r"\.target\s+(sm_\d+)", text),
+        "architecture": architecture,
         "threads": 0 if threads is None else int(threads[1]),
         "registers": int(found[1]),
         "stack": int(found[2]),
         "shared": int(found[3]),
         "spills": [int(count) for count in re.findall(r"(\d+) bytes spill", log)],
         "instructions": sum(instructions.values()),
-        "matrix": sum(count for name, count in instructions.items() if re.match(r"[HIQ]G?MMA|UTC[HIQ]MMA", name)),
-        "by_name": dict(sorted(instructions.items())),
-        "code": digest(_code(cubin.read_bytes())),
+        "matrix": sum(matrix),
+        "by_name": instructions,
+        "code": code,
     }
+
+
+def _run(*command: str | Path) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def _match(pattern: str, text: str) -> str:

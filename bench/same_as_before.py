@@ -25,9 +25,10 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
@@ -53,7 +54,7 @@ OPTIONS = {"--generated": ("--synthetic-fraction", "--synthetic-ratio", "--synth
 WORDS = {("--score-mode", "light"): "fast"}
 IMAGES = 1000
 ARCHITECTURES, NETWORKS = "87,90", "tiny,small,base"
-GENERATIONS, ROUNDS, LOADS = 6, 40, 6
+GENERATIONS, ROUNDS, LOADS = 10, 24, 4
 CALLS = (("fp32", 1, 8), ("fp32", 64, 2), ("int8", 1, 8), ("int8", 64, 2))
 FLOOR = 0.01  # of a ratio, below which nothing is said to be slower
 PTXAS = """#!/bin/sh
@@ -374,9 +375,9 @@ def compiled(tree: Tree, architectures: str, networks: str) -> dict[str, Any]:
     if stored.exists():
         return dict(json.loads(stored.read_text()))
     tools = Path(triton.__file__).parent / "backends/nvidia/bin"
-    capture = tree.work / f"compiling-{tree.role}"
-    shutil.rmtree(capture, ignore_errors=True)
-    capture.mkdir(parents=True)
+    known = tree.work / "instructions"
+    known.mkdir(parents=True, exist_ok=True)
+    capture = Path(tempfile.mkdtemp(prefix="compiling-", dir=tree.work))
     wrappers = {}
     for name, variable in (("ptxas", "TRITON_PTXAS_PATH"), ("ptxas-blackwell", "TRITON_PTXAS_BLACKWELL_PATH")):
         wrapper = capture / name
@@ -385,41 +386,52 @@ def compiled(tree: Tree, architectures: str, networks: str) -> dict[str, Any]:
         wrappers[variable] = str(wrapper)
     said = tree.vae_edge(f"kernels check --arch {architectures} --networks {networks} --json", codes=(0, 2), **wrappers)
     with ThreadPoolExecutor(2) as pool:
-        code = [*pool.map(lambda ptx: equal_files.machine_code(ptx, tools), sorted(capture.glob("*.ptx")))]
+        code = [*pool.map(lambda ptx: equal_files.machine_code(ptx, tools, known), sorted(capture.glob("*.ptx")))]
     result = {"code": code, "check": json.loads(said)}
-    stored.write_text(json.dumps(result))
     shutil.rmtree(capture)
+    part = stored.with_name(f"{stored.name}.{os.getpid()}")
+    part.write_text(json.dumps(result))
+    part.replace(stored)
     return result
 
 
-def kernels(before: Tree, after: Tree, table: Table, gone: Sequence[str], architectures: str, networks: str) -> None:
+def kernels(before: Tree, after: Tree, table: Table, arguments: argparse.Namespace) -> None:
     """Kernels are matched by their figures, not by their names, which may differ."""
-    ours, theirs = (compiled(tree, architectures, networks) for tree in (before, after))
-    for architecture in (f"sm_{number}" for number in architectures.split(",")):
-        parts = []
-        for found in (ours, theirs):
-            kept = [one for one in found["code"] if one["architecture"].startswith(architecture)]
-            parts.append({figures(one): one for one in kept})
+    found = [compiled(tree, arguments.arch, arguments.networks) for tree in (before, after)]
+    for architecture in (f"sm_{number}" for number in arguments.arch.split(",")):
+        parts: list[dict[str, list[dict[str, Any]]]] = [{}, {}]
+        for part, made in zip(parts, found, strict=True):
+            for one in made["code"]:
+                if one["architecture"].startswith(architecture):
+                    part.setdefault(figures(one), []).append(one)
         old, new = parts
-        lost = {key: one for key, one in old.items() if key not in new}
-        left_out = [key for key, one in lost.items() if any(fnmatch.fnmatchcase(one["entry"], name) for name in gone)]
-        for key in left_out:
-            del lost[key]
-        gained = {key: one for key, one in new.items() if key not in old}
-        codes = [{one["code"] for one in part.values()} for part in parts]
-        said = f"{len(old.keys() & new.keys())} of {len(old)} equal, {len(codes[0] & codes[1])} in every byte"
-        said += f"; {len(left_out)} are gone, as told" if left_out else ""
-        difference = f"{len(lost)} only before, {len(gained)} only after" if lost or gained else ""
-        table.add("kernels", f"{architecture}: registers, spills, instructions", difference, said)
-        for what, one in [("before", one) for one in lost.values()] + [("after", one) for one in gained.values()]:
-            print(f"          only {what}: {one['entry']}: {one['registers']} registers, {one['spills']} spilled, "
-                  f"{one['instructions']} instructions, {one['matrix']} of them matrix")  # fmt: skip
-    numbers = [check_figures(found["check"], gone) for found in (ours, theirs)]
+        lost = [one for key in old.keys() - new.keys() for one in old[key]]
+        told = [one for one in lost if any(fnmatch.fnmatchcase(one["entry"], name) for name in arguments.gone)]
+        only = {"before": [one for one in lost if one not in told]}
+        only["after"] = [one for key in new.keys() - old.keys() for one in new[key]]
+        counts = ", ".join(f"{len(kept)} only {when}" for when, kept in only.items())
+        said = f"{len(old.keys() & new.keys())} of {len(old)} equal" + (f", {len(told)} gone as told" if told else "")
+        name = f"{architecture}: registers, spills, instructions"
+        table.add("kernels", name, counts if any(only.values()) else "", said)
+        for when, kept in only.items():
+            for one in kept:
+                print(f"          only {when}: {one['entry']}: {one['registers']} registers, {one['spills']} spilled, "
+                      f"{one['instructions']} instructions, {one['matrix']} of them matrix")  # fmt: skip
+        both = sorted(old.keys() & new.keys())
+        other = [old[key][0]["entry"] for key in both if _codes(old[key]) != _codes(new[key])]
+        difference = f"{len(other)} of {len(both)}: {', '.join(sorted(set(other)))}" if other else ""
+        said = f"{len(both) - len(other)} of {len(both)} equal" if arguments.figures_alone else f"{len(both)} equal"
+        table.add("kernels", f"{architecture}: code to the byte", "" if arguments.figures_alone else difference, said)
+    numbers = [check_figures(made["check"], arguments.gone) for made in found]
     difference = equal_files.differences(*numbers)
     table.add("kernels", "vae-edge kernels check", difference, f"{numbers[0].total()} kernels' figures equal")
-    for what, only in (("before", numbers[0] - numbers[1]), ("after", numbers[1] - numbers[0])):
-        for values in only:
-            print(f"          only {what}: {values}")
+    for when, values in (("before", numbers[0] - numbers[1]), ("after", numbers[1] - numbers[0])):
+        for value in values:
+            print(f"          only {when}: {value}")
+
+
+def _codes(kernels: Sequence[dict[str, Any]]) -> set[str]:
+    return {one["code"] for one in kernels}
 
 
 def figures(code: dict[str, Any]) -> str:
@@ -446,11 +458,12 @@ class Turns:
             bufsize=1,
         )
 
-    def ask(self, line: str) -> float:
+    def ask(self, line: str) -> tuple[float, ...]:
+        """Nanoseconds of wall and of processor time."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
-        return float(self.process.stdout.readline())
+        return tuple(map(float, self.process.stdout.readline().split()))
 
     def close(self) -> None:
         self.process.communicate()
@@ -461,26 +474,34 @@ def overhead(before: Tree, after: Tree, table: Table) -> None:
     ours, theirs = export_both(before, after)
     asked = [f"call {precision} {batch} {calls}" for precision, batch, calls in CALLS]
     asked += ["load fp32 2", "load int8 2"]
-    ratios: dict[str, list[tuple[float, float, float]]] = {line: [] for line in asked}
-    for generation in range(GENERATIONS):
-        for line, found in _one_generation(before, after, ours, theirs, asked, generation):
-            ratios[line].append(found)
-    for line, found in ratios.items():
-        ratio, microseconds = statistics.median(one[0] for one in found), statistics.median(one[2] for one in found)
-        chance = [one[1] - 1 for one in found]
-        # three standard errors of the median of so many ratios, as far apart as those of before against before
-        noise = max(FLOOR, 3.25 * (sum(x * x for x in chance) / len(chance)) ** 0.5 / len(chance) ** 0.5)
-        what = f"{'load' if line[0] == 'l' else 'call'} {line.split()[1]}"
-        what += f", batch {line.split()[2]}" if line[0] == "c" else ""
-        said = f"{ratio:.4f} ± {noise:.4f} times the {microseconds:,.1f} µs before"
-        difference = f"{said}, slower" if ratio > 1 + noise else ""
-        table.add("overhead", what, difference, said + (", within noise" if ratio >= 1 - noise else ", faster"))
+    generations = [_one_generation(before, after, ours, theirs, asked, number) for number in range(GENERATIONS)]
+    for line in asked:
+        what, precision, *numbers = line.split()
+        name = f"{what} {precision}" + (f", batch {numbers[0]}" if what == "call" else "")
+        for clock in ("wall", "processor"):
+            found = [one[line, clock] for one in generations]
+            ratio = statistics.median(one.ratio for one in found)
+            # three standard errors of a median of so many ratios, as far apart as before's to itself
+            chance = sum((one.chance - 1) ** 2 for one in found) / len(found)
+            noise = max(FLOOR, 3.25 * (chance / len(found)) ** 0.5)
+            said = f"{ratio:.4f} ± {noise:.4f} times {statistics.median(one.before for one in found) / 1e3:,.1f} µs"
+            slower = f"{said}, slower" if ratio > 1 + noise else ""
+            table.add("overhead", f"{name}, {clock} time", slower, said + (", faster" if ratio < 1 - noise else ""))
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Medians over the rounds: after / before, before / before, and nanoseconds of before."""
+
+    ratio: float
+    chance: float
+    before: float
 
 
 def _one_generation(
     before: Tree, after: Tree, ours: Path, theirs: Path, asked: Sequence[str], generation: int
-) -> Iterator[tuple[str, tuple[float, float, float]]]:
-    """For each question, medians over the rounds: after / before, before / before, and microseconds of before."""
+) -> dict[tuple[str, str], Paired]:
+    """By question and clock, of three new processes."""
     workers = {}
     for name, tree, folder in (("a", before, ours), ("again", before, ours), ("b", after, theirs)):
         bundle = folder / f"bundle of {name}"
@@ -489,23 +510,27 @@ def _one_generation(
         workers[name] = (tree, bundle)
     order = random.Random(generation).sample(sorted(workers), 3)
     turns = {name: Turns(*workers[name]) for name in order}
+    taken: dict[str, list[dict[str, tuple[float, ...]]]] = {line: [] for line in asked}
     try:
-        taken: dict[str, list[dict[str, float]]] = {line: [] for line in asked}
         for number in range(-2, ROUNDS):  # two rounds to warm up
-            for line in asked:
-                if line.startswith("load") and number >= LOADS:
-                    continue
+            for line in asked if number < LOADS else asked[: len(CALLS)]:
                 first = number % 3
                 found = {name: turns[name].ask(line) for name in order[first:] + order[:first]}
                 if number >= 0:
                     taken[line].append(found)
-        for line, rounds in taken.items():
-            ratio = statistics.median(2 * one["b"] / (one["a"] + one["again"]) for one in rounds)
-            chance = statistics.median(one["again"] / one["a"] for one in rounds)
-            yield line, (ratio, chance, statistics.median(one["a"] for one in rounds) / 1e3)
     finally:
         for turn in turns.values():
             turn.close()
+    result = {}
+    for line, rounds in taken.items():
+        for at, clock in enumerate(("wall", "processor")):
+            times = [{name: one[at] for name, one in found.items()} for found in rounds]
+            result[line, clock] = Paired(
+                statistics.median(2 * one["b"] / (one["a"] + one["again"]) for one in times),
+                statistics.median(one["again"] / one["a"] for one in times),
+                statistics.median(one["a"] for one in times),
+            )
+    return result
 
 
 def _processor_seconds() -> float:
@@ -522,6 +547,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, help="folder of what is kept (default: under the user's cache)")
     parser.add_argument("--arch", default=ARCHITECTURES, help=f"of the kernels (default: {ARCHITECTURES})")
     parser.add_argument("--networks", default=NETWORKS, help=f"presets compiled whole, or none (default: {NETWORKS})")
+    parser.add_argument("--figures-alone", action="store_true", help="machine code may differ where its figures do not")
     parser.add_argument("--gone", action="append", default=[], metavar="PATTERN", help="kernels that may be missing")
     arguments = parser.parse_args()
     cached = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vae-edge-same-as-before"
@@ -537,7 +563,7 @@ def main() -> int:
         "training": lambda: training(before, after, table),
         "export": lambda: exporting(before, after, table),
         "files": lambda: files(before, after, table),
-        "kernels": lambda: kernels(before, after, table, arguments.gone, arguments.arch, arguments.networks),
+        "kernels": lambda: kernels(before, after, table, arguments),
         "overhead": lambda: overhead(before, after, table),
     }
     for section in SECTIONS:

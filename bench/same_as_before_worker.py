@@ -4,7 +4,8 @@
     python same_as_before_worker.py overhead BUNDLE BACKEND
 
 Names that differ between versions are tried one after the other, the newest first. `overhead` reads a line for each
-turn, `load PRECISION CALLS` or `call PRECISION BATCH CALLS`, and answers with the median nanoseconds.
+turn, `load PRECISION CALLS` or `call PRECISION BATCH CALLS`, and answers with the median nanoseconds of wall and of
+processor time.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,32 +56,31 @@ def answers(bundle: str, images: str, out: str, backend: str, precisions: str) -
 def overhead(bundle: str, backend: str) -> None:
     """Take turns, as standard input asks for them."""
     opened: dict[str, Any] = {}
-    rng = np.random.default_rng(0)
-    images: dict[int, np.ndarray] = {}
     for line in sys.stdin:
         what, precision, *numbers = line.split()
         *sizes, calls = map(int, numbers)
+        if what == "call" and precision not in opened:
+            opened[precision] = vae_edge.load(bundle, backend, precision, threads=1)
         taken = []
-        if what == "call":
-            if precision not in opened:
-                opened[precision] = vae_edge.load(bundle, backend, precision, threads=1)
-            classify, batch = opened[precision], sizes[0]
-            if batch not in images:
-                shape = (batch, classify.input.size, classify.input.size, classify.input.channels)
-                images[batch] = rng.integers(0, 256, shape, dtype=np.uint8)
-            pixels = images[batch]
-            classify(pixels)  # warms the cache again, which the other process used
-            for _ in range(calls):
-                began = time.perf_counter_ns()
-                classify(pixels)
-                taken.append(time.perf_counter_ns() - began)
-        else:
-            for _ in range(calls):
-                began = time.perf_counter_ns()
+        for number in range(-1 if what == "call" else 0, calls):  # a call warms the cache, which others used
+            began = time.perf_counter_ns(), time.process_time_ns()
+            if what == "call":
+                opened[precision](pixels(opened[precision].input, sizes[0]))
+            else:
                 loaded = vae_edge.load(bundle, backend, precision, threads=1)
-                taken.append(time.perf_counter_ns() - began)
+            ended = time.perf_counter_ns(), time.process_time_ns()
+            if what == "load":
                 loaded.close()
-        print(statistics.median(taken), flush=True)
+            if number >= 0:
+                taken.append([after - before for before, after in zip(began, ended, strict=True)])
+        print(*(statistics.median(times) for times in zip(*taken, strict=True)), flush=True)
+
+
+@cache
+def pixels(spec: Any, batch: int) -> np.ndarray:
+    """Images of any content."""
+    shape = (batch, spec.size, spec.size, spec.channels)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 if __name__ == "__main__":
