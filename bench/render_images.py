@@ -22,8 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from vae_edge.data import LabelledImages, load_dataset, rotation_range, select_split
-from vae_edge.data.transforms import make_ood_images
-from vae_edge.engine.tensorrt import KINDS
+from vae_edge.data.transforms import OOD_KINDS, make_ood_images
 from vae_edge.errors import VaeEdgeError
 from vae_edge.metrics import wrap_degrees
 from vae_edge.report import galleries
@@ -84,7 +83,7 @@ def evaluate(run: Path, data: str, unknown: Sequence[str], seed: int) -> Evaluat
     images = held_out if held_out.angles_deg is not None else rotate_like_training(held_out, config, seed + 1)
 
     range_deg = rotation_range(config.training.rotation) if config.model.orientation else 0.0
-    unknown_images = {kind: make_ood_images(images.images, kind, seed, range_deg) for kind in KINDS}
+    unknown_images = {kind: make_ood_images(images.images, kind, seed, range_deg) for kind in OOD_KINDS}
     for name in unknown:
         other = load_dataset(name, prepared_as=config.input)
         other_split = other.test if other.test is not None else other.train
@@ -236,7 +235,7 @@ def roc(run: Evaluated) -> Any:
     fast = {kind: outputs.fast_scores for kind, outputs in run.unknown.items()}
     return galleries.roc(
         {
-            "full score": (known.scores, full, result["threshold"]),
+            "full score": (known.scores, full, result.threshold),
             "fast score, without the reconstruction": (known.fast_scores, fast, result.threshold_fast),
         }
     )

@@ -106,7 +106,7 @@ def dequantize_stored(value, params_ptr, NET: tl.constexpr, I: tl.constexpr):
 
 
 @triton.jit
-def stem_conv(x_ptr, target_ptr, weights_ptr, params_ptr, scale, cta_rank, NET: tl.constexpr, I: tl.constexpr):
+def first_conv(x_ptr, target_ptr, weights_ptr, params_ptr, scale, cta_rank, NET: tl.constexpr, I: tl.constexpr):
     """A backbone's first layer: y = relu(conv(x · scale, w) + b), from an image to the first activation buffer.
 
     x: [side, side, channels], uint8 or float32, of 1 or 3 channels; for int8, `scale` includes 1 / s_x.
@@ -171,7 +171,9 @@ def conv_tile(source_ptr, weights_ptr, NET: tl.constexpr, I: tl.constexpr, row, 
 
 
 @triton.jit
-def conv_layer(source_ptr, target_ptr, sums_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr, I: tl.constexpr):
+def hidden_conv(
+    source_ptr, target_ptr, sums_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr, I: tl.constexpr
+):
     """y = relu(conv(x, w) + b) from one activation buffer [side, side, C] into the other [out_side, out_side, K].
 
     The feature layer also stores the sums of each tile by channel, [tiles of rows, K], float32: its average pool needs
@@ -219,7 +221,7 @@ def finish_avg_pool(sums_ptr, means_ptr, NET: tl.constexpr, PAD: tl.constexpr, F
 
 
 @triton.jit
-def derotate_image(
+def rotate_upright(
     image_ptr, workspace_ptr, params_ptr, cta_rank, NET: tl.constexpr, BLOCK_SIZE: tl.constexpr, QUANTIZED: tl.constexpr
 ):
     """upright = rotate(mask(image / 255), −θ) into the workspace, float32 [side, side, channels].
@@ -251,7 +253,7 @@ def derotate_image(
 
 
 @triton.jit
-def orientation_head(
+def head_orientation(
     features_ptr, workspace_ptr, angle_ptr, uncertainty_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr,
     PAD: tl.constexpr, BLOCK_FC: tl.constexpr,
 ):  # fmt: skip
@@ -299,14 +301,14 @@ def identity_orientation(workspace_ptr, angle_ptr, uncertainty_ptr, cta_rank, NE
 
 
 @triton.jit
-def content_head(
+def head_content(
     features_ptr, workspace_ptr, probabilities_ptr, score_ptr, weights_ptr, params_ptr, whitening_ptr, cta_rank,
     NET: tl.constexpr, PAD: tl.constexpr, BLOCK_FC: tl.constexpr,
 ):  # fmt: skip
     """The encoder's features to the output probabilities [classes], and in the fast score mode to the output score.
 
     In the full mode mu, class weights, partial score and predicted reconstruction error go into the workspace, for the
-    decoder. Every program of the image computes it all, as in `orientation_head`.
+    decoder. Every program of the image computes it all, as in `head_orientation`.
     """
     # The average pools of both feature layers; the barrier makes them visible to all threads of the program.
     finish_avg_pool(
@@ -407,7 +409,7 @@ def decoder_error(workspace_ptr, source_ptr, weights_ptr, params_ptr, cta_rank, 
 
 
 @triton.jit
-def final_score(workspace_ptr, params_ptr, score_ptr, cta_rank, NET: tl.constexpr, BLOCK_SIZE: tl.constexpr):
+def full_score(workspace_ptr, params_ptr, score_ptr, cta_rank, NET: tl.constexpr, BLOCK_SIZE: tl.constexpr):
     """score = partial score + w_0 · (squared error / contrast² − predicted error), the full score mode's output.
 
         contrast = |upright − mean| + sqrt(1e-3 · pixels)

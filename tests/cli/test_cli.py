@@ -308,7 +308,7 @@ def test_quickstart_takes_a_folder_too(signs: Path, tmp_path: Path, capsys: pyte
     out = tmp_path / "quick"
     told = result(capsys, "quickstart", "--data", signs, "--preset", "tiny", "--epochs", 20, "--out", out)
     page = (out / "report.html").read_text()
-    assert told["accuracy"] > 0.8 and "held out of its training half" in page and "arrow, blue" in page
+    assert told["accuracy"] > 0.8 and "held out of its training split" in page and "arrow, blue" in page
 
 
 def test_images_with_known_angles_are_measured_as_they_are(

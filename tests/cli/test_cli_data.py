@@ -28,11 +28,11 @@ def test_show_tells_of_images_without_labels_and_of_copies(tmp_path: Path, capsy
         for index in range(4):
             Image.fromarray(rng.integers(0, 256, (28, 28), dtype=np.uint8)).save(tmp_path / place / f"{index}.png")
     code, out, _ = call(capsys, "data", "show", tmp_path)
-    assert code == 0 and "unlabelled: 4 images" in out and "repeat" not in out and "training images too" not in out
+    assert code == 0 and "unlabelled: 4 images" in out and "duplicates" not in out and "training images too" not in out
     shutil.copy(tmp_path / "train" / "a" / "1.png", tmp_path / "train" / "a" / "copy.png")
     shutil.copy(tmp_path / "train" / "b" / "2.png", tmp_path / "test" / "b" / "copy.png")
     code, out, _ = call(capsys, "data", "show", tmp_path)
-    assert "1 of them repeat another one" in out and "1 of them are training images too" in out
+    assert "1 of them are exact duplicates" in out and "1 of them are training images too" in out
     told = json.loads(call(capsys, "data", "show", tmp_path, "--json")[1])
     assert (
         told["unlabelled"] == {"images": 4} and told["train"]["duplicates"] == 1 and told["test"]["also_in_train"] == 1

@@ -108,7 +108,7 @@ class Seen:
     """The bytes of every image that came to the four entry points since `taken` was called."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from vae_edge.exporting import quantize
+        from vae_edge.exporting import bundle
         from vae_edge.runtime.classifier import Classifier
         from vae_edge.training import data, evaluate
 
@@ -117,7 +117,7 @@ class Seen:
         self._watch(data, "make_splits", result=True)
         self._watch(evaluate, "predict")
         self._watch(Classifier, "_run")
-        self._watch(quantize, "quantize_bundle", ends=True)
+        self._watch(bundle, "quantize_bundle", ends=True)
 
     def _watch(self, place: Any, name: str, result: bool = False, ends: bool = False) -> None:
         function = getattr(place, name)

@@ -49,6 +49,7 @@ def test_angles_wrap_into_the_half_open_circle() -> None:
     assert wrap_degrees(np.array([0.0, 180, -180, 190, -190, 540])).tolist() == [0, 180, 180, -170, 170, 180]
 
 
+@pytest.mark.alone
 def test_sixty_thousand_images_are_rotated_in_seconds() -> None:
     started = time.perf_counter()
     rotate_dataset(marked(6000))

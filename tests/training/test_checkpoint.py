@@ -53,7 +53,7 @@ def test_a_damaged_checkpoint_is_a_sentence(run: Path, tmp_path: Path, damage: s
 
 def test_a_run_of_before_prepares_files_as_it_did(checkpoint: Checkpoint, tmp_path: Path):
     config = json.loads((checkpoint.path / CONFIG).read_text())
-    for ink, fit in ((0.7, "ink"), (None, "pad")):
+    for ink, fit in ((0.7, "foreground"), (None, "pad")):
         config["input"] = {"size": 28, "channels": 1, "background": "dark", "ink": ink}
         (tmp_path / CONFIG).write_text(json.dumps(config))
         assert read_config(tmp_path).input == InputSpec(28, 1, "dark", ink, fit)

@@ -147,7 +147,7 @@ EXAMPLES = {
     "data show": ("vae-edge data show digits --contact-sheet digits.png",),
     "train": ("vae-edge train --data digits --preset tiny --epochs 8 --out runs/digits",),
     "evaluate": ("vae-edge evaluate runs/digits --data digits",),
-    "generate": ("vae-edge generate runs/digits --class 3 --angles -90,0,90 --out generated",),
+    "generate": ("vae-edge generate runs/digits --class 3 --angles -90,0,90 --method gaussian --out generated",),
     "compare": ("vae-edge compare --data digits --models svm,logistic --seeds 1 --out runs/compare",),
     "export": ("vae-edge export runs/digits --out digits.bundle",),
     "quantize": ("vae-edge quantize digits.bundle --precision int8 --data digits",),

@@ -19,8 +19,7 @@ from vae_edge.benchmarking import time_interleaved
 from vae_edge.bundle import ModelEntry, load_bundle
 from vae_edge.data import Dataset, LabelledImages, rotate_dataset, rotation_range
 from vae_edge.data.splits import permutation
-from vae_edge.data.transforms import make_ood_images
-from vae_edge.engine.tensorrt import KINDS
+from vae_edge.data.transforms import OOD_KINDS, make_ood_images
 from vae_edge.experiments.baselines import LogitsOnly, inference_cost, network_probabilities
 from vae_edge.experiments.trials import TrainedModel
 from vae_edge.exporting import quantize_bundle_from_dataset
@@ -160,7 +159,7 @@ def ood_images(
     test: LabelledImages, range_deg: float, clothes: LabelledImages | None, seed: int
 ) -> dict[str, NDArray[np.uint8]]:
     """As many OOD images of each kind as there are test images, uint8 [N, S, S, C], rotated as far as these are."""
-    found = {kind: make_ood_images(test.images, kind, seed + OOD_SEED, range_deg) for kind in KINDS}
+    found = {kind: make_ood_images(test.images, kind, seed + OOD_SEED, range_deg) for kind in OOD_KINDS}
     if clothes is not None:
         chosen = clothes.take(permutation(len(clothes), seed, stream=CLOTHES_STREAM)[: len(test)])
         found[CLOTHES] = rotate_dataset(chosen, range_deg, seed + OOD_SEED).images if range_deg else chosen.images
