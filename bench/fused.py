@@ -23,8 +23,8 @@ import torch
 from numpy.typing import NDArray
 
 from vae_edge.data import load_dataset, rotate_dataset
-from vae_edge.exporting.native import read_qdq_layers
 from vae_edge.exporting.probes import evaluate
+from vae_edge.exporting.quantize import read_qdq_layers
 from vae_edge.model import AngleVAE
 from vae_edge.ops.network import fuse
 from vae_edge.training.checkpoint import load_checkpoint

@@ -26,12 +26,13 @@ from benchmark_case import (
 )
 from synthetic_models import untrained
 from torch import Tensor
-from vae_edge_kernels import conv, reductions, reparameterize, rotate
+from vae_edge_kernels import conv, reparameterize, rotate
+from vae_edge_kernels import heads as head_kernels
 from vae_edge_kernels.conv import ConvParams
-from vae_edge_kernels.layout import ConvLayout
+from vae_edge_kernels.layout import ConvLayout, to_json
 from whole_networks import network_cases
 
-from vae_edge.exporting.native import layout_for_preset
+from vae_edge.model.network import layout_for_preset
 from vae_edge.ops import heads
 from vae_edge.ops.conv import fma
 from vae_edge.ops.packing import pack
@@ -304,7 +305,7 @@ def avg_pool(batch: int) -> Run:
     x, y = random(batch, 14, 14, 32).half(), torch.full((batch, 32), float("nan"), device=DEVICE)
 
     def ours() -> Tensor:
-        reductions.avg_pool_forward(x, y, 1.0)
+        head_kernels.avg_pool_forward(x, y, 1.0)
         return y
 
     def eager() -> Tensor:
@@ -323,7 +324,7 @@ def comparing(batch: int) -> Run:
     score, measure, total = random(batch, 2), random(1), torch.full((batch,), float("nan"), device=DEVICE)
 
     def ours() -> Tensor:
-        reductions.reconstruction_error_forward(decoded, upright, score, measure, total, 4)
+        head_kernels.reconstruction_error_forward(decoded, upright, score, measure, total, 4)
         return total
 
     def eager() -> Tensor:
@@ -344,9 +345,6 @@ def comparing(batch: int) -> Run:
 
 def orientation(batch: int) -> Run:
     """The orientation encoder's fully connected layer and the decoded angle."""
-    from vae_edge_kernels import heads as head_kernels
-    from vae_edge_kernels.layout import to_json
-
     model = untrained("small")
     packed = pack(model)
     net = packed.layout

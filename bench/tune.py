@@ -30,7 +30,7 @@ from vae_edge_kernels.config import KernelSpec
 from vae_edge_kernels.layout import to_json
 
 from kernels import median_us
-from vae_edge.exporting.native import layout_for_preset
+from vae_edge.model.network import layout_for_preset
 
 GAIN = 0.98
 CHOICES = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vae_edge_kernels.errors import KernelError, VaeEdgeError
+from vae_edge_kernels import KernelError, VaeEdgeError
 
 __all__ = [
     "BackendError",

@@ -18,6 +18,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from vae_edge_kernels import KernelError
 from vae_edge_kernels.config import (
     BLOCK_N_CHOICES,
     KernelSpec,
@@ -27,7 +28,6 @@ from vae_edge_kernels.config import (
     dtype_name,
     get_config,
 )
-from vae_edge_kernels.errors import KernelError
 from vae_edge_kernels.implicit_gemm import (
     as_dot_operand,
     fma,

@@ -3,8 +3,8 @@ gradient.
 
 Each program takes ROWS rows and walks over their columns in tiles of COLUMNS. Arithmetic and the KL divergence are
 float32 whatever the tensors hold. The noise eps is computed where it is needed and never stored: the backward pass
-computes it again. It is the stream of `philox_reference`, whose number k is lane k % 4 of Philox call k // 4. The
-formulas are those of the CPU reference in `vae_edge.ops.reparameterize`.
+computes it again. Stream and formulas are those of the CPU reference, `vae_edge.ops.reparameterize`: number k of the
+stream is lane k % 4 of Philox call k // 4.
 
 QUADS is the fast way. It needs Z and offset to be multiples of 4. Then one Philox call serves four elements, and every
 load and store of float32 is 16 bytes wide where the pointers allow it.
@@ -30,8 +30,8 @@ DTYPES = ("fp32", "fp16", "bf16")
 def box_muller(u1, u2):
     """Uniforms in [0, 1) to two independent standard normals: sqrt(−2 ln u1) · (cos 2πu2, sin 2πu2).
 
-    Sine and cosine are polynomials, as in `philox_reference.box_muller`: the CPU, the interpreter and every GPU agree
-    to a few units in the last place, which their own functions would not.
+    Sine and cosine are polynomials, as in the reference: the CPU, the interpreter and every GPU agree to a few units
+    in the last place, which their own functions would not.
     """
     radius = tl.sqrt(-2.0 * tl.log(tl.maximum(u1, 1.0e-7)))
 
@@ -168,7 +168,7 @@ def forward(mu: Any, logvar: Any, z: Any, kl: Any, seed: int, offset: int) -> No
         mu, logvar: contiguous [N, Z], float32, float16 or bfloat16: any tensor with `shape` that Triton can launch on.
         z: contiguous [N, Z] of the same dtype, written.
         kl: contiguous float32 [N], written.
-        seed, offset: of the noise; see `philox_reference`.
+        seed, offset: of the noise; see `vae_edge.ops.reparameterize`.
     """
     _launch("forward", reparameterize_forward, (mu, logvar, z, kl), mu.shape, seed, offset)
 

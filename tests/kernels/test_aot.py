@@ -13,7 +13,7 @@ from vae_edge_kernels import aot, config, conv
 from vae_edge_kernels import reparameterize as kernels
 from vae_edge_kernels.analysis import sass
 from vae_edge_kernels.analysis.sass import ResourceBudget, SassStats
-from vae_edge_kernels.aot import c_codegen, worker
+from vae_edge_kernels.aot import worker
 from vae_edge_kernels.layout import make_layout, to_json
 
 from vae_edge.errors import KernelError
@@ -200,9 +200,9 @@ def test_the_command_prints_a_sentence_and_gives_2_on_an_error(
 
 def test_a_kernel_with_other_scratch_is_not_embedded(compiled: tuple[Path, dict[str, Any], list[str]]) -> None:
     kernel = compiled[1]["kernels"][0]
-    assert "reparameterize_forward" in c_codegen.table_source([kernel])
+    assert "reparameterize_forward" in aot.table_source([kernel])
     with pytest.raises(KernelError, match="global_scratch"):
-        c_codegen.table_source([{**kernel, "arguments": kernel["arguments"][:-1]}])
+        aot.table_source([{**kernel, "arguments": kernel["arguments"][:-1]}])
 
 
 def test_an_architecture_without_its_own_configuration_has_the_default(

@@ -7,7 +7,7 @@ from vae_edge_kernels.analysis import roofline
 from vae_edge_kernels.layout import NetworkLayout
 
 from vae_edge.cli import main
-from vae_edge.exporting.native import layout_for_preset
+from vae_edge.model.network import layout_for_preset
 
 PRESETS = ("tiny", "small", "base")
 PAGE = Path(__file__).parents[2] / "docs" / "kernels_tables.md"

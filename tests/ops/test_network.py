@@ -17,8 +17,8 @@ from vae_edge_kernels.layout import from_json, to_json
 
 from vae_edge.data import Dataset, rotate_dataset
 from vae_edge.errors import ExportError, KernelError
-from vae_edge.exporting.native import read_qdq_layers
 from vae_edge.exporting.onnx_file import ClassifierGraph
+from vae_edge.exporting.quantize import read_qdq_layers
 from vae_edge.model import AngleVAE, create_config
 from vae_edge.ops.network import fuse, network
 from vae_edge.ops.packing import QuantizedNetwork, ScoreMode, network_layout, pack

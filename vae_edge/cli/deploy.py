@@ -250,7 +250,7 @@ def _layouts(names: str) -> dict[str, Any]:
     """Layouts of presets, in fp16 and int8, by name."""
     if names == "none":
         return {}
-    from vae_edge.exporting.native import layout_for_preset
+    from vae_edge.model.network import layout_for_preset
 
     return {
         f"{name}_{'int8' if int8 else 'fp16'}": layout_for_preset(name, int8=int8)

@@ -1,4 +1,4 @@
-"""Load, split and augment data sets: uint8 arrays in NumPy, without torch except in `vae_edge.data.augment`."""
+"""Load, split and rotate data sets: uint8 arrays in NumPy, without torch."""
 
 from __future__ import annotations
 
@@ -22,18 +22,16 @@ from vae_edge.data.splits import (
 from vae_edge.data.transforms import OOD_KINDS, contact_sheet, make_ood_images, rotate_dataset, rotation_range
 
 if TYPE_CHECKING:
-    from vae_edge.data.augment import affine_augment
     from vae_edge.data.fetch import fetch_dataset
 
-_LAZY = {"affine_augment": "vae_edge.data.augment", "fetch_dataset": "vae_edge.data.fetch"}
-"""Imported at first use: torch, and urllib with TLS."""
+_LAZY = {"fetch_dataset": "vae_edge.data.fetch"}
+"""Imported at first use: urllib with TLS."""
 
 __all__ = [
     "OOD_KINDS",
     "Dataset",
     "LabelSubset",
     "LabelledImages",
-    "affine_augment",
     "align_classes",
     "check_no_leakage",
     "check_trainable",

@@ -31,11 +31,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vae_edge.data import LabelledImages
-from vae_edge.data.augment import affine_augment
 from vae_edge.errors import CheckpointError
 from vae_edge.exporting.onnx_file import OPSET, ClassifierGraph, set_metadata, strip, suppress_logs, to_onnx, to_pixels
 from vae_edge.model import AngleVAE, LossWeights, ModelConfig, compute_losses
 from vae_edge.model.network import Backbone
+from vae_edge.ops.rotate import affine_augment
 from vae_edge.training.config import TrainConfig, warmup_cosine_lr
 from vae_edge.training.data import to_float
 from vae_edge.training.trainer import Progress, fast_bf16

@@ -2,7 +2,8 @@
 
 int8 takes three steps. Percentile calibration (Wu et al., "Integer quantization for deep learning inference", 2020)
 gives symmetric scales. Bias correction takes off each layer's bias what rounding adds to its outputs on average. From
-TensorRT's file the files for CPUs are derived, with the same calibration.
+TensorRT's file the files for CPUs are derived, with the same calibration. `read_qdq_layers` reads the layers of such a
+file, so that `vae_edge.ops.network.fuse` runs on the same calibration.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from vae_edge.errors import ConfigError, ExportError
 from vae_edge.exporting.onnx_file import run_inner, suppress_logs, to_fp16
+from vae_edge.model.network import current_name
+from vae_edge.ops.packing import LayerParams, QuantizedNetwork
 from vae_edge.spec import EXPORTED_PRECISIONS
 
 PRECISIONS = EXPORTED_PRECISIONS[1:]
@@ -31,6 +35,9 @@ CALIBRATION_IMAGES = 512
 CALIBRATION_BATCH = 64
 MIN_CALIBRATION_IMAGES = 16
 RANGE_PERCENTILE = 99.99
+LAYER_OPS = ("Conv", "Gemm")
+PREFIX = "model."  # of the network's names in the exported graph
+SUFFIX = ".weight_DequantizeLinear_Output"
 
 Constants = Mapping[str, onnx.TensorProto]
 
@@ -388,3 +395,41 @@ def _used_in_subgraphs(graph: onnx.GraphProto) -> set[str]:
         names |= {name for node in body.node for name in node.input} | {o.name for o in body.output}
         names |= _used_in_subgraphs(body)
     return names
+
+
+def read_qdq_layers(model: onnx.ModelProto) -> QuantizedNetwork:
+    """Read the layers of a QDQ file: int8 weights, their scales, biases, input scales; and the score's offsets.
+
+    Raises:
+        ExportError: the file has no int8 layers, or weights or input of a layer are not quantized as `quantize_int8`
+            does.
+    """
+    constants = {constant.name: constant for constant in model.graph.initializer}
+    producers = {name: node for node in model.graph.node for name in node.output}
+
+    def constant(name: str) -> Any:
+        if name not in constants:
+            raise ExportError(f"{name} is not a constant of the int8 file; export and quantize the model anew")
+        return numpy_helper.to_array(constants[name])
+
+    layers = {}
+    for node in model.graph.node:
+        if node.op_type not in LAYER_OPS or not node.input[1].endswith(SUFFIX):
+            continue
+        weight_node, input_node = producers[node.input[1]], producers.get(node.input[0])
+        if input_node is None or input_node.op_type != "DequantizeLinear":
+            raise ExportError(f"the input of {node.name} is not quantized; export and quantize the model anew")
+
+        weight = constant(weight_node.input[0])
+        bias = constant(node.input[2]) if len(node.input) > 2 else np.zeros(weight.shape[0], np.float32)
+        scale = np.broadcast_to(constant(weight_node.input[1]), weight.shape[:1])  # one for the tensor, or by channel
+        name = node.input[1].removeprefix(PREFIX).removesuffix(SUFFIX)
+        layers[current_name(name)] = LayerParams(
+            torch.tensor(weight), torch.tensor(bias), torch.tensor(scale.copy()), float(constant(input_node.input[1]))
+        )
+    if not layers:
+        raise ExportError("the file has no int8 layers; quantize the bundle to int8 first")
+
+    names = (f"{PREFIX}score.{name}" for name in ("offset", "nearest_offset"))
+    offset, nearest_offset = (torch.tensor(constant(name)) if name in constants else None for name in names)
+    return QuantizedNetwork(layers, offset, nearest_offset)

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from vae_edge_kernels.layout import FEATURE_LAYER, NMS_BINS, WINDOW_BINS
+from vae_edge_kernels.layout import FEATURE_LAYER, NMS_BINS, WINDOW_BINS, NetworkLayout
 
 from vae_edge.errors import ConfigError
-from vae_edge.model.config import ModelConfig
+from vae_edge.model.config import ModelConfig, create_config
 from vae_edge.model.score import AnomalyScore
+from vae_edge.ops.packing import ScoreMode, network_layout
 from vae_edge.ops.reparameterize import reparameterize
 from vae_edge.ops.rotate import circular_mask, rotate
 
@@ -469,3 +470,15 @@ def compute_losses(
         total = total + weights.delta * terms["angle"] + 0.5 * weights.gamma * terms["orientation_classes"]
     terms["total"] = total / weights.gamma
     return terms
+
+
+def layout_for_preset(name: str, score: ScoreMode = "full", int8: bool = False) -> NetworkLayout:
+    """The layout of a preset, its anomaly score with as many clusters as training may find.
+
+    Raises:
+        ConfigError: the preset is unknown.
+    """
+    model = AngleVAE(create_config(name))
+    size = model.score.components
+    model.score.cluster_whitening = torch.zeros((model.config.classes * model.score.max_clusters(), size, size))
+    return network_layout(model, score, int8)

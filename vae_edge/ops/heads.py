@@ -2,7 +2,7 @@
 
 The formulas are those of `vae_edge.model` (network and score). The `layout` that they take is the JSON of a
 `vae_edge_kernels.layout.NetworkLayout`: it says where in `weights` and `params` a layer is. On CUDA the Triton kernels
-of `vae_edge_kernels.heads` and `reductions` compute them.
+of `vae_edge_kernels.heads` compute them.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class _AvgPool(NamedTuple):
         return self.x.float().mean((1, 2)) * self.scale
 
     def launch(self, y: Tensor) -> None:
-        kernel_module("avg_pool", "reductions").avg_pool_forward(self.x.contiguous(), y, self.scale)
+        kernel_module("avg_pool", "heads").avg_pool_forward(self.x.contiguous(), y, self.scale)
 
 
 avg_pool = register_operator("avg_pool", _AvgPool)
@@ -327,7 +327,7 @@ class _ReconstructionError(NamedTuple):
 
     def launch(self, total: Tensor) -> None:
         tensors = [tensor.contiguous() for tensor in self[:4]]
-        kernel_module("reconstruction_error", "reductions").reconstruction_error_forward(*tensors, total, self.block)
+        kernel_module("reconstruction_error", "heads").reconstruction_error_forward(*tensors, total, self.block)
 
 
 reconstruction_error = register_operator("reconstruction_error", _ReconstructionError)

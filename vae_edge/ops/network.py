@@ -113,7 +113,7 @@ def fuse(
 
     Args:
         model: a trained `vae_edge.model.AngleVAE`.
-        quantized: its int8 layers, as `vae_edge.exporting.native.read_qdq_layers` reads them from a quantized file;
+        quantized: its int8 layers, as `vae_edge.exporting.quantize.read_qdq_layers` reads them from a quantized file;
         without
             them the network is float16.
         score: mode of the anomaly score: "full", or "fast" without the reconstruction term.

@@ -26,11 +26,11 @@ from vae_edge.data import (
     holdout,
     subsample_labels,
 )
-from vae_edge.data.augment import affine_augment
 from vae_edge.data.splits import duplicates_of
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.model import create_config
 from vae_edge.model.network import ANGLE_NOISE_DEG
+from vae_edge.ops.rotate import affine_augment
 from vae_edge.preprocess import InputSpec, measure_input
 from vae_edge.training.config import RunConfig, TrainConfig, TrainingData
 from vae_edge.training.distributed import shard_slice

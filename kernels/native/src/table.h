@@ -1,4 +1,4 @@
-/* The table of kernels that vae_edge_kernels.aot.c_codegen generates from the ahead-of-time compiler's manifest. */
+/* The table of kernels that vae_edge_kernels.aot generates from the ahead-of-time compiler's manifest. */
 #ifndef VE_TABLE_H
 #define VE_TABLE_H
 

@@ -1,4 +1,4 @@
-/* What the kernels compute, in plain C: written from the definition in vae_edge_kernels/philox_reference.py. */
+/* What the kernels compute, in plain C: written from the definition in vae_edge/ops/reparameterize.py. */
 #ifndef VE_REFERENCE_H
 #define VE_REFERENCE_H
 

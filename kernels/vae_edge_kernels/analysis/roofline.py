@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from vae_edge_kernels.errors import KernelError
+from vae_edge_kernels import KernelError
 from vae_edge_kernels.layout import ConvLayout, Fc, NetworkLayout
 
 BATCHES = (1, 256)

@@ -18,11 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vae_edge_kernels import aot, config
+from vae_edge_kernels import KernelError, aot, config
 from vae_edge_kernels.analysis.roofline import occupancy
 from vae_edge_kernels.aot.worker import compile_spec, kernel_specs
 from vae_edge_kernels.config import KernelSpec
-from vae_edge_kernels.errors import KernelError
 
 #: Families of matrix instructions (floating point, int8, fp8): of a warp, of a warp group, of Blackwell's tensor cores.
 MMA_FAMILIES = {

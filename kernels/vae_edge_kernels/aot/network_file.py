@@ -31,8 +31,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vae_edge_kernels import aot, layout
-from vae_edge_kernels.errors import KernelError
+from vae_edge_kernels import KernelError, aot, layout
 from vae_edge_kernels.layout import NetworkLayout, padded, to_json
 
 FORMAT = "vae-edge-network-3"

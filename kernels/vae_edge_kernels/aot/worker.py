@@ -18,12 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vae_edge_kernels.aot import CTAS_PER_IMAGE
+from vae_edge_kernels import KernelError
+from vae_edge_kernels.aot import CTAS_PER_IMAGE, SCRATCH
 from vae_edge_kernels.config import KernelSpec
-from vae_edge_kernels.errors import KernelError
 
-OPERATOR_MODULES = ("reparameterize", "conv", "rotate", "reductions")
-SCRATCH = ("global_scratch", "profile_scratch")
+OPERATOR_MODULES = ("reparameterize", "conv", "rotate", "heads")
 
 
 def operator_modules() -> list[Any]:

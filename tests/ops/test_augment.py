@@ -12,8 +12,11 @@ from vae_edge.errors import ConfigError
 from vae_edge.metrics import wrap_degrees
 
 torch = pytest.importorskip("torch", reason="augmentation is PyTorch's")
-from vae_edge.data.augment import RANDOMS_PER_IMAGE, affine_augment  # noqa: E402
-from vae_edge.ops.rotate import rotate  # noqa: E402
+from vae_edge.ops.rotate import (  # noqa: E402
+    RANDOMS_PER_IMAGE,
+    affine_augment,
+    rotate,
+)
 
 
 def tensors(count: int = 64, channels: int = 1) -> torch.Tensor:
