@@ -83,7 +83,7 @@ def test_an_angle_in_doubt_is_said_to_be(doubt: tuple[float | None, ...], words:
     sure, second, share = (None if value is None else np.array([value], np.float32) for value in doubt)
     angle = np.radians([12.3]).astype(np.float32)
     second = None if second is None else np.radians(second)
-    about = {"classes": ("a",), "threshold": 0.0, "interpret": lambda count: []}
+    about = {"classes": ("a",), "threshold": 0.0, "preprocess_info": lambda count: []}
     assert angle_words(Predictions(np.ones((1, 1)), angle, angle, sure, second, share, **about), 0) == words
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def evaluate_vae(
     outputs = predict(model, test.images)
     figures = {
         **summary(outputs, test, config, checkpoint.result.threshold),
-        "calibration": cross_fitted_ece(outputs.logits, test.labels, seed),
+        "calibration": asdict(cross_fitted_ece(outputs.logits, test.labels, seed)),
         "false_rejection": false_rejection(outputs, config.training.reject_rate, seed),
         "inference": inference_costs(model),
         "score_numbers": sum(buffer.numel() for buffer in model.score.buffers()),
@@ -112,7 +113,7 @@ def evaluate_network(
     figures: dict[str, Any] = {
         "n": len(test),
         "accuracy": float((found.argmax(1) == test.labels).mean()),
-        "calibration": cross_fitted_ece(logits, test.labels, config.training.seed),
+        "calibration": asdict(cross_fitted_ece(logits, test.labels, config.training.seed)),
         "inference": {"decision": vars(cost)},
     }
     if upright is not None:
