@@ -1,4 +1,4 @@
-"""What the model reaches: trains and measures every row of the table in docs/model.md.
+"""What the model reaches: trains and measures every row of the table in docs/model_tables.md.
 
     python bench/model.py [--row NAME ...] [--seed N ...] [--runs runs/model] [--results bench/results]
     python bench/model.py --list | --table

@@ -30,17 +30,20 @@ def test_links_and_pictures_are_there(document: Path) -> None:
 
 
 def test_the_table_of_the_model_is_what_was_measured() -> None:
-    text = (ROOT / "docs/model.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/model_tables.md").read_text(encoding="utf-8")
     shown = subprocess.run(
         [sys.executable, ROOT / "bench/model.py", "--table"], capture_output=True, text=True, check=True
     ).stdout
     assert len(shown.splitlines()) > 10
     for line in shown.splitlines():
         assert line in text, line
+    summary = (ROOT / "docs/model.md").read_text(encoding="utf-8").split("## What it reaches")[1].split("[All rows]")[0]
+    rows = [line for line in summary.splitlines() if line.startswith("| ")]
+    assert len(rows) > 10 and set(rows) <= set(text.splitlines())
 
 
 def test_the_comparison_is_what_was_measured() -> None:
-    text = (ROOT / "docs/model.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/model_tables.md").read_text(encoding="utf-8")
     result = read_comparison(ROOT / "bench/results/model-compare.json")
     lines = [line for line in markdown(result).splitlines() if line.startswith(("| ", "- ", "**"))]
     assert len(lines) > 20

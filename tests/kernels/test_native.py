@@ -12,6 +12,7 @@ import pytest
 from vae_edge_kernels.aot import worker
 
 import vae_edge
+from vae_edge.ops import reparameterize as reference
 from vae_edge.runtime import native
 
 ROOT = Path(__file__).parents[2]
@@ -79,10 +80,10 @@ def test_without_a_driver_initializing_fails_with_a_sentence(library: ctypes.CDL
 
 
 def test_the_c_reference_has_the_noise_of_the_numpy_reference(build: Path) -> None:
-    reference = ctypes.CDLL(str(build / "kernels/native/tests/libve_reference.so"))
-    reference.reference_normal.restype = ctypes.c_double
+    library = ctypes.CDLL(str(build / "kernels/native/tests/libve_reference.so"))
+    library.reference_normal.restype = ctypes.c_double
     for seed, offset in ((0, 0), (2**63 - 1, 2**34 - 50), (77, 3)):
-        drawn = [reference.reference_normal(ctypes.c_uint64(seed), ctypes.c_uint64(offset + i)) for i in range(100)]
+        drawn = [library.reference_normal(ctypes.c_uint64(seed), ctypes.c_uint64(offset + i)) for i in range(100)]
         np.testing.assert_allclose(drawn, reference.normal(seed, offset, 100), rtol=0, atol=3e-6)
 
 
