@@ -24,8 +24,9 @@ import vae_edge
 
 ROOT = Path(vae_edge.__file__).parent
 LEAVES = {
-    "files.py", "optional.py", "processors.py", "spec.py", "text.py", "errors.py", "limits.py", "array_file.py",
-    "onnx_graph.py", "onnx_shapes.py", "preprocess.py", "images.py", "runtime/machine.py", "__init__.py",
+    "files.py", "environment.py", "spec.py", "text.py", "errors.py", "preprocess.py", "onnx_graph.py",
+    "onnx_shapes.py", "onnx_sizes.py", "__init__.py",
+    "optional.py", "processors.py", "limits.py", "array_file.py", "images.py", "runtime/machine.py",  # in older versions
 }  # fmt: skip
 
 
