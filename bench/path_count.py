@@ -26,7 +26,7 @@ ROOT = Path(vae_edge.__file__).parent
 LEAVES = {
     "files.py", "environment.py", "spec.py", "text.py", "errors.py", "preprocess.py", "onnx_graph.py",
     "onnx_shapes.py", "onnx_sizes.py", "__init__.py",
-    "optional.py", "processors.py", "limits.py", "array_file.py", "images.py", "runtime/machine.py",  # in older versions
+    "optional.py", "processors.py", "limits.py", "array_file.py", "images.py", "runtime/machine.py",  # before
 }  # fmt: skip
 
 

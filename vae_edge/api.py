@@ -97,7 +97,7 @@ def train(
         preset: `tiny`, `small` or `base`.
         size: pixels of a side, 28 to 64; None keeps or chooses it (`vae_edge.data.load_dataset`).
         channels: 1 grey, 3 colour; None takes what the images have.
-        fit: how image files become square: `pad`, `ink` or `auto`.
+        fit: how image files become square: `pad`, `foreground` or `auto`.
         strict: refuse a folder of which anything is left out.
         resume: go on with the unfinished run in `out`, bit for bit as if it had never stopped.
         tensorboard: write a log for TensorBoard into `out/tensorboard`.

@@ -305,14 +305,14 @@ def collect(
 
     checkpoint = load_checkpoint(run)
     opened = load_bundle(bundle)
-    turned = rotate_dataset(held_out, rotation_range(str(opened.rotation)), seed + 1, opened.input.fill)
-    assert turned.angles_deg is not None
+    rotated = rotate_dataset(held_out, rotation_range(str(opened.rotation)), seed + 1, opened.input.fill)
+    assert rotated.angles_deg is not None
     there = dict.fromkeys(entry.precision for entry in opened.select("classifier", "onnx"))
-    by_precision = [_row(bundle, precision, turned, held_out, opened) for precision in there]
+    by_precision = [_row(bundle, precision, rotated, held_out, opened) for precision in there]
     with load(bundle, precision="fp32") as classifier:
-        predictions = classifier(turned.images, color="rgb")
-        reconstructions = classifier.reconstruct(turned.images)
-        unknown = _unknown(classifier, turned.images[:UNKNOWN], seed)
+        predictions = classifier(rotated.images, color="rgb")
+        reconstructions = classifier.reconstruct(rotated.images)
+        unknown = _unknown(classifier, rotated.images[:UNKNOWN], seed)
     predicted = np.asarray(predictions.labels)
     has_angle = predictions.second_angles_deg is not None
     drawn = sample_per_class(
@@ -325,21 +325,21 @@ def collect(
     )
     temperature = float(checkpoint.model.temperature)
     everything = SampleSet(
-        turned.images,
+        rotated.images,
         reconstructions,
-        [held_out.classes[k] for k in turned.labels],
+        [held_out.classes[k] for k in rotated.labels],
         list(predictions.names),
         predictions.probabilities.max(1),
-        turned.angles_deg,
+        rotated.angles_deg,
         predictions.angles_deg,
         predictions.scores,
         predictions.accepted,
-        derotate(checkpoint.model, turned.images, predictions.angles_deg) if has_angle else None,
+        derotate(checkpoint.model, rotated.images, predictions.angles_deg) if has_angle else None,
         predictions.second_angles_deg,
         predictions.second_angle_probabilities,
     )
     rng = np.random.default_rng(seed)
-    wrong = np.flatnonzero(predicted != turned.labels)
+    wrong = np.flatnonzero(predicted != rotated.labels)
     worst = wrong[np.argsort(-everything.probabilities[wrong])][:MISTAKES]
     fp32 = next(row for row in by_precision if row["precision"] == "fp32")
     return ReportData(
@@ -353,10 +353,10 @@ def collect(
         calibration=Calibration(
             predictions.probabilities,
             _without_temperature(predictions.probabilities, temperature),
-            turned.labels,
+            rotated.labels,
             temperature,
         ),
-        angle_errors_deg=np.abs(wrap_degrees(predictions.angles_deg - turned.angles_deg)),
+        angle_errors_deg=np.abs(wrap_degrees(predictions.angles_deg - rotated.angles_deg)),
         known_scores=predictions.scores,
         unknown_scores=unknown,
         auroc=_areas(predictions.scores, unknown),
@@ -369,9 +369,9 @@ def collect(
 
 
 def _row(
-    bundle: Path, precision: str, turned: LabelledImages, upright: LabelledImages, opened: Bundle
+    bundle: Path, precision: str, rotated: LabelledImages, upright: LabelledImages, opened: Bundle
 ) -> dict[str, Any]:
-    """Accuracy of one precision, through the runtime, on the turned and on the upright images."""
+    """Accuracy of one precision, through the runtime, on the rotated and on the upright images."""
     from vae_edge.runtime import load
     from vae_edge.training.evaluate import arrays, evaluate
 
@@ -382,7 +382,7 @@ def _row(
 
         about = (opened.classes, classifier.threshold, 0.0)
         ambiguous = opened.manifest["data"].get("ambiguous", ())
-        figures = evaluate(run, turned, *about, ambiguous=ambiguous)
+        figures = evaluate(run, rotated, *about, ambiguous=ambiguous)
         figures["upright"] = evaluate(run, upright, *about)
     return {
         "precision": precision,

@@ -267,7 +267,7 @@ class Classifier:
             images: an array uint8 [N, S, S, C] (the fast way; colours in the order RGB), or a path, a Pillow image, or
                 a list of these or of arrays, which are prepared as `vae_edge.preprocess.to_batch` says.
             invert: `never`, `always` or `auto`.
-            fit: `auto` (as training did), `pad` or `ink`; arrays are never cropped.
+            fit: `auto` (as training did), `pad` or `foreground`; arrays are never cropped.
             color: the order of the channels of arrays, `rgb` or `bgr` (OpenCV's); no effect on files, Pillow images
                 and grey models. None is `rgb`, but the first calls check whether it might be `bgr`, and log a warning.
             errors: `raise`, or `coerce`: an item of a list that cannot be read has NaN in every output, and its error

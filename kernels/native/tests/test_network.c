@@ -34,13 +34,13 @@ static void answer(const fake_launch *launch) {
     for (unsigned int n = 0; n < launch->grid[0]; n++) CHECK(barrier[n] == 0);
     const uint8_t *image = (const uint8_t *)(uintptr_t)launch->values[0];
     float *first = (float *)(uintptr_t)launch->values[7], *angle = (float *)(uintptr_t)launch->values[8];
-    float *score = (float *)(uintptr_t)launch->values[9], *doubt = (float *)(uintptr_t)launch->values[10];
+    float *score = (float *)(uintptr_t)launch->values[9], *uncertainty = (float *)(uintptr_t)launch->values[10];
     for (unsigned int n = 0; n < launch->grid[0]; n++) {
         float mark = image[(size_t)n * (size_t)(side * side * channels)];
         for (int k = 0; k < classes; k++) first[n * (unsigned int)classes + (unsigned int)k] = mark + (float)k / 1000.0f;
         angle[n] = -mark;
         score[n] = 1000.0f + mark;
-        for (unsigned int i = 0; i < 3; i++) doubt[3 * n + i] = 2000.0f * (float)i + mark;
+        for (unsigned int i = 0; i < 3; i++) uncertainty[3 * n + i] = 2000.0f * (float)i + mark;
     }
 }
 
