@@ -135,7 +135,8 @@ class Tree:
 def _help(path: str, command: str) -> str:
     environment = {**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{path}/kernels", "COLUMNS": "200"}
     asked = [sys.executable, "-m", "vae_edge", command, "--help"]
-    return subprocess.run(asked, env=environment, capture_output=True, text=True, check=True).stdout
+    done = subprocess.run(asked, env=environment, cwd=path, capture_output=True, text=True, check=True)
+    return done.stdout
 
 
 @dataclass
