@@ -47,6 +47,7 @@ def test_every_example_is_understood(example: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_every_example_runs_word_for_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the order in which they stand, in an empty folder; a shell would expand the wildcards."""
     monkeypatch.chdir(tmp_path)
