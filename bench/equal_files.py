@@ -45,10 +45,14 @@ def metadata(path: Path) -> Any:
 
 
 def arrays(path: Path) -> Counter[tuple[Any, ...]]:
-    """The same of a NumPy archive; texts are left out."""
+    """The same of a NumPy archive; texts are left out, and JSON in bytes gives its numbers, but for its schema."""
     with np.load(path) as archive:
         stored = [archive[name] for name in archive.files]
-    return Counter((str(one.dtype), one.shape, digest(one.tobytes())) for one in stored if one.dtype.kind in "biuf")
+    texts = [one for one in stored if one.dtype == np.uint8 and one.ndim == 1 and one[:1].tobytes() == b"{"]
+    found = Counter((str(one.dtype), one.shape, digest(one.tobytes())) for one in stored
+                    if one.dtype.kind in "biuf" and not any(one is text for text in texts))  # fmt: skip
+    found.update(tuple(leaves(json.loads(text.tobytes()), ("schema",))) for text in texts)
+    return found
 
 
 def leaves(value: Any, without: Collection[str] = ()) -> Iterator[Any]:
@@ -67,7 +71,8 @@ def leaves(value: Any, without: Collection[str] = ()) -> Iterator[Any]:
 def graph(path: Path) -> tuple[list[Any], list[Any]]:
     """An ONNX file as a list that is equal for files which differ in names alone, and the names of its outputs.
 
-    A value's number is its place in the order in which nodes make and use it; an initializer's its content.
+    A value's number is its place in the order in which nodes make and use it; an initializer's its content. A node that
+    reads initializers alone is described by their content too: where it stands in the file depends on their names.
     """
     model = onnx.load(path)
     numbers: dict[str, Any] = {"": ""}
@@ -80,11 +85,16 @@ def graph(path: Path) -> tuple[list[Any], list[Any]]:
 
     described: list[Any] = [sorted((entry.domain, entry.version) for entry in model.opset_import)]
     described += [[number(value.name), _type(value)] for value in model.graph.input]
+    constants = []
     for node in model.graph.node:
         attributes = sorted((one.name, digest(_unnamed(one))) for one in node.attribute)
-        described.append(
-            [node.domain, node.op_type, attributes, [*map(number, node.input)], [*map(number, node.output)]]
-        )
+        inputs = [*map(number, node.input)]
+        if inputs and not any(isinstance(one, int) for one in inputs):
+            constants.append(repr((node.domain, node.op_type, attributes, inputs)))
+            numbers.update({name: (constants[-1], place) for place, name in enumerate(node.output)})
+            continue
+        described.append([node.domain, node.op_type, attributes, inputs, [*map(number, node.output)]])
+    described += sorted(constants)
     described += [[number(value.name), _type(value)] for value in model.graph.output]
     return described, [value.name for value in model.graph.output]
 

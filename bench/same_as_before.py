@@ -260,9 +260,10 @@ def compare_runs(table: Table, name: str, before: Path, after: Path, state: bool
     numbers, others = ([*equal_files.leaves(part)] for part in lines)
     difference = equal_files.first_difference(numbers, others)
     table.add("training", f"{name}: log", difference, f"{len(numbers)} numbers equal")
-    numbers, others = ([*equal_files.leaves(equal_files.metadata(run / model))] for run in (before, after))
-    difference = equal_files.first_difference(numbers, others)
-    table.add("training", f"{name}: thresholds, validation", difference, f"{len(numbers)} numbers equal")
+    figures = (equal_files.leaves(equal_files.metadata(run / model), ("schema",)) for run in (before, after))
+    counted, counts = (Counter(part) for part in figures)
+    difference = equal_files.differences(counted, counts)
+    table.add("training", f"{name}: thresholds, validation", difference, f"{counted.total()} numbers equal")
     if state:
         files = [sorted(run.glob("*.safetensors")) for run in (before, after)]
         kept, found = (sum((equal_files.tensors(file) for file in part), Counter()) for part in files)
@@ -339,9 +340,9 @@ def compare_bundles(table: Table, before: Path, after: Path, images: np.ndarray)
         difference = equal_files.differences(stored, found)
         table.add("export", f"{before.name}: probe images", difference, f"{stored.total()} arrays equal")
     manifests = [json.loads((folder / "manifest.json").read_text()) for folder in (before, after)]
-    numbers, others = ([*equal_files.leaves(one, ("schema", "bytes"))] for one in manifests)
-    difference = equal_files.first_difference(numbers, others)
-    table.add("export", f"{before.name}: manifest", difference, f"{len(numbers)} numbers equal")
+    counted, others = (Counter(equal_files.leaves(one, ("schema", "bytes"))) for one in manifests)
+    difference = equal_files.differences(counted, others)
+    table.add("export", f"{before.name}: manifest", difference, f"{counted.total()} numbers equal")
 
 
 def same_bits(before: np.ndarray, after: np.ndarray) -> bool:
