@@ -148,7 +148,7 @@ EXAMPLES = {
     "train": ("vae-edge train --data digits --preset tiny --epochs 8 --out runs/digits",),
     "evaluate": ("vae-edge evaluate runs/digits --data digits",),
     "generate": ("vae-edge generate runs/digits --class 3 --angles -90,0,90 --method gaussian --out generated",),
-    "compare": ("vae-edge compare --data digits --models logistic,mlp --only rotated --seeds 1 --out runs/compare",),
+    "compare": ("vae-edge compare --data digits --models logistic,mlp --no-generated --seeds 1 --out runs/compare",),
     "export": ("vae-edge export runs/digits --out digits.bundle",),
     "quantize": ("vae-edge quantize digits.bundle --precision int8 --data digits",),
     "build": ("vae-edge build digits.bundle --kind tensorrt_rtx --precision int8 --target sm_86,sm_89",),
