@@ -32,7 +32,7 @@ NMS_BINS = tl.constexpr(layout.NMS_BINS)
 
 @triton.jit
 def atan2(y, x):
-    """atan2(y, x) in radians, in_bounds 3e-7; 0 for (0, 0). Triton has none.
+    """atan2(y, x) in radians, within 3e-7; 0 for (0, 0). Triton has none.
 
     A polynomial of degree 15 in min(|x|, |y|) / max(|x|, |y|), which is at most 1, then the octant.
     """
