@@ -21,7 +21,7 @@ import vae_edge
 from vae_edge import files
 from vae_edge.benchmarking.measure import describe_machine
 from vae_edge.bundle import Bundle, load_bundle
-from vae_edge.runtime.backends import cpu_entries, find_entry
+from vae_edge.runtime.entries import cpu_entries, find_entry
 
 ROUNDS, WARM_UP_ROUNDS = 2000, 20
 CALLS_PER_ROUND = 3

@@ -62,9 +62,9 @@ __all__ = [
     "with_bundle",
 ]
 
-_SUFFIX = {"onnx": ".onnx", "tensorrt": ".engine", "tensorrt_rtx": ".rtx"}
+_SUFFIX = {"onnx": ".onnx", "tensorrt": ".engine", "tensorrt_rtx": ".rtx", "native": ".ve"}
 _OWN_NAME = re.compile(
-    r"(classifier|reconstruction)\.(fp32|fp16|int8|fp8)(\.[\w-]+)*\.(onnx|engine|rtx)|probes(\.[0-9a-f]+)?\.npz"
+    r"(classifier|reconstruction)\.(fp32|fp16|int8|fp8)(\.[\w-]+)*\.(onnx|engine|rtx|ve)|probes(\.[0-9a-f]+)?\.npz"
 )
 _CACHES = (AUTO_FILE, VERIFIED_FILE)
 RETRY_S = 10.0  # how long a reader tries again while others rewrite the bundle

@@ -254,6 +254,12 @@ def is_installed(name: str) -> bool:
     return _spec(name) is not None and not shadow(name)
 
 
+def package_folder(name: str) -> Path | None:
+    """The folder of an installed package, without importing it."""
+    spec = _spec(name)
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent
+
+
 def shadow(name: str) -> str:
     """A clause that names the folder or file that shadows a package; empty where there is none.
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 ROLES = ("classifier", "reconstruction")
-FORMATS = ("onnx", "tensorrt", "tensorrt_rtx")
+FORMATS = ("onnx", "tensorrt", "tensorrt_rtx", "native")
+"""Of a model file: an ONNX graph, an engine of TensorRT or TensorRT-RTX, or a network file of the native library."""
 PRECISIONS = ("fp32", "fp16", "int8", "fp8")
 """Of a model file, finest first."""
 EXPORTED_PRECISIONS = ("fp32", "fp16", "int8")

@@ -31,7 +31,8 @@ from vae_edge.engine.inspection import inspect_engine
 from vae_edge.errors import BackendError, BundleError, DataError, VaeEdgeError
 from vae_edge.preprocess import InputSpec, open_image
 from vae_edge.runtime import verification
-from vae_edge.runtime.backends import open_classifier
+from vae_edge.runtime.backends import LoadOptions
+from vae_edge.runtime.entries import open_classifier
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -179,7 +180,7 @@ def test_a_model_that_was_changed_after_it_was_verified_is_not_run(small_bundle:
     path.write_bytes(content.replace(b"Relu", b"Tanh"))
     for backend in ("onnxruntime", "openvino"):
         with pytest.raises(BundleError, match="was changed while it was loaded"):
-            open_classifier(bundle, backend, "fp32", 1)
+            open_classifier(bundle, backend, "fp32", LoadOptions())
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -11,7 +11,8 @@ import pytest
 from small_models import noise
 
 from vae_edge.bundle import Bundle
-from vae_edge.runtime.backends import open_classifier
+from vae_edge.runtime.backends import LoadOptions
+from vae_edge.runtime.entries import open_classifier
 from vae_edge.runtime.openvino_backend import BUCKETS, MAX_WARM_SIZES, OpenVinoBackend, split_into_buckets
 
 MEMORY_MIB = 130  # measured: 69 with OpenVINO (946 before batches had buckets), 35 with ONNX Runtime
@@ -20,13 +21,14 @@ GROWTH = """
 import sys
 import numpy as np
 from vae_edge.bundle import load_bundle
-from vae_edge.runtime.backends import open_classifier
+from vae_edge.runtime.backends import LoadOptions
+from vae_edge.runtime.entries import open_classifier
 
 def resident():
     line = next(line for line in open("/proc/self/status") if line.startswith("VmRSS"))
     return int(line.split()[1]) / 1024
 
-session = open_classifier(load_bundle(sys.argv[1]), sys.argv[2], "fp32", 1).session
+session = open_classifier(load_bundle(sys.argv[1]), sys.argv[2], "fp32", LoadOptions()).session
 images = np.random.default_rng(0).integers(0, 256, (300, 28, 28, 1), dtype=np.uint8)
 session.infer(images[:1])
 before = resident()
@@ -47,7 +49,7 @@ def test_memory_does_not_grow_with_the_batch_sizes_seen(session_bundle: Bundle, 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_an_image_has_the_same_answers_in_every_batch(session_bundle: Bundle, precision: str) -> None:
     images = noise(140)
-    session = open_classifier(session_bundle, "openvino", precision, 1).session
+    session = open_classifier(session_bundle, "openvino", precision, LoadOptions()).session
     alone = [[output[0].copy() for output in session.infer(images[k : k + 1])] for k in range(len(images))]
     for size in (2, 3, 7, 8, 33, 60, 64, 65, 140):
         for index, output in enumerate(session.infer(images[:size])):
@@ -58,7 +60,7 @@ def test_an_image_has_the_same_answers_in_every_batch(session_bundle: Bundle, pr
 
 def test_what_an_earlier_call_left_in_a_bucket_does_not_matter(session_bundle: Bundle) -> None:
     images = noise(15)
-    session = open_classifier(session_bundle, "openvino", "fp32", 1).session
+    session = open_classifier(session_bundle, "openvino", "fp32", LoadOptions()).session
     before = [output.copy() for output in session.infer(images[:7])]
     session.infer(images[7:])
     for first, second in zip(before, session.infer(images[:7]), strict=True):
@@ -78,7 +80,7 @@ def test_pieces_hold_all_images_with_little_room_to_spare() -> None:
 
 
 def test_one_image_stays_hot_and_only_some_prepared_sizes_are_kept(session_bundle: Bundle) -> None:
-    session = open_classifier(session_bundle, "openvino", "fp32", 1).session
+    session = open_classifier(session_bundle, "openvino", "fp32", LoadOptions()).session
     assert isinstance(session, OpenVinoBackend)
     one = session.compiled(1)
     sizes = [3, 5, 6, 7, 9, 10, 11, 12, 13, 14]

@@ -22,7 +22,7 @@ import vae_edge
 from vae_edge.bundle import Bundle, ModelEntry, add_model
 from vae_edge.errors import BackendError, BundleError, ConfigError, DataError, VaeEdgeError
 from vae_edge.preprocess import InputSpec, to_batch
-from vae_edge.runtime.backends import find_entry
+from vae_edge.runtime.entries import find_entry
 from vae_edge.spec import CLASSIFIER_OUTPUTS, UNCERTAINTY_OUTPUTS
 
 BACKENDS = ["onnxruntime", "openvino"]
@@ -62,7 +62,7 @@ def test_every_batch_size_gives_each_image_the_same(session_bundle: Bundle, back
         for n in (1, 2, 3, 5, 7, 11, 13, 17, 19, 23, 1, 2):  # more sizes than a thread keeps buffers for
             some = classifier(images[:n])
             np.testing.assert_allclose(some.probabilities, whole.probabilities[:n], atol=1e-5)
-        assert len(classifier._session._buffers.batch_sizes()) <= 8
+        assert len(classifier.session._buffers.batch_sizes()) <= 8
         classifier.warmup(7)
         np.testing.assert_allclose(classifier(images[300:307]).scores, whole.scores[300:307], atol=1e-4)
 
@@ -249,7 +249,7 @@ def test_it_says_what_it_is(session_bundle: Bundle) -> None:
 def test_a_closed_classifier_refuses_every_call_and_frees_its_engine(session_bundle: Bundle, backend: str) -> None:
     with vae_edge.load(session_bundle.path, backend, "fp32") as classifier:
         classifier(noise(1))
-        session = weakref.ref(classifier._session)
+        session = weakref.ref(classifier.session)
     classifier.close()
     gc.collect()
     assert session() is None

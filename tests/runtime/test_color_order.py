@@ -15,7 +15,7 @@ from vae_edge.bundle import Bundle
 from vae_edge.errors import ConfigError
 from vae_edge.preprocess import InputSpec, to_batch
 from vae_edge.runtime import Classifier
-from vae_edge.runtime.classifier import ColorOrderCheck
+from vae_edge.runtime.color_order import ColorOrderCheck
 
 
 @pytest.fixture(scope="module")

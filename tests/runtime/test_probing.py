@@ -27,6 +27,7 @@ from vae_edge.environment import ISA_VARIABLE, _cpu_flags, int8_saturates
 from vae_edge.errors import ConfigError, VerificationError
 from vae_edge.probes import load as load_probes
 from vae_edge.runtime import autoselect, backends, probing, verification
+from vae_edge.runtime.backends import LoadOptions
 from vae_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
 pytest.importorskip("torch", reason="the exact answers are computed with PyTorch")
@@ -43,9 +44,9 @@ class Wrong(OnnxRuntimeBackend):
     before: Callable[[np.ndarray], np.ndarray] | None = None
     after: Callable[[tuple[np.ndarray, ...]], tuple[np.ndarray, ...]] | None = None
 
-    def __init__(self, file: Path, entry: ModelEntry, threads: int) -> None:
+    def __init__(self, file: Path, entry: ModelEntry, options: LoadOptions) -> None:
         of_no_manifest = dataclasses.replace(entry, sha256="")  # else the file's sum would give the fault away
-        super().__init__(self._spoilt(file), of_no_manifest, threads)
+        super().__init__(self._spoilt(file), of_no_manifest, options)
 
     def infer(self, image: np.ndarray) -> tuple[np.ndarray, ...]:
         cls = type(self)
@@ -63,8 +64,8 @@ class Wrong(OnnxRuntimeBackend):
         return copy
 
     @classmethod
-    def inner_tensors(cls, file: Path, tensors: Sequence[str], images: np.ndarray, threads: int) -> dict[str, Any]:
-        return OnnxRuntimeBackend.inner_tensors(cls._spoilt(file), tensors, images, threads)
+    def inner_tensors(cls, file: Path, tensors: Sequence[str], images: np.ndarray, options: Any) -> dict[str, Any]:
+        return OnnxRuntimeBackend.inner_tensors(cls._spoilt(file), tensors, images, options)
 
 
 @pytest.fixture(scope="session")
@@ -337,14 +338,14 @@ def test_verify_names_the_first_tensor_that_departs(
     def spoilt(file: Path) -> Path:
         return type("Spoil", (Wrong,), {"mutate": staticmethod(flip_weight(layer))})._spoilt(file)
 
-    base.__init__ = lambda self, file, entry, threads: real.__init__(
-        self, spoilt(file), dataclasses.replace(entry, sha256=""), threads
+    base.__init__ = lambda self, file, entry, options: real.__init__(
+        self, spoilt(file), dataclasses.replace(entry, sha256=""), options
     )
     base.inner_tensors = staticmethod(
-        lambda file, tensors, images, threads: real.inner_tensors(spoilt(file), tensors, images, threads)
+        lambda file, tensors, images, options: real.inner_tensors(spoilt(file), tensors, images, options)
     )
     monkeypatch.setattr(backends, "_backend_class", lambda name: base)
-    model = backends.open_model(proving, backend, proving.find(), 1)
+    model = backends.open_model(proving, backend, proving.find(), LoadOptions())
     found = probing.report(proving, model)
     model.session.close()
     assert found.right is False and found.first_wrong_tensor == relu.output[0]

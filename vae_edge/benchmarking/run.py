@@ -18,9 +18,10 @@ from rich.text import Text
 from vae_edge.benchmarking.measure import baseline_memory, describe_machine, peak_memory
 from vae_edge.bundle import Bundle, load_bundle
 from vae_edge.errors import ConfigError, DataError, VerificationError
-from vae_edge.runtime import Classifier, cpu_entries, installed_backends, load
+from vae_edge.runtime import Classifier, find_entries, installed_backends, load
 from vae_edge.runtime.autoselect import Candidate, time_interleaved
-from vae_edge.runtime.backends import check_installed, find_entry
+from vae_edge.runtime.backends import check_installed
+from vae_edge.runtime.entries import find_entry
 from vae_edge.spec import PRECISIONS
 
 log = logging.getLogger(__name__)
@@ -289,18 +290,24 @@ def _row(candidate: Candidate, batch: int, times_ns: Sequence[int], peak: int | 
 
 def _candidates(bundle: Bundle, backends: Sequence[str] | None, precisions: Sequence[str] | None) -> list[Candidate]:
     """What to measure. What was named and is not there is refused, as `vae_edge.load` does, and not skipped."""
-    there = list(cpu_entries(bundle))
-    chosen = there if precisions is None else list(precisions)
-    names = installed_backends() if backends is None else tuple(backends)
+    names = installed_backends() if backends is None else tuple(dict.fromkeys(backends))
     for backend in names:
         if backend != "auto":
             check_installed(backend)
-    for precision in chosen:
+    for precision in precisions or ():
         if precision not in ("auto", *PRECISIONS):
             raise ConfigError(f"precision is auto, {', '.join(PRECISIONS)}, but {precision!r} came.")
-        if precision != "auto":
-            find_entry(bundle, precision)
-    found = [Candidate(backend, precision) for precision in dict.fromkeys(chosen) for backend in dict.fromkeys(names)]
+
+    by_name = {name: list(find_entries(bundle, "onnxruntime" if name == "auto" else name)) for name in names}
+    there = list(dict.fromkeys(precision for found in by_name.values() for precision in found))
+    chosen = there if precisions is None else list(dict.fromkeys(precisions))
+    found = []
+    for precision in chosen:
+        having = [name for name in names if precision in by_name[name] or "auto" in (name, precision)]
+        if not having or (backends is not None and len(having) < len(names)):
+            lacking = next((name for name in names if name not in having), "onnxruntime")
+            find_entry(bundle, precision, lacking)  # says what is there
+        found += [Candidate(name, precision) for name in having]
     if not found:
         raise ConfigError(
             f"There is nothing to measure in {bundle.path}: "

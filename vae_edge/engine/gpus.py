@@ -46,6 +46,10 @@ class Driver:
         """How many GPUs can be used."""
         return len(self.devices)
 
+    def device(self, index: int) -> Device | None:
+        """The GPU of this number, if there is one."""
+        return self.devices[index] if 0 <= index < len(self.devices) else None
+
     def to_json(self) -> dict[str, Any]:
         """As `vae-edge doctor` prints it."""
         devices = [{**dataclasses.asdict(device), "target": device.target} for device in self.devices]

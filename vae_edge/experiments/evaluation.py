@@ -29,6 +29,7 @@ from vae_edge.files import write_bytes
 from vae_edge.metrics import auroc
 from vae_edge.model import AngleVAE
 from vae_edge.runtime import load
+from vae_edge.runtime.backends import LoadOptions
 from vae_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from vae_edge.training.checkpoint import Checkpoint, RunConfig
 from vae_edge.training.evaluate import Outputs, arrays, cross_fitted_ece, evaluate, predict, rotate_like_training
@@ -265,7 +266,7 @@ def time_onnx(files: Sequence[Path], seconds: float, image: NDArray[np.uint8] | 
     with contextlib.ExitStack() as stack:
         calls = []
         for file in files:
-            backend = OnnxRuntimeBackend(file, ModelEntry("classifier", "fp32"), LATENCY_THREADS)
+            backend = OnnxRuntimeBackend(file, ModelEntry("classifier", "fp32"), LoadOptions(LATENCY_THREADS))
             stack.callback(backend.close)
             pixels = image
             if pixels is None:

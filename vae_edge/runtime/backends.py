@@ -1,4 +1,4 @@
-"""Backends: the interface that each one fills, which are installed, how a model file is opened, and its buffers.
+"""Backends: the interface that each one fills, which are installed, and how a model file is opened.
 
 A backend gets a model file's bytes and never its path: what was verified is what runs, whatever happens to the file.
 """
@@ -8,18 +8,17 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.metadata
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from vae_edge import files
 from vae_edge.bundle import Bundle, ModelEntry
-from vae_edge.environment import import_package, int8_saturates, is_installed, shadow
+from vae_edge.engine.tensorrt import install_hint
+from vae_edge.environment import import_package, is_installed, package_folder, shadow
 from vae_edge.errors import BackendError, BundleError, VaeEdgeError
 from vae_edge.onnx_graph import ModelRefused
 from vae_edge.onnx_shapes import check_model
@@ -31,16 +30,88 @@ from vae_edge.spec import (
     UNCERTAINTY_OUTPUTS,
 )
 
-_CLASSES = {
-    "onnxruntime": ("vae_edge.runtime.onnxruntime_backend", "OnnxRuntimeBackend"),
-    "openvino": ("vae_edge.runtime.openvino_backend", "OpenVinoBackend"),
+VERIFY_MODES = ("error", "warn", "off")
+
+
+@dataclass(frozen=True)
+class BackendSpec:
+    """Where a backend's class is, what it needs, and which model files it runs.
+
+    Attributes:
+        module, cls: of its class, which is imported when a model is opened.
+        packages: modules of which it needs one; none for the native library.
+        install: the command that installs it.
+        format: of the model files that it runs (`vae_edge.spec.FORMATS`).
+        gpu: whether it runs on an NVIDIA GPU.
+        provider: the library that the package must have beside its own, as ONNX Runtime's for CUDA.
+    """
+
+    module: str
+    cls: str
+    packages: tuple[str, ...]
+    install: str
+    format: str = "onnx"
+    gpu: bool = False
+    provider: str = ""
+
+
+_ORT, _ENGINE = "vae_edge.runtime.onnxruntime_backend", "vae_edge.runtime.tensorrt_backend"
+SPECS = {
+    "onnxruntime": BackendSpec(_ORT, "OnnxRuntimeBackend", ("onnxruntime",), 'pip install "vae-edge[onnxruntime]"'),
+    "openvino": BackendSpec(
+        "vae_edge.runtime.openvino_backend", "OpenVinoBackend", ("openvino",), 'pip install "vae-edge[openvino]"'
+    ),
+    "tensorrt": BackendSpec(
+        _ENGINE, "TensorRTBackend", ("tensorrt", "tensorrt_bindings"), "pip install tensorrt", "tensorrt", True
+    ),
+    "tensorrt_rtx": BackendSpec(
+        _ENGINE,
+        "TensorRTRTXBackend",
+        ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+        'pip install "vae-edge[rtx]"',
+        "tensorrt_rtx",
+        True,
+    ),
+    "native": BackendSpec("vae_edge.runtime.native", "NativeBackend", (), "make native", "native", True),
+    "onnxruntime-cuda": BackendSpec(
+        _ORT,
+        "OnnxRuntimeCudaBackend",
+        ("onnxruntime",),
+        "pip install onnxruntime-gpu",
+        gpu=True,
+        provider="libonnxruntime_providers_cuda.so",
+    ),
+    "onnxruntime-tensorrt": BackendSpec(
+        _ORT,
+        "OnnxRuntimeTensorRTBackend",
+        ("onnxruntime",),
+        "pip install onnxruntime-gpu",
+        gpu=True,
+        provider="libonnxruntime_providers_tensorrt.so",
+    ),
 }
-BACKENDS = tuple(_CLASSES)
-NOT_IMPLEMENTED = ("tensorrt", "tensorrt_rtx", "native")
-MAX_BUFFERS_PER_THREAD = 8
+BACKENDS = tuple(SPECS)
+CPU_BACKENDS = tuple(name for name, spec in SPECS.items() if not spec.gpu)
 
 _ONNX_TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
-_DTYPES = {onnx_type: np.dtype(dtype) for dtype, onnx_type in _ONNX_TYPES.items()}
+DTYPES = {onnx_type: np.dtype(dtype) for dtype, onnx_type in _ONNX_TYPES.items()}
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a model is loaded; checked by `vae_edge.load`.
+
+    Attributes:
+        threads: how many CPU threads one call may use.
+        verify: what happens to wrong answers: `error`, `warn` or `off`.
+        device: number of the GPU, for backends that run on one.
+        trusted: whether the bundle comes from a trusted place, so that an engine may bring code for the host.
+    """
+
+    threads: int = 1
+    verify: str = "error"
+    device: int = 0
+    trusted: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,11 +132,13 @@ class Backend(Protocol):
     Attributes:
         inputs, outputs: of the model, in the file's order.
         version: of the backend's package.
+        device: what it runs on, as far as answers and times depend on it; empty for the processor.
     """
 
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     version: str
+    device: str
 
     def infer(self, image: np.ndarray) -> tuple[np.ndarray, ...]:
         """Run uint8 [N, S, S, C]. The arrays, in the order of `outputs`, are valid until this thread's next call."""
@@ -80,25 +153,45 @@ class Backend(Protocol):
         ...
 
     @staticmethod
-    def inner_tensors(file: Path, tensors: Sequence[str], images: np.ndarray, threads: int) -> dict[str, np.ndarray]:
+    def inner_tensors(
+        file: Path, tensors: Sequence[str], images: np.ndarray, options: LoadOptions
+    ) -> dict[str, np.ndarray]:
         """Tensors inside a model file by name, for images uint8 [N, S, S, C]; only those that the backend can show."""
         ...
 
 
-def installed_backends() -> tuple[str, ...]:
-    """The names of the backends whose packages are installed.
+def installed_backends(gpu: bool | None = None) -> tuple[str, ...]:
+    """The names of the backends whose packages are installed; with `gpu`, of those that run on a GPU, or do not.
 
     Their packages are not imported, unless something else may have their name (`vae_edge.environment.shadow`).
     """
-    return tuple(name for name in BACKENDS if is_installed(name))
+    return tuple(name for name, spec in SPECS.items() if gpu in (None, spec.gpu) and _is_there(spec))
+
+
+def _is_there(spec: BackendSpec) -> bool:
+    if not spec.packages:
+        from vae_edge.runtime.native import has_library
+
+        return has_library()
+    package = next((name for name in spec.packages if is_installed(name)), None)
+    if package is None or not spec.provider:
+        return package is not None
+    folder = package_folder(package)
+    return folder is not None and (folder / "capi" / spec.provider).is_file()
 
 
 def backend_version(name: str) -> str:
     """The version of an installed backend's package."""
+    spec = SPECS[name]
+    if not spec.packages:
+        from vae_edge.runtime.native import library_version
+
+        return library_version()
+    package = next((package for package in spec.packages if is_installed(package)), spec.packages[0])
     try:
-        return importlib.metadata.version(name)
+        return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:  # another distribution of it, such as onnxruntime-gpu
-        return str(import_package(name).__version__)
+        return str(import_package(package).__version__)
 
 
 def check_installed(name: str) -> None:
@@ -108,18 +201,17 @@ def check_installed(name: str) -> None:
         BackendError: with the backends that are there and the command that installs one.
     """
     there = ", ".join(installed_backends()) or "none"
-    if name in NOT_IMPLEMENTED:
-        raise BackendError(
-            f"The backend {name!r} is not implemented; engines are build-only in this version (installed: {there})."
-        )
     if name not in BACKENDS:
         raise BackendError(f"There is no backend {name!r}; there are auto, {', '.join(BACKENDS)}; installed: {there}.")
-    if sentence := shadow(name):
-        raise BackendError(f"The backend {name!r} cannot be imported (installed: {there}): {sentence}.")
-    if not is_installed(name):
-        raise BackendError(
-            f'The backend {name!r} is not installed (installed: {there}): run `pip install "vae-edge[{name}]"`.'
-        )
+    spec = SPECS[name]
+    for package in spec.packages:
+        if sentence := shadow(package):
+            raise BackendError(f"The backend {name!r} cannot be imported (installed: {there}): {sentence}.")
+    if _is_there(spec):
+        return
+    if name == "tensorrt":
+        raise BackendError(f"The backend {name!r} is not installed (installed: {there}). {install_hint('tensorrt')}")
+    raise BackendError(f"The backend {name!r} is not installed (installed: {there}): run `{spec.install}`.")
 
 
 @dataclass(frozen=True)
@@ -131,7 +223,7 @@ class OpenedModel:
         entry: the file's entry in the bundle.
         file: its path.
         threshold: the largest anomaly score that is accepted with this file.
-        threads: how many threads one call may use.
+        options: how it was opened.
         session: the loaded model; call its `infer`.
     """
 
@@ -139,21 +231,11 @@ class OpenedModel:
     entry: ModelEntry
     file: Path
     threshold: float
-    threads: int
+    options: LoadOptions
     session: Backend
 
 
-def open_classifier(bundle: Bundle, backend: str, precision: str, threads: int) -> OpenedModel:
-    """Open the classifier of a precision that CPU backends run on this machine.
-
-    Raises:
-        BundleError: the bundle has none; or as `open_model`.
-        BackendError: as `open_model`.
-    """
-    return open_model(bundle, backend, find_entry(bundle, precision), threads)
-
-
-def open_model(bundle: Bundle, backend: str, entry: ModelEntry, threads: int) -> OpenedModel:
+def open_model(bundle: Bundle, backend: str, entry: ModelEntry, options: LoadOptions) -> OpenedModel:
     """Open one model file of a bundle, and check that its inputs and outputs are what the manifest says.
 
     Raises:
@@ -161,19 +243,19 @@ def open_model(bundle: Bundle, backend: str, entry: ModelEntry, threads: int) ->
         BundleError: the backend refuses the file, or the file is not a model of ours.
     """
     file, threshold = bundle.file(entry), bundle.threshold_of(entry)
-    session = _open_file(backend, file, entry, threads)
+    session = _open_file(backend, file, entry, options)
     try:
         check_tensors(session, bundle, entry, file)
     except BundleError:
         session.close()
         raise
-    return OpenedModel(backend, entry, file, threshold, threads, session)
+    return OpenedModel(backend, entry, file, threshold, options, session)
 
 
-def _open_file(backend: str, file: Path, entry: ModelEntry, threads: int) -> Backend:
+def _open_file(backend: str, file: Path, entry: ModelEntry, options: LoadOptions) -> Backend:
     opener = _backend_class(backend)
     try:
-        return opener(file, entry, threads)
+        return opener(file, entry, options)
     except ModelRefused as error:
         raise BundleError(
             f"{file} is not a model that {backend} {backend_version(backend)} can load here ({error.reason}): "
@@ -197,22 +279,22 @@ def inner_tensors(model: OpenedModel, tensors: Sequence[str], images: np.ndarray
     """
     opener = _backend_class(model.backend)
     try:
-        return dict(opener.inner_tensors(model.file, tensors, images, model.threads))
+        return dict(opener.inner_tensors(model.file, tensors, images, model.options))
     except Exception as error:  # the backends' own exceptions share no base class
         raise BackendError(f"{model.backend} cannot show tensors inside {model.file} ({error}).") from error
 
 
 def _backend_class(name: str) -> Any:
-    if name not in _CLASSES:
+    if name not in SPECS:
         check_installed(name)  # says what is there
-    module, cls = _CLASSES[name]
+    spec = SPECS[name]
     try:
-        return getattr(importlib.import_module(module), cls)
+        return getattr(importlib.import_module(spec.module), spec.cls)
     except (ImportError, OSError, AttributeError) as error:
         check_installed(name)  # more precise where it is not installed, or a user's own folder has its name
         raise BackendError(
             f"The backend {name!r} is installed but cannot be imported ({error}): reinstall it with "
-            f"`pip install --force-reinstall {name}`."
+            f"`pip install --force-reinstall {spec.packages[0]}`."
         ) from error
 
 
@@ -246,43 +328,8 @@ def check_tensors(session: Backend, bundle: Bundle, entry: ModelEntry, file: Pat
             )
 
 
-def cpu_entry(bundle: Bundle, precision: str) -> ModelEntry | None:
-    """The classifier of a precision that CPU backends run on this machine, if there is one.
-
-    For int8 it is the file for this kind of processor, or TensorRT's, the only one in bundles of earlier versions.
-    """
-    wanted = ("classifier", "onnx", precision)
-    models = {m.target: m for m in bundle.models if (m.role, m.format, m.precision) == wanted}
-    targets = ("cpu_reduced_range" if int8_saturates() else "cpu", "any") if precision == "int8" else ("any",)
-    return next((models[target] for target in targets if target in models), None)
-
-
-def cpu_entries(bundle: Bundle) -> dict[str, ModelEntry]:
-    """The classifiers that CPU backends run on this machine, by precision."""
-    found = {m.precision: cpu_entry(bundle, m.precision) for m in bundle.select("classifier", "onnx")}
-    return {precision: entry for precision, entry in found.items() if entry is not None}
-
-
-def find_entry(bundle: Bundle, precision: str) -> ModelEntry:
-    """As `cpu_entry`.
-
-    Raises:
-        BundleError: if there is none.
-    """
-    entry = cpu_entry(bundle, precision)
-    if entry is not None:
-        return entry
-    there = ", ".join(m.precision for m in bundle.select("classifier", "onnx", target="any")) or "none"
-    add = (
-        f"vae-edge export RUN --out {bundle.path}"
-        if precision == "fp32"
-        else f"vae-edge quantize {bundle.path} --precision {precision} --data PATH"
-    )
-    raise BundleError(f"The bundle {bundle.path} has no {precision} classifier (it has: {there}): add it with `{add}`.")
-
-
-def read_model(file: Path, entry: ModelEntry) -> bytes:
-    """The bytes of an ONNX file, once they are known to run in bounded memory and time.
+def read_file(file: Path, entry: ModelEntry) -> bytes:
+    """The bytes of a model file.
 
     Args:
         file: where it is.
@@ -290,92 +337,24 @@ def read_model(file: Path, entry: ModelEntry) -> bytes:
             itself, and nothing of it is checked.
 
     Raises:
-        BundleError: the file cannot be read, has another SHA-256, or is refused by `vae_edge.onnx_shapes`.
+        BundleError: the file cannot be read, or has another SHA-256.
     """
     try:
         content = files.read_bytes(file, MAX_MODEL_BYTES)
     except (OSError, ValueError) as error:
         raise BundleError(f"{file} cannot be read ({error}): export the bundle again, or copy it again.") from error
-    if entry.sha256:
-        if hashlib.sha256(content).hexdigest() != entry.sha256:
-            raise BundleError(f"{file} was changed while it was loaded: load the bundle again.")
-        check_model(content, str(file))
+    if entry.sha256 and hashlib.sha256(content).hexdigest() != entry.sha256:
+        raise BundleError(f"{file} was changed while it was loaded: load the bundle again.")
     return content
 
 
-@dataclass(frozen=True)
-class BoundBuffers:
-    """Arrays bound to a backend: fill `image`, call `run()`, read `outputs` before the next run."""
+def read_model(file: Path, entry: ModelEntry) -> bytes:
+    """The bytes of an ONNX file, once they are known to run in bounded memory and time; arguments as `read_file`.
 
-    image: np.ndarray  # uint8 [N, S, S, C]
-    outputs: tuple[np.ndarray, ...]
-    run: Callable[[], object]
-    keep_alive: object  # the backend's objects that point into the arrays
-
-
-Bind = Callable[[np.ndarray, tuple[np.ndarray, ...]], tuple[Callable[[], object], object]]
-"""Binds an image array and output arrays to a backend; returns `run` and `keep_alive` of `BoundBuffers`."""
-
-
-def refuse_closed(image: np.ndarray, outputs: tuple[np.ndarray, ...]) -> NoReturn:
-    """The `Bind` of a backend that was closed."""
-    raise RuntimeError(f"closed before a batch of {len(image)}")
-
-
-class BufferCache:
-    """Bound buffers of each thread by batch size; a thread keeps those that it used last."""
-
-    def __init__(
-        self,
-        inputs: Sequence[TensorInfo],
-        outputs: Sequence[TensorInfo],
-        bind: Bind,
-        limit: int = MAX_BUFFERS_PER_THREAD,
-    ) -> None:
-        """`bind` is called once for each thread and batch size; a thread keeps at most `limit` of them."""
-        self._tensors = (*inputs, *outputs)
-        self._bind = bind
-        self._limit = limit
-        self._local = threading.local()
-
-    def get(self, batch: int) -> BoundBuffers:
-        """This thread's buffers for a batch size."""
-        found = self.find(batch)
-        if found is not None:
-            return found
-
-        shapes = [(batch, *(int(n or 0) for n in tensor.shape[1:])) for tensor in self._tensors]
-        arrays = [np.zeros(shape, _DTYPES[t.type]) for shape, t in zip(shapes, self._tensors, strict=True)]
-        image, outputs = arrays[0], tuple(arrays[1:])
-
-        of_thread = self._of_thread()
-        buffers = of_thread[batch] = BoundBuffers(image, outputs, *self._bind(image, outputs))
-        if len(of_thread) > self._limit:
-            of_thread.popitem(last=False)
-        return buffers
-
-    def find(self, batch: int) -> BoundBuffers | None:
-        """This thread's buffers for a batch size, if there are any yet."""
-        try:
-            of_thread = self._local.buffers
-        except AttributeError:
-            return None
-        buffers: BoundBuffers | None = of_thread.get(batch)
-        if buffers is not None:
-            of_thread.move_to_end(batch)
-        return buffers
-
-    def forget(self, batch: int) -> None:
-        """Drop this thread's buffers for a batch size: they are bound anew when next asked for."""
-        self._of_thread().pop(batch, None)
-
-    def batch_sizes(self) -> tuple[int, ...]:
-        """The batch sizes that this thread has buffers for, the one used last at the end."""
-        return tuple(self._of_thread())
-
-    def _of_thread(self) -> OrderedDict[int, BoundBuffers]:
-        try:
-            return self._local.buffers
-        except AttributeError:
-            self._local.buffers = OrderedDict()
-            return self._local.buffers
+    Raises:
+        BundleError: as `read_file`, or the model is refused by `vae_edge.onnx_shapes`.
+    """
+    content = read_file(file, entry)
+    if entry.sha256:
+        check_model(content, str(file))
+    return content

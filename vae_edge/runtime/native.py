@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vae_edge.errors import BackendError, BundleError, DataError
 from vae_edge.preprocess import InputSpec, PreprocessInfo, to_batch
-from vae_edge.runtime.classifier import Predictions
+from vae_edge.runtime.predictions import Predictions
 
 LIBRARY = "libvae_edge_kernels.so"
 VARIABLE = "VAE_EDGE_NATIVE"
@@ -181,3 +181,15 @@ def _device_number(device: int) -> int:
     if not 0 <= device < MAX_DEVICES:
         raise BackendError(f"the number of a GPU is from 0 to {MAX_DEVICES - 1}; got {device}")
     return device
+
+
+def has_library() -> bool:
+    """Whether there is a native library to load."""
+    return bool(os.environ.get(VARIABLE))
+
+
+def library_version() -> str:
+    """The version of the native library."""
+    library = load_library()
+    library.ve_version.restype = ctypes.c_char_p
+    return str(library.ve_version().decode())

@@ -1,18 +1,26 @@
-"""ONNX Runtime on the CPU: one session, and one I/O binding for each thread and batch size, which later calls reuse."""
+"""ONNX Runtime, on the CPU or through its providers for CUDA and TensorRT: one session, and one I/O binding for each
+thread and batch size, which later calls reuse.
+
+The providers for GPUs are not verified on hardware.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
 from vae_edge.bundle import ModelEntry
+from vae_edge.engine import gpus
 from vae_edge.environment import available_cpus
+from vae_edge.errors import BackendError
 from vae_edge.files import read_bytes
-from vae_edge.runtime.backends import BufferCache, TensorInfo, backend_version, read_model, refuse_closed
+from vae_edge.runtime.backends import LoadOptions, TensorInfo, backend_version, read_model
+from vae_edge.runtime.buffers import BufferCache, refuse_closed
 from vae_edge.spec import MAX_MODEL_BYTES, output_name
 
 log = logging.getLogger(__name__)
@@ -33,9 +41,13 @@ def session_options(threads: int) -> ort.SessionOptions:
 class OnnxRuntimeBackend:
     """A model in ONNX Runtime's CPU provider."""
 
-    def __init__(self, file: Path, entry: ModelEntry, threads: int) -> None:
+    device = ""
+
+    def __init__(self, file: Path, entry: ModelEntry, options: LoadOptions) -> None:
         """Load `file`; raises what `read_model` raises, and whatever ONNX Runtime raises for a model it refuses."""
-        options = session_options(threads)
+        self._open(file, entry, session_options(options.threads), ["CPUExecutionProvider"])
+
+    def _open(self, file: Path, entry: ModelEntry, options: ort.SessionOptions, providers: list[Any]) -> None:
         if entry.precision == "int8" and entry.target == "any":
             log.info("%s is the int8 file for TensorRT, slow here: `vae-edge quantize` adds the files for CPUs.", file)
             options.add_session_config_entry("session.x64quantprecision", "1")  # kernels that do not saturate
@@ -43,7 +55,7 @@ class OnnxRuntimeBackend:
         disabled = ["ReluQuantRewrite"] if entry.precision == "fp8" else None
 
         self.session = ort.InferenceSession(
-            read_model(file, entry), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+            read_model(file, entry), options, providers=providers, disabled_optimizers=disabled
         )
         self.inputs = tuple(TensorInfo(t.name, t.shape, t.type) for t in self.session.get_inputs())
         self.outputs = tuple(TensorInfo(output_name(t.name), t.shape, t.type) for t in self.session.get_outputs())
@@ -67,10 +79,12 @@ class OnnxRuntimeBackend:
         self.session = None
 
     @staticmethod
-    def inner_tensors(file: Path, tensors: Sequence[str], images: np.ndarray, threads: int) -> dict[str, np.ndarray]:
+    def inner_tensors(
+        file: Path, tensors: Sequence[str], images: np.ndarray, options: LoadOptions
+    ) -> dict[str, np.ndarray]:
         """Tensors inside the graph by name, for images uint8 [N, S, S, C]."""
         model = _with_outputs(read_bytes(file, MAX_MODEL_BYTES), tensors)
-        session = ort.InferenceSession(model, session_options(threads), providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(model, session_options(options.threads), providers=["CPUExecutionProvider"])
         values = session.run(list(tensors), {session.get_inputs()[0].name: images})
         return dict(zip(tensors, values, strict=True))
 
@@ -84,6 +98,55 @@ class OnnxRuntimeBackend:
             session.run_with_iobinding(binding)
 
         return run, binding
+
+
+class OnnxRuntimeCudaBackend(OnnxRuntimeBackend):
+    """A model in ONNX Runtime's CUDA provider; arrays stay in the host's memory, and the provider copies them."""
+
+    provider = "CUDAExecutionProvider"
+
+    def __init__(self, file: Path, entry: ModelEntry, options: LoadOptions) -> None:
+        """As `OnnxRuntimeBackend`.
+
+        Raises:
+            BackendError: the provider cannot be used here; ONNX Runtime would silently compute on the processor.
+        """
+        self.device = f"{options.device} of {gpus.probe().sentence()}"
+        settings = {"device_id": str(options.device), **self.settings()}
+        self._open(file, entry, session_options(options.threads), [(self.provider, settings), "CPUExecutionProvider"])
+        used = self.session.get_providers()
+        if self.provider not in used:
+            raise BackendError(
+                f"ONNX Runtime {self.version} cannot use its {self.provider} here and took {', '.join(used)} instead: "
+                "its CUDA, cuDNN or TensorRT libraries are missing or of another version; see docs/engines.md."
+            )
+
+    @staticmethod
+    def settings() -> dict[str, str]:
+        """The provider's options besides the device."""
+        return {"use_tf32": "0"}
+
+    @staticmethod
+    def inner_tensors(
+        file: Path, tensors: Sequence[str], images: np.ndarray, options: LoadOptions
+    ) -> dict[str, np.ndarray]:
+        """Tensors inside the graph by name, for images uint8 [N, S, S, C]."""
+        model = _with_outputs(read_bytes(file, MAX_MODEL_BYTES), tensors)
+        providers = [("CUDAExecutionProvider", {"device_id": str(options.device), "use_tf32": "0"})]
+        session = ort.InferenceSession(model, session_options(options.threads), providers=providers)
+        values = session.run(list(tensors), {session.get_inputs()[0].name: images})
+        return dict(zip(tensors, values, strict=True))
+
+
+class OnnxRuntimeTensorRTBackend(OnnxRuntimeCudaBackend):
+    """A model in ONNX Runtime's TensorRT provider, which builds an engine while it loads: that takes seconds."""
+
+    provider = "TensorrtExecutionProvider"
+
+    @staticmethod
+    def settings() -> dict[str, str]:
+        """The provider's options besides the device."""
+        return {}
 
 
 def _with_outputs(model: bytes, names: Sequence[str]) -> bytes:

@@ -21,7 +21,8 @@ import numpy as np
 import openvino as ov
 
 from vae_edge.bundle import ModelEntry
-from vae_edge.runtime.backends import BufferCache, TensorInfo, backend_version, read_model, refuse_closed
+from vae_edge.runtime.backends import LoadOptions, TensorInfo, backend_version, read_model
+from vae_edge.runtime.buffers import BufferCache, refuse_closed
 from vae_edge.spec import output_name
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)
@@ -43,10 +44,12 @@ def compile_options(threads: int) -> dict[str, Any]:
 class OpenVinoBackend:
     """A model in OpenVINO's CPU plugin; the precision is the one that is in the file."""
 
-    def __init__(self, file: Path, entry: ModelEntry, threads: int) -> None:
+    device = ""
+
+    def __init__(self, file: Path, entry: ModelEntry, options: LoadOptions) -> None:
         """Load `file`; raises what `read_model` raises, and whatever OpenVINO raises for a model it refuses."""
         self._core = ov.Core()
-        self._options = compile_options(threads)
+        self._options = compile_options(options.threads)
         self._model = self._core.read_model(read_model(file, entry))
         self.inputs = tuple(_info(port) for port in self._model.inputs)
         self.outputs = tuple(_info(port) for port in self._model.outputs)
@@ -93,7 +96,9 @@ class OpenVinoBackend:
             self._warm, self._buckets = OrderedDict(), {}
 
     @staticmethod
-    def inner_tensors(file: Path, tensors: Sequence[str], images: np.ndarray, threads: int) -> dict[str, np.ndarray]:
+    def inner_tensors(
+        file: Path, tensors: Sequence[str], images: np.ndarray, options: LoadOptions
+    ) -> dict[str, np.ndarray]:
         """Tensors inside the graph by name, for images uint8 [N, S, S, C]; those that OpenVINO's reader keeps."""
         core = ov.Core()
         model = core.read_model(str(file))
@@ -102,7 +107,7 @@ class OpenVinoBackend:
         model.add_outputs(shown)
         model.reshape({port: [len(images), *port.get_partial_shape()[1:]] for port in model.inputs})
         with preserve_sigaltstack():
-            values = core.compile_model(model, "CPU", compile_options(threads))(images)
+            values = core.compile_model(model, "CPU", compile_options(options.threads))(images)
             return {name: np.array(values[name]) for name in shown}
 
     def compiled(self, batch: int) -> ov.CompiledModel:

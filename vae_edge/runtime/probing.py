@@ -29,12 +29,12 @@ from vae_edge.environment import cpu_identity, cpu_model, int8_saturates
 from vae_edge.errors import BackendError, BundleError, VerificationError
 from vae_edge.probes import Expected, Mismatch, Probes, Tolerance, compare, first_inner_mismatch, without_outliers
 from vae_edge.probes import load as load_probes
-from vae_edge.runtime.backends import Backend, OpenedModel, inner_tensors, open_classifier
+from vae_edge.runtime.backends import Backend, LoadOptions, OpenedModel, inner_tensors
+from vae_edge.runtime.entries import open_classifier
 from vae_edge.spec import MAX_RECORD_BYTES
 
 log = logging.getLogger(__name__)
 
-VERIFY_MODES = ("error", "warn", "off")
 MAX_RECORDS = 64
 _FIELDS = {"right", "sentence"}
 
@@ -132,15 +132,15 @@ def check_or_raise(bundle: Bundle, model: OpenedModel, mode: str) -> None:
         log.warning("%s", found.sentence)
 
 
-def open_verified(bundle: Bundle, backend: str, precision: str, threads: int, verify: str) -> OpenedModel:
-    """The bundle's classifier of a precision in a backend, checked with the probe images as `verify` says.
+def open_verified(bundle: Bundle, backend: str, precision: str, options: LoadOptions) -> OpenedModel:
+    """The bundle's classifier of a precision in a backend, checked with the probe images as `options.verify` says.
 
     Raises:
-        BundleError, BackendError: as `vae_edge.runtime.backends.open_classifier`.
+        BundleError, BackendError: as `vae_edge.runtime.entries.open_classifier`.
         VerificationError: as `check_or_raise`.
     """
-    model = open_classifier(bundle, backend, precision, threads)
-    check_or_close(bundle, model, verify)
+    model = open_classifier(bundle, backend, precision, options)
+    check_or_close(bundle, model, options.verify)
     return model
 
 
@@ -235,8 +235,15 @@ def _expected(bundle: Bundle, probes: Probes, entry: ModelEntry) -> tuple[np.nda
             f"The probe images of the bundle {bundle.path} are {list(probes.images.shape)}, but its model takes "
             f"[N, {spec.size}, {spec.size}, {spec.channels}]: export and quantize it again."
         )
-    answers = probes.models.get(entry.sha256)
+    answers = probes.models.get(entry.sha256) or probes.models.get(source_sha256(entry))
     return None if answers is None else (probes.images, answers)
+
+
+def source_sha256(entry: ModelEntry) -> str:
+    """The SHA-256 of the ONNX file that an engine or network file was made from: its answers are the engine's too."""
+    source = entry.provenance.get("onnx")
+    digest = source.get("sha256") if isinstance(source, dict) else None
+    return digest if isinstance(digest, str) else ""
 
 
 def _without_probes(bundle: Bundle, model: OpenedModel) -> Verdict:
@@ -264,7 +271,8 @@ def _difference(answers: Expected, name: str, have: np.ndarray | None, batch: in
 
 
 def _verdict_of(model: OpenedModel, mismatches: list[Mismatch]) -> Verdict:
-    where = f"{model.backend} {model.session.version} with {model.file} on this machine ({cpu_model()})"
+    machine = model.session.device or cpu_model()
+    where = f"{model.backend} {model.session.version} with {model.file} on this machine ({machine})"
     if not mismatches:
         return Verdict(True, f"{where} gives right answers")
     return Verdict(False, f"{where} gives wrong answers: {mismatches[0].sentence()}")
@@ -276,8 +284,8 @@ def _key(bundle: Bundle, model: OpenedModel) -> dict[str, Any]:
         "backend": model.backend,
         "model": model.entry.sha256,
         "probes": None if bundle.probes is None else bundle.probes.sha256,
-        "threads": model.threads,
-        "cpu": cpu_identity(),
+        "threads": model.options.threads,
+        "cpu": f"{cpu_identity()} {model.session.device}".rstrip(),
         "versions": {"vae_edge": __version__, "numpy": np.__version__, model.backend: model.session.version},
     }
 

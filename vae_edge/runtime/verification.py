@@ -1,4 +1,4 @@
-"""Verifying a whole bundle on this machine, on demand: every model that CPU backends run here, in every backend."""
+"""Verifying a whole bundle on this machine, on demand: every model file in every backend that runs it here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,19 +19,22 @@ import numpy as np
 
 from vae_edge import __version__
 from vae_edge.bundle import Bundle, ModelEntry, load_bundle
+from vae_edge.engine import gpus
 from vae_edge.environment import cpu_model, instruction_set
 from vae_edge.errors import BackendError, BundleError, VaeEdgeError
 from vae_edge.runtime import probing
 from vae_edge.runtime.backends import (
+    SPECS,
+    LoadOptions,
     OpenedModel,
     backend_version,
     check_installed,
-    cpu_entries,
     installed_backends,
     open_model,
 )
+from vae_edge.runtime.entries import find_entries, runs_on
 from vae_edge.runtime.probing import ModelReport, OutputDifference
-from vae_edge.spec import MAX_VERIFY_BYTES, MAX_VERIFY_SECONDS
+from vae_edge.spec import MAX_VERIFY_BYTES, MAX_VERIFY_SECONDS, ROLES
 from vae_edge.text import printable
 
 SCHEMA = 1
@@ -93,8 +96,14 @@ class VerificationResult:
         )
 
 
-def verify(path: str | os.PathLike[str], backends: Sequence[str] | None = None, threads: int = 1) -> VerificationResult:
-    """Run the bundle's probe images on every model that CPU backends run here, in every backend.
+def verify(
+    path: str | os.PathLike[str],
+    backends: Sequence[str] | None = None,
+    threads: int = 1,
+    device: int = 0,
+    trusted: bool = False,
+) -> VerificationResult:
+    """Run the bundle's probe images on every model file, in every backend that runs it here.
 
     They run one at a time and all at once. What is found replaces the verdicts that loading cached.
 
@@ -102,6 +111,7 @@ def verify(path: str | os.PathLike[str], backends: Sequence[str] | None = None, 
         path: the bundle.
         backends: names; None is all that are installed.
         threads: how many threads one call may use.
+        device, trusted: as `vae_edge.load`.
 
     Raises:
         BundleError: if the bundle is damaged.
@@ -114,15 +124,18 @@ def verify(path: str | os.PathLike[str], backends: Sequence[str] | None = None, 
         raise BackendError('No backend is installed: run `pip install "vae-edge[onnxruntime]"`.')
 
     bundle = load_bundle(path)
-    entries = list(_entries(bundle))
-    models = [_report(bundle, name, entry, threads) for entry in entries for name in names]
-    run_here = {entry.file for entry in entries}
+    options = LoadOptions(threads, device=device, trusted=trusted)
+    driver = gpus.probe()
+    runs = [(name, entry) for name in names for entry in _entries(bundle, name, driver, device)]
+    models = [_report(bundle, name, entry, options) for name, entry in sorted(runs, key=_file_order(bundle))]
+    run_here = {entry.file for _, entry in runs}
     return VerificationResult(
         bundle=bundle.name,
         path=str(bundle.path),
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         machine={
             "cpu": cpu_model(),
+            "gpu": driver.sentence(),
             "instruction_set": instruction_set(),
             "threads": threads,
             "python": platform.python_version(),
@@ -133,20 +146,25 @@ def verify(path: str | os.PathLike[str], backends: Sequence[str] | None = None, 
             },
         },
         models=tuple(models),
-        not_run=tuple(_not_run(entry) for entry in bundle.models if entry.file not in run_here),
+        not_run=tuple(_not_run(entry, driver, device) for entry in bundle.models if entry.file not in run_here),
     )
 
 
-def _entries(bundle: Bundle) -> Iterator[ModelEntry]:
-    """The files that CPU backends run here."""
-    yield from cpu_entries(bundle).values()
-    yield from bundle.select("reconstruction", "onnx", target="any")
+def _entries(bundle: Bundle, backend: str, driver: gpus.Driver, device: int) -> Iterator[ModelEntry]:
+    """The model files that a backend runs here."""
+    for role in ROLES:
+        yield from find_entries(bundle, backend, role, driver, device).values()
 
 
-def _report(bundle: Bundle, backend: str, entry: ModelEntry, threads: int) -> ModelReport:
+def _file_order(bundle: Bundle) -> Callable[[tuple[str, ModelEntry]], int]:
+    order = {entry.file: number for number, entry in enumerate(bundle.models)}
+    return lambda run: order[run[1].file]
+
+
+def _report(bundle: Bundle, backend: str, entry: ModelEntry, options: LoadOptions) -> ModelReport:
     model: OpenedModel | None = None
     try:
-        model = open_model(bundle, backend, entry, threads)
+        model = open_model(bundle, backend, entry, options)
         return probing.report(bundle, model)
     except (BackendError, BundleError) as error:
         sentence = f"{backend} with {entry.file}: {error}"
@@ -156,9 +174,15 @@ def _report(bundle: Bundle, backend: str, entry: ModelEntry, threads: int) -> Mo
             model.session.close()
 
 
-def _not_run(entry: ModelEntry) -> str:
+def _not_run(entry: ModelEntry, driver: gpus.Driver, device: int) -> str:
     if entry.format != "onnx":
-        return f"{entry.file}: this version builds engines and does not run them"
+        gpu = driver.device(device)
+        if gpu is None:
+            return f"{entry.file}: for {entry.target}, and there is no GPU here ({driver.problem or driver.sentence()})"
+        backend = next(name for name, spec in SPECS.items() if spec.format == entry.format)
+        if runs_on(entry, gpu):
+            return f"{entry.file}: the backend {backend} was not asked, or is not installed"
+        return f"{entry.file}: for {entry.target}; this GPU is {gpu.name} ({gpu.target})"
     if entry.target == "any":
         return f"{entry.file}: for TensorRT; CPU backends run another file here, or none"
     return f"{entry.file}: for other processors"
@@ -170,6 +194,8 @@ def verify_in_subprocess(
     threads: int = 1,
     seconds: float = MAX_VERIFY_SECONDS,
     max_bytes: int = MAX_VERIFY_BYTES,
+    device: int = 0,
+    trusted: bool = False,
 ) -> VerificationResult:
     """As `verify`, in a process of its own with a limit on time and address space.
 
@@ -182,6 +208,8 @@ def verify_in_subprocess(
         "path": os.fsdecode(path),
         "backends": backends and list(backends),
         "threads": threads,
+        "device": device,
+        "trusted": trusted,
         "bytes": max_bytes,
     }
     child = subprocess.Popen(
@@ -226,7 +254,7 @@ def _serve() -> None:
     answer_to = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what backends print is no part of the answer
     try:
-        found = verify(request["path"], request["backends"], request["threads"])
+        found = verify(request["path"], request["backends"], request["threads"], request["device"], request["trusted"])
         answer: list[Any] = ["result", found.to_json()]
     except VaeEdgeError as error:
         answer = ["error", [type(error).__name__, str(error)]]

@@ -1,0 +1,135 @@
+"""Arrays that are on a GPU already, of any library: DLPack and the CUDA array interface, without importing one.
+
+https://dmlc.github.io/dlpack/latest/ and https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from vae_edge.errors import DataError
+
+_CUDA, _CUDA_MANAGED = 2, 13  # DLDeviceType
+_UINT = 1  # DLDataTypeCode
+_LEGACY_STREAM = 1
+
+
+class _Device(ctypes.Structure):
+    _fields_ = (("type", ctypes.c_int32), ("index", ctypes.c_int32))
+
+
+class _DataType(ctypes.Structure):
+    _fields_ = (("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16))
+
+
+class _Tensor(ctypes.Structure):
+    """DLTensor of dlpack.h, the first member of DLManagedTensor."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device", _Device),
+        ("ndim", ctypes.c_int32),
+        ("dtype", _DataType),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+@dataclass(frozen=True)
+class DeviceArray:
+    """An array of bytes in a GPU's memory.
+
+    Attributes:
+        pointer: device address of the first byte.
+        shape: of the array.
+        strides: in bytes.
+        device: number of the GPU; None if the array does not say.
+        stream: handle of the stream on which it is written; None if it is complete, or the producer waits itself.
+        owner: keeps the memory alive.
+    """
+
+    pointer: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    device: int | None
+    stream: int | None
+    owner: object
+
+
+def is_on_device(images: Any) -> bool:
+    """Whether an object is an array in a GPU's memory."""
+    if hasattr(images, "__dlpack_device__"):
+        return int(images.__dlpack_device__()[0]) in (_CUDA, _CUDA_MANAGED)
+    return hasattr(images, "__cuda_array_interface__")
+
+
+def view_on_device(images: Any, stream: int) -> DeviceArray:
+    """An array on a GPU as it lies in memory.
+
+    Args:
+        images: an object of which `is_on_device` is true.
+        stream: handle of the stream that will read it; a producer that speaks DLPack makes it wait for its own work.
+
+    Raises:
+        DataError: it holds other values than uint8.
+    """
+    if hasattr(images, "__dlpack_device__") and hasattr(images, "__dlpack__"):
+        return _from_dlpack(images, stream)
+    return _from_interface(images)
+
+
+def _from_dlpack(images: Any, stream: int) -> DeviceArray:
+    capsule = images.__dlpack__(stream=stream)
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    tensor = ctypes.cast(pointer(capsule, b"dltensor"), ctypes.POINTER(_Tensor)).contents
+    dtype = tensor.dtype
+    if (dtype.code, dtype.bits, dtype.lanes) != (_UINT, 8, 1):
+        raise DataError(
+            f"The images on the GPU should be uint8, but their values have {dtype.bits} bits of another kind."
+        )
+    shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
+    strides = tuple(tensor.strides[i] for i in range(tensor.ndim)) if tensor.strides else contiguous_strides(shape)
+    # The capsule is not renamed: its destructor gives the memory back once nobody holds it.
+    start = (tensor.data or 0) + tensor.byte_offset
+    return DeviceArray(start, shape, strides, tensor.device.index, None, capsule)
+
+
+def _from_interface(images: Any) -> DeviceArray:
+    described = images.__cuda_array_interface__
+    if described["typestr"] not in ("|u1", "u1", "<u1"):
+        raise DataError(f"The images on the GPU should be uint8, but their type is {described['typestr']}.")
+    shape = tuple(int(n) for n in described["shape"])
+    strides = described.get("strides")
+    steps = contiguous_strides(shape) if strides is None else tuple(int(n) for n in strides)
+    stream = described.get("stream", _LEGACY_STREAM if described.get("version", 0) < 3 else None)
+    return DeviceArray(int(described["data"][0] or 0), shape, steps, None, stream, images)
+
+
+def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides of a contiguous array of bytes."""
+    return tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
+
+
+def row_pitch(array: DeviceArray, image: tuple[int, int, int]) -> int:
+    """How many bytes lie between the starts of two rows of pixels, [N, S, S, C].
+
+    Raises:
+        DataError: the array has another shape, or its rows do not lie one after the other.
+    """
+    expected = ", ".join(map(str, image))
+    if len(array.shape) != 4 or array.shape[1:] != image:
+        raise DataError(f"The images on the GPU should be uint8 [N, {expected}], but they are {list(array.shape)}.")
+    _, rows, columns, channels = array.shape
+    n_stride, pitch, *inner = array.strides
+    dense = inner == [channels, 1] or (channels == 1 and inner[0] == 1)
+    if not dense or pitch < columns * channels or (array.shape[0] > 1 and n_stride != rows * pitch):
+        raise DataError(
+            f"The images on the GPU have the strides {list(array.strides)} in bytes, but the pixels of a row, and the "
+            "rows of a batch, should follow one another (channels last): make them contiguous first."
+        )
+    return pitch
