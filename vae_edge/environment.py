@@ -17,8 +17,10 @@ import importlib.util
 import os
 import platform
 import re
+import stat
 import sys
 from collections.abc import Iterable, Iterator, MutableMapping
+from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path, PurePosixPath
 from types import ModuleType
@@ -62,6 +64,43 @@ _PACKAGE_ATTRIBUTES = {
     "triton": "jit",
 }
 """An attribute by which each package is told from a user's module of the same name."""
+
+DEVICE_TREES = ("proc/device-tree", "sys/firmware/devicetree/base", "run/host/device-tree")
+"""Folders of the device tree below the root. A container masks the first two: docs/jetson.md mounts the third there."""
+_MAX_TEXT_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Whether something works here, as `vae-edge doctor` prints it."""
+
+    subject: str
+    works: bool
+    detail: str
+    """What is there, or what is missing."""
+    remedy: str = ""
+    """The command that mends it; empty where nothing is to be done or no command does it."""
+
+
+def read_text(path: Path, max_bytes: int = _MAX_TEXT_BYTES) -> str:
+    """The first `max_bytes` of a file of the system, as text; what is not UTF-8 becomes U+FFFD.
+
+    Empty where the file is missing, unreadable, or not a regular file. Never raises, and never waits on a pipe.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    except (OSError, ValueError):  # ValueError: a path with a NUL in it
+        return ""
+    content = bytearray()
+    try:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            while len(content) < max_bytes and (part := os.read(descriptor, max_bytes - len(content))):
+                content += part
+    except OSError:  # such as a thermal zone that is asleep
+        return ""
+    finally:
+        os.close(descriptor)
+    return content.decode("utf-8", "replace")
 
 
 def available_cpus(root: Path = Path("/")) -> int:
@@ -182,18 +221,29 @@ def _unescape_octal(text: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)
 
 
-def cpu_model() -> str:
-    """The processor's name, such as "AMD EPYC 9654"; on a Jetson with the board's name before it."""
-    board = Path("/proc/device-tree/model")
-    parts = [board.read_text(encoding="utf-8", errors="replace").strip("\0\n ")] if board.is_file() else []
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip().lower() in ("model name", "hardware") and value.strip():
-                parts.append(value.strip())
-                break
-    return " ".join(parts) or platform.processor() or platform.machine() or "unknown processor"
+def cpu_model(root: Path = Path("/")) -> str:
+    """The processor's name, such as "AMD EPYC 9654"; on a Jetson with the board's name before it.
+
+    Args:
+        root: the folder that holds `proc`, for tests.
+    """
+    parts = [board_model(root)]
+    for line in read_text(root / "proc/cpuinfo").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip().lower() in ("model name", "hardware") and value.strip():
+            parts.append(value.strip())
+            break
+    return " ".join(filter(None, parts)) or platform.processor() or platform.machine() or "unknown processor"
+
+
+def board_model(root: Path = Path("/")) -> str:
+    """The board's name in the device tree, such as "NVIDIA Jetson AGX Orin Developer Kit"; empty without such a tree.
+
+    Args:
+        root: the folder that holds `proc` or `sys`, for tests.
+    """
+    names = (read_text(root / folder / "model", 4096).strip("\0\n ") for folder in DEVICE_TREES)
+    return next(filter(None, names), "")
 
 
 def int8_saturates() -> bool:

@@ -26,6 +26,7 @@ import numpy as np
 import vae_edge
 from vae_edge.environment import available_cpus, cpu_quota
 from vae_edge.errors import BackendError
+from vae_edge.jetson import read_jetson
 
 TIMEOUT_S = 120
 
@@ -34,7 +35,8 @@ def describe_machine(threads: int | None = None) -> dict[str, Any]:
     """Processor, cores, system, versions, load and GPU, with the date, as a JSON record.
 
     `cpu_quota` is how many processors' worth of time a container may use, null without a limit; `available_cpus` is
-    how many threads that and the affinity leave. `code` identifies this package's source beyond its version.
+    how many threads that and the affinity leave. `code` identifies this package's source beyond its version. On a
+    Jetson, `jetson` has the module, JetPack, the power mode, the strongest one, and whether the clocks are pinned.
 
     Args:
         threads: what the measurement used.
@@ -47,6 +49,8 @@ def describe_machine(threads: int | None = None) -> dict[str, Any]:
 
     versions = {"vae_edge": vae_edge.__version__, "numpy": np.__version__}
     versions |= {name: backend_version(name) for name in installed_backends()}
+    gpu = gpu_name()
+    jetson = read_jetson(gpu_name=gpu or "")
     return {
         "code": code_digest(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -61,7 +65,8 @@ def describe_machine(threads: int | None = None) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
         "load_average": [round(load, 2) for load in os.getloadavg()],
-        "gpu": gpu_name(),
+        "gpu": gpu,
+        **({"jetson": jetson.summary()} if jetson else {}),
     }
 
 

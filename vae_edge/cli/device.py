@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vae_edge.cli.console import can_print, emit, fraction_progress, percent, print_table, say
+from vae_edge.environment import Finding
 from vae_edge.errors import DataError
 from vae_edge.files import check_file, check_folder
 from vae_edge.text import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from vae_edge.jetson import Jetson
 
 MIN_SECOND_PROBABILITY = 0.2  # the probability from which a second angle is printed
 MAX_ERRORS_NAMED = 20  # images that are named where none can be read
@@ -184,18 +187,6 @@ class Package:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """Whether something works here."""
-
-    subject: str
-    works: bool
-    detail: str
-    """What is there, or what is missing."""
-    remedy: str = ""
-    """The command that mends it; empty where nothing is to be done or no command does it."""
-
-
-@dataclass(frozen=True)
 class Diagnosis:
     """What `vae-edge doctor` found."""
 
@@ -208,6 +199,8 @@ class Diagnosis:
     cuda_sentence: str
     tools: Mapping[str, str | None]
     """Paths of the programs that build the native library."""
+    jetson: Jetson | None = None
+    """None on another machine."""
 
     def findings(self) -> Iterator[Finding]:
         """What a user may want to do, and whether it can be done here."""
@@ -219,10 +212,14 @@ class Diagnosis:
             missing = [name for name in names if not versions[name]]
             detail = f"{', '.join(missing)} missing" if missing else ""
             yield Finding(task, not missing, detail, f'pip install "vae-edge[{extra}]"' if missing else "")
+        if self.jetson:
+            from vae_edge import jetson
+
+            yield from jetson.findings(self.jetson)
         for part in self.tensorrt:
             problem = part["problem"]
             yield Finding(f"TensorRT ({part['module']})", not problem, problem or str(part["version"]))
-        if not self.tensorrt:
+        if not self.tensorrt and not self.jetson:  # of a Jetson's TensorRT, what is missing was said
             yield Finding("TensorRT", False, "none is installed", "docs/engines.md says which one this machine can use")
         yield Finding("CUDA", bool(self.cuda.get("devices")), self.cuda_sentence)
 
@@ -237,6 +234,7 @@ class Diagnosis:
             "tensorrt": [dict(part) for part in self.tensorrt],
             "cuda": dict(self.cuda),
             "tools": dict(self.tools),
+            "jetson": _jetson_json(self.jetson) if self.jetson else None,
             "can": {
                 finding.subject: "yes" if finding.works else f"no: {finding.detail}; {finding.remedy}"
                 for finding in self.findings()
@@ -245,14 +243,22 @@ class Diagnosis:
         }
 
 
+def _jetson_json(jetson: Jetson) -> dict[str, Any]:
+    from vae_edge.jetson import findings
+
+    return {**jetson.to_json(), "findings": [asdict(finding) for finding in findings(jetson)]}
+
+
 def diagnose() -> Diagnosis:
-    """Look at this machine: packages, TensorRT, CUDA, build tools. Nothing heavy is imported."""
+    """Look at this machine: packages, TensorRT, CUDA, build tools, and a Jetson's state. Nothing heavy is imported."""
     from vae_edge.benchmarking.measure import describe_machine
     from vae_edge.engine.gpus import probe
     from vae_edge.engine.tensorrt import discover
+    from vae_edge.jetson import read_jetson
 
     distributions = metadata.packages_distributions()
     driver = probe()
+    gpu = driver.devices[0] if driver.devices else None
     return Diagnosis(
         machine=describe_machine(),
         packages=tuple(_package(name, use, distributions) for name, use in _USES.items()),
@@ -260,6 +266,7 @@ def diagnose() -> Diagnosis:
         cuda=driver.to_json(),
         cuda_sentence=driver.sentence(),
         tools={name: shutil.which(name) for name in ("cc", "cmake", "make")},
+        jetson=read_jetson(gpu_name=gpu.name, gpu_capability=gpu.capability) if gpu else read_jetson(),
     )
 
 
@@ -289,11 +296,11 @@ def doctor(arguments: argparse.Namespace) -> None:
         return
     for table in _doctor_tables(diagnosis):
         print_table(table)
-    emit(None, False, lambda: _finding_lines(diagnosis))
+    emit(None, False, lambda: finding_lines(diagnosis.findings()))
 
 
 def _doctor_tables(diagnosis: Diagnosis) -> Iterator[Table]:
-    """The machine, and the packages with their versions."""
+    """The machine, the Jetson where it is one, and the packages with their versions."""
     from rich import box
     from rich.table import Table
 
@@ -301,6 +308,8 @@ def _doctor_tables(diagnosis: Diagnosis) -> Iterator[Table]:
     for key, value in _machine_rows(diagnosis.machine):
         machine.add_row(key, printable(value))
     yield machine
+    if diagnosis.jetson:
+        yield jetson_table(diagnosis.jetson)
 
     packages = Table("package", "version", "needed for", box=box.SIMPLE_HEAD)
     for package in diagnosis.packages:
@@ -318,10 +327,60 @@ def _machine_rows(machine: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "VAE Edge", f"{machine['versions']['vae_edge']} (code {machine['code']})"
 
 
-def _finding_lines(diagnosis: Diagnosis) -> Iterator[str]:
+def jetson_table(jetson: Jetson) -> Table:
+    """What is known of a Jetson, for the terminal."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table("Jetson", "", box=box.SIMPLE_HEAD)
+    for key, value in _jetson_rows(jetson):
+        table.add_row(key, printable(value))
+    return table
+
+
+def _jetson_rows(jetson: Jetson) -> Iterator[tuple[str, str]]:
+    unknown = "cannot be told"
+    strongest, mode, clocks = jetson.strongest_mode, jetson.power_mode, jetson.clocks
+    kind = [jetson.part, jetson.chip, "Super" if jetson.super_kit else ""]
+    yield "module", f"{jetson.name} ({', '.join(filter(None, kind)) or unknown})"
+    if jetson.capability:
+        yield "compute capability", ".".join(map(str, jetson.capability))
+    yield "DLA cores", _dla_words(jetson)
+    yield "JetPack", f"{jetson.jetpack or unknown} (L4T {jetson.l4t or unknown})"
+    yield "CUDA, cuDNN", f"{jetson.cuda or 'not installed'}, {jetson.cudnn or 'not installed'}"
+    pythons = f"for Python {', '.join(jetson.tensorrt_pythons)}" if jetson.tensorrt_pythons else "no Python files"
+    yield "TensorRT", f"{jetson.tensorrt}, {pythons}" if jetson.tensorrt else "not installed"
+    yield "container", jetson.container or "none"
+    yield "power mode", f"{mode.name}, number {mode.number}" if mode else unknown
+    if strongest:
+        names = ", ".join(f"{each.number} {each.name}" for each in jetson.power_modes)
+        yield "power modes", f"{names}; the strongest is {strongest.name}"
+    pinned = {True: "pinned", False: "not pinned", None: unknown}[clocks.pinned]
+    yield "clocks", pinned + (f"; GPU at {clocks.gpu_hz / 1e6:.0f} MHz" if clocks.gpu_hz else "")
+    if jetson.temperatures:
+        name, hottest = max(jetson.temperatures.items(), key=lambda each: each[1])
+        yield "temperature", f"{hottest:.1f} °C ({name}, the hottest of {len(jetson.temperatures)})"
+    if jetson.memory_bytes is not None and jetson.available_bytes is not None:
+        free, total = jetson.available_bytes / 2**30, jetson.memory_bytes / 2**30
+        yield "memory", f"{free:.1f} GiB available of {total:.1f} GiB, shared with the GPU"
+
+
+def _dla_words(jetson: Jetson) -> str:
+    from vae_edge.jetson import find_jetpack
+
+    if not jetson.dla_cores:
+        return "cannot be told" if jetson.dla_cores is None else "none"
+    jetpack = find_jetpack(jetson.l4t)
+    unused = (
+        f", for which the TensorRT of JetPack {jetson.jetpack} does not build" if jetpack and not jetpack.dla else ""
+    )
+    return f"{jetson.dla_cores}{unused}"
+
+
+def finding_lines(findings: Iterable[Finding]) -> Iterator[str]:
     """One line a finding, with a mark for what works and the command that mends what does not."""
     works, fails = ("✓", "✗") if can_print("✓✗") else ("ok  ", "FAIL")
-    for finding in diagnosis.findings():
+    for finding in findings:
         words = f"{works if finding.works else fails} {finding.subject}"
         yield words + (f": {finding.detail}" if finding.detail else "")
         if finding.remedy:
