@@ -16,10 +16,13 @@ import pytest
 from vae_edge.environment import (
     ShadowedError,
     available_cpus,
+    board_model,
+    cpu_model,
     cpu_quota,
     import_package,
     is_installed,
     limit_libraries,
+    read_text,
     shadow,
     shadows,
 )
@@ -119,6 +122,28 @@ CASES: dict[str, tuple[str, str | None, dict[str, str], float | None]] = {
 def test_the_least_quota_of_the_own_group_and_those_above_is_found(tmp_path: Path, case: str) -> None:
     groups, mounts, files, expected = CASES[case]
     assert cpu_quota(machine(tmp_path, groups, mounts, files)) == expected
+
+
+def test_the_text_of_a_file_is_bounded_and_never_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    assert read_text(path) == "" and read_text(tmp_path) == "" and read_text(Path("a\0b")) == ""
+    path.write_bytes(b"model\xff\n")
+    assert read_text(path) == "model\ufffd\n" and read_text(path, 3) == "mod"
+    os.truncate(path, 1 << 34)
+    assert len(read_text(path)) == 1 << 20
+    os.mkfifo(tmp_path / "pipe")
+    assert read_text(tmp_path / "pipe") == ""
+
+
+def test_a_board_is_named_before_its_processor(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text("processor\t: 0\nmodel name\t: ARMv8 Processor rev 1 (v8l)\n")
+    assert cpu_model(tmp_path) == "ARMv8 Processor rev 1 (v8l)"
+    tree = tmp_path / "sys/firmware/devicetree/base"
+    tree.mkdir(parents=True)
+    (tree / "model").write_bytes(b"NVIDIA Jetson AGX Orin Developer Kit\0")
+    assert board_model(tmp_path) == "NVIDIA Jetson AGX Orin Developer Kit"
+    assert cpu_model(tmp_path) == "NVIDIA Jetson AGX Orin Developer Kit ARMv8 Processor rev 1 (v8l)"
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may read every file")

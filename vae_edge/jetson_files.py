@@ -89,8 +89,10 @@ def debian_packages(root: Path, pattern: str) -> dict[str, str]:
     name = status = version = ""
     for line in _dpkg_lines(root / "var/lib/dpkg/status"):
         key, _, value = line.partition(": ")
-        if key == "Package":
-            name, status, version = value, "", ""
+        if not line:  # the end of a package
+            name = status = version = ""
+        elif key == "Package":
+            name = value
         elif key == "Status":
             status = value
         elif key == "Version":

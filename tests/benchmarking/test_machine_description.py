@@ -1,12 +1,14 @@
-"""The GPU's name, as NVIDIA's own tool answers; a script stands in for it where there is no GPU."""
+"""The GPU's name, as NVIDIA's own tool answers (a script stands in for it), and what a Jetson adds."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from jetson_trees import read_tree
 
-from vae_edge.benchmarking.measure import gpu_name
+from vae_edge.benchmarking import measure
+from vae_edge.benchmarking.measure import describe_machine, gpu_name
 
 
 @pytest.mark.parametrize(
@@ -27,3 +29,29 @@ def test_the_gpu_is_named_only_where_a_driver_answers(
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     assert gpu_name() == name
+
+
+def test_a_measurement_on_a_jetson_says_power_mode_clocks_and_jetpack(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def read_jetson(gpu_name: str) -> object:
+        asked.append(gpu_name)
+        return read_tree("agx-orin-jetpack-7.2")
+
+    monkeypatch.setattr(measure, "gpu_name", lambda: "Orin (nvgpu)")
+    monkeypatch.setattr(measure, "read_jetson", read_jetson)
+    assert describe_machine()["jetson"] == {
+        "module": "Jetson AGX Orin 64 GB",
+        "super": False,
+        "jetpack": "7.2",
+        "l4t": "39.2.0",
+        "power_mode": "MAXN",
+        "strongest_power_mode": "MAXN",
+        "clocks_pinned": True,
+    }
+    assert asked == ["Orin (nvgpu)"]
+
+
+def test_a_measurement_elsewhere_says_nothing_of_a_jetson(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "read_jetson", lambda gpu_name: None)
+    assert "jetson" not in describe_machine()
