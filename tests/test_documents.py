@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from vae_edge.cli.parser import build_parser
 from vae_edge.experiments.trials import read_comparison
 from vae_edge.model import PRESETS, AngleVAE, create_config
 from vae_edge.report.page import markdown
@@ -30,6 +32,26 @@ def test_links_and_pictures_are_there(document: Path) -> None:
     if document.name != "CHANGELOG.md":  # which tells of files that are gone
         for path in re.findall(r"\b((?:bench|docs|kernels|tests|vae_edge)/[\w./-]+\.(?:py|json|md|h|c|sh))\b", text):
             assert (ROOT / path).exists(), path
+
+
+def commands(text: str) -> list[str]:
+    """The `vae-edge` commands of a document's indented lines, joined where a line goes on, without usage brackets."""
+    lines = re.findall(r"^ {4,}(vae-edge .*)$", text.replace("\\\n", " "), re.MULTILINE)
+    return [line for line in lines if "[" not in line]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_the_commands_are_understood(document: Path) -> None:
+    for line in commands(document.read_text(encoding="utf-8")):
+        assert callable(build_parser().parse_args(shlex.split(line, comments=True)[1:]).run), line
+
+
+def test_a_wrong_command_in_a_document_is_found() -> None:
+    assert commands("x\n    vae-edge bench B --bacth 1  # why\n    make\nvae-edge no") == [
+        "vae-edge bench B --bacth 1  # why"
+    ]
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["bench", "B", "--bacth", "1"])
 
 
 def test_the_table_of_the_model_is_what_was_measured() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -10,9 +11,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -614,26 +616,41 @@ def test_no_damaged_file_makes_it_raise_wait_or_grow(tmp_path: Path, damage: str
     assert time.monotonic() - begun < 60 and peak < 64 << 20
 
 
-def test_files_that_may_not_be_read_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Root may read everything, so that the refusal is planted in the calls that would meet it."""
-    tree = FOLDER / NANO
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may enter, which pytest's own folders are not."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
-    def refusing(call: Callable[..., Any]) -> Callable[..., Any]:
-        def refuse(path: Any, *arguments: Any, **options: Any) -> Any:
-            if str(path).startswith(str(tree)):
-                raise PermissionError(13, "Permission denied", str(path))
-            return call(path, *arguments, **options)
 
-        return refuse
+@contextlib.contextmanager
+def as_a_plain_user() -> Iterator[None]:
+    """Without root's right to read everything, in the block."""
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)  # nobody
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
 
-    for name in ("open", "stat", "lstat", "scandir", "listdir"):
-        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
-    monkeypatch.setattr(io, "open", refusing(io.open))
-    with pytest.raises(PermissionError):
-        (tree / "etc/nvpmodel.conf").stat()
-    everything(tree)
-    jetson = ask(tree)
-    assert (jetson.name, jetson.l4t, jetson.tensorrt, jetson.power_modes) == ("Jetson Orin", "", "", ())
+
+@pytest.mark.parametrize("closed", ["files", "folders"])
+def test_what_may_not_be_read_is_left_out(open_folder: Path, closed: str) -> None:
+    root = open_folder / "root"
+    shutil.copytree(FOLDER / NANO, root)
+    everything(root)  # imports what is needed
+    for name in files_of(NANO):
+        (root / name if closed == "files" else (root / name).parent).chmod(0)
+    with as_a_plain_user():
+        with pytest.raises(PermissionError):
+            (root / "etc/nvpmodel.conf").read_bytes()
+        everything(root)
+        jetson = ask(root)
+    assert (jetson.part, jetson.l4t, jetson.cuda, jetson.power_modes, jetson.power_mode) == ("", "", "", (), None)
+    assert jetson.clocks.pinned is None and jetson.memory_bytes is None
 
 
 def test_a_mode_of_hostile_names_is_shown_as_it_is(tree: Path) -> None:
