@@ -163,6 +163,7 @@ def test_a_zone_that_is_asleep_or_absurd_has_no_temperature(tmp_path: Path) -> N
     [
         (".dockerenv", "", "docker"),
         ("run/.containerenv", 'engine="podman-5"', "podman"),
+        ("run/secrets/kubernetes.io/serviceaccount/token", "", "kubernetes"),
         ("proc/1/cgroup", "0::/kubepods/besteffort/pod1/abc\n", "kubepods"),
         ("proc/1/cgroup", "12:cpu:/docker/abc\n", "docker"),
         ("proc/1/cgroup", "0::/init.scope\n", ""),

@@ -6,6 +6,8 @@ library is imported, so that the command line can limit numeric libraries before
 A folder or file that has a package's name can shadow the package: Python takes a folder with an `__init__.py`, or a
 file, that comes first in the path, and a bare folder where the package is not installed. Beside a script or in the
 working directory that is usually a user's own folder. `shadow` finds these cases.
+
+`read_text` is the bounded reader for files of the system; a `Finding` is one line of `vae-edge doctor`.
 """
 
 from __future__ import annotations

@@ -262,6 +262,8 @@ def container(root: Path) -> str:
         return "docker"
     if _exists(root / "run/.containerenv"):
         return "podman"
+    if _exists(root / "run/secrets/kubernetes.io"):
+        return "kubernetes"
     found = re.search(r"/(docker|kubepods|containerd|lxc|libpod)\b", read_text(root / "proc/1/cgroup"))
     return found[1] if found else ""
 

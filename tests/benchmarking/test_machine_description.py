@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from jetson_trees import read_tree
 
+from vae_edge import jetson
 from vae_edge.benchmarking import measure
 from vae_edge.benchmarking.measure import describe_machine, gpu_name
 
@@ -39,7 +40,7 @@ def test_a_measurement_on_a_jetson_says_power_mode_clocks_and_jetpack(monkeypatc
         return read_tree("agx-orin-jetpack-7.2")
 
     monkeypatch.setattr(measure, "gpu_name", lambda: "Orin (nvgpu)")
-    monkeypatch.setattr(measure, "read_jetson", read_jetson)
+    monkeypatch.setattr(jetson, "read_jetson", read_jetson)
     assert describe_machine()["jetson"] == {
         "module": "Jetson AGX Orin 64 GB",
         "super": False,
@@ -53,5 +54,5 @@ def test_a_measurement_on_a_jetson_says_power_mode_clocks_and_jetpack(monkeypatc
 
 
 def test_a_measurement_elsewhere_says_nothing_of_a_jetson(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "read_jetson", lambda gpu_name: None)
+    monkeypatch.setattr(jetson, "read_jetson", lambda gpu_name: None)
     assert "jetson" not in describe_machine()

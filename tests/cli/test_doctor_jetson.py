@@ -9,7 +9,6 @@ import pytest
 from jetson_trees import TREES, read_tree
 
 from vae_edge import jetson as jetson_module
-from vae_edge.benchmarking import measure
 from vae_edge.cli import main
 from vae_edge.jetson import Jetson, findings
 
@@ -18,8 +17,7 @@ NANO, CONTAINER = "orin-nano-super-jetpack-6.2", "container-jetpack-7.2"
 
 def become(monkeypatch: pytest.MonkeyPatch, jetson: Jetson | None) -> None:
     """Let every caller read this Jetson instead of this machine's files."""
-    for module in (jetson_module, measure):
-        monkeypatch.setattr(module, "read_jetson", lambda *arguments, **options: jetson)
+    monkeypatch.setattr(jetson_module, "read_jetson", lambda *arguments, **options: jetson)
 
 
 @pytest.mark.parametrize("name", TREES)

@@ -26,7 +26,6 @@ import numpy as np
 import vae_edge
 from vae_edge.environment import available_cpus, cpu_quota
 from vae_edge.errors import BackendError
-from vae_edge.jetson import read_jetson
 
 TIMEOUT_S = 120
 
@@ -41,6 +40,7 @@ def describe_machine(threads: int | None = None) -> dict[str, Any]:
     Args:
         threads: what the measurement used.
     """
+    from vae_edge.jetson import read_jetson
     from vae_edge.runtime import (  # not in a process whose memory is measured
         backend_version,
         cpu_model,
