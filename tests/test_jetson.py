@@ -320,14 +320,29 @@ def test_a_missing_dla_compiler_is_mended_as_the_jetpack_asks(
     assert words in found.detail and remedy in found.remedy
 
 
+def test_python_files_for_any_python_3_and_those_in_a_container(tree: Path) -> None:
+    (tree / PYTHON_FILES).parent.parent.rename(tree / "usr/lib/python3")
+    assert ask(tree).tensorrt_pythons == ("3",)
+    closed = Interpreter("3.11", "/v", False)
+    assert "/v does not see the packages" in faults(ask(tree, closed))[TENSORRT].detail
+    remove("usr/lib/python3")(tree)
+    (tree / ".dockerenv").touch()  # where root needs no sudo
+    assert faults(ask(tree, HIDDEN))[TENSORRT].remedy == "apt-get install python3-libnvinfer"
+
+
 def test_super_modes_that_the_board_does_not_use_are_told(tmp_path: Path) -> None:
     root = tmp_path / "root"
     shutil.copytree(FOLDER / NANO, root)
     assert "Super modes" not in faults(ask(root))
     change("etc/nvpmodel.conf", "< POWER_MODEL ID=2 NAME=MAXN_SUPER >", "< PARAM TYPE=FILE NAME=X >")(root)
     assert "MAXN_SUPER" in faults(ask(root))["Super modes"].detail
-    remove("etc/nvpmodel")(root)
+    super_tables = root / "etc/nvpmodel"
+    super_tables.rename(tmp_path / "nvpmodel")
     assert "Super modes" not in faults(ask(root))
+    agx = tmp_path / "agx"  # whose system may carry the tables of other modules
+    shutil.copytree(FOLDER / AGX7, agx)
+    (tmp_path / "nvpmodel").rename(agx / "etc/nvpmodel")
+    assert faults(ask(agx)) == {}
 
 
 # ---- containers ----------------------------------------------------------------------------------------------------

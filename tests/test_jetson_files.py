@@ -108,6 +108,11 @@ def test_without_maxn_the_highest_limits_win_whatever_the_number(weak: str, stro
     assert best is not None and best.number == 1
 
 
+def test_a_super_mode_is_stronger_than_maxn_whatever_limits_it_states() -> None:
+    best = files.strongest_mode(files.power_modes(mode(0, "MAXN", -1) + mode(4, "MAXN_SUPER", 1_020_000_000)))
+    assert best is not None and best.number == 4
+
+
 def test_words_that_are_no_mode_are_left_out() -> None:
     text = (
         "# < POWER_MODEL ID=9 NAME=COMMENT >\n< PARAM TYPE=FILE NAME=X >\n< POWER_MODEL NAME=MAXN ID=3 >\n"

@@ -388,25 +388,24 @@ def _identity(jetson: Jetson) -> Finding:
 def _tensorrt(jetson: Jetson) -> Finding:
     """Whether JetPack's TensorRT can be imported by this Python, and if not, the first reason."""
     subject, python = "JetPack's TensorRT", jetson.interpreter
+    install = f"{'' if jetson.container else 'sudo '}apt-get install"
     there = f"TensorRT {jetson.tensorrt} is installed"
     if not jetson.tensorrt:
         if python.sees_tensorrt:
             return Finding(subject, True, "it is not installed, but this Python has a TensorRT of its own")
-        install = "sudo apt-get update && sudo apt-get install tensorrt python3-libnvinfer"
+        command = f"sudo apt-get update && {install} tensorrt python3-libnvinfer"
         image = "take an image that has it: docs/jetson.md, In a container"
-        return Finding(subject, False, "it is not installed", image if jetson.container else install)
+        return Finding(subject, False, "it is not installed", image if jetson.container else command)
     if jetson.dla_compiler is False:
         return _dla_compiler(jetson, subject)
     if python.sees_tensorrt:
         return Finding(subject, True, f"{jetson.tensorrt}, found by Python {python.version}")
 
     if not jetson.tensorrt_pythons:
-        package = "python3-libnvinfer"
-        return Finding(
-            subject, False, f"{there}, but not its Python files ({package})", f"sudo apt-get install {package}"
-        )
+        detail = f"{there}, but not its Python files (python3-libnvinfer)"
+        return Finding(subject, False, detail, f"{install} python3-libnvinfer")
     newest = jetson.tensorrt_pythons[-1]
-    if python.version not in jetson.tensorrt_pythons and newest != "3":
+    if not {python.version, "3"} & set(jetson.tensorrt_pythons):
         detail = f"{there} for Python {newest}, the one of {_this_jetpack(jetson)}, but this is Python {python.version}"
         return Finding(subject, False, detail, f"python{newest} -m venv --system-site-packages .venv")
     if python.venv and not python.system_site_packages:
