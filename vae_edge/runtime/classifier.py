@@ -292,9 +292,10 @@ class Classifier:
         if pending is not None:
             pending.close()
         for model in models.values():
-            session = model.session
-            del model.session  # nobody can call it any more, and its memory goes
-            session.close()
+            if hasattr(model, "session"):
+                session = model.session
+                del model.session  # nobody can call it any more, and its memory goes
+                session.close()
 
     def __enter__(self) -> Classifier:
         """The classifier itself."""
