@@ -47,7 +47,7 @@ class Dims:
         self._values: tuple[int, ...] | None = tuple(handle(value, "shape") for value in values)
 
     @property
-    def MAX_DIMS(self) -> int:  # noqa: N802
+    def MAX_DIMS(self) -> int:
         return MAX_DIMS
 
     def __len__(self) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .basics import ENUMS, DataType, Dims, buffer, host_memory, no_dims, nptype, volume
-from .personality import HERE, handle, member, offered, only, overloads, text
+from .personality import HERE, handle, member, offered, only, text
 from .runtime import ACTIVATION_BYTES, PERSISTENT_BYTES, ICudaEngine, Strategy, say
 from .session import other_last_bits
 from .state import DRIVER, RUN_ADDRESS, STATE, forget, register

@@ -72,15 +72,15 @@ class Runtime:
         self._host_code_allowed = bool(value)
 
     @property
-    def num_DLA_cores(self) -> int:  # noqa: N802
+    def num_DLA_cores(self) -> int:
         return dla_cores()
 
     @property
-    def DLA_core(self) -> int:  # noqa: N802
+    def DLA_core(self) -> int:
         return self._dla_core
 
     @DLA_core.setter
-    def DLA_core(self, value: int) -> None:  # noqa: N802
+    def DLA_core(self, value: int) -> None:
         if not 0 <= value < dla_cores():
             say(self._logger, "ERROR", f"IRuntime::setDLACore: Error Code 3: API Usage Error (no DLA core {value})")
             return
@@ -134,9 +134,7 @@ class Runtime:
             )
         core = description.options.get("dla_core")
         if core is not None and self._dla_core < 0:
-            return (
-                "Error Code 3: API Usage Error (The engine needs a DLA core, and none is set for the runtime.)"
-            )
+            return "Error Code 3: API Usage Error (The engine needs a DLA core, and none is set for the runtime.)"
         return ""
 
     def _refuse(self, sentence: str) -> None:
