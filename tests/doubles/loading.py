@@ -110,7 +110,8 @@ class TensorRTDouble:
         self.reset()
         self.state.cuda_library = str(cuda_library)
         sys.modules.update(dict.fromkeys(names))  # type: ignore[arg-type]  # None: Python refuses to import it
-        spec = importlib.util.spec_from_loader(self.kind, loader=None)
+        origin = str(cuda_library.parent / "site-packages" / self.kind / "__init__.py")  # as of an installed package
+        spec = importlib.util.spec_from_loader(self.kind, loader=None, origin=origin)
         self.module.__spec__ = spec
         sys.modules[self.kind] = self.module
         try:

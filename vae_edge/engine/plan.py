@@ -85,7 +85,7 @@ def open_module(kind: str) -> tuple[Any, str]:
     Raises:
         BackendError: it is not installed, or cannot be imported.
     """
-    installation = next(iter(discover((kind,))), None)
+    installation = next(iter(discover((kind,), needs="Runtime")), None)
     if installation is None:
         raise BackendError(install_hint(kind))
     if installation.problem:

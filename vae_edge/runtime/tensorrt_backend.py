@@ -237,7 +237,7 @@ class _Lane:
         pushed = self._cuda.make_current()
         try:
             if bound is None or bound.batch != count or bound.source is not None:
-                if count == 0 or count > self._largest:
+                if count > self._largest:
                     return self._in_pieces(image, count, self.infer)
                 bound = self._for_batch(count)
             bound.image[:count] = image
@@ -270,7 +270,7 @@ class _Lane:
                 bound.run()
                 return tuple([output[:size] for output in bound.outputs])
 
-            if 0 < count <= self._largest:
+            if count <= self._largest:
                 return part(0, count)
             return self._pieces(count, part)
 
@@ -296,9 +296,7 @@ class _Lane:
         return self._pieces(count, lambda start, size: infer(image[start : start + size]))
 
     def _pieces(self, count: int, part: Callable[[int, int], tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
-        """Outputs of a batch that is larger than the profile allows, or of none."""
-        if count == 0:
-            return tuple(np.empty((0, *tensor.shape[1:]), tensor.dtype) for tensor in self._tensors[1:])
+        """Outputs of a batch that is larger than the profile allows."""
         parts = [
             [output.copy() for output in part(start, min(self._largest, count - start))]
             for start in range(0, count, self._largest)

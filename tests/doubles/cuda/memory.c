@@ -255,6 +255,35 @@ EXPORT_NEW int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, vo
     return copy(ID_cuMemcpyDtoDAsync_v2, to, DEVICE_SIDE, from, DEVICE_SIDE, bytes, 0, stream);
 }
 
+/* CUDA_MEMCPY2D. Of its kinds of memory the double has the device's alone. */
+typedef struct copy_2d {
+    size_t from_x, from_y;
+    unsigned int from_kind;
+    const void *from_host;
+    uint64_t from;
+    void *from_array;
+    size_t from_pitch, to_x, to_y;
+    unsigned int to_kind;
+    void *to_host;
+    uint64_t to;
+    void *to_array;
+    size_t to_pitch, width, height;
+} copy_2d;
+
+EXPORT_NEW int cuMemcpy2DAsync_v2(const copy_2d *what, void *stream) {
+    context *here;
+    int code = enter(ID_cuMemcpy2DAsync_v2, &here);
+    if (code != 0) return code;
+    if (what->from_kind != 2 || what->to_kind != 2 || what->width > what->from_pitch || what->width > what->to_pitch ||
+        !is_marked(what->from) || !is_marked(what->to))
+        return leave(INVALID_VALUE);
+    uint64_t from = what->from + what->from_y * what->from_pitch + what->from_x;
+    uint64_t to = what->to + what->to_y * what->to_pitch + what->to_x;
+    for (size_t row = 0; code == 0 && row < what->height; row++)
+        code = enqueue_copy(stream, here, to + row * what->to_pitch, from + row * what->from_pitch, what->width);
+    return leave(code);
+}
+
 EXPORT_NEW int cuMemcpy(uint64_t to, uint64_t from, size_t bytes) { return copy(ID_cuMemcpy, to, ANY, from, ANY, bytes, 1, NULL); }
 
 EXPORT_NEW int cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t bytes) {
