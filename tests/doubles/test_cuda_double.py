@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+
 from doubles.cuda_library import CudaDouble, HostFunction
 from doubles.device import Device
 
@@ -112,7 +113,7 @@ def test_a_copy_is_done_when_its_stream_is_synchronized_and_not_before(device: D
 
 def test_order_within_a_stream_holds_and_host_functions_stand_in_it(device: Device) -> None:
     stream, seen = device.stream(), []
-    note = HostFunction(lambda user: seen.append(user))
+    note = HostFunction(seen.append)
     for number in (1, 2, 3):
         assert device.library.double_launch_host(stream, note, number) == 0
     assert seen == []
@@ -122,7 +123,7 @@ def test_order_within_a_stream_holds_and_host_functions_stand_in_it(device: Devi
 
 def test_an_event_orders_two_streams(device: Device) -> None:
     first, second, event, seen = device.stream(), device.stream(), device.event(), []
-    note = HostFunction(lambda user: seen.append(user))
+    note = HostFunction(seen.append)
     device.library.double_launch_host(first, note, 1)
     assert device.library.cuEventRecord(event, first) == 0
     device.library.double_launch_host(first, note, 2)
@@ -136,7 +137,7 @@ def test_an_event_orders_two_streams(device: Device) -> None:
 
 def test_blocking_streams_and_the_default_stream_wait_for_each_other(device: Device) -> None:
     blocking, free, seen = device.stream(flags=0), device.stream(), []
-    note = HostFunction(lambda user: seen.append(user))
+    note = HostFunction(seen.append)
     for stream, number in ((blocking, 1), (free, 2), (None, 3), (blocking, 4)):
         assert device.library.double_launch_host(stream, note, number) == 0
     device.synchronize(blocking)
@@ -145,7 +146,7 @@ def test_blocking_streams_and_the_default_stream_wait_for_each_other(device: Dev
 
 def test_a_context_synchronizes_all_its_streams(device: Device) -> None:
     seen: list[int] = []
-    note = HostFunction(lambda user: seen.append(user))
+    note = HostFunction(seen.append)
     for number in (1, 2):
         device.library.double_launch_host(device.stream(), note, number)
     assert device.library.cuCtxSynchronize() == 0
@@ -154,7 +155,7 @@ def test_a_context_synchronizes_all_its_streams(device: Device) -> None:
 
 def test_who_asks_twice_sees_that_the_work_goes_on(device: Device) -> None:
     stream, event, seen = device.stream(), device.event(), []
-    note = HostFunction(lambda user: seen.append(user))
+    note = HostFunction(seen.append)
     device.library.double_launch_host(stream, note, 1)
     device.library.cuEventRecord(event, stream)
     assert device.library.cuStreamQuery(stream) == NOT_READY and seen == []
@@ -214,8 +215,8 @@ def test_a_copy_outside_of_its_allocation_fails_at_the_synchronization_and_every
 
 def test_a_host_function_can_fail_the_device(device: Device) -> None:
     stream, seen = device.stream(), []
-    fail = HostFunction(lambda user: device.library.double_raise(user))
-    note = HostFunction(lambda user: seen.append(user))
+    fail = HostFunction(device.library.double_raise)
+    note = HostFunction(seen.append)
     device.library.double_launch_host(stream, fail, 719)
     device.library.double_launch_host(stream, note, 1)
     assert device.library.cuStreamSynchronize(stream) == 719
@@ -317,7 +318,7 @@ def test_another_thread_breaks_a_global_capture_alone(device: Device, mode: int,
 def test_a_second_stream_joins_a_capture_by_events_and_must_come_back(device: Device) -> None:
     stream, other, forked, joined = device.stream(), device.stream(), device.event(2), device.event(2)
     library, seen = device.library, []
-    note = HostFunction(lambda user: seen.append(user))
+    note = HostFunction(seen.append)
     for comes_back in (False, True):
         assert library.cuStreamBeginCapture_v2(stream, THREAD_LOCAL) == 0
         library.cuEventRecord(forked, stream)

@@ -37,7 +37,9 @@ def engine_bundle(
     models = []
     for precision in precisions:
         onnx = source.find(precision=precision)
-        plan = double.make_engine(source.file(onnx).read_bytes(), **{"batch": BATCH, "capabilities": (capability,), **options})
+        plan = double.make_engine(
+            source.file(onnx).read_bytes(), **{"batch": BATCH, "capabilities": (capability,), **options}
+        )
         file = folder.parent / f"{precision}.plan"
         file.write_bytes(double.plant(plan, plant) if plant else plan)
         entry = ModelEntry(

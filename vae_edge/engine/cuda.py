@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_ulonglong, c_void_p
@@ -65,7 +66,6 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuDeviceGet": (POINTER(c_int), c_int),
     "cuDeviceGetAttribute": (POINTER(c_int), c_int, c_int),
     "cuDevicePrimaryCtxRetain": (_HANDLE, c_int),
-    "cuDevicePrimaryCtxRelease_v2": (c_int,),
     "cuCtxGetCurrent": (_HANDLE,),
     "cuCtxSetCurrent": (c_void_p,),
     "cuCtxPushCurrent_v2": (c_void_p,),
@@ -122,7 +122,8 @@ class CudaError(BackendError):
 class CudaContext:
     """A GPU's primary context, which this process's PyTorch, TensorRT and CuPy use too.
 
-    It is given back once nothing refers to it, and lives on while others hold it.
+    It is held until the process ends, as the CUDA runtime holds it, which TensorRT uses: so whatever is freed late, by
+    the garbage collector or by an array that somebody kept, still finds it. `open_context` gives it.
 
     Attributes:
         device: number of the GPU.
@@ -151,7 +152,6 @@ class CudaContext:
             self.functions["cuDevicePrimaryCtxRetain"](ctypes.byref(self._handle), self._ordinal),
         )
         self._get_current = self.functions["cuCtxGetCurrent"]
-        weakref.finalize(self, _release, self.functions, self._ordinal)
 
     def call(self, name: str, *arguments: Any) -> None:
         """Call a function of the driver.
@@ -249,10 +249,21 @@ def _functions(library: str) -> dict[str, Callable[..., int]]:
     return _loaded.setdefault(library, found)
 
 
-def _release(functions: dict[str, Callable[..., int]], ordinal: c_int) -> None:
-    code = functions["cuDevicePrimaryCtxRelease_v2"](ordinal)
-    if code:
-        log.info("%s", error(functions, "cuDevicePrimaryCtxRelease_v2", code))
+_contexts: dict[tuple[str, int], CudaContext] = {}
+_opening = threading.Lock()
+
+
+def open_context(device: int = 0) -> CudaContext:
+    """The primary context of a GPU; the same one at each call.
+
+    Raises:
+        CudaError: as `CudaContext`.
+    """
+    with _opening:
+        key = (LIBRARY, device)
+        if key not in _contexts:
+            _contexts[key] = CudaContext(device)
+        return _contexts[key]
 
 
 def _free_pinned(context: CudaContext, pointer: c_void_p) -> None:

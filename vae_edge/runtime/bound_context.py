@@ -146,7 +146,7 @@ class BoundContext:
         else:
             return True
         self._graph = None
-        log.info("%s runs without a CUDA graph: %s", self._plan.name, reason)
+        log.info("%s runs without a CUDA graph: %s", self._plan.name, str(reason))
         return False
 
     def run(self) -> None:

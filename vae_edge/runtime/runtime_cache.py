@@ -33,7 +33,7 @@ class RuntimeCache:
         self.cache = create_cache(plan, self._load)
 
     def close(self) -> None:
-        """Save what was compiled since, in one step and under the folder's lock."""
+        """Save what was compiled since, in one step: no other process ever reads half of it."""
         cache, self.cache = self.cache, None
         if cache is None:
             return
@@ -42,15 +42,13 @@ class RuntimeCache:
         if not content or content == self._read or len(content) > MAX_CACHE_BYTES:
             return
         try:
-            with probing.locked(self._path.parent):
-                files.write_bytes(self._path, content)
+            files.write_bytes(self._path, content)
         except OSError as error:
             log.info("the runtime cache %s cannot be written (%s): the next load compiles again", self._path, error)
 
     def _load(self) -> bytes | None:
         try:
-            with probing.locked(self._path.parent):
-                self._read = files.read_bytes(self._path, MAX_CACHE_BYTES)
+            self._read = files.read_bytes(self._path, MAX_CACHE_BYTES)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:

@@ -26,7 +26,7 @@ import numpy as np
 
 from vae_edge.bundle import ModelEntry
 from vae_edge.engine import cuda, gpus
-from vae_edge.engine.cuda import CudaContext, Resources, copy_rows, wait_for
+from vae_edge.engine.cuda import CudaContext, Resources, copy_rows, open_context, wait_for
 from vae_edge.engine.plan import Plan, Tensor, load_plan, scratch_bytes
 from vae_edge.errors import BackendError, BundleError
 from vae_edge.runtime.backends import LoadOptions, TensorInfo, read_file
@@ -67,7 +67,7 @@ class TensorRTBackend:
             BundleError: the file is not an engine for this machine.
         """
         content = read_file(file, entry)
-        self._cuda = CudaContext(options.device)
+        self._cuda = open_context(options.device)
         gpu = gpus.probe().device(options.device)
         assert gpu is not None, "the context is on it"
         self.device = f"{gpu.name}, {gpu.target}; {gpus.probe().sentence().rpartition('; ')[2]}"
@@ -314,8 +314,8 @@ class _Lane:
     def _size_for(self, count: int, source: int | None) -> int:
         """In which batch size a batch runs: its own once it comes often and that is faster, else a bucket."""
         bucket = self._bucket(count)
-        if bucket == count:
-            return self._runs_as.setdefault(count, count)
+        if bucket == count or count < self._smallest:
+            return self._runs_as.setdefault(count, bucket)
         if not self._comes_again(count, source) or not self._captures or not self._has_room():
             return bucket
         padded, own = self._bind(bucket, source), self._bind(count, source)

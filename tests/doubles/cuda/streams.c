@@ -30,8 +30,10 @@ static object *find_stream(uint64_t handle) {
     return find((const void *)(uintptr_t)handle, STREAM);
 }
 
+enum { STREAM_PER_THREAD = 2 }; /* 0, 1 (legacy) and 2 are default streams of cuda.h; here they are one */
+
 object *stream_of(const void *handle, context *here) {
-    if (handle == NULL) {
+    if ((uintptr_t)handle <= STREAM_PER_THREAD) {
         object *stream = &defaults[here - contexts];
         stream->handle = (uint64_t)(here - contexts) + 1;
         stream->of = here;
