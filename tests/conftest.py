@@ -5,15 +5,20 @@ PyTorch is imported where it is used: the tests of the device's rooms run withou
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from doubles.cuda_library import CudaDouble, build_cuda_double, have_compiler
 
 from vae_edge.data import Dataset, load_dataset
 
 if TYPE_CHECKING:
+    from doubles.loading import TensorRTDouble
+
     from vae_edge.training.checkpoint import Checkpoint
 
 EPOCHS = 24
@@ -63,3 +68,35 @@ def bundle(run: Path, digits: Dataset, tmp_path_factory: pytest.TempPathFactory)
     for precision in ("fp16", "int8"):
         quantize_bundle_from_dataset(folder, precision, digits)
     return folder
+
+
+@pytest.fixture(scope="session")
+def cuda_library(tmp_path_factory: pytest.TempPathFactory) -> CudaDouble:
+    """The double of the CUDA driver, built once."""
+    if not have_compiler():
+        pytest.skip("needs a C compiler for the double of the CUDA driver")
+    return build_cuda_double(tmp_path_factory.mktemp("cuda_double"))
+
+
+@pytest.fixture
+def cuda(cuda_library: CudaDouble) -> Iterator[CudaDouble]:
+    """The double of the CUDA driver, as freshly loaded (see `doubles`)."""
+    cuda_library.reset()
+    yield cuda_library
+    cuda_library.reset()
+
+
+@pytest.fixture
+def use_tensorrt(cuda: CudaDouble) -> Iterator[Callable[[str], TensorRTDouble]]:
+    """Give the double of a version of TensorRT, which is what `import tensorrt` gives from then on."""
+    pytest.importorskip("onnxruntime")
+    from doubles.loading import load_tensorrt
+
+    with ExitStack() as stack:
+
+        def use(version: str) -> TensorRTDouble:
+            double = load_tensorrt(version)
+            stack.enter_context(double.installed(cuda.library))
+            return double
+
+        yield use

@@ -60,6 +60,7 @@ _PACKAGE_ATTRIBUTES = {
     "sklearn": "show_versions",
     "tensorrt": "__version__",
     "tensorrt_bindings": "__version__",
+    "tensorrt_lean": "__version__",
     "tensorrt_rtx": "__version__",
     "tensorrt_rtx_bindings": "__version__",
     "torch": "Tensor",

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
+from engines import CAPABILITY
 from small_models import make_bundle
 
 from vae_edge.bundle import Bundle
@@ -20,3 +23,18 @@ def session_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def own_bundle(tmp_path: Path) -> Bundle:
     """A bundle of the test's own."""
     return make_bundle(tmp_path / "bundle", tmp_path / "work", widths=(16, 32))
+
+
+@pytest.fixture
+def gpu(cuda: Any, use_tensorrt: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Make this process one with a GPU and a version of TensorRT, both doubles; give the double of TensorRT."""
+
+    def do(version: str, integrated: bool = False) -> Any:
+        double = use_tensorrt(version)
+        monkeypatch.setenv("DOUBLE_CC", str(CAPABILITY[double.kind]))
+        monkeypatch.setenv("DOUBLE_INTEGRATED", str(int(integrated)))
+        monkeypatch.setattr("vae_edge.engine.cuda.LIBRARY", str(cuda.library))
+        monkeypatch.setattr("vae_edge.engine.cuda._contexts", {})
+        return double
+
+    return do

@@ -294,9 +294,9 @@ def test_what_is_not_there_is_refused_with_what_is_and_how_to_add_it(own_bundle:
         BundleError, match=r"no int8 classifier \(it has: fp32\).*`vae-edge quantize .*--precision int8"
     ):
         vae_edge.load(only.path, "onnxruntime", "int8")
-    with pytest.raises(BackendError, match="no backend 'cuda'; there are auto, onnxruntime, openvino; installed: onnx"):
+    with pytest.raises(BackendError, match=r"no backend .cuda.; there are auto, onnxruntime, .*; installed: onnx"):
         vae_edge.load(path, "cuda")
-    with pytest.raises(BackendError, match="'tensorrt' is not implemented; engines are build-only in this version"):
+    with pytest.raises(BackendError, match=r"'tensorrt' is not installed .*On a Jetson it is part of JetPack"):
         vae_edge.load(path, "tensorrt")
     with pytest.raises(ConfigError, match="precision is auto, fp32"):
         vae_edge.load(path, precision="int4")

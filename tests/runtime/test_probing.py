@@ -236,7 +236,7 @@ def test_auto_leaves_out_what_is_wrong_and_takes_what_is_right(
     kind = type("Planted", (Wrong,), {"mutate": staticmethod(flip_weight(4))})
     monkeypatch.setattr(backends, "_backend_class", lambda name: kind if name == "onnxruntime" else real(name))
     monkeypatch.setattr(
-        autoselect, "_benchmark", lambda opened, bundle: {c.name: float(k) for k, c in enumerate(opened, 1)}
+        autoselect, "_benchmark", lambda opened, bundle, batch: {c.name: float(k) for k, c in enumerate(opened, 1)}
     )
     with caplog.at_level(logging.WARNING), vae_edge.load(proving.path, precision="fp32") as classifier:
         assert classifier.backend == "openvino"
@@ -252,17 +252,26 @@ def test_where_all_are_wrong_auto_refuses_or_warns(
     with pytest.raises(VerificationError, match="wrong answers"):
         vae_edge.load(proving.path)
     with caplog.at_level(logging.WARNING), vae_edge.load(proving.path, "onnxruntime", verify="warn") as classifier:
-        assert len(classifier(noise(1))) == 1 and classifier._verify == "warn"
+        assert len(classifier(noise(1))) == 1 and classifier._options.verify == "warn"
     assert "wrong answers" in caplog.text
     with vae_edge.load(proving.path, verify="off") as classifier:
         assert len(classifier(noise(1))) == 1
 
 
+def test_an_order_of_the_batch_that_is_wrong_is_found_at_the_first_load(
+    proving: Bundle, plant: Callable[..., None]
+) -> None:
+    plant(after=lambda outputs: (outputs[0][::-1], *outputs[1:]))  # a single image stays where it is
+    with pytest.raises(VerificationError, match=r"wrong answers in batches of \d+: probabilities"):
+        vae_edge.load(proving.path, "onnxruntime", "fp32")
+
+
 def test_verify_replaces_what_was_remembered(proving: Bundle, plant: Callable[..., None]) -> None:
-    vae_edge.load(proving.path, "onnxruntime", "fp32").close()
-    plant_only_in_batches = lambda outputs: (outputs[0][::-1], *outputs[1:])  # noqa: E731
     path = proving.path / VERIFIED_FILE
-    plant(after=plant_only_in_batches)  # a single image stays where it is
+    vae_edge.load(proving.path, "onnxruntime", "fp32").close()
+    remembered = path.read_bytes()
+    plant(mutate=flip_weight(0))
+    path.write_bytes(remembered)
     vae_edge.load(proving.path, "onnxruntime", "fp32").close()
     assert vae_edge.verify(proving.path, ["onnxruntime"]).right is False
     with pytest.raises(VerificationError, match=r"`vae-edge verify .*` asks again"):

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from vae_edge.engine import cuda
 from vae_edge.errors import EngineError
 
 _SUCCESS = 0
@@ -64,60 +65,62 @@ class Driver:
         return f"{names}; driver for CUDA {_dotted(self.version)}"
 
 
-def probe(library: str = "libcuda.so.1") -> Driver:
+def probe(library: str | None = None) -> Driver:
     """Ask the driver for its version and its GPUs. Never raises: `problem` says what is missing.
 
     Initializes the driver in this process (a few milliseconds) but makes no context, so it takes no memory of the GPU.
+    `library` is another than `vae_edge.engine.cuda.LIBRARY`.
     """
+    library = library or cuda.LIBRARY
     try:
-        cuda = ctypes.CDLL(library)
+        loaded = ctypes.CDLL(library)
     except OSError:
         return Driver(None, (), f"no NVIDIA driver is installed ({library} is not there)")
     try:
-        return _query(cuda)
+        return _query(loaded)
     except AttributeError as error:
         return Driver(None, (), f"{library} is not a CUDA driver: {error}")
 
 
-def _query(cuda: ctypes.CDLL) -> Driver:
+def _query(driver: ctypes.CDLL) -> Driver:
     number = ctypes.c_int(0)
     version = None
-    if cuda.cuDriverGetVersion(ctypes.byref(number)) == _SUCCESS:
+    if driver.cuDriverGetVersion(ctypes.byref(number)) == _SUCCESS:
         version = (number.value // 1000, number.value % 1000 // 10)
-    code = cuda.cuInit(ctypes.c_uint(0))
+    code = driver.cuInit(ctypes.c_uint(0))
     if code == _NO_DEVICE:
         return Driver(version, (), f"the driver for CUDA {_dotted(version)} is installed, but it sees no GPU")
     if code != _SUCCESS:
-        return Driver(version, (), f"the driver for CUDA {_dotted(version)} does not start: {_error(cuda, code)}")
+        return Driver(version, (), f"the driver for CUDA {_dotted(version)} does not start: {_error(driver, code)}")
     count = ctypes.c_int(0)
-    code = cuda.cuDeviceGetCount(ctypes.byref(count))
+    code = driver.cuDeviceGetCount(ctypes.byref(count))
     if code != _SUCCESS:
-        return Driver(version, (), f"the driver cannot count its GPUs: {_error(cuda, code)}")
+        return Driver(version, (), f"the driver cannot count its GPUs: {_error(driver, code)}")
     if count.value == 0:
         return Driver(version, (), f"the driver for CUDA {_dotted(version)} is installed, but it sees no GPU")
     try:
-        return Driver(version, tuple(_device(cuda, index) for index in range(count.value)))
+        return Driver(version, tuple(_device(driver, index) for index in range(count.value)))
     except OSError as error:
         return Driver(version, (), str(error))
 
 
-def _device(cuda: ctypes.CDLL, index: int) -> Device:
+def _device(driver: ctypes.CDLL, index: int) -> Device:
     handle = ctypes.c_int(0)
     name = ctypes.create_string_buffer(256)
     memory = ctypes.c_size_t(0)
 
     def check(code: int) -> None:
         if code != _SUCCESS:
-            raise OSError(f"the driver does not describe GPU {index}: {_error(cuda, code)}")
+            raise OSError(f"the driver does not describe GPU {index}: {_error(driver, code)}")
 
     def attribute(which: int) -> int:
         value = ctypes.c_int(0)
-        check(cuda.cuDeviceGetAttribute(ctypes.byref(value), ctypes.c_int(which), handle))
+        check(driver.cuDeviceGetAttribute(ctypes.byref(value), ctypes.c_int(which), handle))
         return value.value
 
-    check(cuda.cuDeviceGet(ctypes.byref(handle), ctypes.c_int(index)))
-    check(cuda.cuDeviceGetName(name, ctypes.c_int(len(name)), handle))
-    check(cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), handle))
+    check(driver.cuDeviceGet(ctypes.byref(handle), ctypes.c_int(index)))
+    check(driver.cuDeviceGetName(name, ctypes.c_int(len(name)), handle))
+    check(driver.cuDeviceTotalMem_v2(ctypes.byref(memory), handle))
     return Device(
         index=index,
         name=name.value.decode("utf-8", "replace"),
@@ -128,9 +131,9 @@ def _device(cuda: ctypes.CDLL, index: int) -> Device:
     )
 
 
-def _error(cuda: ctypes.CDLL, code: int) -> str:
+def _error(driver: ctypes.CDLL, code: int) -> str:
     text = ctypes.c_char_p()
-    if cuda.cuGetErrorString(ctypes.c_int(code), ctypes.byref(text)) == _SUCCESS and text.value:
+    if driver.cuGetErrorString(ctypes.c_int(code), ctypes.byref(text)) == _SUCCESS and text.value:
         return f"error {code}, {text.value.decode('utf-8', 'replace')}"
     return f"error {code}"
 

@@ -30,7 +30,7 @@ MAX_OPTIMIZATION_LEVEL = 5
 HARDWARE_COMPATIBILITY = ("none", "ampere_plus", "same_compute_capability")
 
 _MODULES = {
-    "tensorrt": ("tensorrt", "tensorrt_bindings"),
+    "tensorrt": ("tensorrt", "tensorrt_bindings", "tensorrt_lean"),
     "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
 }
 
@@ -160,12 +160,15 @@ class TensorRTInstallation:
     problem: str = ""
 
 
-def discover(kinds: Iterable[str] = KINDS) -> list[TensorRTInstallation]:
-    """The installed TensorRT of each kind, also one that cannot be imported (then with its `problem`)."""
+def discover(kinds: Iterable[str] = KINDS, needs: str = "Builder") -> list[TensorRTInstallation]:
+    """The installed TensorRT of each kind, also one that cannot be imported (then with its `problem`).
+
+    `needs` is what the module must have: a "Builder", or a "Runtime", which the lean one has too.
+    """
     gpu = gpus.probe().device_count > 0
     installations = []
     for kind in kinds:
-        here = [_try_import(kind, name, gpu) for name in _MODULES[kind] if is_installed(name) or shadow(name)]
+        here = [_try_import(kind, name, gpu, needs) for name in _MODULES[kind] if is_installed(name) or shadow(name)]
         working = [installation for installation in here if not installation.problem]
         installations += working[:1] or here[:1]
     return installations
@@ -176,15 +179,15 @@ def usable() -> list[TensorRTInstallation]:
     return [installation for installation in discover() if not installation.problem]
 
 
-def _try_import(kind: str, name: str, gpu: bool) -> TensorRTInstallation:
+def _try_import(kind: str, name: str, gpu: bool, needs: str) -> TensorRTInstallation:
     try:
         module = import_package(name)
     except ShadowedError as error:
         return TensorRTInstallation(kind, name, "", gpu, str(error))
     except Exception as error:  # whatever a broken installation raises becomes a sentence for the user
         return TensorRTInstallation(kind, name, "", gpu, f"{type(error).__name__}: {error}")
-    if not hasattr(module, "Builder"):
-        return TensorRTInstallation(kind, name, "", gpu, "it has no Builder, so it is not the full package")
+    if not hasattr(module, needs):
+        return TensorRTInstallation(kind, name, "", gpu, f"it has no {needs}, so it is not the full package")
     return TensorRTInstallation(kind, name, str(getattr(module, "__version__", "unknown")), gpu)
 
 

@@ -62,7 +62,12 @@ SPECS = {
         "vae_edge.runtime.openvino_backend", "OpenVinoBackend", ("openvino",), 'pip install "vae-edge[openvino]"'
     ),
     "tensorrt": BackendSpec(
-        _ENGINE, "TensorRTBackend", ("tensorrt", "tensorrt_bindings"), "pip install tensorrt", "tensorrt", True
+        _ENGINE,
+        "TensorRTBackend",
+        ("tensorrt", "tensorrt_bindings", "tensorrt_lean"),
+        "pip install tensorrt",
+        "tensorrt",
+        True,
     ),
     "tensorrt_rtx": BackendSpec(
         _ENGINE,

@@ -108,7 +108,6 @@ class Classifier:
         input: what the model's images are.
         classes: the class names.
         entry: the model file's entry in the bundle.
-        threshold: the largest score that is accepted with this model file.
         choices: backend and precision by the batch size that they were chosen for; for 1 alone if nothing was left to
             choose.
     """
@@ -123,7 +122,6 @@ class Classifier:
         self.input: InputSpec = bundle.input
         self.classes = bundle.classes
         self.entry = model.entry
-        self.threshold = model.threshold
         self.choices = {batch: (m.backend, m.entry.precision) for batch, m in models.items()}
         self._options = model.options
         self._models: dict[int, _Model] = {}
@@ -234,6 +232,16 @@ class Classifier:
         return self._run(self._reconstructor, batch, True)[0]
 
     @property
+    def threshold(self) -> float:
+        """The largest score that is accepted, of the model for single images; what is set holds for all models."""
+        return self._models[1].threshold
+
+    @threshold.setter
+    def threshold(self, score: float) -> None:
+        for model in self._models.values():
+            model.threshold = score
+
+    @property
     def session(self) -> Backend:
         """The opened model for single images itself, which does not check what it is given."""
         self._require_open()
@@ -275,12 +283,19 @@ class Classifier:
         with self._lock:
             self._closed = True
             pending, self._pending = self._pending, None
-            models = {id(m): m for m in (*self._models.values(), self._reconstructor) if m is not None}
+            models = {
+                id(m): m
+                for m in (*self._models.values(), self._reconstructor)
+                if m is not None and hasattr(m, "session")
+            }
             self._reconstructor = None
         if pending is not None:
             pending.close()
         for model in models.values():
-            model.session.close()
+            if hasattr(model, "session"):
+                session = model.session
+                del model.session  # nobody can call it any more, and its memory goes
+                session.close()
 
     def __enter__(self) -> Classifier:
         """The classifier itself."""
@@ -305,8 +320,8 @@ class Classifier:
         """The outputs, copied out of the bound buffers if asked for; large batches run in pieces."""
         if self._closed:
             self._require_open()
-        session = model.session
         try:
+            session = model.session
             if type(batch) is not np.ndarray:
                 outputs = _infer_on_device(session, batch)
             elif len(batch) <= MAX_BATCH:

@@ -122,7 +122,7 @@ def row_pitch(array: DeviceArray, image: tuple[int, int, int]) -> int:
         DataError: the array has another shape, or its rows do not lie one after the other.
     """
     expected = ", ".join(map(str, image))
-    if len(array.shape) != 4 or array.shape[1:] != image:
+    if len(array.shape) != 4 or array.shape[1:] != image or not array.shape[0]:
         raise DataError(f"The images on the GPU should be uint8 [N, {expected}], but they are {list(array.shape)}.")
     _, rows, columns, channels = array.shape
     n_stride, pitch, *inner = array.strides

@@ -1,10 +1,10 @@
 """Whether a backend's answers are right on this machine: it runs the bundle's probe images.
 
-At the first load of a model in a backend the probe images run one at a time, and the answers are compared with the
-exact ones in the bundle. The verdict is cached in `verified.json` beside the manifest, under a key of model, backend,
-threads, processor and versions; later loads read it. `report` also runs all images at once, compares tensors inside the
-model, and caches what it found. The cache files are no part of what a bundle verifies; those of a bundle that cannot be
-written to are in the user's cache folder.
+At the first load of a model in a backend the probe images run one at a time and all at once, and the answers are
+compared with the exact ones in the bundle. The verdict is cached in `verified.json` beside the manifest, under a key of
+model, backend, threads, processor, GPU and versions; later loads read it. `report` also compares tensors inside the
+model. The cache files are no part of what a bundle verifies; those of a bundle that cannot be written to are in the
+user's cache folder.
 """
 
 from __future__ import annotations
@@ -167,7 +167,12 @@ def verdict(bundle: Bundle, model: OpenedModel) -> Verdict:
     if expected is None:
         return _without_probes(bundle, model)
     images, answers = expected
-    found = _verdict_of(model, compare(answers, run_probes(model.session, images, 1)))
+    mismatches: dict[int, list[Mismatch]] = {}
+    for batch in (1, len(images)):
+        mismatches[batch] = compare(answers, run_probes(model.session, images, batch))
+        if mismatches[batch]:
+            break
+    found = _verdict_of(model, mismatches)
     _save_verdict(path, key, found)
     return found
 
@@ -183,18 +188,18 @@ def report(bundle: Bundle, model: OpenedModel) -> ModelReport:
         return ModelReport(*about, unknown.right, unknown.sentence)
 
     images, answers = expected
-    mismatches: list[Mismatch] = []
+    mismatches: dict[int, list[Mismatch]] = {}
     rows: dict[str, list[OutputDifference]] = {name: [] for name in answers.tolerance}
     for batch in (1, len(images)):
         outputs = run_probes(model.session, images, batch)
-        mismatches += compare(answers, outputs)
+        mismatches[batch] = compare(answers, outputs)
         for name, row in rows.items():
             row.append(_difference(answers, name, outputs.get(name), batch))
     found = _verdict_of(model, mismatches)
     _save_verdict(cache_path(bundle.path, VERIFIED_FILE), _key(bundle, model), found)
 
     first, remark = None, ""
-    if mismatches and answers.inner:
+    if found.right is False and answers.inner:
         some = images[: len(next(iter(answers.inner.values())))]
         try:
             inner = inner_tensors(model, list(answers.inner), some)
@@ -270,12 +275,15 @@ def _difference(answers: Expected, name: str, have: np.ndarray | None, batch: in
     return OutputDifference(batch, compared, mean, largest, allowed)
 
 
-def _verdict_of(model: OpenedModel, mismatches: list[Mismatch]) -> Verdict:
+def _verdict_of(model: OpenedModel, mismatches: Mapping[int, list[Mismatch]]) -> Verdict:
+    """From the mismatches by images per call."""
     machine = model.session.device or cpu_model()
     where = f"{model.backend} {model.session.version} with {model.file} on this machine ({machine})"
-    if not mismatches:
-        return Verdict(True, f"{where} gives right answers")
-    return Verdict(False, f"{where} gives wrong answers: {mismatches[0].sentence()}")
+    for batch, found in mismatches.items():
+        if found:
+            how = "" if batch == 1 else f" in batches of {batch}"
+            return Verdict(False, f"{where} gives wrong answers{how}: {found[0].sentence()}")
+    return Verdict(True, f"{where} gives right answers")
 
 
 def _key(bundle: Bundle, model: OpenedModel) -> dict[str, Any]:

@@ -1,0 +1,42 @@
+"""Doubles of the CUDA driver and of TensorRT: an engine that runs on the CPU, and refuses what the real ones refuse.
+
+Nothing here has run on hardware. The double of TensorRT offers nothing that the real bindings of its version lack
+(`test_against_bindings.py`), and enforces what they are documented to enforce.
+
+For tests, by the fixtures of `tests/conftest.py`:
+
+    def test_it_answers(cuda, use_tensorrt, tmp_path, monkeypatch):
+        monkeypatch.setattr("vae_edge.engine.cuda.LIBRARY", str(cuda.library))
+        double = use_tensorrt("10.3")            # "10.3", "10.13", "11.4" or "rtx": `import tensorrt` gives it now
+        plan = double.make_engine(onnx_bytes, batch=(1, 8, 64), capabilities=(87,))
+        ...                                      # the code under test
+        assert double.faults() == [] and cuda.faults() == [] and cuda.held() == 0
+
+`cuda` (`cuda_library.CudaDouble`), a libcuda.so.1 whose device memory is host memory (`cuda/double.h` has all of it):
+    library, folder          the file for this process, by its absolute path; the folder of `libcuda.so.1` for others
+    count("cuMemAlloc_v2")   how often a function was called; also "device_allocations", "pageable_copies", ...
+    held()                   allocations, streams, events, graphs and execs that were not given back
+    fail("cuMemAlloc_v2", nth=3, code=2)    the third call from now on fails; nth=0: every call; code=0 takes it back
+    lose_device(719)         from now on every call that works with the device fails
+    faults()                 misuse that no return code shows
+    context(ordinal)         with-block: the primary context is current (tests that have no CUDA layer of their own)
+    reset()                  as freshly loaded (the fixture does it before and after each test)
+    Devices come from the environment: DOUBLE_CC=86, DOUBLE_INTEGRATED=0, DOUBLE_DEVICES=2, DOUBLE_NAME,
+    DOUBLE_MULTIPROCESSORS, DOUBLE_MEMORY_BYTES, DOUBLE_DRIVER_VERSION=12060 (by `monkeypatch.setenv`). The default is
+    an Orin: capability 8.7, integrated.
+
+`use_tensorrt(version)` (`loading.TensorRTDouble`):
+    module, kind, version    what `import tensorrt` gives, "tensorrt" or "tensorrt_rtx", "10.3.0"
+    make_engine(model, batch=, profiles=, capabilities=, version=, plants=, **options) -> bytes
+    plant(engine, kind) -> bytes    "weight", "nearest", "swapped_outputs", "reversed_batch", "color_order", "fp32",
+                             "fp16": a whole engine that gives wrong answers
+    fail("create_execution_context", nth=1)    also execute_async_v3, set_input_shape, deserialize_cuda_engine, ...
+    faults()                 what was done wrong: use of the default stream, two threads in a context, stale graphs, ...
+    state.free_engines       True: an engine costs nothing after its first run (for our own overhead)
+    state.lazy_calls         of RTX with LAZY specialization: how many first runs differ in the last bits
+    state.counts             calls by method; "jit_compilations" of RTX
+
+Other processes: `loading.write_package(folder, version)` makes a folder for PYTHONPATH that holds a package `tensorrt`
+or `tensorrt_rtx`; `loading.process_environment(folder, cuda.folder, DOUBLE_CC=86)` is the whole environment.
+In such a process `doubles.loading.load_tensorrt(version)` is the same double.
+"""

@@ -1,0 +1,295 @@
+/* Memory of the device and pinned memory of the host: blocks of host memory with a canary behind them. */
+#include "internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define ALIGNMENT 512
+#define CANARY_BYTES 64
+#define CANARY 0x5c
+#define FRESH 0xa5
+
+enum { PORTABLE = 1, DEVICE_MAP = 2, WRITE_COMBINED = 4 };
+enum { OF_DEVICE, OF_HOST };
+
+/* `address` is the host's pointer, without the mark. */
+typedef struct block {
+    uint64_t address;
+    size_t bytes;
+    int kind;
+    unsigned int flags;
+    context *of;
+} block;
+
+static block *blocks;
+static int block_count, block_room;
+
+static block *block_at(uint64_t address) {
+    address &= ~MARK_BITS;
+    for (int i = 0; i < block_count; i++)
+        if (address >= blocks[i].address && address - blocks[i].address < blocks[i].bytes) return &blocks[i];
+    return NULL;
+}
+
+int is_marked(uint64_t address) { return (address & MARK_BITS) == DEVICE_MARK; }
+int is_known(uint64_t address) { return block_at(address) != NULL; }
+
+void *reachable(uint64_t address, size_t bytes, int by_device) {
+    block *in = block_at(address);
+    if (in == NULL || bytes > in->bytes - ((address & ~MARK_BITS) - in->address)) return NULL;
+    if (in->kind == OF_DEVICE && !is_marked(address)) return NULL;
+    if (by_device && in->kind == OF_HOST && !(in->flags & DEVICE_MAP)) return NULL;
+    return (void *)(uintptr_t)(address & ~MARK_BITS);
+}
+
+int memory_held(int kind) {
+    int count = 0;
+    for (int i = 0; i < block_count; i++) count += blocks[i].kind == kind;
+    return count;
+}
+
+long long memory_bytes(int kind) {
+    long long sum = 0;
+    for (int i = 0; i < block_count; i++) sum += blocks[i].kind == kind ? (long long)blocks[i].bytes : 0;
+    return sum;
+}
+
+static long long bytes_of_device(const context *of) {
+    int ordinal = device_of(of) - DOUBLE_FIRST_DEVICE, capability = (int)device_number("DOUBLE_CC", ordinal, 87);
+    int shared = (int)device_number("DOUBLE_INTEGRATED", ordinal, capability == 87 || capability == 110);
+    long long sum = 0;
+    for (int i = 0; i < block_count; i++)
+        if (blocks[i].of == of && (shared || blocks[i].kind == OF_DEVICE)) sum += (long long)blocks[i].bytes;
+    return sum;
+}
+
+static int allocate(int kind, size_t bytes, unsigned int flags, context *here, uint64_t *address) {
+    if (bytes == 0) return INVALID_VALUE;
+    long long limit = memory_limit(device_of(here) - DOUBLE_FIRST_DEVICE);
+    if ((long long)bytes < 0 || (long long)bytes > limit || bytes_of_device(here) > limit - (long long)bytes) return OUT_OF_MEMORY;
+    if (block_count == block_room) {
+        block *more = realloc(blocks, (size_t)(block_room + 64) * sizeof *blocks);
+        if (more == NULL) return OUT_OF_MEMORY;
+        blocks = more;
+        block_room += 64;
+    }
+    size_t whole = (bytes + CANARY_BYTES + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    unsigned char *memory = aligned_alloc(ALIGNMENT, whole);
+    if (memory == NULL) return OUT_OF_MEMORY;
+    memset(memory, FRESH, bytes);
+    memset(memory + bytes, CANARY, whole - bytes);
+    *address = (uint64_t)(uintptr_t)memory;
+    blocks[block_count++] = (block){*address, bytes, kind, flags, here};
+    return 0;
+}
+
+static void release(block *which) {
+    unsigned char *memory = (void *)(uintptr_t)which->address;
+    size_t whole = (which->bytes + CANARY_BYTES + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    for (size_t i = which->bytes; i < whole; i++)
+        if (memory[i] != CANARY) {
+            add_fault("A block of %zu bytes was written beyond its end (byte %zu).", which->bytes, i);
+            break;
+        }
+    free(memory);
+    *which = blocks[--block_count];
+    if (block_count == 0) {
+        free(blocks);
+        blocks = NULL;
+        block_room = 0;
+    }
+}
+
+void drop_memory(const context *of, int abandoned) {
+    for (int i = block_count - 1; i >= 0; i--)
+        if (blocks[i].of == of) {
+            release(&blocks[i]);
+            abandoned_count += abandoned;
+        }
+}
+
+EXPORT_NEW int cuMemAlloc_v2(uint64_t *pointer, size_t bytes) {
+    context *here;
+    int code = enter(ID_cuMemAlloc_v2, &here);
+    if (code != 0) return code;
+    code = check_unsafe(here);
+    if (code == 0) code = allocate(OF_DEVICE, bytes, 0, here, pointer);
+    if (code == 0) *pointer |= DEVICE_MARK;
+    return leave(code);
+}
+
+static int give_back(int function, uint64_t address, int kind) {
+    context *here;
+    int code = enter_to_give_back(function, &here);
+    if (code != 0) return code;
+    if (here->error == 0) code = check_unsafe(here);
+    if (code != 0) return leave(code);
+    block *in = block_at(address);
+    if (in == NULL || in->kind != kind || in->address != (address & ~MARK_BITS) || is_marked(address) != (kind == OF_DEVICE)) {
+        if (here->error == 0) add_fault("Memory was given back that is not held (0x%llx).", (unsigned long long)address);
+        return leave(here->error != 0 ? here->error : INVALID_VALUE);
+    }
+    if (in->of != here && !(in->flags & PORTABLE)) return leave(INVALID_VALUE);
+    release(in);
+    return leave(here->error);
+}
+
+EXPORT_NEW int cuMemFree_v2(uint64_t pointer) { return give_back(ID_cuMemFree_v2, pointer, OF_DEVICE); }
+
+static int allocate_host(int function, void **pointer, size_t bytes, unsigned int flags) {
+    context *here;
+    uint64_t address = 0;
+    int code = enter(function, &here);
+    if (code != 0) return code;
+    code = flags > (PORTABLE | DEVICE_MAP | WRITE_COMBINED) ? INVALID_VALUE : check_unsafe(here);
+    if (code == 0) code = allocate(OF_HOST, bytes, flags, here, &address);
+    if (code == 0) *pointer = (void *)(uintptr_t)address;
+    return leave(code);
+}
+
+EXPORT_NEW int cuMemHostAlloc(void **pointer, size_t bytes, unsigned int flags) {
+    return allocate_host(ID_cuMemHostAlloc, pointer, bytes, flags);
+}
+
+EXPORT_NEW int cuMemAllocHost_v2(void **pointer, size_t bytes) { return allocate_host(ID_cuMemAllocHost_v2, pointer, bytes, 0); }
+
+EXPORT_NEW int cuMemFreeHost(void *pointer) { return give_back(ID_cuMemFreeHost, (uint64_t)(uintptr_t)pointer, OF_HOST); }
+
+EXPORT_NEW int cuMemHostGetDevicePointer_v2(uint64_t *pointer, void *host, unsigned int flags) {
+    context *here;
+    int code = enter(ID_cuMemHostGetDevicePointer_v2, &here);
+    if (code != 0) return code;
+    block *in = block_at((uint64_t)(uintptr_t)host);
+    if (flags != 0 || in == NULL || in->kind != OF_HOST || !(in->flags & DEVICE_MAP)) return leave(INVALID_VALUE);
+    *pointer = (uint64_t)(uintptr_t)host | DEVICE_MARK;
+    return leave(0);
+}
+
+EXPORT_NEW int cuMemGetInfo_v2(size_t *free_bytes, size_t *all_bytes) {
+    context *here;
+    int code = enter(ID_cuMemGetInfo_v2, &here);
+    if (code != 0) return code;
+    long long limit = memory_limit(device_of(here) - DOUBLE_FIRST_DEVICE);
+    *all_bytes = (size_t)limit;
+    *free_bytes = (size_t)(limit - bytes_of_device(here));
+    return leave(0);
+}
+
+EXPORT_NEW int cuPointerGetAttribute(void *value, int attribute, uint64_t pointer) {
+    int code = count_call(ID_cuPointerGetAttribute);
+    if (code != 0) return code;
+    pthread_mutex_lock(&lock);
+    block *in = block_at(pointer);
+    if (in == NULL || (in->kind == OF_DEVICE && !is_marked(pointer))) return leave(INVALID_VALUE); /* ordinary memory is unknown */
+    int has_device = in->kind == OF_DEVICE || (in->flags & DEVICE_MAP);
+    uint64_t host = pointer & ~MARK_BITS;
+    switch (attribute) {
+        case 1: *(void **)value = in->of; break;
+        case 2: *(unsigned int *)value = in->kind == OF_DEVICE ? 2 : 1; break;
+        case 3: *(uint64_t *)value = host | DEVICE_MARK; code = has_device ? 0 : INVALID_VALUE; break;
+        case 4: *(uint64_t *)value = host; code = in->kind == OF_HOST ? 0 : INVALID_VALUE; break;
+        case 8: *(int *)value = 0; break; /* managed */
+        case 9: *(int *)value = device_of(in->of) - DOUBLE_FIRST_DEVICE; break;
+        case 11: *(uint64_t *)value = in->address | (is_marked(pointer) ? DEVICE_MARK : 0); break;
+        case 12: *(size_t *)value = in->bytes; break;
+        default: code = INVALID_VALUE;
+    }
+    return leave(code);
+}
+
+EXPORT_NEW void *double_host_address(uint64_t address, size_t bytes) {
+    pthread_mutex_lock(&lock);
+    void *found = reachable(address, bytes, 1);
+    pthread_mutex_unlock(&lock);
+    return found;
+}
+
+/* ---- Copies ---- */
+
+/* A side of a copy: pinned or device memory wholly inside one allocation, or memory that the driver does not know, which is trusted. */
+static void *side(uint64_t address, size_t bytes) {
+    if (is_marked(address) || is_known(address)) return reachable(address, bytes, 0);
+    return (void *)(uintptr_t)address;
+}
+
+int copy_now(uint64_t to, uint64_t from, size_t bytes) {
+    void *target = side(to, bytes);
+    const void *source = side(from, bytes);
+    if (target == NULL || source == NULL) return ILLEGAL_ADDRESS;
+    memmove(target, source, bytes);
+    return 0;
+}
+
+enum { ANY, DEVICE_SIDE, HOST_SIDE };
+
+static int fits(uint64_t address, int kind) {
+    return kind == ANY || (kind == DEVICE_SIDE) == is_marked(address) || (kind == DEVICE_SIDE && is_known(address));
+}
+
+static int copy(int function, uint64_t to, int to_kind, uint64_t from, int from_kind, size_t bytes, int blocking, void *stream) {
+    context *here;
+    int code = enter(function, &here);
+    if (code != 0) return code;
+    if (bytes == 0) return leave(0);
+    if (to == 0 || from == 0 || !fits(to, to_kind) || !fits(from, from_kind)) return leave(INVALID_VALUE);
+    if (!blocking) return leave(enqueue_copy(stream, here, to, from, bytes));
+    code = check_unsafe(here);
+    if (code == 0) code = drain_default(here);
+    if (code == 0) code = here->error = copy_now(to, from, bytes);
+    return leave(code);
+}
+
+EXPORT_NEW int cuMemcpyAsync(uint64_t to, uint64_t from, size_t bytes, void *stream) {
+    return copy(ID_cuMemcpyAsync, to, ANY, from, ANY, bytes, 0, stream);
+}
+
+EXPORT_NEW int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) {
+    return copy(ID_cuMemcpyHtoDAsync_v2, to, DEVICE_SIDE, (uint64_t)(uintptr_t)from, HOST_SIDE, bytes, 0, stream);
+}
+
+EXPORT_NEW int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
+    return copy(ID_cuMemcpyDtoHAsync_v2, (uint64_t)(uintptr_t)to, HOST_SIDE, from, DEVICE_SIDE, bytes, 0, stream);
+}
+
+EXPORT_NEW int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *stream) {
+    return copy(ID_cuMemcpyDtoDAsync_v2, to, DEVICE_SIDE, from, DEVICE_SIDE, bytes, 0, stream);
+}
+
+/* CUDA_MEMCPY2D. Of its kinds of memory the double has the device's alone. */
+typedef struct copy_2d {
+    size_t from_x, from_y;
+    unsigned int from_kind;
+    const void *from_host;
+    uint64_t from;
+    void *from_array;
+    size_t from_pitch, to_x, to_y;
+    unsigned int to_kind;
+    void *to_host;
+    uint64_t to;
+    void *to_array;
+    size_t to_pitch, width, height;
+} copy_2d;
+
+EXPORT_NEW int cuMemcpy2DAsync_v2(const copy_2d *what, void *stream) {
+    context *here;
+    int code = enter(ID_cuMemcpy2DAsync_v2, &here);
+    if (code != 0) return code;
+    if (what->from_kind != 2 || what->to_kind != 2 || what->width > what->from_pitch || what->width > what->to_pitch ||
+        !is_marked(what->from) || !is_marked(what->to))
+        return leave(INVALID_VALUE);
+    uint64_t from = what->from + what->from_y * what->from_pitch + what->from_x;
+    uint64_t to = what->to + what->to_y * what->to_pitch + what->to_x;
+    for (size_t row = 0; code == 0 && row < what->height; row++)
+        code = enqueue_copy(stream, here, to + row * what->to_pitch, from + row * what->from_pitch, what->width);
+    return leave(code);
+}
+
+EXPORT_NEW int cuMemcpy(uint64_t to, uint64_t from, size_t bytes) { return copy(ID_cuMemcpy, to, ANY, from, ANY, bytes, 1, NULL); }
+
+EXPORT_NEW int cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t bytes) {
+    return copy(ID_cuMemcpyHtoD_v2, to, DEVICE_SIDE, (uint64_t)(uintptr_t)from, HOST_SIDE, bytes, 1, NULL);
+}
+
+EXPORT_NEW int cuMemcpyDtoH_v2(void *to, uint64_t from, size_t bytes) {
+    return copy(ID_cuMemcpyDtoH_v2, (uint64_t)(uintptr_t)to, HOST_SIDE, from, DEVICE_SIDE, bytes, 1, NULL);
+}
