@@ -30,6 +30,7 @@ from vae_edge.spec import ANGLE_OUTPUTS, MAX_PROBE_BYTES, MAX_PROBES, output_nam
 SCHEMA = 2
 PROJECTIONS = 4
 FINGERPRINT_SIZE = 1 + PROJECTIONS  # values for each tensor and image
+MIN_SHIFT = 1e-5  # root mean square of the difference of two precisions, below which they are the same
 OUTLIER_FRACTION = 0.04  # of the images, that may differ by more: two of 64
 
 
@@ -137,6 +138,38 @@ def without_outliers(output: str, have: NDArray[Any], want: NDArray[Any]) -> tup
     apart = np.sort(apart[~np.isnan(apart)])
     finite = int(np.isfinite(apart).sum())
     return apart[: len(apart) - int(OUTLIER_FRACTION * len(apart))] if finite == len(apart) else apart, len(apart)
+
+
+def precision_shift(expected: Expected, finer: Expected, outputs: Mapping[str, NDArray[Any]]) -> float | None:
+    """How far answers lie on the way from a quantized model's exact answers (0) to those of a finer one (1).
+
+    Rounding in another order moves answers in any direction; a backend that silently computes in a finer precision
+    moves them in this one. It is a projection over all values that both have, with equal weight for each output.
+
+    Returns:
+        None where the two models give the same answers.
+    """
+    along = length = 0.0
+    for name, exact in expected.outputs.items():
+        if name not in outputs or name not in finer.outputs or outputs[name].shape != exact.shape:
+            continue
+        way = _signed_difference(name, finer.outputs[name], exact)
+        moved = _signed_difference(name, outputs[name], exact)
+        known = np.isfinite(way) & np.isfinite(moved)
+        way, moved = way[known], moved[known]
+        square = float(np.mean(np.square(way))) if way.size else 0.0
+        if square > MIN_SHIFT**2:
+            limit = 4.0 * np.sqrt(square)  # one image must not outweigh all others
+            along += float(np.mean(np.clip(moved, -limit, limit) * way)) / square
+            length += 1.0
+    return along / length if length else None
+
+
+def _signed_difference(output: str, have: NDArray[Any], want: NDArray[Any]) -> NDArray[np.float64]:
+    apart = have.astype(np.float64) - want.astype(np.float64)
+    if output in ANGLE_OUTPUTS:
+        return np.mod(apart + np.pi, 2 * np.pi) - np.pi
+    return apart / np.maximum(1.0, np.abs(want)) if output == "score" else apart
 
 
 def first_inner_mismatch(expected: Expected, inner: Mapping[str, NDArray[Any]]) -> str | None:

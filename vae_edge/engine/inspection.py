@@ -89,7 +89,7 @@ def parse_header(start: bytes, size: int, name: str = "the engine") -> EngineHea
     if start[:4] != MAGIC or start[28:32] != MAGIC:
         raise EngineError(
             f"{name} is no TensorRT-RTX engine: it should begin with {MAGIC!r} but begins with {start[:4]!r}. (An "
-            "engine of full TensorRT can be read only by the TensorRT that built it.)"
+            "engine of full TensorRT can be read only by the TensorRT that built it.) Build it again."
         )
     (stated,) = struct.unpack_from("<Q", start, 16)
     if stated != size:

@@ -456,6 +456,19 @@ _HINTS: tuple[tuple[str, str], ...] = (
         'build ahead of time with TensorRT-RTX: pip install "vae-edge[rtx]"',
     ),
     (
+        r"Version tag does not match|Serialization assertion stdVersionRead",
+        "it was built by another version of TensorRT, and an engine runs on the version that built it",
+    ),
+    (
+        r"incompatible device.*expecting compute (\S+) got compute (\d+\.\d+)",
+        "it was built for a GPU of compute capability {1}, and this one has {0}",
+    ),
+    (
+        r"(?i)host.?code",
+        "it carries code for the processor, which its manifest does not say: do not use it unless you know where it "
+        "comes from",
+    ),
+    (
         r"Plugin not found",
         "the ONNX file has an operator that TensorRT does not know and that no plugin brings",
     ),

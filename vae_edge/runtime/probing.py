@@ -27,7 +27,16 @@ from vae_edge.bundle import Bundle, ModelEntry
 from vae_edge.bundle_schema import VERIFIED_FILE
 from vae_edge.environment import cpu_identity, cpu_model, int8_saturates
 from vae_edge.errors import BackendError, BundleError, VerificationError
-from vae_edge.probes import Expected, Mismatch, Probes, Tolerance, compare, first_inner_mismatch, without_outliers
+from vae_edge.probes import (
+    Expected,
+    Mismatch,
+    Probes,
+    Tolerance,
+    compare,
+    first_inner_mismatch,
+    precision_shift,
+    without_outliers,
+)
 from vae_edge.probes import load as load_probes
 from vae_edge.runtime.backends import Backend, LoadOptions, OpenedModel, inner_tensors
 from vae_edge.runtime.entries import open_classifier
@@ -36,6 +45,7 @@ from vae_edge.spec import MAX_RECORD_BYTES
 log = logging.getLogger(__name__)
 
 MAX_RECORDS = 64
+MAX_PRECISION_SHIFT = 0.5  # 0: the answers of a quantized model's file, 1: those of the fp32 model
 _FIELDS = {"right", "sentence"}
 
 
@@ -155,24 +165,27 @@ def check_or_close(bundle: Bundle, model: OpenedModel, mode: str) -> None:
 
 def verdict(bundle: Bundle, model: OpenedModel) -> Verdict:
     """The cached verdict, or one that is reached now and cached."""
-    probes = bundle.probes
-    if probes is None:
+    if bundle.probes is None:
         return _without_probes(bundle, model)
     path, key = cache_path(bundle.path, VERIFIED_FILE), _key(bundle, model)
     cached = find_cached(path, key, _FIELDS)
     if cached is not None and isinstance(cached["right"], bool):
         return Verdict(cached["right"], str(cached["sentence"]))
 
-    expected = _expected(bundle, load_probes(bundle.file(probes)), model.entry)
+    probes = load_probes(bundle.file(bundle.probes))
+    expected = _expected(bundle, probes, model.entry)
     if expected is None:
         return _without_probes(bundle, model)
     images, answers = expected
     mismatches: dict[int, list[Mismatch]] = {}
     for batch in (1, len(images)):
-        mismatches[batch] = compare(answers, run_probes(model.session, images, batch))
+        outputs = run_probes(model.session, images, batch)
+        mismatches[batch] = compare(answers, outputs)
         if mismatches[batch]:
             break
     found = _verdict_of(model, mismatches)
+    if found.right and _is_finer(bundle, probes, model, outputs):
+        found = _finer_verdict(model)
     _save_verdict(path, key, found)
     return found
 
@@ -196,6 +209,8 @@ def report(bundle: Bundle, model: OpenedModel) -> ModelReport:
         for name, row in rows.items():
             row.append(_difference(answers, name, outputs.get(name), batch))
     found = _verdict_of(model, mismatches)
+    if found.right and probes is not None and _is_finer(bundle, probes, model, outputs):
+        found = _finer_verdict(model)
     _save_verdict(cache_path(bundle.path, VERIFIED_FILE), _key(bundle, model), found)
 
     first, remark = None, ""
@@ -277,13 +292,40 @@ def _difference(answers: Expected, name: str, have: np.ndarray | None, batch: in
 
 def _verdict_of(model: OpenedModel, mismatches: Mapping[int, list[Mismatch]]) -> Verdict:
     """From the mismatches by images per call."""
-    machine = model.session.device or cpu_model()
-    where = f"{model.backend} {model.session.version} with {model.file} on this machine ({machine})"
     for batch, found in mismatches.items():
         if found:
             how = "" if batch == 1 else f" in batches of {batch}"
-            return Verdict(False, f"{where} gives wrong answers{how}: {found[0].sentence()}")
-    return Verdict(True, f"{where} gives right answers")
+            return Verdict(False, f"{_where(model)} gives wrong answers{how}: {found[0].sentence()}")
+    return Verdict(True, f"{_where(model)} gives right answers")
+
+
+def _where(model: OpenedModel) -> str:
+    machine = model.session.device or cpu_model()
+    return f"{model.backend} {model.session.version} with {model.file} on this machine ({machine})"
+
+
+def _is_finer(bundle: Bundle, probes: Probes, model: OpenedModel, outputs: Mapping[str, np.ndarray]) -> bool:
+    """Whether a quantized engine's right answers are rather those of the fp32 model: then it does not run quantized.
+
+    CPU backends leave single layers in fp32 and remain right; they are not asked.
+    """
+    entry = model.entry
+    if entry.precision not in ("int8", "fp8") or entry.format == "onnx":
+        return False
+    expected, fine = _expected(bundle, probes, entry), bundle.select(entry.role, "onnx", "fp32", "any")
+    finer = probes.models.get(fine[0].sha256) if fine else None
+    if expected is None or finer is None:
+        return False
+    shift = precision_shift(expected[1], finer, outputs)
+    return shift is not None and shift > MAX_PRECISION_SHIFT
+
+
+def _finer_verdict(model: OpenedModel) -> Verdict:
+    precision = model.entry.precision
+    return Verdict(
+        False,
+        f"{_where(model)} gives wrong answers: they are those of the fp32 model, so it does not compute in {precision}",
+    )
 
 
 def _key(bundle: Bundle, model: OpenedModel) -> dict[str, Any]:
