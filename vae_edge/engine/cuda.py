@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import logging
 import threading
 import weakref
@@ -333,20 +334,26 @@ class Resources:
     def capture(self, stream: c_void_p, work: Callable[[], None]) -> c_void_p:
         """What `work` puts on the stream, as a graph that `cuGraphLaunch` starts. `work` itself runs nothing.
 
+        Meanwhile Python's collector rests: if it freed the GPU's memory now, the capture would fail.
+
         Raises:
             CudaError: something in `work` cannot be captured.
         """
-        call = self.context.call
-        call("cuStreamBeginCapture_v2", stream, _CAPTURE_THREAD_LOCAL)
+        call, collects = self.context.call, gc.isenabled()
         graph = c_void_p()
+        gc.disable()
         try:
+            call("cuStreamBeginCapture_v2", stream, _CAPTURE_THREAD_LOCAL)
             work()
+            call("cuStreamEndCapture", stream, ctypes.byref(graph))
         except BaseException:
-            self.context.functions["cuStreamEndCapture"](stream, ctypes.byref(graph))  # the work's own error counts
+            self.context.functions["cuStreamEndCapture"](stream, ctypes.byref(graph))  # the first error counts
             if graph.value is not None:
                 self.context.functions["cuGraphDestroy"](graph)
             raise
-        call("cuStreamEndCapture", stream, ctypes.byref(graph))
+        finally:
+            if collects:
+                gc.enable()
         try:
             ready = self._keep("cuGraphExecDestroy", self.context.create("cuGraphInstantiateWithFlags", graph, 0))
         finally:

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 MIN_PLAN_BYTES = 64
 MAX_ERRORS = 32
+_OUT_OF_MEMORY = re.compile(r"(?i)out of ?memory")
 _DTYPES = {"UINT8": "uint8", "FLOAT": "float32"}  # trt.DataType of the tensors of our graphs, as NumPy's
 
 
@@ -183,6 +184,8 @@ def load_plan(
 
     _check_validity(module, runtime, content, name, f"{_product(kind)} {version}")
     engine = runtime.deserialize_cuda_engine(content)
+    if engine is None and any(_OUT_OF_MEMORY.search(text) for text in messages.errors()):
+        raise BackendError(f"{_product(kind)} {version} cannot load {name}: {_reason(messages)}.")
     if engine is None:
         raise BundleError(
             f"{name} is not an engine that {_product(kind)} {version} can run here: {_reason(messages)}. "

@@ -140,13 +140,13 @@ class BoundContext:
         except CudaError as error:
             if error.is_lost or error.is_out_of_memory:
                 raise
-            reason: BackendError = error
+            reason = str(error)
         except BackendError as error:
-            reason = error
+            reason = str(error)
         else:
             return True
         self._graph = None
-        log.info("%s runs without a CUDA graph: %s", self._plan.name, str(reason))
+        log.info("%s runs without a CUDA graph: %s", self._plan.name, reason)
         return False
 
     def run(self) -> None:
@@ -167,7 +167,12 @@ class BoundContext:
             raise cuda.error(self._cuda.functions, "cuStreamSynchronize", code)
 
     def close(self) -> None:
-        """Release graph, context and buffers, in this order."""
+        """Release graph, context and buffers, in this order, once nothing on the stream uses them any more."""
+        if self._context is not None:
+            with self._cuda.current():
+                code = self._wait(self._stream)
+            if code:
+                log.info("%s", cuda.error(self._cuda.functions, "cuStreamSynchronize", code))
         self._graphs.close()
         self._graph = self._context = None
         self._resources.close()

@@ -68,9 +68,11 @@ class TensorRTBackend:
         """
         content = read_file(file, entry)
         self._cuda = open_context(options.device)
-        gpu = gpus.probe().device(options.device)
-        assert gpu is not None, "the context is on it"
-        self.device = f"{gpu.name}, {gpu.target}; {gpus.probe().sentence().rpartition('; ')[2]}"
+        driver = gpus.probe()
+        gpu = driver.device(options.device)
+        if gpu is None:
+            raise BackendError(f"The driver does not describe the GPU number {options.device}: {driver.sentence()}.")
+        self.device = f"{gpu.name}, {gpu.target}; {driver.sentence().rpartition('; ')[2]}"
         self._lanes: weakref.WeakSet[_Lane] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._making = threading.Lock()  # of contexts, whose memory is the GPU's
