@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import random
 import resource
 import signal
@@ -411,15 +410,17 @@ def test_our_python_costs_little_over_the_engines_own_call(built: Callable[..., 
             launch(graph, stream)
             wait(stream)
 
-        times = {name: [] for name in ("ours", "bare", "onnxruntime", "bare onnxruntime")}
+        times: dict[str, list[int]] = {name: [] for name in ("ours", "bare", "onnxruntime", "bare onnxruntime")}
         calls = (lambda: classifier(image), bare, lambda: reference(image), binding.run)
-        for _ in range(3000):
+        for _ in range(150):
             for name, call in zip(times, calls, strict=True):
-                start = time.perf_counter_ns()
-                call()
-                times[name].append(time.perf_counter_ns() - start)
-    median = {name: float(np.median(values[500:])) / 1e3 for name, values in times.items()}
+                call()  # after another model, which leaves nothing of this one in the processor's caches
+                for _ in range(20):
+                    start = time.perf_counter_ns()
+                    call()
+                    times[name].append(time.perf_counter_ns() - start)
+    median = {name: float(np.median(values)) / 1e3 for name, values in times.items()}
     overhead, other = median["ours"] - median["bare"], median["onnxruntime"] - median["bare onnxruntime"]
     print(f"\nover the bare call: {overhead:.1f} us; onnxruntime's backend: {other:.1f} us; {median}")
-    assert overhead <= 15.0 * (1 if os.environ.get("CI") is None else 2)
+    assert overhead <= 15.0
     assert overhead <= 2.0 * max(other, 5.0)

@@ -184,6 +184,12 @@ class CudaContext:
         self.call("cuCtxPushCurrent_v2", self._handle)
         return True
 
+    def current_check(self) -> Callable[[], bool]:
+        """A function for one thread that tells, as fast as ctypes can, whether the context is current there."""
+        found = c_void_p()
+        get, reference, handle = self._get_current, ctypes.byref(found), self._handle.value
+        return lambda: get(reference) == 0 and found.value == handle
+
     def restore(self) -> None:
         """Make the context current again that was so before `make_current` returned True."""
         popped = c_void_p()

@@ -215,6 +215,7 @@ class _Lane:
         self.lock = threading.Lock()
         self._making = making
         self._cuda = context
+        self._is_current = context.current_check()
         self._plan = plan
         self._cache = cache
         self._tensors = tensors
@@ -236,18 +237,21 @@ class _Lane:
     def infer(self, image: np.ndarray) -> tuple[np.ndarray, ...]:
         """Run a batch of any size."""
         bound, count = self._last, len(image)
-        pushed = self._cuda.make_current()
+        pushed = not self._is_current() and self._cuda.make_current()
         try:
-            if bound is None or bound.batch != count or bound.source is not None:
-                if count > self._largest:
-                    return self._in_pieces(image, count, self.infer)
-                bound = self._for_batch(count)
+            if bound is not None and bound.batch == count and bound.source is None:  # the same size again
+                bound.image[...] = image
+                bound.run()
+                return bound.outputs
+            if count > self._largest:
+                return self._pieces(count, lambda start, size: self.infer(image[start : start + size]))
+            bound = self._for_batch(count)
             bound.image[:count] = image
             bound.run()
+            return tuple([output[:count] for output in bound.outputs])
         finally:
             if pushed:
                 self._cuda.restore()
-        return bound.outputs if bound.batch == count else tuple([output[:count] for output in bound.outputs])
 
     def infer_on_device(self, images: Any) -> tuple[np.ndarray, ...]:
         """Run a batch that is on the GPU."""
@@ -293,9 +297,6 @@ class _Lane:
     def _current(self) -> Any:
         with self._cuda.current():
             yield
-
-    def _in_pieces(self, image: np.ndarray, count: int, infer: Callable[..., Any]) -> tuple[np.ndarray, ...]:
-        return self._pieces(count, lambda start, size: infer(image[start : start + size]))
 
     def _pieces(self, count: int, part: Callable[[int, int], tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
         """Outputs of a batch that is larger than the profile allows."""
