@@ -144,51 +144,51 @@ def test_of_several_profiles_the_widest_is_used(engine: Callable[..., Classifier
         assert classifier.double.faults() == []
 
 
-def test_a_batch_size_gets_a_graph_when_it_comes_again_and_is_faster_then(
+def test_a_batch_size_gets_a_graph_when_it_is_frequent_and_is_faster_then(
     engine: Callable[..., Classifier], cuda: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     faster = [(1.0, 0.5)]
     monkeypatch.setattr(tensorrt_backend, "_time_interleaved", lambda padded, own: faster[0])
     with engine("10.3") as classifier:
-        for _ in range(tensorrt_backend.COMES_AGAIN - 1):
+        for _ in range(tensorrt_backend.MIN_CALLS_FOR_GRAPH - 1):
             classifier(noise(33))
         captured = cuda.count("cuGraphInstantiateWithFlags")
         classifier(noise(34))  # as 33 and 64 do, it runs in the graph for 64
         assert cuda.count("cuGraphInstantiateWithFlags") == captured
         classifier(noise(33))
         assert cuda.count("cuGraphInstantiateWithFlags") == captured + 1
-        lane = classifier.session._lane()
-        assert lane._runs_as[33] == 33
+        contexts = classifier.session._of_thread()
+        assert contexts._runs_as[33] == 33
         faster[0] = (1.0, 0.99)  # no more than noise
         for _ in range(5):
             classifier(noise(34))
-        assert lane._runs_as[34] == 64
+        assert contexts._runs_as[34] == 64
 
 
 def test_the_number_of_graphs_is_bounded_whatever_batches_come(engine: Callable[..., Classifier]) -> None:
     with engine("10.3") as classifier:
-        for _ in range(tensorrt_backend.COMES_AGAIN + 1):
+        for _ in range(tensorrt_backend.MIN_CALLS_FOR_GRAPH + 1):
             for count in range(1, 65):
                 classifier(noise(count))
         buckets = 7  # 1, 2, 4, ... 64
-        assert len(classifier.session._lane()._bound) <= buckets + tensorrt_backend.MAX_GRAPHS
+        assert len(classifier.session._of_thread()._bound) <= buckets + tensorrt_backend.MAX_GRAPHS
 
 
 def test_idle_graphs_make_room(engine: Callable[..., Classifier], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt_backend, "MAX_GRAPHS", 1)
     monkeypatch.setattr(tensorrt_backend, "_time_interleaved", lambda padded, own: (1.0, 0.1))
     with engine("10.3") as classifier:
-        lane = classifier.session._lane()
+        contexts = classifier.session._of_thread()
         for _ in range(4):
             classifier(noise(5))
         for _ in range(4):
             classifier(noise(6))
-        assert (5, None) in lane._bound and (6, None) not in lane._bound, "5 is in use"
+        assert (5, None) in contexts._bound and (6, None) not in contexts._bound, "5 is in use"
         monkeypatch.setattr(tensorrt_backend, "IDLE_S", 0.0)
         classifier(noise(1))
         for _ in range(4):
             classifier(noise(6))
-        assert (6, None) in lane._bound and (5, None) not in lane._bound
+        assert (6, None) in contexts._bound and (5, None) not in contexts._bound
         same(classifier(noise(5)), classifier(noise(6)[:5]))
 
 
@@ -230,7 +230,7 @@ def test_calls_go_on_while_others_wait(engine: Callable[..., Classifier], refere
         futures = [classifier.predict_async(images[k : k + 1 + k % 3]) for k in range(30)]
         for k, future in enumerate(futures):
             same(future.result(timeout=60), reference(images[k : k + 1 + k % 3]))
-        assert len(classifier.session._lanes) == 3, "the loading thread's, and two"
+        assert len(classifier.session._threads) == 3, "the loading thread's, and two"
         wrong = classifier.predict_async(images.astype(np.float32))
         with pytest.raises(DataError, match="uint8"):
             wrong.result(timeout=60)
@@ -414,7 +414,7 @@ def test_dlpack_is_understood_and_told_our_stream(
         capsule = Capsule(array)
         same(classifier(capsule), reference(images))
         (stream,) = capsule.streams
-        assert stream == classifier.session._lane()._stream.value
+        assert stream == classifier.session._of_thread()._stream.value
         with pytest.raises(DataError, match="should be uint8"):
             classifier(Capsule(array, dtype=np.float32))
         with pytest.raises(BackendError, match="the images are on the GPU 1, but the engine on 0"):

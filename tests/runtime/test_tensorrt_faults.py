@@ -272,7 +272,7 @@ def _many_threads(
             assert not thread.is_alive()
         assert not wrong and min(done) > 0
         gc.collect()
-        assert len(classifier.session._lanes) == 1, "what the threads had is gone with them"
+        assert len(classifier.session._threads) == 1, "what the threads had is gone with them"
     assert double.faults() == [] and cuda.faults() == []
 
 
@@ -401,7 +401,7 @@ def test_our_python_costs_little_over_the_engines_own_call(built: Callable[..., 
     ):
         image = IMAGES[:1]
         classifier(image)
-        bound = classifier.session._lane()._last
+        bound = classifier.session._of_thread()._last
         binding = reference.session._buffers.get(1)
         functions, graph, stream = driver.open_context().functions, bound._graph, bound._stream
         launch, wait = functions["cuGraphLaunch"], functions["cuStreamSynchronize"]

@@ -1,8 +1,8 @@
 """Engines of TensorRT and TensorRT-RTX, with nothing but TensorRT itself, NumPy and the driver.
 
-Each thread has a `_Lane`: a stream, scratch memory, and for each batch size that it uses an execution context, pinned
-buffers and a CUDA graph with the two copies inside, so that a call is one copy into the pinned buffer, one launch and
-one synchronization. On integrated memory (Jetson) the GPU reads and writes the pinned buffers themselves.
+Each thread has a stream, scratch memory, and for each batch size that it uses an execution context, pinned buffers and
+a CUDA graph with the two copies inside. So a call is one copy into the pinned buffer, one launch and one
+synchronization. On integrated memory (Jetson) the GPU reads and writes the pinned buffers themselves.
 
 A context is not shared between batch sizes, since a graph holds the shape and addresses of its context. A batch of a
 size that has no graph runs padded in a larger one; a size that comes again gets a graph of its own, and keeps it if it
@@ -39,11 +39,11 @@ log = logging.getLogger(__name__)
 
 MAX_GRAPHS = 16
 """Contexts with a graph that a thread keeps, besides those of the powers of two, in which any batch can run."""
-COMES_AGAIN = 3
+MIN_CALLS_FOR_GRAPH = 3
 """A batch size, or an address on the GPU, that a thread has seen so often gets a graph of its own if there is room."""
 IDLE_S = 10.0  # after which a graph makes room for another
 MAX_SEEN = 1024
-FASTER = 0.95  # of the padded batch's time, below which a batch size keeps a graph of its own
+MAX_TIME_RATIO = 0.95  # of the padded batch's time, below which a batch size keeps a graph of its own
 TIMED_LAUNCHES = 7
 
 _OUTPUTS = {**CLASSIFIER_OUTPUTS, **UNCERTAINTY_OUTPUTS, **RECONSTRUCTION_OUTPUTS}
@@ -73,7 +73,7 @@ class TensorRTBackend:
         if gpu is None:
             raise BackendError(f"The driver does not describe the GPU number {options.device}: {driver.sentence()}.")
         self.device = f"{gpu.name}, {gpu.target}; {driver.sentence().rpartition('; ')[2]}"
-        self._lanes: weakref.WeakSet[_Lane] = weakref.WeakSet()
+        self._threads: weakref.WeakSet[_ThreadContexts] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._making = threading.Lock()  # of contexts, whose memory is the GPU's
         self._local = threading.local()
@@ -98,7 +98,7 @@ class TensorRTBackend:
             image, *outputs = self._tensors
             self.inputs = (_info(image),)
             self.outputs = tuple(map(_info, outputs))
-            self._lane()  # what a context needs is found missing now and not at the first call
+            self._of_thread()  # what a context needs is found missing now and not at the first call
         except BaseException:
             self.close()
             raise
@@ -106,11 +106,11 @@ class TensorRTBackend:
     def infer(self, image: np.ndarray) -> tuple[np.ndarray, ...]:
         """Run uint8 [N, S, S, C]. The arrays, in the order of `outputs`, are valid until this thread's next call."""
         try:
-            lane = self._local.lane
+            contexts = self._local.contexts
         except AttributeError:
-            lane = self._lane()
-        with lane.lock:
-            return lane.infer(image)
+            contexts = self._of_thread()
+        with contexts.lock:
+            return contexts.infer(image)
 
     def infer_on_device(self, images: Any) -> tuple[np.ndarray, ...]:
         """As `infer`, for an array on the GPU: DLPack or the CUDA array interface, uint8 [N, S, S, C].
@@ -120,24 +120,24 @@ class TensorRTBackend:
         Raises:
             DataError: another type, shape or order in memory.
         """
-        lane = self._lane()
-        with lane.lock:
-            return lane.infer_on_device(images)
+        contexts = self._of_thread()
+        with contexts.lock:
+            return contexts.infer_on_device(images)
 
     def warm_up(self, batch: int) -> None:
         """Make this thread's context, buffers and graph for a batch size."""
-        lane = self._lane()
-        with lane.lock:
-            lane.warm_up(batch)
+        contexts = self._of_thread()
+        with contexts.lock:
+            contexts.warm_up(batch)
 
     def close(self) -> None:
         """Wait for the calls that run, and release everything. May be called again."""
         self._closed = True
         with self._lock:
-            lanes = list(self._lanes)
-        for lane in lanes:
-            with lane.lock:
-                lane.close()
+            threads = list(self._threads)
+        for contexts in threads:
+            with contexts.lock:
+                contexts.close()
         cache, self._cache = self._cache, None
         if cache is not None:
             with self._cuda.current():
@@ -156,18 +156,18 @@ class TensorRTBackend:
         finally:
             backend.close()
 
-    def _lane(self) -> _Lane:
+    def _of_thread(self) -> _ThreadContexts:
         """This thread's."""
         try:
-            return self._local.lane
+            return self._local.contexts
         except AttributeError:
             with self._lock:
                 if self._closed or self._plan is None or self._cache is None:
                     raise BackendError("it was closed") from None
-                lane = _Lane(self._cuda, self._plan, self._cache, self._tensors, self._making)
-                self._lanes.add(lane)
-            self._local.lane = lane
-            return lane
+                contexts = _ThreadContexts(self._cuda, self._plan, self._cache, self._tensors, self._making)
+                self._threads.add(contexts)
+            self._local.contexts = contexts
+            return contexts
 
 
 class TensorRTRTXBackend(TensorRTBackend):
@@ -196,11 +196,11 @@ def _info(tensor: Tensor) -> TensorInfo:
     return TensorInfo(output_name(tensor.name), shape, _ONNX_TYPES[tensor.dtype])
 
 
-class _Lane:
+class _ThreadContexts:
     """What one thread runs its batches with.
 
     Attributes:
-        lock: held during a call; whoever closes the lane takes it.
+        lock: held during a call; whoever closes the contexts takes it.
     """
 
     def __init__(
@@ -228,7 +228,7 @@ class _Lane:
         self._closed = False
         with self._current():
             self._resources = Resources(context)
-            self._finalizer = weakref.finalize(self, _close_lane, context, self._bound, self._resources)
+            self._finalizer = weakref.finalize(self, _close_contexts, context, self._bound, self._resources)
             self._stream = self._resources.stream()
             self._event = self._resources.event()
             self._scratch_bytes = scratch_bytes(plan)
@@ -319,11 +319,11 @@ class _Lane:
         bucket = self._bucket(count)
         if bucket == count or count < self._smallest:
             return self._runs_as.setdefault(count, bucket)
-        if not self._comes_again(count, source) or not self._captures or not self._has_room():
+        if not self._is_frequent(count, source) or not self._captures or not self._has_room():
             return bucket
         padded, own = self._bind(bucket, source), self._bind(count, source)
         times = _time_interleaved(padded.run, own.run)
-        self._runs_as[count] = count if times[1] < FASTER * times[0] else bucket
+        self._runs_as[count] = count if times[1] < MAX_TIME_RATIO * times[0] else bucket
         return self._runs_as[count]
 
     def _bucket(self, count: int) -> int:
@@ -333,15 +333,15 @@ class _Lane:
     def _for_address(self, size: int, pointer: int) -> BoundContext | None:
         """The context that reads images where they are, once they come from an address again and again."""
         known = (size, pointer) in self._bound
-        if not known and not (self._comes_again(size, pointer) and self._has_room()):
+        if not known and not (self._is_frequent(size, pointer) and self._has_room()):
             return None
         return self._bind(size, pointer)
 
-    def _comes_again(self, count: int, source: int | None) -> bool:
+    def _is_frequent(self, count: int, source: int | None) -> bool:
         if len(self._seen) > MAX_SEEN:  # of a caller whose arrays are never twice in the same place
             self._seen.clear()
         self._seen[count, source] += 1
-        return self._seen[count, source] >= COMES_AGAIN
+        return self._seen[count, source] >= MIN_CALLS_FOR_GRAPH
 
     def _has_room(self) -> bool:
         """Whether there may be one graph more; the one that was used longest ago goes if it has been idle."""
@@ -384,7 +384,7 @@ class _Lane:
         return bound
 
 
-def _close_lane(context: CudaContext, bound: dict[Any, BoundContext], resources: Resources) -> None:
+def _close_contexts(context: CudaContext, bound: dict[Any, BoundContext], resources: Resources) -> None:
     """Also when a thread ends: graphs and contexts first, then the memory that they use."""
     while bound:
         bound.popitem()[1].close()
