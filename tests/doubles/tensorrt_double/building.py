@@ -71,7 +71,8 @@ def make_engine(
         capabilities: compute capabilities that it runs on; empty for every one (TensorRT-RTX without targets).
         version: another version than this one, such as "10.13", which then refuses it.
         plants: what is wrong with it on purpose, of `PLANTS`.
-        options: "version_compatible", "hardware_compatibility", "dla_core", "not_capturable", "refit", "layers".
+        options: "version_compatible", "hardware_compatibility", "dla_core", "not_capturable", "refit", "layers",
+            "platform" ("windows" is refused here).
 
     Raises:
         ValueError: a plant that does not exist, or that this model cannot have.

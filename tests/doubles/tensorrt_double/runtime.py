@@ -18,6 +18,27 @@ WEIGHTS_BYTES, ACTIVATION_BYTES, PERSISTENT_BYTES = 4096, 8192, 512
 Strategy: Any = ENUMS["ExecutionContextAllocationStrategy"]
 
 
+_SERIALIZATION = "Error Code 1: Serialization (Serialization assertion "
+_NOT_AN_ENGINE = {
+    "magic": _SERIALIZATION + "magicTagRead == kMAGIC_TAG failed.Magic tag does not match)",
+    "size": _SERIALIZATION + "sizeRead == size failed.The plan is cut short)",
+    "content": _SERIALIZATION + "checksum failed.The plan is corrupted)",
+}
+
+
+def _other_version(description: Description) -> str:
+    """What 10.3 says of an engine of another version, and what later ones say."""
+    if HERE.name == "10.3":
+        return (
+            f"{_SERIALIZATION}stdVersionRead == kSERIALIZATION_VERSION failed.Version tag does not match. Note: "
+            f"Current Version: {HERE.tag}, Serialized Engine Version: {description.tag})"
+        )
+    return (
+        "Error Code 6: API Usage Error (The engine plan file is not compatible with this version of TensorRT, "
+        f"expecting library version {HERE.version} got {description.version}, please rebuild.)"
+    )
+
+
 def say(logger: Any, severity: str, sentence: str) -> None:
     """Log a sentence of TensorRT."""
     logger.log(getattr(Severity, severity), sentence)
@@ -113,13 +134,14 @@ class Runtime:
         return _make_engine(self, plan, description, model, address)
 
     def _misfit(self, description: Description) -> str:
+        if description.options.get("platform", "linux") != "linux":
+            return _SERIALIZATION + (
+                "plan->header.pad == expectedPlatformTag failed.Platform specific tag mismatch detected. TensorRT plan "
+                "files are only supported on the target runtime platform they were created on.)"
+            )
         compatible = description.options.get("version_compatible", False)
         if description.tag != HERE.tag and not (compatible and _runs_older(description.version)):
-            return (
-                "Error Code 1: Serialization (Serialization assertion stdVersionRead == kSERIALIZATION_VERSION failed."
-                f"Version tag does not match. Note: Current Version: {HERE.tag}, Serialized Engine Version: "
-                f"{description.tag})"
-            )
+            return _other_version(description)
         capability = DRIVER.capability()
         if not engine_file.runs_on(description, capability):
             built_for = description.capabilities[0] if description.capabilities else 80
@@ -158,14 +180,6 @@ class Runtime:
         if DRIVER.driver_version() < CUDA_OF[HERE.name]:
             found |= diagnostics.OLD_CUDA_DRIVER.value
         return (validity.INVALID if found else validity.VALID), found
-
-
-_SERIALIZATION = "Error Code 1: Serialization (Serialization assertion "
-_NOT_AN_ENGINE = {
-    "magic": _SERIALIZATION + "magicTagRead == kMAGIC_TAG failed.Magic tag does not match)",
-    "size": _SERIALIZATION + "sizeRead == size failed.The plan is cut short)",
-    "content": _SERIALIZATION + "checksum failed.The plan is corrupted)",
-}
 
 
 def _runs_older(version: str) -> bool:

@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 HostFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -25,6 +26,10 @@ class State:
         cuda_library: path of the driver's double; by default what the loader finds as libcuda.so.1.
         free_engines: whether an engine costs nothing: outputs are computed once for each input address and shape.
         lazy_calls: how many first calls of a context a LAZY kernel specialization differs in the last bits.
+        dla_cores: of an Orin.
+        nearest_grid_samples: the parser reads every GridSample as nearest, as TensorRT-RTX 1.5 does.
+        build_seconds: how long a build takes.
+        plants: what is wrong with the engines that the builder makes (see `building.plant`).
     """
 
     faults: list[str] = field(default_factory=list)
@@ -34,14 +39,24 @@ class State:
     free_engines: bool = False
     lazy_calls: int = 3
     dla_cores: int = 2
-    read_grid_samples_as_nearest: bool = False
-    build_steps_s: float = 0.0
+    nearest_grid_samples: bool = False
+    build_seconds: float = 0.0
+    plants: tuple[str, ...] = ()
     lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def __post_init__(self) -> None:
+        for planned in filter(None, os.environ.get("DOUBLE_TENSORRT_FAIL", "").split(",")):
+            method, _, nth = planned.partition(":")
+            self.failures.setdefault(method, []).append(int(nth))
+        self.plants = tuple(filter(None, os.environ.get("DOUBLE_TENSORRT_PLANTS", "").split(",")))
+
     def fault(self, sentence: str) -> None:
-        """Keep a fault."""
+        """Keep a fault; a process whose faults another one reads also writes it to DOUBLE_TENSORRT_FAULTS."""
         with self.lock:
             self.faults.append(sentence)
+            if "DOUBLE_TENSORRT_FAULTS" in os.environ:
+                with Path(os.environ["DOUBLE_TENSORRT_FAULTS"]).open("a") as file:
+                    file.write(sentence + "\n")
 
     def count(self, name: str) -> None:
         """Count a call that cannot fail on demand."""
