@@ -6,7 +6,6 @@ import ctypes
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -17,12 +16,6 @@ from doubles.device import Device
 INVALID_VALUE, OUT_OF_MEMORY, INVALID_CONTEXT, INVALID_HANDLE, NOT_READY = 1, 2, 201, 400, 600
 ILLEGAL_ADDRESS, UNSUPPORTED, INVALIDATED = 700, 900, 901
 GLOBAL, THREAD_LOCAL, RELAXED = 0, 1, 2
-
-
-@pytest.fixture
-def device(cuda: CudaDouble) -> Iterator[Device]:
-    with cuda.context():
-        yield Device(cuda)
 
 
 # Memory

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import json
 import threading
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,108 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from .basics import ENUMS, DataType, Dims, buffer, host_memory, no_dims, nptype, volume
+from .basics import ENUMS, DataType, Dims, no_dims, nptype, volume
 from .personality import HERE, handle, member, offered, only, text
 from .runtime import ACTIVATION_BYTES, PERSISTENT_BYTES, ICudaEngine, Strategy, say
+from .runtime_config import captures_graphs, is_lazy
 from .session import other_last_bits
 from .state import DRIVER, RUN_ADDRESS, STATE, forget, register
 
 ALIGNMENT = 256
 SCRATCH_BYTES = 256
-
-
-@offered("bcr")
-class IRuntimeConfig:
-    """What a context is made with."""
-
-    def __init__(self) -> None:
-        raise TypeError("IRuntimeConfig: No constructor defined!")
-
-    def set_execution_context_allocation_strategy(self, strategy: Any = Strategy.STATIC) -> None:
-        self._strategy = member(strategy, Strategy, "strategy")
-
-    def get_execution_context_allocation_strategy(self) -> Any:
-        return self._strategy
-
-    @only("r")
-    def create_runtime_cache(self) -> IRuntimeCache:
-        made = object.__new__(IRuntimeCache)
-        made._engines = set()
-        return made
-
-    @only("r")
-    def set_runtime_cache(self, cache: IRuntimeCache | None = None) -> bool:
-        if STATE.fails("set_runtime_cache"):
-            return False
-        self._cache = None if cache is None else weakref.ref(cache)
-        return True
-
-    @only("r")
-    def get_runtime_cache(self) -> IRuntimeCache | None:
-        return self._cache() if self._cache is not None else None
-
-    @only("r")
-    @property
-    def dynamic_shapes_kernel_specialization_strategy(self) -> Any:
-        return self._specialization
-
-    @dynamic_shapes_kernel_specialization_strategy.setter
-    def dynamic_shapes_kernel_specialization_strategy(self, value: Any) -> None:
-        self._specialization = member(value, ENUMS["DynamicShapesKernelSpecializationStrategy"], "value")
-
-    @only("r")
-    @property
-    def cuda_graph_strategy(self) -> Any:
-        return self._graphs
-
-    @cuda_graph_strategy.setter
-    def cuda_graph_strategy(self, value: Any) -> None:
-        self._graphs = member(value, ENUMS["CudaGraphStrategy"], "value")
-
-
-def make_runtime_config() -> IRuntimeConfig:
-    """A configuration with the defaults."""
-    made = object.__new__(IRuntimeConfig)
-    made._strategy = Strategy.STATIC
-    made._cache = None
-    if HERE.letter == "r":
-        made._specialization = ENUMS["DynamicShapesKernelSpecializationStrategy"].LAZY
-        made._graphs = ENUMS["CudaGraphStrategy"].DISABLED
-    return made
-
-
-@offered("r")
-class IRuntimeCache:
-    """Compiled kernels, by engine. Must live as long as the contexts that were made with it."""
-
-    def __init__(self) -> None:
-        raise TypeError("IRuntimeCache: No constructor defined!")
-
-    def serialize(self) -> Any:
-        return host_memory(json.dumps({**_machine(), "engines": sorted(self._engines)}).encode())
-
-    def deserialize(self, blob: Any) -> bool:
-        content = buffer(blob, "blob")
-        if STATE.fails("runtime_cache_deserialize") or not DRIVER.context():
-            return False
-        try:
-            stored = json.loads(content)
-            engines = set(stored.pop("engines"))
-        except (ValueError, KeyError, AttributeError, TypeError):
-            return False
-        if stored != _machine():
-            return False
-        self._engines: set[str] = engines
-        return True
-
-    def reset(self) -> bool:
-        self._engines = set()
-        return True
-
-
-def _machine() -> dict[str, Any]:
-    """What a runtime cache is bound to."""
-    return {"rtx": HERE.version, "capability": DRIVER.capability(), "driver": DRIVER.driver_version() // 1000}
 
 
 @dataclass
@@ -216,8 +121,7 @@ class IExecutionContext:
     @only("r")
     def is_stream_capturable(self, stream: int) -> bool:
         handle(stream, "stream")
-        captures = self._config is not None and self._config.cuda_graph_strategy.name == "WHOLE_GRAPH_CAPTURE"
-        return not captures and not self._why_not_capturable()
+        return not self._why_not_capturable()
 
     # Shapes and addresses
 
@@ -373,6 +277,8 @@ class IExecutionContext:
 
     def _why_not_capturable(self) -> str:
         options = self._engine._description.options
+        if captures_graphs(self._config):
+            return "the context captures graphs by itself"
         if options.get("dla_core") is not None:
             return "an engine with DLA cannot be captured"
         if options.get("not_capturable"):
@@ -457,7 +363,7 @@ class IExecutionContext:
                 code = int(DRIVER.library.double_launch_host(stream, DRIVER.nothing, None))
                 return code == 0 or self._cuda_error(code)
             life.prepared.add(key)
-        call = _Call(self._engine, life, shapes, addresses, life.changes, captured, self._is_lazy())
+        call = _Call(self._engine, life, shapes, addresses, life.changes, captured, is_lazy(self._config))
         number = call.number = register(call)
         code = int(DRIVER.library.double_launch_host(stream, RUN_ADDRESS, number))
         if code != 0:
@@ -468,12 +374,6 @@ class IExecutionContext:
         else:
             life.waiting[number] = stream
         return True
-
-    def _is_lazy(self) -> bool:
-        config = self._config
-        return HERE.letter == "r" and (
-            config is None or config.dynamic_shapes_kernel_specialization_strategy.name == "LAZY"
-        )
 
 
 class _Call:

@@ -24,7 +24,8 @@ _OPERATORS = {
     "SHUFFLE": "Reshape Flatten Transpose Squeeze Unsqueeze DepthToSpace SpaceToDepth",
     "SLICE": "Slice Split Tile Expand Pad", "SHAPE": "Shape Size", "GATHER": "Gather GatherND GatherElements",
     "CAST": "Cast", "QUANTIZE": "QuantizeLinear", "DEQUANTIZE": "DequantizeLinear", "GRID_SAMPLE": "GridSample",
-    "REDUCE": "ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSumExp GlobalAveragePool",
+    "REDUCE": "ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSumExp GlobalMaxPool "
+    "GlobalAveragePool",
     "UNARY": "Exp Log Sqrt Abs Neg Sin Cos Tan Asin Acos Atan Floor Ceil Round Erf Not Sign Reciprocal IsNaN IsInf",
     "IDENTITY": "Identity", "CONSTANT": "Constant", "FILL": "ConstantOfShape Range", "SELECT": "Where Trilu",
     "RESIZE": "Resize", "TOPK": "TopK ArgMax ArgMin", "SCALE": "BatchNormalization",

@@ -9,13 +9,13 @@ from . import engine_file
 from .basics import ENUMS, DataType, Dims, Severity, TensorIOMode, buffer, check_logger, host_memory, no_dims
 from .engine_file import Description, NotAnEngine
 from .personality import HERE, handle, member, offered, only, overloads, text
+from .runtime_config import IRuntimeConfig, Strategy, make_runtime_config
 from .session import Session
 from .state import DRIVER, STATE
 
 CUDA_OF = {"10.3": 12000, "10.13": 13000, "11.4": 13000, "rtx": 13000}  # the oldest driver that each runs with
 NO_DRIVER, OLD_DRIVER = 35, 35
 WEIGHTS_BYTES, ACTIVATION_BYTES, PERSISTENT_BYTES = 4096, 8192, 512
-Strategy: Any = ENUMS["ExecutionContextAllocationStrategy"]
 
 
 _SERIALIZATION = "Error Code 1: Serialization (Serialization assertion "
@@ -349,13 +349,11 @@ class ICudaEngine:
 
     @only("bcr")
     def create_runtime_config(self) -> Any:
-        from .context import make_runtime_config
-
         return make_runtime_config()
 
     @overloads("strategy=STATIC", "runtime_config=None/bcr")
     def create_execution_context(self, strategy: Any = Strategy.STATIC, runtime_config: Any = None) -> Any:
-        from .context import IRuntimeConfig, make_context
+        from .context import make_context
 
         if isinstance(strategy, IRuntimeConfig):  # given by place
             strategy, runtime_config = Strategy.STATIC, strategy
