@@ -400,6 +400,5 @@ def model_of(network: INetworkDefinition) -> onnx.ModelProto:
 
 
 def dla_takes(layer: ILayer, precision: str) -> bool:
-    """Whether a DLA could run a layer: of these types, in int8 or fp16, with a known shape but for the batch."""
-    shapes = [tuple(tensor.shape)[1:] for tensor in layer._outputs]  # type: ignore[attr-defined]
-    return layer.type.name in _DLA_TYPES and precision in ("fp16", "int8") and all(-1 not in shape for shape in shapes)
+    """Whether a DLA could run a layer: one of these types, in int8 or fp16."""
+    return layer.type.name in _DLA_TYPES and precision in ("fp16", "int8")
