@@ -70,7 +70,8 @@ int double_held(void);
 
 /* By name: a function of the driver (how often it was called); "device_allocations", "host_allocations", "streams", "events",
  * "graphs", "execs", "libraries", "contexts" (held now); "device_bytes", "host_bytes" (held now); "pageable_copies" (asynchronous
- * copies from or to memory that the driver does not know); "faults". -1 for another name. */
+ * copies from or to memory that the driver does not know); "default_synchronizations" (cuStreamSynchronize of a default stream);
+ * "faults". -1 for another name. */
 long long double_count(const char *name);
 
 /* Misuse that no return code shows (written beyond a block's end, a stream destroyed with work left, ...): sentence n, or NULL. */

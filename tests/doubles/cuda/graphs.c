@@ -12,7 +12,7 @@ EXPORT_NEW int cuStreamBeginCapture_v2(void *which, int mode) {
     object *stream = stream_of(which, here);
     if (stream == NULL) return leave(INVALID_HANDLE);
     if (mode < GLOBAL || mode > RELAXED) return leave(INVALID_VALUE);
-    if (which == NULL) return leave(CAPTURE_UNSUPPORTED);
+    if (is_default(which)) return leave(CAPTURE_UNSUPPORTED);
     if (stream->captured != NULL) return leave(ILLEGAL_STATE);
     capture *made = calloc(1, sizeof *made);
     if (made == NULL) return leave(OUT_OF_MEMORY);

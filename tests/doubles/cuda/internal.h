@@ -90,7 +90,7 @@ int copy_now(uint64_t to, uint64_t from, size_t bytes);
 void drop_streams(const context *of, int abandoned);
 int objects_held(int kind);
 enum { STREAM, EVENT, GRAPH, EXEC, KINDS };
-extern long long pageable_copies;
+extern long long pageable_copies, default_synchronizations;
 extern int abandoned_count;
 
 /* kernels.c */

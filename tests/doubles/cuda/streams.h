@@ -55,6 +55,7 @@ typedef struct object {
 } object;
 
 object *find(const void *handle, int kind);
+int is_default(const void *handle); /* whether it is a default stream */
 object *stream_of(const void *handle, context *here); /* also the default stream; NULL if it is not of this context */
 object *add_object(int kind, unsigned int flags, context *here);
 void remove_object(object *which);
