@@ -112,9 +112,8 @@ EXPORT_NEW int cuGraphLaunch(const void *exec, void *stream) {
     code = append_copies(&nodes, &which->work);
     for (int i = 0; i < nodes.count && code == 0; i++) {
         operation node = nodes.items[i];
-        nodes.items[i] = (operation){.kind = COPY};
-        if (node.kind == COPY)
-            pageable_copies += !(is_marked(node.to) || is_known(node.to)) || !(is_marked(node.from) || is_known(node.from));
+        nodes.items[i] = (operation){.kind = COPY}; /* what it pointed to is the stream's now */
+        if (node.kind == COPY) pageable_copies += is_pageable(&node.copy);
         if (node.kind == LAUNCH && on->captured == NULL) record_launch(node.launch);
         code = enqueue(on, node);
     }

@@ -85,8 +85,13 @@ typedef struct operation operation;
 int enqueue_launch(void *stream, const double_launch *launch, context *here);
 int check_unsafe(context *here); /* CAPTURE_UNSUPPORTED where a capture forbids a call that allocates or waits */
 int drain_default(context *here); /* wait for the default stream */
-int enqueue_copy(void *stream, context *here, uint64_t to, uint64_t from, size_t bytes);
-int copy_now(uint64_t to, uint64_t from, size_t bytes);
+/* Rows of bytes from one place to another; a copy without rows has one of them. */
+typedef struct transfer {
+    uint64_t to, from;
+    size_t bytes, rows, to_pitch, from_pitch; /* bytes of a row, and from one to the next */
+} transfer;
+int enqueue_copy(void *stream, context *here, transfer what);
+int copy_now(const transfer *what);
 void drop_streams(const context *of, int abandoned);
 int objects_held(int kind);
 enum { STREAM, EVENT, GRAPH, EXEC, KINDS };

@@ -194,11 +194,14 @@ int enqueue(object *on, operation what) {
     return code;
 }
 
-int enqueue_copy(void *stream, context *here, uint64_t to, uint64_t from, size_t bytes) {
+static int is_unknown(uint64_t address) { return !is_marked(address) && !is_known(address); }
+int is_pageable(const transfer *what) { return is_unknown(what->to) || is_unknown(what->from); }
+
+int enqueue_copy(void *stream, context *here, transfer what) {
     object *on = stream_of(stream, here);
     if (on == NULL) return INVALID_HANDLE;
-    pageable_copies += !(is_marked(to) || is_known(to)) || !(is_marked(from) || is_known(from));
-    return enqueue(on, (operation){.kind = COPY, .to = to, .from = from, .bytes = bytes});
+    pageable_copies += is_pageable(&what);
+    return enqueue(on, (operation){.kind = COPY, .copy = what});
 }
 
 int enqueue_launch(void *stream, const double_launch *launch, context *here) {
@@ -260,7 +263,7 @@ static void run(object *stream, operation what) {
     context *of = stream->of;
     struct timespec now;
     switch (what.kind) {
-        case COPY: of->error = copy_now(what.to, what.from, what.bytes); break;
+        case COPY: of->error = copy_now(&what.copy); break;
         case RECORD:
             (void)clock_gettime(CLOCK_MONOTONIC, &now);
             what.moment->time_ns = now.tv_sec * 1000000000LL + now.tv_nsec;
