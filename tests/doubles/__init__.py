@@ -32,7 +32,8 @@ For tests, by the fixtures of `tests/conftest.py`:
                              "fp16": a whole engine that gives wrong answers
     fail("create_execution_context", nth=1)    also execute_async_v3, set_input_shape, deserialize_cuda_engine, ...
     faults()                 what was done wrong: use of the default stream, two threads in a context, stale graphs, ...
-    state.free_engines       True: an engine costs nothing after its first run (for our own overhead)
+    state.free_engines       True: an engine costs nothing after its first run (for our own overhead), or what
+                             state.engine_cost_us(batch) says
     state.lazy_calls         of RTX with LAZY specialization: how many first runs differ in the last bits
     state.counts             calls by method; "jit_compilations" of RTX
 

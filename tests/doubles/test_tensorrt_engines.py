@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -311,6 +312,10 @@ def test_a_free_engine_answers_the_first_time_and_then_costs_nothing(double: Ten
     assert_close(first, truth(MODEL, images(1, seed=1)))
     assert_close(running.infer(images(1, seed=2)), first)
     assert double.part("state").calls_kept() == 0
+    double.state.engine_cost_us = lambda batch: 20_000 * batch
+    start = time.perf_counter()
+    running.infer(images(1))
+    assert time.perf_counter() - start >= 0.02
 
 
 def test_the_inspector_writes_as_its_version_does(double: TensorRTDouble, device: Device) -> None:

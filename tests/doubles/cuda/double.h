@@ -55,7 +55,7 @@ void double_last_launch(double_launch *launch);
 
 /* Enqueue a host function as if it were a kernel; a stream that is captured records it. It runs without a lock held. */
 int double_launch_host(void *stream, void (*function)(void *), void *user);
-void double_nothing(void *user); /* such a function, which costs nothing */
+void double_spend(void *microseconds); /* such a function, which takes so long, and does nothing */
 
 /* Inside a function that a stream runs: the device fails with this code (700: an illegal address). */
 void double_raise(int code);

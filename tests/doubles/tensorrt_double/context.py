@@ -360,7 +360,11 @@ class IExecutionContext:
         if STATE.free_engines:
             key = (*sorted(addresses.items()), *sorted(shapes.items()))
             if key in life.prepared:
-                code = int(DRIVER.library.double_launch_host(stream, DRIVER.nothing, None))
+                code = int(
+                    DRIVER.library.double_launch_host(
+                        stream, DRIVER.spend, STATE.engine_cost_us(shapes[self._inputs[0]][0])
+                    )
+                )
                 return code == 0 or self._cuda_error(code)
             life.prepared.add(key)
         call = _Call(self._engine, life, shapes, addresses, life.changes, captured, is_lazy(self._config))

@@ -24,7 +24,9 @@ class State:
         faults: what was done wrong, as sentences.
         failures: by name of a method, the numbers of the calls from now on that fail (0: every call).
         cuda_library: path of the driver's double; by default what the loader finds as libcuda.so.1.
-        free_engines: whether an engine costs nothing: outputs are computed once for each input address and shape.
+        free_engines: whether outputs are computed once for all addresses and shapes, after which an engine costs
+            nothing but `engine_cost_us`.
+        engine_cost_us: gives what such an engine costs for a batch, 0 if nothing.
         lazy_calls: how many first calls of a context a LAZY kernel specialization differs in the last bits.
         dla_cores: of an Orin.
         nearest_grid_samples: the parser reads every GridSample as nearest, as TensorRT-RTX 1.5 does.
@@ -37,6 +39,7 @@ class State:
     counts: dict[str, int] = field(default_factory=dict)
     cuda_library: str = "libcuda.so.1"
     free_engines: bool = False
+    engine_cost_us: Callable[[int], int] = lambda batch: 0
     lazy_calls: int = 3
     dla_cores: int = 2
     nearest_grid_samples: bool = False
@@ -107,9 +110,9 @@ class Driver:
         return self._library
 
     @property
-    def nothing(self) -> Any:
-        """A function that does nothing, for engines that cost nothing."""
-        return ctypes.cast(self.library.double_nothing, ctypes.c_void_p)
+    def spend(self) -> Any:
+        """A function that takes some microseconds, and does nothing."""
+        return ctypes.cast(self.library.double_spend, ctypes.c_void_p)
 
     def start(self) -> int:
         """Start the driver: 0 or its code; -1 without a driver."""
