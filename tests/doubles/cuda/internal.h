@@ -23,15 +23,16 @@ enum {
 };
 
 #define DRIVER_FUNCTIONS(F) \
-    F(cuInit) F(cuDriverGetVersion) F(cuGetErrorName) F(cuGetErrorString) F(cuDeviceGetCount) F(cuDeviceGet) F(cuDeviceGetName) \
-    F(cuDeviceTotalMem_v2) F(cuDeviceGetAttribute) F(cuDevicePrimaryCtxRetain) F(cuDevicePrimaryCtxRelease_v2) \
-    F(cuCtxPushCurrent_v2) F(cuCtxPopCurrent_v2) F(cuCtxSetCurrent) F(cuCtxGetCurrent) F(cuCtxGetDevice) F(cuCtxSynchronize) \
-    F(cuMemAlloc_v2) F(cuMemFree_v2) F(cuMemHostAlloc) F(cuMemAllocHost_v2) F(cuMemFreeHost) F(cuMemHostGetDevicePointer_v2) \
-    F(cuMemGetInfo_v2) F(cuPointerGetAttribute) F(cuMemcpyAsync) F(cuMemcpyHtoDAsync_v2) F(cuMemcpyDtoHAsync_v2) \
-    F(cuMemcpyDtoDAsync_v2) F(cuMemcpy2DAsync_v2) F(cuMemcpy) F(cuMemcpyHtoD_v2) F(cuMemcpyDtoH_v2) F(cuStreamCreate) F(cuStreamDestroy_v2) \
-    F(cuStreamSynchronize) F(cuStreamQuery) F(cuStreamWaitEvent) F(cuStreamBeginCapture_v2) F(cuStreamEndCapture) \
-    F(cuStreamIsCapturing) F(cuEventCreate) F(cuEventRecord) F(cuEventQuery) F(cuEventSynchronize) F(cuEventElapsedTime) \
-    F(cuEventDestroy_v2) F(cuGraphInstantiateWithFlags) F(cuGraphUpload) F(cuGraphLaunch) F(cuGraphExecDestroy) F(cuGraphDestroy) \
+    F(cuInit) F(cuDriverGetVersion) F(cuGetErrorName) F(cuGetErrorString) F(cuDeviceGetCount) F(cuDeviceGet) \
+    F(cuDeviceGetName) F(cuDeviceTotalMem_v2) F(cuDeviceGetAttribute) F(cuDevicePrimaryCtxRetain) \
+    F(cuDevicePrimaryCtxRelease_v2) F(cuCtxPushCurrent_v2) F(cuCtxPopCurrent_v2) F(cuCtxSetCurrent) F(cuCtxGetCurrent) \
+    F(cuCtxGetDevice) F(cuCtxSynchronize) F(cuMemAlloc_v2) F(cuMemFree_v2) F(cuMemHostAlloc) F(cuMemAllocHost_v2) \
+    F(cuMemFreeHost) F(cuMemHostGetDevicePointer_v2) F(cuMemGetInfo_v2) F(cuPointerGetAttribute) F(cuMemcpyAsync) \
+    F(cuMemcpyHtoDAsync_v2) F(cuMemcpyDtoHAsync_v2) F(cuMemcpyDtoDAsync_v2) F(cuMemcpy2DAsync_v2) F(cuMemcpy) \
+    F(cuMemcpyHtoD_v2) F(cuMemcpyDtoH_v2) F(cuStreamCreate) F(cuStreamDestroy_v2) F(cuStreamSynchronize) F(cuStreamQuery) \
+    F(cuStreamWaitEvent) F(cuStreamBeginCapture_v2) F(cuStreamEndCapture) F(cuStreamIsCapturing) F(cuEventCreate) \
+    F(cuEventRecord) F(cuEventQuery) F(cuEventSynchronize) F(cuEventElapsedTime) F(cuEventDestroy_v2) \
+    F(cuGraphInstantiateWithFlags) F(cuGraphUpload) F(cuGraphLaunch) F(cuGraphExecDestroy) F(cuGraphDestroy) \
     F(cuLibraryLoadData) F(cuLibraryUnload) F(cuLibraryGetKernel) F(cuKernelSetAttribute) F(cuLaunchKernel) \
     F(cuLaunchCooperativeKernel) F(double_launch_host)
 
