@@ -255,3 +255,40 @@ def test_the_package_for_other_processes_offers_what_the_module_does(cuda: CudaD
         said = run.stdout.split()
         assert said[0] == double.version
         assert set(double.exports()) - {"__version__"} <= set(said[1:])
+
+
+def test_the_faults_of_another_process_are_written_to_a_file(cuda: CudaDouble, tmp_path: Path) -> None:
+    file = tmp_path / "faults"
+    do = (
+        "import tensorrt as trt\n"
+        "builder = trt.Builder(trt.Logger())\n"
+        "network = builder.create_network()\n"
+        f"trt.OnnxParser(network, builder.logger).parse(open({str(tmp_path / 'model.onnx')!r}, 'rb').read())\n"
+        "builder.build_serialized_network(network, builder.create_builder_config())\n"
+    )
+    (tmp_path / "model.onnx").write_bytes(MODEL)
+    packages = write_package(tmp_path / "packages", "11.4")
+    environment = process_environment(packages, cuda.folder, DOUBLE_TENSORRT_FAULTS=file)
+    subprocess.run([sys.executable, "-c", do], env=environment, check=True, capture_output=True)
+    assert file.read_text() == "The network is not strongly typed, so the builder chooses the precision.\n"
+
+
+def test_a_process_may_end_with_everything_open(cuda: CudaDouble, tmp_path: Path) -> None:
+    do = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "import tensorrt as trt\n"
+        "from doubles.cuda_library import open_cuda_double, CudaDouble\n"
+        "from doubles.device import Device\n"
+        "from doubles.loading import load_tensorrt\n"
+        "from doubles.running import Running, engine\n"
+        "from doubles.small_graph import images\n"
+        "cuda = CudaDouble(Path('libcuda.so.1'), Path('libcuda.so.1'))\n"
+        "held = cuda.context()\n"
+        "held.__enter__()\n"
+        "running = Running(Device(cuda), load_tensorrt('10.3'), engine(load_tensorrt('10.3')))\n"
+        "print(running.infer(images(2))['angle'].shape)\n"
+    )
+    environment = process_environment(write_package(tmp_path, "10.3"), cuda.folder)
+    run = subprocess.run([sys.executable, "-c", do], env=environment, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "(2,)\n", "")

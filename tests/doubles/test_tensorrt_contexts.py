@@ -106,6 +106,61 @@ def test_the_old_way_to_ask_for_shapes_is_a_fault(double: TensorRTDouble, device
     assert "use infer_shapes" in double.faults()[0]
 
 
+# Device memory that the caller gives
+
+
+def managed(double: TensorRTDouble) -> Callable[[Any], Any]:
+    """How a context without memory of its own is made: by a configuration where there is one, else by its strategy."""
+    strategy = double.module.ExecutionContextAllocationStrategy.USER_MANAGED
+
+    def make(one: Any) -> Any:
+        if not hasattr(one, "create_runtime_config"):
+            return strategy
+        made = one.create_runtime_config()
+        made.set_execution_context_allocation_strategy(strategy)
+        return made
+
+    return make
+
+
+def test_a_context_without_memory_runs_once_it_has_some(double: TensorRTDouble, device: Device) -> None:
+    before = device.cuda.count("device_allocations")
+    running = Running(device, double, engine(double), managed(double))
+    assert device.cuda.count("device_allocations") == before + 2 + len(running.names), "engine, context, tensors"
+    assert running.context.set_input_shape("image", (1, SIZE, SIZE, 1))
+    assert running.context.execute_async_v3(running.stream) is False
+    assert "bytes of device memory must be set before enqueue" in running.log[-1]
+    size = running.context.update_device_memory_size_for_shapes()
+    assert size == running.engine.device_memory_size_v2 > 0
+    scratch = device.allocate(size)
+    running.context.set_device_memory(scratch, size)
+    assert_close(running.infer(images(3)), truth(MODEL, images(3)))
+    assert set(device.download(scratch, size)) == {0xEE}, "it is used"
+    assert clean(double, device)
+
+
+def test_memory_for_activations_is_there_aligned_and_nobody_elses(double: TensorRTDouble, device: Device) -> None:
+    own = Running(device, double, engine(double))
+    own.context.set_device_memory(device.allocate(64), 64)
+    assert "memory of its own" in double.faults()[0]
+    first, second = (Running(device, double, engine(double), managed(double)) for _ in range(2))
+    size = first.engine.device_memory_size_v2
+    scratch = device.allocate(size)
+    first.context.set_device_memory(scratch + 1, size)
+    assert "not aligned" in double.faults()[1]
+    for running in (first, second):
+        running.context.set_device_memory(scratch, size)
+        running.infer(images(1))
+    assert first.context.execute_async_v3(first.stream)
+    assert second.context.execute_async_v3(second.stream)
+    assert "share device memory" in double.faults()[2]
+    assert device.library.cuCtxSynchronize() == 0
+    assert device.library.cuMemFree_v2(scratch) == 0
+    assert first.context.execute_async_v3(first.stream)
+    assert device.library.cuStreamSynchronize(first.stream) == 700
+    assert "is not 8192 bytes any more" in double.faults()[3]
+
+
 # Enqueueing
 
 
@@ -282,3 +337,22 @@ def test_a_lost_device_fails_every_call(double: TensorRTDouble, device: Device) 
     assert running.context.execute_async_v3(running.stream) is False
     assert "unspecified launch failure" in running.log[-1]
     assert running.engine.create_execution_context() is None
+
+
+def test_a_device_that_is_lost_takes_its_work_along(double: TensorRTDouble, device: Device) -> None:
+    running = Running(device, double, engine(double))
+    running.infer(images(1))
+    assert running.context.execute_async_v3(running.stream)
+    device.cuda.lose_device(999)
+    assert device.library.cuStreamSynchronize(running.stream) == 999
+    running.context = None
+    assert clean(double, device), "nobody could have waited"
+
+
+def test_an_attribute_that_is_not_there_cannot_be_set(double: TensorRTDouble, device: Device) -> None:
+    running = Running(device, double, engine(double))
+    with pytest.raises(AttributeError, match="no attribute 'engine_host_code_alowed'"):
+        running.runtime.engine_host_code_alowed = True
+    with pytest.raises(AttributeError, match="no attribute 'stream'"):
+        running.context.stream = running.stream
+    running.context.name = "a context"

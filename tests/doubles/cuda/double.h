@@ -95,4 +95,7 @@ void double_reset(void);
 void double_set_current(int device_handle);
 int double_current(void);
 
+/* With what every call of a context fails since its device failed; 0: it works, or is none. */
+int double_error(const void *context);
+
 #endif

@@ -360,6 +360,11 @@ EXPORT_NEW int double_current(void) {
     return here == NULL ? -1 : device_of(here);
 }
 
+EXPORT_NEW int double_error(const void *of) {
+    pthread_mutex_lock(&lock);
+    return leave(is_context(of) ? ((const context *)of)->error : 0);
+}
+
 EXPORT_NEW void double_set_current(int handle) {
     (void)top();
     depth = 0;

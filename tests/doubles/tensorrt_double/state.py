@@ -105,7 +105,7 @@ class Driver:
             library.cuMemFree_v2.argtypes = [ctypes.c_uint64]
             library.cuStreamIsCapturing.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
             library.cuEventRecord.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
-            library.cuCtxPushCurrent_v2.argtypes = [ctypes.c_void_p]
+            library.cuCtxPushCurrent_v2.argtypes = library.double_error.argtypes = [ctypes.c_void_p]
             self._library, self._path = library, path
         return self._library
 
@@ -175,6 +175,10 @@ class Driver:
         status = ctypes.c_int()
         code = int(self.library.cuStreamIsCapturing(stream, ctypes.byref(status)))
         return code, status.value
+
+    def works(self, context: int) -> bool:
+        """Whether the device of a context has not failed."""
+        return int(self.library.double_error(context)) == 0
 
     def memory(self, address: int, size: int) -> int:
         """Where the host finds memory that the device can reach; 0 if not all of it is in one live allocation."""
