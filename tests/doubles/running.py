@@ -116,7 +116,7 @@ class Running:
 def make_logger(trt: Any, log: list[str]) -> Any:
     """A logger that keeps the errors."""
 
-    class Collector(trt.ILogger):  # type: ignore[misc]
+    class Collector(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 

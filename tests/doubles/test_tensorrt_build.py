@@ -169,7 +169,7 @@ def test_an_image_that_is_read_as_it_is_does_not_build(double: TensorRTDouble, d
 def test_a_progress_monitor_sees_the_build_and_can_end_it(double: TensorRTDouble, device: Device) -> None:
     trt, seen = double.module, []
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+    class Monitor(trt.IProgressMonitor):
         def __init__(self, last: int) -> None:
             trt.IProgressMonitor.__init__(self)
             self.last = last

@@ -68,7 +68,7 @@ class Dims:
     def __eq__(self, arg0: object, /) -> bool:
         return isinstance(arg0, (list, tuple, Dims)) and tuple(self) == tuple(arg0)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
     def __str__(self) -> str:
         return "(" + ", ".join(str(value) for value in self._values or ()) + ")"
@@ -140,7 +140,7 @@ def _refuse(self: Any, *args: Any) -> Any:
     raise TypeError(f"object of type '{type(self).__name__}' is a buffer alone")
 
 
-_refuse._guard = True  # type: ignore[attr-defined]  # not a method that is offered
+_refuse._guard = True  # not a method that is offered
 
 
 @offered()

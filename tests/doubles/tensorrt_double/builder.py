@@ -49,13 +49,13 @@ class IOptimizationProfile:
         sizes = list(zip(*shapes, strict=True)) if len({len(each) for each in shapes}) == 1 else []
         if not all(low <= best <= high for low, best, high in sizes) or not sizes:
             raise ValueError("Dimensions of the profile must rise from min to opt to max")
-        self._shapes[text(input, "input")] = shapes  # type: ignore[attr-defined]
+        self._shapes[text(input, "input")] = shapes
 
     def get_shape(self, input: str) -> list[Dims]:
-        return self._shapes.get(input, [])  # type: ignore[attr-defined, no-any-return]
+        return self._shapes.get(input, [])
 
     def __bool__(self) -> bool:
-        return bool(self._shapes)  # type: ignore[attr-defined]
+        return bool(self._shapes)
 
 
 @offered()
@@ -66,17 +66,17 @@ class ITimingCache:
         raise TypeError("ITimingCache: No constructor defined!")
 
     def serialize(self) -> IHostMemory:
-        return host_memory(json.dumps(self._content).encode())  # type: ignore[attr-defined]
+        return host_memory(json.dumps(self._content).encode())
 
     def combine(self, input_cache: ITimingCache, ignore_mismatch: bool) -> bool:
-        mine, other = self._content, input_cache._content  # type: ignore[attr-defined]
+        mine, other = self._content, input_cache._content
         if mine["device"] != other["device"] and not ignore_mismatch:
             return False
         mine["entries"] = sorted({*mine["entries"], *other["entries"]})
         return True
 
     def reset(self) -> bool:
-        self._content["entries"] = []  # type: ignore[attr-defined]
+        self._content["entries"] = []
         return True
 
 
@@ -190,10 +190,10 @@ class IBuilderConfig:
             except (ValueError, KeyError, TypeError, AssertionError):
                 say(self._logger, "ERROR", "IBuilderConfig::createTimingCache: the timing cache is corrupted")
                 return None
-        return made  # type: ignore[no-any-return]
+        return made
 
     def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
-        if cache._content["device"] != _device() and not ignore_mismatch:  # type: ignore[attr-defined]
+        if cache._content["device"] != _device() and not ignore_mismatch:
             return False
         self._cache = cache
         return True
@@ -259,7 +259,7 @@ class Builder:
     def create_optimization_profile(self) -> IOptimizationProfile:
         made: Any = object.__new__(IOptimizationProfile)
         made._shapes = {}
-        return made  # type: ignore[no-any-return]
+        return made
 
     def is_network_supported(self, network: INetworkDefinition, config: IBuilderConfig) -> bool:
         return not _obstacle(network, config)
@@ -280,7 +280,7 @@ class Builder:
         say(self._logger, "VERBOSE", "Layers:\n" + "\n".join(_row(layer) for layer in layers) + "\n\nBindings:\nimage")
         if config._cache is not None:
             key = hashlib.sha256(model.SerializeToString()).hexdigest()[:16]
-            content = config._cache._content  # type: ignore[attr-defined]
+            content = config._cache._content
             content["entries"] = sorted({*content["entries"], key})
         return host_memory(_engine(model, config, layers))
 
@@ -291,7 +291,7 @@ class Builder:
         steps = 4
         monitor = config.progress_monitor
         if monitor is not None:
-            monitor.phase_start("Building Engine", None, steps)  # type: ignore[arg-type]
+            monitor.phase_start("Building Engine", None, steps)
         for step in range(steps):
             time.sleep(STATE.build_seconds / steps)
             if monitor is not None and not monitor.step_complete("Building Engine", step):
@@ -329,7 +329,7 @@ def _dla_obstacle(network: INetworkDefinition, config: IBuilderConfig) -> str:
     if refused and "GPU_FALLBACK" not in config._flags:
         return f"Error Code 9: API Usage Error ({refused[0]}: no DLA takes this layer, and there is no fallback.)"
     for profile in config._profiles:
-        shapes = [tuple(shape) for name in profile._shapes for shape in profile.get_shape(name)]  # type: ignore[attr-defined]
+        shapes = [tuple(shape) for name in profile._shapes for shape in profile.get_shape(name)]
         if len(set(shapes)) != 1:
             return "Error Code 4: Internal Error (DLA needs one fixed batch: min, opt and max must be equal)"
     return ""
@@ -360,8 +360,8 @@ def _engine(model: onnx.ModelProto, config: IBuilderConfig, layers: list[dict[st
 
 
 def _batches(profile: IOptimizationProfile) -> tuple[int, int, int]:
-    (shapes,) = profile._shapes.values()  # type: ignore[attr-defined]
-    return tuple(shape[0] for shape in shapes)  # type: ignore[return-value]
+    (shapes,) = profile._shapes.values()
+    return tuple(shape[0] for shape in shapes)
 
 
 # The layers, as the log and the inspector tell them
@@ -372,7 +372,7 @@ _WORDS = {"FLOAT": "Float", "HALF": "Half", "INT8": "Int8", "UINT8": "UInt8", "I
 
 def _layers(network: INetworkDefinition) -> list[dict[str, Any]]:
     """The compute layers with the types that they read, and one more for all the rest."""
-    producers = {tensor.name: layer for layer in network._layers for tensor in layer._outputs}  # type: ignore[attr-defined]
+    producers = {tensor.name: layer for layer in network._layers for tensor in layer._outputs}
     found = []
     for layer in network._layers:
         state: Any = layer

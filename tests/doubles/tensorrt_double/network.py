@@ -55,19 +55,19 @@ class ITensor:
 
     @property
     def shape(self) -> Dims:
-        return Dims(self._shape)  # type: ignore[attr-defined]
+        return Dims(self._shape)
 
     @property
     def dtype(self) -> Any:
-        return self._dtype  # type: ignore[attr-defined]
+        return self._dtype
 
     @property
     def is_network_input(self) -> bool:
-        return self in self._network._inputs  # type: ignore[attr-defined]
+        return self in self._network._inputs
 
     @property
     def is_network_output(self) -> bool:
-        return self in self._network._outputs  # type: ignore[attr-defined]
+        return self in self._network._outputs
 
 
 @offered()
@@ -91,24 +91,24 @@ class ILayer:
 
     @property
     def type(self) -> Any:
-        return self._type  # type: ignore[attr-defined]
+        return self._type
 
     @property
     def num_inputs(self) -> int:
-        return len(self._inputs)  # type: ignore[attr-defined]
+        return len(self._inputs)
 
     @property
     def num_outputs(self) -> int:
-        return len(self._outputs)  # type: ignore[attr-defined]
+        return len(self._outputs)
 
     def get_input(self, index: int) -> ITensor | None:
-        return self._at(self._inputs, index)  # type: ignore[attr-defined]
+        return self._at(self._inputs, index)
 
     def get_output(self, index: int) -> ITensor | None:
-        return self._at(self._outputs, index)  # type: ignore[attr-defined]
+        return self._at(self._outputs, index)
 
     def get_output_type(self, index: int) -> Any:
-        tensor = self._at(self._outputs, index)  # type: ignore[attr-defined]
+        tensor = self._at(self._outputs, index)
         return tensor.dtype if tensor is not None else DataType.FLOAT
 
     def _at(self, tensors: list[ITensor], index: int) -> ITensor | None:
@@ -221,10 +221,10 @@ class ParserError:
         raise TypeError("ParserError: No constructor defined!")
 
     def code(self) -> Any:
-        return self._code  # type: ignore[attr-defined]
+        return self._code
 
     def desc(self) -> str:
-        return self._desc  # type: ignore[attr-defined, no-any-return]
+        return self._desc
 
     def file(self) -> str:
         return "ModelImporter.cpp"
@@ -236,19 +236,19 @@ class ParserError:
         return "parseNode"
 
     def node(self) -> int:
-        return self._node  # type: ignore[attr-defined, no-any-return]
+        return self._node
 
     def node_name(self) -> str:
-        return self._node_name  # type: ignore[attr-defined, no-any-return]
+        return self._node_name
 
     def node_operator(self) -> str:
-        return self._operator  # type: ignore[attr-defined, no-any-return]
+        return self._operator
 
 
 def _error(code: Any, desc: str, node: int = -1, name: str = "", operator: str = "") -> ParserError:
     made: Any = object.__new__(ParserError)
     made._code, made._desc, made._node, made._node_name, made._operator = code, desc, node, name, operator
-    return made  # type: ignore[no-any-return]
+    return made
 
 
 @offered()

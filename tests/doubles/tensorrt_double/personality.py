@@ -75,7 +75,7 @@ def offered(letters: str = "abcr") -> Callable[[type], type]:
             target = member.fget if isinstance(member, property) else member
             if HERE.letter not in getattr(target, "_only", "abcr"):
                 delattr(cls, name)
-        cls.__setattr__ = _set_known  # type: ignore[method-assign, assignment]
+        cls.__setattr__ = _set_known
         if HERE.letter in letters:
             EXPORTS[cls.__name__] = cls
         return cls
@@ -114,7 +114,7 @@ def overloads(*signatures: str) -> Callable[[Callable[..., Any]], Callable[..., 
                     return method(self, **given)
             raise TypeError(f"{method.__name__}(): incompatible function arguments: {args!r}, {kwargs!r}.")
 
-        call._overloads = offered_here  # type: ignore[attr-defined]
+        call._overloads = offered_here
         return call
 
     return wrap

@@ -383,7 +383,7 @@ class EngineInspector:
 
     @property
     def execution_context(self) -> Any:
-        return self._context  # type: ignore[has-type]
+        return self._context
 
     @execution_context.setter
     def execution_context(self, value: Any) -> None:
@@ -397,7 +397,7 @@ class EngineInspector:
 
     def get_engine_information(self, format: Any) -> str:
         formats = ENUMS["LayerInformationFormat"]
-        layers, names = self._layers(), list(self._engine._io)  # type: ignore[attr-defined]
+        layers, names = self._layers(), list(self._engine._io)
         if member(format, formats, "format") == formats.ONELINE:
             lines = "\n".join(self._written(layer, format) for layer in layers)
             return f"Layers:\n{lines}\n\nBindings:\n" + "\n".join(names)
@@ -405,7 +405,7 @@ class EngineInspector:
         return json.dumps({"Layers": layers, title: names}, indent=1)
 
     def _layers(self) -> list[dict[str, Any]]:
-        return [_in_words_of_version(layer) for layer in self._engine._description.options.get("layers", [])]  # type: ignore[attr-defined]
+        return [_in_words_of_version(layer) for layer in self._engine._description.options.get("layers", [])]
 
     def _written(self, layer: dict[str, Any], format: Any) -> str:
         formats = ENUMS["LayerInformationFormat"]
