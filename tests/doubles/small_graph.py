@@ -37,11 +37,9 @@ def small_graph(channels: int = 1, quantized: bool = False, batch: int | str = "
 
     x = add("Transpose", [add("Cast", ["image"], "float", to=TensorProto.FLOAT)], "nchw", perm=[0, 3, 1, 2])
     x = add("Mul", [x, constant("norm", 1 / 255)], "scaled")
-    turn = np.array([[[0.8, -0.6, 0.1], [0.6, 0.8, 0.0]]])
     count = add("Shape", [x], "count", start=0, end=1)
-    rows = add("Concat", [count, constant("two_three", [2, 3], np.int64)], "rows", axis=0)
-    theta = add("Expand", [constant("turn", turn), rows], "theta")
-    grid = add("AffineGrid", [theta, add("Shape", [x], "sides")], "grid")
+    sides = add("Concat", [count, constant("sides", [SIZE, SIZE, 2], np.int64)], "grid_shape", axis=0)
+    grid = add("Expand", [constant("turn", turned_grid()), sides], "grid")
     x = add("GridSample", [x, grid], "turned", mode="linear")
     kernel = constant("kernel", rng.normal(0, 0.5, (4, channels, 3, 3)))
     x = add("Conv", [pair(x, 0.01), pair(kernel, 0.02)], "conv", kernel_shape=[3, 3], pads=[1] * 4)
@@ -68,6 +66,12 @@ def small_graph(channels: int = 1, quantized: bool = False, batch: int | str = "
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString())
+
+
+def turned_grid() -> np.ndarray:
+    """Where each pixel is read, [1, 8, 8, 2]: a rotation and a shift, between the pixels."""
+    y, x = np.meshgrid(*[(np.arange(SIZE) * 2 + 1) / SIZE - 1] * 2, indexing="ij")
+    return np.stack([0.8 * x - 0.6 * y + 0.1, 0.6 * x + 0.8 * y], axis=-1)[None]
 
 
 def images(count: int, channels: int = 1, seed: int = 0) -> np.ndarray:

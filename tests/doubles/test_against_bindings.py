@@ -174,6 +174,9 @@ def class_differences(name: str, cls: type, classes: dict[str, Any], parameters:
                 found.append(f"there is no {path}")
             elif name == "ILogger":
                 found += class_differences(path, value, classes, parameters)
+        elif isinstance(value, int):
+            if key not in true["properties"]:
+                found.append(f"there is no {path}")
         elif isinstance(value, property):
             if key not in true["properties"]:
                 found.append(f"there is no property {path}")

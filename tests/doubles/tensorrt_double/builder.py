@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 
-from .basics import ENUMS, Dims, IHostMemory, buffer, check_logger, host_memory
+from .basics import ENUMS, Dims, IHostMemory, buffer, check_logger, host_memory, register_logger
 from .building import make_engine, plant, precision_of
 from .network import INetworkDefinition, dla_takes, model_of
 from .personality import HERE, handle, member, offered, only, overloads, text
@@ -45,17 +45,19 @@ class IOptimizationProfile:
         raise TypeError("IOptimizationProfile: No constructor defined!")
 
     def set_shape(self, input: str, min: Any, opt: Any, max: Any) -> None:
-        shapes = [Dims(tuple(each)) for each in (min, opt, max)]
-        sizes = list(zip(*shapes, strict=True)) if len({len(each) for each in shapes}) == 1 else []
-        if not all(low <= best <= high for low, best, high in sizes) or not sizes:
-            raise ValueError("Dimensions of the profile must rise from min to opt to max")
-        self._shapes[text(input, "input")] = shapes
+        self._shapes[text(input, "input")] = [Dims(tuple(each)) for each in (min, opt, max)]
 
     def get_shape(self, input: str) -> list[Dims]:
         return self._shapes.get(input, [])
 
     def __bool__(self) -> bool:
-        return bool(self._shapes)
+        """Whether all shapes rise from min to opt to max; what was never set does."""
+        return all(_rise(shapes) for shapes in self._shapes.values())
+
+
+def _rise(shapes: list[Dims]) -> bool:
+    low, best, high = (tuple(shape) for shape in shapes)
+    return len(low) == len(best) == len(high) and all(a <= b <= c for a, b, c in zip(low, best, high, strict=True))
 
 
 @offered()
@@ -182,14 +184,14 @@ class IBuilderConfig:
     def create_timing_cache(self, serialized_timing_cache: Any) -> ITimingCache | None:
         content = buffer(serialized_timing_cache, "serialized_timing_cache")
         made: Any = object.__new__(ITimingCache)
-        made._content = {"magic": _CACHE_MAGIC, "device": _device(), "entries": []}
+        made._content = empty = {"magic": _CACHE_MAGIC, "device": _device(), "entries": []}
         if content:
             try:
                 made._content = json.loads(content)
                 assert made._content["magic"] == _CACHE_MAGIC
             except (ValueError, KeyError, TypeError, AssertionError):
-                say(self._logger, "ERROR", "IBuilderConfig::createTimingCache: the timing cache is corrupted")
-                return None
+                say(self._logger, "WARNING", "Failed to deserialize timing cache. Returning an empty timing cache.")
+                made._content = empty
         return made
 
     def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
@@ -213,7 +215,7 @@ class IBuilderConfig:
     @only("r")
     def set_compute_capability(self, compute_capability: Any, index: int) -> bool:
         value = member(compute_capability, ENUMS["ComputeCapability"], "compute_capability").value
-        if not 0 <= handle(index, "index") < len(self._capabilities) or value in self._capabilities:
+        if not 0 <= handle(index, "index") < len(self._capabilities):
             return False
         self._capabilities[index] = value
         return True
@@ -232,11 +234,12 @@ class Builder:
     """Builds engines. Full TensorRT needs a GPU for it, TensorRT-RTX does not."""
 
     def __init__(self, logger: Any) -> None:
-        self._logger = check_logger(logger)
-        if HERE.flavour == "tensorrt":
-            code = start_driver()
-            if code != 0:
-                raise start_failed(logger, "createInferBuilder", code)
+        check_logger(logger)
+        code = start_driver()
+        if code != 0 and HERE.flavour == "tensorrt":
+            raise start_failed(logger, "createInferBuilder", code)
+        self._logger = logger
+        register_logger(self, logger, "createInferBuilder")
 
     @property
     def logger(self) -> Any:
@@ -313,10 +316,18 @@ def _obstacle(network: INetworkDefinition, config: IBuilderConfig) -> str:
         if reads_image and layer.type.name not in ("CAST", "SHAPE"):
             return f"Error Code 4: Internal Error ({layer.name}: first input has type UInt8 but must be a float type)"
     free = [each.name for each in network._inputs if -1 in tuple(each.shape)]
-    for profile in config._profiles or [None]:
-        missing = [name for name in free if profile is None or not profile.get_shape(name)]
+    if free and not config._profiles:
+        return (
+            "Error Code 4: API Usage Error (Network has dynamic or shape inputs, but no optimization profile has been "
+            "defined.)"
+        )
+    for number, profile in enumerate(config._profiles):
+        missing = [name for name in free if not profile.get_shape(name)]
         if missing:
-            return f"Error Code 4: Internal Error ({missing[0]}: dynamic input is missing dimensions in profile 0.)"
+            return (
+                f"Error Code 4: API Usage Error (Dynamic input tensor {missing[0]} is missing dimensions in profile "
+                f"{number}.)"
+            )
     if config._device.name == "DLA":
         return _dla_obstacle(network, config)
     return ""
@@ -351,7 +362,7 @@ def _engine(model: onnx.ModelProto, config: IBuilderConfig, layers: list[dict[st
         model.SerializeToString(),
         profiles=[_batches(profile) for profile in config._profiles] or None,
         batch=(1, 1, 1),
-        capabilities=tuple(sorted(capabilities)) if HERE.flavour == "tensorrt_rtx" else (here,),
+        capabilities=tuple(sorted(set(capabilities))) if HERE.flavour == "tensorrt_rtx" else (here,),
         **options,
     )
     for kind in STATE.plants:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ from onnx import TensorProto
 
 from .basics import ENUMS, DataType, Dims, buffer, check_logger
 from .building import DTYPES, value_shape
-from .personality import handle, member, offered, only
+from .personality import HERE, handle, member, offered, only
 from .state import STATE
 
 LayerType: Any = ENUMS["LayerType"]
@@ -20,7 +21,7 @@ _OPERATORS = {
     "CONVOLUTION": "Conv", "DECONVOLUTION": "ConvTranspose", "MATRIX_MULTIPLY": "Gemm MatMul",
     "ACTIVATION": "Relu Sigmoid Tanh Clip LeakyRelu Elu Selu Softplus HardSigmoid Gelu Softsign",
     "POOLING": "MaxPool AveragePool", "SOFTMAX": "Softmax LogSoftmax", "CONCATENATION": "Concat",
-    "ELEMENTWISE": "Add Sub Mul Div Pow Min Max Equal Greater Less GreaterOrEqual LessOrEqual And Or Mod AffineGrid",
+    "ELEMENTWISE": "Add Sub Mul Div Pow Min Max Equal Greater Less GreaterOrEqual LessOrEqual And Or Mod",
     "SHUFFLE": "Reshape Flatten Transpose Squeeze Unsqueeze DepthToSpace SpaceToDepth",
     "SLICE": "Slice Split Tile Expand Pad", "SHAPE": "Shape Size", "GATHER": "Gather GatherND GatherElements",
     "CAST": "Cast", "QUANTIZE": "QuantizeLinear", "DEQUANTIZE": "DequantizeLinear", "GRID_SAMPLE": "GridSample",
@@ -152,7 +153,9 @@ class INetworkDefinition:
         raise TypeError("INetworkDefinition: No constructor defined!")
 
     def _setup(self, builder: Any, flags: int) -> None:
-        self._builder, self._flags, self._name = builder, flags, "Unnamed Network 0"
+        typed = 1 << ENUMS["NetworkDefinitionCreationFlag"].STRONGLY_TYPED.value
+        always = typed if HERE.letter in "cr" else 0  # from 11 on there is nothing else
+        self._builder, self._flags, self._name = builder, flags | always, "Unnamed Network 0"
         self._inputs: list[ITensor] = []
         self._outputs: list[ITensor] = []
         self._layers: list[ILayer] = []
@@ -205,8 +208,11 @@ class INetworkDefinition:
         return self._layers[handle(arg0, "arg0")]
 
     def mark_output(self, tensor: ITensor) -> None:
-        if tensor not in self._outputs:
-            self._outputs.append(tensor)
+        if tensor in self._outputs:
+            say = self._builder.logger.log
+            say(ENUMS["ILogger.Severity"].ERROR, f"INetworkDefinition::markOutput: {tensor.name} is an output already")
+            return
+        self._outputs.append(tensor)
 
     def unmark_output(self, tensor: ITensor) -> None:
         if tensor in self._outputs:
@@ -258,8 +264,20 @@ class OnnxParser:
     def __init__(self, network: INetworkDefinition, logger: Any) -> None:
         if not isinstance(network, INetworkDefinition):
             raise TypeError("__init__(): incompatible constructor arguments: network")
-        self._network, self._logger = network, check_logger(logger)
+        self._held, self._logger = weakref.ref(network), check_logger(logger)
         self._errors: list[ParserError] = []
+
+    @property
+    def _network(self) -> INetworkDefinition:
+        """The network, while somebody else holds it."""
+        network = self._held()
+        if network is None:
+            STATE.fault("A parser was used whose network nobody held any more: the real process ends with a crash.")
+            raise RuntimeError("the network is gone")
+        return network
+
+    def _say(self, sentence: str) -> None:
+        self._logger.log(ENUMS["ILogger.Severity"].ERROR, sentence)
 
     @property
     def num_errors(self) -> int:
@@ -275,7 +293,11 @@ class OnnxParser:
         return op_name in TYPE_OF
 
     def parse(self, model: Any, path: str | None = None) -> bool:
-        proto = self._read(buffer(model, "model"))
+        content = buffer(model, "model")
+        if self._network._layers:
+            self._say("ModelImporter.cpp:1170: Parse was called with a non-empty network definition")
+            return False
+        proto = self._read(content)
         if proto is None or not self._check(proto):
             return False
         _fill(self._network, proto)
@@ -298,16 +320,34 @@ class OnnxParser:
         except Exception:  # whatever protobuf raises for bytes that are no message
             proto = None
         if proto is None or (content and not proto.HasField("graph")):
-            self._errors.append(_error(ErrorCode.MODEL_DESERIALIZE_FAILED, "Failed to parse the ONNX model."))
+            self._refuse(_error(ErrorCode.MODEL_DESERIALIZE_FAILED, _NO_MODEL))
             return None
         return proto
 
     def _check(self, proto: onnx.ModelProto) -> bool:
         for number, node in enumerate(proto.graph.node):
             if node.op_type not in TYPE_OF:
-                desc = f"Plugin not found, are the plugin name, version, and namespace correct? ({node.op_type})"
-                self._errors.append(_error(ErrorCode.UNSUPPORTED_NODE, desc, number, node.name, node.op_type))
+                known = _is_onnx(node.op_type)
+                code, desc = ("UNSUPPORTED_NODE", "false") if known else ("INVALID_NODE", _NO_PLUGIN)
+                self._refuse(_error(getattr(ErrorCode, code), desc, number, node.name, node.op_type))
         return not self._errors
+
+    def _refuse(self, error: ParserError) -> None:
+        self._errors.append(error)
+        self._say(f"ModelImporter.cpp:151: ERROR: {error.code().name}: {error.desc()}")
+
+
+_NO_MODEL = "Assertion failed: model->ParseFromCodedStream(&codedInput): Failed to parse the ONNX model."
+_NO_PLUGIN = 'creator && "Plugin not found, are the plugin name, version, and namespace correct?"'
+
+
+def _is_onnx(operator: str) -> bool:
+    """Whether ONNX itself has an operator."""
+    try:
+        onnx.defs.get_schema(operator)
+    except onnx.defs.SchemaError:
+        return False
+    return True
 
 
 # From the ONNX file to the network

@@ -6,6 +6,7 @@ import ctypes
 import itertools
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ class State:
         dla_cores: of an Orin.
         nearest_grid_samples: the parser reads every GridSample as nearest, as TensorRT-RTX 1.5 does.
         build_seconds: how long a build takes.
+        logged: the runtimes and builders that live, which have loggers.
         plants: what is wrong with the engines that the builder makes (see `building.plant`).
     """
 
@@ -45,6 +47,7 @@ class State:
     nearest_grid_samples: bool = False
     build_seconds: float = 0.0
     plants: tuple[str, ...] = ()
+    logged: weakref.WeakSet[Any] = field(default_factory=weakref.WeakSet)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -140,9 +143,9 @@ class Driver:
         return numbers[0] * 10 + numbers[1]
 
     def first_capability(self) -> int:
-        """Of the first device, for a builder, which needs no context."""
+        """Of the first device, for a builder, which needs no context; 0 without a driver or device."""
         device, value = ctypes.c_int(), ctypes.c_int()
-        if self.library.cuDeviceGet(ctypes.byref(device), 0) != 0:
+        if self.start() != 0 or self.library.cuDeviceGet(ctypes.byref(device), 0) != 0:
             return 0
         self.library.cuDeviceGetAttribute(ctypes.byref(value), MAJOR, device)
         major = value.value
