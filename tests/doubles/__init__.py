@@ -2,8 +2,8 @@
 
 Nothing here has run on hardware. The double of TensorRT offers nothing that the real bindings of its version lack
 (`test_against_bindings.py`), and enforces what they are documented to enforce. What the real TensorRT-RTX answers
-without a GPU, it answers too (`test_against_rtx.py`). One thing differs: the `memoryview` of an
-`IHostMemory` has the format "B" here and "f" there, so take `bytes()` or `nbytes`.
+without a GPU, it answers too (`test_against_rtx.py`). One thing differs: the `memoryview` of an `IHostMemory` has the
+format "B" here and "f" there, so take `bytes()` or `nbytes`.
 
 For tests, by the fixtures of `tests/conftest.py`:
 
@@ -43,6 +43,6 @@ For tests, by the fixtures of `tests/conftest.py`:
 Other processes: `loading.write_package(folder, version)` makes a folder for PYTHONPATH that holds a package `tensorrt`
 or `tensorrt_rtx`; `loading.process_environment(folder, cuda.folder, DOUBLE_CC=86)` is the whole environment.
 In such a process `doubles.loading.load_tensorrt(version)` is the same double, and settings come from the environment:
-DOUBLE_FAIL="cuMemAlloc_v2:3:2" (function, call, code), DOUBLE_TENSORRT_FAIL="build_serialized_network:1" (method, call),
-DOUBLE_TENSORRT_PLANTS="nearest" (what the builder makes), DOUBLE_TENSORRT_FAULTS=FILE (where its faults are written).
+DOUBLE_FAIL="cuMemAlloc_v2:3:2" (function, call, code), DOUBLE_TENSORRT_FAIL="build_serialized_network:1" (method,
+call), DOUBLE_TENSORRT_PLANTS="nearest" (what the builder makes), DOUBLE_TENSORRT_FAULTS=FILE (its faults go there).
 """
