@@ -1,7 +1,9 @@
 """Doubles of the CUDA driver and of TensorRT: an engine that runs on the CPU, and refuses what the real ones refuse.
 
 Nothing here has run on hardware. The double of TensorRT offers nothing that the real bindings of its version lack
-(`test_against_bindings.py`), and enforces what they are documented to enforce.
+(`test_against_bindings.py`), and enforces what they are documented to enforce. What the real TensorRT-RTX answers
+without a GPU, it answers too (`test_against_rtx.py`). One thing differs: the `memoryview` of an `IHostMemory` has the
+format "B" here and "f" there, so take `bytes()` or `nbytes`.
 
 For tests, by the fixtures of `tests/conftest.py`:
 
@@ -32,11 +34,15 @@ For tests, by the fixtures of `tests/conftest.py`:
                              "fp16": a whole engine that gives wrong answers
     fail("create_execution_context", nth=1)    also execute_async_v3, set_input_shape, deserialize_cuda_engine, ...
     faults()                 what was done wrong: use of the default stream, two threads in a context, stale graphs, ...
-    state.free_engines       True: an engine costs nothing after its first run (for our own overhead)
+    state.free_engines       True: an engine costs nothing after its first run (for our own overhead), or what
+                             state.engine_cost_us(batch) says
     state.lazy_calls         of RTX with LAZY specialization: how many first runs differ in the last bits
     state.counts             calls by method; "jit_compilations" of RTX
+    state.plants, state.nearest_grid_samples, state.build_seconds, state.dla_cores    of what the builder makes
 
 Other processes: `loading.write_package(folder, version)` makes a folder for PYTHONPATH that holds a package `tensorrt`
 or `tensorrt_rtx`; `loading.process_environment(folder, cuda.folder, DOUBLE_CC=86)` is the whole environment.
-In such a process `doubles.loading.load_tensorrt(version)` is the same double.
+In such a process `doubles.loading.load_tensorrt(version)` is the same double, and settings come from the environment:
+DOUBLE_FAIL="cuMemAlloc_v2:3:2" (function, call, code), DOUBLE_TENSORRT_FAIL="build_serialized_network:1" (method,
+call), DOUBLE_TENSORRT_PLANTS="nearest" (what the builder makes), DOUBLE_TENSORRT_FAULTS=FILE (its faults go there).
 """

@@ -109,7 +109,7 @@ class TensorRTDouble:
         before = {name: sys.modules[name] for name in names if name in sys.modules}
         self.reset()
         self.state.cuda_library = str(cuda_library)
-        sys.modules.update(dict.fromkeys(names))  # type: ignore[arg-type]  # None: Python refuses to import it
+        sys.modules.update(dict.fromkeys(names))  # None: Python refuses to import it
         origin = str(cuda_library.parent / "site-packages" / self.kind / "__init__.py")  # as of an installed package
         spec = importlib.util.spec_from_loader(self.kind, loader=None, origin=origin)
         self.module.__spec__ = spec

@@ -6,7 +6,6 @@ import ctypes
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -17,12 +16,6 @@ from doubles.device import Device
 INVALID_VALUE, OUT_OF_MEMORY, INVALID_CONTEXT, INVALID_HANDLE, NOT_READY = 1, 2, 201, 400, 600
 ILLEGAL_ADDRESS, UNSUPPORTED, INVALIDATED = 700, 900, 901
 GLOBAL, THREAD_LOCAL, RELAXED = 0, 1, 2
-
-
-@pytest.fixture
-def device(cuda: CudaDouble) -> Iterator[Device]:
-    with cuda.context():
-        yield Device(cuda)
 
 
 # Memory
@@ -184,6 +177,34 @@ def test_copies_of_pageable_memory_are_counted(device: Device) -> None:
     device.library.cuMemcpyHtoDAsync_v2(target, array.ctypes.data, 4, stream)
     device.library.cuMemcpyHtoDAsync_v2(target, device.pinned(4).ctypes.data, 4, stream)
     assert device.cuda.count("pageable_copies") == 1
+
+
+class Copy2D(ctypes.Structure):
+    """CUDA_MEMCPY2D_v2 of cuda.h."""
+
+    _fields_ = (
+        *(("from_x", ctypes.c_size_t), ("from_y", ctypes.c_size_t), ("from_type", ctypes.c_uint)),
+        *(("from_host", ctypes.c_void_p), ("source", ctypes.c_uint64), ("from_array", ctypes.c_void_p)),
+        *(("from_pitch", ctypes.c_size_t), ("to_x", ctypes.c_size_t), ("to_y", ctypes.c_size_t)),
+        *(("to_type", ctypes.c_uint), ("to_host", ctypes.c_void_p), ("target", ctypes.c_uint64)),
+        *(("to_array", ctypes.c_void_p), ("to_pitch", ctypes.c_size_t)),
+        *(("width", ctypes.c_size_t), ("height", ctypes.c_size_t)),
+    )
+
+
+def test_rows_are_copied_from_one_pitch_to_another(device: Device) -> None:
+    grid = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    stream, source, target = device.stream(), device.upload(grid), device.allocate(12)
+    rows = Copy2D(source=source, from_x=2, from_y=1, from_pitch=8, from_type=2, target=target, to_type=2)
+    rows.width, rows.height, rows.to_pitch = 3, 4, 3
+    assert device.library.cuMemcpy2DAsync_v2(ctypes.byref(rows), ctypes.c_void_p(stream)) == 0
+    device.synchronize(stream)
+    np.testing.assert_array_equal(device.download(target, 12).reshape(4, 3), grid[1:5, 2:5])
+    rows.to_pitch = 2
+    assert device.library.cuMemcpy2DAsync_v2(ctypes.byref(rows), ctypes.c_void_p(stream)) == INVALID_VALUE
+    rows.to_pitch, rows.height = 3, 5
+    assert device.library.cuMemcpy2DAsync_v2(ctypes.byref(rows), ctypes.c_void_p(stream)) == 0
+    assert device.library.cuStreamSynchronize(stream) == ILLEGAL_ADDRESS, "the last row is outside of the target"
 
 
 def test_a_stream_that_is_destroyed_with_work_left_is_a_fault(device: Device) -> None:

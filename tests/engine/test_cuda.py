@@ -1,19 +1,16 @@
-"""The driver's probe: without a driver, with a stand-in driver of known answers, and with a library that is none."""
+"""The driver's probe: without a driver, with the double of one, and with a library that is none."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from doubles.cuda_library import CudaDouble
 
 from vae_edge.engine import gpus
 
-STUB = Path(__file__).parent / "stubs" / "cuda_stub.c"
 PROBE = """
 import json, sys
 from vae_edge.engine import gpus
@@ -22,21 +19,19 @@ print(json.dumps([repr(driver), driver.sentence()]))
 """
 
 
-@pytest.fixture(scope="module")
-def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler to build the stand-in driver with")
-    library = tmp_path_factory.mktemp("cuda") / "libcuda.so.1"
-    subprocess.run([compiler, "-shared", "-fPIC", "-Wall", "-Werror", "-o", library, STUB], check=True)
-    return library
+TWO_GPUS = {
+    "DOUBLE_DEVICES": "2",
+    "DOUBLE_NAME": "Orin,NVIDIA RTX A2000",
+    "DOUBLE_CC": "87,86",
+    "DOUBLE_MULTIPROCESSORS": "8,26",
+    "DOUBLE_MEMORY_BYTES": "7990607872,12884901888",  # more than 32 bits hold
+}
 
 
-def ask(library: Path, mode: str) -> tuple[str, str]:
-    environment = {**os.environ, "VAE_EDGE_STUB_CUDA": mode}
-    run = subprocess.run(
-        [sys.executable, "-c", PROBE, library], env=environment, capture_output=True, text=True, check=True
-    )
+def ask(cuda: CudaDouble, fail: str) -> tuple[str, str]:
+    environment = cuda.environment(**TWO_GPUS, DOUBLE_FAIL=fail)
+    command = [sys.executable, "-c", PROBE, "libcuda.so.1"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     text, sentence = json.loads(run.stdout)
     return text, sentence
 
@@ -54,8 +49,12 @@ def test_a_library_that_is_no_driver_is_called_so() -> None:
     assert "libc.so.6 is not a CUDA driver" in driver.problem
 
 
-def test_names_capabilities_memory_and_version_come_from_the_driver(stub: Path) -> None:
-    driver = gpus.probe(str(stub))
+def test_names_capabilities_memory_and_version_come_from_the_driver(
+    cuda: CudaDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in TWO_GPUS.items():
+        monkeypatch.setenv(name, value)
+    driver = gpus.probe(str(cuda.library))
     assert driver.version == (13, 2)
     assert [d.target for d in driver.devices] == ["sm_87", "sm_86"]
     orin, desktop = driver.devices
@@ -67,14 +66,14 @@ def test_names_capabilities_memory_and_version_come_from_the_driver(stub: Path) 
 
 
 @pytest.mark.parametrize(
-    ("mode", "problem"),
+    ("fail", "problem"),
     [
-        ("empty", "the driver for CUDA 13.2 is installed, but it sees no GPU"),
-        ("broken", "the driver for CUDA 13.2 does not start: error 999, unknown error"),
-        ("torn", "the driver does not describe GPU 1: error 101, invalid device ordinal"),
+        ("cuInit:0:100", "the driver for CUDA 13.2 is installed, but it sees no GPU"),
+        ("cuInit:0:999", "the driver for CUDA 13.2 does not start: error 999, unknown error"),
+        ("cuDeviceGet:2:101", "the driver does not describe GPU 1: error 101, invalid device ordinal"),
     ],
 )
-def test_a_driver_that_fails_is_none_with_its_reason(stub: Path, mode: str, problem: str) -> None:
-    text, sentence = ask(stub, mode)
+def test_a_driver_that_fails_is_none_with_its_reason(cuda: CudaDouble, fail: str, problem: str) -> None:
+    text, sentence = ask(cuda, fail)
     assert "devices=()" in text
     assert sentence == f"none: {problem}"

@@ -51,7 +51,7 @@ def library(build: Path) -> ctypes.CDLL:
 def test_ctest_passes(build: Path) -> None:
     output = run("ctest", "--test-dir", build, "--output-on-failure")
     assert "100% tests passed" in output
-    for name in ("listing", "fake_launch_sm_87", "fake_launch_sm_90", "broken_driver"):
+    for name in ("listing", "double_launch_sm_87", "double_launch_sm_90", "broken_driver"):
         assert name in output
     if "VAE_EDGE_HAS_SANITIZERS:INTERNAL=1" in (build / "CMakeCache.txt").read_text():
         assert "fuzz_network" in output

@@ -39,8 +39,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(built: Path, code: str, **more: str) -> subprocess.CompletedProcess[str]:
     """Python code in a process of its own, with the double as the driver."""
     tests = built / "kernels/native/tests"
-    path = os.pathsep.join([str(tests / "fake_driver"), os.environ.get("LD_LIBRARY_PATH", "")]).rstrip(os.pathsep)
-    environment = {**os.environ, "LD_LIBRARY_PATH": path, "FAKE_CC": "87", **more}
+    path = os.pathsep.join([str(tests / "cuda_double"), os.environ.get("LD_LIBRARY_PATH", "")]).rstrip(os.pathsep)
+    environment = {**os.environ, "LD_LIBRARY_PATH": path, "DOUBLE_CC": "87", **more}
     environment["VAE_EDGE_NATIVE"] = str(built / "lib/libvae_edge_kernels.so")
     before = (
         "import numpy as np\nfrom vae_edge.runtime.native import NativeNetwork\n"
@@ -108,7 +108,7 @@ with NativeNetwork({str(tmp_path / "before.ve")!r}) as network:
     "code, more, words",
     [
         ("NativeNetwork('/nowhere.ve')", {}, "BundleError: ve_open: /nowhere.ve cannot be opened"),
-        ("NativeNetwork(file)", {"FAKE_CC": "90"}, "BackendError: .* has machine code for sm_87; the device is sm_90"),
+        ("NativeNetwork(file)", {"DOUBLE_CC": "90"}, "BackendError: .* machine code for sm_87; the device is sm_90"),
         ("NativeNetwork(file, 5)", {}, "BackendError: ve_open: this machine has no CUDA device number 5"),
         ("NativeNetwork(file).classify(np.zeros((1, 3), np.uint8))", {}, r"DataError: images must be uint8"),
         ("n = NativeNetwork(file); n.close(); n.close(); n.classify(np.zeros((1, 28, 28, 1), np.uint8))", {}, "closed"),

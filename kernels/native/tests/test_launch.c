@@ -3,7 +3,13 @@
 #include <stdint.h>
 
 #include "check.h"
-#include "fake_driver.h"
+#include "double.h"
+
+int cuDevicePrimaryCtxRetain(void **context, int device);
+int cuDevicePrimaryCtxRelease_v2(int device);
+int cuStreamCreate(void **stream, unsigned int flags);
+int cuStreamSynchronize(void *stream);
+int cuStreamDestroy_v2(void *stream);
 
 static const char *at(uint64_t address) { return (const char *)(uintptr_t)address; }
 
@@ -17,8 +23,8 @@ static int carries(int architecture) {
 
 /* The launch passed every argument that the machine code takes, with these values, and NULL for the two scratch pointers. */
 static void expect(const char *entry, unsigned int programs, int count, const uint64_t *values) {
-    fake_launch launch;
-    fake_last_launch(&launch);
+    double_launch launch;
+    double_last_launch(&launch);
     CHECK(strcmp(launch.entry, entry) == 0);
     CHECK(launch.grid[0] == programs && launch.grid[1] == 1 && launch.grid[2] == 1);
     CHECK(launch.parameter_count == count + 2);
@@ -35,19 +41,22 @@ static unsigned int programs_for(const char *kernel, int rows) {
 
 static void launches_pass_what_the_machine_code_takes(void) {
     const char *mu = at(0x7000000000), *logvar = at(0x7000010000), *z = at(0x7000020000), *kl = at(0x7000030000);
-    void *stream = (void *)(uintptr_t)0xabc0;
+    void *stream = NULL;
+    double_set_current(DOUBLE_FIRST_DEVICE);
+    CHECK(cuStreamCreate(&stream, 1) == 0);
+    double_set_current(-1);
     const uint64_t seed = UINT64_C(0x123456789abcdef0), offset = (UINT64_C(1) << 40) + 4;
     CHECK(ve_launch_reparameterize_forward(mu, logvar, (void *)(uintptr_t)z, (float *)(uintptr_t)kl, 257, 32, seed, offset,
                                            VE_FLOAT32, stream) == VE_OK);
     const uint64_t forward[] = {0x7000000000, 0x7000010000, 0x7000020000, 0x7000030000, 257, 32, seed, offset};
     expect("reparameterize_forward", programs_for("reparameterize_forward_fp32_quads", 257), 8, forward);
-    fake_launch launch;
-    fake_last_launch(&launch);
+    double_launch launch;
+    double_last_launch(&launch);
     const int rows_per_program = 512 / (int)programs_for("reparameterize_forward_fp32_quads", 512);
     for (int rows = rows_per_program - 1; rows <= rows_per_program + 1; rows++) {
         CHECK(ve_launch_reparameterize_forward(mu, logvar, (void *)(uintptr_t)z, (float *)(uintptr_t)kl, rows, 32, seed,
                                                offset, VE_FLOAT32, stream) == VE_OK);
-        fake_last_launch(&launch);
+        double_last_launch(&launch);
         CHECK(launch.grid[0] == (rows > rows_per_program ? 2 : 1));
     }
     const int sizes[] = {8, 8, 8, 8, 4, 4, 8, 8};
@@ -67,7 +76,10 @@ static void launches_pass_what_the_machine_code_takes(void) {
                                             (void *)(uintptr_t)0x50, (void *)(uintptr_t)0x60, 1, 5, 9, 3, VE_BFLOAT16,
                                             NULL) == VE_OK);
     expect("reparameterize_backward", 1, 10, backward);
-    CHECK(fake_launch_count() == 5);
+    CHECK(double_launch_count() == 5);
+    double_set_current(DOUBLE_FIRST_DEVICE);
+    CHECK(cuStreamSynchronize(stream) == 0 && cuStreamDestroy_v2(stream) == 0);
+    double_set_current(-1);
 }
 
 static void the_generic_launch_refuses_what_is_not_aligned(void) {
@@ -95,9 +107,9 @@ static const void *image_of(const char *name) {
     uint64_t pointer = 0x1000, big = 0;
     int rows = 1, columns = 4;
     void *arguments[] = {&pointer, &pointer, &pointer, &pointer, &rows, &columns, &big, &big};
-    fake_launch launch;
+    double_launch launch;
     CHECK(ve_launch(name, (const unsigned int[3]){1, 1, 1}, arguments, 8, NULL) == VE_OK);
-    fake_last_launch(&launch);
+    double_last_launch(&launch);
     return launch.image;
 }
 
@@ -117,34 +129,37 @@ static void the_wide_kernel_is_chosen_only_where_it_may_run(void) {
                  {64, 31, 4, VE_BFLOAT16, "reparameterize_forward_bf16"}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         const void *wanted = image_of(cases[i].name);
-        fake_launch launch;
+        double_launch launch;
         CHECK(ve_launch_reparameterize_forward(at(16), at(32), (void *)(uintptr_t)48, (float *)(uintptr_t)cases[i].kl, 5,
                                                cases[i].columns, 0, cases[i].offset, cases[i].dtype, NULL) == VE_OK);
-        fake_last_launch(&launch);
+        double_last_launch(&launch);
         CHECK(launch.image == wanted);
     }
 }
 
 static void a_launch_goes_to_the_device_of_the_thread(void) {
-    fake_launch launch;
+    double_launch launch;
     uint64_t pointer = 0x1000, big = 0;
     int rows = 1, columns = 4;
     const unsigned int grid[3] = {1, 1, 1};
     void *arguments[] = {&pointer, &pointer, &pointer, &pointer, &rows, &columns, &big, &big};
-    CHECK(setenv("FAKE_DEVICES", "3", 1) == 0);
+    CHECK(setenv("DOUBLE_DEVICES", "3", 1) == 0);
     CHECK(ve_initialize(1) == VE_OK);
-    CHECK(fake_current() == -1);
+    CHECK(double_current() == -1);
     CHECK(ve_launch("reparameterize_forward_fp32", grid, arguments, 8, NULL) == VE_OK);
-    fake_last_launch(&launch);
-    CHECK(launch.device == FAKE_FIRST_HANDLE && fake_current() == -1);
-    fake_set_current(FAKE_FIRST_HANDLE + 1);
+    double_last_launch(&launch);
+    CHECK(launch.device == DOUBLE_FIRST_DEVICE && double_current() == -1);
+    double_set_current(DOUBLE_FIRST_DEVICE + 1);
     CHECK(ve_launch("reparameterize_forward_fp32", grid, arguments, 8, NULL) == VE_OK);
-    fake_last_launch(&launch);
-    CHECK(launch.device == FAKE_FIRST_HANDLE + 1 && fake_current() == FAKE_FIRST_HANDLE + 1);
-    fake_set_current(FAKE_FIRST_HANDLE + 2);
+    double_last_launch(&launch);
+    CHECK(launch.device == DOUBLE_FIRST_DEVICE + 1 && double_current() == DOUBLE_FIRST_DEVICE + 1);
+    void *other = NULL; /* a context that the host program itself has */
+    CHECK(cuDevicePrimaryCtxRetain(&other, DOUBLE_FIRST_DEVICE + 2) == 0);
+    double_set_current(DOUBLE_FIRST_DEVICE + 2);
     CHECK_FAILS(ve_launch("reparameterize_forward_fp32", grid, arguments, 8, NULL), VE_ERROR_NOT_INITIALIZED,
                 "not initialized");
-    fake_set_current(-1);
+    double_set_current(-1);
+    CHECK(cuDevicePrimaryCtxRelease_v2(DOUBLE_FIRST_DEVICE + 2) == 0);
     CHECK_FAILS(ve_initialize(3), VE_ERROR_NO_DEVICE, "no CUDA device number 3");
 }
 
@@ -152,11 +167,10 @@ static void failures_of_the_driver_are_told_in_its_words(void) {
     uint64_t pointer = 0x1000, big = 0;
     int rows = 1, columns = 4;
     void *arguments[] = {&pointer, &pointer, &pointer, &pointer, &rows, &columns, &big, &big};
-    CHECK(setenv("FAKE_LAUNCH_ERROR", "719", 1) == 0);
+    CHECK(double_fail("cuLaunchKernel", 1, 719) == 0);
     CHECK_FAILS(ve_launch("reparameterize_forward_fp32", (const unsigned int[3]){1, 1, 1}, arguments, 8, NULL),
-                VE_ERROR_DRIVER, "error 719, made up by the test double");
-    CHECK(fake_current() == -1);
-    CHECK(unsetenv("FAKE_LAUNCH_ERROR") == 0);
+                VE_ERROR_DRIVER, "error 719, unspecified launch failure");
+    CHECK(double_current() == -1);
 }
 
 /* Each capability runs the machine code that suits it, or is refused; a refusal leaves nothing loaded. */
@@ -177,35 +191,35 @@ static void the_machine_code_suits_the_device(void) {
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         char text[16];
         (void)snprintf(text, sizeof text, "%d", cases[i].capability);
-        CHECK(setenv("FAKE_CC", text, 1) == 0);
+        CHECK(setenv("DOUBLE_CC", text, 1) == 0);
         if (cases[i].code == 0) {
             CHECK_FAILS(ve_initialize(0), VE_ERROR_UNSUPPORTED_DEVICE, "no machine code");
         } else {
-            fake_launch launch;
+            double_launch launch;
             CHECK(ve_initialize(0) == VE_OK);
             CHECK(ve_launch_reparameterize_forward(at(16), at(16), (void *)(uintptr_t)16, (float *)(uintptr_t)16, 1, 4, 0, 0,
                                                    VE_FLOAT32, NULL) == VE_OK);
-            fake_last_launch(&launch);
+            double_last_launch(&launch);
             CHECK(launch.architecture == cases[i].code);
             CHECK(ve_shutdown() == VE_OK);
         }
-        CHECK(fake_contexts_retained() == 0 && fake_libraries_loaded() == 0);
+        CHECK((int)double_count("contexts") == 0 && (int)double_count("libraries") == 0);
     }
 }
 
 int main(int count, char **words) {
     CHECK(count == 2);
-    CHECK(setenv("FAKE_CC", words[1], 1) == 0);
+    CHECK(setenv("DOUBLE_CC", words[1], 1) == 0);
     CHECK(ve_initialize(0) == VE_OK);
     CHECK(ve_initialize(0) == VE_OK);
-    CHECK(fake_contexts_retained() == 1 && fake_libraries_loaded() == kernels_for(atoi(words[1])) && fake_current() == -1);
+    CHECK((int)double_count("contexts") == 1 && (int)double_count("libraries") == kernels_for(atoi(words[1])) && double_current() == -1);
     launches_pass_what_the_machine_code_takes();
     the_generic_launch_refuses_what_is_not_aligned();
     the_wide_kernel_is_chosen_only_where_it_may_run();
     failures_of_the_driver_are_told_in_its_words();
     a_launch_goes_to_the_device_of_the_thread();
     CHECK(ve_shutdown() == VE_OK);
-    CHECK(fake_contexts_retained() == 0 && fake_libraries_loaded() == 0);
+    CHECK((int)double_count("contexts") == 0 && (int)double_count("libraries") == 0);
     CHECK_FAILS(ve_launch_reparameterize_forward(at(16), at(16), (void *)(uintptr_t)16, (float *)(uintptr_t)16, 1, 4, 0, 0,
                                                  VE_FLOAT32, NULL),
                 VE_ERROR_NOT_INITIALIZED, "call ve_initialize first");

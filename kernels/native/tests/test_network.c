@@ -7,13 +7,14 @@
 #include <unistd.h>
 
 #include "check.h"
-#include "fake_driver.h"
+#include "double.h"
 
 #define MAX_IMAGES 200
 
 int cuMemAlloc_v2(uint64_t *pointer, size_t bytes);
 int cuMemFree_v2(uint64_t pointer);
 int cuMemcpyAsync(uint64_t to, uint64_t from, size_t bytes, void *stream);
+int cuStreamSynchronize(void *stream);
 
 static int side, channels, classes;
 static uint8_t images[MAX_IMAGES * 64 * 64 * 3];
@@ -24,8 +25,8 @@ static float probabilities[MAX_IMAGES * 64], angles[MAX_IMAGES], scores[MAX_IMAG
 static int ctas_per_image;
 
 /* In the network's place: answers that say which image they belong to. */
-static void answer(const fake_launch *launch) {
-    int room = getenv("FAKE_ROOM") == NULL ? MULTIPROCESSORS : atoi(getenv("FAKE_ROOM"));
+static void answer(const double_launch *launch) {
+    int room = getenv("DOUBLE_ROOM") == NULL ? MULTIPROCESSORS : atoi(getenv("DOUBLE_ROOM"));
     int multi_cta = launch->grid[0] * (unsigned int)ctas_per_image <= MULTIPROCESSORS && ctas_per_image > 1 && room >= MULTIPROCESSORS;
     CHECK(launch->parameter_count == 14 && launch->grid[2] == 1);
     CHECK(launch->cooperative == multi_cta && launch->grid[1] == (multi_cta ? (unsigned int)ctas_per_image : 1));
@@ -70,6 +71,11 @@ static void write_damaged(const char *from, const char *to, long at, long length
     (void)fclose(out);
 }
 
+/* Every launch fails with this code; 0: none does. */
+static void fail_launches(int code) {
+    CHECK(double_fail("cuLaunchKernel", 0, code) == 0 && double_fail("cuLaunchCooperativeKernel", 0, code) == 0);
+}
+
 static void check_refusals(const char *path, const char *folder) {
     ve_network *network = NULL;
     char damaged[512];
@@ -94,33 +100,31 @@ static void check_refusals(const char *path, const char *folder) {
     write_damaged(path, damaged, 6, size);
     CHECK_FAILS(ve_open(damaged, 0, &network), VE_ERROR_FILE, "its header would have");
     char own[16];
-    (void)snprintf(own, sizeof own, "%s", getenv("FAKE_CC"));
-    CHECK(setenv("FAKE_CC", "75", 1) == 0);
+    (void)snprintf(own, sizeof own, "%s", getenv("DOUBLE_CC"));
+    CHECK(setenv("DOUBLE_CC", "75", 1) == 0);
     CHECK_FAILS(ve_open(path, 0, &network), VE_ERROR_UNSUPPORTED_DEVICE, "the device is sm_75");
-    CHECK(setenv("FAKE_CC", own, 1) == 0);
+    CHECK(setenv("DOUBLE_CC", own, 1) == 0);
     for (int room = 0; room < 8; room++) {
-        char text[8];
-        (void)snprintf(text, sizeof text, "%d", room);
-        CHECK(setenv("FAKE_MEMORY", text, 1) == 0);
+        CHECK(double_fail("cuMemAlloc_v2", room + 1, 2) == 0);
         CHECK_FAILS(ve_open(path, 0, &network), VE_ERROR_OUT_OF_MEMORY, "error 2");
     }
-    CHECK(unsetenv("FAKE_MEMORY") == 0);
-    CHECK(setenv("FAKE_LAUNCH_ERROR", "209", 1) == 0);
+    fail_launches(209);
     CHECK_FAILS(ve_open(path, 0, &network), VE_ERROR_DRIVER, "no kernel image");
-    CHECK(unsetenv("FAKE_LAUNCH_ERROR") == 0);
+    fail_launches(0);
     (void)remove(damaged);
-    CHECK(network == NULL && fake_resources_held() == 0 && fake_contexts_retained() == 0 && fake_libraries_loaded() == 0);
+    CHECK(network == NULL && double_held() == 0 && (int)double_count("contexts") == 0 && (int)double_count("libraries") == 0);
 }
 
 /* Images and answers in device memory, each alone and all cooperative, for one piece and for several. */
 static void check_device_pointers(ve_network *network) {
     const size_t batches[] = {2, 65, 200};
-    fake_set_current(FAKE_FIRST_HANDLE);
+    double_set_current(DOUBLE_FIRST_DEVICE);
     uint64_t memory[5];
     const size_t sizes[5] = {sizeof probabilities, sizeof angles, sizeof scores, sizeof uncertainty, sizeof images};
     float *const host[4] = {probabilities, angles, scores, uncertainty};
     for (int i = 0; i < 5; i++) CHECK(cuMemAlloc_v2(&memory[i], sizes[i]) == 0);
     CHECK(cuMemcpyAsync(memory[4], (uint64_t)(uintptr_t)images, sizeof images, NULL) == 0);
+    CHECK(cuStreamSynchronize(NULL) == 0);
     for (int which = 0; which < 6; which++)
         for (size_t b = 0; b < 3; b++) {
             void *fields[4];
@@ -131,10 +135,11 @@ static void check_device_pointers(ve_network *network) {
             for (int i = 0; i < 4; i++)
                 if (fields[i] != host[i])
                     CHECK(cuMemcpyAsync((uint64_t)(uintptr_t)host[i], memory[i], sizes[i], NULL) == 0);
+            CHECK(cuStreamSynchronize(NULL) == 0);
             check_answers(batches[b]);
         }
     for (int i = 0; i < 5; i++) CHECK(cuMemFree_v2(memory[i]) == 0);
-    fake_set_current(-1);
+    double_set_current(-1);
 }
 
 /* Counts whose images, or whose answers, do not fit into memory, and what a number below 0 becomes. */
@@ -167,21 +172,21 @@ static void check_other_files(const char *folder) {
 }
 
 int main(int count, char **values) {
-    CHECK(count == 4 && getenv("FAKE_CC") != NULL);
+    CHECK(count == 4 && getenv("DOUBLE_CC") != NULL);
     ctas_per_image = atoi(values[3]);
     check_refusals(values[1], values[2]);
     check_other_files(values[2]);
     ve_network *network = NULL;
     ve_network_info info;
     CHECK(ve_open(values[1], 0, &network) == VE_OK && network != NULL);
-    CHECK(fake_current() == -1); /* the thread's context is as it was */
+    CHECK(double_current() == -1); /* the thread's context is as it was */
     CHECK(ve_network_get_info(network, &info) == VE_OK);
     side = info.side, channels = info.channels, classes = info.classes;
     CHECK(side >= 28 && side <= 64 && classes >= 2 && classes <= 64 && strlen(info.class_names[classes - 1]) > 0);
     size_t each = (size_t)(side * side * channels);
     for (int i = 0; i < MAX_IMAGES; i++) images[(size_t)i * each] = (uint8_t)(i % 251);
-    fake_run_with(answer);
-    int held = fake_resources_held(), graphs = fake_graph_launch_count();
+    double_run_with(answer);
+    int held = double_held(), graphs = (int)double_count("cuGraphLaunch");
     const size_t batches[] = {1, 3, 1, 16, 17, 64, 65, 200, 3};
     for (size_t i = 0; i < sizeof batches / sizeof *batches; i++) {
         forget();
@@ -189,20 +194,20 @@ int main(int count, char **values) {
         check_answers(batches[i]);
         if (batches[i] < MAX_IMAGES) CHECK(scores[batches[i]] == 0.0f); /* nothing behind the last */
     }
-    CHECK(fake_resources_held() == held); /* classifying takes nothing */
-    CHECK(fake_graph_launch_count() == graphs + 7); /* 1, 3, 1, 16 and 3, and what is left of 65 and of 200 */
+    CHECK(double_held() == held); /* classifying takes nothing */
+    CHECK((int)double_count("cuGraphLaunch") == graphs + 7); /* 1, 3, 1, 16 and 3, and what is left of 65 and of 200 */
     check_device_pointers(network);
     forget();
     CHECK(ve_classify(network, images, 2, NULL, NULL, scores) == VE_OK && scores[1] == 1001.0f && angles[1] == 0.0f);
     CHECK(ve_classify(network, images, 0, NULL, NULL, NULL) == VE_OK);
     CHECK_FAILS(ve_classify(network, NULL, 1, NULL, NULL, NULL), VE_ERROR_INVALID_ARGUMENT, "must not be NULL");
     check_counts(network);
-    CHECK(setenv("FAKE_LAUNCH_ERROR", "209", 1) == 0);
+    fail_launches(209);
     CHECK_FAILS(ve_classify(network, images, 2 * MAX_IMAGES / 10, NULL, NULL, scores), VE_ERROR_DRIVER, "no kernel image");
-    CHECK(unsetenv("FAKE_LAUNCH_ERROR") == 0);
+    fail_launches(0);
     CHECK(ve_classify(network, images, 1, NULL, NULL, scores) == VE_OK);
     CHECK_FAILS(ve_network_get_info(network, NULL), VE_ERROR_INVALID_ARGUMENT, "must not be NULL");
     CHECK(ve_close(network) == VE_OK && ve_close(NULL) == VE_OK);
-    CHECK(fake_resources_held() == 0 && fake_contexts_retained() == 0 && fake_libraries_loaded() == 0 && fake_current() == -1);
+    CHECK(double_held() == 0 && (int)double_count("contexts") == 0 && (int)double_count("libraries") == 0 && double_current() == -1);
     return 0;
 }

@@ -3,7 +3,7 @@
 #define _POSIX_C_SOURCE 200809L
 #include "check.h"
 
-#include "fake_driver.h"
+#include "double.h"
 
 /* The header is the old one: the new one has no such declaration that is not deprecated. */
 _Static_assert(VE_ABI_VERSION == 1, "the interface of before is version 1");
@@ -61,8 +61,8 @@ int main(int count, char **values) {
     kernels_are_found_by_their_old_names();
     launches_take_the_old_arguments();
     CHECK(ve_shutdown() == VE_OK);
-    CHECK(setenv("FAKE_CC", "87", 1) == 0); /* what the file has code for */
+    CHECK(setenv("DOUBLE_CC", "87", 1) == 0); /* what the file has code for */
     a_file_of_before_is_opened_and_classifies(values[1]);
-    CHECK(fake_resources_held() == 0 && fake_contexts_retained() == 0 && fake_libraries_loaded() == 0);
+    CHECK(double_held() == 0 && (int)double_count("contexts") == 0 && (int)double_count("libraries") == 0);
     return 0;
 }

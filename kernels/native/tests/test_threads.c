@@ -2,7 +2,7 @@
 #include <pthread.h>
 
 #include "check.h"
-#include "fake_driver.h"
+#include "double.h"
 
 enum { THREADS = 8, ROUNDS = 200 };
 
@@ -28,9 +28,9 @@ int main(void) {
         CHECK(pthread_create(&threads[i], NULL, work, &numbers[i]) == 0);
     }
     for (int i = 0; i < THREADS; i++) CHECK(pthread_join(threads[i], NULL) == 0);
-    CHECK(fake_launch_count() == THREADS * ROUNDS);
-    CHECK(fake_contexts_retained() == 1 && fake_libraries_loaded() == kernels_for(atoi(getenv("FAKE_CC"))));
+    CHECK(double_launch_count() == THREADS * ROUNDS);
+    CHECK((int)double_count("contexts") == 1 && (int)double_count("libraries") == kernels_for(atoi(getenv("DOUBLE_CC"))));
     CHECK(ve_shutdown() == VE_OK);
-    CHECK(fake_contexts_retained() == 0 && fake_libraries_loaded() == 0);
+    CHECK((int)double_count("contexts") == 0 && (int)double_count("libraries") == 0);
     return 0;
 }

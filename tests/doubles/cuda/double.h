@@ -55,7 +55,7 @@ void double_last_launch(double_launch *launch);
 
 /* Enqueue a host function as if it were a kernel; a stream that is captured records it. It runs without a lock held. */
 int double_launch_host(void *stream, void (*function)(void *), void *user);
-void double_nothing(void *user); /* such a function, which costs nothing */
+void double_spend(void *microseconds); /* such a function, which takes so long, and does nothing */
 
 /* Inside a function that a stream runs: the device fails with this code (700: an illegal address). */
 void double_raise(int code);
@@ -70,7 +70,8 @@ int double_held(void);
 
 /* By name: a function of the driver (how often it was called); "device_allocations", "host_allocations", "streams", "events",
  * "graphs", "execs", "libraries", "contexts" (held now); "device_bytes", "host_bytes" (held now); "pageable_copies" (asynchronous
- * copies from or to memory that the driver does not know); "faults". -1 for another name. */
+ * copies from or to memory that the driver does not know); "default_synchronizations" (cuStreamSynchronize of a default stream);
+ * "faults". -1 for another name. */
 long long double_count(const char *name);
 
 /* Misuse that no return code shows (written beyond a block's end, a stream destroyed with work left, ...): sentence n, or NULL. */
@@ -93,5 +94,8 @@ void double_reset(void);
 /* Make the context of a device current in this thread (handle -1: none), as a host program would; and which one is (-1: none). */
 void double_set_current(int device_handle);
 int double_current(void);
+
+/* With what every call of a context fails since its device failed; 0: it works, or is none. */
+int double_error(const void *context);
 
 #endif

@@ -135,6 +135,7 @@ EXPORT_NEW long long double_count(const char *name) {
     if (strcmp(name, "device_bytes") == 0) count = memory_bytes(0);
     if (strcmp(name, "host_bytes") == 0) count = memory_bytes(1);
     if (strcmp(name, "pageable_copies") == 0) count = pageable_copies;
+    if (strcmp(name, "default_synchronizations") == 0) count = default_synchronizations;
     if (strcmp(name, "libraries") == 0) count = libraries_held();
     if (strcmp(name, "faults") == 0) count = fault_count;
     if (strcmp(name, "contexts") == 0) {
@@ -171,7 +172,7 @@ EXPORT_NEW void double_reset(void) {
     memset(contexts, 0, sizeof contexts);
     memset(call_counts, 0, sizeof call_counts);
     memset(failures, 0, sizeof failures);
-    pageable_copies = 0;
+    pageable_copies = default_synchronizations = 0;
     fault_count = initialized = lost = abandoned_count = 0;
     epoch++;
     pthread_mutex_unlock(&lock);
@@ -357,6 +358,11 @@ static int is_context(const context *of) {
 EXPORT_NEW int double_current(void) {
     context *here = current_context();
     return here == NULL ? -1 : device_of(here);
+}
+
+EXPORT_NEW int double_error(const void *of) {
+    pthread_mutex_lock(&lock);
+    return leave(is_context(of) ? ((const context *)of)->error : 0);
 }
 
 EXPORT_NEW void double_set_current(int handle) {

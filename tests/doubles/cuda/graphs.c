@@ -12,7 +12,7 @@ EXPORT_NEW int cuStreamBeginCapture_v2(void *which, int mode) {
     object *stream = stream_of(which, here);
     if (stream == NULL) return leave(INVALID_HANDLE);
     if (mode < GLOBAL || mode > RELAXED) return leave(INVALID_VALUE);
-    if (which == NULL) return leave(CAPTURE_UNSUPPORTED);
+    if (is_default(which)) return leave(CAPTURE_UNSUPPORTED);
     if (stream->captured != NULL) return leave(ILLEGAL_STATE);
     capture *made = calloc(1, sizeof *made);
     if (made == NULL) return leave(OUT_OF_MEMORY);
@@ -112,9 +112,8 @@ EXPORT_NEW int cuGraphLaunch(const void *exec, void *stream) {
     code = append_copies(&nodes, &which->work);
     for (int i = 0; i < nodes.count && code == 0; i++) {
         operation node = nodes.items[i];
-        nodes.items[i] = (operation){.kind = COPY};
-        if (node.kind == COPY)
-            pageable_copies += !(is_marked(node.to) || is_known(node.to)) || !(is_marked(node.from) || is_known(node.from));
+        nodes.items[i] = (operation){.kind = COPY}; /* what it pointed to is the stream's now */
+        if (node.kind == COPY) pageable_copies += is_pageable(&node.copy);
         if (node.kind == LAUNCH && on->captured == NULL) record_launch(node.launch);
         code = enqueue(on, node);
     }

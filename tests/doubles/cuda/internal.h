@@ -23,15 +23,16 @@ enum {
 };
 
 #define DRIVER_FUNCTIONS(F) \
-    F(cuInit) F(cuDriverGetVersion) F(cuGetErrorName) F(cuGetErrorString) F(cuDeviceGetCount) F(cuDeviceGet) F(cuDeviceGetName) \
-    F(cuDeviceTotalMem_v2) F(cuDeviceGetAttribute) F(cuDevicePrimaryCtxRetain) F(cuDevicePrimaryCtxRelease_v2) \
-    F(cuCtxPushCurrent_v2) F(cuCtxPopCurrent_v2) F(cuCtxSetCurrent) F(cuCtxGetCurrent) F(cuCtxGetDevice) F(cuCtxSynchronize) \
-    F(cuMemAlloc_v2) F(cuMemFree_v2) F(cuMemHostAlloc) F(cuMemAllocHost_v2) F(cuMemFreeHost) F(cuMemHostGetDevicePointer_v2) \
-    F(cuMemGetInfo_v2) F(cuPointerGetAttribute) F(cuMemcpyAsync) F(cuMemcpyHtoDAsync_v2) F(cuMemcpyDtoHAsync_v2) \
-    F(cuMemcpyDtoDAsync_v2) F(cuMemcpy2DAsync_v2) F(cuMemcpy) F(cuMemcpyHtoD_v2) F(cuMemcpyDtoH_v2) F(cuStreamCreate) F(cuStreamDestroy_v2) \
-    F(cuStreamSynchronize) F(cuStreamQuery) F(cuStreamWaitEvent) F(cuStreamBeginCapture_v2) F(cuStreamEndCapture) \
-    F(cuStreamIsCapturing) F(cuEventCreate) F(cuEventRecord) F(cuEventQuery) F(cuEventSynchronize) F(cuEventElapsedTime) \
-    F(cuEventDestroy_v2) F(cuGraphInstantiateWithFlags) F(cuGraphUpload) F(cuGraphLaunch) F(cuGraphExecDestroy) F(cuGraphDestroy) \
+    F(cuInit) F(cuDriverGetVersion) F(cuGetErrorName) F(cuGetErrorString) F(cuDeviceGetCount) F(cuDeviceGet) \
+    F(cuDeviceGetName) F(cuDeviceTotalMem_v2) F(cuDeviceGetAttribute) F(cuDevicePrimaryCtxRetain) \
+    F(cuDevicePrimaryCtxRelease_v2) F(cuCtxPushCurrent_v2) F(cuCtxPopCurrent_v2) F(cuCtxSetCurrent) F(cuCtxGetCurrent) \
+    F(cuCtxGetDevice) F(cuCtxSynchronize) F(cuMemAlloc_v2) F(cuMemFree_v2) F(cuMemHostAlloc) F(cuMemAllocHost_v2) \
+    F(cuMemFreeHost) F(cuMemHostGetDevicePointer_v2) F(cuMemGetInfo_v2) F(cuPointerGetAttribute) F(cuMemcpyAsync) \
+    F(cuMemcpyHtoDAsync_v2) F(cuMemcpyDtoHAsync_v2) F(cuMemcpyDtoDAsync_v2) F(cuMemcpy2DAsync_v2) F(cuMemcpy) \
+    F(cuMemcpyHtoD_v2) F(cuMemcpyDtoH_v2) F(cuStreamCreate) F(cuStreamDestroy_v2) F(cuStreamSynchronize) F(cuStreamQuery) \
+    F(cuStreamWaitEvent) F(cuStreamBeginCapture_v2) F(cuStreamEndCapture) F(cuStreamIsCapturing) F(cuEventCreate) \
+    F(cuEventRecord) F(cuEventQuery) F(cuEventSynchronize) F(cuEventElapsedTime) F(cuEventDestroy_v2) \
+    F(cuGraphInstantiateWithFlags) F(cuGraphUpload) F(cuGraphLaunch) F(cuGraphExecDestroy) F(cuGraphDestroy) \
     F(cuLibraryLoadData) F(cuLibraryUnload) F(cuLibraryGetKernel) F(cuKernelSetAttribute) F(cuLaunchKernel) \
     F(cuLaunchCooperativeKernel) F(double_launch_host)
 
@@ -85,12 +86,17 @@ typedef struct operation operation;
 int enqueue_launch(void *stream, const double_launch *launch, context *here);
 int check_unsafe(context *here); /* CAPTURE_UNSUPPORTED where a capture forbids a call that allocates or waits */
 int drain_default(context *here); /* wait for the default stream */
-int enqueue_copy(void *stream, context *here, uint64_t to, uint64_t from, size_t bytes);
-int copy_now(uint64_t to, uint64_t from, size_t bytes);
+/* Rows of bytes from one place to another; a copy without rows has one of them. */
+typedef struct transfer {
+    uint64_t to, from;
+    size_t bytes, rows, to_pitch, from_pitch; /* bytes of a row, and from one to the next */
+} transfer;
+int enqueue_copy(void *stream, context *here, transfer what);
+int copy_now(const transfer *what);
 void drop_streams(const context *of, int abandoned);
 int objects_held(int kind);
 enum { STREAM, EVENT, GRAPH, EXEC, KINDS };
-extern long long pageable_copies;
+extern long long pageable_copies, default_synchronizations;
 extern int abandoned_count;
 
 /* kernels.c */

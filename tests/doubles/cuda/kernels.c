@@ -3,6 +3,7 @@
 
 #include <elf.h>
 #include <string.h>
+#include <time.h>
 
 #define MAX_KERNELS 4096
 #define STATIC_LIMIT_BYTES 49152
@@ -31,7 +32,12 @@ static double_kernel run_kernel;
 
 EXPORT_NEW void double_run_with(double_kernel with) { run_kernel = with; }
 
-EXPORT_NEW void double_nothing(void *user) { (void)user; }
+EXPORT_NEW void double_spend(void *microseconds) {
+    struct timespec now;
+    (void)clock_gettime(CLOCK_MONOTONIC, &now);
+    const long long end = now.tv_sec * 1000000000LL + now.tv_nsec + 1000LL * (long long)(uintptr_t)microseconds;
+    while (microseconds != NULL && now.tv_sec * 1000000000LL + now.tv_nsec < end) (void)clock_gettime(CLOCK_MONOTONIC, &now);
+}
 
 EXPORT_NEW int double_launch_count(void) {
     pthread_mutex_lock(&lock);

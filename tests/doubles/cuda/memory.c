@@ -212,11 +212,12 @@ static void *side(uint64_t address, size_t bytes) {
     return (void *)(uintptr_t)address;
 }
 
-int copy_now(uint64_t to, uint64_t from, size_t bytes) {
-    void *target = side(to, bytes);
-    const void *source = side(from, bytes);
+int copy_now(const transfer *what) {
+    unsigned char *target = side(what->to, (what->rows - 1) * what->to_pitch + what->bytes);
+    const unsigned char *source = side(what->from, (what->rows - 1) * what->from_pitch + what->bytes);
     if (target == NULL || source == NULL) return ILLEGAL_ADDRESS;
-    memmove(target, source, bytes);
+    for (size_t row = 0; row < what->rows; row++)
+        memmove(target + row * what->to_pitch, source + row * what->from_pitch, what->bytes);
     return 0;
 }
 
@@ -226,70 +227,77 @@ static int fits(uint64_t address, int kind) {
     return kind == ANY || (kind == DEVICE_SIDE) == is_marked(address) || (kind == DEVICE_SIDE && is_known(address));
 }
 
-static int copy(int function, uint64_t to, int to_kind, uint64_t from, int from_kind, size_t bytes, int blocking, void *stream) {
+static int copy(int function, transfer what, int to_kind, int from_kind, int blocking, void *stream) {
     context *here;
     int code = enter(function, &here);
     if (code != 0) return code;
-    if (bytes == 0) return leave(0);
-    if (to == 0 || from == 0 || !fits(to, to_kind) || !fits(from, from_kind)) return leave(INVALID_VALUE);
-    if (!blocking) return leave(enqueue_copy(stream, here, to, from, bytes));
+    if (what.bytes == 0 || what.rows == 0) return leave(0);
+    if (what.to == 0 || what.from == 0 || !fits(what.to, to_kind) || !fits(what.from, from_kind)) return leave(INVALID_VALUE);
+    if (!blocking) return leave(enqueue_copy(stream, here, what));
     code = check_unsafe(here);
     if (code == 0) code = drain_default(here);
-    if (code == 0) code = here->error = copy_now(to, from, bytes);
+    if (code == 0) code = here->error = copy_now(&what);
     return leave(code);
 }
 
+static transfer one_row(uint64_t to, uint64_t from, size_t bytes) { return (transfer){to, from, bytes, 1, bytes, bytes}; }
+
+static uint64_t address(const void *host) { return (uint64_t)(uintptr_t)host; }
+
 EXPORT_NEW int cuMemcpyAsync(uint64_t to, uint64_t from, size_t bytes, void *stream) {
-    return copy(ID_cuMemcpyAsync, to, ANY, from, ANY, bytes, 0, stream);
+    return copy(ID_cuMemcpyAsync, one_row(to, from, bytes), ANY, ANY, 0, stream);
 }
 
 EXPORT_NEW int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) {
-    return copy(ID_cuMemcpyHtoDAsync_v2, to, DEVICE_SIDE, (uint64_t)(uintptr_t)from, HOST_SIDE, bytes, 0, stream);
+    return copy(ID_cuMemcpyHtoDAsync_v2, one_row(to, address(from), bytes), DEVICE_SIDE, HOST_SIDE, 0, stream);
 }
 
 EXPORT_NEW int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
-    return copy(ID_cuMemcpyDtoHAsync_v2, (uint64_t)(uintptr_t)to, HOST_SIDE, from, DEVICE_SIDE, bytes, 0, stream);
+    return copy(ID_cuMemcpyDtoHAsync_v2, one_row(address(to), from, bytes), HOST_SIDE, DEVICE_SIDE, 0, stream);
 }
 
 EXPORT_NEW int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *stream) {
-    return copy(ID_cuMemcpyDtoDAsync_v2, to, DEVICE_SIDE, from, DEVICE_SIDE, bytes, 0, stream);
+    return copy(ID_cuMemcpyDtoDAsync_v2, one_row(to, from, bytes), DEVICE_SIDE, DEVICE_SIDE, 0, stream);
 }
 
-/* CUDA_MEMCPY2D. Of its kinds of memory the double has the device's alone. */
-typedef struct copy_2d {
-    size_t from_x, from_y;
-    unsigned int from_kind;
-    const void *from_host;
-    uint64_t from;
-    void *from_array;
-    size_t from_pitch, to_x, to_y;
-    unsigned int to_kind;
-    void *to_host;
-    uint64_t to;
-    void *to_array;
-    size_t to_pitch, width, height;
-} copy_2d;
-
-EXPORT_NEW int cuMemcpy2DAsync_v2(const copy_2d *what, void *stream) {
-    context *here;
-    int code = enter(ID_cuMemcpy2DAsync_v2, &here);
-    if (code != 0) return code;
-    if (what->from_kind != 2 || what->to_kind != 2 || what->width > what->from_pitch || what->width > what->to_pitch ||
-        !is_marked(what->from) || !is_marked(what->to))
-        return leave(INVALID_VALUE);
-    uint64_t from = what->from + what->from_y * what->from_pitch + what->from_x;
-    uint64_t to = what->to + what->to_y * what->to_pitch + what->to_x;
-    for (size_t row = 0; code == 0 && row < what->height; row++)
-        code = enqueue_copy(stream, here, to + row * what->to_pitch, from + row * what->from_pitch, what->width);
-    return leave(code);
+EXPORT_NEW int cuMemcpy(uint64_t to, uint64_t from, size_t bytes) {
+    return copy(ID_cuMemcpy, one_row(to, from, bytes), ANY, ANY, 1, NULL);
 }
-
-EXPORT_NEW int cuMemcpy(uint64_t to, uint64_t from, size_t bytes) { return copy(ID_cuMemcpy, to, ANY, from, ANY, bytes, 1, NULL); }
 
 EXPORT_NEW int cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t bytes) {
-    return copy(ID_cuMemcpyHtoD_v2, to, DEVICE_SIDE, (uint64_t)(uintptr_t)from, HOST_SIDE, bytes, 1, NULL);
+    return copy(ID_cuMemcpyHtoD_v2, one_row(to, address(from), bytes), DEVICE_SIDE, HOST_SIDE, 1, NULL);
 }
 
 EXPORT_NEW int cuMemcpyDtoH_v2(void *to, uint64_t from, size_t bytes) {
-    return copy(ID_cuMemcpyDtoH_v2, (uint64_t)(uintptr_t)to, HOST_SIDE, from, DEVICE_SIDE, bytes, 1, NULL);
+    return copy(ID_cuMemcpyDtoH_v2, one_row(address(to), from, bytes), HOST_SIDE, DEVICE_SIDE, 1, NULL);
+}
+
+/* One side of CUDA_MEMCPY2D_v2 of cuda.h. */
+typedef struct side_2d {
+    size_t x, y;
+    unsigned int type; /* CUmemorytype: 1 host, 2 device, 3 array, 4 unified */
+    const void *host;
+    uint64_t device;
+    void *array;
+    size_t pitch; /* 0: rows without gaps */
+} side_2d;
+
+typedef struct copy_2d {
+    side_2d from, to;
+    size_t width, height;
+} copy_2d;
+
+static uint64_t start_of(const side_2d *side, size_t pitch) {
+    return (side->type == 1 ? address(side->host) : side->device) + side->y * pitch + side->x;
+}
+
+EXPORT_NEW int cuMemcpy2DAsync_v2(const copy_2d *what, void *stream) {
+    size_t to_pitch = what->to.pitch != 0 ? what->to.pitch : what->width;
+    size_t from_pitch = what->from.pitch != 0 ? what->from.pitch : what->width;
+    int knows_types = what->to.type >= 1 && what->to.type <= 2 && what->from.type >= 1 && what->from.type <= 2;
+    transfer rows = {start_of(&what->to, to_pitch), start_of(&what->from, from_pitch), what->width, what->height, to_pitch, from_pitch};
+    if (!knows_types || to_pitch < what->to.x + what->width || from_pitch < what->from.x + what->width)
+        rows.to = 0; /* which is refused */
+    return copy(ID_cuMemcpy2DAsync_v2, rows, what->to.type == 1 ? HOST_SIDE : DEVICE_SIDE,
+                what->from.type == 1 ? HOST_SIDE : DEVICE_SIDE, 0, stream);
 }

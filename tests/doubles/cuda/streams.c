@@ -8,7 +8,7 @@
 #define FIRST_HANDLE UINT64_C(0x5e0000)
 #define HANDLE_STEP 0x40 /* no handle is given twice */
 
-long long pageable_copies;
+long long pageable_copies, default_synchronizations;
 
 static object **objects;
 static int object_count, object_room;
@@ -30,10 +30,11 @@ static object *find_stream(uint64_t handle) {
     return find((const void *)(uintptr_t)handle, STREAM);
 }
 
-enum { STREAM_PER_THREAD = 2 }; /* 0, 1 (legacy) and 2 are default streams of cuda.h; here they are one */
+/* The handles 1 and 2 are CU_STREAM_LEGACY and CU_STREAM_PER_THREAD; here the latter is the default stream as well. */
+int is_default(const void *handle) { return (uintptr_t)handle <= 2; }
 
 object *stream_of(const void *handle, context *here) {
-    if ((uintptr_t)handle <= STREAM_PER_THREAD) {
+    if (is_default(handle)) {
         object *stream = &defaults[here - contexts];
         stream->handle = (uint64_t)(here - contexts) + 1;
         stream->of = here;
@@ -193,11 +194,14 @@ int enqueue(object *on, operation what) {
     return code;
 }
 
-int enqueue_copy(void *stream, context *here, uint64_t to, uint64_t from, size_t bytes) {
+static int is_unknown(uint64_t address) { return !is_marked(address) && !is_known(address); }
+int is_pageable(const transfer *what) { return is_unknown(what->to) || is_unknown(what->from); }
+
+int enqueue_copy(void *stream, context *here, transfer what) {
     object *on = stream_of(stream, here);
     if (on == NULL) return INVALID_HANDLE;
-    pageable_copies += !(is_marked(to) || is_known(to)) || !(is_marked(from) || is_known(from));
-    return enqueue(on, (operation){.kind = COPY, .to = to, .from = from, .bytes = bytes});
+    pageable_copies += is_pageable(&what);
+    return enqueue(on, (operation){.kind = COPY, .copy = what});
 }
 
 int enqueue_launch(void *stream, const double_launch *launch, context *here) {
@@ -259,7 +263,7 @@ static void run(object *stream, operation what) {
     context *of = stream->of;
     struct timespec now;
     switch (what.kind) {
-        case COPY: of->error = copy_now(what.to, what.from, what.bytes); break;
+        case COPY: of->error = copy_now(&what.copy); break;
         case RECORD:
             (void)clock_gettime(CLOCK_MONOTONIC, &now);
             what.moment->time_ns = now.tv_sec * 1000000000LL + now.tv_nsec;
@@ -359,7 +363,8 @@ EXPORT_NEW int cuStreamSynchronize(void *which) {
     int code = enter(ID_cuStreamSynchronize, &here);
     if (code != 0) return code;
     code = stream_to_wait_for(which, here, &stream);
-    if (code == 0) code = which == NULL ? drain_default(here) : drain(stream->handle, NULL);
+    default_synchronizations += is_default(which);
+    if (code == 0) code = is_default(which) ? drain_default(here) : drain(stream->handle, NULL);
     return leave(code == 0 ? here->error : code);
 }
 
@@ -439,9 +444,9 @@ EXPORT_NEW int cuStreamWaitEvent(void *stream, void *which, unsigned int flags) 
     if (event == NULL || on == NULL) return leave(INVALID_HANDLE);
     if (flags != 0) return leave(INVALID_VALUE);
     if (event->captured_in != NULL) { /* the stream joins the capture */
-        if (stream == NULL || (on->captured != NULL && on->captured != event->captured_in)) {
+        if (is_default(stream) || (on->captured != NULL && on->captured != event->captured_in)) {
             event->captured_in->invalid = 1;
-            return leave(stream == NULL ? CAPTURE_IMPLICIT : 902);
+            return leave(is_default(stream) ? CAPTURE_IMPLICIT : 902);
         }
         object *other = find((const void *)(uintptr_t)event->captured_stream, STREAM);
         on->captured = event->captured_in;

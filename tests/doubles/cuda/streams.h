@@ -15,8 +15,7 @@ enum { COPY, LAUNCH, HOST_FUNCTION, RECORD, WAIT };
 
 struct operation {
     int kind;
-    uint64_t to, from; /* COPY */
-    size_t bytes;
+    transfer copy; /* COPY */
     void (*function)(void *); /* HOST_FUNCTION */
     void *user;
     mark *moment; /* RECORD, WAIT */
@@ -55,6 +54,8 @@ typedef struct object {
 } object;
 
 object *find(const void *handle, int kind);
+int is_pageable(const transfer *what); /* whether a side of it is memory that the driver does not know */
+int is_default(const void *handle); /* whether it is a default stream */
 object *stream_of(const void *handle, context *here); /* also the default stream; NULL if it is not of this context */
 object *add_object(int kind, unsigned int flags, context *here);
 void remove_object(object *which);

@@ -9,6 +9,7 @@ from typing import Any
 from .enums import make_enums
 from .personality import EXPORTS, HERE, handle, member, offered, text
 from .session import NUMPY
+from .state import STATE
 
 ENUMS = make_enums(HERE.letter)
 for _name, _enum in ENUMS.items():
@@ -46,9 +47,7 @@ class Dims:
             raise ValueError(f"Input length {len(values)} exceeds the {MAX_DIMS} dimensions that a shape can have")
         self._values: tuple[int, ...] | None = tuple(handle(value, "shape") for value in values)
 
-    @property
-    def MAX_DIMS(self) -> int:
-        return MAX_DIMS
+    MAX_DIMS = MAX_DIMS
 
     def __len__(self) -> int:
         if self._values is None:
@@ -66,12 +65,14 @@ class Dims:
         self._values = tuple(values)
 
     def __eq__(self, arg0: object, /) -> bool:
-        return isinstance(arg0, (list, tuple, Dims)) and tuple(self) == tuple(arg0)
+        if not isinstance(arg0, (list, tuple)):  # not even with dimensions can they be compared
+            raise TypeError("__eq__(): incompatible function arguments.")
+        return tuple(self) == tuple(arg0)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
     def __str__(self) -> str:
-        return "(" + ", ".join(str(value) for value in self._values or ()) + ")"
+        return str(self._values or ())
 
     def __repr__(self) -> str:
         return str(self)
@@ -123,6 +124,24 @@ for _severity, _value in Severity.__members__.items():
     setattr(Logger, _severity, _value)
 
 
+def register_logger(owner: Any, logger: Any, function: str) -> Any:
+    """The logger of a new runtime or builder. One that is not that of those that live already is warned.
+
+    Raises:
+        TypeError: as `check_logger`.
+    """
+    check_logger(logger)
+    if any(each.logger is not logger for each in STATE.logged):
+        logger.log(
+            Severity.WARNING,
+            f"WARNING The logger passed into {function} differs from one already registered for an existing builder, "
+            "runtime, or refitter. So the current new logger is ignored, and TensorRT will use the existing one which "
+            "is returned by nvinfer1::getLogger() instead.",
+        )
+    STATE.logged.add(owner)
+    return logger
+
+
 def check_logger(logger: Any) -> Any:
     """A logger, as an argument: of a class of the module, and made by its own `__init__`.
 
@@ -140,12 +159,17 @@ def _refuse(self: Any, *args: Any) -> Any:
     raise TypeError(f"object of type '{type(self).__name__}' is a buffer alone")
 
 
-_refuse._guard = True  # type: ignore[attr-defined]  # not a method that is offered
+_refuse._guard = True  # not a method that is offered
 
 
 @offered()
 class IHostMemory(bytes):
     """Bytes that TensorRT made: a buffer, which has neither length nor items of its own."""
+
+    def __new__(cls, *content: bytes) -> IHostMemory:
+        if not content:
+            raise TypeError("IHostMemory: No constructor defined!")
+        return bytes.__new__(cls, *content)
 
     __len__ = __iter__ = __getitem__ = _refuse
 

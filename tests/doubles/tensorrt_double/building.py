@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from onnx import TensorProto, numpy_helper
 
 from . import engine_file
 from .engine_file import Description
 from .personality import HERE, PERSONALITIES, Personality
-from .session import RUNTIME_PLANTS
+from .session import NUMPY, RUNTIME_PLANTS
 
 DTYPES = {
     TensorProto.FLOAT: "FLOAT", TensorProto.FLOAT16: "HALF", TensorProto.BFLOAT16: "BF16", TensorProto.INT8: "INT8",
@@ -71,13 +72,14 @@ def make_engine(
         capabilities: compute capabilities that it runs on; empty for every one (TensorRT-RTX without targets).
         version: another version than this one, such as "10.13", which then refuses it.
         plants: what is wrong with it on purpose, of `PLANTS`.
-        options: "version_compatible", "hardware_compatibility", "dla_core", "not_capturable", "refit", "layers".
+        options: "version_compatible", "hardware_compatibility", "dla_core", "not_capturable", "refit", "layers",
+            "platform" ("windows" is refused here).
 
     Raises:
         ValueError: a plant that does not exist, or that this model cannot have.
     """
     proto = onnx.load_model_from_string(model)
-    io = describe_io(proto)
+    io = _measured(describe_io(proto), model)
     built_by = HERE if version is None else _personality(version)
     ranges = profiles or [batch]
     description = Description(
@@ -97,6 +99,22 @@ def make_engine(
     for kind in plants:
         engine = plant(engine, kind)
     return engine
+
+
+def _measured(io: list[dict[str, Any]], model: bytes) -> list[dict[str, Any]]:
+    """The same with the sides of outputs that the graph does not tell, from a run with one image and with two."""
+    if all(-1 not in each["shape"][1:] for each in io):
+        return io
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    (image,) = [each for each in io if each["mode"] == "INPUT"]
+    names = [each["name"] for each in io if each["mode"] == "OUTPUT"]
+    dtype = NUMPY[image["dtype"]]
+    one, two = (session.run(names, {image["name"]: np.zeros([n, *image["shape"][1:]], dtype)}) for n in (1, 2))
+    shapes = {
+        name: [a if a == b else -1 for a, b in zip(first.shape, second.shape, strict=True)]
+        for name, first, second in zip(names, one, two, strict=True)
+    }
+    return [{**each, "shape": shapes.get(each["name"], each["shape"])} for each in io]
 
 
 def _personality(version: str) -> Personality:

@@ -4,136 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import json
 import threading
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from .basics import ENUMS, DataType, Dims, buffer, host_memory, no_dims, nptype, volume
+from .basics import ENUMS, DataType, Dims, no_dims, volume
+from .enqueued import LIVES, Call, Life
 from .personality import HERE, handle, member, offered, only, text
 from .runtime import ACTIVATION_BYTES, PERSISTENT_BYTES, ICudaEngine, Strategy, say
-from .session import other_last_bits
+from .runtime_config import captures_graphs, is_lazy
 from .state import DRIVER, RUN_ADDRESS, STATE, forget, register
 
 ALIGNMENT = 256
 SCRATCH_BYTES = 256
-
-
-@offered("bcr")
-class IRuntimeConfig:
-    """What a context is made with."""
-
-    def __init__(self) -> None:
-        raise TypeError("IRuntimeConfig: No constructor defined!")
-
-    def set_execution_context_allocation_strategy(self, strategy: Any = Strategy.STATIC) -> None:
-        self._strategy = member(strategy, Strategy, "strategy")
-
-    def get_execution_context_allocation_strategy(self) -> Any:
-        return self._strategy
-
-    @only("r")
-    def create_runtime_cache(self) -> IRuntimeCache:
-        made = object.__new__(IRuntimeCache)
-        made._engines = set()
-        return made
-
-    @only("r")
-    def set_runtime_cache(self, cache: IRuntimeCache | None = None) -> bool:
-        if STATE.fails("set_runtime_cache"):
-            return False
-        self._cache = None if cache is None else weakref.ref(cache)
-        return True
-
-    @only("r")
-    def get_runtime_cache(self) -> IRuntimeCache | None:
-        return self._cache() if self._cache is not None else None
-
-    @only("r")
-    @property
-    def dynamic_shapes_kernel_specialization_strategy(self) -> Any:
-        return self._specialization
-
-    @dynamic_shapes_kernel_specialization_strategy.setter
-    def dynamic_shapes_kernel_specialization_strategy(self, value: Any) -> None:
-        self._specialization = member(value, ENUMS["DynamicShapesKernelSpecializationStrategy"], "value")
-
-    @only("r")
-    @property
-    def cuda_graph_strategy(self) -> Any:
-        return self._graphs
-
-    @cuda_graph_strategy.setter
-    def cuda_graph_strategy(self, value: Any) -> None:
-        self._graphs = member(value, ENUMS["CudaGraphStrategy"], "value")
-
-
-def make_runtime_config() -> IRuntimeConfig:
-    """A configuration with the defaults."""
-    made = object.__new__(IRuntimeConfig)
-    made._strategy = Strategy.STATIC
-    made._cache = None
-    if HERE.letter == "r":
-        made._specialization = ENUMS["DynamicShapesKernelSpecializationStrategy"].LAZY
-        made._graphs = ENUMS["CudaGraphStrategy"].DISABLED
-    return made
-
-
-@offered("r")
-class IRuntimeCache:
-    """Compiled kernels, by engine. Must live as long as the contexts that were made with it."""
-
-    def __init__(self) -> None:
-        raise TypeError("IRuntimeCache: No constructor defined!")
-
-    def serialize(self) -> Any:
-        return host_memory(json.dumps({**_machine(), "engines": sorted(self._engines)}).encode())
-
-    def deserialize(self, blob: Any) -> bool:
-        content = buffer(blob, "blob")
-        if STATE.fails("runtime_cache_deserialize") or not DRIVER.context():
-            return False
-        try:
-            stored = json.loads(content)
-            engines = set(stored.pop("engines"))
-        except (ValueError, KeyError, AttributeError, TypeError):
-            return False
-        if stored != _machine():
-            return False
-        self._engines: set[str] = engines
-        return True
-
-    def reset(self) -> bool:
-        self._engines = set()
-        return True
-
-
-def _machine() -> dict[str, Any]:
-    """What a runtime cache is bound to."""
-    return {"rtx": HERE.version, "capability": DRIVER.capability(), "driver": DRIVER.driver_version() // 1000}
-
-
-@dataclass
-class _Life:
-    """What an execution context shares with the calls that it enqueued, which may outlive it.
-
-    Attributes:
-        changes: how often shape or profile changed: a graph is valid for the number at its capture.
-        waiting: numbers of calls that a stream is still to make, by stream.
-        captured: numbers of calls that stand in graphs.
-    """
-
-    changes: int = 0
-    released: bool = False
-    waiting: dict[int, int] = field(default_factory=dict)
-    captured: list[int] = field(default_factory=list)
-    runs: int = 0
-    prepared: set[tuple[Any, ...]] = field(default_factory=set)
 
 
 @offered()
@@ -148,7 +32,8 @@ class IExecutionContext:
         self._config, self._strategy = config, strategy
         self._cache = config._cache if config is not None else None
         self._cuda_context, self._allocated = DRIVER.context(), addresses
-        self._life = _Life()
+        self._life = Life()
+        LIVES.add(self._life)
         self._lock = threading.Lock()
         self._profile, self._profile_call = 0, (0, 0)
         self._inputs = [each["name"] for each in engine._description.io if each["mode"] == "INPUT"]
@@ -168,7 +53,7 @@ class IExecutionContext:
         if life is None or life.released:
             return
         life.released = True
-        if life.waiting:
+        if life.waiting and DRIVER.works(self._cuda_context):
             STATE.fault("An execution context was destroyed while a stream had its work to do.")
         if self._cache is not None and self._cache() is None:
             STATE.fault("A runtime cache was destroyed before an execution context that was made with it.")
@@ -216,8 +101,7 @@ class IExecutionContext:
     @only("r")
     def is_stream_capturable(self, stream: int) -> bool:
         handle(stream, "stream")
-        captures = self._config is not None and self._config.cuda_graph_strategy.name == "WHOLE_GRAPH_CAPTURE"
-        return not captures and not self._why_not_capturable()
+        return not self._why_not_capturable()
 
     # Shapes and addresses
 
@@ -358,6 +242,8 @@ class IExecutionContext:
         if address % ALIGNMENT:
             STATE.fault("set_device_memory was called with an address that is not aligned to 256 bytes.")
         self._own_memory = (address, size)
+        self._life.memory = address
+        self._changed()
 
     def update_device_memory_size_for_shapes(self) -> int:
         return ACTIVATION_BYTES
@@ -373,6 +259,8 @@ class IExecutionContext:
 
     def _why_not_capturable(self) -> str:
         options = self._engine._description.options
+        if captures_graphs(self._config):
+            return "the context captures graphs by itself"
         if options.get("dla_core") is not None:
             return "an engine with DLA cannot be captured"
         if options.get("not_capturable"):
@@ -408,12 +296,19 @@ class IExecutionContext:
             )
         if self._strategy == Strategy.USER_MANAGED and self._own_memory[1] < ACTIVATION_BYTES:
             return self._error("enqueueV3", f"{ACTIVATION_BYTES} bytes of device memory must be set before enqueue")
+        if any(other.waiting and set(other.waiting.values()) != {stream} for other in self._sharing()):
+            STATE.fault("Two execution contexts that share device memory had work to do on two streams.")
         number, of_profile = self._profile_call
         if of_profile != stream and number in self._life.waiting:
             STATE.fault("The stream of set_optimization_profile_async was not synchronized before the enqueue.")
         elif any(other != stream for other in list(self._life.waiting.values())):
             STATE.fault("An execution context was enqueued on a stream while another had its work to do.")
         return True
+
+    def _sharing(self) -> list[Life]:
+        """The other contexts that were given the same device memory."""
+        mine = self._life
+        return [life for life in list(LIVES) if life is not mine and life.memory and life.memory == mine.memory]
 
     def _enqueue(self, stream: int) -> bool:
         code, capturing = DRIVER.capturing(stream)
@@ -454,10 +349,15 @@ class IExecutionContext:
         if STATE.free_engines:
             key = (*sorted(addresses.items()), *sorted(shapes.items()))
             if key in life.prepared:
-                code = int(DRIVER.library.double_launch_host(stream, DRIVER.nothing, None))
+                code = int(
+                    DRIVER.library.double_launch_host(
+                        stream, DRIVER.spend, STATE.engine_cost_us(shapes[self._inputs[0]][0])
+                    )
+                )
                 return code == 0 or self._cuda_error(code)
             life.prepared.add(key)
-        call = _Call(self._engine, life, shapes, addresses, life.changes, captured, self._is_lazy())
+        work = self._own_memory[0] or self._allocated[-1]
+        call = Call(self._engine, life, shapes, addresses, work, captured, is_lazy(self._config))
         number = call.number = register(call)
         code = int(DRIVER.library.double_launch_host(stream, RUN_ADDRESS, number))
         if code != 0:
@@ -468,71 +368,6 @@ class IExecutionContext:
         else:
             life.waiting[number] = stream
         return True
-
-    def _is_lazy(self) -> bool:
-        config = self._config
-        return HERE.letter == "r" and (
-            config is None or config.dynamic_shapes_kernel_specialization_strategy.name == "LAZY"
-        )
-
-
-class _Call:
-    """One enqueue, as a stream or a graph runs it: with the shapes and addresses of the enqueue."""
-
-    def __init__(
-        self,
-        engine: ICudaEngine,
-        life: _Life,
-        shapes: dict[str, tuple[int, ...]],
-        addresses: dict[str, int],
-        changes: int,
-        captured: bool,
-        lazy: bool,
-    ) -> None:
-        self._session, self._io = engine._session, engine._io
-        self._life, self._shapes, self._addresses = life, shapes, addresses
-        self._changes, self._captured, self._lazy = changes, captured, lazy
-        self.number = 0
-
-    def __call__(self) -> None:
-        life = self._life
-        if self._captured:
-            if self._changes != life.changes:
-                STATE.fault(
-                    f"A graph that was captured for {self._shapes} was replayed after the shape or profile of its "
-                    "execution context had changed."
-                )
-        else:
-            life.waiting.pop(self.number, None)
-            forget([self.number])
-        inputs = {}
-        for name, each in self._io.items():
-            if each["mode"] == "INPUT":
-                array = self._array(name)
-                if array is None:
-                    return
-                inputs[name] = array
-        values = self._session.run(inputs)
-        life.runs += 1
-        if self._lazy and life.runs <= STATE.lazy_calls:
-            values = other_last_bits(values)
-        for name, value in values.items():
-            array = self._array(name)
-            if array is None:
-                return
-            array[...] = value
-
-    def _array(self, name: str) -> np.ndarray | None:
-        """The tensor where its address points to; None after an illegal address, which fails the device."""
-        dtype = np.dtype(nptype(getattr(DataType, self._io[name]["dtype"])))
-        shape = self._shapes[name]
-        size = volume(shape) * dtype.itemsize
-        where = DRIVER.memory(self._addresses[name], size)
-        if not where:
-            STATE.fault(f"The address of {name} does not lead to {size} bytes that the device can reach.")
-            DRIVER.library.double_raise(700)
-            return None
-        return np.frombuffer((ctypes.c_uint8 * size).from_address(where), dtype).reshape(shape)
 
 
 def make_context(engine: ICudaEngine, strategy: Any, config: Any) -> IExecutionContext | None:

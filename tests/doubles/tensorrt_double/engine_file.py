@@ -73,7 +73,7 @@ def unpack(engine: bytes, flavour: str) -> tuple[Description, bytes]:
     Raises:
         NotAnEngine: it begins otherwise, is cut short, or has a byte that was changed.
     """
-    if len(engine) < HEADER_BYTES or engine[:4] != MAGIC[flavour]:
+    if engine[:4] != MAGIC[flavour]:
         raise NotAnEngine("magic")
     if len(engine) < START or struct.unpack_from("<Q", engine, 16)[0] != len(engine):
         raise NotAnEngine("size")

@@ -94,11 +94,8 @@ class Enum:
     __members__: dict[str, Any] = {}  # noqa: RUF012  (each enumeration has its own)
 
     def __init__(self, value: int) -> None:
-        found = [member for member in type(self).__members__.values() if member.value == value]
-        if not found and type(self).__members__:
-            raise ValueError(f"{value} is no {type(self).__name__}")
-        self.value = value
-        self.name = found[0].name if found else ""
+        names = [name for name, member in type(self).__members__.items() if member.value == value]
+        self.value, self.name = value, names[0] if names else "???"  # pybind11 takes any number
 
     def __int__(self) -> int:
         return self.value
@@ -107,7 +104,7 @@ class Enum:
         return self.value
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and other.value == self.value  # type: ignore[attr-defined]
+        return type(other) is type(self) and other.value == self.value
 
     def __hash__(self) -> int:
         return hash(self.value)

@@ -75,11 +75,19 @@ def offered(letters: str = "abcr") -> Callable[[type], type]:
             target = member.fget if isinstance(member, property) else member
             if HERE.letter not in getattr(target, "_only", "abcr"):
                 delattr(cls, name)
+        cls.__setattr__ = _set_known
         if HERE.letter in letters:
             EXPORTS[cls.__name__] = cls
         return cls
 
     return cut
+
+
+def _set_known(self: Any, name: str, value: Any) -> None:
+    """Objects of pybind11 take no attributes that their class does not have; those of a derived class do."""
+    if type(self) is EXPORTS.get(type(self).__name__) and not name.startswith("_") and not hasattr(type(self), name):
+        raise AttributeError(f"'{HERE.module}.{type(self).__name__}' object has no attribute '{name}'")
+    object.__setattr__(self, name, value)
 
 
 def overloads(*signatures: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -106,7 +114,7 @@ def overloads(*signatures: str) -> Callable[[Callable[..., Any]], Callable[..., 
                     return method(self, **given)
             raise TypeError(f"{method.__name__}(): incompatible function arguments: {args!r}, {kwargs!r}.")
 
-        call._overloads = offered_here  # type: ignore[attr-defined]
+        call._overloads = offered_here
         return call
 
     return wrap

@@ -6,16 +6,61 @@ import json
 from typing import Any
 
 from . import engine_file
-from .basics import ENUMS, DataType, Dims, Severity, TensorIOMode, buffer, check_logger, host_memory, no_dims
+from .basics import (
+    ENUMS,
+    DataType,
+    Dims,
+    Severity,
+    TensorIOMode,
+    buffer,
+    check_logger,
+    host_memory,
+    no_dims,
+    register_logger,
+)
 from .engine_file import Description, NotAnEngine
 from .personality import HERE, handle, member, offered, only, overloads, text
+from .runtime_config import IRuntimeConfig, Strategy, make_runtime_config
 from .session import Session
 from .state import DRIVER, STATE
 
 CUDA_OF = {"10.3": 12000, "10.13": 13000, "11.4": 13000, "rtx": 13000}  # the oldest driver that each runs with
 NO_DRIVER, OLD_DRIVER = 35, 35
 WEIGHTS_BYTES, ACTIVATION_BYTES, PERSISTENT_BYTES = 4096, 8192, 512
-Strategy: Any = ENUMS["ExecutionContextAllocationStrategy"]
+
+
+_SERIALIZATION = "Error Code 1: Serialization (Serialization assertion "
+_TOO_OLD = "CUDA driver version is insufficient for CUDA runtime version"
+
+
+def _not_an_engine(problem: str, plan: bytes) -> str:
+    """What TensorRT says of bytes that are no whole engine."""
+    if not plan:
+        return "Error Code 3: API Usage Error (Cannot deserialize with an empty memory buffer.)"
+    if problem == "content":  # the double's own: the real ones find out later, or not at all
+        return f"{_SERIALIZATION}checksum failed.The plan is corrupted)"
+    if problem == "size":
+        return f"{_SERIALIZATION}plan.header.size == blobSize failed.)"
+    found, expected = (int.from_bytes(each[:4], "little") for each in (plan, engine_file.MAGIC[HERE.flavour]))
+    return (
+        f"{_SERIALIZATION}header.magicTag == kEXPECTED_MAGIC_TAG failed.Trying to load an engine created with "
+        f"incompatible serialization version ({found} != {expected}). Check that the engine was not created using "
+        "safety runtime, same OS was used and version compatibility parameters were set accordingly and that it is a "
+        "TRT engine file.)"
+    )
+
+
+def _other_version(description: Description) -> str:
+    """What 10.3 says of an engine of another version, and what later ones say."""
+    if HERE.name == "10.3":
+        return (
+            f"{_SERIALIZATION}stdVersionRead == kSERIALIZATION_VERSION failed.Version tag does not match. Note: "
+            f"Current Version: {HERE.tag}, Serialized Engine Version: {description.tag})"
+        )
+    return (
+        "Error Code 6: API Usage Error (The engine plan file is not compatible with this version of TensorRT, "
+        f"expecting library version {HERE.version} got {description.version}, please rebuild.)"
+    )
 
 
 def say(logger: Any, severity: str, sentence: str) -> None:
@@ -52,12 +97,14 @@ class Runtime:
     """Reads engines."""
 
     def __init__(self, logger: Any) -> None:
-        self._logger = check_logger(logger)
+        check_logger(logger)
         self._dla_core = -1
         self.engine_host_code_allowed = False
         code = start_driver()
-        if code != 0:
+        if code != 0 and HERE.flavour == "tensorrt":
             raise start_failed(logger, "createInferRuntime", code)
+        self._logger = logger
+        register_logger(self, logger, "createInferRuntime")
 
     @property
     def logger(self) -> Any:
@@ -95,15 +142,19 @@ class Runtime:
     def deserialize_cuda_engine(self, **given: Any) -> ICudaEngine | None:
         (value,) = given.values()
         plan = buffer(value, "serialized_engine")
+        say(self._logger, "INFO", f"Loaded engine size: {len(plan) >> 20} MiB")
         if STATE.fails("deserialize_cuda_engine"):
             return self._refuse("Error Code 1: Cuda Runtime (out of memory)")
-        if not DRIVER.context():
-            STATE.fault("deserialize_cuda_engine was called while no CUDA context was current.")
-            return self._refuse("Error Code 1: Cuda Runtime (invalid device context)")
         try:
             description, model = engine_file.unpack(plan, HERE.flavour)
         except NotAnEngine as error:
-            return self._refuse(_NOT_AN_ENGINE[str(error)])
+            return self._refuse(_not_an_engine(str(error), plan))
+        code = start_driver()
+        if code != 0:
+            return self._refuse(f"Error Code 1: Cuda Runtime (In ScopedCudaStream (cudaError {code}: {_TOO_OLD}))")
+        if not DRIVER.context():
+            STATE.fault("deserialize_cuda_engine was called while no CUDA context was current.")
+            return self._refuse("Error Code 1: Cuda Runtime (invalid device context)")
         refusal = self._misfit(description)
         if refusal:
             return self._refuse(refusal)
@@ -113,13 +164,14 @@ class Runtime:
         return _make_engine(self, plan, description, model, address)
 
     def _misfit(self, description: Description) -> str:
+        if description.options.get("platform", "linux") != "linux":
+            return _SERIALIZATION + (
+                "plan->header.pad == expectedPlatformTag failed.Platform specific tag mismatch detected. TensorRT plan "
+                "files are only supported on the target runtime platform they were created on.)"
+            )
         compatible = description.options.get("version_compatible", False)
         if description.tag != HERE.tag and not (compatible and _runs_older(description.version)):
-            return (
-                "Error Code 1: Serialization (Serialization assertion stdVersionRead == kSERIALIZATION_VERSION failed."
-                f"Version tag does not match. Note: Current Version: {HERE.tag}, Serialized Engine Version: "
-                f"{description.tag})"
-            )
+            return _other_version(description)
         capability = DRIVER.capability()
         if not engine_file.runs_on(description, capability):
             built_for = description.capabilities[0] if description.capabilities else 80
@@ -147,6 +199,11 @@ class Runtime:
         found = 0
         if len(header) < engine_file.HEADER_BYTES or header[:4] != engine_file.MAGIC[HERE.flavour]:
             return validity.INVALID, diagnostics.MALFORMED_ENGINE.value
+        code = start_driver()
+        if code != 0:
+            said = f"Error reading CUDA GPU properties: In getCurrentCC (cudaError {code}: {_TOO_OLD})"
+            say(self._logger, "INTERNAL_ERROR", f"{said} Ensure that the GPU driver is installed and up to date.")
+            return validity.INVALID, 0
         if header[24:28] != HERE.version_bytes:
             found |= diagnostics.VERSION_MISMATCH.value
         mask = int.from_bytes(header[32:36], "little")
@@ -155,17 +212,7 @@ class Runtime:
         bit = known.index(capability) if capability in known else len(known)
         if not mask >> bit & 1:
             found |= diagnostics.UNSUPPORTED_CC.value
-        if DRIVER.driver_version() < CUDA_OF[HERE.name]:
-            found |= diagnostics.OLD_CUDA_DRIVER.value
         return (validity.INVALID if found else validity.VALID), found
-
-
-_SERIALIZATION = "Error Code 1: Serialization (Serialization assertion "
-_NOT_AN_ENGINE = {
-    "magic": _SERIALIZATION + "magicTagRead == kMAGIC_TAG failed.Magic tag does not match)",
-    "size": _SERIALIZATION + "sizeRead == size failed.The plan is cut short)",
-    "content": _SERIALIZATION + "checksum failed.The plan is corrupted)",
-}
 
 
 def _runs_older(version: str) -> bool:
@@ -335,13 +382,11 @@ class ICudaEngine:
 
     @only("bcr")
     def create_runtime_config(self) -> Any:
-        from .context import make_runtime_config
-
         return make_runtime_config()
 
     @overloads("strategy=STATIC", "runtime_config=None/bcr")
     def create_execution_context(self, strategy: Any = Strategy.STATIC, runtime_config: Any = None) -> Any:
-        from .context import IRuntimeConfig, make_context
+        from .context import make_context
 
         if isinstance(strategy, IRuntimeConfig):  # given by place
             strategy, runtime_config = Strategy.STATIC, strategy
@@ -371,7 +416,7 @@ class EngineInspector:
 
     @property
     def execution_context(self) -> Any:
-        return self._context  # type: ignore[has-type]
+        return self._context
 
     @execution_context.setter
     def execution_context(self, value: Any) -> None:
@@ -385,7 +430,7 @@ class EngineInspector:
 
     def get_engine_information(self, format: Any) -> str:
         formats = ENUMS["LayerInformationFormat"]
-        layers, names = self._layers(), list(self._engine._io)  # type: ignore[attr-defined]
+        layers, names = self._layers(), list(self._engine._io)
         if member(format, formats, "format") == formats.ONELINE:
             lines = "\n".join(self._written(layer, format) for layer in layers)
             return f"Layers:\n{lines}\n\nBindings:\n" + "\n".join(names)
@@ -393,7 +438,7 @@ class EngineInspector:
         return json.dumps({"Layers": layers, title: names}, indent=1)
 
     def _layers(self) -> list[dict[str, Any]]:
-        return [_in_words_of_version(layer) for layer in self._engine._description.options.get("layers", [])]  # type: ignore[attr-defined]
+        return [_in_words_of_version(layer) for layer in self._engine._description.options.get("layers", [])]
 
     def _written(self, layer: dict[str, Any], format: Any) -> str:
         formats = ENUMS["LayerInformationFormat"]

@@ -6,8 +6,10 @@ import ctypes
 import itertools
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 HostFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -23,8 +25,15 @@ class State:
         faults: what was done wrong, as sentences.
         failures: by name of a method, the numbers of the calls from now on that fail (0: every call).
         cuda_library: path of the driver's double; by default what the loader finds as libcuda.so.1.
-        free_engines: whether an engine costs nothing: outputs are computed once for each input address and shape.
+        free_engines: whether outputs are computed once for all addresses and shapes, after which an engine costs
+            nothing but `engine_cost_us`.
+        engine_cost_us: gives what such an engine costs for a batch, 0 if nothing.
         lazy_calls: how many first calls of a context a LAZY kernel specialization differs in the last bits.
+        dla_cores: of an Orin.
+        nearest_grid_samples: the parser reads every GridSample as nearest, as TensorRT-RTX 1.5 does.
+        build_seconds: how long a build takes.
+        logged: the runtimes and builders that live, which have loggers.
+        plants: what is wrong with the engines that the builder makes (see `building.plant`).
     """
 
     faults: list[str] = field(default_factory=list)
@@ -32,16 +41,28 @@ class State:
     counts: dict[str, int] = field(default_factory=dict)
     cuda_library: str = "libcuda.so.1"
     free_engines: bool = False
+    engine_cost_us: Callable[[int], int] = lambda batch: 0
     lazy_calls: int = 3
     dla_cores: int = 2
-    read_grid_samples_as_nearest: bool = False
-    build_steps_s: float = 0.0
+    nearest_grid_samples: bool = False
+    build_seconds: float = 0.0
+    plants: tuple[str, ...] = ()
+    logged: weakref.WeakSet[Any] = field(default_factory=weakref.WeakSet)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def __post_init__(self) -> None:
+        for planned in filter(None, os.environ.get("DOUBLE_TENSORRT_FAIL", "").split(",")):
+            method, _, nth = planned.partition(":")
+            self.failures.setdefault(method, []).append(int(nth))
+        self.plants = tuple(filter(None, os.environ.get("DOUBLE_TENSORRT_PLANTS", "").split(",")))
+
     def fault(self, sentence: str) -> None:
-        """Keep a fault."""
+        """Keep a fault; a process whose faults another one reads also writes it to DOUBLE_TENSORRT_FAULTS."""
         with self.lock:
             self.faults.append(sentence)
+            if "DOUBLE_TENSORRT_FAULTS" in os.environ:
+                with Path(os.environ["DOUBLE_TENSORRT_FAULTS"]).open("a") as file:
+                    file.write(sentence + "\n")
 
     def count(self, name: str) -> None:
         """Count a call that cannot fail on demand."""
@@ -87,14 +108,14 @@ class Driver:
             library.cuMemFree_v2.argtypes = [ctypes.c_uint64]
             library.cuStreamIsCapturing.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
             library.cuEventRecord.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
-            library.cuCtxPushCurrent_v2.argtypes = [ctypes.c_void_p]
+            library.cuCtxPushCurrent_v2.argtypes = library.double_error.argtypes = [ctypes.c_void_p]
             self._library, self._path = library, path
         return self._library
 
     @property
-    def nothing(self) -> Any:
-        """A function that does nothing, for engines that cost nothing."""
-        return ctypes.cast(self.library.double_nothing, ctypes.c_void_p)
+    def spend(self) -> Any:
+        """A function that takes some microseconds, and does nothing."""
+        return ctypes.cast(self.library.double_spend, ctypes.c_void_p)
 
     def start(self) -> int:
         """Start the driver: 0 or its code; -1 without a driver."""
@@ -122,9 +143,9 @@ class Driver:
         return numbers[0] * 10 + numbers[1]
 
     def first_capability(self) -> int:
-        """Of the first device, for a builder, which needs no context."""
+        """Of the first device, for a builder, which needs no context; 0 without a driver or device."""
         device, value = ctypes.c_int(), ctypes.c_int()
-        if self.library.cuDeviceGet(ctypes.byref(device), 0) != 0:
+        if self.start() != 0 or self.library.cuDeviceGet(ctypes.byref(device), 0) != 0:
             return 0
         self.library.cuDeviceGetAttribute(ctypes.byref(value), MAJOR, device)
         major = value.value
@@ -157,6 +178,10 @@ class Driver:
         status = ctypes.c_int()
         code = int(self.library.cuStreamIsCapturing(stream, ctypes.byref(status)))
         return code, status.value
+
+    def works(self, context: int) -> bool:
+        """Whether the device of a context has not failed."""
+        return int(self.library.double_error(context)) == 0
 
     def memory(self, address: int, size: int) -> int:
         """Where the host finds memory that the device can reach; 0 if not all of it is in one live allocation."""
