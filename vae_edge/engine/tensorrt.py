@@ -456,7 +456,7 @@ _HINTS: tuple[tuple[str, str], ...] = (
         'build ahead of time with TensorRT-RTX: pip install "vae-edge[rtx]"',
     ),
     (
-        r"Version tag does not match|Serialization assertion stdVersionRead",
+        r"Version tag does not match|Serialization assertion stdVersionRead|expecting library version",
         "it was built by another version of TensorRT, and an engine runs on the version that built it",
     ),
     (
