@@ -63,12 +63,13 @@ def built(gpu: Gpu, session_bundle: Bundle, tmp_path: Path) -> Callable[..., tup
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left(cuda: Any) -> Iterator[None]:
+def nothing_is_left(cuda: Any, request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     for _ in range(3):  # what the collector finalizes may hold others
         gc.collect()
     held = ("device_allocations", "host_allocations", "streams", "events", "graphs", "execs")
-    assert cuda.held() == 0, str({name: cuda.count(name) for name in held})
+    lost = 3 if "ctrl_c" in request.node.name else 0  # the double of TensorRT is Python, and is interrupted as such
+    assert cuda.held() <= lost, str({name: cuda.count(name) for name in held})
 
 
 def attempt(bundle: Bundle, kind: str, right: np.ndarray) -> list[str]:
@@ -199,10 +200,11 @@ def test_a_driver_that_is_too_old(
 
 
 def test_ctrl_c_during_a_call_leaves_a_classifier_that_works(
-    built: Callable[..., tuple[Bundle, Any]], right: np.ndarray, cuda: Any
+    built: Callable[..., tuple[Bundle, Any]], right: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle, double = built()
-    double.state.free_engines = False
+    bundle, _ = built()
+    # What strikes the double's own callback cannot be raised through C; pytest would keep it, with all its frames.
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
     chance = random.Random(0)
     interrupted = 0
 
@@ -229,9 +231,6 @@ def test_ctrl_c_during_a_call_leaves_a_classifier_that_works(
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert interrupted > 5
-    gc.collect()
-    assert cuda.held() <= 8, "an interrupt between an allocation and the note of it may lose that one"
-    cuda.reset()
 
 
 @pytest.mark.slow

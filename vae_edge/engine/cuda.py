@@ -164,12 +164,6 @@ class CudaContext:
         if code:
             self._check(name, code)
 
-    def create(self, name: str, *arguments: Any) -> c_void_p:
-        """Call a function whose first argument receives a handle, and return the handle."""
-        handle = c_void_p()
-        self.call(name, ctypes.byref(handle), *arguments)
-        return handle
-
     def make_current(self) -> bool:
         """Make the context current in this thread. Returns True if another one was, which `restore` brings back."""
         current = c_void_p()
@@ -273,7 +267,16 @@ def open_context(device: int = 0) -> CudaContext:
         return _contexts[key]
 
 
+class _PinnedBlock:
+    """Page-locked memory at `pointer`, which is null until it is allocated; given back with this object."""
+
+    def __init__(self) -> None:
+        self.pointer = c_void_p()
+
+
 def _free_pinned(context: CudaContext, pointer: c_void_p) -> None:
+    if not pointer.value:
+        return
     try:
         with context.current():
             context.call("cuMemFreeHost", pointer)
@@ -282,12 +285,16 @@ def _free_pinned(context: CudaContext, pointer: c_void_p) -> None:
 
 
 class Resources:
-    """Handles and memory of the driver, given back in the reverse order by `close`, once."""
+    """Handles and memory of the driver, given back in the reverse order by `close`, once.
+
+    What is to be given back is noted before it is made: Python raises KeyboardInterrupt as soon as a slow call of the
+    driver returns.
+    """
 
     def __init__(self, context: CudaContext) -> None:
         """`context`: the GPU's."""
         self.context = context
-        self._held: list[tuple[str, Any]] = []
+        self._held: list[tuple[str, c_void_p | c_uint64]] = []
 
     def close(self) -> None:
         """Give everything back. A lost device takes nothing back, and that is logged."""
@@ -297,7 +304,7 @@ class Resources:
         try:
             with self.context.current():
                 for name, handle in reversed(held):
-                    code = self.context.functions[name](handle)
+                    code = self.context.functions[name](handle) if handle.value else 0
                     if code:
                         log.info("%s", error(self.context.functions, name, code))
         except CudaError as lost:
@@ -305,17 +312,17 @@ class Resources:
 
     def stream(self) -> c_void_p:
         """A new stream that does not wait for the default one."""
-        return self._keep("cuStreamDestroy_v2", self.context.create("cuStreamCreate", _STREAM_NON_BLOCKING))
+        return self._create("cuStreamDestroy_v2", "cuStreamCreate", _STREAM_NON_BLOCKING)
 
     def event(self) -> c_void_p:
         """A new event without a time."""
-        return self._keep("cuEventDestroy_v2", self.context.create("cuEventCreate", _EVENT_NO_TIMING))
+        return self._create("cuEventDestroy_v2", "cuEventCreate", _EVENT_NO_TIMING)
 
     def device_memory(self, size: int) -> int:
         """The device address of new memory of `size` bytes."""
         pointer = c_uint64()
+        self._held.append(("cuMemFree_v2", pointer))
         self.context.call("cuMemAlloc_v2", ctypes.byref(pointer), max(1, size))
-        self._keep("cuMemFree_v2", c_uint64(pointer.value))
         return pointer.value
 
     def pinned_memory(self, size: int) -> np.ndarray:
@@ -323,10 +330,13 @@ class Resources:
 
         It is given back once no array refers to it, whatever was closed before: a user may still read it.
         """
-        pointer = self.context.create("cuMemHostAlloc", max(1, size), _HOST_PORTABLE | _HOST_DEVICE_MAP)
-        assert pointer.value is not None
-        block = (ctypes.c_uint8 * max(1, size)).from_address(pointer.value)
-        weakref.finalize(block, _free_pinned, self.context, pointer)
+        owner = _PinnedBlock()
+        weakref.finalize(owner, _free_pinned, self.context, owner.pointer)
+        flags = _HOST_PORTABLE | _HOST_DEVICE_MAP
+        self.context.call("cuMemHostAlloc", ctypes.byref(owner.pointer), max(1, size), flags)
+        assert owner.pointer.value is not None
+        block = (ctypes.c_uint8 * max(1, size)).from_address(owner.pointer.value)
+        block.owner = owner  # type: ignore[attr-defined]
         memory = np.ctypeslib.as_array(block)[:size]
         memory[:] = 0
         return memory
@@ -361,14 +371,17 @@ class Resources:
             if collects:
                 gc.enable()
         try:
-            ready = self._keep("cuGraphExecDestroy", self.context.create("cuGraphInstantiateWithFlags", graph, 0))
+            ready = self._create("cuGraphExecDestroy", "cuGraphInstantiateWithFlags", graph, 0)
         finally:
             self.context.functions["cuGraphDestroy"](graph)
         call("cuGraphUpload", ready, stream)
         return ready
 
-    def _keep(self, destroy: str, handle: Any) -> Any:
+    def _create(self, destroy: str, create: str, *arguments: Any) -> c_void_p:
+        """The handle that a function gives, which `destroy` takes back."""
+        handle = c_void_p()
         self._held.append((destroy, handle))
+        self.context.call(create, ctypes.byref(handle), *arguments)
         return handle
 
 
