@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vae_edge.engine import gpus
-from vae_edge.engine.gpus import parse_targets
+from vae_edge.engine.devices import find_architectures
 from vae_edge.environment import ShadowedError, import_package, is_installed, shadow
 from vae_edge.errors import EngineError
 from vae_edge.spec import PRECISIONS, ROLES
@@ -43,7 +43,8 @@ class BuildConfig:
         precision: of the ONNX file: "fp32", "fp16", "int8" or "fp8". The file decides it, not the build.
         role: "classifier" or "reconstruction".
         batch: (min, opt, max) of the optimization profile.
-        targets: architectures such as "sm_86", in any form that `parse_targets` reads; empty for this machine's GPU.
+        targets: architectures such as "sm_86", or devices such as "rtx-4090"; kept as architectures. Empty for this
+            machine's GPU.
         kind: "tensorrt", "tensorrt_rtx", or "auto" for the one that fits.
         workspace_bytes: scratch memory on the device that a kernel may take.
         optimization_level: 0 to 5; None leaves it to TensorRT, whose default is 3.
@@ -73,7 +74,7 @@ class BuildConfig:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise EngineError(f"The precision {self.precision!r} is unknown: choose one of {', '.join(PRECISIONS)}.")
-        object.__setattr__(self, "targets", parse_targets(self.targets))
+        object.__setattr__(self, "targets", find_architectures(self.targets))
         object.__setattr__(self, "batch", tuple(self.batch))
         if self.timing_cache is not None:
             object.__setattr__(self, "timing_cache", os.fspath(self.timing_cache))
