@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
+from vae_edge.spec import PRECISIONS
 from vae_edge.text import printable
 
 _NUMBERS = re.compile(r"[-+.\d][-+.,\d]*$")
@@ -110,6 +111,20 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: expected a whole number from 1 on")
     return int(text)
+
+
+def whole(text: str) -> int:
+    """A whole number from 0 on, for argparse."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number from 0 on")
+    return int(text)
+
+
+def precision(text: str) -> str:
+    """A precision of a model file, for argparse."""
+    if text not in PRECISIONS:
+        raise argparse.ArgumentTypeError(f"{text}: expected {', '.join(PRECISIONS)}")
+    return text
 
 
 def seed(text: str) -> int:

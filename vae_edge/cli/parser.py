@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from vae_edge import __version__
-from vae_edge.cli.arguments import Parser, listed, number, positive, seed
+from vae_edge.cli.arguments import Parser, listed, number, positive, precision, seed, whole
 
 Commands = Any  # argparse keeps the type of its sub-parsers private
 
@@ -29,7 +29,7 @@ def command(module: str, function: str) -> Callable[[argparse.Namespace], int | 
 
 GROUPS = {
     "Train": ("quickstart", "data", "train", "evaluate", "generate", "compare"),
-    "Deploy": ("export", "quantize", "build", "inspect", "kernels"),
+    "Deploy": ("export", "quantize", "build", "kit", "devices", "inspect", "kernels"),
     "On the device": ("predict", "verify", "bench", "doctor"),
 }
 SUMMARIES = {
@@ -41,7 +41,9 @@ SUMMARIES = {
     "compare": "train baselines on the same images, and compare them with ours",
     "export": "write a bundle with the fp32 model of a training run",
     "quantize": "add fp16 or int8 models to a bundle",
-    "build": "build a TensorRT engine, and add it to a bundle",
+    "build": "build TensorRT engines for named devices, or a kit that builds them there",
+    "kit": "add what a kit built and measured on a device to its bundle",
+    "devices": "list the devices that `vae-edge build --target` knows",
     "inspect": "show what a run, a bundle, an ONNX file or an engine holds",
     "kernels": "compile the GPU kernels, and check what the compiler made of them",
     "predict": "classify image files",
@@ -63,7 +65,12 @@ EXAMPLES = {
     "compare": ("vae-edge compare --data digits --models logistic,mlp --no-generated --seeds 1 --out runs/compare",),
     "export": ("vae-edge export runs/digits --out digits.bundle",),
     "quantize": ("vae-edge quantize digits.bundle --precision int8 --data digits",),
-    "build": ("vae-edge build digits.bundle --kind tensorrt_rtx --precision int8 --target sm_86,sm_89",),
+    "build": (
+        "vae-edge build digits.bundle --precision int8 --target rtx-4090",
+        "vae-edge build digits.bundle --precision int8 --target orin-nano --data digits",
+    ),
+    "kit": ("vae-edge kit result-orin-nano-2026-11-26.tar.gz --into digits.bundle",),
+    "devices": ("vae-edge devices",),
     "inspect": ("vae-edge inspect digits.bundle",),
     "kernels check": ("vae-edge kernels check --arch 87 --only 'rotate*' --networks none",),
     "kernels roofline": ("vae-edge kernels roofline --networks small",),
@@ -100,6 +107,8 @@ def build_parser() -> argparse.ArgumentParser:
     _export(commands)
     _quantize(commands)
     _build(commands)
+    _kit(commands)
+    _devices(commands)
     _inspect(commands)
     _kernels(commands)
     _predict(commands)
@@ -380,14 +389,18 @@ def _build(commands: Commands) -> None:
     parser = _add(commands, "build", "deploy")
     parser.add_argument("bundle", metavar="BUNDLE")
     parser.add_argument(
-        "--precision", default="fp32", choices=("fp32", "fp16", "int8"), help="which model to build from"
-    )
-    parser.add_argument(
-        "--target",
+        "--precision",
         action="extend",
-        type=listed(str),
-        metavar="SM",
-        help="compute capabilities such as sm_86,sm_89, for TensorRT-RTX without a GPU (default: this GPU's)",
+        type=listed(precision),
+        metavar="A,B",
+        help="which models to build from: fp32 (default), fp16, int8 or fp8",
+    )
+    _list(
+        parser,
+        "--target",
+        "NAME,NAME",
+        "devices such as orin-nano or rtx-4090 (`vae-edge devices` lists them), architectures such as sm_86, or this "
+        "(default: this machine's GPU). RTX cards are built for here; a device that must build itself gets a kit",
     )
     parser.add_argument("--kind", default="auto", choices=("auto", "tensorrt", "tensorrt_rtx"), help="which TensorRT")
     parser.add_argument(
@@ -395,10 +408,63 @@ def _build(commands: Commands) -> None:
         action="extend",
         type=listed(positive),
         metavar="N,N,N",
-        help="min, opt and max batch of the optimization profile (default: 1,8,64)",
+        help="min, opt and max batch of the optimization profile, or one fixed batch (default: 1,8,64; with --dla: 1)",
     )
-    parser.add_argument("--workspace", type=positive, metavar="MIB", help="memory for the builder's tactics")
+    kit = parser.add_argument_group("for a device that must build itself")
+    kit.add_argument(
+        "--kit",
+        metavar="OUT",
+        help="where the kit is written: a folder, or a file .tar.gz (default: BUNDLE-DEVICE.tar.gz beside the bundle)",
+    )
+    kit.add_argument(
+        "--data",
+        metavar="DATA",
+        help="put up to 1,000 held-out images into the kit, so that the device measures accuracy: " + DATA_HELP,
+    )
+    options = parser.add_argument_group("options of TensorRT's builder")
+    options.add_argument(
+        "--device", type=whole, default=0, metavar="N", help="number of the GPU to build on (default: 0)"
+    )
+    options.add_argument("--workspace", type=positive, metavar="MIB", help="memory for the builder's tactics")
+    options.add_argument(
+        "--optimization-level", type=int, choices=range(6), metavar="N", help="0 (fast build) to 5 (TensorRT's own: 3)"
+    )
+    options.add_argument(
+        "--tf32",
+        action=argparse.BooleanOptionalAction,
+        help="fp32 products may round their inputs to 10 bits (default: not in fp32 engines)",
+    )
+    options.add_argument("--timing-cache", metavar="FILE", help="keep measured kernel times in this file; needs a GPU")
+    options.add_argument("--dla", type=whole, metavar="CORE", help="build for a Jetson's DLA, the rest for its GPU")
+    options.add_argument(
+        "--hardware-compatibility",
+        choices=("none", "ampere_plus", "same_compute_capability"),
+        help="GPUs that the engine shall run on beside this one",
+    )
+    options.add_argument(
+        "--version-compatible", action="store_true", help="later versions of TensorRT shall run the engine too"
+    )
+    options.add_argument("--refit", action="store_true", help="the engine can be given new weights")
+    options.add_argument(
+        "--strip-weights", action="store_true", help="leave the weights out; they come from the ONNX file at loading"
+    )
+    options.add_argument(
+        "--mark-outputs",
+        action="store_true",
+        help="make the tensors that the probes know outputs too, so that verify compares layer by layer; slower",
+    )
     _json(parser)
+
+
+def _kit(commands: Commands) -> None:
+    parser = _add(commands, "kit", "deploy")
+    parser.add_argument("result", metavar="RESULT", help="the file result-DEVICE-DATE.tar.gz that the kit wrote")
+    parser.add_argument("--into", required=True, metavar="BUNDLE", help="the bundle that the kit was written from")
+    _json(parser)
+
+
+def _devices(commands: Commands) -> None:
+    _json(_add(commands, "devices", "deploy"))
 
 
 def _predict(commands: Commands) -> None:

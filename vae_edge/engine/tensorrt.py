@@ -48,11 +48,16 @@ class BuildConfig:
         kind: "tensorrt", "tensorrt_rtx", or "auto" for the one that fits.
         workspace_bytes: scratch memory on the device that a kernel may take.
         optimization_level: 0 to 5; None leaves it to TensorRT, whose default is 3.
-        tf32: whether fp32 matrix products may round their inputs to 10 bits of mantissa.
+        tf32: whether fp32 matrix products may round their inputs to 10 bits of mantissa. None: not in an engine of an
+            fp32 file, whose answers would be further from the exact ones than its probes allow; else they may.
         version_compatible: whether a later TensorRT can run the engine (full TensorRT only).
         hardware_compatibility: "none", "ampere_plus" or "same_compute_capability" (full TensorRT only).
         dla_core: DLA core of a Jetson to build for, with fallback to the GPU.
         timing_cache: file of measured kernel times, read if it is there and written after the build (needs a GPU).
+        refit: whether the engine can be given new weights.
+        strip_weights: leave the weights out of the engine; whoever loads it puts them in from the ONNX file.
+        mark_outputs: names of tensors inside the graph that become outputs too, to be compared with the probes.
+        device: number of the GPU that full TensorRT builds on, and for.
 
     Raises:
         EngineError: a value that no TensorRT takes.
@@ -65,17 +70,24 @@ class BuildConfig:
     kind: str = "auto"
     workspace_bytes: int = DEFAULT_WORKSPACE_BYTES
     optimization_level: int | None = None
-    tf32: bool = True
+    tf32: bool | None = None
     version_compatible: bool = False
     hardware_compatibility: str = "none"
     dla_core: int | None = None
     timing_cache: str | None = None
+    refit: bool = False
+    strip_weights: bool = False
+    mark_outputs: tuple[str, ...] = ()
+    device: int = 0
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise EngineError(f"The precision {self.precision!r} is unknown: choose one of {', '.join(PRECISIONS)}.")
         object.__setattr__(self, "targets", find_architectures(self.targets))
         object.__setattr__(self, "batch", tuple(self.batch))
+        object.__setattr__(self, "mark_outputs", tuple(self.mark_outputs))
+        if self.tf32 is None:
+            object.__setattr__(self, "tf32", self.precision != "fp32")
         if self.timing_cache is not None:
             object.__setattr__(self, "timing_cache", os.fspath(self.timing_cache))
         if self.role not in ROLES:
@@ -99,6 +111,8 @@ class BuildConfig:
             )
         if self.dla_core is not None and (not _is_int(self.dla_core) or self.dla_core < 0):
             raise EngineError(f"The DLA core should be 0 or more, but {self.dla_core!r} was given.")
+        if not _is_int(self.device) or self.device < 0:
+            raise EngineError(f"The number of the GPU should be 0 or more, but {self.device!r} was given.")
 
     def _check_batch(self) -> None:
         batch = self.batch
@@ -117,7 +131,8 @@ class BuildConfig:
 
     def to_json(self) -> dict[str, Any]:
         """All values, for the worker."""
-        return {**dataclasses.asdict(self), "batch": list(self.batch), "targets": list(self.targets)}
+        lists = {name: list(getattr(self, name)) for name in ("batch", "targets", "mark_outputs")}
+        return {**dataclasses.asdict(self), **lists}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> BuildConfig:
@@ -125,9 +140,9 @@ class BuildConfig:
         return cls(**value)
 
     def for_manifest(self) -> dict[str, Any]:
-        """What a manifest keeps of the configuration: no path, and not the kind, which is the entry's format."""
+        """What a manifest keeps: no path, no number of a GPU, and not the kind, which is the entry's format."""
         values = self.to_json()
-        del values["kind"]
+        del values["kind"], values["device"]
         return {**values, "timing_cache": self.timing_cache is not None}
 
 
@@ -317,9 +332,18 @@ class Adapter:
                 ConfigCall("set", "DLA_core", config.dla_core),
                 ConfigCall("flag", "GPU_FALLBACK"),
             ]
+        calls += [ConfigCall("flag", name) for name in self._refit_flags(config)]
         for call in calls:
             self._check_call(call)
         return calls
+
+    def _refit_flags(self, config: BuildConfig) -> tuple[str, ...]:
+        """REFIT_IDENTICAL where only the weights of the build will come back: TensorRT 11.3's release notes tell of
+        engines with REFIT that drop a bias."""
+        flags = ("STRIP_PLAN",) if config.strip_weights else ()
+        if config.refit or (config.strip_weights and not self.has("BuilderFlag.REFIT_IDENTICAL")):
+            return (*flags, "REFIT")
+        return (*flags, "REFIT_IDENTICAL") if config.strip_weights else ()
 
     def _check_rtx_config(self, config: BuildConfig) -> None:
         options = {
