@@ -168,7 +168,8 @@ def _build_lines(engines: Sequence[BundleEngine], kits: Sequence[Kit]) -> Iterat
         holds = " and ".join(kit.precisions) + (f", {kit.images} held-out images" if kit.images else "")
         yield f"{kit.path}: a kit for {kit.device.product} ({kit.device.target}), {holds}, {kibibytes(kit.bytes)}"
         yield "  TensorRT builds for this device only on the device itself"
-        yield f"next: copy it there, unpack it (tar xzf {kit.path.name}), and run `sh build.sh` in its folder"
+        unpack = "" if kit.path.is_dir() else f" and unpack it (tar xzf {kit.path.name})"
+        yield f"next: copy it there{unpack}, and run `sh build.sh` in its folder"
 
 
 def devices(arguments: argparse.Namespace) -> None:

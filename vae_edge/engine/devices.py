@@ -71,8 +71,11 @@ class TargetDevice:
 
     @property
     def ahead_of_time(self) -> bool:
-        """Whether TensorRT-RTX builds engines for it on any machine."""
-        return self.target in RTX_TARGETS
+        """Whether TensorRT-RTX builds our engines for it on any machine.
+
+        Not for sm_75, where it runs no fp32 matrix product, and every classifier reads its angle out with one.
+        """
+        return self.target in RTX_TARGETS and self.target != "sm_75"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as `vae-edge devices --json` prints them."""
