@@ -199,7 +199,8 @@ def _kit_lines(added: AddedResult) -> Iterator[str]:
     from vae_edge.kit.measure import accuracy_rows, ascii_table, latency_rows
 
     for precision, file in added.files.items():
-        yield f"{added.bundle}/{file}: built and verified on {added.device} ({added.date})"
+        how = "built and verified" if added.verified.get(precision) else "built, but not verified,"
+        yield f"{added.bundle}/{file}: {how} on {added.device} ({added.date})"
         yield f"  run it there: vae_edge.load(BUNDLE, backend='tensorrt', precision='{precision}')"
     if added.latency:
         yield from (f"  {line}" for line in ascii_table(latency_rows(added.latency)))

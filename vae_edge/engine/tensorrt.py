@@ -111,6 +111,8 @@ class BuildConfig:
             )
         if self.dla_core is not None and (not _is_int(self.dla_core) or self.dla_core < 0):
             raise EngineError(f"The DLA core should be 0 or more, but {self.dla_core!r} was given.")
+        if self.strip_weights and self.mark_outputs:
+            raise EngineError("An engine without weights cannot have marked outputs: choose one of the two.")
         if not _is_int(self.device) or self.device < 0:
             raise EngineError(f"The number of the GPU should be 0 or more, but {self.device!r} was given.")
 
@@ -351,6 +353,7 @@ class Adapter:
             "version compatibility": config.version_compatible,
             "hardware compatibility levels (name several targets instead)": config.hardware_compatibility != "none",
             "a timing cache": config.timing_cache is not None,
+            "refit or stripped weights (it builds them only on a GPU)": config.refit or config.strip_weights,
         }
         requested = [option for option, is_set in options.items() if is_set]
         if requested:

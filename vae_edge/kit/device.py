@@ -261,8 +261,10 @@ def _verify(description: KitDescription, bundle: Path, device: int, report: Repo
         report.say(f"  {error}")
         return
     report.verification = found.to_json()
-    for model in found.models:
-        report.say(f"  {model.sentence}")
+    for sentence in dict.fromkeys(model.sentence for model in found.models):
+        report.say(f"  {sentence}")
+    if found.right is None:
+        report.problems.append("The answers of the engines could not be verified: the bundle has no probes for them.")
     files.write_text(bundle.parent / "verification.md", verification.to_markdown(found))
 
 

@@ -29,6 +29,7 @@ class AddedResult:
         device: where it was measured.
         date: ISO date (UTC).
         files: by precision, the engine's file in the bundle.
+        verified: by precision, whether its answers are right; None if the bundle has no probes.
         accuracy: by precision, the engine's figures on the kit's images; may be empty.
         latency: rows of the benchmark.
         failed: by precision, why the device could not build an engine.
@@ -39,6 +40,7 @@ class AddedResult:
     device: str
     date: str
     files: Mapping[str, str]
+    verified: Mapping[str, bool | None]
     accuracy: Mapping[str, Mapping[str, Any]]
     latency: tuple[Mapping[str, Any], ...]
     failed: Mapping[str, str]
@@ -91,6 +93,7 @@ def add(path: str | os.PathLike[str], bundle_path: str | os.PathLike[str]) -> Ad
         device=str(result.about["device"]),
         date=str(result.about["date"]),
         files={entry.precision: added.find(*_key(entry)).file for _, entry in pairs},
+        verified={entry.precision: entry.provenance["measured"]["verified"] for _, entry in pairs},
         accuracy={name: found for name, found in accuracy.items() if isinstance(found, dict)},
         latency=rows,
         failed={str(name): str(why) for name, why in result.about["failed"].items()},
