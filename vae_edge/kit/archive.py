@@ -25,6 +25,7 @@ MAX_BYTES = 2 * MAX_MODEL_BYTES
 _PLAIN = re.compile(r"[A-Za-z0-9_][\w.+-]{0,199}", re.ASCII)
 _DEPTH = 3  # the archive's own folder, a folder in it, a file
 _CHUNK = 1 << 20
+_MAX_TAIL_CHUNKS = 4
 
 
 def write_archive(path: str | os.PathLike[str], folder: Path, top: str) -> None:
@@ -55,7 +56,11 @@ def unpack(path: str | os.PathLike[str], into: Path) -> None:
     """
     left = MAX_BYTES
     try:
-        with files.open_regular(path) as raw, tarfile.open(fileobj=raw, mode="r|gz") as archive:
+        with (
+            files.open_regular(path) as raw,
+            gzip.GzipFile(fileobj=raw) as plain,
+            tarfile.open(fileobj=plain, mode="r|") as archive,
+        ):
             for count, member in enumerate(archive):
                 if count >= MAX_FILES:
                     raise ValueError(f"it holds more than {MAX_FILES} files")
@@ -70,8 +75,11 @@ def unpack(path: str | os.PathLike[str], into: Path) -> None:
                 target.parent.mkdir(exist_ok=True)
                 with target.open("xb") as file:
                     _copy(source, file, member.size)
-            while raw.read(_CHUNK):  # gzip verifies its sum at the end, which a stream's reader may not reach
-                pass
+            for _ in range(_MAX_TAIL_CHUNKS):  # gzip verifies its sum at its end
+                if not plain.read(_CHUNK):
+                    break
+            else:
+                raise ValueError("much follows its last file")
     except FileExistsError as error:
         raise BundleError(f"{path} is no result of a kit: it holds a file twice.") from error
     except OSError as error:

@@ -99,9 +99,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("build.sh: stopped; the kit is as it was", file=sys.stderr)
         return 130
-    except (VaeEdgeError, OSError) as error:
-        print(f"build.sh: {printable(str(error), keep=chr(10))}", file=sys.stderr)
-        return 2
+    except VaeEdgeError as error:
+        return _refuse(str(error))
+    except OSError as error:
+        where = error.filename2 or error.filename or "a file"
+        return _refuse(f"{where} cannot be written or read ({error.strerror}): free some space, or give --out FOLDER.")
+
+
+def _refuse(sentence: str) -> int:
+    print(f"build.sh: {printable(sentence, keep=chr(10))}", file=sys.stderr)
+    return 2
 
 
 def _interrupt(number: int, frame: object) -> None:
@@ -123,7 +130,9 @@ def run(kit: Path, out: Path, device: int = 0, seconds: float = DEFAULT_SECONDS)
     held_out = None if description.data is None else read_held_out(kit / DATA_FILE, description.data)
     with _work_folder(out) as work:
         bundle = work / "result" / BUNDLE_FOLDER
-        shutil.copytree(kit / BUNDLE_FOLDER, bundle)
+        bundle.mkdir(parents=True)
+        for path in (kit / BUNDLE_FOLDER).iterdir():
+            shutil.copyfile(path, bundle / path.name)
         _build(description, bundle, device, report)
         if len(report.failed) == len(description.configs):
             raise EngineError("No engine could be built. " + " ".join(report.failed.values()))
