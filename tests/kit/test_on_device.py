@@ -301,7 +301,7 @@ def test_wrong_answers_are_told_and_not_added(
 @pytest.mark.slow
 def test_a_build_that_fails_is_a_sentence_and_leaves_nothing(copy: Path, jetpack: dict[str, str]) -> None:
     only_int8(copy)
-    failing = {**jetpack, "DOUBLE_TENSORRT_FAIL": "build_serialized_network"}
+    failing = {**jetpack, "DOUBLE_TENSORRT_FAIL": "build_serialized_network:0"}
     done = build(copy, environment=failing)
     assert done.returncode == 2 and "No engine could be built" in done.stderr, done.stdout + done.stderr
     assert not list(copy.glob("result*")) and not (copy / device.WORK).exists()
