@@ -49,6 +49,19 @@ def build(kit: Path, *words: str, environment: dict[str, str] | None = None) -> 
 # What is found before anything is run
 
 
+def test_nothing_is_imported_from_the_folder_it_is_run_in(copy: Path, tmp_path: Path) -> None:
+    for name in ("vae_edge", "numpy", "tensorrt", "hashlib"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("1 / 0")
+    elsewhere = tmp_path / "elsewhere" / "tensorrt"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "__init__.py").write_text("")
+    env = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, "PYTHONPATH": str(elsewhere.parent)}
+    done = subprocess.run(["sh", copy / "build.sh"], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "ZeroDivisionError" not in done.stderr, done.stderr
+    assert "files are as they were written" in done.stdout and "needs a GPU with its driver" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("file", "words"),
     [
@@ -175,7 +188,7 @@ def test_a_read_only_medium_is_refused_with_the_option_that_helps(
     monkeypatch.setattr(device, "check_machine", lambda *_: ORIN.devices[0])
     monkeypatch.setattr(Path, "mkdir", read_only)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    assert device.main([str(kit.path)]) == 2
+    assert device.main([str(kit.path), "/"]) == 2
     said = capsys.readouterr().err
     assert "cannot be written to (Read-only file system)" in said and "sh build.sh --out FOLDER" in said
 
@@ -312,7 +325,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(copy: Path, jetpack: dict[
     only_int8(copy)
     environment = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, **jetpack}
     limited = ["sh", "-c", f"ulimit -f 100; exec sh '{copy / 'build.sh'}'"]
-    done = subprocess.run(limited, env=environment, capture_output=True, text=True, check=False, timeout=240)
+    done = subprocess.run(limited, cwd="/", env=environment, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 2 and "File too large" in done.stderr, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert not list(copy.glob("result*")) and not (copy / device.WORK).exists()
@@ -328,7 +341,8 @@ def test_an_interrupted_run_leaves_no_result_and_the_next_one_works(
     command = ["sh", str(copy / "build.sh"), "--seconds", "60"]
     out = tmp_path / "out.txt"
     with out.open("w") as stream:
-        running = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream, start_new_session=True)
+        how: dict[str, Any] = {"stdout": stream, "stderr": stream, "start_new_session": True, "cwd": "/"}
+        running = subprocess.Popen(command, env=environment, **how)
         try:
             end = time.monotonic() + 120
             while "measuring latency" not in out.read_text() and time.monotonic() < end:
@@ -352,7 +366,7 @@ def test_an_interrupted_run_leaves_no_result_and_the_next_one_works(
 def test_the_result_goes_where_out_says(copy: Path, jetpack: dict[str, str], tmp_path: Path) -> None:
     only_int8(copy)
     out = tmp_path / "another place"
-    done = build(copy, "--out", str(out), "--seconds", "1", environment=jetpack)
+    done = build(copy, "--out", str(out).lstrip("/"), "--seconds", "1", environment=jetpack)  # from /
     assert done.returncode == 0, done.stdout + done.stderr
     assert [path.name[:17] for path in out.iterdir()] == ["result-orin-nano-"]
     assert not list(copy.glob("result*"))

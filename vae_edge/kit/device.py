@@ -88,14 +88,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Do what a kit is for; the exit code."""
     parser = argparse.ArgumentParser(prog="build.sh", description="Build, verify and measure the engines of a kit.")
     parser.add_argument("kit", help=argparse.SUPPRESS)
+    parser.add_argument("here", help=argparse.SUPPRESS)  # the folder that the script was started in
     parser.add_argument("--out", metavar="FOLDER", help="where the result is written (default: the kit's folder)")
     parser.add_argument("--device", type=int, default=0, metavar="N", help="number of the GPU (default: 0)")
     parser.add_argument("--seconds", type=float, default=DEFAULT_SECONDS, help="time for latencies (default: 20)")
     given = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
     kit = Path(given.kit)
+    out = kit if given.out is None else Path(given.here) / given.out
     try:
-        return run(kit, kit if given.out is None else Path(given.out), given.device, given.seconds)
+        return run(kit, out, given.device, given.seconds)
     except KeyboardInterrupt:
         print("build.sh: stopped; the kit is as it was", file=sys.stderr)
         return 130

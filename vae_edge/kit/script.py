@@ -13,6 +13,11 @@ set -u
 kit=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd) || exit 2
 wheel="$kit/@WHEEL@"
 python=${PYTHON:-python3}
+case $python in
+*/*) python=$(CDPATH= cd -- "$(dirname -- "$python")" && pwd)/$(basename -- "$python") ;;
+esac
+here=$(pwd)
+cd -- "$kit" || exit 2 # so that nothing is imported from the folder that this is run in
 
 stop() {
     printf '%s\n' "build.sh: $1" >&2
@@ -58,7 +63,8 @@ END
     stop "$python cannot import TensorRT (see above). Install it: @INSTALL@"
 }
 
-PYTHONPATH="$wheel${PYTHONPATH:+:$PYTHONPATH}" exec "$python" -m vae_edge.kit.device "$kit" "$@"
+export PYTHONPATH="$wheel${PYTHONPATH:+:$PYTHONPATH}" PYTHONDONTWRITEBYTECODE=1
+exec "$python" -m vae_edge.kit.device "$kit" "$here" "$@"
 """
 
 _README = """{bundle} for {product} ({target}), written {created} by vae-edge {vae_edge}.
