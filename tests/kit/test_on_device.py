@@ -331,6 +331,11 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(copy: Path, jetpack: dict[
     assert not list(copy.glob("result*")) and not (copy / device.WORK).exists()
 
 
+def _heed_ctrl_c() -> None:
+    """A shell's background job ignores Ctrl-C, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_run_leaves_no_result_and_the_next_one_works(
@@ -342,6 +347,7 @@ def test_an_interrupted_run_leaves_no_result_and_the_next_one_works(
     out = tmp_path / "out.txt"
     with out.open("w") as stream:
         how: dict[str, Any] = {"stdout": stream, "stderr": stream, "start_new_session": True, "cwd": "/"}
+        how["preexec_fn"] = _heed_ctrl_c
         running = subprocess.Popen(command, env=environment, **how)
         try:
             end = time.monotonic() + 120
