@@ -18,6 +18,7 @@ from vae_edge.engine.devices import (
 from vae_edge.engine.gpus import DEVICES, RTX_TARGETS
 from vae_edge.engine.tensorrt import BuildConfig
 from vae_edge.errors import EngineError
+from vae_edge.jetson import CHIPS, MODULES
 
 # developer.nvidia.com/cuda-gpus, read on its own
 CAPABILITIES = {
@@ -101,6 +102,21 @@ def test_the_table_is_plausible_and_each_device_names_its_source() -> None:
     assert [device.dla_cores for device in _named("orin-nano", "orin-nx-8gb", "orin-nx-16gb", "agx-orin-64gb")] == [
         *(0, 1, 2, 2)
     ]
+
+
+def test_the_jetsons_agree_with_the_doctors_table_of_modules() -> None:
+    """Two tables, each with its own source: the part numbers of modules, and the names that people use."""
+    modules = {(m.chip, m.memory_gib, m.dla_cores) for m in MODULES.values()}
+    chips = {chip.capability: name for name, chip in CHIPS.items()}
+    for device in TARGET_DEVICES:
+        if device.jetson:
+            assert (chips[device.capability], device.memory_gb, device.dla_cores) in modules, device.name
+            assert device.jetpacks and all(each.tensorrt != "8.6" for each in device.jetpacks)
+        else:
+            assert device.jetpacks == ()
+    (nano,) = _named("orin-nano")
+    assert nano.to_json()["jetpacks"]["6.2"] == "10.3"
+    assert "6.1-6.2.2 (10.3), 7.2-7.2.1 (10.16)" in table_rows()[TARGET_DEVICES.index(nano)]
 
 
 def _named(*names: str) -> list[TargetDevice]:

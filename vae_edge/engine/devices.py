@@ -1,7 +1,8 @@
 """Devices by the names that people use, such as `orin-nano` or `rtx-4090`: what each is, where its engines are built.
 
-The table is data for `--target`, for `vae-edge devices` and for docs/engines.md. No figure in it decides how an engine
-is built: only the architecture does. A figure without a source is None.
+The table is data for `--target`, for `vae-edge devices` and for docs/engines.md; what a JetPack brings is in
+`vae_edge.jetson`. No figure in it decides how an engine is built: only the architecture does. A figure without a source
+is None.
 
 The capabilities are those of developer.nvidia.com/cuda-gpus. GeForce cards since Ampere have 128 CUDA cores a
 multiprocessor, Turing cards 64: where a source lists cores, multiprocessors are cores divided by that.
@@ -18,17 +19,11 @@ from typing import Any
 
 from vae_edge.engine.gpus import DEVICES, JETSON_TARGETS, RTX_TARGETS, parse_targets
 from vae_edge.errors import EngineError
+from vae_edge.jetson import CHIPS, JETPACKS, JetPack
 
 THIS = "this"
 """The name of the GPU of this machine."""
-
-
-@dataclass(frozen=True)
-class JetPack:
-    """A JetPack by its version, and the TensorRT that it brings; None where sources differ."""
-
-    version: str
-    tensorrt: str | None
+_TOO_OLD = ("8.6",)  # TensorRT without strongly typed networks, of JetPack 6.0
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,6 @@ class TargetDevice:
         bandwidth_gb_s: of its memory, in 10^9 bytes a second.
         memory_gb: as the data sheet says; of a Jetson shared with the processor.
         dla_cores: deep-learning accelerators.
-        jetpacks: of a Jetson, newest first; empty for other devices.
         aliases: other names that `--target` takes.
         source: where the figures are from.
     """
@@ -55,7 +49,6 @@ class TargetDevice:
     bandwidth_gb_s: float | None
     memory_gb: int | None
     dla_cores: int = 0
-    jetpacks: tuple[JetPack, ...] = ()
     aliases: tuple[str, ...] = ()
     source: str = ""
 
@@ -67,7 +60,13 @@ class TargetDevice:
     @property
     def jetson(self) -> bool:
         """Whether it is a Jetson, whose TensorRT is that of its JetPack."""
-        return bool(self.jetpacks)
+        return self.target in JETSON_TARGETS
+
+    @property
+    def jetpacks(self) -> tuple[JetPack, ...]:
+        """Of a Jetson, those whose TensorRT builds our engines; oldest first."""
+        chips = [name for name, chip in CHIPS.items() if chip.capability == self.capability]
+        return tuple(each for each in JETPACKS if set(chips) & set(each.chips) and each.tensorrt not in _TOO_OLD)
 
     @property
     def ahead_of_time(self) -> bool:
@@ -80,15 +79,10 @@ class TargetDevice:
     def to_json(self) -> dict[str, Any]:
         """Plain values, as `vae-edge devices --json` prints them."""
         values = dataclasses.asdict(self)
+        values["jetpacks"] = {each.version: each.tensorrt for each in self.jetpacks}
         values["capability"] = f"{self.capability[0]}.{self.capability[1]}"
         return {**values, "target": self.target, "jetson": self.jetson, "ahead_of_time": self.ahead_of_time}
 
-
-# JetPack and its TensorRT: rbonghi/jetson_stats, dusty-nv/jetson-containers, developer.nvidia.com's archive pages for
-# JetPack 7.0 and 7.1. Of JetPack 7.2 they give TensorRT 10.13 to 10.16; AGX Orin and Thor also take 11.4.1 (SBSA).
-_JETPACK_7_2 = JetPack("7.2", None)
-_ORIN = (_JETPACK_7_2, JetPack("6.2", "10.3"), JetPack("6.1", "10.3"))
-_THOR = (_JETPACK_7_2, JetPack("7.1", "10.13"), JetPack("7.0", "10.13"))
 
 _MODULES = "NVIDIA's data sheets of the Jetson modules (from memory)"
 _NANO = "data sheet of the Orin Nano Super developer kit, December 2024"
@@ -119,15 +113,15 @@ def _gpu(
 
 
 TARGET_DEVICES = (
-    TargetDevice("orin-nano", "Jetson Orin Nano 8 GB", (8, 7), 8, 68, 8, 0, _ORIN, source=_NANO),
-    TargetDevice("orin-nano-4gb", "Jetson Orin Nano 4 GB", (8, 7), 4, 34, 4, 0, _ORIN, source=_MODULES),
-    TargetDevice("orin-nano-super", "Jetson Orin Nano 8 GB, Super modes", (8, 7), 8, 102, 8, 0, _ORIN, source=_NANO),
-    TargetDevice("orin-nx-8gb", "Jetson Orin NX 8 GB", (8, 7), 8, 102, 8, 1, _ORIN, source=_MODULES),
-    TargetDevice("orin-nx-16gb", "Jetson Orin NX 16 GB", (8, 7), 8, 102, 16, 2, _ORIN, ("orin-nx",), _MODULES),
-    TargetDevice("agx-orin-32gb", "Jetson AGX Orin 32 GB", (8, 7), 14, 204.8, 32, 2, _ORIN, source=_MODULES),
-    TargetDevice("agx-orin-64gb", "Jetson AGX Orin 64 GB", (8, 7), 16, 204.8, 64, 2, _ORIN, ("agx-orin",), _MODULES),
-    TargetDevice("thor-t4000", "Jetson T4000", (11, 0), 12, 273, 64, 0, _THOR[:2], ("t4000",), _MODULES),
-    TargetDevice("thor", "Jetson AGX Thor, T5000", (11, 0), 20, 273, 128, 0, _THOR, ("thor-t5000", "t5000"), _T5000),
+    TargetDevice("orin-nano", "Jetson Orin Nano 8 GB", (8, 7), 8, 68, 8, 0, source=_NANO),
+    TargetDevice("orin-nano-4gb", "Jetson Orin Nano 4 GB", (8, 7), 4, 34, 4, 0, source=_MODULES),
+    TargetDevice("orin-nano-super", "Jetson Orin Nano 8 GB, Super modes", (8, 7), 8, 102, 8, 0, source=_NANO),
+    TargetDevice("orin-nx-8gb", "Jetson Orin NX 8 GB", (8, 7), 8, 102, 8, 1, source=_MODULES),
+    TargetDevice("orin-nx-16gb", "Jetson Orin NX 16 GB", (8, 7), 8, 102, 16, 2, ("orin-nx",), _MODULES),
+    TargetDevice("agx-orin-32gb", "Jetson AGX Orin 32 GB", (8, 7), 14, 204.8, 32, 2, source=_MODULES),
+    TargetDevice("agx-orin-64gb", "Jetson AGX Orin 64 GB", (8, 7), 16, 204.8, 64, 2, ("agx-orin",), _MODULES),
+    TargetDevice("thor-t4000", "Jetson T4000", (11, 0), 12, 273, 64, 0, ("t4000",), _MODULES),
+    TargetDevice("thor", "Jetson AGX Thor, T5000", (11, 0), 20, 273, 128, 0, ("thor-t5000", "t5000"), _T5000),
     _gpu("rtx-2080", "GeForce RTX 2080", (7, 5), 46, 448, 8, _TURING),
     _gpu("rtx-2080-ti", "GeForce RTX 2080 Ti", (7, 5), 68, None, 11, _TURING),
     _gpu("t4", "T4", (7, 5), 40, 320, 16, _T4),
@@ -236,7 +230,6 @@ def table_rows() -> list[tuple[str, ...]]:
 
 def _row(device: TargetDevice) -> tuple[str, ...]:
     names = ", ".join((device.name, *device.aliases))
-    jetpacks = ", ".join(f"{each.version} ({each.tensorrt or '?'})" for each in device.jetpacks)
     builds = "ahead of time, RTX" if device.ahead_of_time else "on the device"
     return (
         names,
@@ -246,8 +239,19 @@ def _row(device: TargetDevice) -> tuple[str, ...]:
         _figure(device.bandwidth_gb_s),
         _figure(device.memory_gb),
         str(device.dla_cores),
-        jetpacks,
+        _jetpacks(device),
         builds,
+    )
+
+
+def _jetpacks(device: TargetDevice) -> str:
+    """Versions with the same TensorRT as a range: "6.1-6.2.2 (10.3)"."""
+    by_tensorrt: dict[str, list[str]] = {}
+    for each in device.jetpacks:
+        by_tensorrt.setdefault(each.tensorrt, []).append(each.version)
+    return ", ".join(
+        f"{versions[0]}{f'-{versions[-1]}' if len(versions) > 1 else ''} ({tensorrt})"
+        for tensorrt, versions in by_tensorrt.items()
     )
 
 

@@ -49,7 +49,7 @@ class BuildConfig:
         workspace_bytes: scratch memory on the device that a kernel may take.
         optimization_level: 0 to 5; None leaves it to TensorRT, whose default is 3.
         tf32: whether fp32 matrix products may round their inputs to 10 bits of mantissa. None: not in an engine of an
-            fp32 file, whose answers would be further from the exact ones than its probes allow; else they may.
+            fp32 file, which takes much of what its probes allow (docs/engines.md); in others they may.
         version_compatible: whether a later TensorRT can run the engine (full TensorRT only).
         hardware_compatibility: "none", "ampere_plus" or "same_compute_capability" (full TensorRT only).
         dla_core: DLA core of a Jetson to build for, with fallback to the GPU.

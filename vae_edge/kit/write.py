@@ -13,8 +13,8 @@ from typing import Any
 
 from vae_edge import __version__, files
 from vae_edge.bundle import Bundle, ModelEntry, create_bundle
-from vae_edge.engine.devices import TARGET_DEVICES, TargetDevice, find_targets
-from vae_edge.engine.gpus import DEVICES, JETSON_TARGETS, check_local_gpu, covers
+from vae_edge.engine.devices import TargetDevice, find_targets
+from vae_edge.engine.gpus import DEVICES, check_local_gpu, covers
 from vae_edge.engine.tensorrt import BuildConfig
 from vae_edge.errors import BundleError, ConfigError, EngineError
 from vae_edge.kit import script
@@ -73,8 +73,7 @@ def kit_device(name: str) -> TargetDevice:
         return found.devices[0]
     target = found.architectures[0]
     capability = (int(target[3:-1]), int(target[-1]))
-    jetpacks = next((d.jetpacks for d in TARGET_DEVICES if d.target == target), ()) if target in JETSON_TARGETS else ()
-    return TargetDevice(target, DEVICES[target], capability, None, None, None, jetpacks=jetpacks)
+    return TargetDevice(target, DEVICES[target], capability, None, None, None)
 
 
 def write(
