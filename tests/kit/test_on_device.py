@@ -24,12 +24,13 @@ import pytest
 
 from vae_edge.bundle import Bundle, load_bundle
 from vae_edge.engine import gpus
-from vae_edge.engine.tensorrt import TensorRTInstallation
+from vae_edge.engine.build import inner_tensor_names
+from vae_edge.engine.tensorrt import BuildConfig, TensorRTInstallation
 from vae_edge.errors import EngineError
 from vae_edge.kit import device
 from vae_edge.kit.archive import unpack, write_sums
 from vae_edge.kit.description import HeldOut, read_description
-from vae_edge.kit.write import Kit
+from vae_edge.kit.write import Kit, kit_device, write
 from vae_edge.runtime import verification
 
 BLOCK = "import sys\nfor name in ('rich', 'PIL', 'torch', 'triton', 'openvino'): sys.modules[name] = None\n"
@@ -311,6 +312,20 @@ def test_wrong_answers_are_told_and_not_added(
     bundle = Path(shutil.copytree(home.path, tmp_path / "home"))
     with pytest.raises(BundleError, match=r"is not added: .*gives wrong answers"):
         add_result(next(copy.glob("result-*")), bundle)
+
+
+@pytest.mark.slow
+def test_marked_outputs_tell_which_tensor_is_wrong_first(home: Bundle, jetpack: dict[str, str], tmp_path: Path) -> None:
+    names = inner_tensor_names(home, "classifier", "int8")
+    config = BuildConfig("int8", batch=(1, 1, 1), mark_outputs=names)
+    made = write(home, kit_device("orin-nano"), [config], tmp_path / "kit").path
+    done = build(made, "--seconds", "1", environment={**jetpack, "DOUBLE_TENSORRT_PLANTS": "nearest"})
+    assert done.returncode == 1, done.stdout + done.stderr
+    found = re.search(r"the first wrong tensor inside is (\S+)", done.stdout)
+    assert found and found[1] in names, done.stdout
+    assert "not of the int8 engine, whose answers are wrong" in done.stdout
+    right = build(made, "--seconds", "1", environment=jetpack)
+    assert right.returncode == 0 and "gives right answers" in right.stdout, right.stdout + right.stderr
 
 
 @pytest.mark.slow

@@ -78,6 +78,12 @@ class Report:
         print(plain, flush=True)
 
     @property
+    def wrong_precisions(self) -> tuple[str, ...]:
+        """Of the engines whose answers are wrong."""
+        models = [] if self.verification is None else self.verification["models"]
+        return tuple(model["precision"] for model in models if model["right"] is False)
+
+    @property
     def right(self) -> bool:
         """Whether everything was built, is right, and was measured."""
         verified = self.verification is not None and self.verification["right"] is True
@@ -288,7 +294,10 @@ def _benchmark(description: KitDescription, bundle: Path, device: int, seconds: 
     from vae_edge.benchmarking import run_benchmark
 
     report.say(f"measuring latency, for about {seconds:g} s ...")
-    built = [config for config in description.configs if config.precision not in report.failed]
+    wrong = report.wrong_precisions
+    built = [c for c in description.configs if c.precision not in report.failed and c.precision not in wrong]
+    for precision in wrong:
+        report.say(f"  not of the {precision} engine, whose answers are wrong")
     try:
         for config in built:
             found = run_benchmark(
@@ -301,6 +310,8 @@ def _benchmark(description: KitDescription, bundle: Path, device: int, seconds: 
                 trusted=_trusted(description),
             ).to_json()
             found["bundle"].pop("models")
+            for sentence in found["left_out"]:
+                report.say(f"  {sentence}")
             if report.benchmark is None:
                 report.benchmark = found
             else:
