@@ -99,10 +99,10 @@ def test_a_link_in_the_way_is_not_followed(tmp_path: Path) -> None:
 def test_limits_hold_on_number_and_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    many = packed(tmp_path / "many.tar.gz", *((f"top/{k}", b"") for k in range(archive.MAX_FILES + 1)))
+    many = packed(tmp_path / "many.tar.gz", *((f"top/{k}", b"") for k in range(archive.MAX_RESULT_FILES + 1)))
     with pytest.raises(BundleError, match="more than 256 files"):
         unpack(many, out)
-    monkeypatch.setattr(archive, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(archive, "MAX_RESULT_BYTES", 1 << 20)
     bomb = packed(tmp_path / "bomb.tar.gz", ("top/zeros", bytes(2 << 20)))
     assert bomb.stat().st_size < 10_000
     with pytest.raises(BundleError, match="more than 1 MiB"):

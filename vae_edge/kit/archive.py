@@ -17,11 +17,8 @@ from typing import IO
 
 from vae_edge import files
 from vae_edge.errors import BundleError
-from vae_edge.spec import MAX_MODEL_BYTES
+from vae_edge.spec import MAX_RESULT_BYTES, MAX_RESULT_FILES
 
-MAX_FILES = 256
-MAX_BYTES = 2 * MAX_MODEL_BYTES
-"""Of all files of an archive together."""
 _PLAIN = re.compile(r"[A-Za-z0-9_][\w.+-]{0,199}", re.ASCII)
 _DEPTH = 3  # the archive's own folder, a folder in it, a file
 _CHUNK = 1 << 20
@@ -54,7 +51,7 @@ def unpack(path: str | os.PathLike[str], into: Path) -> None:
     Raises:
         BundleError: it cannot be read, is damaged, or holds what no archive of ours does.
     """
-    left = MAX_BYTES
+    left = MAX_RESULT_BYTES
     try:
         with (
             files.open_regular(path) as raw,
@@ -62,14 +59,14 @@ def unpack(path: str | os.PathLike[str], into: Path) -> None:
             tarfile.open(fileobj=plain, mode="r|") as archive,
         ):
             for count, member in enumerate(archive):
-                if count >= MAX_FILES:
-                    raise ValueError(f"it holds more than {MAX_FILES} files")
+                if count >= MAX_RESULT_FILES:
+                    raise ValueError(f"it holds more than {MAX_RESULT_FILES} files")
                 if member.isdir():
                     continue
                 target = into.joinpath(*_checked(member))
                 left -= member.size
                 if left < 0:
-                    raise ValueError(f"it unpacks to more than {MAX_BYTES >> 20} MiB")
+                    raise ValueError(f"it unpacks to more than {MAX_RESULT_BYTES >> 20} MiB")
                 source = archive.extractfile(member)
                 assert source is not None, "it is a regular file"
                 target.parent.mkdir(exist_ok=True)
