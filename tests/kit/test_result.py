@@ -14,6 +14,7 @@ import vae_edge
 from vae_edge.bundle import Bundle, ModelEntry, add_model, load_bundle
 from vae_edge.cli import main
 from vae_edge.errors import BundleError, ConfigError
+from vae_edge.kit import archive
 from vae_edge.kit.archive import write_archive, write_sums
 from vae_edge.kit.write import Kit
 from vae_edge.runtime.autoselect import recorded_accuracy
@@ -172,6 +173,21 @@ def test_a_file_that_was_changed_after_packing_is_named(result: Result, bundle: 
     write_archive(tmp_path / "changed.tar.gz", result.folder, "result")
     with pytest.raises(BundleError, match=r"its benchmark\.json was changed or is missing"):
         vae_edge.add_result(tmp_path / "changed.tar.gz", bundle)
+
+
+def test_a_full_disk_is_a_sentence_and_the_bundle_stays(
+    result: Result, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = result.pack(tmp_path / "r.tar.gz")
+    before = {file.name: file.read_bytes() for file in bundle.iterdir()}
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device", "/tmp/x")
+
+    monkeypatch.setattr(archive, "_copy", full)
+    with pytest.raises(BundleError, match=r"cannot be unpacked \(/tmp/x: No space left on device\): nothing was added"):
+        vae_edge.add_result(path, bundle)
+    assert {file.name: file.read_bytes() for file in bundle.iterdir()} == before
 
 
 def test_a_path_that_is_no_result_or_no_bundle_is_a_sentence(result: Result, bundle: Path, tmp_path: Path) -> None:

@@ -30,9 +30,8 @@ def evaluate(classifier: Classifier, held_out: HeldOut, bundle: Bundle) -> dict[
             f"The kit's images are {list(held_out.images.shape)} with labels up to {held_out.labels.max()}, but the "
             f"model takes [N, {spec.size}, {spec.size}, {spec.channels}] and has {len(bundle.classes)} classes."
         )
-    batch = min(BATCH, _largest_batch(classifier))
     parts = [
-        classifier(held_out.images[start : start + batch], color="rgb") for start in range(0, len(held_out), batch)
+        classifier(held_out.images[start : start + BATCH], color="rgb") for start in range(0, len(held_out), BATCH)
     ]
 
     def joined(name: str) -> Any:
@@ -55,12 +54,6 @@ def evaluate(classifier: Classifier, held_out: HeldOut, bundle: Bundle) -> dict[
         ambiguous,
         *((joined("second_angles_deg"), joined("angle_confidences")) if has_angle else ()),
     )
-
-
-def _largest_batch(classifier: Classifier) -> int:
-    """Of an engine with a fixed batch this is it; other models take any."""
-    first = classifier.inputs[0].shape[0]
-    return first if isinstance(first, int) else BATCH
 
 
 def compared(figures: Mapping[str, Any], at_home: Mapping[str, Any] | None) -> bool | None:

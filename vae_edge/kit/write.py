@@ -85,7 +85,7 @@ def write(
 ) -> Kit:
     """Write a kit as a folder, or as a file where `out` ends in .tar.gz.
 
-    Everything is written beside `out` and put there in one step; a kit that is there is replaced.
+    Everything is written beside `out` and put there by a rename, once it is complete; a kit that is there is replaced.
 
     Args:
         bundle: what the engines are built from.
