@@ -20,7 +20,7 @@ from vae_edge.engine.build import inner_tensor_names, select_tensorrt
 from vae_edge.engine.builder import mark_outputs
 from vae_edge.engine.dla import DlaLayers, ask_dla
 from vae_edge.engine.refit import is_stripped, refit, source_of
-from vae_edge.engine.tensorrt import Adapter, BuildConfig, Log, TensorRTInstallation
+from vae_edge.engine.tensorrt import Adapter, BuildConfig, Log, TensorRTInstallation, open_adapter
 from vae_edge.engine.worker import BuildRequest, _environment, run_worker
 from vae_edge.errors import BundleError, EngineError
 from vae_edge.preprocess import InputSpec
@@ -141,6 +141,27 @@ def test_tensors_are_marked_by_name_and_half_precision_ones_as_fp32() -> None:
 def test_a_tensor_that_the_network_lacks_is_refused_by_name() -> None:
     with pytest.raises(EngineError, match=r"has no tensor 'z' to mark.*without mark_outputs"):
         mark_outputs(adapter(), Network(Tensor("a")), ("z",), PATH)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_the_real_network_marks_every_tensor_as_fp32(precision: str, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings", exc_type=ImportError)
+    real = open_adapter("tensorrt_rtx")
+    builder, logger = real.builder(Log())
+    network = builder.create_network(real.network_flags())
+    parser = real.module.OnnxParser(network, logger)
+    assert parser.parse(save(classifier(precision), tmp_path / "model.onnx").read_bytes(), "model.onnx")
+    outputs = {network.get_output(k).name for k in range(network.num_outputs)}
+    inner: dict[str, str] = {}
+    for k in range(network.num_layers):
+        tensor = network.get_layer(k).get_output(0)
+        if tensor.name not in outputs and tensor.dtype.name in ("FLOAT", "HALF"):
+            inner[tensor.name] = tensor.dtype.name
+    assert len(inner) > 5 and ("HALF" in inner.values()) == (precision == "fp16")
+    mark_outputs(real, network, tuple(inner), PATH)
+    found = {network.get_output(k).name: network.get_output(k).dtype.name for k in range(network.num_outputs)}
+    assert set(found) == outputs | set(inner)
+    assert {found[name] for name in inner} == {"FLOAT"}
 
 
 @pytest.fixture
