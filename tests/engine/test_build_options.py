@@ -16,7 +16,7 @@ from engine_graphs import classifier, save
 
 from vae_edge.bundle import ModelEntry, create_bundle, load_bundle
 from vae_edge.engine import gpus
-from vae_edge.engine.build import inner_tensor_names, select_tensorrt
+from vae_edge.engine.build import build_engine, inner_tensor_names, select_tensorrt
 from vae_edge.engine.builder import mark_outputs
 from vae_edge.engine.dla import DlaLayers, ask_dla
 from vae_edge.engine.refit import is_stripped, refit, source_of
@@ -162,6 +162,20 @@ def test_the_real_network_marks_every_tensor_as_fp32(precision: str, tmp_path: P
     found = {network.get_output(k).name: network.get_output(k).dtype.name for k in range(network.num_outputs)}
     assert set(found) == outputs | set(inner)
     assert {found[name] for name in inner} == {"FLOAT"}
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_real_engine_is_built_with_the_tensors_that_probes_know(precision: str, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings", exc_type=ImportError)
+    onnx = pytest.importorskip("onnx")
+    from vae_edge.exporting.probes import inner_tensor_names as names_of
+
+    file = save(classifier(precision), tmp_path / "model.onnx")
+    names = tuple(names_of(onnx.load(file)))
+    plain = build_engine(file, BuildConfig(precision, targets=("sm_89",)))
+    marked = build_engine(file, BuildConfig(precision, targets=("sm_89",), mark_outputs=names))
+    assert len(names) > 3 and len(marked.engine) > len(plain.engine)
+    assert marked.provenance()["settings"]["mark_outputs"] == list(names)
 
 
 @pytest.fixture
