@@ -263,8 +263,9 @@ def test_a_kit_builds_verifies_measures_and_packs_and_its_result_comes_home(
     result, accuracy = values["result.json"], values["accuracy.json"]
     assert (result["device"], result["right"], result["failed"], result["problems"]) == ("orin-nano", True, {}, [])
     assert result["machine"]["code"] and values["verification.json"]["right"] is True
-    rows = values["benchmark.json"]["results"]
-    assert {(row["precision"], row["batch"]) for row in rows} == {(p, b) for p in ("int8", "fp32") for b in (1, 8, 64)}
+    rows = {(row["precision"], row["batch"]) for row in values["benchmark.json"]["results"]}
+    assert {("int8", 1), ("fp32", 1)} <= rows <= {(p, b) for p in ("int8", "fp32") for b in (1, 8, 64)}
+    assert len(rows) == 6 or "was not timed: there was no time left" in done.stdout, done.stdout
     for precision in ("int8", "fp32"):
         assert accuracy["here"][precision]["accuracy"] == pytest.approx(
             accuracy["at_home"][precision]["accuracy"], abs=0.02
