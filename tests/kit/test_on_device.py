@@ -188,7 +188,7 @@ def test_a_read_only_medium_is_refused_with_the_option_that_helps(
 
     monkeypatch.setattr(device, "check_machine", lambda *_: ORIN.devices[0])
     monkeypatch.setattr(Path, "mkdir", read_only)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(device, "_heed_interrupts", lambda: None)
     assert device.main([str(kit.path), "/"]) == 2
     said = capsys.readouterr().err
     assert "cannot be written to (Read-only file system)" in said and "sh build.sh --out FOLDER" in said
@@ -352,6 +352,27 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(copy: Path, jetpack: dict[
 def _heed_ctrl_c() -> None:
     """A shell's background job ignores Ctrl-C, and so do its children."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def test_an_interrupt_that_is_lost_in_a_callback_comes_again() -> None:
+    code = """
+import ctypes, os, signal, time
+from vae_edge.kit import device
+device.INTERRUPT_AGAIN_S = 0.2
+device._heed_interrupts()
+lost = ctypes.CFUNCTYPE(None)(lambda: os.kill(os.getpid(), signal.SIGTERM))
+try:
+    lost()
+    print("went on")
+    time.sleep(20)
+except KeyboardInterrupt:
+    device._end_interrupts()
+    time.sleep(0.5)
+    print("ended")
+"""
+    environment = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[-2] == "ended" and "ignored" in done.stderr, done.stdout + done.stderr
 
 
 @pytest.mark.slow

@@ -48,6 +48,7 @@ from vae_edge.text import json_text, printable
 
 WORK = ".vae-edge-kit"
 DEFAULT_SECONDS = 20.0
+INTERRUPT_AGAIN_S = 1.0
 CACHES = ("auto.json", "verified.json")
 UNLIMITED = 1 << 62  # bytes of address space: a CUDA driver reserves far more than it uses
 
@@ -99,12 +100,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", type=int, default=0, metavar="N", help="number of the GPU (default: 0)")
     parser.add_argument("--seconds", type=float, default=DEFAULT_SECONDS, help="time for latencies (default: 20)")
     given = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
+    _heed_interrupts()
     kit = Path(given.kit)
     out = kit if given.out is None else Path(given.here) / given.out
     try:
         return run(kit, out, given.device, given.seconds)
     except KeyboardInterrupt:
+        _end_interrupts()
         print("build.sh: stopped; the kit is as it was", file=sys.stderr)
         return 130
     except VaeEdgeError as error:
@@ -119,8 +121,25 @@ def _refuse(sentence: str) -> int:
     return 2
 
 
+def _heed_interrupts() -> None:
+    """Let Ctrl-C and SIGTERM end this process by a KeyboardInterrupt, also if they come at a bad moment.
+
+    What is raised while a library calls back into Python, such as TensorRT its logger, is lost. So it is raised again
+    each second until somebody cleans up.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as in a shell's background job
+            signal.signal(number, _interrupt)
+    signal.signal(signal.SIGALRM, _interrupt)
+
+
 def _interrupt(number: int, frame: object) -> None:
+    signal.setitimer(signal.ITIMER_REAL, INTERRUPT_AGAIN_S)
     raise KeyboardInterrupt
+
+
+def _end_interrupts() -> None:
+    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def run(kit: Path, out: Path, device: int = 0, seconds: float = DEFAULT_SECONDS) -> int:
@@ -219,6 +238,7 @@ def _work_folder(out: Path) -> Iterator[Path]:
         try:
             yield work
         finally:
+            _end_interrupts()
             _empty(work)
             work.rmdir()
     finally:
