@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shlex
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from vae_edge.cli.parser import build_parser
+from vae_edge.engine.devices import HEADINGS, table_rows
+from vae_edge.engine.tensorrt import BuildConfig
 from vae_edge.experiments.trials import read_comparison
 from vae_edge.model import PRESETS, AngleVAE, create_config
 from vae_edge.report.page import markdown
@@ -96,6 +99,24 @@ def test_the_parameters_of_the_presets_are_counted() -> None:
         whole = sum(parameter.numel() for parameter in model.parameters())
         without = whole - sum(parameter.numel() for parameter in model.decoder.parameters())
         assert re.search(rf"^\| `{name}` .*\| {whole:,} \| {without:,} \|$", text, re.MULTILINE), (name, whole, without)
+
+
+def test_the_table_of_devices_is_the_data() -> None:
+    text = (ROOT / "docs/engines.md").read_text(encoding="utf-8")
+    section = text.split("## Targets by name")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    expected = ["| " + " | ".join(cells) + " |" for cells in (HEADINGS, *table_rows())]
+    assert [rows[0], *rows[2:]] == expected and len(expected) > 30
+
+
+def test_the_table_of_build_options_names_each_option_and_field() -> None:
+    text = (ROOT / "docs/engines.md").read_text(encoding="utf-8")
+    section = text.split("## Options of a build")[1].split("\n## ")[0]
+    fields = set(re.findall(r"^\| `--.*? \| `(\w+)` \|", section, re.MULTILINE))
+    assert fields == {field.name for field in dataclasses.fields(BuildConfig)} - {"role", "targets", "kind"}
+    options = set(re.findall(r"`(--\w[\w-]+)", section))
+    known = set(build_parser().parse_args(["build", "b"]).parser._option_string_actions)
+    assert len(options) > 12 and options <= known
 
 
 def test_the_readme_gives_the_measured_figures() -> None:

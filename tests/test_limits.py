@@ -28,6 +28,7 @@ def test_sizes_in_the_document_are_those_of_the_code() -> None:
         "image file": spec.MAX_IMAGE_BYTES,
         "arrays": spec.MAX_ARRAY_BYTES,
         "probe images": spec.MAX_PROBE_BYTES,
+        "result of a kit": spec.MAX_RESULT_BYTES,
         "`vae-edge verify`": spec.MAX_VERIFY_BYTES,
     }
     for name, size in sizes.items():
@@ -47,6 +48,7 @@ def test_numbers_in_the_document_are_those_of_the_code() -> None:
         "ONNX file": [spec.MAX_NODES, spec.MAX_TENSORS, spec.MAX_RANK],
         "image": [spec.MAX_IMAGE_BYTES >> 30],
         "probe images": [spec.MAX_PROBES],
+        "result of a kit": [spec.MAX_RESULT_FILES],
         "`vae-edge verify`": [int(spec.MAX_VERIFY_SECONDS)],
     }
     for name, values in numbers.items():

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 if TYPE_CHECKING:
-    from vae_edge.api import benchmark, build_engine, evaluate, export, generate, quantize, train
+    from vae_edge.api import benchmark, evaluate, export, generate, quantize, train
+    from vae_edge.deployment import add_result, build_engine, write_kit
     from vae_edge.engine.tensorrt import BuildConfig
     from vae_edge.errors import VaeEdgeError
     from vae_edge.pipeline import quickstart
@@ -18,9 +19,8 @@ if TYPE_CHECKING:
     from vae_edge.training.config import TrainConfig
 
 _HOME = {
-    **dict.fromkeys(
-        ("train", "evaluate", "generate", "export", "quantize", "build_engine", "benchmark"), "vae_edge.api"
-    ),
+    **dict.fromkeys(("train", "evaluate", "generate", "export", "quantize", "benchmark"), "vae_edge.api"),
+    **dict.fromkeys(("build_engine", "write_kit", "add_result"), "vae_edge.deployment"),
     "load": "vae_edge.runtime",
     "verify": "vae_edge.runtime",
     "quickstart": "vae_edge.pipeline",
@@ -33,6 +33,7 @@ __all__ = [
     "TrainConfig",
     "VaeEdgeError",
     "__version__",
+    "add_result",
     "benchmark",
     "build_engine",
     "evaluate",
@@ -43,6 +44,7 @@ __all__ = [
     "quickstart",
     "train",
     "verify",
+    "write_kit",
 ]
 
 

@@ -1,4 +1,6 @@
-"""What VAE Edge does, as Python functions: train, evaluate, generate, export, quantize, build an engine, benchmark.
+"""What VAE Edge does, as Python functions: train, evaluate, generate, export, quantize, benchmark.
+
+Engines and kits are in `vae_edge.deployment`.
 
     import vae_edge
 
@@ -36,8 +38,6 @@ if TYPE_CHECKING:
     from vae_edge.benchmarking.run import BenchmarkResult
     from vae_edge.data import Dataset
     from vae_edge.data.dataset import LeftOut
-    from vae_edge.engine.build import BundleEngine
-    from vae_edge.engine.tensorrt import BuildConfig
     from vae_edge.exporting.bundle import Quantization
     from vae_edge.preprocess import InputSpec
     from vae_edge.training.checkpoint import TrainResult
@@ -523,34 +523,6 @@ def quantize(
     for sentence in added.warnings:
         log.warning("warning: %s", sentence)
     return Quantized(added, dataset.left_out)
-
-
-# ------------------------------------------------------------------------------------------------ build_engine
-
-
-def build_engine(
-    bundle: str | os.PathLike[str],
-    config: BuildConfig,
-    *,
-    progress: Callable[[str, int, int], None] | None = None,
-    timeout_s: float | None = None,
-) -> BundleEngine:
-    """Build a TensorRT engine from a bundle's ONNX file, in a process of its own, and add it to the bundle.
-
-    Args:
-        bundle: the bundle's folder.
-        config: precision, (min, opt, max) batch, target architectures, ... (`vae_edge.BuildConfig`).
-        progress: called with (phase, step, steps).
-        timeout_s: seconds after which the build is stopped.
-
-    Raises:
-        ConfigError, BundleError: the bundle is damaged, or cannot be written.
-        EngineError: the bundle lacks the precision, or the engine cannot be built; the bundle is as it was.
-    """
-    from vae_edge.engine.build import build_bundle_engine
-
-    check_folder(bundle)
-    return build_bundle_engine(bundle, config, progress=progress, timeout_s=timeout_s)
 
 
 # ---------------------------------------------------------------------------------------------------- benchmark

@@ -26,8 +26,12 @@ from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path, PurePosixPath
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from vae_edge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
 _DEFAULT_MOUNTS = (("cgroup2", "/sys/fs/cgroup"), ("cgroup", "/sys/fs/cgroup/cpu"))  # where mountinfo is unreadable
@@ -311,6 +315,24 @@ def package_folder(name: str) -> Path | None:
     """The folder of an installed package, without importing it."""
     spec = _spec(name)
     return None if spec is None or spec.origin is None else Path(spec.origin).parent
+
+
+def package_files(name: str, suffixes: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
+    """The files of an installed package that end so, as (path in the package, content), in the order of their paths.
+
+    Also those of a package that is imported from a zip file, such as a wheel on the path.
+    """
+    from importlib import resources  # slow to import, and rarely needed
+
+    def below(folder: Traversable, path: PurePosixPath) -> Iterator[tuple[PurePosixPath, Traversable]]:
+        for each in folder.iterdir():
+            if each.is_dir():
+                yield from below(each, path / each.name)
+            elif each.name.endswith(suffixes):
+                yield path / each.name, each
+
+    for path, file in sorted(below(resources.files(name), PurePosixPath()), key=lambda pair: pair[0]):
+        yield str(path), file.read_bytes()
 
 
 def shadow(name: str) -> str:

@@ -115,6 +115,10 @@ MAX_OPERATIONS = 1 << 34
 """Multiplications and additions of an ONNX graph for one image."""
 MAX_CHECKPOINT_BYTES = 4 << 30
 
+# The result of a kit, unpacked
+MAX_RESULT_FILES = 256
+MAX_RESULT_BYTES = 2 << 30
+
 # Images
 MAX_IMAGE_BYTES = 1 << 30
 MAX_PIXELS = 64_000_000

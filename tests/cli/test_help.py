@@ -11,7 +11,7 @@ from vae_edge.cli import main
 from vae_edge.cli.parser import EXAMPLES, GROUPS, SUMMARIES, build_parser
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-NEEDS_NETWORK_OR_GPU = ("data fetch", "build")
+NEEDS_NETWORK_OR_GPU = ("data fetch", "build", "kit")
 QUICKSTART_OF_EXAMPLE = "vae-edge quickstart --preset tiny --epochs 5 --out runs/tiny"
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 import vae_edge
-from vae_edge.environment import available_cpus, cpu_quota
+from vae_edge.environment import available_cpus, cpu_quota, package_files
 from vae_edge.errors import BackendError
 
 TIMEOUT_S = 120
@@ -73,9 +73,8 @@ def describe_machine(threads: int | None = None) -> dict[str, Any]:
 def code_digest() -> str:
     """The first 12 digits of the SHA-256 of this package's Python files, in the order of their names."""
     digest = hashlib.sha256()
-    folder = Path(vae_edge.__file__).parent
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    for name, content in package_files("vae_edge", (".py",)):
+        digest.update(name.encode() + b"\0" + content)
     return digest.hexdigest()[:12]
 
 
@@ -112,15 +111,22 @@ def _memory_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def peak_memory(bundle: str | os.PathLike[str], backend: str, precision: str, batch: int, threads: int) -> int:
+def peak_memory(
+    bundle: str | os.PathLike[str],
+    backend: str,
+    precision: str,
+    batch: int,
+    threads: int,
+    device: int = 0,
+    trusted: bool = False,
+) -> int:
     """Peak resident bytes of a fresh process that loads the bundle and predicts batches of this size.
 
     Raises:
         BackendError: if that process fails.
     """
-    return _measure(
-        [str(bundle), "--backend", backend, "--precision", precision, f"--batch={batch}", f"--threads={threads}"]
-    )
+    how = [f"--threads={threads}", f"--device={device}", *(["--trusted"] if trusted else [])]
+    return _measure([str(bundle), "--backend", backend, "--precision", precision, f"--batch={batch}", *how])
 
 
 def baseline_memory() -> int:
@@ -169,10 +175,13 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", type=int, default=0)
+    parser.add_argument("--trusted", action="store_true")
     given = parser.parse_args()
 
     if given.bundle is not None:
-        with vae_edge.load(given.bundle, given.backend, given.precision, given.threads, verify="off") as classifier:
+        how = {"verify": "off", "device": given.device, "trusted": given.trusted}
+        with vae_edge.load(given.bundle, given.backend, given.precision, given.threads, **how) as classifier:
             spec = classifier.input
             shape = (given.batch, spec.size, spec.size, spec.channels)
             images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)

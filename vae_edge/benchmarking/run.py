@@ -9,20 +9,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.table import Table
-from rich.text import Text
 
 from vae_edge.benchmarking.measure import baseline_memory, describe_machine, peak_memory
 from vae_edge.bundle import Bundle, load_bundle
 from vae_edge.errors import ConfigError, DataError, VerificationError
 from vae_edge.runtime import Classifier, find_entries, installed_backends, load
 from vae_edge.runtime.autoselect import Candidate, time_interleaved
-from vae_edge.runtime.backends import check_installed
+from vae_edge.runtime.backends import LoadOptions, check_installed
 from vae_edge.runtime.entries import find_entry
 from vae_edge.spec import PRECISIONS
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +128,8 @@ def run_benchmark(
     images: np.ndarray | None = None,
     memory: bool = True,
     progress: Progress | None = None,
+    device: int = 0,
+    trusted: bool = False,
 ) -> BenchmarkResult:
     """Time every backend x precision x batch of a bundle.
 
@@ -145,6 +148,7 @@ def run_benchmark(
         images: uint8 [N, S, S, C] to predict, repeated as needed; None is seeded noise.
         memory: whether to measure peak memory too, in a fresh process for each candidate and batch.
         progress: called with what is going on and the fraction done.
+        device, trusted: as `vae_edge.load`.
 
     Raises:
         BundleError, BackendError: as `vae_edge.load`; wrong answers are an error if both backend and precision were
@@ -155,10 +159,11 @@ def run_benchmark(
     _check(batches, threads, seconds)
     sizes = tuple(sorted(set(batches)))
     pool = _images(bundle, images, sizes[-1])
-    found = _candidates(bundle, backends, precisions)
+    found = _candidates(bundle, backends, precisions, device)
 
     started = time.perf_counter()
-    session = _Session(bundle, threads, seconds, started + seconds, progress or _no_progress)
+    options = LoadOptions(threads, device=device, trusted=trusted)
+    session = _Session(bundle, options, seconds, started + seconds, progress or _no_progress)
     try:
         session.open(found, by_name=backends is not None and precisions is not None)
         if memory:
@@ -186,7 +191,7 @@ class _Session:
     """A benchmark that is running: the opened candidates, and what was measured so far."""
 
     bundle: Bundle
-    threads: int
+    options: LoadOptions
     seconds: float
     deadline: float
     progress: Progress
@@ -207,7 +212,14 @@ class _Session:
             self.progress(f"loading: {candidate.name}", 0.0)
             try:
                 backend, precision = candidate.backend, candidate.precision
-                self.opened[candidate] = load(self.bundle.path, backend, precision, self.threads)
+                self.opened[candidate] = load(
+                    self.bundle.path,
+                    backend,
+                    precision,
+                    self.options.threads,
+                    device=self.options.device,
+                    trusted=self.options.trusted,
+                )
             except VerificationError as error:
                 if by_name:
                     raise
@@ -240,7 +252,8 @@ class _Session:
                 return
             self.progress(f"memory: {candidate.name}, batch {batch}", 0.5 * index / len(runs))
             backend, precision = candidate.backend, candidate.precision
-            self.peaks[candidate, batch] = peak_memory(self.bundle.path, backend, precision, batch, self.threads)
+            how = (self.options.threads, self.options.device, self.options.trusted)
+            self.peaks[candidate, batch] = peak_memory(self.bundle.path, backend, precision, batch, *how)
 
     def time_batches(self, sizes: Sequence[int], pool: np.ndarray) -> None:
         """Time each batch size with every candidate; each size gets an equal part of the time that is left."""
@@ -288,7 +301,9 @@ def _row(candidate: Candidate, batch: int, times_ns: Sequence[int], peak: int | 
     )
 
 
-def _candidates(bundle: Bundle, backends: Sequence[str] | None, precisions: Sequence[str] | None) -> list[Candidate]:
+def _candidates(
+    bundle: Bundle, backends: Sequence[str] | None, precisions: Sequence[str] | None, device: int = 0
+) -> list[Candidate]:
     """What to measure. What was named and is not there is refused, as `vae_edge.load` does, and not skipped."""
     names = installed_backends() if backends is None else tuple(dict.fromkeys(backends))
     for backend in names:
@@ -298,7 +313,9 @@ def _candidates(bundle: Bundle, backends: Sequence[str] | None, precisions: Sequ
         if precision not in ("auto", *PRECISIONS):
             raise ConfigError(f"precision is auto, {', '.join(PRECISIONS)}, but {precision!r} came.")
 
-    by_name = {name: list(find_entries(bundle, "onnxruntime" if name == "auto" else name)) for name in names}
+    by_name = {
+        name: list(find_entries(bundle, "onnxruntime" if name == "auto" else name, device=device)) for name in names
+    }
     there = list(dict.fromkeys(precision for found in by_name.values() for precision in found))
     chosen = there if precisions is None else list(dict.fromkeys(precisions))
     found = []
@@ -306,7 +323,7 @@ def _candidates(bundle: Bundle, backends: Sequence[str] | None, precisions: Sequ
         having = [name for name in names if precision in by_name[name] or "auto" in (name, precision)]
         if not having or (backends is not None and len(having) < len(names)):
             lacking = next((name for name in names if name not in having), "onnxruntime")
-            find_entry(bundle, precision, lacking)  # says what is there
+            find_entry(bundle, precision, lacking, device)  # says what is there
         found += [Candidate(name, precision) for name in having]
     if not found:
         raise ConfigError(
@@ -344,6 +361,9 @@ def _no_progress(what: str, fraction: float) -> None:
 
 def format_table(result: BenchmarkResult) -> Table:
     """A table for the terminal, the fastest first within each batch size; its title says where it was measured."""
+    from rich.table import Table  # a kit measures on devices that have no rich
+    from rich.text import Text
+
     machine = result.machine
     title = f"{result.bundle.name} on {machine['cpu']}, {machine['threads']} thread(s)"
     if machine.get("cpu_quota") is not None:

@@ -1,4 +1,4 @@
-"""The commands that make a bundle and look at what travels: export, quantize, build, inspect, kernels."""
+"""The commands that make a bundle and look at what travels: export, quantize, build, kit, devices, inspect, kernels."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from vae_edge.environment import available_cpus
 from vae_edge.errors import BundleError, ConfigError
 
 if TYPE_CHECKING:
+    from vae_edge.deployment import BuildPlan
     from vae_edge.engine.build import BundleEngine
-    from vae_edge.engine.tensorrt import BuildConfig
+    from vae_edge.kit.result import AddedResult
+    from vae_edge.kit.write import Kit
 
 
 def export(arguments: argparse.Namespace) -> None:
@@ -73,41 +75,139 @@ def _quantization_lines(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def build(arguments: argparse.Namespace) -> None:
-    """`vae-edge build`."""
-    with fraction_progress() as show:
-        result = api.build_engine(
+    """`vae-edge build`: engines here for what can be built here, and a kit for a device that must build itself."""
+    from vae_edge import deployment
+    from vae_edge.engine.devices import find_targets
+    from vae_edge.kit.write import kit_device
+
+    options = build_options(arguments)
+    precisions = list(dict.fromkeys(arguments.precision or ["fp32"]))
+    targets = find_targets(arguments.target or ())
+    plan = deployment.plan_build(targets, arguments.kind, arguments.device)
+    if arguments.kit is not None and not plan.on_device:
+        plan = deployment.BuildPlan((), (kit_device(",".join(arguments.target or ())),))
+    _check_kit_options(arguments, plan)
+    kits = [
+        deployment.write_kit(
             arguments.bundle,
-            build_config(arguments),
-            progress=None if show is None else lambda phase, step, steps: show(phase, step / max(1, steps)),
+            device.name,
+            precisions,
+            arguments.kit,
+            data=arguments.data,
+            mark_outputs=arguments.mark_outputs,
+            **options,
         )
-    emit(result.to_json(), arguments.json, lambda: _build_lines(result))
+        for device in plan.on_device
+    ]
+    engines = []
+    here = {**options, "targets": plan.here, "kind": arguments.kind, "device": arguments.device}
+    for precision in precisions if plan.builds_here else ():
+        with fraction_progress() as show:
+            engines.append(
+                deployment.build_engine(
+                    arguments.bundle,
+                    precision=precision,
+                    mark_outputs=arguments.mark_outputs,
+                    progress=None if show is None else lambda phase, step, steps: show(phase, step / max(1, steps)),
+                    notice=say,
+                    **here,
+                )
+            )
+    results = [engine.to_json() for engine in engines] + [kit.to_json() for kit in kits]
+    emit(results[0] if len(results) == 1 else results, arguments.json, lambda: _build_lines(engines, kits))
 
 
-def build_config(arguments: argparse.Namespace) -> BuildConfig:
-    """The options of a build.
+def _check_kit_options(arguments: argparse.Namespace, plan: BuildPlan) -> None:
+    """Refuse what belongs to a kit where none is written, and one place for several kits.
 
     Raises:
-        ConfigError: `--batch` has not three numbers.
-        EngineError: an option that no TensorRT takes.
+        ConfigError: with what to do instead.
     """
-    from vae_edge.engine.tensorrt import DEFAULT_BATCH, DEFAULT_WORKSPACE_BYTES, BuildConfig
-
-    batch = tuple(arguments.batch or DEFAULT_BATCH)
-    if len(batch) != 3:
-        raise ConfigError(f"--batch {','.join(map(str, batch))}: expected three whole numbers such as 1,8,64")
-    return BuildConfig(
-        precision=arguments.precision,
-        batch=batch,
-        targets=tuple(arguments.target or ()),
-        kind=arguments.kind,
-        workspace_bytes=arguments.workspace * 2**20 if arguments.workspace else DEFAULT_WORKSPACE_BYTES,
-    )
+    if not plan.on_device and arguments.data is not None:
+        raise ConfigError("--data travels in a kit, and these engines are built here: leave it out")
+    if len(plan.on_device) > 1 and arguments.kit is not None:
+        names = ", ".join(device.name for device in plan.on_device)
+        raise ConfigError(f"--kit {arguments.kit}: a kit is for one device, but {names} were named; name one of them")
 
 
-def _build_lines(result: BundleEngine) -> Iterator[str]:
-    yield result.build.summary()
-    yield from (f"  {line}" for line in (*result.build.reasons, *result.build.warnings))
-    yield f"in the bundle: {result.bundle}/{result.file}"
+def build_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of a build, by the names of a `BuildConfig`; those that were not given are left out.
+
+    Raises:
+        ConfigError: `--batch` has neither one nor three numbers.
+    """
+    batch = tuple(arguments.batch or ())
+    if len(batch) not in (0, 1, 3):
+        raise ConfigError(
+            f"--batch {','.join(map(str, batch))}: expected three whole numbers such as 1,8,64 (min, opt, max), or one"
+        )
+    if not batch and arguments.dla is not None:
+        batch = (1,)
+    options = {
+        "batch": batch * 3 if len(batch) == 1 else batch or None,
+        "workspace_bytes": arguments.workspace * 2**20 if arguments.workspace else None,
+        "optimization_level": arguments.optimization_level,
+        "tf32": arguments.tf32,
+        "version_compatible": arguments.version_compatible or None,
+        "hardware_compatibility": arguments.hardware_compatibility,
+        "dla_core": arguments.dla,
+        "timing_cache": arguments.timing_cache,
+        "refit": arguments.refit or None,
+        "strip_weights": arguments.strip_weights or None,
+    }
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _build_lines(engines: Sequence[BundleEngine], kits: Sequence[Kit]) -> Iterator[str]:
+    for result in engines:
+        yield result.build.summary()
+        dla = [] if result.build.dla is None else result.build.dla.sentences()
+        yield from (f"  {line}" for line in (*result.build.reasons, *dla, *result.build.warnings))
+        yield f"in the bundle: {result.bundle}/{result.file}"
+    for kit in kits:
+        holds = " and ".join(kit.precisions) + (f", {kit.images} held-out images" if kit.images else "")
+        yield f"{kit.path}: a kit for {kit.device.product} ({kit.device.target}), {holds}, {kibibytes(kit.bytes)}"
+        yield "  TensorRT builds for this device only on the device itself"
+        unpack = "" if kit.path.is_dir() else f" and unpack it (tar xzf {kit.path.name})"
+        yield f"next: copy it there{unpack}, and run `sh build.sh` in its folder"
+
+
+def devices(arguments: argparse.Namespace) -> None:
+    """`vae-edge devices`."""
+    from vae_edge.engine.devices import HEADINGS, TARGET_DEVICES, table_rows
+
+    result = [device.to_json() for device in TARGET_DEVICES]
+    emit(result, arguments.json, lambda: _table([HEADINGS, *table_rows()]))
+
+
+def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def kit(arguments: argparse.Namespace) -> int:
+    """`vae-edge kit`: 0 where the device did all that it was asked for, 1 where it added only a part."""
+    from vae_edge import deployment
+
+    added = deployment.add_result(arguments.result, arguments.into)
+    emit(added.to_json(), arguments.json, lambda: _kit_lines(added))
+    return 1 if added.failed or added.problems else 0
+
+
+def _kit_lines(added: AddedResult) -> Iterator[str]:
+    from vae_edge.kit.measure import accuracy_rows, ascii_table, latency_rows
+
+    for precision, file in added.files.items():
+        how = "built and verified" if added.verified.get(precision) else "built, but not verified,"
+        yield f"{added.bundle}/{file}: {how} on {added.device} ({added.date})"
+        yield f"  run it there: vae_edge.load(BUNDLE, backend='tensorrt', precision='{precision}')"
+    if added.latency:
+        yield from (f"  {line}" for line in ascii_table(latency_rows(added.latency)))
+    if added.accuracy:
+        yield from (f"  {line}" for line in ascii_table(accuracy_rows(added.accuracy, {})))
+    yield from (f"{precision} was not built: {why}" for precision, why in added.failed.items())
+    yield from added.problems
 
 
 def inspect(arguments: argparse.Namespace) -> None:

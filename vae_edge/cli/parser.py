@@ -1,102 +1,14 @@
-"""How the command line reads its words: suggestions for what is mistyped, help where nothing is given, and lists.
-
-A list is written with commas or blanks, or its option is repeated; all of these together as well:
-`--batch 1,8 64`, `--batch "1 8 64"`, `--batch 1 --batch 8`.
-
-Every command and option, with its help; imports next to nothing, so that `--help` answers in a blink.
-"""
+"""Every command and option, with its help; imports next to nothing, so that `--help` answers in a blink."""
 
 from __future__ import annotations
 
 import argparse
-import difflib
-import math
-import re
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any
 
 from vae_edge import __version__
-from vae_edge.text import printable
-
-_NUMBERS = re.compile(r"[-+.\d][-+.,\d]*$")
-
-
-def listed(item: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """For argparse, with the action "extend": the parts of a text, each read by `item`.
-
-    Raises:
-        argparse.ArgumentTypeError: if there is none, or `item` refuses one.
-    """
-
-    def read(text: str) -> list[Any]:
-        parts = text.replace(",", " ").split()
-        if not parts:
-            raise argparse.ArgumentTypeError(f"{text!r}: expected one or more, such as 1,8 or 1 8")
-        return [item(part) for part in parts]
-
-    read.numbers = item is not str  # type: ignore[attr-defined]  # whose blanks need no quotes
-    return read
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that suggests the nearest word, prints its help where a command is missing, and takes lists."""
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse does; numbers behind an option for a list are one value with it. Where nothing is given, but a
-        command is needed, the help is printed, which is what a user wants to see then, and no mistake."""
-        words = sys.argv[1:] if args is None else list(args)
-        if not words and any(isinstance(action, argparse._SubParsersAction) for action in self._actions):
-            self.print_help()
-            self.exit(0)
-        return super().parse_known_args(self._joined(words), namespace)
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse does; options that are unknown are told with the nearest one that is known."""
-        parsed, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            parser: argparse.ArgumentParser = getattr(parsed, "parser", self)
-            known = [name for action in parser._actions for name in action.option_strings]
-            told = [f"{word}{suggestion(word.split('=')[0], known)}" for word in unknown if word.startswith("-")]
-            parser.error(f"unrecognized arguments: {' '.join(told or unknown)}")
-        return parsed
-
-    def error(self, message: str) -> NoReturn:
-        """Print the usage and the complaint, on one line whatever was typed, and exit with 2."""
-        super().error(printable(message))
-
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
-            names = ", ".join(action.choices)
-            near = suggestion(str(value), action.choices)
-            raise argparse.ArgumentError(None, f"there is no command {value!r}{near}; there are {names}")
-        super()._check_value(action, value)
-
-    def _joined(self, words: Sequence[str]) -> list[str]:
-        """The words, where the numbers behind an option for a list of numbers are one with it: `--batch=1,8`."""
-        options = {name for a in self._actions if getattr(a.type, "numbers", False) for name in a.option_strings}
-        joined: list[str] = []
-        rest = list(words)
-        while rest:
-            word = rest.pop(0)
-            if word == "--":
-                return [*joined, word, *rest]
-            option, _, first = word.partition("=")
-            if option in options:
-                numbers = [first] if first else []
-                while rest and _NUMBERS.match(rest[0]):
-                    numbers.append(rest.pop(0))
-                word = f"{option}={','.join(numbers)}" if numbers else word
-            joined.append(word)
-        return joined
-
-
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """ " (did you mean …?)", or nothing where no known word is near."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
-
+from vae_edge.cli.arguments import Parser, listed, number, positive, precision, seed, whole
 
 Commands = Any  # argparse keeps the type of its sub-parsers private
 
@@ -117,7 +29,7 @@ def command(module: str, function: str) -> Callable[[argparse.Namespace], int | 
 
 GROUPS = {
     "Train": ("quickstart", "data", "train", "evaluate", "generate", "compare"),
-    "Deploy": ("export", "quantize", "build", "inspect", "kernels"),
+    "Deploy": ("export", "quantize", "build", "kit", "devices", "inspect", "kernels"),
     "On the device": ("predict", "verify", "bench", "doctor"),
 }
 SUMMARIES = {
@@ -129,7 +41,9 @@ SUMMARIES = {
     "compare": "train baselines on the same images, and compare them with ours",
     "export": "write a bundle with the fp32 model of a training run",
     "quantize": "add fp16 or int8 models to a bundle",
-    "build": "build a TensorRT engine, and add it to a bundle",
+    "build": "build TensorRT engines for named devices, or a kit that builds them there",
+    "kit": "add what a kit built and measured on a device to its bundle",
+    "devices": "list the devices that `vae-edge build --target` knows",
     "inspect": "show what a run, a bundle, an ONNX file or an engine holds",
     "kernels": "compile the GPU kernels, and check what the compiler made of them",
     "predict": "classify image files",
@@ -151,7 +65,12 @@ EXAMPLES = {
     "compare": ("vae-edge compare --data digits --models logistic,mlp --no-generated --seeds 1 --out runs/compare",),
     "export": ("vae-edge export runs/digits --out digits.bundle",),
     "quantize": ("vae-edge quantize digits.bundle --precision int8 --data digits",),
-    "build": ("vae-edge build digits.bundle --kind tensorrt_rtx --precision int8 --target sm_86,sm_89",),
+    "build": (
+        "vae-edge build digits.bundle --precision int8 --target rtx-4090",
+        "vae-edge build digits.bundle --precision int8 --target orin-nano --data digits",
+    ),
+    "kit": ("vae-edge kit result-orin-nano-2026-11-26.tar.gz --into digits.bundle",),
+    "devices": ("vae-edge devices",),
     "inspect": ("vae-edge inspect digits.bundle",),
     "kernels check": ("vae-edge kernels check --arch 87 --only 'rotate*' --networks none",),
     "kernels roofline": ("vae-edge kernels roofline --networks small",),
@@ -188,6 +107,8 @@ def build_parser() -> argparse.ArgumentParser:
     _export(commands)
     _quantize(commands)
     _build(commands)
+    _kit(commands)
+    _devices(commands)
     _inspect(commands)
     _kernels(commands)
     _predict(commands)
@@ -270,31 +191,6 @@ def _list(parser: argparse.ArgumentParser, option: str, metavar: str, text: str)
 
 def _some(parser: argparse.ArgumentParser, name: str) -> None:
     _list(parser, f"--{name}", "A,B", f"only these {name}s (default: all)")
-
-
-def number(text: str) -> float:
-    """A finite number, for argparse."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text}: expected a number")
-    return value
-
-
-def positive(text: str) -> int:
-    """A whole number from 1 on, for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected a whole number from 1 on")
-    return int(text)
-
-
-def seed(text: str) -> int:
-    """A whole number that every generator of random numbers takes, for argparse."""
-    if not text.isdecimal() or int(text) >= 2**31:
-        raise argparse.ArgumentTypeError(f"{text}: expected a whole number from 0 to {2**31 - 1}")
-    return int(text)
 
 
 def _quickstart(commands: Commands) -> None:
@@ -493,14 +389,18 @@ def _build(commands: Commands) -> None:
     parser = _add(commands, "build", "deploy")
     parser.add_argument("bundle", metavar="BUNDLE")
     parser.add_argument(
-        "--precision", default="fp32", choices=("fp32", "fp16", "int8"), help="which model to build from"
-    )
-    parser.add_argument(
-        "--target",
+        "--precision",
         action="extend",
-        type=listed(str),
-        metavar="SM",
-        help="compute capabilities such as sm_86,sm_89, for TensorRT-RTX without a GPU (default: this GPU's)",
+        type=listed(precision),
+        metavar="A,B",
+        help="which models to build from: fp32 (default), fp16, int8 or fp8",
+    )
+    _list(
+        parser,
+        "--target",
+        "NAME,NAME",
+        "devices such as orin-nano or rtx-4090 (`vae-edge devices` lists them), architectures such as sm_86, or this "
+        "(default: this machine's GPU). RTX cards are built for here; a device that must build itself gets a kit",
     )
     parser.add_argument("--kind", default="auto", choices=("auto", "tensorrt", "tensorrt_rtx"), help="which TensorRT")
     parser.add_argument(
@@ -508,10 +408,63 @@ def _build(commands: Commands) -> None:
         action="extend",
         type=listed(positive),
         metavar="N,N,N",
-        help="min, opt and max batch of the optimization profile (default: 1,8,64)",
+        help="min, opt and max batch of the optimization profile, or one fixed batch (default: 1,8,64; with --dla: 1)",
     )
-    parser.add_argument("--workspace", type=positive, metavar="MIB", help="memory for the builder's tactics")
+    kit = parser.add_argument_group("for a device that must build itself")
+    kit.add_argument(
+        "--kit",
+        metavar="OUT",
+        help="where the kit is written: a folder, or a file .tar.gz (default: BUNDLE-DEVICE.tar.gz beside the bundle)",
+    )
+    kit.add_argument(
+        "--data",
+        metavar="DATA",
+        help="put up to 1,000 held-out images into the kit, so that the device measures accuracy: " + DATA_HELP,
+    )
+    options = parser.add_argument_group("options of TensorRT's builder")
+    options.add_argument(
+        "--device", type=whole, default=0, metavar="N", help="number of the GPU to build on (default: 0)"
+    )
+    options.add_argument("--workspace", type=positive, metavar="MIB", help="memory for the builder's tactics")
+    options.add_argument(
+        "--optimization-level", type=int, choices=range(6), metavar="N", help="0 (fast build) to 5 (TensorRT's own: 3)"
+    )
+    options.add_argument(
+        "--tf32",
+        action=argparse.BooleanOptionalAction,
+        help="fp32 products may round their inputs to 10 bits (default: not in fp32 engines)",
+    )
+    options.add_argument("--timing-cache", metavar="FILE", help="keep measured kernel times in this file; needs a GPU")
+    options.add_argument("--dla", type=whole, metavar="CORE", help="build for a Jetson's DLA, the rest for its GPU")
+    options.add_argument(
+        "--hardware-compatibility",
+        choices=("none", "ampere_plus", "same_compute_capability"),
+        help="GPUs that the engine shall run on beside this one",
+    )
+    options.add_argument(
+        "--version-compatible", action="store_true", help="later versions of TensorRT shall run the engine too"
+    )
+    options.add_argument("--refit", action="store_true", help="the engine can be given new weights")
+    options.add_argument(
+        "--strip-weights", action="store_true", help="leave the weights out; they come from the ONNX file at loading"
+    )
+    options.add_argument(
+        "--mark-outputs",
+        action="store_true",
+        help="make the tensors that the probes know outputs too, so that verify compares layer by layer; slower",
+    )
     _json(parser)
+
+
+def _kit(commands: Commands) -> None:
+    parser = _add(commands, "kit", "deploy")
+    parser.add_argument("result", metavar="RESULT", help="the file result-DEVICE-DATE.tar.gz that the kit wrote")
+    parser.add_argument("--into", required=True, metavar="BUNDLE", help="the bundle that the kit was written from")
+    _json(parser)
+
+
+def _devices(commands: Commands) -> None:
+    _json(_add(commands, "devices", "deploy"))
 
 
 def _predict(commands: Commands) -> None:

@@ -4,9 +4,9 @@
     worker      the process in which TensorRT builds, and how it is run
     builder     one build in that process: parse, check, configure, build, verify
     tensorrt    the TensorRT that is installed, a build's configuration, messages as advice
-    targets     GPU architectures by name, and what can be built for which
+    gpus        which GPUs the driver sees (ctypes; nothing else needed); architectures, and what can be built for which
+    devices     devices by name, as data
     inspection  an engine's header and the precision of its layers
-    cuda        which GPUs the driver sees (ctypes; nothing else needed)
 
 Importing this package imports neither torch, nor triton, nor a TensorRT module.
 """

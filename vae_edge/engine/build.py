@@ -19,7 +19,8 @@ from typing import Any
 from vae_edge import __version__, files
 from vae_edge.bundle import Bundle, ModelEntry, add_model, load_bundle
 from vae_edge.engine import gpus
-from vae_edge.engine.builder import Progress
+from vae_edge.engine.builder import Notice, Progress
+from vae_edge.engine.dla import DlaLayers
 from vae_edge.engine.gpus import RTX_TARGETS, check_local_gpu, check_rtx_targets, target_name
 from vae_edge.engine.inspection import LayerInfo, explain_precision, fraction_at
 from vae_edge.engine.tensorrt import (
@@ -31,7 +32,8 @@ from vae_edge.engine.tensorrt import (
     open_adapter,
 )
 from vae_edge.engine.worker import BuildRequest, WorkerResult, run_worker
-from vae_edge.errors import EngineError
+from vae_edge.errors import BundleError, EngineError
+from vae_edge.probes import load as load_probes
 
 __all__ = [
     "BuildConfig",
@@ -39,6 +41,7 @@ __all__ = [
     "BundleEngine",
     "build_bundle_engine",
     "build_engine",
+    "inner_tensor_names",
     "select_tensorrt",
 ]
 
@@ -56,6 +59,7 @@ class BuildResult:
         reasons: sentences: which of them run in another precision, and why.
         config_calls: what was set on TensorRT's builder configuration.
         log: of TensorRT, one line each ("SEVERITY text"); `warnings` are those of its lines.
+        dla: which layers a DLA takes; None if it was not built for one.
     """
 
     engine: bytes
@@ -71,6 +75,7 @@ class BuildResult:
     onnx_sha256: str
     warnings: tuple[str, ...]
     log: tuple[str, ...]
+    dla: DlaLayers | None = None
 
     @property
     def precision(self) -> str:
@@ -105,6 +110,7 @@ class BuildResult:
             "layers": [layer.to_json() for layer in self.layers],
             "warnings": list(self.warnings),
             "versions": self.versions,
+            **({} if self.dla is None else {"dla": self.dla.to_json()}),
         }
 
     def provenance(self) -> dict[str, Any]:
@@ -120,6 +126,7 @@ class BuildResult:
             "reasons": list(self.reasons),
             "layers": [{"name": x.name, "type": x.type, "precision": x.precision} for x in self.layers],
             "warnings": list(self.warnings),
+            **({} if self.dla is None else {"dla": self.dla.to_json()}),
         }
 
 
@@ -141,6 +148,7 @@ def build_engine(
     config: BuildConfig,
     *,
     progress: Progress | None = None,
+    notice: Notice | None = None,
     timeout_s: float | None = None,
 ) -> BuildResult:
     """Build an engine in a process of its own. Nothing is written but the timing cache.
@@ -148,6 +156,7 @@ def build_engine(
     Args:
         onnx_path: a file that `vae-edge export` or `vae-edge quantize` wrote.
         progress: called with (phase, steps done, steps in all).
+        notice: called with lines for the user before the build is over: which layers a DLA would take.
         timeout_s: how long the build may take.
 
     Raises:
@@ -163,7 +172,7 @@ def build_engine(
     open_adapter(kind).config_calls(config)  # refuses what this TensorRT cannot do before a process is started
 
     request = BuildRequest(str(path.resolve()), config, progress is not None)
-    answer = run_worker(request, progress, timeout_s)
+    answer = run_worker(request, progress, timeout_s, notice=notice)
     if config.timing_cache is not None:
         _save_timing_cache(config.timing_cache, answer.built.timing_cache)
     return _result(answer, config, target_name(targets), driver)
@@ -187,6 +196,7 @@ def _result(answer: WorkerResult, config: BuildConfig, target: str, driver: gpus
         onnx_sha256=built.onnx_sha256,
         warnings=tuple(dict.fromkeys(warnings)),
         log=answer.log,
+        dla=built.dla,
     )
 
 
@@ -218,6 +228,7 @@ def build_bundle_engine(
     config: BuildConfig,
     *,
     progress: Progress | None = None,
+    notice: Notice | None = None,
     timeout_s: float | None = None,
 ) -> BundleEngine:
     """Build an engine from a bundle's own ONNX model of this role and precision, and add it to the bundle.
@@ -226,7 +237,7 @@ def build_bundle_engine(
     on the device; that of the ONNX file is in the provenance.
 
     Args:
-        progress, timeout_s: as in `build_engine`.
+        progress, notice, timeout_s: as in `build_engine`.
 
     Raises:
         BundleError: the bundle is damaged or cannot be written.
@@ -234,7 +245,7 @@ def build_bundle_engine(
     """
     bundle = load_bundle(bundle_path)
     source = _onnx_source(bundle, config.role, config.precision)
-    result = build_engine(bundle.file(source), config, progress=progress, timeout_s=timeout_s)
+    result = build_engine(bundle.file(source), config, progress=progress, notice=notice, timeout_s=timeout_s)
     if result.onnx_sha256 != source.sha256:
         raise EngineError(
             f"The file {bundle.file(source)} changed while the engine was built: nothing was added; build again."
@@ -263,6 +274,24 @@ def build_bundle_engine(
     return BundleEngine(bundle.path, file, result)
 
 
+def inner_tensor_names(bundle: Bundle, role: str, precision: str) -> tuple[str, ...]:
+    """The tensors inside the ONNX model of this role and precision that the probes know, in the graph's order.
+
+    Raises:
+        BundleError: the bundle has no probes, or they know no tensor of this model.
+        EngineError: as `build_bundle_engine`.
+    """
+    source = _onnx_source(bundle, role, precision)
+    if bundle.probes is None:
+        raise BundleError(
+            f"The bundle {bundle.path} has no probes, which name the tensors to mark: export it with probes."
+        )
+    known = load_probes(bundle.file(bundle.probes)).models.get(source.sha256)
+    if known is None or not known.inner:
+        raise BundleError(f"The probes of {bundle.path} know no tensor inside {source.file}: quantize or export again.")
+    return tuple(known.inner)
+
+
 def _onnx_source(bundle: Bundle, role: str, precision: str) -> ModelEntry:
     entries = bundle.select(role=role, format="onnx", precision=precision, target="any")  # other targets are CPUs
     if not entries:
@@ -289,7 +318,10 @@ def select_tensorrt(config: BuildConfig, driver: gpus.Driver) -> tuple[str, tupl
         EngineError: nothing here can do it; the sentence says what can.
     """
     kind, targets = config.kind, config.targets
-    device = driver.devices[0].target if driver.devices else ""
+    gpu = driver.device(config.device)
+    if driver.devices and gpu is None:
+        raise EngineError(f"There is no GPU number {config.device} to build on; there are {driver.sentence()}.")
+    device = "" if gpu is None else gpu.target
     local = bool(device) and targets in ((), (device,))
     if not local and kind != "tensorrt":
         check_rtx_targets(targets, config.precision)

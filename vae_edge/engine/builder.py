@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vae_edge.engine.dla import DlaLayers, ask_dla
 from vae_edge.engine.inspection import HEADER_BYTES, LayerInfo, parse_header, parse_layers, requested_precisions
 from vae_edge.engine.tensorrt import Adapter, BuildConfig, ConfigCall, Log, describe_errors, parser_errors
 from vae_edge.errors import EngineError
@@ -28,6 +29,7 @@ from vae_edge.spec import (
 )
 
 Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
+Notice = Callable[[str], None]  # a sentence for the user, before the build is over
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class BuiltEngine:
         requested: the precision that the ONNX file asks for, by node.
         config_calls: what was set on the builder configuration.
         timing_cache: serialized; empty if none was asked for.
+        dla: which layers a DLA takes; None without one.
     """
 
     engine: bytes
@@ -49,6 +52,7 @@ class BuiltEngine:
     seconds: float
     onnx_sha256: str
     timing_cache: bytes = b""
+    dla: DlaLayers | None = None
 
 
 def build_in_process(
@@ -58,9 +62,12 @@ def build_in_process(
     log: Log,
     *,
     progress: Progress | None = None,
+    notice: Notice | None = None,
     timing_cache: bytes = b"",
 ) -> BuiltEngine:
     """Build an engine with this adapter; `timing_cache` is the content of an earlier cache.
+
+    `notice` is called, before TensorRT builds for a DLA, with the lines of a table of what the DLA can run.
 
     Raises:
         EngineError: the file is not ours, or TensorRT cannot do what the configuration asks for.
@@ -79,12 +86,20 @@ def build_in_process(
         log.add("WARNING", sentence)
     requested = requested_precisions(network)
     check_requested_precision(requested, config.precision, onnx_path)
+    mark_outputs(adapter, network, config.mark_outputs, onnx_path)
 
     builder_config = builder.create_builder_config()
     _apply_config(adapter, builder_config, calls)
     _add_profile(builder, builder_config, network, config.batch, onnx_path)
     if config.dla_core is not None and config.dla_core >= builder.num_DLA_cores:
         raise EngineError(f"The DLA core {config.dla_core} was asked for, but this device has {builder.num_DLA_cores}.")
+    dla = None
+    if config.dla_core is not None:
+        dla = ask_dla(network, builder_config)
+        for line in dla.table():
+            log.add("INFO", line)
+            if notice is not None:
+                notice(line)
     cache = _attach_timing_cache(adapter, builder_config, timing_cache) if config.timing_cache is not None else None
     monitor = None  # a name keeps it alive until the build is over
     if progress is not None and adapter.has("IBuilderConfig.progress_monitor"):
@@ -107,6 +122,7 @@ def build_in_process(
         seconds=seconds,
         onnx_sha256=hashlib.sha256(model).hexdigest(),
         timing_cache=bytes(cache.serialize()) if cache is not None else b"",
+        dla=None if dla is None else dla.after(text for _, text in log.messages),
     )
 
 
@@ -214,6 +230,36 @@ def check_requested_precision(requested: Mapping[str, str], precision: str, path
         f"{path} is no {precision} file: of its {len(requested)} convolutions and matrix products there are {has}. The "
         f"precision stands in the graph, so it cannot be chosen here; {way}."
     )
+
+
+# Tensors inside, to be compared with the probes
+
+
+def mark_outputs(adapter: Adapter, network: Any, names: Sequence[str], path: Path) -> None:
+    """Make tensors inside a parsed network outputs too, as fp32: a half-precision tensor is cast, and its cast takes
+    the name.
+
+    Raises:
+        EngineError: the network has no tensor of that name.
+    """
+    tensors = {}
+    for k in range(network.num_layers if names else 0):
+        layer = network.get_layer(k)
+        for index in range(layer.num_outputs):
+            tensor = layer.get_output(index)
+            tensors[tensor.name] = tensor
+    for name in names:
+        tensor = tensors.get(name)
+        if tensor is None:
+            raise EngineError(
+                f"{path.name} as {adapter.name} read it has no tensor {name!r} to mark as an output: build without "
+                "mark_outputs."
+            )
+        if tensor.dtype.name not in ("FLOAT", "UINT8"):
+            tensor.name = f"{name} ({tensor.dtype.name.lower()})"
+            tensor = network.add_cast(tensor, adapter.get("DataType.FLOAT")).get_output(0)
+            tensor.name = name
+        network.mark_output(tensor)
 
 
 # GridSample: TensorRT-RTX 1.5 and TensorRT 10.1 misread its mode

@@ -158,7 +158,7 @@ DEVICES = {
 }
 RTX_TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
 RTX_FP8_TARGETS = ("sm_89", "sm_120", "sm_121")
-_JETSON_TARGETS = ("sm_87", "sm_110")
+JETSON_TARGETS = ("sm_87", "sm_110")
 _NAME = re.compile(r"(?:sm_?)?(\d{2,3})a?(?:_\d{2,3})*")
 
 
@@ -201,10 +201,11 @@ def check_rtx_targets(targets: Iterable[str], precision: str) -> None:
     """Raise EngineError if TensorRT-RTX cannot build an engine of this precision for one of the targets."""
     for target in targets:
         device = DEVICES[target]
-        if target in _JETSON_TARGETS:
+        if target in JETSON_TARGETS:
             raise EngineError(
                 f"TensorRT-RTX does not build for {target} ({device}): run `vae-edge build` on the Jetson itself, with "
-                "the TensorRT of its JetPack (a venv made by `python3 -m venv --system-site-packages` sees it)."
+                "the TensorRT of its JetPack (a venv made by `python3 -m venv --system-site-packages` sees it), or "
+                f"write a kit that does it there: `vae-edge build BUNDLE --target {target} --kit FOLDER`."
             )
         if target not in RTX_TARGETS:
             raise EngineError(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vae_edge.engine.inspection import MAGIC, parse_header
+from vae_edge.engine.refit import refit
 from vae_edge.engine.tensorrt import KINDS, Log, describe_errors, discover, install_hint, make_logger
 from vae_edge.environment import import_package
 from vae_edge.errors import BackendError, BundleError, EngineError
@@ -144,6 +145,7 @@ def load_plan(
     trusted: bool = False,
     dla_core: int | None = None,
     version_compatible: bool = False,
+    weights: bytes | None = None,
 ) -> Plan:
     """Deserialize an engine. The GPU's primary context must be current.
 
@@ -154,6 +156,7 @@ def load_plan(
         trusted: whether it may bring code for the processor, which version-compatible engines do.
         dla_core: the DLA core that it was built for.
         version_compatible: whether the manifest says that it carries such code.
+        weights: of an engine that was built without any, the ONNX file that has them.
 
     Raises:
         BackendError: there is no such TensorRT, or it does not start.
@@ -191,6 +194,8 @@ def load_plan(
             f"{name} is not an engine that {_product(kind)} {version} can run here: {_reason(messages)}. "
             "Build it again on this machine, with `vae-edge build`."
         )
+    if weights is not None:
+        refit(module, engine, weights, logger, messages, name)
     tensors = tuple(_tensor(module, engine, engine.get_tensor_name(index)) for index in range(engine.num_io_tensors))
     profile, batch = _profile(engine, tensors, name)
     return Plan(module, kind, version, name, engine, tensors, profile, batch, messages, (logger, runtime))

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vae_edge.engine import gpus
-from vae_edge.engine.gpus import parse_targets
+from vae_edge.engine.devices import find_architectures
 from vae_edge.environment import ShadowedError, import_package, is_installed, shadow
 from vae_edge.errors import EngineError
 from vae_edge.spec import PRECISIONS, ROLES
@@ -43,15 +43,21 @@ class BuildConfig:
         precision: of the ONNX file: "fp32", "fp16", "int8" or "fp8". The file decides it, not the build.
         role: "classifier" or "reconstruction".
         batch: (min, opt, max) of the optimization profile.
-        targets: architectures such as "sm_86", in any form that `parse_targets` reads; empty for this machine's GPU.
+        targets: architectures such as "sm_86", or devices such as "rtx-4090"; kept as architectures. Empty for this
+            machine's GPU.
         kind: "tensorrt", "tensorrt_rtx", or "auto" for the one that fits.
         workspace_bytes: scratch memory on the device that a kernel may take.
         optimization_level: 0 to 5; None leaves it to TensorRT, whose default is 3.
-        tf32: whether fp32 matrix products may round their inputs to 10 bits of mantissa.
+        tf32: whether fp32 matrix products may round their inputs to 10 bits of mantissa. None: not in an engine of an
+            fp32 file, which takes much of what its probes allow (docs/engines.md); in others they may.
         version_compatible: whether a later TensorRT can run the engine (full TensorRT only).
         hardware_compatibility: "none", "ampere_plus" or "same_compute_capability" (full TensorRT only).
         dla_core: DLA core of a Jetson to build for, with fallback to the GPU.
         timing_cache: file of measured kernel times, read if it is there and written after the build (needs a GPU).
+        refit: whether the engine can be given new weights.
+        strip_weights: leave the weights out of the engine; whoever loads it puts them in from the ONNX file.
+        mark_outputs: names of tensors inside the graph that become outputs too, to be compared with the probes.
+        device: number of the GPU that full TensorRT builds on, and for.
 
     Raises:
         EngineError: a value that no TensorRT takes.
@@ -64,17 +70,24 @@ class BuildConfig:
     kind: str = "auto"
     workspace_bytes: int = DEFAULT_WORKSPACE_BYTES
     optimization_level: int | None = None
-    tf32: bool = True
+    tf32: bool | None = None
     version_compatible: bool = False
     hardware_compatibility: str = "none"
     dla_core: int | None = None
     timing_cache: str | None = None
+    refit: bool = False
+    strip_weights: bool = False
+    mark_outputs: tuple[str, ...] = ()
+    device: int = 0
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise EngineError(f"The precision {self.precision!r} is unknown: choose one of {', '.join(PRECISIONS)}.")
-        object.__setattr__(self, "targets", parse_targets(self.targets))
+        object.__setattr__(self, "targets", find_architectures(self.targets))
         object.__setattr__(self, "batch", tuple(self.batch))
+        object.__setattr__(self, "mark_outputs", tuple(self.mark_outputs))
+        if self.tf32 is None:
+            object.__setattr__(self, "tf32", self.precision != "fp32")
         if self.timing_cache is not None:
             object.__setattr__(self, "timing_cache", os.fspath(self.timing_cache))
         if self.role not in ROLES:
@@ -98,6 +111,10 @@ class BuildConfig:
             )
         if self.dla_core is not None and (not _is_int(self.dla_core) or self.dla_core < 0):
             raise EngineError(f"The DLA core should be 0 or more, but {self.dla_core!r} was given.")
+        if self.strip_weights and self.mark_outputs:
+            raise EngineError("An engine without weights cannot have marked outputs: choose one of the two.")
+        if not _is_int(self.device) or self.device < 0:
+            raise EngineError(f"The number of the GPU should be 0 or more, but {self.device!r} was given.")
 
     def _check_batch(self) -> None:
         batch = self.batch
@@ -116,7 +133,8 @@ class BuildConfig:
 
     def to_json(self) -> dict[str, Any]:
         """All values, for the worker."""
-        return {**dataclasses.asdict(self), "batch": list(self.batch), "targets": list(self.targets)}
+        lists = {name: list(getattr(self, name)) for name in ("batch", "targets", "mark_outputs")}
+        return {**dataclasses.asdict(self), **lists}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> BuildConfig:
@@ -124,9 +142,9 @@ class BuildConfig:
         return cls(**value)
 
     def for_manifest(self) -> dict[str, Any]:
-        """What a manifest keeps of the configuration: no path, and not the kind, which is the entry's format."""
+        """What a manifest keeps: no path, no number of a GPU, and not the kind, which is the entry's format."""
         values = self.to_json()
-        del values["kind"]
+        del values["kind"], values["device"]
         return {**values, "timing_cache": self.timing_cache is not None}
 
 
@@ -316,9 +334,18 @@ class Adapter:
                 ConfigCall("set", "DLA_core", config.dla_core),
                 ConfigCall("flag", "GPU_FALLBACK"),
             ]
+        calls += [ConfigCall("flag", name) for name in self._refit_flags(config)]
         for call in calls:
             self._check_call(call)
         return calls
+
+    def _refit_flags(self, config: BuildConfig) -> tuple[str, ...]:
+        """REFIT_IDENTICAL where only the weights of the build will come back: TensorRT 11.3's release notes tell of
+        engines with REFIT that drop a bias."""
+        flags = ("STRIP_PLAN",) if config.strip_weights else ()
+        if config.refit or (config.strip_weights and not self.has("BuilderFlag.REFIT_IDENTICAL")):
+            return (*flags, "REFIT")
+        return (*flags, "REFIT_IDENTICAL") if config.strip_weights else ()
 
     def _check_rtx_config(self, config: BuildConfig) -> None:
         options = {
@@ -326,6 +353,7 @@ class Adapter:
             "version compatibility": config.version_compatible,
             "hardware compatibility levels (name several targets instead)": config.hardware_compatibility != "none",
             "a timing cache": config.timing_cache is not None,
+            "refit or stripped weights (it builds them only on a GPU)": config.refit or config.strip_weights,
         }
         requested = [option for option, is_set in options.items() if is_set]
         if requested:

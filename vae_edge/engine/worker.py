@@ -1,7 +1,8 @@
 """The process in which TensorRT builds, and the caller's side of it: a crash there becomes an error here.
 
 The worker is `python -m vae_edge.engine.worker`, started only by `run_worker`. It reads one `BuildRequest` as JSON from
-standard input. Its log ("L severity text") and progress ("P json") go to standard error, so that they survive a crash.
+standard input. Its log ("L severity text"), lines for the user ("N json") and progress ("P json") go to standard
+error, so that they survive a crash.
 Its answer goes to standard output: one line of JSON, then the bytes of the engine, whose number the line tells, then
 those of the timing cache. It writes nothing to the disk.
 """
@@ -23,7 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from vae_edge.engine.builder import BuiltEngine, build_in_process
+from vae_edge.engine.builder import BuiltEngine, Notice, build_in_process
+from vae_edge.engine.dla import DlaLayers
 from vae_edge.engine.inspection import LayerInfo
 from vae_edge.engine.tensorrt import BuildConfig, ConfigCall, Log, error_hint, open_adapter
 from vae_edge.errors import EngineError
@@ -70,6 +72,7 @@ def run_worker(
     progress: Callable[[str, int, int], None] | None = None,
     timeout_s: float | None = None,
     command: Sequence[str] = WORKER,
+    notice: Notice | None = None,
 ) -> WorkerResult:
     """Run one build in a process of its own. Whatever ends this call, Ctrl-C too, ends that process.
 
@@ -81,7 +84,7 @@ def run_worker(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=_environment(),
+        env=_environment(request.config.device),
         start_new_session=True,  # Ctrl-C in the terminal reaches us, and we end it
     )
     assert worker.stdin is not None and worker.stdout is not None and worker.stderr is not None
@@ -95,7 +98,7 @@ def run_worker(
         if alarm is not None:
             alarm.start()
         _send_request(worker.stdin, request)
-        _read_log(worker.stderr, log, progress)
+        _read_log(worker.stderr, log, progress, notice)
         code = worker.wait()
         reader.join()
     finally:
@@ -122,14 +125,34 @@ def _send_request(stdin: IO[bytes], request: BuildRequest) -> None:
         return  # the worker died before it read; its exit code and log tell why
 
 
-def _read_log(stderr: IO[bytes], log: list[str], progress: Callable[[str, int, int], None] | None) -> None:
+def _read_log(
+    stderr: IO[bytes],
+    log: list[str],
+    progress: Callable[[str, int, int], None] | None,
+    notice: Notice | None = None,
+) -> None:
     for raw in stderr:
         line = raw.decode("utf-8", "replace").rstrip("\n")
+        told = _parse_notice(line)
+        if told is not None:
+            if notice is not None:
+                notice(told)
+            continue
         step = _parse_progress(line) if progress is not None else None
         if step is not None and progress is not None:
             progress(*step)
         else:
             log.append(line.removeprefix("L "))
+
+
+def _parse_notice(line: str) -> str | None:
+    """The text of a line `N "text"`; None for another line, or one that a crash cut."""
+    if not line.startswith('N "'):
+        return None
+    try:
+        return str(json.loads(line[2:]))
+    except ValueError:
+        return None
 
 
 def _parse_progress(line: str) -> tuple[str, int, int] | None:
@@ -156,6 +179,7 @@ def _parse_answer(answer: bytes, log: tuple[str, ...]) -> WorkerResult:
         seconds=header["seconds"],
         onnx_sha256=header["onnx_sha256"],
         timing_cache=content[header["engine_bytes"] :],
+        dla=None if header["dla"] is None else DlaLayers.from_json(header["dla"]),
     )
     return WorkerResult(built, header["version"], log)
 
@@ -182,9 +206,15 @@ def _kill(worker: subprocess.Popen[bytes]) -> None:
         os.killpg(worker.pid, signal.SIGKILL)
 
 
-def _environment() -> dict[str, str]:
-    """The worker must find this package also where it is not installed but on the caller's path."""
+def _environment(device: int = 0) -> dict[str, str]:
+    """The worker must find this package also where it is not installed but on the caller's path.
+
+    It sees one GPU, so that it builds on that of this number.
+    """
     environment = dict(os.environ)
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    if device:
+        environment["CUDA_VISIBLE_DEVICES"] = visible[device] if device < len(visible) else str(device)
     root = str(Path(__file__).resolve().parents[2])
     if root not in (*site.getsitepackages(), site.getusersitepackages()):
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [environment.get("PYTHONPATH", ""), root]))
@@ -235,6 +265,7 @@ def _serve(value: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         request.config,
         Log(sink=_write_log),
         progress=_write_progress if request.progress else None,
+        notice=_write_notice,
         timing_cache=cache,
     )
     header = {
@@ -245,6 +276,7 @@ def _serve(value: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         "config_calls": [dataclasses.asdict(call) for call in built.config_calls],
         "seconds": built.seconds,
         "onnx_sha256": built.onnx_sha256,
+        "dla": None if built.dla is None else built.dla.to_json(),
     }
     return header, built.engine + built.timing_cache
 
@@ -262,6 +294,11 @@ def _read_timing_cache(path: str | None) -> bytes:
 
 def _write_log(severity: str, text: str) -> None:
     sys.stderr.write(f"L {severity} {text}\n")
+    sys.stderr.flush()
+
+
+def _write_notice(text: str) -> None:
+    sys.stderr.write("N " + json.dumps(text) + "\n")
     sys.stderr.flush()
 
 

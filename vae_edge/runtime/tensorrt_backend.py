@@ -28,6 +28,7 @@ from vae_edge.bundle import ModelEntry
 from vae_edge.engine import cuda, gpus
 from vae_edge.engine.cuda import CudaContext, Resources, copy_rows, open_context, wait_for
 from vae_edge.engine.plan import Plan, Tensor, load_plan, scratch_bytes
+from vae_edge.engine.refit import is_stripped, source_of
 from vae_edge.errors import BackendError, BundleError
 from vae_edge.runtime.backends import LoadOptions, TensorInfo, read_file
 from vae_edge.runtime.bound_context import BoundContext
@@ -91,6 +92,7 @@ class TensorRTBackend:
                     trusted=options.trusted,
                     dla_core=settings.get("dla_core"),
                     version_compatible=bool(settings.get("version_compatible")),
+                    weights=source_of(file, entry) if is_stripped(entry) else None,
                 )
                 self._plan, self._cache = plan, RuntimeCache(plan, file, content, self.device)
             self.version = plan.version
