@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from doubles.loading import process_environment, write_package
 from engines import KINDS, engine_bundle
 from small_models import make_bundle, noise
 
@@ -142,3 +146,26 @@ def test_evaluate_measures_the_engine(gpu: Gpu, bundle: Path, tmp_path: Path, fe
     assert abs(right.figures["accepted"] - onnx.figures["accepted"]) < 0.02
     medians = [found.figures["angle_error_deg"]["median"] for found in (right, onnx)]
     assert np.ptp(medians) < 0.5
+
+
+def test_the_command_verifies_engines_in_a_process_that_cuda_may_run_in(
+    gpu: Gpu, cuda: Any, colour: Bundle, tmp_path: Path
+) -> None:
+    """A CUDA driver reserves more addresses than the limit that other backends get."""
+    bundle = engine_bundle(colour, tmp_path / "bundle", gpu("10.3"))
+    environment = process_environment(write_package(tmp_path / "packages", "10.3"), cuda.folder, DOUBLE_CC=87)
+    limits = tmp_path / "sitecustomize.py"  # what the process that verifies asks for is noted
+    limits.write_text(
+        f"import resource\nreal = resource.setrlimit\n"
+        f"def note(*arguments):\n    open({str(tmp_path / 'asked')!r}, 'a').write('asked\\n')\n    real(*arguments)\n"
+        "resource.setrlimit = note\n"
+    )
+    environment["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{environment['PYTHONPATH']}"
+    command = [sys.executable, "-m", "vae_edge", "verify", str(bundle.path), "--out", str(tmp_path)]
+    for backend, limited in (("tensorrt", False), ("onnxruntime", True)):
+        run = subprocess.run(
+            [*command, "--backend", backend], env=environment, capture_output=True, text=True, check=False
+        )
+        assert run.returncode == 0, run.stdout + run.stderr
+        assert "gives right answers" in run.stdout and backend in run.stdout
+        assert (tmp_path / "asked").exists() == limited

@@ -197,7 +197,7 @@ def verify_in_subprocess(
     device: int = 0,
     trusted: bool = False,
 ) -> VerificationResult:
-    """As `verify`, in a process of its own with a limit on time and address space.
+    """As `verify`, in a process of its own with a limit on time and, without a GPU, on address space.
 
     Backends read a model in native code, which nothing can stop from inside the process.
 
@@ -250,7 +250,8 @@ def _serve() -> None:
     request = json.load(sys.stdin)
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     limit = request["bytes"] if hard == resource.RLIM_INFINITY else min(request["bytes"], hard)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    if not _uses_gpu(request["backends"]):
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     answer_to = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what backends print is no part of the answer
     try:
@@ -262,6 +263,12 @@ def _serve() -> None:
         answer = ["error", ["BackendError", f"Verifying {request['path']} took more than {limit >> 20} MiB of memory."]]
     with answer_to:
         json.dump(answer, answer_to)
+
+
+def _uses_gpu(backends: Sequence[str] | None) -> bool:
+    """Whether one of these backends (None: of all) runs on a GPU here. CUDA reserves far more addresses than memory."""
+    names = installed_backends() if backends is None else backends
+    return any(name in SPECS and SPECS[name].gpu for name in names) and bool(gpus.probe().devices)
 
 
 def to_markdown(result: VerificationResult) -> str:
