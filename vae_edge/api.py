@@ -199,6 +199,8 @@ def evaluate(
     backend: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
+    device: int = 0,
+    trusted: bool = False,
     seed: int = 0,
     strict: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -212,8 +214,9 @@ def evaluate(
             held out.
         rotation: rotate the images: `none`, `full` or degrees; None is as training did. Images that come with their
             angles are taken as they are.
-        backend, precision: of a bundle, as `vae_edge.load`.
+        backend, precision: of a bundle, as `vae_edge.load`; what `auto` takes for single images.
         threads: of PyTorch, or of the backend.
+        device, trusted: of a bundle, as `vae_edge.load`.
         seed: chooses the angles.
         strict: refuse a folder of which anything is left out.
         progress: called with (images done, images in all).
@@ -231,7 +234,10 @@ def evaluate(
         rotation_range(rotation)  # or refuse, before the images are read
     path = Path(model)
     is_bundle = (path / "manifest.json").is_file()
-    opened = (_open_bundle if is_bundle else _open_run)(path, backend, precision, threads)
+    if is_bundle:
+        opened = _open_bundle(path, backend, precision, threads=threads, device=device, trusted=trusted)
+    else:
+        opened = _open_run(path, backend, precision, threads)
     dataset = open_data(data, prepared_as=opened.input, strict=strict)
     images = select_split(dataset, split, opened.data["holdout_fraction"], opened.data["seed"])
     split = resolve_split(split, dataset, opened.data["fingerprint"], path)
@@ -292,14 +298,18 @@ def _open_run(path: Path, backend: str, precision: str, threads: int | None) -> 
     )
 
 
-def _open_bundle(path: Path, backend: str, precision: str, threads: int | None) -> _Model:
+def _open_bundle(path: Path, backend: str, precision: str, **options: Any) -> _Model:
     from vae_edge.bundle import load_bundle
     from vae_edge.exporting.bundle import training_data
     from vae_edge.runtime import load
     from vae_edge.training.evaluate import arrays
 
     bundle = load_bundle(path)
-    classifier = load(path, backend=backend, precision=precision, threads=threads)
+    classifier = load(path, backend, precision, **options)
+    if len(set(classifier.choices.values())) > 1:  # one model is measured: that for single images
+        chosen = classifier.choices[1]
+        classifier.close()
+        classifier = load(path, *chosen, **options)
     return _Model(
         lambda images: arrays(classifier(images, color="rgb")),
         classifier,
@@ -536,6 +546,8 @@ def benchmark(
     batches: Sequence[int] = (1, 8, 64),
     threads: int = 1,
     seconds: float = 20.0,
+    device: int = 0,
+    trusted: bool = False,
     progress: Callable[[str, float], None] | None = None,
 ) -> BenchmarkResult:
     """Measure latency, throughput and memory of a bundle on this machine, for each backend, precision and batch.
@@ -546,6 +558,7 @@ def benchmark(
         batches: images of a call.
         threads: processor threads of a call.
         seconds: time for all of it; what does not fit in is named in `left_out`.
+        device, trusted: as `load`.
         progress: called with (what is going on, fraction done).
 
     Raises:
@@ -555,5 +568,13 @@ def benchmark(
     from vae_edge.benchmarking import run_benchmark
 
     return run_benchmark(
-        bundle, backends, precisions, batches=batches, threads=threads, seconds=seconds, progress=progress
+        bundle,
+        backends,
+        precisions,
+        batches=batches,
+        threads=threads,
+        seconds=seconds,
+        device=device,
+        trusted=trusted,
+        progress=progress,
     )

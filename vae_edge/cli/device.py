@@ -30,7 +30,14 @@ def predict(arguments: argparse.Namespace) -> int:
     """`vae-edge predict`: 0 where all images were read, 1 where some were not, 2 where none was."""
     from vae_edge.runtime import load
 
-    with load(arguments.bundle, arguments.backend, arguments.precision, arguments.threads) as classifier:
+    with load(
+        arguments.bundle,
+        arguments.backend,
+        arguments.precision,
+        arguments.threads,
+        device=arguments.device,
+        trusted=arguments.trusted,
+    ) as classifier:
         predictions = classifier(list(arguments.images), invert=arguments.invert, fit=arguments.fit, errors="coerce")
     has_angle = classifier.bundle.rotation != "none"
     rows = predictions.to_dicts()
@@ -84,7 +91,13 @@ def verify(arguments: argparse.Namespace) -> int:
     from vae_edge.runtime import verification
 
     out = check_folder(arguments.out) if arguments.out else Path(arguments.bundle)
-    verified = verification.verify_in_subprocess(arguments.bundle, arguments.backend, arguments.threads)
+    verified = verification.verify_in_subprocess(
+        arguments.bundle,
+        arguments.backend,
+        arguments.threads,
+        device=arguments.device,
+        trusted=arguments.trusted,
+    )
     result = verified.to_json()
     emit(result, arguments.json, lambda: _verification_lines(result))
     try:
@@ -124,6 +137,8 @@ def bench(arguments: argparse.Namespace) -> None:
             batches=tuple(arguments.batch or (1, 8, 64)),
             threads=arguments.threads,
             seconds=arguments.seconds,
+            device=arguments.device,
+            trusted=arguments.trusted,
             progress=progress,
         )
     if arguments.out:

@@ -181,8 +181,25 @@ def _form(parser: argparse.ArgumentParser) -> None:
 
 
 def _backend(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--backend", default="auto", help="openvino, onnxruntime or auto (default)")
+    parser.add_argument(
+        "--backend",
+        default="auto",
+        help="onnxruntime, openvino, tensorrt, tensorrt_rtx, native, onnxruntime-cuda, onnxruntime-tensorrt, or auto "
+        "(default): the fastest of those that are here and right",
+    )
     parser.add_argument("--precision", default="auto", help="fp32, fp16, int8 or auto (default)")
+    _gpu(parser)
+
+
+def _gpu(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device", type=whole, default=0, metavar="N", help="number of the GPU, for backends that use one (default: 0)"
+    )
+    parser.add_argument(
+        "--trusted",
+        action="store_true",
+        help="load engines that carry code for the processor (version-compatible ones): of bundles that you trust",
+    )
 
 
 def _list(parser: argparse.ArgumentParser, option: str, metavar: str, text: str) -> None:
@@ -493,6 +510,7 @@ def _verify(commands: Commands) -> None:
     parser = _add(commands, "verify", "device")
     parser.add_argument("bundle", metavar="BUNDLE")
     _some(parser, "backend")
+    _gpu(parser)
     parser.add_argument("--threads", type=positive, default=1, metavar="N", help="processor threads (default: 1)")
     parser.add_argument(
         "--out", metavar="FOLDER", help="where verification.json and verification.md are written (default: the bundle)"
@@ -505,6 +523,7 @@ def _bench(commands: Commands) -> None:
     parser.add_argument("bundle", metavar="BUNDLE")
     _some(parser, "backend")
     _some(parser, "precision")
+    _gpu(parser)
     parser.add_argument(
         "--batch", action="extend", type=listed(positive), metavar="N,N", help="images a call (default: 1,8,64)"
     )

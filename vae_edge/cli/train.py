@@ -135,6 +135,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
             backend=arguments.backend,
             precision=arguments.precision,
             threads=arguments.threads,
+            device=arguments.device,
+            trusted=arguments.trusted,
             seed=arguments.seed,
             strict=arguments.strict,
             progress=progress,
