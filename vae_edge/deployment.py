@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vae_edge.engine.builder import Notice, Progress
     from vae_edge.engine.devices import TargetDevice, Targets
     from vae_edge.engine.tensorrt import BuildConfig
+    from vae_edge.exporting.network_file import BundleNetwork
     from vae_edge.kit.description import HeldOut
     from vae_edge.kit.result import AddedResult
     from vae_edge.kit.write import Kit
@@ -50,12 +51,12 @@ def build_engine(
     notice: Notice | None = None,
     timeout_s: float | None = None,
     **options: Any,
-) -> BundleEngine:
-    """Build a TensorRT engine from a bundle's ONNX file, in a process of its own, and add it to the bundle.
+) -> BundleEngine | BundleNetwork:
+    """Build a TensorRT engine, or a network file, from a bundle's ONNX file, and add it to the bundle.
 
     Args:
         bundle: the bundle's folder.
-        config: precision, (min, opt, max) batch, targets, ... (`vae_edge.BuildConfig`).
+        config: kind, precision, (min, opt, max) batch, targets, ... (`vae_edge.BuildConfig`).
         mark_outputs: make the tensors inside that the probes know outputs too, or those of these names.
         progress: called with (phase, step, steps).
         notice: called with lines for the user before the build is over: which layers a DLA would take.
@@ -71,6 +72,10 @@ def build_engine(
 
     check_folder(bundle)
     chosen = _config(config, options)
+    if chosen.kind == "native":
+        from vae_edge.exporting.network_file import build_bundle_network
+
+        return build_bundle_network(bundle, chosen.targets, chosen.precision, progress=progress)
     if mark_outputs is True:
         names = inner_tensor_names(load_bundle(bundle), chosen.role, chosen.precision)
         chosen = dataclasses.replace(chosen, mark_outputs=names)
@@ -119,12 +124,12 @@ def plan_build(targets: Targets, kind: str = "auto", device: int = 0) -> BuildPl
 
     Args:
         targets: what was named.
-        kind: of TensorRT; TensorRT-RTX builds nothing on the device.
+        kind: of TensorRT, of which TensorRT-RTX builds nothing on the device; or "native", which is always built here.
         device: number of this machine's GPU, for which full TensorRT builds here.
     """
     from vae_edge.engine import gpus
 
-    if kind == "tensorrt_rtx":
+    if kind in ("tensorrt_rtx", "native"):
         return BuildPlan(targets.architectures, ())
     gpu = gpus.probe().device(device)
     local = "" if gpu is None else gpu.target

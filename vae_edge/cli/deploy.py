@@ -16,6 +16,7 @@ from vae_edge.errors import BundleError, ConfigError
 if TYPE_CHECKING:
     from vae_edge.deployment import BuildPlan
     from vae_edge.engine.build import BundleEngine
+    from vae_edge.exporting.network_file import BundleNetwork
     from vae_edge.kit.result import AddedResult
     from vae_edge.kit.write import Kit
 
@@ -81,7 +82,7 @@ def build(arguments: argparse.Namespace) -> None:
     from vae_edge.kit.write import kit_device
 
     options = build_options(arguments)
-    precisions = list(dict.fromkeys(arguments.precision or ["fp32"]))
+    precisions = list(dict.fromkeys(arguments.precision or [_default_precision(arguments)]))
     targets = find_targets(arguments.target or ())
     plan = deployment.plan_build(targets, arguments.kind, arguments.device)
     if arguments.kit is not None and not plan.on_device:
@@ -130,17 +131,28 @@ def _check_kit_options(arguments: argparse.Namespace, plan: BuildPlan) -> None:
         raise ConfigError(f"--kit {arguments.kit}: a kit is for one device, but {names} were named; name one of them")
 
 
+def _default_precision(arguments: argparse.Namespace) -> str:
+    if arguments.kind != "native":
+        return "fp32"
+    from vae_edge.bundle import load_bundle
+    from vae_edge.exporting.network_file import default_precision
+
+    return default_precision(load_bundle(arguments.bundle))
+
+
 def build_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of a build, by the names of a `BuildConfig`; those that were not given are left out.
 
     Raises:
-        ConfigError: `--batch` has neither one nor three numbers.
+        ConfigError: `--batch` has neither one nor three numbers, or is given for a network file, which takes any batch.
     """
     batch = tuple(arguments.batch or ())
     if len(batch) not in (0, 1, 3):
         raise ConfigError(
             f"--batch {','.join(map(str, batch))}: expected three whole numbers such as 1,8,64 (min, opt, max), or one"
         )
+    if arguments.kind == "native" and (batch or arguments.workspace):
+        raise ConfigError("--kind native takes neither --batch nor --workspace: a network file runs any batch.")
     if not batch and arguments.dla is not None:
         batch = (1,)
     options = {
@@ -158,8 +170,11 @@ def build_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _build_lines(engines: Sequence[BundleEngine], kits: Sequence[Kit]) -> Iterator[str]:
+def _build_lines(engines: Sequence[BundleEngine | BundleNetwork], kits: Sequence[Kit]) -> Iterator[str]:
     for result in engines:
+        if not hasattr(result, "build"):
+            yield from _network_lines(result.to_json())
+            continue
         yield result.build.summary()
         dla = [] if result.build.dla is None else result.build.dla.sentences()
         yield from (f"  {line}" for line in (*result.build.reasons, *dla, *result.build.warnings))
@@ -170,6 +185,17 @@ def _build_lines(engines: Sequence[BundleEngine], kits: Sequence[Kit]) -> Iterat
         yield "  TensorRT builds for this device only on the device itself"
         unpack = "" if kit.path.is_dir() else f" and unpack it (tar xzf {kit.path.name})"
         yield f"next: copy it there{unpack}, and run `sh build.sh` in its folder"
+
+
+def _network_lines(network: Mapping[str, Any]) -> Iterator[str]:
+    yield network["summary"]
+    yield "  differences from the exact answers to the probe images, in the mean and at most (allowed):"
+    for name, apart in network["differences"].items():
+        yield (
+            f"  {name}: {apart['mean']:.2g} and {apart['largest']:.2g} "
+            f"({apart['allowed_mean']:.2g} and {apart['allowed_largest']:.2g})"
+        )
+    yield f"in the bundle: {network['bundle']}/{network['file']}"
 
 
 def devices(arguments: argparse.Namespace) -> None:
@@ -214,13 +240,19 @@ def inspect(arguments: argparse.Namespace) -> None:
     """`vae-edge inspect`."""
     path = Path(arguments.path)
     if not path.exists():
-        raise BundleError(f"{path} is not there: expected a training run, a bundle, an ONNX file or an engine")
+        raise BundleError(
+            f"{path} is not there: expected a training run, a bundle, an ONNX file, an engine or a network file"
+        )
     if (path / "manifest.json").exists():
         result = _inspect_bundle(path)
     elif path.is_dir():
         result = _inspect_run(path)
     elif path.suffix == ".onnx":
         result = _inspect_onnx(path)
+    elif path.suffix == ".ve":
+        from vae_edge.engine.network_file import read_network_file
+
+        result = {"kind": "network file", **read_network_file(path).to_json()}
     else:
         from vae_edge.engine.inspection import inspect_engine
 
@@ -244,6 +276,7 @@ def _tree(value: Any, indent: int = 0) -> Iterator[str]:
 
 def _inspect_bundle(path: Path) -> dict[str, Any]:
     from vae_edge.bundle import load_bundle
+    from vae_edge.engine.network_file import read_network_file
     from vae_edge.probes import load as load_probes
     from vae_edge.runtime.backends import read_model
 
@@ -252,7 +285,9 @@ def _inspect_bundle(path: Path) -> dict[str, Any]:
         read_model(bundle.file(entry), entry)
     if bundle.probes is not None:
         load_probes(bundle.file(bundle.probes))
-    return {"kind": "bundle", "path": str(path), "verified": True, **dict(bundle.manifest)}
+    networks = [read_network_file(bundle.file(entry)).to_json() for entry in bundle.select(format="native")]
+    found = {"kind": "bundle", "path": str(path), "verified": True, **dict(bundle.manifest)}
+    return {**found, "network_files": networks} if networks else found
 
 
 def _inspect_run(path: Path) -> dict[str, Any]:

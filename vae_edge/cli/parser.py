@@ -41,10 +41,10 @@ SUMMARIES = {
     "compare": "train baselines on the same images, and compare them with ours",
     "export": "write a bundle with the fp32 model of a training run",
     "quantize": "add fp16 or int8 models to a bundle",
-    "build": "build TensorRT engines for named devices, or a kit that builds them there",
+    "build": "build TensorRT engines or network files for named devices, or a kit",
     "kit": "add what a kit built and measured on a device to its bundle",
     "devices": "list the devices that `vae-edge build --target` knows",
-    "inspect": "show what a run, a bundle, an ONNX file or an engine holds",
+    "inspect": "show what a run, a bundle, an ONNX file, an engine or a network file holds",
     "kernels": "compile the GPU kernels, and check what the compiler made of them",
     "predict": "classify image files",
     "verify": "check each backend's answers on this machine",
@@ -66,6 +66,7 @@ EXAMPLES = {
     "export": ("vae-edge export runs/digits --out digits.bundle",),
     "quantize": ("vae-edge quantize digits.bundle --precision int8 --data digits",),
     "build": (
+        "vae-edge build digits.bundle --kind native --target orin",
         "vae-edge build digits.bundle --precision int8 --target rtx-4090",
         "vae-edge build digits.bundle --precision int8 --target orin-nano --data digits",
     ),
@@ -410,7 +411,7 @@ def _build(commands: Commands) -> None:
         action="extend",
         type=listed(precision),
         metavar="A,B",
-        help="which models to build from: fp32 (default), fp16, int8 or fp8",
+        help="which models to build from: fp32 (default), fp16, int8 or fp8; a network file is int8 or fp16",
     )
     _list(
         parser,
@@ -419,7 +420,12 @@ def _build(commands: Commands) -> None:
         "devices such as orin-nano or rtx-4090 (`vae-edge devices` lists them), architectures such as sm_86, or this "
         "(default: this machine's GPU). RTX cards are built for here; a device that must build itself gets a kit",
     )
-    parser.add_argument("--kind", default="auto", choices=("auto", "tensorrt", "tensorrt_rtx"), help="which TensorRT")
+    parser.add_argument(
+        "--kind",
+        default="auto",
+        choices=("auto", "tensorrt", "tensorrt_rtx", "native"),
+        help="which TensorRT, or native: a network file, which any machine can make for any GPU",
+    )
     parser.add_argument(
         "--batch",
         action="extend",

@@ -166,6 +166,8 @@ def build_engine(
     if not path.is_file():
         raise EngineError(f"There is no ONNX file at {path}: make one with `vae-edge export`.")
 
+    if config.kind == "native":
+        raise EngineError("A network file is made from a bundle: `vae-edge build BUNDLE --kind native --target orin`.")
     driver = gpus.probe()
     kind, targets = select_tensorrt(config, driver)
     config = dataclasses.replace(config, kind=kind, targets=targets if kind == "tensorrt_rtx" else config.targets)

@@ -45,7 +45,8 @@ class BuildConfig:
         batch: (min, opt, max) of the optimization profile.
         targets: architectures such as "sm_86", or devices such as "rtx-4090"; kept as architectures. Empty for this
             machine's GPU.
-        kind: "tensorrt", "tensorrt_rtx", or "auto" for the one that fits.
+        kind: "tensorrt", "tensorrt_rtx", or "auto" for the one that fits; "native" is a network file of the native
+            library (`vae_edge.exporting.network_file`), which takes precision and targets alone.
         workspace_bytes: scratch memory on the device that a kernel may take.
         optimization_level: 0 to 5; None leaves it to TensorRT, whose default is 3.
         tf32: whether fp32 matrix products may round their inputs to 10 bits of mantissa. None: not in an engine of an
@@ -92,7 +93,8 @@ class BuildConfig:
             object.__setattr__(self, "timing_cache", os.fspath(self.timing_cache))
         if self.role not in ROLES:
             raise EngineError(f"The role {self.role!r} is unknown: it is {' or '.join(ROLES)}.")
-        _check_kind(self.kind)
+        if self.kind != "native":
+            _check_kind(self.kind)
         self._check_builder_options()
         self._check_batch()
 

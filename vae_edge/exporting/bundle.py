@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -332,14 +333,19 @@ def _write_probes(
         write_probes(path, choose_probes(fp32, images), models)
 
 
-def load_onnx(path: Path) -> onnx.ModelProto:
+def load_onnx(path: Path, digest: str = "") -> onnx.ModelProto:
     """Read an ONNX file, without data outside it.
 
+    Args:
+        digest: the SHA-256 that its bytes must have; empty for any.
+
     Raises:
-        BundleError: it is not a regular file, too large, damaged, or refused by `vae_edge.onnx_graph`.
+        BundleError: it is not a regular file, too large, damaged, another one, or refused by `vae_edge.onnx_graph`.
     """
     try:
         content = read_bytes(path, MAX_MODEL_BYTES)
+        if digest and hashlib.sha256(content).hexdigest() != digest:
+            raise BundleError(f"{path} was changed while it was read: run the command again.")
         read_graph(content, str(path))
         return onnx.load_model_from_string(content)
     except (OSError, ValueError) as error:

@@ -424,7 +424,7 @@ def read_qdq_layers(model: onnx.ModelProto) -> QuantizedNetwork:
         bias = constant(node.input[2]) if len(node.input) > 2 else np.zeros(weight.shape[0], np.float32)
         scale = np.broadcast_to(constant(weight_node.input[1]), weight.shape[:1])  # one for the tensor, or by channel
         name = node.input[1].removeprefix(PREFIX).removesuffix(SUFFIX)
-        layers[current_name(name)] = LayerParams(
+        layers[current_name(f"{name}.").removesuffix(".")] = LayerParams(
             torch.tensor(weight), torch.tensor(bias), torch.tensor(scale.copy()), float(constant(input_node.input[1]))
         )
     if not layers:

@@ -9,7 +9,7 @@ the other on the same packed weights.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -78,6 +78,7 @@ class FusedModel(nn.Module):
         classes: Sequence[str],
         threshold: float,
         architectures: Sequence[int] = (87,),
+        progress: Callable[[str], None] | None = None,
     ) -> None:
         """Write the network file that the native library opens; see `vae_edge_kernels.aot.network_file`.
 
@@ -88,6 +89,7 @@ class FusedModel(nn.Module):
             classes: names of the classes.
             threshold: a score up to it is accepted.
             architectures: GPUs to compile for; 87 is Jetson Orin.
+            progress: called with a line when an architecture is done.
 
         Raises:
             KernelError: the names do not fit, or the network does not compile for an architecture.
@@ -103,6 +105,7 @@ class FusedModel(nn.Module):
                 threshold=threshold,
                 architectures=architectures,
                 ctas_per_image=self.ctas_per_image,
+                progress=progress,
             )
 
 

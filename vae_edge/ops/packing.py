@@ -54,6 +54,29 @@ class QuantizedNetwork:
 
 
 @dataclass(frozen=True)
+class NetworkConstants:
+    """What a network computes with beside its layers: buffers of its anomaly score (`vae_edge.model.AnomalyScore`).
+
+    Attributes:
+        projection, offset, max_expected_error, nearest, nearest_offset, cluster_offset, cluster_whitening: as there.
+        weights: factor of each term of the score, float32 [M]; without the reconstruction term in the fast mode.
+        subtracted: what is subtracted from the weighted sum.
+        temperature: divides the logits before the softmax of the probabilities.
+    """
+
+    projection: Tensor
+    offset: Tensor
+    max_expected_error: Tensor
+    nearest: Tensor
+    nearest_offset: Tensor
+    cluster_offset: Tensor
+    cluster_whitening: Tensor
+    weights: Tensor
+    subtracted: float
+    temperature: float
+
+
+@dataclass(frozen=True)
 class PackedNetwork:
     """A layout and the three buffers that it describes; see `vae_edge_kernels.layout`."""
 
@@ -89,7 +112,20 @@ def _fold(layer: LayerParams, norm: nn.BatchNorm2d) -> LayerParams:
 
 def network_layout(model: Any, score: ScoreMode = "full", int8: bool = False) -> NetworkLayout:
     """The layout of an angle VAE in a score mode."""
-    config, decoder = model.config, model.decoder
+    decoder = model.decoder
+    return config_layout(
+        model.config,
+        components=model.score.components,
+        clusters=len(model.score.cluster_whitening),
+        decoder=None if score == "fast" else (decoder.grid, decoder.width, decoder.last.in_channels, decoder.block),
+        int8=int8,
+    )
+
+
+def config_layout(
+    config: Any, *, components: int, clusters: int, decoder: tuple[int, int, int, int] | None, int8: bool
+) -> NetworkLayout:
+    """The layout of a network whose shape a `vae_edge.model.ModelConfig` says; other arguments as `make_layout`."""
     return make_layout(
         sides=config.resolutions(),
         channels=config.channels,
@@ -101,9 +137,9 @@ def network_layout(model: Any, score: ScoreMode = "full", int8: bool = False) ->
         circular_mask=config.circular_mask and config.orientation,
         orientation_widths=config.orientation_widths,
         widths=config.widths,
-        components=model.score.components,
-        clusters=len(model.score.cluster_whitening),
-        decoder=None if score == "fast" else (decoder.grid, decoder.width, decoder.last.in_channels, decoder.block),
+        components=components,
+        clusters=clusters,
+        decoder=decoder,
         int8=int8,
     )
 
@@ -121,23 +157,57 @@ def pack(model: Any, quantized: QuantizedNetwork | None = None, score: ScoreMode
     """
     int8 = quantized is not None
     layers = fold_batchnorm(model) if quantized is None else quantized.layers
-    packer = _Packer(network_layout(model, score, int8), layers, int8)
+    return pack_layers(
+        network_layout(model, score, int8), layers, _constants(model, quantized or QuantizedNetwork({}), score)
+    )
+
+
+def pack_layers(layout: NetworkLayout, layers: Mapping[str, LayerParams], constants: NetworkConstants) -> PackedNetwork:
+    """Layers and constants in the order of a layout.
+
+    Raises:
+        KernelError: a layer is missing, or a scale is not above 0.
+    """
+    packer = _Packer(layout, layers)
     packer.backbones()
-    packer.heads(model)
-    if score == "full":
+    packer.heads(constants)
+    if not layout.score.fast:
         packer.decoder()
-    packer.score(model, quantized or QuantizedNetwork({}))
-    return PackedNetwork(packer.layout, packer.weights, packer.params, packer.whitening(model))
+    packer.score(constants)
+    stored = constants.cluster_whitening
+    whitening = F.pad(stored, (0, padded(stored.shape[2]) - stored.shape[2])).contiguous()
+    return PackedNetwork(layout, packer.weights, packer.params, whitening)
+
+
+def _constants(model: Any, quantized: QuantizedNetwork, mode: ScoreMode) -> NetworkConstants:
+    """The constants of an angle VAE; offsets that the int8 file has of its own are taken from there."""
+    score = model.score
+    weights, subtracted = (given.detach().cpu() for given in score.coefficients())
+    if mode == "fast":  # no reconstruction term
+        weights, subtracted = weights[1:], subtracted[1:]
+    offset, nearest_offset = quantized.offset, quantized.nearest_offset
+    return NetworkConstants(
+        projection=score.projection.detach().cpu().float(),
+        offset=score.offset.cpu() if offset is None else offset,
+        max_expected_error=score.max_expected_error.cpu(),
+        nearest=score.nearest.cpu(),
+        nearest_offset=score.nearest_offset.cpu() if nearest_offset is None else nearest_offset,
+        cluster_offset=score.cluster_offset.cpu(),
+        cluster_whitening=score.cluster_whitening.detach().cpu(),
+        weights=weights,
+        subtracted=float(subtracted.sum()),
+        temperature=float(model.temperature),
+    )
 
 
 class _Packer:
     """Fills the buffers of a layout."""
 
-    def __init__(self, layout: NetworkLayout, layers: Mapping[str, LayerParams], int8: bool) -> None:
+    def __init__(self, layout: NetworkLayout, layers: Mapping[str, LayerParams]) -> None:
         self.layout = layout
         self.layers = layers
-        self.int8 = int8
-        self.weights = torch.zeros(layout.weights_size, dtype=torch.int8 if int8 else torch.float16)
+        self.int8 = layout.int8
+        self.weights = torch.zeros(layout.weights_size, dtype=torch.int8 if layout.int8 else torch.float16)
         self.params = torch.zeros(layout.params_size)
 
     def named(self, name: str) -> LayerParams:
@@ -208,12 +278,13 @@ class _Packer:
                 self.write(input_scale, inverse_and_scale(_input_scale(self.named(names[0]))))
             first += count
 
-    def heads(self, model: Any) -> None:
+    def heads(self, constants: NetworkConstants) -> None:
         """The fully connected layers of both heads.
 
         PyTorch flattens the last feature maps as [C, h, w]; the kernels have them as [h, w, C].
         """
-        layout, side = self.layout, model.config.resolutions()[-1]
+        layout = self.layout
+        side = layout.layers[layout.orientation_layers + layout.encoder_layers - 1].out_side
         for index, names in ((Fc.ORIENTATION, ["orientation.classifier", "orientation.angle_bins"]), (Fc.MU, ["mu"])):
             layer = layout.linears[index]
             if layer is not None:
@@ -224,7 +295,7 @@ class _Packer:
             assert layer is not None
             self.linear(layer, [self.named(name)])
 
-        self.write(layout.inverse_temperature, 1.0 / float(model.temperature))
+        self.write(layout.inverse_temperature, 1.0 / constants.temperature)
         if layout.bins:
             centres = torch.arange(layout.bins) * (2 * math.pi / layout.bins)
             self.write(layout.bin_axes, torch.cat([centres.cos(), centres.sin()]))
@@ -243,10 +314,9 @@ class _Packer:
         self.conv(middle, "decoder.middle.0", self.input_scale_of("decoder.last"))
         self.conv(last, "decoder.last", 1.0)
 
-    def score(self, model: Any, quantized: QuantizedNetwork) -> None:
+    def score(self, constants: NetworkConstants) -> None:
         """The constants of the anomaly score."""
-        layout, score = self.layout.score, model.score
-        rows = score.projection.detach().cpu().float()
+        layout, rows = self.layout.score, constants.projection
         sizes = (
             self.layout.orientation_feature_channels,
             self.layout.feature_channels,
@@ -257,23 +327,15 @@ class _Packer:
         for offset, part in zip(offsets, rows[: sum(sizes)].split(sizes), strict=True):
             self.write_rows(offset, part)
 
-        offset_vector, nearest_offset = quantized.offset, quantized.nearest_offset
-        self.write(layout.offset, score.offset.cpu() if offset_vector is None else offset_vector)
-        self.write(layout.max_expected_error, score.max_expected_error.cpu())
-        self.write_rows(layout.nearest, score.nearest.cpu())
-        self.write(layout.nearest_offset, score.nearest_offset.cpu() if nearest_offset is None else nearest_offset)
-        self.write_rows(layout.cluster_offset, score.cluster_offset.cpu()[:, 0])
+        self.write(layout.offset, constants.offset)
+        self.write(layout.max_expected_error, constants.max_expected_error)
+        self.write_rows(layout.nearest, constants.nearest)
+        self.write(layout.nearest_offset, constants.nearest_offset)
+        self.write_rows(layout.cluster_offset, constants.cluster_offset[:, 0])
 
-        weights, constants = (given.detach().cpu() for given in score.coefficients())
-        if layout.fast:  # no reconstruction term
-            weights, constants = (F.pad(given[1:], (1, 0)) for given in (weights, constants))
+        weights = F.pad(constants.weights, (1, 0)) if layout.fast else constants.weights
         self.write(layout.terms, F.pad(weights, (0, TERMS - len(weights))))
-        self.write(layout.terms + TERMS, float(constants.sum()))
-
-    def whitening(self, model: Any) -> Tensor:
-        """The clusters' whitening matrices, float16 [clusters, components, padded(components)]."""
-        stored = model.score.cluster_whitening.detach().cpu()
-        return F.pad(stored, (0, padded(stored.shape[2]) - stored.shape[2])).contiguous()
+        self.write(layout.terms + TERMS, constants.subtracted)
 
 
 def inverse_and_scale(scale: float) -> Tensor:

@@ -27,7 +27,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ def write_network(
     threshold: float,
     architectures: Sequence[int] = ORIN,
     ctas_per_image: int = 1,
+    progress: Callable[[str], None] | None = None,
 ) -> None:
     """Compile a network for some GPUs and write its file.
 
@@ -69,6 +70,7 @@ def write_network(
         architectures: 87 is Jetson Orin; see `vae_edge_kernels.aot.ARCHITECTURES`.
         ctas_per_image: above 1 (a power of two, at most 32), the file also has machine code with so many CTAs an image.
             It is used while batch · ctas_per_image is at most the number of multiprocessors.
+        progress: called with a line when an architecture is done.
 
     Raises:
         KernelError: names do not fit the network, a number is not finite or beyond what such a file may have, or the
@@ -86,7 +88,7 @@ def write_network(
     with tempfile.TemporaryDirectory(prefix="vae-edge-network-") as folder:
         pattern = "network*" if ctas_per_image > 1 else "network"
         manifest = aot.compile_all(
-            folder, architectures, network=to_json(net), only=pattern, ctas_per_image=ctas_per_image
+            folder, architectures, network=to_json(net), only=pattern, ctas_per_image=ctas_per_image, progress=progress
         )
         for kernel in manifest["kernels"]:
             single = kernel["name"] == "network"
