@@ -20,7 +20,7 @@ OLDEST := $(VENV)-oldest-triton
 PYTEST := -m pytest --numprocesses $(WORKERS) --dist loadfile
 KERNEL_TESTS := tests/kernels/test_aot.py tests/kernels/test_cases.py tests/ops/test_conv.py
 
-.PHONY: quickstart test test-fast test-oldest-triton test-avx2 lint format native install clean
+.PHONY: quickstart test test-fast test-oldest-triton test-avx2 lint format native wheels install clean
 
 quickstart: install
 	$(BIN)/vae-edge quickstart
@@ -56,6 +56,10 @@ native: install
 	cmake -S . -B build -DPython3_EXECUTABLE=$(abspath $(BIN)/python)
 	cmake --build build
 	cd build && ctest --output-on-failure
+
+# dist/: a pure wheel, and one for each processor with the native library in it. Needs gcc-aarch64-linux-gnu.
+wheels: install
+	packaging/make_wheels.sh $(BIN)/python dist
 
 install: $(STAMP)
 

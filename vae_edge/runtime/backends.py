@@ -175,7 +175,7 @@ def installed_backends(gpu: bool | None = None) -> tuple[str, ...]:
 
 def _is_there(spec: BackendSpec) -> bool:
     if not spec.packages:
-        from vae_edge.runtime.native import has_library
+        from vae_edge.runtime.native_library import has_library
 
         return has_library()
     package = next((name for name in spec.packages if is_installed(name)), None)
@@ -189,7 +189,7 @@ def backend_version(name: str) -> str:
     """The version of an installed backend's package."""
     spec = SPECS[name]
     if not spec.packages:
-        from vae_edge.runtime.native import library_version
+        from vae_edge.runtime.native_library import library_version
 
         return library_version()
     package = next((package for package in spec.packages if is_installed(package)), spec.packages[0])
@@ -216,6 +216,11 @@ def check_installed(name: str) -> None:
         return
     if name == "tensorrt":
         raise BackendError(f"The backend {name!r} is not installed (installed: {there}). {install_hint('tensorrt')}")
+    if name == "native":
+        raise BackendError(
+            f"The backend {name!r} has no library here (installed: {there}): install the wheel for this machine, which "
+            "has it (`make wheels` writes it), or build it with `make native` and name it in $VAE_EDGE_NATIVE."
+        )
     raise BackendError(f"The backend {name!r} is not installed (installed: {there}): run `{spec.install}`.")
 
 
@@ -251,6 +256,8 @@ def open_model(bundle: Bundle, backend: str, entry: ModelEntry, options: LoadOpt
     session = _open_file(backend, file, entry, options)
     try:
         check_tensors(session, bundle, entry, file)
+        if hasattr(session, "check_bundle"):  # a file that says more of its bundle than its tensors do
+            session.check_bundle(bundle, entry)
     except BundleError:
         session.close()
         raise
