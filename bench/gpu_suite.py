@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import datetime
+import os
 import platform
 import re
 import shutil
@@ -35,11 +36,14 @@ from benchmark_case import PRESETS
 from torch import Tensor
 
 import kernels
+from vae_edge.bundle import ModelEntry
 from vae_edge.errors import KernelError
 from vae_edge.files import write_json
 from vae_edge.ops.network import forward_layerwise, fuse
 from vae_edge.ops.reparameterize import reparameterize
-from vae_edge.runtime.native import NativeNetwork
+from vae_edge.runtime.backends import LoadOptions
+from vae_edge.runtime.native import NativeBackend
+from vae_edge.runtime.native_library import VARIABLE
 
 RESULTS = Path(__file__).parent / "results"
 TESTS = Path(__file__).parents[1] / "tests" / "kernels" / "test_cases.py"
@@ -159,23 +163,27 @@ def check_network(path: str, name: str, int8: bool, ctas_per_image: int) -> dict
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.ve"
         fused.save(file, [str(number) for number in range(fused.layout.classes)], 1.0, [10 * major + minor])
-        with NativeNetwork(file, library=path) as network:
+        os.environ[VARIABLE] = path
+        network = NativeBackend(file, ModelEntry("classifier", "int8" if int8 else "fp16", "native"), LoadOptions())
+        try:
             expected = forward_layerwise(
                 fused.layout, torch.from_numpy(images[:64]), fused.weights, fused.params, fused.whitening
             )
             apart = 0.0
             for batch in (1, 2, 16, 17, 64):  # several CTAs an image and one, out of a graph and not
-                answers = network.classify(images[:batch])
+                probabilities, _, found, *_ = network.infer(images[:batch])
                 scores = expected[2].numpy()[:batch]
                 errors = (
-                    np.abs(answers.probabilities - expected[0].numpy()[:batch]).max(),
-                    (np.abs(answers.scores - scores) / (1 + np.abs(scores))).max(),
+                    np.abs(probabilities - expected[0].numpy()[:batch]).max(),
+                    (np.abs(found - scores) / (1 + np.abs(scores))).max(),
                 )
                 apart = max(apart, *map(float, errors))
                 if not all(error <= 2e-2 for error in errors):
                     raise KernelError(f"native network {name}, {batch} images: off by {errors}")
             for batch in (1, 32, 256):
-                times[f"batch_{batch}_us"] = call_us(lambda n=batch: network.classify(images[:n]))
+                times[f"batch_{batch}_us"] = call_us(lambda n=batch: network.infer(images[:n]))
+        finally:
+            network.close()
     return {"network": name, "int8": int8, "ctas_per_image": ctas_per_image, "largest_error": apart, **times}
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 from engines import CAPABILITY
+from native_double import NativeBuild, build_native
 from small_models import make_bundle
 
 from vae_edge.bundle import Bundle
@@ -38,3 +40,26 @@ def gpu(cuda: Any, use_tensorrt: Callable[[str], Any], monkeypatch: pytest.Monke
         return double
 
     return do
+
+
+@pytest.fixture(scope="session")
+def native(tmp_path_factory: pytest.TempPathFactory) -> NativeBuild:
+    """The native library and doubles of the driver."""
+    built = build_native(tmp_path_factory.mktemp("native"))
+    if built is None:
+        pytest.skip("needs CMake and a C compiler")
+    return built
+
+
+@pytest.fixture(scope="session")
+def native_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small trained network's bundle with network files for an Orin, in int8 and fp16. No test changes it."""
+    pytest.importorskip("triton")
+    pytest.importorskip("torch")
+    from vae_edge.exporting.network_file import build_bundle_network
+
+    folder = tmp_path_factory.mktemp("native") / "bundle"
+    shutil.copytree(Path(__file__).parents[1] / "fixtures/schema1/bundle", folder)
+    for precision in ("int8", "fp16"):
+        build_bundle_network(folder, ["orin"], precision)
+    return folder

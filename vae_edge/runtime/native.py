@@ -258,8 +258,10 @@ class _Handles:
                 if isinstance(error, _OutOfMemory) and not alone:
                     self._limit = self._count
                 self._changed.notify()
-            if alone or not isinstance(error, _OutOfMemory):
+            if not isinstance(error, _OutOfMemory):
                 raise
+            if alone:
+                raise BackendError(str(error)) from error
             log.info("the GPU has no memory for one more handle: calls share %d (%s)", self._limit, error)
         return self.take()
 

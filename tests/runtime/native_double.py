@@ -1,0 +1,184 @@
+"""The native library over a double of the driver, and kernels that compute in place of a GPU.
+
+`build_native` builds both. A process that has the double on the loader's path calls `run_with(kernel)`: from then on
+each launch calls the kernel with the launch's arguments, in which pointers to the double's device memory can be
+followed. So what `reference_kernel` answers comes of the weights that were uploaded, by the operators' CPU references.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parents[2]
+DOUBLE = ROOT / "kernels/native/tests/fake_driver.c"
+TARGET = "87"
+IMAGE, WEIGHTS, PARAMS, WHITENING, OUTPUTS = 0, 1, 2, 3, 7  # arguments of the kernel
+
+
+@dataclass(frozen=True)
+class NativeBuild:
+    """The library, and folders with drivers: the double, one that is too old, and a file that is no library."""
+
+    library: Path
+    driver: Path
+    old_driver: Path
+    broken_driver: Path
+
+    def run(self, code: str, driver: Path | None = None, **more: str) -> subprocess.CompletedProcess[str]:
+        """Python code in a process of its own, with one of the drivers."""
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            env=self.environment(driver, **more),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=500,
+        )
+
+    def environment(self, driver: Path | None = None, **more: str) -> dict[str, str]:
+        """The environment of a process that has the library and one of the drivers; the double is an Orin."""
+        paths = [str(driver or self.driver), os.environ.get("LD_LIBRARY_PATH", "")]
+        python = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+        return {
+            **os.environ,
+            "LD_LIBRARY_PATH": os.pathsep.join(filter(None, paths)),
+            "PYTHONPATH": os.pathsep.join(filter(None, python)),
+            "VAE_EDGE_NATIVE": str(self.library),
+            "OMP_NUM_THREADS": "1",
+            "FAKE_CC": TARGET,
+            **more,
+        }
+
+
+def build_native(folder: Path) -> NativeBuild | None:
+    """The library without kernels of its own, and the drivers; None where there is no CMake or C compiler."""
+    if shutil.which("cmake") is None or shutil.which("cc") is None:
+        return None
+    configure = ["cmake", "-S", ROOT, "-B", folder / "build", "-DVAE_EDGE_KERNELS=OFF", "-DVAE_EDGE_WERROR=ON"]
+    subprocess.run(configure, check=True, capture_output=True)
+    subprocess.run(["cmake", "--build", folder / "build"], check=True, capture_output=True)
+    built = NativeBuild(
+        folder / "build/lib/libvae_edge_kernels.so", folder / "driver", folder / "old_driver", folder / "broken_driver"
+    )
+    for path, options in ((built.driver, []), (built.old_driver, ["-DFAKE_OLD_DRIVER", "-w"])):
+        path.mkdir()
+        command = ["cc", "-std=gnu11", "-O1", "-fPIC", "-shared", *options, DOUBLE, "-o", path / "libcuda.so.1"]
+        subprocess.run(command, check=True, capture_output=True)
+    built.broken_driver.mkdir()
+    (built.broken_driver / "libcuda.so.1").write_text("This is not a shared library.\n")
+    return built
+
+
+# ---- In the process that has the double -----------------------------------------------------------------------------
+
+
+class Launch(ctypes.Structure):
+    """fake_launch of fake_driver.h."""
+
+    _fields_ = (
+        ("entry", ctypes.c_char * 64),
+        ("architecture", ctypes.c_int),
+        ("image", ctypes.c_void_p),
+        ("device", ctypes.c_int),
+        ("cooperative", ctypes.c_int),
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared_bytes", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("parameter_count", ctypes.c_int),
+        ("sizes", ctypes.c_int * 40),
+        ("values", ctypes.c_uint64 * 40),
+    )
+
+
+Kernel = Callable[[Launch], None]
+_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.POINTER(Launch))
+_kept: list[Any] = []
+
+
+def double() -> ctypes.CDLL:
+    """The driver's double in this process."""
+    return ctypes.CDLL("libcuda.so.1")
+
+
+def run_with(kernel: Kernel) -> None:
+    """Have each launch call a kernel."""
+    _kept.append(_FUNCTION(lambda launch: kernel(launch.contents)))
+    double().fake_run_with(_kept[-1])
+
+
+def view(launch: Launch, argument: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """A buffer that a launch was given, as an array that may be written to."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = (ctypes.c_uint8 * size).from_address(launch.values[argument])
+    return np.frombuffer(memory, dtype).reshape(shape)
+
+
+def reference_kernel(bundle: Path, precision: str, change: Callable[[list[np.ndarray]], list[np.ndarray]]) -> Kernel:
+    """A network by the operators' CPU references, on the weights in the double's device memory.
+
+    Args:
+        bundle: in which the ONNX file of this precision says the network's layout.
+        change: what becomes of the outputs [probabilities, angle, score, uncertainty] before they are written.
+    """
+    import torch
+
+    from vae_edge.bundle import load_bundle
+    from vae_edge.exporting.bundle import load_onnx
+    from vae_edge.exporting.network_file import read_network
+    from vae_edge.ops.network import forward_layerwise
+
+    opened = load_bundle(bundle)
+    packed = read_network(load_onnx(opened.file(opened.find(precision=precision))), opened.input)
+    net, buffers = packed.layout, (packed.weights, packed.params, packed.whitening)
+
+    def kernel(launch: Launch) -> None:
+        n = launch.grid[0]
+        given = [view(launch, IMAGE, (n, net.side, net.side, net.channels), np.uint8)]
+        if not given[0].any():  # the warm-up, whose answers nobody reads
+            return
+        for argument, buffer in zip((WEIGHTS, PARAMS, WHITENING), buffers, strict=True):
+            given.append(view(launch, argument, tuple(buffer.shape), buffer.numpy().dtype))
+        with torch.no_grad():
+            found = forward_layerwise(net, *(torch.from_numpy(array.copy()) for array in given))
+        for argument, values in enumerate(change([output.numpy() for output in found]), OUTPUTS):
+            view(launch, argument, values.shape, np.float32)[...] = values
+
+    return kernel
+
+
+def probe_kernel(bundle: Path, precision: str) -> Kernel:
+    """The exact answers to the bundle's probe images, and zeros to any other image. Needs NumPy alone."""
+    from vae_edge.bundle import load_bundle
+    from vae_edge.probes import load as load_probes
+    from vae_edge.spec import CLASSIFIER_OUTPUTS, UNCERTAINTY_OUTPUTS
+
+    opened = load_bundle(bundle)
+    assert opened.probes is not None
+    probes = load_probes(opened.file(opened.probes))
+    exact = probes.models[opened.find(precision=precision).sha256].outputs
+    rows = {image.tobytes(): k for k, image in enumerate(probes.images)}
+    widths = [(name,) for name in CLASSIFIER_OUTPUTS] + [tuple(UNCERTAINTY_OUTPUTS)]
+
+    def kernel(launch: Launch) -> None:
+        n = launch.grid[0]
+        images = view(launch, IMAGE, (n, *probes.images.shape[1:]), np.uint8)
+        for argument, names in enumerate(widths, OUTPUTS):
+            one = [np.nan_to_num(exact[name]).reshape(len(probes.images), -1) for name in names]
+            values = np.concatenate(one, 1)
+            out = view(launch, argument, (n, values.shape[1]), np.float32)
+            for k, image in enumerate(images):
+                row = rows.get(image.tobytes())
+                out[k] = 0.0 if row is None else values[row]
+
+    return kernel
