@@ -444,8 +444,9 @@ def _check_shapes(
             expected = tuple(module.weight.shape)
             found = layers.get(name)
             if found is None or tuple(found.weight.shape) != expected or tuple(found.bias.shape) != expected[:1]:
-                came = "missing" if found is None else f"{list(found.weight.shape)}"
-                raise ExportError(f"the layer {name} should be {list(expected)}, and is {came}")
+                came = "missing" if found is None else f"{list(found.weight.shape)} and {list(found.bias.shape)}"
+                wanted = f"{list(expected)} with biases {list(expected[:1])}"
+                raise ExportError(f"the layer {name} should be {wanted}, and is {came}")
     score = model.score
     components, clusters, terms = score.components, constants.nearest.shape[1], len(score.terms) - fast
     expected_shapes = {
