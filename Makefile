@@ -18,6 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := torch>=2.10,<2.14
 OLDEST := $(VENV)-oldest-triton
 PYTEST := -m pytest --numprocesses $(WORKERS) --dist loadfile
+OF_A_GPU := tests/runtime/test_native.py tests/runtime/test_native_files.py
 KERNEL_TESTS := tests/kernels/test_aot.py tests/kernels/test_cases.py tests/ops/test_conv.py
 
 .PHONY: quickstart test test-fast test-oldest-triton test-avx2 lint format native wheels install clean
@@ -40,7 +41,7 @@ test-oldest-triton: $(OLDEST)/.installed
 # What depends on the processor once more, as on x86 with AVX2 and nothing beyond it.
 test-avx2: install
 	VAE_EDGE_CPU_ISA=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 \
-	  $(BIN)/python $(PYTEST) -m "not alone" tests/runtime tests/exporting
+	  $(BIN)/python $(PYTEST) -m "not alone" tests/runtime tests/exporting $(foreach file,$(OF_A_GPU),--ignore $(file))
 
 lint: install
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ import base64
 import csv
 import ctypes
 import hashlib
+import os
 import platform
 import re
 import shutil
@@ -30,6 +31,7 @@ ROOT = Path(__file__).parents[1]
 LIBRARY = "vae_edge/_native/libvae_edge_kernels.so"
 MACHINES = {"x86_64": 62, "aarch64": 183}  # e_machine of ELF
 CROSS = "aarch64-linux-gnu-gcc"
+QEMU = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
 OLDEST_GLIBC = (2, 17)
 
 pytestmark = [
@@ -194,9 +196,7 @@ def fresh_environment(folder: Path, wheel: Path) -> Path:
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="cross-compiles from x86-64")
 @pytest.mark.skipif(shutil.which(CROSS) is None, reason=f"needs {CROSS} (Debian's gcc-aarch64-linux-gnu)")
-@pytest.mark.skipif(
-    shutil.which("qemu-aarch64") is None and shutil.which("qemu-aarch64-static") is None, reason="needs qemu-user"
-)
+@pytest.mark.skipif(QEMU is None, reason="needs qemu-user")
 def test_the_c_tests_pass_on_aarch64_under_qemu(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     options = ["-DVAE_EDGE_ARCHITECTURES=87", "-DVAE_EDGE_PORTABLE=ON", "-DVAE_EDGE_WERROR=ON"]
@@ -210,3 +210,46 @@ def test_the_c_tests_pass_on_aarch64_under_qemu(tmp_path: Path) -> None:
     assert done.returncode == 0 and "100% tests passed" in done.stdout, done.stdout
     for name in ("listing", "fake_launch_sm_87", "fake_network", "fake_multi_cta", "broken_driver", "exports"):
         assert re.search(rf" {name} \.+ +Passed", done.stdout), done.stdout
+
+
+@pytest.mark.skipif(
+    not os.environ.get("VAE_EDGE_AARCH64_ROOT"), reason="VAE_EDGE_AARCH64_ROOT names no root of aarch64's Python"
+)
+@pytest.mark.skipif(shutil.which(CROSS) is None or QEMU is None, reason=f"needs {CROSS} and qemu-user")
+def test_pip_installs_the_wheel_on_aarch64_and_the_bundle_runs(wheels: dict[str, Path], tmp_path: Path) -> None:
+    """Under qemu, from the index: NumPy, Pillow and rich of aarch64. The driver is the double."""
+    root = Path(os.environ["VAE_EDGE_AARCH64_ROOT"])
+    (pip,) = (root / "usr/share/python-wheels").glob("pip-*.whl")
+    python: list[str | Path] = [str(QEMU), "-L", root, root / "usr/bin/python3"]
+    site, here = tmp_path / "site", {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    install = [f"{pip}/pip", "--disable-pip-version-check", "install", "--quiet", "--no-compile", "--target", site]
+    command = [*python, *install, "--find-links", wheels["aarch64"].parent, "vae-edge"]
+    done = subprocess.run(command, env=here, capture_output=True, text=True, check=False)
+    if done.returncode != 0 and re.search("No matching distribution|Could not find a version|Connection", done.stderr):
+        pytest.skip("pip cannot get NumPy for aarch64 here")
+    assert done.returncode == 0, done.stderr
+    assert "manylinux_2_17_aarch64" in next(site.glob("vae_edge-*.dist-info/WHEEL")).read_text()
+
+    from vae_edge.exporting.network_file import build_bundle_network
+
+    bundle = Path(shutil.copytree(ROOT / "tests/fixtures/schema1/bundle", tmp_path / "bundle"))
+    build_bundle_network(bundle, ["orin"])
+    (tmp_path / "driver").mkdir()
+    double = ROOT / "kernels/native/tests/fake_driver.c"
+    compile_double = [CROSS, "-std=gnu11", "-fPIC", "-shared", double, "-o", tmp_path / "driver/libcuda.so.1"]
+    subprocess.run(compile_double, check=True, capture_output=True)
+    code = f"""
+import platform
+from pathlib import Path
+from native_double import probe_kernel, run_with
+import vae_edge
+bundle = Path({str(bundle)!r})
+run_with(probe_kernel(bundle, "int8"))
+with vae_edge.load(bundle, "native") as classify:
+    print(platform.machine(), classify.backend, classify.precision, classify.session.device)
+"""
+    paths = {"PYTHONPATH": f"{site}:{ROOT / 'tests/runtime'}", "LD_LIBRARY_PATH": str(tmp_path / "driver")}
+    command = [*python, "-c", code]
+    here |= {**paths, "FAKE_CC": "87"}
+    done = subprocess.run(command, env=here, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.stdout == "aarch64 native int8 0: a GPU that is a double (sm_87)\n", done.stderr
