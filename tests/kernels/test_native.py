@@ -13,7 +13,7 @@ from vae_edge_kernels.aot import worker
 
 import vae_edge
 from vae_edge.ops import reparameterize as reference
-from vae_edge.runtime import native
+from vae_edge.runtime import native_library
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,8 +65,8 @@ def test_the_library_loads_from_python_and_tells_its_version(library: ctypes.CDL
 def test_the_interface_has_the_version_that_the_wrapper_needs_and_the_soname_tells(
     library: ctypes.CDLL, build: Path
 ) -> None:
-    assert library.ve_abi_version() == native.ABI_VERSION
-    assert (build / "lib" / f"libvae_edge_kernels.so.{native.ABI_VERSION}").exists()
+    assert library.ve_abi_version() == native_library.ABI_VERSION
+    assert (build / "lib" / f"libvae_edge_kernels.so.{native_library.ABI_VERSION}").exists()
 
 
 def test_without_a_driver_initializing_fails_with_a_sentence(library: ctypes.CDLL) -> None:
