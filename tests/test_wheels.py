@@ -156,14 +156,14 @@ with vae_edge.load(bundle, "native") as classify:
     print(classify.backend, classify.precision, classify.session.device)
 print(any(name in sys.modules for name in ("torch", "triton")))
 """
-    environment = native.environment(PYTHONPATH=str(ROOT / "tests/runtime"))
+    environment = native.environment(PYTHONPATH=f"{ROOT / 'tests/runtime'}:{ROOT / 'tests'}")
     del environment["VAE_EDGE_NATIVE"]
     command = [python, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith(str(tmp_path / "venv")) and lines[0].endswith(f"{LIBRARY} {vae_edge.__version__}")
-    assert lines[1:] == ["native int8 0: a GPU that is a double (sm_87)", "False"]
+    assert lines[1:] == ["native int8 0: Orin (sm_87)", "False"]
 
 
 def fresh_environment(folder: Path, wheel: Path) -> Path:
@@ -235,8 +235,11 @@ def test_pip_installs_the_wheel_on_aarch64_and_the_bundle_runs(wheels: dict[str,
     bundle = Path(shutil.copytree(ROOT / "tests/fixtures/schema1/bundle", tmp_path / "bundle"))
     build_bundle_network(bundle, ["orin"])
     (tmp_path / "driver").mkdir()
-    double = ROOT / "kernels/native/tests/fake_driver.c"
-    compile_double = [CROSS, "-std=gnu11", "-fPIC", "-shared", double, "-o", tmp_path / "driver/libcuda.so.1"]
+    double, options = (
+        (ROOT / "tests/doubles/cuda").glob("*.c"),
+        ["-std=gnu11", "-fPIC", "-shared", "-fvisibility=hidden"],
+    )
+    compile_double = [CROSS, *options, *double, "-o", tmp_path / "driver/libcuda.so.1", "-pthread"]
     subprocess.run(compile_double, check=True, capture_output=True)
     code = f"""
 import platform
@@ -248,8 +251,11 @@ run_with(probe_kernel(bundle, "int8"))
 with vae_edge.load(bundle, "native") as classify:
     print(platform.machine(), classify.backend, classify.precision, classify.session.device)
 """
-    paths = {"PYTHONPATH": f"{site}:{ROOT / 'tests/runtime'}", "LD_LIBRARY_PATH": str(tmp_path / "driver")}
+    paths = {
+        "PYTHONPATH": f"{site}:{ROOT / 'tests/runtime'}:{ROOT / 'tests'}",
+        "LD_LIBRARY_PATH": str(tmp_path / "driver"),
+    }
     command = [*python, "-c", code]
-    here |= {**paths, "FAKE_CC": "87"}
+    here |= paths
     done = subprocess.run(command, env=here, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.stdout == "aarch64 native int8 0: a GPU that is a double (sm_87)\n", done.stderr
+    assert done.stdout == "aarch64 native int8 0: Orin (sm_87)\n", done.stderr

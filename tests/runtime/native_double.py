@@ -1,4 +1,4 @@
-"""The native library over a double of the driver, and kernels that compute in place of a GPU.
+"""The native library over the driver's double (`tests/doubles`), and kernels that compute in place of a GPU.
 
 `build_native` builds both. A process that has the double on the loader's path calls `run_with(kernel)`: from then on
 each launch calls the kernel with the launch's arguments, in which pointers to the double's device memory can be
@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from doubles.cuda_library import build_cuda_double, open_cuda_double
 
 ROOT = Path(__file__).parents[2]
-DOUBLE = ROOT / "kernels/native/tests/fake_driver.c"
-TARGET = "87"
+OLD_DRIVER = ROOT / "kernels/native/tests/fake_driver.c"
 IMAGE, WEIGHTS, PARAMS, WHITENING, OUTPUTS = 0, 1, 2, 3, 7  # arguments of the kernel
 
 
@@ -48,14 +48,13 @@ class NativeBuild:
     def environment(self, driver: Path | None = None, **more: str) -> dict[str, str]:
         """The environment of a process that has the library and one of the drivers; the double is an Orin."""
         paths = [str(driver or self.driver), os.environ.get("LD_LIBRARY_PATH", "")]
-        python = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+        python = [str(Path(__file__).parent), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
         return {
             **os.environ,
             "LD_LIBRARY_PATH": os.pathsep.join(filter(None, paths)),
             "PYTHONPATH": os.pathsep.join(filter(None, python)),
             "VAE_EDGE_NATIVE": str(self.library),
             "OMP_NUM_THREADS": "1",
-            "FAKE_CC": TARGET,
             **more,
         }
 
@@ -68,12 +67,14 @@ def build_native(folder: Path) -> NativeBuild | None:
     subprocess.run(configure, check=True, capture_output=True)
     subprocess.run(["cmake", "--build", folder / "build"], check=True, capture_output=True)
     built = NativeBuild(
-        folder / "build/lib/libvae_edge_kernels.so", folder / "driver", folder / "old_driver", folder / "broken_driver"
+        folder / "build/lib/libvae_edge_kernels.so",
+        build_cuda_double(folder / "double").folder,
+        folder / "old_driver",
+        folder / "broken_driver",
     )
-    for path, options in ((built.driver, []), (built.old_driver, ["-DFAKE_OLD_DRIVER", "-w"])):
-        path.mkdir()
-        command = ["cc", "-std=gnu11", "-O1", "-fPIC", "-shared", *options, DOUBLE, "-o", path / "libcuda.so.1"]
-        subprocess.run(command, check=True, capture_output=True)
+    built.old_driver.mkdir()
+    command = ["cc", "-DFAKE_OLD_DRIVER", "-w", "-fPIC", "-shared", OLD_DRIVER, "-o", built.old_driver / "libcuda.so.1"]
+    subprocess.run(command, check=True, capture_output=True)
     built.broken_driver.mkdir()
     (built.broken_driver / "libcuda.so.1").write_text("This is not a shared library.\n")
     return built
@@ -83,7 +84,7 @@ def build_native(folder: Path) -> NativeBuild | None:
 
 
 class Launch(ctypes.Structure):
-    """fake_launch of fake_driver.h."""
+    """double_launch of double.h."""
 
     _fields_ = (
         ("entry", ctypes.c_char * 64),
@@ -108,13 +109,29 @@ _kept: list[Any] = []
 
 def double() -> ctypes.CDLL:
     """The driver's double in this process."""
-    return ctypes.CDLL("libcuda.so.1")
+    return open_cuda_double("libcuda.so.1")
+
+
+def held() -> int:
+    """Memory, streams, graphs, machine code and contexts that were not given back."""
+    driver = double()
+    return int(driver.double_held()) + sum(int(driver.double_count(name)) for name in (b"libraries", b"contexts"))
+
+
+def faults() -> list[str]:
+    """What was done wrong with the driver."""
+    return [text.decode() for text in iter(_next_fault(double()), None)]
+
+
+def _next_fault(driver: ctypes.CDLL) -> Callable[[], bytes | None]:
+    numbers = iter(range(1 << 30))
+    return lambda: driver.double_fault(next(numbers))
 
 
 def run_with(kernel: Kernel) -> None:
     """Have each launch call a kernel."""
     _kept.append(_FUNCTION(lambda launch: kernel(launch.contents)))
-    double().fake_run_with(_kept[-1])
+    double().double_run_with(_kept[-1])
 
 
 def view(launch: Launch, argument: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:

@@ -83,7 +83,7 @@ print(shapes(network, 3))
     )
     names = ("probabilities", "angle", "score")
     assert done.stdout.splitlines() == [
-        "('one', 't=wo', 'drei äöü') 0.5 0.1.0 0: a GPU that is a double (sm_87)",
+        "('one', 't=wo', 'drei äöü') 0.5 0.1.0 0: Orin (sm_87)",
         "TensorInfo(name='image', shape=['batch', 28, 28, 1], type='tensor(uint8)')",
         str([(name, ["batch", 3] if name == "probabilities" else ["batch"], "tensor(float)") for name in names]),
         "[(3, 3), (3,), (3,)]",

@@ -23,7 +23,6 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_edge.bundle import Bundle, ModelEntry
-from vae_edge.engine import gpus
+from vae_edge.engine import cuda, gpus
 from vae_edge.errors import BackendError, BundleError, DataError
 from vae_edge.runtime.backends import LoadOptions, TensorInfo, read_file
 from vae_edge.runtime.buffers import MAX_BUFFERS_PER_THREAD
@@ -128,10 +127,11 @@ class NativeBackend:
 
         Raises:
             DataError: they have another shape or type, there are gaps between their rows, or they are on another GPU.
+            BackendError: the work that writes them fails.
         """
         array = view_on_device(images, LEGACY_STREAM)
         pitch = row_pitch(array, self._image)
-        if pitch != self._image[1] * self._image[2] and array.shape[0]:
+        if pitch != self._image[1] * self._image[2]:
             raise DataError(
                 f"The images on the GPU have rows of {pitch} bytes, of which {self._image[1] * self._image[2]} are "
                 "pixels, and a network file reads them without gaps: make them contiguous first."
@@ -142,7 +142,9 @@ class NativeBackend:
                 f"there, or load the bundle with device={array.device}."
             )
         # The library's stream waits for no other: what still writes the images must be through.
-        _wait_for_stream(self._device, LEGACY_STREAM if array.stream is None else array.stream)
+        context = cuda.open_context(self._device)
+        with context.current():
+            context.call("cuStreamSynchronize", LEGACY_STREAM if array.stream is None else array.stream)
         outputs = self._classify(array.pointer, array.shape[0])
         del array  # the producer may have its memory back
         return outputs
@@ -376,36 +378,3 @@ def _device_number(device: int) -> int:
 def _listed(classes: Sequence[str]) -> str:
     shown = ", ".join(printable(name)[:40] for name in classes[:10])
     return shown + (f", … ({len(classes)} in all)" if len(classes) > 10 else "")
-
-
-# ---- Waiting for another library's work -----------------------------------------------------------------------------
-
-
-def _wait_for_stream(device: int, stream: int) -> None:
-    """Wait until the work of a stream of this GPU is done.
-
-    Raises:
-        BackendError: the driver fails, as after a fault in that work.
-    """
-    cuda = _driver()
-    handle, context = ctypes.c_int(0), ctypes.c_void_p()
-    _check_driver(cuda.cuDeviceGet(ctypes.byref(handle), ctypes.c_int(device)))
-    _check_driver(cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), handle))
-    try:
-        _check_driver(cuda.cuCtxPushCurrent_v2(context))
-        try:
-            _check_driver(cuda.cuStreamSynchronize(ctypes.c_void_p(stream)))
-        finally:
-            cuda.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
-    finally:
-        cuda.cuDevicePrimaryCtxRelease_v2(handle)
-
-
-@lru_cache(maxsize=1)
-def _driver() -> ctypes.CDLL:
-    return ctypes.CDLL("libcuda.so.1")
-
-
-def _check_driver(code: int) -> None:
-    if code != 0:
-        raise BackendError(f"the driver does not wait for the images on the GPU: error {code}")
