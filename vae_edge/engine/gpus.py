@@ -205,7 +205,8 @@ def check_rtx_targets(targets: Iterable[str], precision: str) -> None:
             raise EngineError(
                 f"TensorRT-RTX does not build for {target} ({device}): run `vae-edge build` on the Jetson itself, with "
                 "the TensorRT of its JetPack (a venv made by `python3 -m venv --system-site-packages` sees it), or "
-                f"write a kit that does it there: `vae-edge build BUNDLE --target {target} --kit FOLDER`."
+                f"write a kit that does it there: `vae-edge build BUNDLE --target {target} --kit FOLDER`; or make a "
+                f"network file here: `vae-edge build BUNDLE --kind native --target {target}`."
             )
         if target not in RTX_TARGETS:
             raise EngineError(

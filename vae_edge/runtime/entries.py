@@ -93,6 +93,8 @@ def _no_engine(bundle: Bundle, precision: str, backend: str, gpu: gpus.Device) -
     product = _PRODUCTS[SPECS[backend].format]
     there = [f"{m.precision} for {m.target}" for m in bundle.select("classifier", SPECS[backend].format)]
     build = f"vae-edge build {bundle.path} --kind {backend} --precision {precision}"
+    if backend == "native":  # which any machine can build
+        build += f" --target {gpu.target}"
     return (
         f"The bundle {bundle.path} has no {precision} {product} for this GPU, {gpu.name} ({gpu.target}); it has: "
         f"{', '.join(there) or 'none'}. Build one with `{build}`."
