@@ -208,7 +208,7 @@ def test_the_c_tests_pass_on_aarch64_under_qemu(tmp_path: Path) -> None:
         ["ctest", "--test-dir", tmp_path, "--output-on-failure"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0 and "100% tests passed" in done.stdout, done.stdout
-    for name in ("listing", "fake_launch_sm_87", "fake_network", "fake_multi_cta", "broken_driver", "exports"):
+    for name in ("listing", "double_launch_sm_87", "double_network", "double_multi_cta", "broken_driver", "exports"):
         assert re.search(rf" {name} \.+ +Passed", done.stdout), done.stdout
 
 

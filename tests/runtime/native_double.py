@@ -21,7 +21,6 @@ import numpy as np
 from doubles.cuda_library import build_cuda_double, open_cuda_double
 
 ROOT = Path(__file__).parents[2]
-OLD_DRIVER = ROOT / "kernels/native/tests/fake_driver.c"
 IMAGE, WEIGHTS, PARAMS, WHITENING, OUTPUTS = 0, 1, 2, 3, 7  # arguments of the kernel
 
 
@@ -73,7 +72,9 @@ def build_native(folder: Path) -> NativeBuild | None:
         folder / "broken_driver",
     )
     built.old_driver.mkdir()
-    command = ["cc", "-DFAKE_OLD_DRIVER", "-w", "-fPIC", "-shared", OLD_DRIVER, "-o", built.old_driver / "libcuda.so.1"]
+    sources = (ROOT / "tests/doubles/cuda").glob("*.c")
+    options = ["-DDOUBLE_OLD_DRIVER", "-w", "-std=gnu11", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread"]
+    command = ["cc", *options, *sources, "-o", built.old_driver / "libcuda.so.1"]
     subprocess.run(command, check=True, capture_output=True)
     built.broken_driver.mkdir()
     (built.broken_driver / "libcuda.so.1").write_text("This is not a shared library.\n")

@@ -24,7 +24,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -181,18 +181,20 @@ class NativeBackend:
 
     def _answers(self, count: int) -> _Answers:
         """This thread's arrays for a batch size; it keeps those that it used last."""
+        local = self._local
         try:
-            kept: OrderedDict[int, _Answers] = self._local.answers
+            if local.last.count == count:
+                return cast("_Answers", local.last)
         except AttributeError:
-            kept = self._local.answers = OrderedDict()
-        found = kept.get(count)
-        if found is None:
-            found = kept[count] = _Answers(count, len(self.classes), self._has_angle)
+            local.kept = OrderedDict()
+        kept: OrderedDict[int, _Answers] = local.kept
+        if count not in kept:
+            kept[count] = _Answers(count, len(self.classes), self._has_angle)
             if len(kept) > MAX_BUFFERS_PER_THREAD:
                 kept.popitem(last=False)
-        else:
-            kept.move_to_end(count)
-        return found
+        kept.move_to_end(count)
+        local.last = kept[count]
+        return kept[count]
 
 
 def _check(library: ctypes.CDLL, status: int, copy: str = "", file: str = "") -> None:
@@ -214,9 +216,10 @@ class _OutOfMemory(BackendError):
 class _Answers:
     """The arrays for the answers to a batch, and their addresses as `ve_classify_ex` takes them."""
 
-    __slots__ = ("outputs", "pointers")
+    __slots__ = ("count", "outputs", "pointers")
 
     def __init__(self, count: int, classes: int, has_angle: bool) -> None:
+        self.count = count
         probabilities = np.zeros((count, classes), np.float32)
         angles, scores = np.zeros(count, np.float32), np.zeros(count, np.float32)
         uncertainty = np.zeros((count, len(UNCERTAINTY_OUTPUTS)), np.float32)
@@ -225,7 +228,11 @@ class _Answers:
 
 
 class _Handles:
-    """Open handles of one network, each lent to one call at a time."""
+    """Open handles of one network, each lent to one call at a time.
+
+    The usual loan takes no lock: appending to a list and popping from it are atomic. A handle is in `_free` or with one
+    thread, and whoever takes it out after `close` closes it.
+    """
 
     def __init__(self, library: ctypes.CDLL, copy: _Copy, device: int, name: str) -> None:
         """Handles of the file in `copy`, which messages call `name`, on a GPU; none is opened yet."""
@@ -233,6 +240,7 @@ class _Handles:
         self._changed = threading.Condition()
         self._free: list[ctypes.c_void_p] = []
         self._count = 0  # of handles that are open, or being opened
+        self._waiting = 0  # threads that need one
         self._limit = MAX_HANDLES
         self._closed = False
 
@@ -243,14 +251,62 @@ class _Handles:
             BackendError, BundleError: the first handle cannot be opened.
             RuntimeError: the network was closed.
         """
+        try:
+            handle = self._free.pop()
+        except IndexError:
+            found = self._wait()
+            handle = self._open_another() if found is None else found
+        if self._closed:
+            self._library.ve_close(handle)
+            raise RuntimeError("it was closed")
+        return handle
+
+    def give_back(self, handle: ctypes.c_void_p) -> None:
+        """End a loan."""
+        self._free.append(handle)
+        if self._closed:
+            self._close_free()
+        elif self._waiting:
+            with self._changed:
+                self._changed.notify()
+
+    def close(self) -> None:
+        """Close the free handles; those that are lent are closed when they are given back."""
+        self._closed = True
         with self._changed:
-            while not self._free and self._count >= self._limit and not self._closed:
-                self._changed.wait()
-            if self._closed:
-                raise RuntimeError("it was closed")
-            if self._free:
-                return self._free.pop()
-            self._count += 1
+            self._changed.notify_all()
+        self._close_free()
+        self._copy.close()
+
+    def _close_free(self) -> None:
+        while self._free:
+            try:
+                handle = self._free.pop()
+            except IndexError:  # another thread was faster
+                return
+            self._library.ve_close(handle)
+
+    def _wait(self) -> ctypes.c_void_p | None:
+        """A handle once one is free; None as soon as one more may be opened."""
+        with self._changed:
+            self._waiting += 1
+            try:
+                while True:
+                    if self._closed:
+                        raise RuntimeError("it was closed")
+                    if self._free:
+                        try:
+                            return self._free.pop()
+                        except IndexError:  # another thread was faster
+                            continue
+                    if self._count < self._limit:
+                        self._count += 1
+                        return None
+                    self._changed.wait()
+            finally:
+                self._waiting -= 1
+
+    def _open_another(self) -> ctypes.c_void_p:
         try:
             return self._open()
         except BaseException as error:
@@ -266,25 +322,6 @@ class _Handles:
                 raise BackendError(str(error)) from error
             log.info("the GPU has no memory for one more handle: calls share %d (%s)", self._limit, error)
         return self.take()
-
-    def give_back(self, handle: ctypes.c_void_p) -> None:
-        """End a loan."""
-        with self._changed:
-            if not self._closed:
-                self._free.append(handle)
-                self._changed.notify()
-                return
-        self._library.ve_close(handle)
-
-    def close(self) -> None:
-        """Close the free handles; those that are lent are closed when they are given back."""
-        with self._changed:
-            self._closed = True
-            free, self._free = self._free, []
-            self._changed.notify_all()
-        for handle in free:
-            self._library.ve_close(handle)
-        self._copy.close()
 
     def _open(self) -> ctypes.c_void_p:
         handle = ctypes.c_void_p()
