@@ -242,8 +242,8 @@ def test_a_second_build_replaces_the_first(own: Path, compiled: list[dict[str, A
 @pytest.mark.parametrize(
     "targets, precision, words",
     [
-        (["sm_75"], "int8", r"No network file can be made for sm_75 \(Turing.*: choose of sm_80 .*, orin, thor"),
-        (["pluto"], "int8", r"The target 'pluto' is not the name of an architecture\. .*names orin, thor"),
+        (["sm_75"], "int8", r"No network file can be made for sm_75 \(Turing.*: choose of sm_80 .* or a device that"),
+        (["pluto"], "int8", r"'pluto'"),
         ([], "int8", r"needs to be told its targets, since this machine has no GPU"),
         (["orin"], "fp32", r"A network file is fp16 or int8, not fp32"),
     ],
@@ -389,6 +389,6 @@ def test_an_engine_of_a_bare_onnx_file_cannot_be_native(bundle: Path) -> None:
 @pytest.mark.slow
 def test_a_bundle_of_schema_1_gets_a_network_file_with_real_machine_code(tmp_path: Path) -> None:
     own = Path(shutil.copytree(SCHEMA_1 / "bundle", tmp_path / "bundle"))
-    made = vae_edge.build_engine(own, vae_edge.BuildConfig("int8", kind="native", targets=("orin",)))
+    made = vae_edge.build_engine(own, precision="int8", kind="native", targets=("orin",))
     found = read_network_file(own / made.file)
     assert found.targets == ("sm_87",) and found.tensors["cubin.87"] > 10_000
