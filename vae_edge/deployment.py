@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vae_edge.errors import ConfigError
+from vae_edge.errors import ConfigError, VaeEdgeError
 from vae_edge.files import check_folder
 
 if TYPE_CHECKING:
@@ -136,6 +136,39 @@ def plan_build(targets: Targets, kind: str = "auto", device: int = 0) -> BuildPl
     on_device = tuple(each for each in targets.devices if not each.ahead_of_time and each.target != local)
     remote = {each.target for each in on_device}
     return BuildPlan(tuple(name for name in targets.architectures if name not in remote), on_device)
+
+
+def add_network_files(
+    bundle: str | os.PathLike[str],
+    device: TargetDevice,
+    precisions: Sequence[str],
+    progress: Progress | None = None,
+) -> list[BundleNetwork]:
+    """Add the network files that can be made here for a device, so that they travel in its kit.
+
+    One that is there already, of the same ONNX file, stays. A precision that has none, or what does not succeed, is told by the log and left out: the kit builds without it.
+    """
+    made: list[BundleNetwork] = []
+    for precision in precisions:
+        if precision not in ("fp16", "int8") or device.capability < (8, 0) or _has_network(bundle, precision, device):
+            continue
+        try:
+            from vae_edge.exporting.network_file import build_bundle_network
+
+            made.append(build_bundle_network(bundle, (device.target,), precision, progress=progress))
+        except (ImportError, VaeEdgeError) as error:
+            log.warning("the kit has no %s network file for %s: %s", precision, device.target, error)
+    return made
+
+
+def _has_network(bundle: str | os.PathLike[str], precision: str, device: TargetDevice) -> bool:
+    from vae_edge.bundle import load_bundle
+    from vae_edge.runtime.probing import source_sha256
+
+    opened = load_bundle(bundle)
+    sources = {entry.sha256 for entry in opened.select("classifier", "onnx", target="any")}
+    there = opened.select("classifier", "native", precision, device.target)
+    return any(source_sha256(entry) in sources for entry in there)
 
 
 def write_kit(

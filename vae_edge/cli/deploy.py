@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,6 +88,10 @@ def build(arguments: argparse.Namespace) -> None:
     if arguments.kit is not None and not plan.on_device:
         plan = deployment.BuildPlan((), (kit_device(",".join(arguments.target or ())),))
     _check_kit_options(arguments, plan)
+    made: list[BundleEngine | BundleNetwork] = []
+    for device in plan.on_device:
+        with fraction_progress() as show:
+            made += deployment.add_network_files(arguments.bundle, device, precisions, _steps(show))
     kits = [
         deployment.write_kit(
             arguments.bundle,
@@ -100,22 +104,26 @@ def build(arguments: argparse.Namespace) -> None:
         )
         for device in plan.on_device
     ]
-    engines = []
     here = {**options, "targets": plan.here, "kind": arguments.kind, "device": arguments.device}
     for precision in precisions if plan.builds_here else ():
         with fraction_progress() as show:
-            engines.append(
+            made.append(
                 deployment.build_engine(
                     arguments.bundle,
                     precision=precision,
                     mark_outputs=arguments.mark_outputs,
-                    progress=None if show is None else lambda phase, step, steps: show(phase, step / max(1, steps)),
+                    progress=_steps(show),
                     notice=say,
                     **here,
                 )
             )
-    results = [engine.to_json() for engine in engines] + [kit.to_json() for kit in kits]
-    emit(results[0] if len(results) == 1 else results, arguments.json, lambda: _build_lines(engines, kits))
+    results = [each.to_json() for each in made] + [kit.to_json() for kit in kits]
+    emit(results[0] if len(results) == 1 else results, arguments.json, lambda: _build_lines(made, kits))
+
+
+def _steps(show: Callable[[str, float], None] | None) -> Callable[[str, int, int], None] | None:
+    """A progress bar that is told steps."""
+    return None if show is None else lambda phase, step, steps: show(phase, step / max(1, steps))
 
 
 def _check_kit_options(arguments: argparse.Namespace, plan: BuildPlan) -> None:
