@@ -146,7 +146,8 @@ def add_network_files(
 ) -> list[BundleNetwork]:
     """Add the network files that can be made here for a device, so that they travel in its kit.
 
-    One that is there already, of the same ONNX file, stays. A precision that has none, or what does not succeed, is told by the log and left out: the kit builds without it.
+    One that is there already, of the same ONNX file, stays. A precision that has none, or what does not succeed, is
+    told by the log and left out: the kit builds without it.
     """
     made: list[BundleNetwork] = []
     for precision in precisions:
