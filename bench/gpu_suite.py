@@ -1,10 +1,11 @@
 """Check the kernels on the GPU that is here, then measure them.
 
-    python bench/gpu_suite.py [--native LIBRARY] [--seconds 420] [--out FOLDER]
+    python bench/gpu_suite.py [--native LIBRARY] [--bundle BUNDLE] [--seconds 420] [--out FOLDER]
 
 Correctness comes first: the operators and the tests' cases against the CPU references and, with --native, kernels and
-network files through the native library. Only then are times taken (bench/kernels.py), and the bandwidth that is
-reached is compared with that of a plain copy measured in the same run. Writes `<device>.json` with device, driver,
+network files through the native library; with --bundle, its engines and network files against its probe images. Only
+then are times taken (of the bundle, and bench/kernels.py), and the bandwidth that is reached is compared with that of a
+plain copy measured in the same run. Writes `<device>.json` with device, driver,
 versions and date, and `kernels-<device>.csv`. Exit codes: 0 done; 1 a kernel computes something else; 2 no GPU, or
 something is not installed.
 """
@@ -36,12 +37,14 @@ from benchmark_case import PRESETS
 from torch import Tensor
 
 import kernels
+import vae_edge
+from vae_edge.benchmarking import run_benchmark
 from vae_edge.bundle import ModelEntry
-from vae_edge.errors import KernelError
+from vae_edge.errors import KernelError, VaeEdgeError
 from vae_edge.files import write_json
 from vae_edge.ops.network import forward_layerwise, fuse
 from vae_edge.ops.reparameterize import reparameterize
-from vae_edge.runtime.backends import LoadOptions
+from vae_edge.runtime.backends import LoadOptions, installed_backends
 from vae_edge.runtime.native import NativeBackend
 from vae_edge.runtime.native_library import VARIABLE
 
@@ -52,6 +55,7 @@ TOLERANCES = {"fp32": (1e-4, 2e-5), "fp16": (2e-3, 1e-3), "bf16": (1.6e-2, 1e-2)
 # rows, columns, offset: one element; a training batch; widths in and out of quads; beyond 32 bits of counter; many rows
 CHECKED = [(1, 1, 0), (256, 32, 8), (257, 24, 3), (300, 37, 5), (64, 128, 2**40), (8192, 64, 4), (1000, 1, 1)]
 SEED = 2**40 + 12345
+BUNDLE_SECONDS = 30.0
 
 
 def posterior(rows: int, columns: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -187,6 +191,22 @@ def check_network(path: str, name: str, int8: bool, ctas_per_image: int) -> dict
     return {"network": name, "int8": int8, "ctas_per_image": ctas_per_image, "largest_error": apart, **times}
 
 
+def check_bundle(path: str) -> dict[str, Any]:
+    """Every engine and network file of a bundle that runs on this GPU: its answers to the probe images, then its times.
+
+    Raises:
+        KernelError: an answer is wrong, or nothing of the bundle runs here.
+    """
+    backends = installed_backends(gpu=True)
+    found = vae_edge.verify(path, backends)
+    wrong = [model.sentence for model in found.models if model.right is False]
+    if wrong or not found.models:
+        raise KernelError("; ".join(wrong) or f"of {path} nothing runs on this GPU: {'; '.join(found.not_run)}")
+    used = [name for name in backends if any(model.backend == name for model in found.models)]
+    times = run_benchmark(path, [*used, "onnxruntime"], ["int8"], seconds=BUNDLE_SECONDS, memory=False)
+    return {"verification": found.to_json(), "benchmark": times.to_json()["results"]}
+
+
 def call_us(function: Callable[[], object], calls: int = 500) -> float:
     """Median wall-clock microseconds of a call that waits for its answer."""
     taken = []
@@ -252,6 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Check, measure and write the results; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--native", help="the native library, to be checked too: build/lib/libvae_edge_kernels.so")
+    parser.add_argument("--bundle", help="a bundle with engines or network files for this GPU, to be checked and timed")
     parser.add_argument("--seconds", type=float, default=420.0, help="after so many, nothing more by torch.compile")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of results (default: bench/results)")
     options = parser.parse_args(arguments)
@@ -271,12 +292,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 for ctas_per_image in (1, 8)
             ]
             print(f"native library correct: {result['native']}", flush=True)
+        if options.bundle:
+            result["bundle"] = check_bundle(options.bundle)
+            print(f"bundle correct: {len(result['bundle']['verification']['models'])} model files", flush=True)
         name = kernels.slug(result["machine"]["device"])
         write_json(options.out / f"{name}.json", result)
         left = options.seconds - (time.monotonic() - start)
         table = options.out / f"kernels-{name}.csv"
         lines = kernels.measure_all(kernel_cases.cases(), left, table, lambda line: print(line, flush=True))
-    except (KernelError, OSError) as error:
+    except (VaeEdgeError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     except ImportError as error:
