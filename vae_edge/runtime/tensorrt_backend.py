@@ -362,7 +362,7 @@ class _ThreadContexts:
             padded, own = self._bind(bucket, source), self._bind(count, source)
             times = _time_interleaved(padded.run, own.run)
         except BackendError as error:  # as where memory is short; what else fails will fail in the bucket too
-            log.info("batches of %d run as batches of %d: %s", count, bucket, error)
+            log.info("batches of %d run as batches of %d: %s", count, bucket, str(error))
             return self._runs_as.setdefault(count, bucket)
         self._runs_as[count] = count if times[1] < MAX_TIME_RATIO * times[0] else bucket
         return self._runs_as[count]
