@@ -202,7 +202,9 @@ class Classifier:
         """Classify images while the caller goes on; arguments as a call's, but for `copy`.
 
         At most 8 calls wait; one more blocks until there is room. On a GPU two calls run at a time, so that the copies
-        of one overlap with the computation of the other. An array must not change until its result is there.
+        of one overlap with the computation of the other. An array must not change until its result is there. One on
+        the GPU must be complete (synchronize its stream): it is read from another thread, where libraries such as
+        PyTorch have another current stream.
 
         Raises:
             BackendError: the classifier was closed.
