@@ -149,7 +149,7 @@ class Classifier:
         Args:
             images: an array uint8 [N, S, S, C] (the fast way; colours in the order RGB), or a path, a Pillow image, or
                 a list of these or of arrays, which are prepared as `vae_edge.preprocess.to_batch` says. An array of
-                this shape may also be on the GPU (DLPack or `__cuda_array_interface__`: PyTorch, CuPy, Numba, VPI), for
+                this shape may also be on the GPU (DLPack or `__cuda_array_interface__`: PyTorch, CuPy, Numba), for
                 backends that run there.
             invert: `never`, `always` or `auto`.
             fit: `auto` (as training did), `pad` or `foreground`; arrays are never cropped.
