@@ -15,6 +15,7 @@ from small_models import TARGETS, make_bundle, noise
 import vae_edge
 from vae_edge.bundle import Bundle, ModelEntry, add_model, add_models, load_bundle
 from vae_edge.bundle_schema import AUTO_FILE
+from vae_edge.engine import gpus
 from vae_edge.errors import BackendError, BundleError
 from vae_edge.runtime import autoselect
 from vae_edge.runtime.backends import LoadOptions
@@ -222,3 +223,13 @@ def test_a_remembered_choice_that_no_longer_loads_is_chosen_again(
         assert classifier.precision != "int8"
     assert "remembered openvino int8 cannot be loaded" in caplog.text
     assert remembered(own_bundle)[0]["precision"] == classifier.precision
+
+
+def test_what_builds_while_it_loads_is_opened_last(session_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("onnxruntime", "onnxruntime-tensorrt", "onnxruntime-cuda")
+    monkeypatch.setattr(autoselect, "installed_backends", lambda: names)
+    monkeypatch.setattr(
+        gpus, "probe", lambda: gpus.Driver((13, 0), (gpus.Device(0, "T4", (7, 5), 40, 16 << 30, False),))
+    )
+    found = [candidate.backend for candidate in autoselect.candidates(session_bundle, "auto", "auto")]
+    assert list(dict.fromkeys(found)) == ["onnxruntime-cuda", "onnxruntime", "onnxruntime-tensorrt"]

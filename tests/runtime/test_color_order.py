@@ -76,6 +76,14 @@ def test_unknown_frames_that_are_known_as_bgr_are_warned_about_once(
         assert len(caplog.records) == 1 and 'color="bgr"' in caplog.text and "RGB" in caplog.text
 
 
+def test_outputs_that_are_not_copied_are_not_those_of_the_exchanged_images(colour: Bundle) -> None:
+    with opened(colour) as classifier:
+        bgr = frames(classifier, known=True)
+        right = classifier(bgr, color="rgb").scores
+        for image, score in zip(bgr, right, strict=True):
+            np.testing.assert_allclose(classifier(image[None], copy=False).scores, score, rtol=1e-4)
+
+
 def test_nothing_is_said_where_exchanging_does_not_help_or_the_order_is_told(
     colour: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

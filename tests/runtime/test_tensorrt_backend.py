@@ -284,7 +284,9 @@ def test_the_reconstruction_comes_from_a_backend_that_has_it(engine: Callable[..
 class OnDevice:
     """An array on the GPU by the CUDA array interface."""
 
-    def __init__(self, cuda: Any, images: np.ndarray, offset: int = 0, pitch: int = 0, **more: Any) -> None:
+    def __init__(
+        self, cuda: Any, images: np.ndarray, offset: int = 0, pitch: int = 0, gpu: int = 0, **more: Any
+    ) -> None:
         n, rows, columns, channels = images.shape
         width = columns * channels
         pitch = pitch or width
@@ -292,7 +294,8 @@ class OnDevice:
         padded[:, :width] = images.reshape(n * rows, width)
         self._library, address = cuda.handle, ctypes.c_uint64()
         self._memory = address
-        with cuda.context():
+        self._gpu = gpu
+        with cuda.context(gpu):
             assert cuda.handle.cuMemAlloc_v2(ctypes.byref(address), offset + padded.nbytes) == 0
             assert cuda.handle.cuMemcpyHtoD_v2(address.value + offset, padded.ctypes.data, padded.nbytes) == 0
         strides = None if pitch == width else (rows * pitch, pitch, channels, 1)
@@ -305,11 +308,8 @@ class OnDevice:
             **more,
         }
 
-    def __len__(self) -> int:
-        return len(self.__cuda_array_interface__["shape"]) and self.__cuda_array_interface__["shape"][0]
-
     def free(self, cuda: Any) -> None:
-        with cuda.context():
+        with cuda.context(self._gpu):
             assert cuda.handle.cuMemFree_v2(self._memory.value) == 0
 
 
@@ -355,6 +355,40 @@ def test_images_on_the_gpu_wait_for_the_stream_that_writes_them(engine: Callable
         array.free(cuda)
 
 
+def test_images_on_another_gpu_are_refused_before_anything_reads_them(
+    engine: Callable[..., Classifier], cuda: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CUDA array interface does not say on which they are, and an address of another GPU loses this one."""
+    monkeypatch.setenv("DOUBLE_DEVICES", "2")
+    said = r"on the GPU 1, but the engine is on 0: copy them, or load .* device=1"
+    with engine("10.3") as classifier, cuda.context(1):
+        array = OnDevice(cuda, noise(2), gpu=1)
+        for _ in range(5):
+            with pytest.raises(DataError, match=said):
+                classifier(array)
+        assert len(classifier(noise(2))) == 2
+        array.free(cuda)
+    cuda.handle.double_set_current(-1)
+
+
+def test_images_on_the_gpu_run_there_whatever_is_the_fastest_for_images_of_the_host(
+    gpu: Gpu, session_bundle: Bundle, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, cuda: Any, reference: Classifier
+) -> None:
+    double = gpu("10.3")
+    bundle = engine_bundle(session_bundle, tmp_path / "bundle", double)
+
+    def benchmark(opened: Any, bundle: Bundle, batch: int) -> dict[str, float]:
+        return {c.name: 1.0 if (c.backend == "tensorrt") == (batch == 64) else 9.0 for c in opened}
+
+    monkeypatch.setattr(autoselect, "_benchmark", benchmark)
+    images = noise(1)
+    with vae_edge.load(bundle.path) as classifier:
+        assert classifier.choices[1][0] != "tensorrt" and classifier.choices[64][0] == "tensorrt"
+        array = OnDevice(cuda, images)
+        same(classifier(array), reference(images))
+        array.free(cuda)
+
+
 def test_images_on_the_gpu_of_another_kind_are_refused(
     engine: Callable[..., Classifier], reference: Classifier, cuda: Any
 ) -> None:
@@ -366,6 +400,8 @@ def test_images_on_the_gpu_of_another_kind_are_refused(
             ({"shape": (2, 1, 28, 28)}, r"should be uint8 \[N, 28, 28, 1\], but they are \[2, 1, 28, 28\]"),
             ({"shape": (0, 28, 28, 1)}, r"but they are \[0, 28, 28, 1\]"),
             ({"strides": (784, 1, 28, 784)}, "make them contiguous first"),
+            ({"mask": array}, "masked array"),
+            ({"data": (np.zeros(1).ctypes.data, True)}, "the driver knows no memory at their address"),
         ):
             array.__cuda_array_interface__ = {**described, **change}
             with pytest.raises(DataError, match=sentence):
@@ -401,8 +437,42 @@ class Capsule:
         tensor.data, tensor.byte_offset = described["data"][0], 0
         return capsule
 
-    def __len__(self) -> int:
-        return len(self._array)
+
+class VersionedCapsule(Capsule):
+    """An array on the GPU of a library that speaks DLPack 1.0 alone."""
+
+    major = 1
+
+    def __dlpack__(self, stream: int | None = None, *, max_version: tuple[int, int] | None = None) -> Any:  # type: ignore[override]
+        from vae_edge.runtime.device_arrays import _Versioned
+
+        if max_version is None:
+            raise BufferError("a capsule of before DLPack 1.0 is not made any more")
+        self.streams.append(stream)
+        described = self._array.__cuda_array_interface__
+        capsule = np.zeros(described["shape"], self._dtype).__dlpack__(max_version=max_version)
+        pointer = ctypes.pythonapi.PyCapsule_GetPointer
+        pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+        versioned = ctypes.cast(pointer(capsule, b"dltensor_versioned"), ctypes.POINTER(_Versioned)).contents
+        assert (versioned.major, versioned.minor) >= (1, 0) and versioned.tensor.ndim == 4
+        versioned.major = self.major
+        tensor = versioned.tensor
+        tensor.device.type, tensor.device.index = self.__dlpack_device__()
+        tensor.data, tensor.byte_offset = described["data"][0], 0
+        return capsule
+
+
+@pytest.mark.skipif(np.lib.NumpyVersion(np.__version__) < "2.1.0", reason="NumPy has DLPack 1.0 since 2.1")
+def test_dlpack_of_version_1_is_understood(engine: Callable[..., Classifier], reference: Classifier, cuda: Any) -> None:
+    images = noise(4)
+    with engine("10.3") as classifier:
+        array = OnDevice(cuda, images)
+        same(classifier(VersionedCapsule(array)), reference(images))
+        later = VersionedCapsule(array)
+        later.major = 2
+        with pytest.raises(DataError, match=r"come by DLPack 2\.\d, but version 1 is understood"):
+            classifier(later)
+        array.free(cuda)
 
 
 def test_dlpack_is_understood_and_told_our_stream(
@@ -417,7 +487,7 @@ def test_dlpack_is_understood_and_told_our_stream(
         assert stream == classifier.session._of_thread()._stream.value
         with pytest.raises(DataError, match="should be uint8"):
             classifier(Capsule(array, dtype=np.float32))
-        with pytest.raises(BackendError, match="the images are on the GPU 1, but the engine on 0"):
+        with pytest.raises(DataError, match=r"on the GPU 1, but the engine is on 0: copy them, or load .* device=1"):
             classifier(Capsule(array, device=1))
         array.free(cuda)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from doubles.loading import process_environment, write_package
 from engines import KINDS, engine_bundle
 from small_models import noise
 
@@ -139,6 +140,38 @@ def test_a_tensorrt_that_cannot_be_imported_says_why(gpu: Gpu, session_bundle: B
     assert "JetPack 7.2" in import_problem("ImportError: libnvdla_compiler.so: cannot open shared object file")
 
 
+def test_auto_goes_on_without_a_tensorrt_that_cannot_be_imported(
+    gpu: Gpu, session_bundle: Bundle, tmp_path: Path, cuda: Any
+) -> None:
+    bundle = engine_bundle(session_bundle, tmp_path / "bundle", gpu("10.3"))
+    package = write_package(tmp_path / "packages", "10.3") / "tensorrt" / "__init__.py"
+    package.write_text("raise ImportError('libnvdla_compiler.so: cannot open shared object file')\n")
+    code = f"""
+    import vae_edge
+    with vae_edge.load({str(bundle.path)!r}, precision="fp32") as classifier:
+        print(classifier.backend)
+    print(vae_edge.verify({str(bundle.path)!r}).machine["versions"]["tensorrt"])
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=process_environment(package.parents[1], cuda.folder, DOUBLE_CC=87),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    backend, version = run.stdout.split()
+    assert backend != "tensorrt" and version == "unknown"
+    assert "auto: tensorrt fp32 is left out" in run.stderr and "JetPack 7.2" in run.stderr
+
+
+def test_a_bundle_without_an_engine_does_not_start_the_driver(gpu: Gpu, session_bundle: Bundle, cuda: Any) -> None:
+    """That takes up to seconds, and a process that is forked afterwards cannot use its GPU."""
+    gpu("10.3")
+    with vae_edge.load(session_bundle.path):
+        assert cuda.count("cuInit") == 0
+
+
 def load_elsewhere(bundle: Bundle, environment: dict[str, str], backend: str = "tensorrt") -> str:
     """What `load` raises in another process."""
     code = f"""
@@ -168,8 +201,6 @@ def load_elsewhere(bundle: Bundle, environment: dict[str, str], backend: str = "
 def test_a_driver_that_does_not_work_is_named(
     gpu: Gpu, cuda: Any, session_bundle: Bundle, tmp_path: Path, problem: dict[str, str], sentence: str
 ) -> None:
-    from doubles.loading import process_environment, write_package
-
     bundle = engine_bundle(session_bundle, tmp_path / "bundle", gpu("10.3"))
     environment = process_environment(write_package(tmp_path / "packages", "10.3"), cuda.folder, **problem)
     said = load_elsewhere(bundle, environment)

@@ -26,14 +26,15 @@ LIBRARY = "libcuda.so.1"
 ALIGNMENT = 256
 """Bytes of which TensorRT wants every tensor's address to be a multiple."""
 
-_OUT_OF_MEMORY, _NO_DEVICE = 2, 100
-_LOST = (700, 702, 714, 715, 716, 717, 718, 719, 999)  # after these every call of the process fails
+_INVALID_VALUE, _OUT_OF_MEMORY, _NOT_INITIALIZED, _NO_DEVICE = 1, 2, 3, 100
+_LOST = (214, 220, 700, 702, 710, 714, 715, 716, 717, 718, 719, 999)  # after these every call of the process fails
 _INTEGRATED, _CAN_MAP_HOST_MEMORY = 18, 19  # CUdevice_attribute
 _HOST_PORTABLE, _HOST_DEVICE_MAP = 1, 2  # CU_MEMHOSTALLOC_*
 _STREAM_NON_BLOCKING = 1
 _EVENT_NO_TIMING = 2
 _CAPTURE_THREAD_LOCAL = 1
 _MEMORY_DEVICE = 2  # CU_MEMORYTYPE_DEVICE
+_DEVICE_ORDINAL = 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
 
 
 class _Copy2D(ctypes.Structure):
@@ -76,6 +77,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuMemHostAlloc": (_HANDLE, c_size_t, c_uint),
     "cuMemFreeHost": (c_void_p,),
     "cuMemHostGetDevicePointer_v2": (POINTER(c_uint64), c_void_p, c_uint),
+    "cuPointerGetAttribute": (c_void_p, c_int, c_uint64),
     "cuMemcpyHtoDAsync_v2": (c_uint64, c_void_p, c_size_t, c_void_p),
     "cuMemcpyDtoHAsync_v2": (c_void_p, c_uint64, c_size_t, c_void_p),
     "cuMemcpyDtoDAsync_v2": (c_uint64, c_uint64, c_size_t, c_void_p),
@@ -199,6 +201,19 @@ class CudaContext:
             if pushed:
                 self.restore()
 
+    def device_of(self, pointer: int) -> int | None:
+        """On which GPU the memory at an address is; None if the driver does not know it.
+
+        Raises:
+            CudaError: the driver fails.
+        """
+        number = c_int()
+        code = self.functions["cuPointerGetAttribute"](ctypes.byref(number), _DEVICE_ORDINAL, pointer)
+        if code == _INVALID_VALUE:
+            return None
+        self._check("cuPointerGetAttribute", code)
+        return number.value
+
     def _attribute(self, which: int) -> int:
         value = c_int()
         self.call("cuDeviceGetAttribute", ctypes.byref(value), which, self._ordinal)
@@ -219,6 +234,8 @@ def error(functions: dict[str, Callable[..., int]], name: str, code: int) -> Cud
         advice = ": close what else uses the GPU's memory, or use smaller batches or fewer threads"
     elif code in _LOST:
         advice = ": the GPU is lost to this process; start it again"
+    elif code == _NOT_INITIALIZED:
+        advice = ": a process that was forked cannot use its parent's GPU; start it by spawn, and load the bundle in it"
     return CudaError(f"The CUDA driver's {name} failed with error {code}, {words}{advice}.", code)
 
 
@@ -252,6 +269,7 @@ def _functions(library: str) -> dict[str, Callable[..., int]]:
 
 _contexts: dict[tuple[str, int], CudaContext] = {}
 _opening = threading.Lock()
+_capturing = threading.Lock()  # Python's collector is one for all threads
 
 
 def open_context(device: int = 0) -> CudaContext:
@@ -331,7 +349,7 @@ class Resources:
         It is given back once no array refers to it, whatever was closed before: a user may still read it.
         """
         owner = _PinnedBlock()
-        weakref.finalize(owner, _free_pinned, self.context, owner.pointer)
+        weakref.finalize(owner, _free_pinned, self.context, owner.pointer).atexit = False  # arrays live to the end
         flags = _HOST_PORTABLE | _HOST_DEVICE_MAP
         self.context.call("cuMemHostAlloc", ctypes.byref(owner.pointer), max(1, size), flags)
         assert owner.pointer.value is not None
@@ -350,31 +368,33 @@ class Resources:
     def capture(self, stream: c_void_p, work: Callable[[], None]) -> c_void_p:
         """What `work` puts on the stream, as a graph that `cuGraphLaunch` starts. `work` itself runs nothing.
 
-        Meanwhile Python's collector rests: if it freed the GPU's memory now, the capture would fail.
+        Meanwhile Python's collector rests: if it freed the GPU's memory now, the capture would fail. One thread
+        captures at a time, or the first that ends would wake it.
 
         Raises:
             CudaError: something in `work` cannot be captured.
         """
-        call, collects = self.context.call, gc.isenabled()
         graph = c_void_p()
-        gc.disable()
-        try:
-            call("cuStreamBeginCapture_v2", stream, _CAPTURE_THREAD_LOCAL)
-            work()
-            call("cuStreamEndCapture", stream, ctypes.byref(graph))
-        except BaseException:
-            self.context.functions["cuStreamEndCapture"](stream, ctypes.byref(graph))  # the first error counts
-            if graph.value is not None:
-                self.context.functions["cuGraphDestroy"](graph)
-            raise
-        finally:
-            if collects:
-                gc.enable()
+        with _capturing:
+            collects = gc.isenabled()
+            try:
+                gc.disable()
+                self.context.call("cuStreamBeginCapture_v2", stream, _CAPTURE_THREAD_LOCAL)
+                work()
+                self.context.call("cuStreamEndCapture", stream, ctypes.byref(graph))
+            except BaseException:
+                self.context.functions["cuStreamEndCapture"](stream, ctypes.byref(graph))  # the first error counts
+                if graph.value is not None:
+                    self.context.functions["cuGraphDestroy"](graph)
+                raise
+            finally:
+                if collects:
+                    gc.enable()
         try:
             ready = self._create("cuGraphExecDestroy", "cuGraphInstantiateWithFlags", graph, 0)
         finally:
             self.context.functions["cuGraphDestroy"](graph)
-        call("cuGraphUpload", ready, stream)
+        self.context.call("cuGraphUpload", ready, stream)
         return ready
 
     def _create(self, destroy: str, create: str, *arguments: Any) -> c_void_p:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -99,7 +100,21 @@ def open_module(kind: str) -> tuple[Any, str]:
 
 
 class ErrorLog(Log):
-    """TensorRT's last errors, and no other messages: an engine may run for months."""
+    """TensorRT's last errors in this thread, and no other messages: an engine may run for months."""
+
+    def __init__(self) -> None:
+        """Nothing was said yet."""
+        self._local = threading.local()
+        self.sink = None
+
+    @property
+    def messages(self) -> list[tuple[str, str]]:  # type: ignore[override]
+        """Of this thread: what a call says is not the reason why another one failed."""
+        try:
+            return self._local.messages
+        except AttributeError:
+            self._local.messages = []
+            return self._local.messages
 
     def add(self, severity: str, text: str) -> None:
         """Keep an error; pass other messages on to Python's log."""
@@ -108,6 +123,23 @@ class ErrorLog(Log):
             del self.messages[:-MAX_ERRORS]
         else:
             log.debug("%s: %s", severity, text)
+
+
+_loggers: dict[Any, tuple[ErrorLog, Any]] = {}
+_making_logger = threading.Lock()
+
+
+def _logger(module: Any) -> tuple[ErrorLog, Any]:
+    """This process's log and logger of a TensorRT module.
+
+    It is one, and lives as long as the process: TensorRT registers the first that it is given for what it says beside
+    any engine (`nvinfer1::getLogger`), and goes on using it when the engine that it came with is gone.
+    """
+    with _making_logger:
+        if module not in _loggers:
+            messages = ErrorLog()
+            _loggers[module] = messages, make_logger(module, messages)
+        return _loggers[module]
 
 
 _IMPORT_HINTS = (
@@ -170,8 +202,8 @@ def load_plan(
             f"{name} was built to run with later versions of TensorRT, so it carries code for the processor, which "
             "runs with your rights. If you trust where the bundle comes from, load it with trusted=True (`--trusted`)."
         )
-    messages = ErrorLog()
-    logger = make_logger(module, messages)
+    messages, logger = _logger(module)
+    messages.messages.clear()
     try:
         runtime = module.Runtime(logger)
     except (TypeError, RuntimeError) as error:  # pybind11 makes a TypeError of a null pointer

@@ -45,6 +45,7 @@ MIN_CALLS = 5
 _FIELDS = {"backend", "precision"}
 _ORDER = ("tensorrt", "tensorrt_rtx", "native", "onnxruntime", "openvino", "onnxruntime-cuda", "onnxruntime-tensorrt")
 """In which backends are opened: engines first, since somebody built them for this; last what builds while it loads."""
+_BUILDS = "onnxruntime-tensorrt"
 
 Models = Mapping[int, OpenedModel]
 """An opened model for each of `BUCKETS`, or for 1 alone; the same one may stand for several."""
@@ -154,7 +155,8 @@ def candidates(bundle: Bundle, backend: str, precision: str, device: int = 0) ->
     for package, sentence in shadows(packages).items() if backend == "auto" else ():
         log.warning("auto: %s is left out: %s.", packages[package], sentence)
 
-    driver = gpus.probe()
+    wanted = any(SPECS[name].gpu and bundle.select("classifier", SPECS[name].format) for name in backends)
+    driver = gpus.probe() if wanted else gpus.Driver(None, ())  # who forks after it was started cannot use a GPU there
     by_backend = {name: find_entries(bundle, name, driver=driver, device=device) for name in backends}
     if precision != "auto":
         found = [Candidate(name, precision) for name in backends if precision in by_backend[name]]
@@ -175,7 +177,7 @@ def candidates(bundle: Bundle, backend: str, precision: str, device: int = 0) ->
         if p in by_backend[name]
         and (p == finest or (_is_native(SPECS[name].gpu, p) and _is_accurate(by_backend[name][p], references)))
     ]
-    return sorted(found, key=lambda candidate: not SPECS[candidate.backend].gpu)
+    return sorted(found, key=lambda candidate: (candidate.backend == _BUILDS, not SPECS[candidate.backend].gpu))
 
 
 def _precisions(bundle: Bundle, backend: str) -> list[str]:

@@ -186,7 +186,7 @@ def _is_there(spec: BackendSpec) -> bool:
 
 
 def backend_version(name: str) -> str:
-    """The version of an installed backend's package."""
+    """The version of an installed backend's package; "unknown" if it cannot be imported, which opening it will say."""
     spec = SPECS[name]
     if not spec.packages:
         from vae_edge.runtime.native_library import library_version
@@ -196,7 +196,10 @@ def backend_version(name: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:  # another distribution of it, such as onnxruntime-gpu
-        return str(import_package(package).__version__)
+        try:
+            return str(import_package(package).__version__)
+        except Exception:  # a broken installation raises anything
+            return "unknown"
 
 
 def check_installed(name: str) -> None:

@@ -47,6 +47,7 @@ class BoundContext:
         self._resources = Resources(context)
         self._graphs = Resources(context)
         self._context: Any = None
+        self._cache: Any = None  # which must outlive the context
         self._graph: ctypes.c_void_p | None = None
         self._launch, self._wait = context.functions["cuGraphLaunch"], context.functions["cuStreamSynchronize"]
         self._tensors = [(tensor, (batch, *tensor.shape[1:])) for tensor in tensors]
@@ -69,11 +70,12 @@ class BoundContext:
         """
         self._allocate()
         plan, context = self._plan, create_context(self._plan, cache)
-        self._context = context
+        self._context, self._cache = context, cache
         if scratch_size:
             context.set_device_memory(scratch, scratch_size)
         stream = self._stream.value or 0
-        if plan.profile and not context.set_optimization_profile_async(plan.profile, stream):
+        several = plan.engine.num_optimization_profiles > 1  # then a context may have none until it is told
+        if several and not context.set_optimization_profile_async(plan.profile, stream):
             self._refuse(f"does not take the optimization profile {plan.profile} of {plan.name}")
         self._cuda.call("cuStreamSynchronize", self._stream)
         (image, shape), *outputs = self._tensors
@@ -168,13 +170,16 @@ class BoundContext:
 
     def close(self) -> None:
         """Release graph, context and buffers, in this order, once nothing on the stream uses them any more."""
-        if self._context is not None:
-            with self._cuda.current():
-                code = self._wait(self._stream)
-            if code:
-                log.info("%s", cuda.error(self._cuda.functions, "cuStreamSynchronize", code))
-        self._graphs.close()
-        self._graph = self._context = None
+        try:
+            with self._cuda.current():  # TensorRT releases what it has on the GPU that is current
+                code = self._wait(self._stream) if self._context is not None else 0
+                if code:
+                    log.info("%s", cuda.error(self._cuda.functions, "cuStreamSynchronize", code))
+                self._graphs.close()
+                self._context = None
+        except CudaError as lost:
+            log.info("%s", lost)
+        self._graph = self._context = self._cache = None
         self._resources.close()
 
     def _refuse(self, what: str) -> NoReturn:

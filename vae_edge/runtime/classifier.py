@@ -28,7 +28,7 @@ from vae_edge.runtime.backends import (
     open_model,
 )
 from vae_edge.runtime.color_order import ColorOrderCheck
-from vae_edge.runtime.device_arrays import is_on_device
+from vae_edge.runtime.device_arrays import is_on_device, length
 from vae_edge.runtime.entries import find_entries
 from vae_edge.runtime.pending import PendingCalls
 from vae_edge.runtime.predictions import Predictions
@@ -132,7 +132,7 @@ class Classifier:
         self._closed = False
         self._reconstructor: _Model | None = None
         self._pending: PendingCalls | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may close the classifier anywhere
         self._color_order = ColorOrderCheck(self.input.channels)
 
     def __call__(
@@ -149,7 +149,7 @@ class Classifier:
         Args:
             images: an array uint8 [N, S, S, C] (the fast way; colours in the order RGB), or a path, a Pillow image, or
                 a list of these or of arrays, which are prepared as `vae_edge.preprocess.to_batch` says. An array of
-                this shape may also be on the GPU (DLPack or `__cuda_array_interface__`: PyTorch, CuPy, Numba, VPI), for
+                this shape may also be on the GPU (DLPack or `__cuda_array_interface__`: PyTorch, CuPy, Numba), for
                 backends that run there.
             invert: `never`, `always` or `auto`.
             fit: `auto` (as training did), `pad` or `foreground`; arrays are never cropped.
@@ -176,16 +176,15 @@ class Classifier:
             batch, found, failed = to_rows(images, self.input, invert, fit, color or "rgb", errors)
             preprocess_info = lambda count: found  # noqa: E731
 
-        model = self._only
-        if model is None:
-            model = self._models[autoselect.bucket_of(max(1, len(batch)), self._models)]
-        outputs = self._run(model, batch, copy)
+        model = self._only or self._model_for(batch)
+        checks_color = self._color_order.active and color is None and type(images) is np.ndarray
+        outputs = self._run(model, batch, copy or checks_color)  # the check runs again, in the same buffers
         if not _are_finite(outputs):
             self._check_finite(model, outputs)
         if failed:
             _set_nan(outputs, failed)
 
-        if self._color_order.active and color is None and type(images) is np.ndarray:
+        if checks_color:
             score = model.score_index
             self._color_order.check(
                 batch, outputs[score], model.threshold, lambda swapped: self._run(model, swapped, True)[score]
@@ -203,7 +202,9 @@ class Classifier:
         """Classify images while the caller goes on; arguments as a call's, but for `copy`.
 
         At most 8 calls wait; one more blocks until there is room. On a GPU two calls run at a time, so that the copies
-        of one overlap with the computation of the other. An array must not change until its result is there.
+        of one overlap with the computation of the other. An array must not change until its result is there. One on
+        the GPU must be complete (synchronize its stream): it is read from another thread, where libraries such as
+        PyTorch have another current stream.
 
         Raises:
             BackendError: the classifier was closed.
@@ -316,6 +317,14 @@ class Classifier:
             f"{', closed' if self._closed else ''}>"
         )
 
+    def _model_for(self, batch: Any) -> _Model:
+        """The model that was chosen for a batch of this size; for images on a GPU, of those that run there if any."""
+        if type(batch) is np.ndarray:
+            return self._models[autoselect.bucket_of(max(1, len(batch)), self._models)]
+        there = {size: m for size, m in self._models.items() if m.takes_device_arrays}
+        models = there or self._models
+        return models[autoselect.bucket_of(max(1, length(batch)), models)]
+
     def _run(self, model: _Model, batch: Any, copy: bool) -> tuple[np.ndarray, ...]:
         """The outputs, copied out of the bound buffers if asked for; large batches run in pieces."""
         if self._closed:
@@ -338,8 +347,9 @@ class Classifier:
         except Exception as error:  # the backends' own exceptions share no base class
             if self._closed:
                 raise BackendError(f"The classifier of {self.bundle.path} was closed during a call.") from error
+            count = len(batch) if type(batch) is np.ndarray else length(batch)
             raise BackendError(
-                f"{model.backend} failed on a batch of {len(batch)} images ({error}): try another backend."
+                f"{model.backend} failed on a batch of {count} images ({error}): try another backend."
             ) from error
 
     def _check_finite(self, model: _Model, outputs: tuple[np.ndarray, ...]) -> None:
@@ -385,13 +395,14 @@ class Classifier:
 class _Model:
     """An opened model as a call needs it."""
 
-    __slots__ = ("backend", "entry", "order", "score_index", "session", "threshold")
+    __slots__ = ("backend", "entry", "order", "score_index", "session", "takes_device_arrays", "threshold")
 
     def __init__(self, model: OpenedModel) -> None:
         names = [info.name for info in model.session.outputs]
         self.backend = model.backend
         self.entry = model.entry
         self.session = model.session
+        self.takes_device_arrays = hasattr(model.session, "infer_on_device")
         self.threshold = model.threshold
         self.order = [names.index(name) for name in (*CLASSIFIER_OUTPUTS, *UNCERTAINTY_OUTPUTS) if name in names]
         self.score_index = names.index("score") if "score" in names else -1

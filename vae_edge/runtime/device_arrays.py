@@ -14,6 +14,7 @@ from vae_edge.errors import DataError
 
 _CUDA, _CUDA_MANAGED = 2, 13  # DLDeviceType
 _UINT = 1  # DLDataTypeCode
+_MAX_VERSION = (1, 0)  # of DLPack; later minor versions have the same structures
 _LEGACY_STREAM = 1
 
 
@@ -36,6 +37,19 @@ class _Tensor(ctypes.Structure):
         ("shape", ctypes.POINTER(ctypes.c_int64)),
         ("strides", ctypes.POINTER(ctypes.c_int64)),
         ("byte_offset", ctypes.c_uint64),
+    )
+
+
+class _Versioned(ctypes.Structure):
+    """DLManagedTensorVersioned of dlpack.h, since version 1.0."""
+
+    _fields_ = (
+        ("major", ctypes.c_uint32),
+        ("minor", ctypes.c_uint32),
+        ("manager", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p),
+        ("flags", ctypes.c_uint64),
+        ("tensor", _Tensor),
     )
 
 
@@ -82,11 +96,20 @@ def view_on_device(images: Any, stream: int) -> DeviceArray:
     return _from_interface(images)
 
 
+def length(images: Any) -> int:
+    """How many images an array on a GPU has; it need not have a length. 1 if it does not say."""
+    shape = getattr(images, "shape", None)
+    if shape is None:
+        shape = getattr(images, "__cuda_array_interface__", {}).get("shape")
+    return int(shape[0]) if shape else 1
+
+
 def _from_dlpack(images: Any, stream: int) -> DeviceArray:
-    capsule = images.__dlpack__(stream=stream)
-    pointer = ctypes.pythonapi.PyCapsule_GetPointer
-    pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
-    tensor = ctypes.cast(pointer(capsule, b"dltensor"), ctypes.POINTER(_Tensor)).contents
+    try:
+        capsule = images.__dlpack__(stream=stream, max_version=_MAX_VERSION)
+    except TypeError:  # a producer of before DLPack 1.0 does not know the argument
+        capsule = images.__dlpack__(stream=stream)
+    tensor = _tensor_of(capsule)
     dtype = tensor.dtype
     if (dtype.code, dtype.bits, dtype.lanes) != (_UINT, 8, 1):
         raise DataError(
@@ -99,8 +122,27 @@ def _from_dlpack(images: Any, stream: int) -> DeviceArray:
     return DeviceArray(start, shape, strides, tensor.device.index, None, capsule)
 
 
+def _tensor_of(capsule: Any) -> _Tensor:
+    """What a capsule describes, of DLPack 1 or of a version before it."""
+    is_valid, pointer = ctypes.pythonapi.PyCapsule_IsValid, ctypes.pythonapi.PyCapsule_GetPointer
+    is_valid.restype, is_valid.argtypes = ctypes.c_int, (ctypes.py_object, ctypes.c_char_p)
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    if not is_valid(capsule, b"dltensor_versioned"):
+        return ctypes.cast(pointer(capsule, b"dltensor"), ctypes.POINTER(_Tensor)).contents
+    versioned = ctypes.cast(pointer(capsule, b"dltensor_versioned"), ctypes.POINTER(_Versioned)).contents
+    if versioned.major != _MAX_VERSION[0]:
+        raise DataError(
+            f"The images on the GPU come by DLPack {versioned.major}.{versioned.minor}, but version "
+            f"{_MAX_VERSION[0]} is understood: update VAE Edge, or the library that made them."
+        )
+    tensor: _Tensor = versioned.tensor
+    return tensor
+
+
 def _from_interface(images: Any) -> DeviceArray:
     described = images.__cuda_array_interface__
+    if described.get("mask") is not None:
+        raise DataError("The images on the GPU are a masked array: fill what is masked first.")
     if described["typestr"] not in ("|u1", "u1", "<u1"):
         raise DataError(f"The images on the GPU should be uint8, but their type is {described['typestr']}.")
     shape = tuple(int(n) for n in described["shape"])

@@ -29,29 +29,34 @@ class RuntimeCache:
         """The GPU's context must be current."""
         key = hashlib.sha256(b"\0".join([content, plan.version.encode(), device.encode()])).hexdigest()[:16]
         self._path = probing.cache_path(file.parent, f".{file.stem}.{key}.rtx-cache")
-        self._read = b""
+        self._saved = b""
         self.cache = create_cache(plan, self._load)
 
-    def close(self) -> None:
+    def save(self) -> None:
         """Save what was compiled since, in one step: no other process ever reads half of it."""
-        cache, self.cache = self.cache, None
-        if cache is None:
+        if self.cache is None:
             return
-        serialized = cache.serialize()
+        serialized = self.cache.serialize()
         content = bytes(serialized) if serialized is not None else b""
-        if not content or content == self._read or len(content) > MAX_CACHE_BYTES:
+        if not content or content == self._saved or len(content) > MAX_CACHE_BYTES:
             return
+        self._saved = content
         try:
             files.write_bytes(self._path, content)
         except OSError as error:
             log.info("the runtime cache %s cannot be written (%s): the next load compiles again", self._path, error)
 
+    def close(self) -> None:
+        """Save it, and let it go."""
+        self.save()
+        self.cache = None
+
     def _load(self) -> bytes | None:
         try:
-            self._read = files.read_bytes(self._path, MAX_CACHE_BYTES)
+            self._saved = files.read_bytes(self._path, MAX_CACHE_BYTES)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
             log.info("the runtime cache %s cannot be read (%s) and is made anew", self._path, error)
             return None
-        return self._read
+        return self._saved

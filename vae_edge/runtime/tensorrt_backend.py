@@ -6,7 +6,8 @@ synchronization. On integrated memory (Jetson) the GPU reads and writes the pinn
 
 A context is not shared between batch sizes, since a graph holds the shape and addresses of its context. A batch of a
 size that has no graph runs padded in a larger one; a size that comes again gets a graph of its own, and keeps it if it
-is measurably faster. Not verified on hardware.
+is measurably faster. With TensorRT-RTX, which would compile for each size, only `warm_up` gives it one. Not verified
+on hardware.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from vae_edge.engine import cuda, gpus
 from vae_edge.engine.cuda import CudaContext, Resources, copy_rows, open_context, wait_for
 from vae_edge.engine.plan import Plan, Tensor, load_plan, scratch_bytes
 from vae_edge.engine.refit import is_stripped, source_of
-from vae_edge.errors import BackendError, BundleError
+from vae_edge.errors import BackendError, BundleError, DataError
 from vae_edge.runtime.backends import LoadOptions, TensorInfo, read_file
 from vae_edge.runtime.bound_context import BoundContext
 from vae_edge.runtime.device_arrays import row_pitch, view_on_device
@@ -46,6 +47,7 @@ IDLE_S = 10.0  # after which a graph makes room for another
 MAX_SEEN = 1024
 MAX_TIME_RATIO = 0.95  # of the padded batch's time, below which a batch size keeps a graph of its own
 TIMED_LAUNCHES = 7
+MAX_EXIT_WAIT_S = 5.0  # for a call that runs when the interpreter ends
 
 _OUTPUTS = {**CLASSIFIER_OUTPUTS, **UNCERTAINTY_OUTPUTS, **RECONSTRUCTION_OUTPUTS}
 _ONNX_TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
@@ -101,6 +103,7 @@ class TensorRTBackend:
             self.inputs = (_info(image),)
             self.outputs = tuple(map(_info, outputs))
             self._of_thread()  # what a context needs is found missing now and not at the first call
+            weakref.finalize(self, _close_at_exit, self._threads, self._lock)
         except BaseException:
             self.close()
             raise
@@ -112,7 +115,11 @@ class TensorRTBackend:
         except AttributeError:
             contexts = self._of_thread()
         with contexts.lock:
-            return contexts.infer(image)
+            try:
+                return contexts.infer(image)
+            finally:
+                if contexts.closed:
+                    contexts.close()
 
     def infer_on_device(self, images: Any) -> tuple[np.ndarray, ...]:
         """As `infer`, for an array on the GPU: DLPack or the CUDA array interface, uint8 [N, S, S, C].
@@ -124,27 +131,44 @@ class TensorRTBackend:
         """
         contexts = self._of_thread()
         with contexts.lock:
-            return contexts.infer_on_device(images)
+            try:
+                return contexts.infer_on_device(images)
+            finally:
+                if contexts.closed:
+                    contexts.close()
 
     def warm_up(self, batch: int) -> None:
         """Make this thread's context, buffers and graph for a batch size."""
         contexts = self._of_thread()
         with contexts.lock:
-            contexts.warm_up(batch)
+            try:
+                contexts.warm_up(batch)
+            finally:
+                if contexts.closed:
+                    contexts.close()
 
     def close(self) -> None:
-        """Wait for the calls that run, and release everything. May be called again."""
+        """Wait for the calls that run, and release everything. May be called again.
+
+        In a signal's handler that interrupts a call of the same thread it cannot wait: that call still ends, and then
+        releases what it used.
+        """
         self._closed = True
         with self._lock:
             threads = list(self._threads)
+        mine = getattr(self._local, "contexts", None)
         for contexts in threads:
-            with contexts.lock:
-                contexts.close()
+            contexts.closed = True
+            if contexts.lock.acquire(blocking=contexts is not mine):
+                try:
+                    contexts.close()
+                finally:
+                    contexts.lock.release()
         cache, self._cache = self._cache, None
         if cache is not None:
             with self._cuda.current():
                 cache.close()
-        self._plan = None
+                self._plan = None
 
     @classmethod
     def inner_tensors(
@@ -203,6 +227,7 @@ class _ThreadContexts:
 
     Attributes:
         lock: held during a call; whoever closes the contexts takes it.
+        closed: whether it was closed, or is to be closed after the call that runs.
     """
 
     def __init__(
@@ -227,10 +252,12 @@ class _ThreadContexts:
         self._runs_as: dict[int, int] = {}
         self._seen: Counter[tuple[int, int | None]] = Counter()
         self._captures = True
-        self._closed = False
+        self._compiles = cache.cache is not None  # for each new shape, which takes too long in the middle of calls
+        self.closed = False
         with self._current():
             self._resources = Resources(context)
             self._finalizer = weakref.finalize(self, _close_contexts, context, self._bound, self._resources)
+            self._finalizer.atexit = False  # another thread may be in a call then: see `_close_at_exit`
             self._stream = self._resources.stream()
             self._event = self._resources.event()
             self._scratch_bytes = scratch_bytes(plan)
@@ -262,8 +289,14 @@ class _ThreadContexts:
             array = view_on_device(images, stream)
             rows, columns, channels = self._tensors[0].shape[1:]
             pitch, count = row_pitch(array, (rows, columns, channels)), array.shape[0]
-            if array.device is not None and array.device != self._cuda.device:
-                raise BackendError(f"the images are on the GPU {array.device}, but the engine on {self._cuda.device}")
+            device = self._cuda.device_of(array.pointer) if array.device is None else array.device
+            if device is None:
+                raise DataError("The images are said to be on a GPU, but the driver knows no memory at their address.")
+            if device != self._cuda.device:
+                raise DataError(
+                    f"The images are on the GPU {device}, but the engine is on {self._cuda.device}: copy them, or load "
+                    f"the bundle with device={device}."
+                )
             if array.stream is not None:
                 wait_for(self._cuda, self._event, self._stream, array.stream)
             width = columns * channels
@@ -291,9 +324,11 @@ class _ThreadContexts:
 
     def close(self) -> None:
         """Release all that it holds; calls raise after this."""
-        self._closed = True
-        self._last = None
-        self._finalizer()
+        if self._finalizer.alive:
+            self.closed = True
+            self._last = None
+            self._finalizer()
+            del self._plan  # the engine goes with whoever closes it, and not when this thread ends
 
     @contextmanager
     def _current(self) -> Any:
@@ -321,10 +356,14 @@ class _ThreadContexts:
         bucket = self._bucket(count)
         if bucket == count or count < self._smallest:
             return self._runs_as.setdefault(count, bucket)
-        if not self._is_frequent(count, source) or not self._captures or not self._has_room():
+        if self._compiles or not self._captures or not self._is_frequent(count, source) or not self._has_room():
             return bucket
-        padded, own = self._bind(bucket, source), self._bind(count, source)
-        times = _time_interleaved(padded.run, own.run)
+        try:
+            padded, own = self._bind(bucket, source), self._bind(count, source)
+            times = _time_interleaved(padded.run, own.run)
+        except BackendError as error:  # as where memory is short; what else fails will fail in the bucket too
+            log.info("batches of %d run as batches of %d: %s", count, bucket, str(error))
+            return self._runs_as.setdefault(count, bucket)
         self._runs_as[count] = count if times[1] < MAX_TIME_RATIO * times[0] else bucket
         return self._runs_as[count]
 
@@ -334,6 +373,8 @@ class _ThreadContexts:
 
     def _for_address(self, size: int, pointer: int) -> BoundContext | None:
         """The context that reads images where they are, once they come from an address again and again."""
+        if self._compiles and self._runs_as.get(size, self._bucket(size)) != size:
+            return None
         known = (size, pointer) in self._bound
         if not known and not (self._is_frequent(size, pointer) and self._has_room()):
             return None
@@ -362,13 +403,14 @@ class _ThreadContexts:
 
     def _bind(self, batch: int, source: int | None) -> BoundContext:
         """The context of a batch size and a source, made where there is none."""
-        if self._closed:
+        if self.closed:
             raise BackendError("it was closed")
         key = (batch, source)
         bound = self._bound.get(key)
         if bound is None:
             with self._making:
                 bound = self._bound[key] = self._make(batch, source)
+                self._cache.save()  # many a device is switched off and never closes anything
         self._bound.move_to_end(key)
         bound.used_at = time.monotonic()
         self._last = bound
@@ -391,6 +433,18 @@ def _close_contexts(context: CudaContext, bound: dict[Any, BoundContext], resour
     while bound:
         bound.popitem()[1].close()
     resources.close()
+
+
+def _close_at_exit(threads: weakref.WeakSet[_ThreadContexts], lock: threading.Lock) -> None:
+    """Before the interpreter ends: no daemon thread is in a call when libraries and driver go.
+
+    The locks are kept, so that such a thread waits for the end instead of failing. Also when a backend is dropped
+    without `close`; then nobody is in a call.
+    """
+    lock.acquire(timeout=MAX_EXIT_WAIT_S)
+    for contexts in list(threads):
+        if contexts.lock.acquire(timeout=MAX_EXIT_WAIT_S):
+            contexts.close()
 
 
 def _time_interleaved(first: Callable[[], None], second: Callable[[], None]) -> tuple[float, float]:
