@@ -225,11 +225,15 @@ def test_a_remembered_choice_that_no_longer_loads_is_chosen_again(
     assert remembered(own_bundle)[0]["precision"] == classifier.precision
 
 
-def test_what_builds_while_it_loads_is_opened_last(session_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_builds_while_it_loads_is_taken_only_by_name(
+    session_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = ("onnxruntime", "onnxruntime-tensorrt", "onnxruntime-cuda")
     monkeypatch.setattr(autoselect, "installed_backends", lambda: names)
     monkeypatch.setattr(
         gpus, "probe", lambda: gpus.Driver((13, 0), (gpus.Device(0, "T4", (7, 5), 40, 16 << 30, False),))
     )
     found = [candidate.backend for candidate in autoselect.candidates(session_bundle, "auto", "auto")]
-    assert list(dict.fromkeys(found)) == ["onnxruntime-cuda", "onnxruntime", "onnxruntime-tensorrt"]
+    assert list(dict.fromkeys(found)) == ["onnxruntime-cuda", "onnxruntime"]
+    named = autoselect.candidates(session_bundle, "onnxruntime-tensorrt", "auto")
+    assert {candidate.backend for candidate in named} == {"onnxruntime-tensorrt"}

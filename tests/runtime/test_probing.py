@@ -64,8 +64,9 @@ class Wrong(OnnxRuntimeBackend):
         return copy
 
     @classmethod
-    def inner_tensors(cls, file: Path, tensors: Sequence[str], images: np.ndarray, options: Any) -> dict[str, Any]:
-        return OnnxRuntimeBackend.inner_tensors(cls._spoilt(file), tensors, images, options)
+    def inner_tensors(cls, model: Any, tensors: Sequence[str], images: np.ndarray) -> dict[str, Any]:
+        spoilt = dataclasses.replace(model, file=cls._spoilt(model.file))
+        return OnnxRuntimeBackend.inner_tensors(spoilt, tensors, images)
 
 
 @pytest.fixture(scope="session")
@@ -351,7 +352,9 @@ def test_verify_names_the_first_tensor_that_departs(
         self, spoilt(file), dataclasses.replace(entry, sha256=""), options
     )
     base.inner_tensors = staticmethod(
-        lambda file, tensors, images, options: real.inner_tensors(spoilt(file), tensors, images, options)
+        lambda model, tensors, images: real.inner_tensors(
+            dataclasses.replace(model, file=spoilt(model.file)), tensors, images
+        )
     )
     monkeypatch.setattr(backends, "_backend_class", lambda name: base)
     model = backends.open_model(proving, backend, proving.find(), LoadOptions())

@@ -346,6 +346,50 @@ def test_images_on_the_gpu_that_are_not_aligned_or_padded_are_copied_once(
         assert classifier.double.faults() == []
 
 
+def test_padded_rows_that_the_driver_does_not_copy_at_once_are_copied_one_by_one(
+    engine: Callable[..., Classifier], reference: Classifier, cuda: Any
+) -> None:
+    """cuda.h: a copy may fail for a pitch that was not computed by cuMemAllocPitch."""
+    images = noise(3)
+    with engine("10.3") as classifier:
+        array = OnDevice(cuda, images, pitch=40)
+        cuda.fail("cuMemcpy2DAsync_v2", 0, 1)
+        same(classifier(array), reference(images))
+        cuda.fail("cuMemcpy2DAsync_v2", 0, 0)
+        array.free(cuda)
+
+
+def test_an_array_on_the_gpu_is_handed_over_in_the_callers_thread(
+    engine: Callable[..., Classifier], reference: Classifier, cuda: Any
+) -> None:
+    """Another thread has another current stream of its library: what the caller's writes would not be waited for."""
+    images = noise(4)
+    with engine("10.3") as classifier:
+        array = OnDevice(cuda, images)
+        capsule = Capsule(array)
+        before = cuda.count("cuStreamWaitEvent")
+        future = classifier.predict_async(capsule)
+        assert capsule.streams == [1], "its work is put before the default stream's"
+        same(future.result(timeout=60), reference(images))
+        assert cuda.count("cuStreamWaitEvent") > before, "for which our stream waits"
+        with pytest.raises(DataError, match="should be uint8"):
+            classifier.predict_async(Capsule(array, dtype=np.float32))
+        array.free(cuda)
+
+
+def test_a_classifier_can_be_closed_by_who_is_told_of_a_result(engine: Callable[..., Classifier]) -> None:
+    classifier = engine("10.3")
+    told: list[str] = []
+    future = classifier.predict_async(noise(1))
+    future.add_done_callback(lambda done: (classifier.close(), told.append("closed")))
+    future.result(timeout=60)
+    for _ in range(200):
+        if told:
+            break
+        threading.Event().wait(0.02)
+    assert told == ["closed"]
+
+
 def test_images_on_the_gpu_wait_for_the_stream_that_writes_them(engine: Callable[..., Classifier], cuda: Any) -> None:
     with engine("10.3") as classifier:
         array = OnDevice(cuda, noise(1), stream=2)

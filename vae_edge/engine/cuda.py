@@ -416,6 +416,7 @@ def copy_rows(
     if pitch == width:
         context.call("cuMemcpyDtoDAsync_v2", target, source, width * rows, stream)
         return
+    # For a pitch that cuMemAllocPitch did not choose this may be refused, says cuda.h: then row by row.
     copy = _Copy2D(
         source_type=_MEMORY_DEVICE,
         source_device=source,
@@ -426,7 +427,12 @@ def copy_rows(
         width=width,
         height=rows,
     )
-    context.call("cuMemcpy2DAsync_v2", ctypes.byref(copy), stream)
+    code = context.functions["cuMemcpy2DAsync_v2"](ctypes.byref(copy), stream)
+    if code == _INVALID_VALUE:
+        for row in range(rows):
+            context.call("cuMemcpyDtoDAsync_v2", target + row * width, source + row * pitch, width, stream)
+    elif code:
+        raise error(context.functions, "cuMemcpy2DAsync_v2", code)
 
 
 def wait_for(context: CudaContext, event: c_void_p, stream: c_void_p, other: int) -> None:

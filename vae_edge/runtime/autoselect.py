@@ -43,9 +43,9 @@ FIRST_CALLS = 3
 MIN_MEASURED_IMAGES = 50  # an accuracy that was measured on fewer images is not trusted
 MIN_CALLS = 5
 _FIELDS = {"backend", "precision"}
-_ORDER = ("tensorrt", "tensorrt_rtx", "native", "onnxruntime", "openvino", "onnxruntime-cuda", "onnxruntime-tensorrt")
-"""In which backends are opened: engines first, since somebody built them for this; last what builds while it loads."""
-_BUILDS = "onnxruntime-tensorrt"
+_ORDER = ("tensorrt", "tensorrt_rtx", "native", "onnxruntime", "openvino", "onnxruntime-cuda")
+"""In which backends are opened: engines first, since somebody built them for this. `onnxruntime-tensorrt` is taken only
+by its name: it builds an engine for each batch size while it loads, which takes minutes."""
 
 Models = Mapping[int, OpenedModel]
 """An opened model for each of `BUCKETS`, or for 1 alone; the same one may stand for several."""
@@ -150,7 +150,8 @@ def _chosen(record: Mapping[str, Any] | None) -> dict[int, Candidate] | None:
 
 def candidates(bundle: Bundle, backend: str, precision: str, device: int = 0) -> list[Candidate]:
     """What may be chosen, in the order in which it is opened."""
-    backends = sorted(installed_backends(), key=_ORDER.index) if backend == "auto" else [backend]
+    there = installed_backends() if backend == "auto" else (backend,)
+    backends = [name for name in _ORDER if name in there] if backend == "auto" else [backend]
     packages = {package: name for name, spec in SPECS.items() for package in spec.packages}
     for package, sentence in shadows(packages).items() if backend == "auto" else ():
         log.warning("auto: %s is left out: %s.", packages[package], sentence)
@@ -177,7 +178,7 @@ def candidates(bundle: Bundle, backend: str, precision: str, device: int = 0) ->
         if p in by_backend[name]
         and (p == finest or (_is_native(SPECS[name].gpu, p) and _is_accurate(by_backend[name][p], references)))
     ]
-    return sorted(found, key=lambda candidate: (candidate.backend == _BUILDS, not SPECS[candidate.backend].gpu))
+    return sorted(found, key=lambda candidate: not SPECS[candidate.backend].gpu)
 
 
 def _precisions(bundle: Bundle, backend: str) -> list[str]:

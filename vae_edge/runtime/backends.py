@@ -158,10 +158,8 @@ class Backend(Protocol):
         ...
 
     @staticmethod
-    def inner_tensors(
-        file: Path, tensors: Sequence[str], images: np.ndarray, options: LoadOptions
-    ) -> dict[str, np.ndarray]:
-        """Tensors inside a model file by name, for images uint8 [N, S, S, C]; only those that the backend can show."""
+    def inner_tensors(model: OpenedModel, tensors: Sequence[str], images: np.ndarray) -> dict[str, np.ndarray]:
+        """Tensors inside a model by name, for images uint8 [N, S, S, C]; only those that the backend can show."""
         ...
 
 
@@ -294,7 +292,7 @@ def inner_tensors(model: OpenedModel, tensors: Sequence[str], images: np.ndarray
     """
     opener = _backend_class(model.backend)
     try:
-        return dict(opener.inner_tensors(model.file, tensors, images, model.options))
+        return dict(opener.inner_tensors(model, tensors, images))
     except Exception as error:  # the backends' own exceptions share no base class
         raise BackendError(f"{model.backend} cannot show tensors inside {model.file} ({error}).") from error
 

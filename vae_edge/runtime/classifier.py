@@ -28,7 +28,7 @@ from vae_edge.runtime.backends import (
     open_model,
 )
 from vae_edge.runtime.color_order import ColorOrderCheck
-from vae_edge.runtime.device_arrays import is_on_device, length
+from vae_edge.runtime.device_arrays import hand_over, is_on_device, length
 from vae_edge.runtime.entries import find_entries
 from vae_edge.runtime.pending import PendingCalls
 from vae_edge.runtime.predictions import Predictions
@@ -203,14 +203,16 @@ class Classifier:
 
         At most 8 calls wait; one more blocks until there is room. On a GPU two calls run at a time, so that the copies
         of one overlap with the computation of the other. An array must not change until its result is there. One on
-        the GPU must be complete (synchronize its stream): it is read from another thread, where libraries such as
-        PyTorch have another current stream.
+        the GPU is read once the work that its library has put on the caller's current stream is done.
 
         Raises:
             BackendError: the classifier was closed.
+            DataError: an array on the GPU of another type.
         """
         if "copy" in options:
             raise ConfigError("predict_async always copies its outputs: leave out copy.")
+        if is_on_device(images):
+            images = hand_over(images)
         with self._lock:
             self._require_open()
             if self._pending is None:

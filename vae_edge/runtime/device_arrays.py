@@ -6,6 +6,7 @@ https://dmlc.github.io/dlpack/latest/ and https://numba.readthedocs.io/en/stable
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -76,6 +77,8 @@ class DeviceArray:
 
 def is_on_device(images: Any) -> bool:
     """Whether an object is an array in a GPU's memory."""
+    if isinstance(images, DeviceArray):
+        return True
     if hasattr(images, "__dlpack_device__"):
         return int(images.__dlpack_device__()[0]) in (_CUDA, _CUDA_MANAGED)
     return hasattr(images, "__cuda_array_interface__")
@@ -91,9 +94,23 @@ def view_on_device(images: Any, stream: int) -> DeviceArray:
     Raises:
         DataError: it holds other values than uint8.
     """
+    if isinstance(images, DeviceArray):
+        return images
     if hasattr(images, "__dlpack_device__") and hasattr(images, "__dlpack__"):
         return _from_dlpack(images, stream)
     return _from_interface(images)
+
+
+def hand_over(images: Any) -> DeviceArray:
+    """An array on a GPU for another thread, where its library may have another current stream.
+
+    The producer's work is put before the default stream's, for which the reader waits.
+
+    Raises:
+        DataError: as `view_on_device`.
+    """
+    view = view_on_device(images, _LEGACY_STREAM)
+    return dataclasses.replace(view, stream=_LEGACY_STREAM) if view.stream is None else view
 
 
 def length(images: Any) -> int:

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from vae_edge.bundle import Bundle, ModelEntry
 from vae_edge.engine import cuda, gpus
 from vae_edge.errors import BackendError, BundleError, DataError
-from vae_edge.runtime.backends import LoadOptions, TensorInfo, read_file
+from vae_edge.runtime.backends import LoadOptions, OpenedModel, TensorInfo, read_file
 from vae_edge.runtime.buffers import MAX_BUFFERS_PER_THREAD
 from vae_edge.runtime.device_arrays import row_pitch, view_on_device
 from vae_edge.runtime.native_library import NetworkInfo, load_library
@@ -158,9 +158,7 @@ class NativeBackend:
         self._release()
 
     @staticmethod
-    def inner_tensors(
-        file: Path, tensors: Sequence[str], images: np.ndarray, options: LoadOptions
-    ) -> dict[str, np.ndarray]:
+    def inner_tensors(model: OpenedModel, tensors: Sequence[str], images: np.ndarray) -> dict[str, np.ndarray]:
         """Refused: the whole network is one launch, whose feature maps stay on the GPU.
 
         Raises:

@@ -19,7 +19,7 @@ from vae_edge.engine import gpus
 from vae_edge.environment import available_cpus
 from vae_edge.errors import BackendError
 from vae_edge.files import read_bytes
-from vae_edge.runtime.backends import LoadOptions, TensorInfo, backend_version, read_model
+from vae_edge.runtime.backends import LoadOptions, OpenedModel, TensorInfo, backend_version, read_model
 from vae_edge.runtime.buffers import BufferCache, refuse_closed
 from vae_edge.spec import MAX_MODEL_BYTES, output_name
 
@@ -79,12 +79,12 @@ class OnnxRuntimeBackend:
         self.session = None
 
     @staticmethod
-    def inner_tensors(
-        file: Path, tensors: Sequence[str], images: np.ndarray, options: LoadOptions
-    ) -> dict[str, np.ndarray]:
+    def inner_tensors(model: OpenedModel, tensors: Sequence[str], images: np.ndarray) -> dict[str, np.ndarray]:
         """Tensors inside the graph by name, for images uint8 [N, S, S, C]."""
-        model = _with_outputs(read_bytes(file, MAX_MODEL_BYTES), tensors)
-        session = ort.InferenceSession(model, session_options(options.threads), providers=["CPUExecutionProvider"])
+        content = _with_outputs(read_bytes(model.file, MAX_MODEL_BYTES), tensors)
+        session = ort.InferenceSession(
+            content, session_options(model.options.threads), providers=["CPUExecutionProvider"]
+        )
         values = session.run(list(tensors), {session.get_inputs()[0].name: images})
         return dict(zip(tensors, values, strict=True))
 
@@ -127,13 +127,11 @@ class OnnxRuntimeCudaBackend(OnnxRuntimeBackend):
         return {"use_tf32": "0"}
 
     @staticmethod
-    def inner_tensors(
-        file: Path, tensors: Sequence[str], images: np.ndarray, options: LoadOptions
-    ) -> dict[str, np.ndarray]:
+    def inner_tensors(model: OpenedModel, tensors: Sequence[str], images: np.ndarray) -> dict[str, np.ndarray]:
         """Tensors inside the graph by name, for images uint8 [N, S, S, C]."""
-        model = _with_outputs(read_bytes(file, MAX_MODEL_BYTES), tensors)
-        providers = [("CUDAExecutionProvider", {"device_id": str(options.device), "use_tf32": "0"})]
-        session = ort.InferenceSession(model, session_options(options.threads), providers=providers)
+        content = _with_outputs(read_bytes(model.file, MAX_MODEL_BYTES), tensors)
+        providers = [("CUDAExecutionProvider", {"device_id": str(model.options.device), "use_tf32": "0"})]
+        session = ort.InferenceSession(content, session_options(model.options.threads), providers=providers)
         values = session.run(list(tensors), {session.get_inputs()[0].name: images})
         return dict(zip(tensors, values, strict=True))
 

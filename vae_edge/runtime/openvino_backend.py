@@ -21,7 +21,7 @@ import numpy as np
 import openvino as ov
 
 from vae_edge.bundle import ModelEntry
-from vae_edge.runtime.backends import LoadOptions, TensorInfo, backend_version, read_model
+from vae_edge.runtime.backends import LoadOptions, OpenedModel, TensorInfo, backend_version, read_model
 from vae_edge.runtime.buffers import BufferCache, refuse_closed
 from vae_edge.spec import output_name
 
@@ -96,18 +96,16 @@ class OpenVinoBackend:
             self._warm, self._buckets = OrderedDict(), {}
 
     @staticmethod
-    def inner_tensors(
-        file: Path, tensors: Sequence[str], images: np.ndarray, options: LoadOptions
-    ) -> dict[str, np.ndarray]:
+    def inner_tensors(model: OpenedModel, tensors: Sequence[str], images: np.ndarray) -> dict[str, np.ndarray]:
         """Tensors inside the graph by name, for images uint8 [N, S, S, C]; those that OpenVINO's reader keeps."""
         core = ov.Core()
-        model = core.read_model(str(file))
-        known = {name for node in model.get_ops() for port in node.outputs() for name in port.get_names()}
+        graph = core.read_model(str(model.file))
+        known = {name for node in graph.get_ops() for port in node.outputs() for name in port.get_names()}
         shown = [name for name in tensors if name in known]
-        model.add_outputs(shown)
-        model.reshape({port: [len(images), *port.get_partial_shape()[1:]] for port in model.inputs})
+        graph.add_outputs(shown)
+        graph.reshape({port: [len(images), *port.get_partial_shape()[1:]] for port in graph.inputs})
         with preserve_sigaltstack():
-            values = core.compile_model(model, "CPU", compile_options(options.threads))(images)
+            values = core.compile_model(graph, "CPU", compile_options(model.options.threads))(images)
             return {name: np.array(values[name]) for name in shown}
 
     def compiled(self, batch: int) -> ov.CompiledModel:

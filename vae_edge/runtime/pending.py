@@ -10,6 +10,7 @@ from typing import TypeVar
 from vae_edge.errors import BackendError
 
 MAX_WAITING = 8
+THREAD_NAME = "vae-edge-predict"
 
 Result = TypeVar("Result")
 
@@ -20,7 +21,7 @@ class PendingCalls:
     def __init__(self, workers: int, waiting: int = MAX_WAITING) -> None:
         """At most `workers` calls run at a time, and at most `waiting` others wait."""
         self._room = threading.BoundedSemaphore(workers + waiting)
-        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="vae-edge")
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix=THREAD_NAME)
 
     def submit(self, call: Callable[[], Result]) -> Future[Result]:
         """The future result of a call.
@@ -38,5 +39,6 @@ class PendingCalls:
         return future
 
     def close(self) -> None:
-        """Cancel the calls that wait, and wait for those that run."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        """Cancel the calls that wait, and wait for those that run, unless one of them calls this itself."""
+        inside = threading.current_thread().name.startswith(THREAD_NAME)
+        self._threads.shutdown(wait=not inside, cancel_futures=True)

@@ -31,7 +31,7 @@ from vae_edge.engine.cuda import CudaContext, Resources, copy_rows, open_context
 from vae_edge.engine.plan import Plan, Tensor, load_plan, scratch_bytes
 from vae_edge.engine.refit import is_stripped, source_of
 from vae_edge.errors import BackendError, BundleError, DataError
-from vae_edge.runtime.backends import LoadOptions, TensorInfo, read_file
+from vae_edge.runtime.backends import LoadOptions, OpenedModel, TensorInfo, read_file
 from vae_edge.runtime.bound_context import BoundContext
 from vae_edge.runtime.device_arrays import row_pitch, view_on_device
 from vae_edge.runtime.runtime_cache import RuntimeCache
@@ -171,11 +171,9 @@ class TensorRTBackend:
                 self._plan = None
 
     @classmethod
-    def inner_tensors(
-        cls, file: Path, tensors: Sequence[str], images: np.ndarray, options: LoadOptions
-    ) -> dict[str, np.ndarray]:
+    def inner_tensors(cls, model: OpenedModel, tensors: Sequence[str], images: np.ndarray) -> dict[str, np.ndarray]:
         """Tensors inside an engine that its build marked as outputs, by name, for images uint8 [N, S, S, C]."""
-        backend = cls(file, ModelEntry("classifier", "fp32"), options, inner=tensors)
+        backend = cls(model.file, model.entry, model.options, inner=tensors)
         try:
             values = dict(zip((info.name for info in backend.outputs), backend.infer(images), strict=True))
             return {name: values[name].copy() for name in tensors if name in values}
