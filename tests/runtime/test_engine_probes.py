@@ -132,6 +132,8 @@ def test_engines_for_other_gpus_are_named_and_not_run(gpu: Gpu, colour: Bundle, 
     found = vae_edge.verify(bundle.path, ["tensorrt", "onnxruntime"])
     assert {model.backend for model in found.models} == {"onnxruntime"}
     assert any("sm_86" in sentence and "this GPU is Orin (sm_87)" in sentence for sentence in found.not_run)
+    engines_alone = vae_edge.verify(bundle.path, ["tensorrt"]).not_run
+    assert "classifier.fp32.onnx: CPU backends run it, and none was asked" in engines_alone
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ from vae_edge.runtime.backends import (
     installed_backends,
     open_model,
 )
-from vae_edge.runtime.entries import find_entries, runs_on
+from vae_edge.runtime.entries import cpu_entries, find_entries, runs_on
 from vae_edge.runtime.probing import ModelReport, OutputDifference
 from vae_edge.spec import MAX_VERIFY_BYTES, MAX_VERIFY_SECONDS, ROLES
 from vae_edge.text import printable
@@ -146,7 +146,7 @@ def verify(
             },
         },
         models=tuple(models),
-        not_run=tuple(_not_run(entry, driver, device) for entry in bundle.models if entry.file not in run_here),
+        not_run=tuple(_not_run(bundle, entry, driver, device) for entry in bundle.models if entry.file not in run_here),
     )
 
 
@@ -174,7 +174,7 @@ def _report(bundle: Bundle, backend: str, entry: ModelEntry, options: LoadOption
             model.session.close()
 
 
-def _not_run(entry: ModelEntry, driver: gpus.Driver, device: int) -> str:
+def _not_run(bundle: Bundle, entry: ModelEntry, driver: gpus.Driver, device: int) -> str:
     if entry.format != "onnx":
         gpu = driver.device(device)
         if gpu is None:
@@ -183,6 +183,8 @@ def _not_run(entry: ModelEntry, driver: gpus.Driver, device: int) -> str:
         if runs_on(entry, gpu):
             return f"{entry.file}: the backend {backend} was not asked, or is not installed"
         return f"{entry.file}: for {entry.target}; this GPU is {gpu.name} ({gpu.target})"
+    if entry in cpu_entries(bundle, entry.role).values():
+        return f"{entry.file}: CPU backends run it, and none was asked"
     if entry.target == "any":
         return f"{entry.file}: for TensorRT; CPU backends run another file here, or none"
     return f"{entry.file}: for other processors"
