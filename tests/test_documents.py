@@ -137,3 +137,9 @@ def test_the_readme_gives_the_measured_figures() -> None:
         f"{fastest:.0f} µs",
     ):
         assert figure in text, figure
+
+
+def test_no_two_test_files_have_the_same_name() -> None:
+    """pytest imports a file by its name alone: of two it would collect one."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert [name for name in sorted(set(names)) if names.count(name) > 1] == []
