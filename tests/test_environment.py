@@ -327,8 +327,9 @@ def test_auto_goes_on_with_the_other_backends_and_says_why(tmp_path: Path, few_l
     assert done.stdout.split() == ["onnxruntime", "2"], done.stderr
     assert f"openvino is left out: the folder {tmp_path / 'openvino'} is taken for" in done.stderr
     named = run(tmp_path, PREDICT.format(bundle=few_layers, backend="openvino"), "openvino")
-    assert (
-        "BackendError: The backend 'openvino' cannot be imported (installed: onnxruntime): the folder" in named.stderr
+    assert re.search(
+        r"BackendError: The backend 'openvino' cannot be imported \(installed: onnxruntime.*\): the folder",
+        named.stderr,
     )
 
 
