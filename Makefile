@@ -60,7 +60,7 @@ native: install
 
 # dist/: a pure wheel, and one for each processor with the native library in it. Needs gcc-aarch64-linux-gnu.
 wheels: install
-	packaging/make_wheels.sh $(BIN)/python dist
+	kernels/native/make_wheels.sh $(BIN)/python dist
 
 install: $(STAMP)
 

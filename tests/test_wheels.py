@@ -51,7 +51,7 @@ def processors() -> list[str]:
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The wheels by processor; `any` is the pure one."""
     folder = tmp_path_factory.mktemp("wheels")
-    command = [ROOT / "packaging/make_wheels.sh", sys.executable, folder, *processors()]
+    command = [ROOT / "kernels/native/make_wheels.sh", sys.executable, folder, *processors()]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0 and re.search("No matching distribution|Could not find a version|Connection", done.stderr):
         pytest.skip("pip cannot get hatchling here, which builds wheels")

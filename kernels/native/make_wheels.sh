@@ -2,14 +2,14 @@
 # Wheels: a pure one, and one for each processor with the native library in it. The library has no kernels of its own (a network file
 # brings its machine code) and needs glibc 2.17 and nothing else, so that one wheel serves every Python and every JetPack.
 #
-#   packaging/make_wheels.sh PYTHON FOLDER [x86_64 | aarch64 ...]     default: both
+#   kernels/native/make_wheels.sh PYTHON FOLDER [x86_64 | aarch64 ...]     default: both
 #
 # It needs CMake, a C compiler, and for another processor than this one Debian's cross compiler (gcc-aarch64-linux-gnu).
 set -eu
 python=$1 folder=$2
 shift 2
 [ $# -gt 0 ] || set -- x86_64 aarch64
-root=$(cd "$(dirname "$0")/.." && pwd)
+root=$(cd "$(dirname "$0")/../.." && pwd)
 mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
 build=$(mktemp -d)

@@ -1,4 +1,4 @@
-"""Hatch build hook: a wheel with the native library, where `packaging/make_wheels.sh` asks for it; else a pure one."""
+"""Hatch build hook: a wheel with the native library where `make_wheels.sh` asks for it, else a pure one."""
 
 from __future__ import annotations
 
