@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := torch>=2.10,<2.14
 OLDEST := $(VENV)-oldest-triton
 PYTEST := -m pytest --numprocesses $(WORKERS) --dist loadfile
-OF_A_GPU := tests/runtime/test_native_backend.py tests/runtime/test_native_files.py
+OF_A_GPU := $(wildcard tests/runtime/test_native_*.py tests/runtime/test_tensorrt_*.py tests/runtime/test_engine_probes.py)
 KERNEL_TESTS := tests/kernels/test_aot.py tests/kernels/test_cases.py tests/ops/test_conv.py
 
 .PHONY: quickstart test test-fast test-oldest-triton test-avx2 lint format native wheels install clean
