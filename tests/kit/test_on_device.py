@@ -42,7 +42,7 @@ def copy(kit: Kit, tmp_path: Path) -> Path:
 
 
 def build(kit: Path, *words: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    env = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, "HOME": "/root/somebody", **(environment or {})}
+    env = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, "HOME": "/home/somebody", **(environment or {})}
     command = ["sh", str(kit / "build.sh"), *words]
     return subprocess.run(command, cwd="/", env=env, capture_output=True, text=True, check=False, timeout=240)
 

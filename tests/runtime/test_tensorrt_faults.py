@@ -279,10 +279,8 @@ def _many_threads(
 
 
 def test_close_during_calls(built: Callable[..., tuple[Bundle, Any]], right: np.ndarray, cuda: Any) -> None:
-    for version in ("10.3", "10.3", "10.3"):
-        bundle, double = (
-            built(version) if "bundle" not in locals() else (bundle, double)  # noqa: F821  # the same bundle again
-        )
+    bundle, double = built()
+    for _ in range(3):
         classifier = vae_edge.load(bundle.path, double.kind, "fp32")
         ends: list[str] = []
 
