@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from vae_edge.cli import main
-from vae_edge.cli.parser import EXAMPLES, GROUPS, SUMMARIES, build_parser
+from vae_edge.cli.commands import EXAMPLES, GROUPS, SUMMARIES
+from vae_edge.cli.parser import build_parser
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 NEEDS_NETWORK_OR_GPU = ("data fetch", "build", "kit")
