@@ -68,7 +68,7 @@ def _train(commands: Commands) -> None:
     parser.add_argument(
         "--augment",
         default="auto",
-        choices=("auto", "none", "light", "medium", "strong"),
+        choices=("auto", "none", "light", "medium", "strong", "photo"),
         help="random changes of the images",
     )
     parser.add_argument("--mirror", action="store_true", help="mirror half of the images, left to right")

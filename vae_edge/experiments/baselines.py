@@ -35,7 +35,7 @@ from vae_edge.errors import CheckpointError
 from vae_edge.exporting.onnx_file import OPSET, ClassifierGraph, set_metadata, strip, suppress_logs, to_onnx, to_pixels
 from vae_edge.model import AngleVAE, LossWeights, ModelConfig, compute_losses
 from vae_edge.model.network import Backbone
-from vae_edge.ops.rotate import affine_augment
+from vae_edge.training.augment import augment
 from vae_edge.training.config import TrainConfig, warmup_cosine_lr
 from vae_edge.training.data import to_float
 from vae_edge.training.trainer import Progress, fast_bf16
@@ -168,9 +168,7 @@ def fit_network(
     batch = settings.batch_for(len(images))
     steps_per_epoch = len(images) // batch
     pixels, labels = torch.from_numpy(images.images).to(device), torch.from_numpy(images.labels).to(device)
-    augmentation: dict[str, Any] = {
-        **settings.augmentation(len(images)), "mirror": bool(settings.mirror), "fill": fill,
-    }  # fmt: skip
+    augmentation = settings.augmentation(len(images))
 
     order = np.empty(0, np.int64)
     network.train()
@@ -181,7 +179,7 @@ def fit_network(
         rows = torch.from_numpy(order[index * batch : (index + 1) * batch]).to(device)
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
         inputs = pixels[rows].permute(0, 3, 1, 2).float().div_(255.0)
-        inputs, _ = affine_augment(inputs, generator, **augmentation)
+        inputs, _ = augment(inputs, augmentation, generator, fill=fill)
 
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             logits = network(inputs.contiguous(memory_format=torch.channels_last))

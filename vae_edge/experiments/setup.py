@@ -21,7 +21,7 @@ from vae_edge.errors import ConfigError, DataError
 from vae_edge.experiments import baselines
 from vae_edge.experiments.baselines import Cost, LogitsOnly, inference_cost, loss_of, training_macs
 from vae_edge.model import AngleVAE, ModelConfig, create_config
-from vae_edge.preprocess import measure_input
+from vae_edge.preprocess import measure_background, measure_input
 from vae_edge.training.config import RunConfig, TrainConfig
 from vae_edge.training.data import make_run_config, make_splits
 
@@ -251,7 +251,8 @@ class ExperimentSetup:
         """
         rotation = "full" if trial.images == "rotated" else "none"
         real = round((1 - THRESHOLD_FRACTION) * len(self.splits(trial.seed)[0]))
-        batch, augment = TrainConfig().batch_for(real), TrainConfig().augmentation_kind(real)
+        background = measure_background(self.splits(trial.seed)[0].images)
+        batch, augment = TrainConfig().batch_for(real), TrainConfig().augmentation_kind(real, background=background)
         epochs = max(1, round(self.config.images_seen / (images // batch * batch)))
         return TrainConfig(
             rotation=rotation, epochs=epochs, batch=batch, augment=augment, holdout=THRESHOLD_FRACTION, seed=trial.seed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from vae_edge.data import rotation_range
@@ -11,6 +11,7 @@ from vae_edge.errors import ConfigError
 from vae_edge.model import LossWeights, ModelConfig
 from vae_edge.model.config import checked_fields, rename_keys
 from vae_edge.preprocess import InputSpec
+from vae_edge.training.augment import Augmentation
 
 SCHEMA = 2  # of a run's files
 
@@ -29,10 +30,26 @@ MIN_IMAGES_SEEN = 60_000  # shown to the smallest sets, beyond MAX_EPOCHS
 SMALL_SET = 10_000
 MIN_BATCH, MAX_SMALL_BATCH, MAX_BATCH = 16, 128, 256
 
-LIGHT = {"rotation_deg": 10.0, "scale": 0.1, "shear_deg": 5.0, "shift": 0.07}
-MEDIUM = {"rotation_deg": 15.0, "scale": 0.2, "shear_deg": 15.0, "shift": 0.1, "elastic": 0.054}
-STRONG = {"rotation_deg": 20.0, "scale": 0.25, "shear_deg": 20.0, "shift": 0.1, "elastic": 0.054, "thickness": 0.8}
-AUGMENTATIONS = ("auto", "none", "light", "medium", "strong")
+AUGMENTATIONS: dict[str, Augmentation] = {
+    "none": Augmentation(),
+    "light": Augmentation(rotation_deg=10.0, scale=0.1, shear_deg=5.0, shift=0.07),
+    "medium": Augmentation(rotation_deg=15.0, scale=0.2, shear_deg=15.0, shift=0.1, elastic=0.054),
+    "strong": Augmentation(rotation_deg=20.0, scale=0.25, shear_deg=20.0, shift=0.1, elastic=0.054, thickness=0.8),
+    "photo": Augmentation(
+        rotation_deg=10.0,
+        scale=0.15,
+        shear_deg=5.0,
+        shift=0.07,
+        identity=0.3,
+        contrast=0.4,
+        brightness=0.15,
+        gamma=0.3,
+        color=0.15,
+        sharpness=0.8,
+        noise=0.04,
+    ),
+}
+"""`light`, `medium` and `strong` are for drawings on an even background; `photo` for all other images."""
 FEW_LABELS = 2_000  # labelled images below which `auto` augments strongly
 
 PSEUDO_LABEL_RAMP = 0.1  # fraction of the steps over which pseudo-labels reach their full weight
@@ -46,8 +63,9 @@ class TrainConfig:
         rotation: `none`, `full`, or the largest angle in degrees either way.
         epochs: passes over the images; None: as many as show about 700,000 images.
         batch: images a step over all processes; None: by the number of images.
-        augment: `none`, `light`, `medium`, `strong`, or `auto`. `auto` is light; with few labelled images it is
-            strong, or medium if there are unlabelled ones.
+        augment: `none`, `light`, `medium`, `strong`, `photo`, or `auto`. `auto` is photo for images without a
+            background in common; else light, or with few labelled images strong, or medium if there are unlabelled
+            ones.
         mirror: mirror half of the images.
         labels_per_class: labels of each class that are used; the other images count as unlabelled. None: all.
         labels_only: leave unlabelled images out.
@@ -121,8 +139,8 @@ class TrainConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ConfigError(f"{name} {value}: expected a finite weight from 0 on")
-        if self.augment not in AUGMENTATIONS:
-            raise ConfigError(f"augment {self.augment!r}: expected one of {', '.join(AUGMENTATIONS)}")
+        if self.augment not in ("auto", *AUGMENTATIONS):
+            raise ConfigError(f"augment {self.augment!r}: expected one of auto, {', '.join(AUGMENTATIONS)}")
         if not 0 <= self.seed < 2**31:
             raise ConfigError(f"seed {self.seed}: expected a whole number from 0 to {2**31 - 1}")
 
@@ -141,25 +159,33 @@ class TrainConfig:
             return MAX_BATCH
         return min(MAX_SMALL_BATCH, max(MIN_BATCH, 2 ** int(math.log2(max(1, images / 16)))))
 
-    def augmentation_kind(self, labelled: int = SMALL_SET, unlabelled: int = 0) -> str:
-        """`augment`, or what `auto` means for this number of labelled and unlabelled images."""
+    def augmentation_kind(self, labelled: int = SMALL_SET, unlabelled: int = 0, background: str = "dark") -> str:
+        """`augment`, or what `auto` means for so many labelled and unlabelled images with such a background."""
         if self.augment != "auto":
             return self.augment
+        if background == "none":
+            return "photo"
         return "light" if labelled >= FEW_LABELS else ("medium" if unlabelled else "strong")
 
-    def augmentation(self, labelled: int = SMALL_SET, unlabelled: int = 0) -> dict[str, float]:
-        """Arguments of `affine_augment` for a run with this number of labelled and unlabelled images.
+    def augmentation(self, labelled: int = SMALL_SET, unlabelled: int = 0, background: str = "dark") -> Augmentation:
+        """The random changes of a run with so many labelled and unlabelled images.
 
-        Training with rotation rotates by the whole range. It changes shapes only where few images are labelled,
-        because shear makes some classes (6 and 9) alike.
+        Training with rotation rotates by the whole range. Drawings change their shapes then only where few of them are
+        labelled, because shear makes some classes (6 and 9) alike.
+
+        Args:
+            labelled: number of labelled training images.
+            unlabelled: number of those without a label.
+            background: of the images, as `InputSpec.background`.
         """
-        kind = self.augmentation_kind(labelled, unlabelled)
-        rotation = {} if self.rotation == "none" else {"rotation_deg": rotation_range(self.rotation)}
-        if kind == "none":
-            return {"rotation_deg": 0.0, **rotation}
+        kind = self.augmentation_kind(labelled, unlabelled, background)
+        ranges = replace(AUGMENTATIONS[kind], mirror=self.mirror)
+        if self.rotation == "none":
+            return ranges
+        rotation_deg = rotation_range(self.rotation)
         if kind == "light":
-            return rotation or LIGHT
-        return {**(MEDIUM if kind == "medium" else STRONG), **rotation}
+            return Augmentation(rotation_deg=rotation_deg, mirror=self.mirror)
+        return replace(ranges, rotation_deg=rotation_deg, shear_deg=0.0 if kind == "photo" else ranges.shear_deg)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON stores it."""

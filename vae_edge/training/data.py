@@ -30,8 +30,8 @@ from vae_edge.data.splits import duplicates_of
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.model import create_config
 from vae_edge.model.network import ANGLE_NOISE_DEG
-from vae_edge.ops.rotate import affine_augment
 from vae_edge.preprocess import InputSpec, measure_input
+from vae_edge.training.augment import Augmentation, augment
 from vae_edge.training.config import RunConfig, TrainConfig, TrainingData
 from vae_edge.training.distributed import shard_slice
 
@@ -334,7 +334,7 @@ def build_batch(
     """
     settings, fill = config.training, config.model.fill
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
-    augmentation = settings.augmentation(config.data.trained_on, config.data.unlabelled)
+    augmentation = settings.augmentation(config.data.trained_on, config.data.unlabelled, config.input.background)
     noise = torch.randn(composition.total, generator=generator) * math.radians(ANGLE_NOISE_DEG)
     certain = composition.labelled + composition.generated
     counts = {
@@ -352,12 +352,10 @@ def build_batch(
         local = shard_slice(count, rank, processes)
         chosen, labels, known = datasets[kind].get_batch(step, count, local)
         pixels, shard = to_float(chosen), (local.start, count)
-        images, angles = affine_augment(
-            pixels, generator, **augmentation, mirror=settings.mirror, fill=fill, base_angle_rad=known, shard=shard
-        )
+        images, angles = augment(pixels, augmentation, generator, fill=fill, base_angle_rad=known, shard=shard)
         if kind == "unlabelled":  # FixMatch: the label of a weakly augmented view, where it is confident
-            weak_deg = augmentation["rotation_deg"] * (0.5 if settings.rotation == "none" else 1.0)
-            weak, _ = affine_augment(pixels, generator, weak_deg, fill=fill, shard=shard)
+            weak_deg = augmentation.rotation_deg * (0.5 if settings.rotation == "none" else 1.0)
+            weak, _ = augment(pixels, Augmentation(rotation_deg=weak_deg), generator, fill=fill, shard=shard)
             class_weights = classify(weak)
             confidence, labels = class_weights.max(1)
             accepted = (confidence >= settings.pseudo_label_threshold).float()
