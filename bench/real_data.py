@@ -18,7 +18,7 @@ libjpeg; `OUT/SET.json` has a digest.
 
 | what | from | licence |
 |---|---|---|
-| fonts | 124 packages of Debian 12's main section (`real_fonts.json`) | free; each archive has its own |
+| fonts | 120 packages of Debian 12's main section (`real_fonts.json`) | free; each archive has its own |
 | icons' names and kinds | `emoji-datasource-*` 16.0.0, npm | MIT |
 | icons of Google, of Twitter | the same | Apache 2.0; CC BY 4.0 |
 | icons of Apple, of Facebook | the same | © Apple, © Facebook: to measure on, not to pass on |
