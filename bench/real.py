@@ -211,9 +211,8 @@ def epochs_for(budget: float, dataset: Dataset, config: TrainConfig, preset: str
             raise _EnoughError
 
     began = time.process_time()
-    with tempfile.TemporaryDirectory() as temporary:
-        with contextlib.suppress(_EnoughError):
-            api.train(dataset, Path(temporary) / "run", replace(config, epochs=1000), preset=preset, progress=watch)
+    with tempfile.TemporaryDirectory() as temporary, contextlib.suppress(_EnoughError):
+        api.train(dataset, Path(temporary) / "run", replace(config, epochs=1000), preset=preset, progress=watch)
     per_step = statistics.median(np.diff(times[WARM_STEPS:]))
     splits = make_splits(dataset, config)
     per_epoch = max(1, len(splits.train) // config.batch_for(len(splits.train)))
