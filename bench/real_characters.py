@@ -34,7 +34,7 @@ UNKNOWN = {"lower": LOWER, "lookalikes": LOOKALIKES, "symbols": SYMBOLS, "cjk": 
 SIZE = 64
 OVERSAMPLING = 4
 FONT_SIZE = 256  # pixels, of which a character is reduced
-FIT = 56.0  # pixels: the diagonal of the largest character, so that it stays in the frame at any angle
+FIT = 56.0  # pixels: the diagonal of the largest character, so that hardly anything leaves the frame when it is rotated
 NO_CHARACTERS = ("\U0010fffe", "\u0378")  # code points without a character
 FONTS = Path(__file__).with_name("real_fonts.json")
 
