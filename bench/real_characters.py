@@ -36,6 +36,7 @@ OVERSAMPLING = 4
 FONT_SIZE = 256  # pixels, of which a character is reduced
 FIT = 56.0  # pixels: the diagonal of the largest character, so that hardly anything leaves the frame when it is rotated
 NO_CHARACTERS = ("\U0010fffe", "\u0378")  # code points without a character
+NEAR_COPY = 0.055  # mean difference in shape below which two families are copies of one design
 FONTS = Path(__file__).with_name("real_fonts.json")
 
 
@@ -68,6 +69,9 @@ def families() -> dict[str, Family]:
     return {name: Family(name, **entry) for name, entry in table.items()}
 
 
+Faces = Mapping[str, Sequence[ImageFont.FreeTypeFont]]
+"""The faces of each family, by the name that files have."""
+
 # --------------------------------------------------------------------------------------------------- characters
 
 
@@ -83,9 +87,25 @@ def glyph(font: ImageFont.FreeTypeFont, character: str) -> NDArray[np.uint8]:
 
 def shape_difference(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
     """Mean difference of two characters stretched to one size: 0 where they are one shape, up to 1."""
-    squares = [Image.fromarray(pixels).resize((32, 32), Image.Resampling.BOX) for pixels in (one, other)]
-    first, second = (np.asarray(square, np.float32) / 255 for square in squares)
-    return float(np.abs(first - second).mean())
+    return float(np.abs(_stretched(one) - _stretched(other)).mean())
+
+
+def _stretched(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The character as float32 [32, 32], 0 to 1."""
+    square = Image.fromarray(pixels).resize((32, 32), Image.Resampling.BOX)
+    return np.asarray(square, np.float32) / np.float32(255)
+
+
+def near_copies(faces: Faces, limit: float) -> list[tuple[str, str]]:
+    """Families of which two faces differ by less than `limit` in shape, as a mean over the classes."""
+    shapes = {
+        name: [np.stack([_stretched(glyph(font, c)) for c in CLASSES]) for font in of] for name, of in faces.items()
+    }
+    return [
+        (one, other)
+        for one, other in itertools.combinations(sorted(shapes), 2)
+        if min(np.abs(a - b).mean() for a in shapes[one] for b in shapes[other]) < limit
+    ]
 
 
 def check_face(font: ImageFont.FreeTypeFont, characters: Sequence[str] = CLASSES) -> str | None:
@@ -162,9 +182,6 @@ def draw(font: ImageFont.FreeTypeFont, character: str, seed: int, stream: int) -
 
 # -------------------------------------------------------------------------------------------------------- files
 
-Faces = Mapping[str, Sequence[ImageFont.FreeTypeFont]]
-"""The faces of each family, by the name that files have."""
-
 
 def find_faces(role: str, root: Path, any_version: bool = False) -> Faces:
     """The faces of the families with a role, of 256 pixels, from `root/PACKAGE/usr/share/fonts/…`.
@@ -226,15 +243,16 @@ def write(
         any_version: as `find_faces`.
 
     Raises:
-        DataError: as `find_faces`.
+        DataError: as `find_faces`, or two families are copies of one design.
     """
     streams = itertools.count(0, 1 << 16)
-    faces: Faces = {}
+    splits = {split: find_faces(f"{variant} {split}", root, any_version) for split in ("train", "test")}
+    if copies := near_copies({**splits["train"], **splits["test"]}, NEAR_COPY):
+        raise DataError(f"the fonts {' and '.join(copies[0])} are copies of one design; one of them has to go")
     for split, count in (("train", train), ("test", test)):
-        faces = find_faces(f"{variant} {split}", root, any_version)
         for character in CLASSES:
-            write_class(out / split / character, character, faces, count, seed, next(streams))
-    small = select(faces, has_lower_case)
+            write_class(out / split / character, character, splits[split], count, seed, next(streams))
+    small = select(splits["test"], has_lower_case)
     cjk = find_faces("cjk", root, any_version)
     for kind, characters in UNKNOWN.items():
         for index, character in enumerate(characters):

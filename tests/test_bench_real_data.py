@@ -159,6 +159,19 @@ def test_the_families_of_the_test_split_are_in_no_other(
     assert dataset.train.images.shape == (4, 64, 64, 1) and len(dataset.test) == 2 and not dataset.left_out
 
 
+def test_copies_of_one_design_are_refused(bench: dict[str, ModuleType], fonts: Path, tmp_path: Path) -> None:
+    """Whatever their families are called: else a font of the test split would be trained on."""
+    module = bench["characters"]
+    sans, oblique, serif = (open_font(f"DejaVu{name}.ttf") for name in ("Sans", "Sans-Oblique", "Serif"))
+    assert module.near_copies({"A": [serif, sans], "B": [oblique], "C": [sans]}, 0.055) == [("A", "C")]
+    table = json.loads(module.FONTS.read_text())
+    table["Other"] = {**table["DejaVuSans"], "roles": ["a test"]}
+    module.FONTS.write_text(json.dumps(table))
+    with pytest.raises(DataError, match="the fonts DejaVuSans and Other are copies of one design"):
+        module.write(tmp_path / "set", fonts, "a", 2, 1, 3, 0)
+    assert not (tmp_path / "set").exists()
+
+
 def test_another_version_of_a_font_is_refused_or_taken(
     bench: dict[str, ModuleType], fonts: Path, tmp_path: Path
 ) -> None:
