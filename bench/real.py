@@ -111,12 +111,18 @@ def set_folder(row: Row, data: Path) -> Path:
         DataError: it is not there.
     """
     folder = data / row.variant / row.set
-    if not folder.is_dir() or not unknown_folder(folder).is_dir():
-        raise DataError(
-            f"{folder} and {unknown_folder(folder)} are not there; make them with: python bench/real_data.py "
-            f"{folder.parent} --variant {row.variant} --set {row.set}"
-        )
+    for path in (folder, unknown_folder(folder), about_file(folder)):
+        if not path.exists():
+            raise DataError(
+                f"{path} is not there; make the set with: python bench/real_data.py {folder.parent} "
+                f"--variant {row.variant} --set {row.set}"
+            )
     return folder
+
+
+def about_file(folder: Path) -> Path:
+    """What `bench/real_data.py` wrote about a set."""
+    return folder.with_name(f"{folder.name}.json")
 
 
 def rotate(images: LabelledImages, row: Row, seed: int, fill: int) -> LabelledImages:
@@ -293,27 +299,31 @@ def run_cnn(row: Row, seed: int, options: Options, progress: Progress | None) ->
     distances = Mahalanobis(outputs_of(network, train.images)[1], train.labels, len(train.classes))
 
     def scores(logits: NDArray[np.float64], features: NDArray[np.float64]) -> dict[str, Scores]:
-        weights = np.exp((logits - logits.max(1, keepdims=True)) / temperature)
-        probabilities = weights / weights.sum(1, keepdims=True)
+        probabilities = softmax(logits / temperature)
         by = {"fp32": -probabilities.max(1), MAHALANOBIS: distances.scores(features)}
         return {name: Scores(probabilities, anomaly) for name, anomaly in by.items()}
 
     test = test_images(row, folder, dataset, config.input, seed)
-    held, known = scores(held_logits, held_features), scores(*outputs_of(network, test.known.images))
+    logits, features = outputs_of(network, test.known.images)
+    held, known = scores(held_logits, held_features), scores(logits, features)
     unknown = {kind: scores(*outputs_of(network, images)) for kind, images in test.unknown.items()}
     figures: Record = {}
     for name in ("fp32", MAHALANOBIS):
         limit = float(np.quantile(held[name].anomaly, 1.0 - config.training.reject_rate))
         of_unknown = {kind: found[name] for kind, found in unknown.items()}
         figures[name] = figures_of(row, test, known[name], of_unknown, limit)
-    logits = outputs_of(network, test.known.images)[0]
-    raw = np.exp(logits - logits.max(1, keepdims=True))
-    raw /= raw.sum(1, keepdims=True)
-    figures["without_temperature"] = {"calibration_error": expected_calibration_error(raw, test.known.labels)}
+    error = expected_calibration_error(softmax(logits), test.known.labels)
+    figures["without_temperature"] = {"calibration_error": error}
     pixels = torch.zeros(1, config.model.channels, *test.known.images.shape[1:3])
     figures["inference"] = vars(inference_cost(network, pixels))
     figures["training"] = {**took, "steps": steps}
     return figures, config.training.to_dict()
+
+
+def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probabilities [N, K] of logits [N, K]."""
+    weights = np.exp(logits - logits.max(1, keepdims=True))
+    return weights / weights.sum(1, keepdims=True)
 
 
 # ----------------------------------------------------------------------------------------------------- records
@@ -342,7 +352,7 @@ def run_trial(row: Row, model: str, seed: int, options: Options) -> None:
     path = result_file(options.results, row, model)
     settings = settings_of(row, seed, options)
     folder = set_folder(row, options.data)
-    digest = read_json(folder.with_suffix(".json"))["digest"]
+    digest = read_json(about_file(folder))["digest"]
     records = {
         other: record
         for other, record in read_results(path).items()
