@@ -331,14 +331,17 @@ def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def settings_of(row: Row, seed: int, options: Options) -> Record:
     """What a record's figures depend on but the images, as JSON gives it back."""
+    return {**of_row(row), "seed": seed, "budget_seconds": options.budget, "epochs": options.epochs}
+
+
+def of_row(row: Row) -> Record:
+    """What of these settings the row says."""
     return {
         "set": row.set,
         "variant": row.variant,
         "size": row.size,
         "preset": row.preset,
-        "training": {**row.training, "seed": seed},
-        "budget_seconds": options.budget,
-        "epochs": options.epochs,
+        "training": dict(row.training),
     }
 
 
@@ -397,7 +400,11 @@ def table(results: Path, rows: Mapping[str, Row]) -> str:
         if not found[VAE] and not found[CNN]:
             continue
         seeds = " and ".join(f"{len(found[model])} of {NAMES[model]}" for model in MODELS if found[model])
-        head = [f"{row.what[0].upper()}{row.what[1:]} (`{row.name}`; seeds: {seeds}):", ""]
+        others = any(
+            record["settings"] | of_row(row) != record["settings"] for m in MODELS for record in found[m].values()
+        )
+        note = "; with other settings" if others else ""
+        head = [f"{row.what[0].upper()}{row.what[1:]} (`{row.name}`; seeds: {seeds}{note}):", ""]
         head += [f"| | reach | {' | '.join(HEADINGS)} |", f"|---|---|{'---|' * len(HEADINGS)}"]
         figures = {
             model: over_seeds([r["figures"] for r in by_seed.values()]) for model, by_seed in found.items() if by_seed

@@ -170,6 +170,9 @@ def test_the_table_says_what_the_files_say(
     areas = [ours["fp32"], ours["int8"], other["fp32"], other["mahalanobis"]]
     cells = " | ".join(f"{100 * part['unknown']['noise']['auroc']:.1f}%" for part in areas)
     assert f"| AUROC against noise |  | {cells} |" in lines
+    with_rows(monkeypatch, bench, {"shapes": replace(rows["shapes"], preset="small")})
+    assert bench["real"].main([*measured, "--table"]) == 0
+    assert "1 of the plain CNN; with other settings)" in capsys.readouterr().out
     assert all(line.count("|") == 7 for line in lines if line.startswith("|"))
 
 
