@@ -16,8 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,19 +24,19 @@ from pathlib import Path
 import numpy as np
 import photographs
 import torch
+from command_line import log, natural, positive, progress_lines
 from model_rows import GAIN, ROWS
 
 from vae_edge.data import Dataset, LabelledImages, load_dataset
 from vae_edge.errors import ConfigError, DataError, VaeEdgeError
 from vae_edge.experiments.model_benchmark import ModelBenchmark, Row, RowTrial, table
-from vae_edge.training.trainer import Interrupted, Progress
+from vae_edge.training.trainer import Interrupted
 
 RESULTS = Path(__file__).parent / "results"
 CLOTHES = "fashion-mnist"
 PHOTOGRAPHS, FEW_PHOTOGRAPHS, FEW_DIGITS = "photographs", "few photographs", "few digits"
 PHOTOGRAPHS_PER_CLASS = {PHOTOGRAPHS: (300, 100), FEW_PHOTOGRAPHS: (10, 4)}  # to train on, and to test
 QUICK_DIGITS_PER_CLASS, QUICK_TAKE, QUICK_SECONDS = 40, (200, 150), 0.2
-PROGRESS_SECONDS = 30.0  # between two lines of progress
 
 
 def quickened(row: Row) -> Row:
@@ -83,40 +82,10 @@ def load_clothes() -> tuple[LabelledImages | None, str | None]:
     return dataset.train, dataset.fingerprint()
 
 
-def log(sentence: str) -> None:
-    print(sentence, file=sys.stderr, flush=True)
-
-
-@contextmanager
-def progress_lines(title: str) -> Iterator[Progress]:
-    """A line of progress now and then, on standard error."""
-    last = time.monotonic()
-
-    def show(step: int, steps: int, terms: dict[str, float]) -> None:
-        nonlocal last
-        if time.monotonic() - last > PROGRESS_SECONDS:
-            last = time.monotonic()
-            log(f"{title}: step {step} of {steps}, loss {terms['total']:.3f}")
-
-    yield show
-
-
 def describe(row: Row) -> str:
     """A line of `--list`."""
     settings = ", ".join(f"{name} {value}" for name, value in row.training.items())
     return f"{row.name:<24} {row.what}; {row.preset}, {settings}"
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected a whole number from 1")
-    return int(text)
-
-
-def natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text}: expected a whole number from 0")
-    return int(text)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

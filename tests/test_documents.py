@@ -70,6 +70,15 @@ def test_the_table_of_the_model_is_what_was_measured() -> None:
     assert len(rows) > 10 and set(rows) <= set(text.splitlines())
 
 
+def test_the_tables_of_real_pictures_are_what_was_measured() -> None:
+    text = (ROOT / "docs/model_tables.md").read_text(encoding="utf-8")
+    shown = subprocess.run(
+        [sys.executable, ROOT / "bench/real.py", "--table"], capture_output=True, text=True, check=True
+    ).stdout
+    assert len(shown.splitlines()) > 10
+    assert shown.strip() in text
+
+
 def test_the_comparison_is_what_was_measured() -> None:
     text = (ROOT / "docs/model_tables.md").read_text(encoding="utf-8")
     result = read_comparison(ROOT / "bench/results/model-compare.json")
