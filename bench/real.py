@@ -120,6 +120,11 @@ def set_folder(row: Row, data: Path) -> Path:
     return folder
 
 
+def load_set(row: Row, folder: Path) -> Dataset:
+    """The images of a row's set, as both models take them."""
+    return load_dataset(folder, size=row.size)
+
+
 def about_file(folder: Path) -> Path:
     """What `bench/real_data.py` wrote about a set."""
     return folder.with_name(f"{folder.name}.json")
@@ -228,7 +233,7 @@ def epochs_for(budget: float, dataset: Dataset, config: TrainConfig, preset: str
 def run_vae(row: Row, seed: int, options: Options, progress: Progress | None) -> tuple[Record, Record]:
     """Train our model, export it, quantize it, and measure it through the runtime; its figures and settings."""
     folder = set_folder(row, options.data)
-    dataset = load_dataset(folder, size=row.size)
+    dataset = load_set(row, folder)
     run = run_folder(row, seed, options, dataset.fingerprint())
     if options.again or not (run / TRAINING).is_file():
         shutil.rmtree(run, ignore_errors=True)
@@ -282,7 +287,7 @@ def run_cnn(row: Row, seed: int, options: Options, progress: Progress | None) ->
         DataError: our run is not there.
     """
     folder = set_folder(row, options.data)
-    dataset = load_dataset(folder, size=row.size)
+    dataset = load_set(row, folder)
     run = run_folder(row, seed, options, dataset.fingerprint())
     if not (run / TRAINING).is_file():
         raise DataError(f"{run} is not there: the plain CNN trains as long as our model did; run --model vae first")
