@@ -38,6 +38,7 @@ VERIFIED_FILE = "verified.json"
 _OPTIONAL_INPUT: dict[str, tuple[Any, ...]] = {
     "fit": ("pad", "foreground"),
     "depth": (None, 8, 10, 12, 14, 16),
+    "alpha_background": (None, "white", "black"),
     "color_order": ("rgb",),
 }
 """Fields of the input that early versions did not write, and the values they may have."""

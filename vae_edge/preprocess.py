@@ -55,6 +55,9 @@ class InputSpec:
     """How a file becomes square: `pad` or `foreground`, see `prepare_image`."""
     depth: int | None = None
     """Bits of the values of 16-bit grey files: 8, 10, 12, 14 or 16. None: training saw no such files."""
+    alpha_background: str | None = None
+    """The colour that transparency is laid on: `white` or `black`. None: training saw none, or is of an earlier
+    version: each image by itself, on white, or on black if what is visible is light."""
 
     @property
     def fill(self) -> int:
@@ -148,7 +151,7 @@ def prepare_image(
     from vae_edge.decoding import decoded
 
     _check_options(invert, fit)
-    with decoded(source, spec.depth) as found:
+    with decoded(source, spec.depth, spec.alpha_background) as found:
         steps, hints = list(found.steps), list(found.hints)
         pixels, polarity = _render(found.image, spec, fit, steps, hints)
     inverted = invert == "always" or (invert == "auto" and _is_opposite(polarity, spec.background))

@@ -162,6 +162,7 @@ def _input_spec(dataset: Dataset, images: NDArray[np.uint8]) -> InputSpec:
         fit=loaded.fit,
         foreground_ratio=spec.foreground_ratio if loaded.foreground_ratio is None else loaded.foreground_ratio,
         depth=loaded.depth,
+        alpha_background=loaded.alpha_background,
     )
 
 
