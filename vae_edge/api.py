@@ -82,6 +82,7 @@ def train(
     size: int | None = None,
     channels: int | None = None,
     fit: str = "auto",
+    alpha_background: str = "auto",
     strict: bool = False,
     resume: bool = False,
     tensorboard: bool = False,
@@ -98,6 +99,7 @@ def train(
         size: pixels of a side, 28 to 64; None keeps or chooses it (`vae_edge.data.load_dataset`).
         channels: 1 grey, 3 colour; None takes what the images have.
         fit: how image files become square: `pad`, `foreground` or `auto`.
+        alpha_background: the colour that transparency is laid on: `white`, `black` or `auto`.
         strict: refuse a folder of which anything is left out.
         resume: go on with the unfinished run in `out`, bit for bit as if it had never stopped.
         tensorboard: write a log for TensorBoard into `out/tensorboard`.
@@ -120,7 +122,8 @@ def train(
     create_config(preset, **({} if size is None else {"size": size}))
     config = TrainConfig() if config is None else config
     use_threads(threads)
-    dataset = open_data(data, size=size, channels=channels, fit=fit, strict=strict)
+    form: dict[str, Any] = {"size": size, "channels": channels, "fit": fit, "alpha_background": alpha_background}
+    dataset = open_data(data, **form, strict=strict)
     return _train(dataset, out, config, preset, resume, tensorboard, progress)
 
 

@@ -37,7 +37,7 @@ def add_strict(parser: argparse.ArgumentParser) -> None:
 
 
 def add_image_form(parser: argparse.ArgumentParser) -> None:
-    """How files become images: size, channels, fit."""
+    """How files become images: size, channels, fit, the colour under transparency."""
     parser.add_argument("--size", type=positive, help="resize images to this many pixels (28 to 64)")
     parser.add_argument(
         "--channels",
@@ -51,6 +51,13 @@ def add_image_form(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "pad", "foreground"),
         help="how files become square, here and in all later steps; pad: the full picture, padded; foreground: cropped "
         "to the drawing; auto (default): foreground where that hardly changes the pictures, else pad",
+    )
+    parser.add_argument(
+        "--alpha-background",
+        default="auto",
+        choices=("auto", "white", "black"),
+        help="the colour that transparency is laid on, here and in all later steps; auto (default): the one on which "
+        "the training images are seen better, white where both are about equal",
     )
 
 

@@ -67,6 +67,7 @@ def train(arguments: argparse.Namespace) -> None:
                 size=arguments.size,
                 channels=arguments.channels,
                 fit=arguments.fit,
+                alpha_background=arguments.alpha_background,
                 strict=arguments.strict,
                 resume=arguments.resume,
                 tensorboard=arguments.tensorboard,
@@ -224,7 +225,14 @@ def show(arguments: argparse.Namespace) -> None:
     from vae_edge.data.transforms import contact_sheet
     from vae_edge.files import atomic_path
 
-    dataset = load_dataset(arguments.data, arguments.size, arguments.channels, arguments.fit, strict=arguments.strict)
+    dataset = load_dataset(
+        arguments.data,
+        arguments.size,
+        arguments.channels,
+        arguments.fit,
+        strict=arguments.strict,
+        alpha_background=arguments.alpha_background,
+    )
     splits = {name: split for name, split in (("train", dataset.train), ("test", dataset.test)) if split is not None}
     result: dict[str, Any] = {"name": dataset.name, "source": dataset.source, "classes": list(dataset.classes)}
     for name, split in splits.items():
@@ -240,7 +248,8 @@ def show(arguments: argparse.Namespace) -> None:
     if dataset.train is not None and dataset.test is not None:
         result["test"]["also_in_train"] = int(duplicates_of(dataset.test.images, dataset.train.images).sum())
     if dataset.input is not None:
-        result["prepared"] = {"fit": dataset.input.fit, "depth": dataset.input.depth, "notes": list(dataset.notes)}
+        form = {name: getattr(dataset.input, name) for name in ("fit", "depth", "alpha_background")}
+        result["prepared"] = {**form, "notes": list(dataset.notes)}
     result["left_out"] = left_out_json(dataset.left_out)
     if arguments.contact_sheet:
         with atomic_path(arguments.contact_sheet) as temporary:
@@ -290,6 +299,7 @@ def compare(arguments: argparse.Namespace) -> None:
         size=arguments.size,
         channels=arguments.channels,
         fit=arguments.fit,
+        alpha_background=arguments.alpha_background,
         strict=arguments.strict,
     )
     for note in dataset.notes:

@@ -112,6 +112,7 @@ def load_folder(
     channels: int | None = None,
     fit: str = "auto",
     prepared_as: InputSpec | None = None,
+    alpha_background: str = "auto",
 ) -> Dataset:
     """Load image files; see the module for the layout, and `vae_edge.data.load_dataset` for the arguments.
 
@@ -141,7 +142,8 @@ def load_folder(
     if prepared_as is not None:
         prepared = prepare_files(files, prepared_as)
     else:
-        prepared = choose_and_prepare(files, size, channels, fit, role_of != "test")
+        training = (role_of == "train") | (role_of == "unlabelled")
+        prepared = choose_and_prepare(files, size, channels, fit, training, alpha_background)
     kept = leave_out_broken(listing, files, prepared)
     role_of, label_of = role_of[kept], label_of[kept]
     _check_classes_left(root, found, classes, role_of, label_of)

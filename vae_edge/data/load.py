@@ -34,10 +34,11 @@ from vae_edge.data.folder import (
     unlabelled_files,
     unlabelled_folder,
 )
-from vae_edge.data.prepare import choose_depth, prepare_files
+from vae_edge.data.prepare import choose_layers, prepare_files
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.preprocess import FIT, InputSpec, measure_input
 from vae_edge.text import printable, system_name
+from vae_edge.transparency import ALPHA_BACKGROUNDS
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ def load_dataset(
     fit: str = "auto",
     prepared_as: InputSpec | None = None,
     strict: bool = False,
+    alpha_background: str = "auto",
 ) -> Dataset:
     """Load a data set of any format.
 
@@ -73,9 +75,11 @@ def load_dataset(
         channels: 1 for grey, 3 for RGB. None keeps what is there.
         fit: how image files become square: `pad` or `foreground` (`vae_edge.preprocess.prepare_image`), or `auto`,
             which chooses.
-        prepared_as: the input of a run or a bundle, in place of the last three: files are prepared exactly as its
-            training files were.
+        prepared_as: the input of a run or a bundle, in place of size, channels, fit and alpha_background: files are
+            prepared exactly as its training files were.
         strict: whether anything left out of a folder is an error.
+        alpha_background: the colour that transparency is laid on: `white` or `black`, or `auto`, which chooses one for
+            all images (`vae_edge.transparency`).
 
     Returns:
         the data set. Its `input` says how files were prepared, its `left_out` what of a folder is not used.
@@ -87,13 +91,17 @@ def load_dataset(
     if prepared_as is not None:
         size, channels = prepared_as.size, prepared_as.channels
     check_options(size, channels)
-    if fit not in FIT:
-        raise ConfigError(f"fit is one of {', '.join(FIT)}, but {fit!r} came.")
+    for name, value, known in (
+        ("fit", fit, FIT),
+        ("alpha_background", alpha_background, ("auto", *ALPHA_BACKGROUNDS)),
+    ):
+        if value not in known:
+            raise ConfigError(f"{name} is one of {', '.join(known)}, but {value!r} came.")
     try:
         if os.fspath(spec) == DIGITS:
             dataset = _resize_splits(load_digits(), size, channels)
         else:
-            dataset = _dispatch(_resolve(spec), size, channels, fit, prepared_as)
+            dataset = _dispatch(_resolve(spec), size, channels, fit, prepared_as, alpha_background)
     except OSError as error:
         raise DataError(f"{os.fspath(spec)} cannot be read: {error}") from error
     dataset = replace(dataset, name=printable(system_name(dataset.name)))
@@ -102,8 +110,8 @@ def load_dataset(
             f"{dataset.source}: {len(dataset.left_out)} files or folders are left out, which strict reading refuses: "
             f"{'; '.join(summarize(dataset.left_out))}. Take them out of the folder, or read it without --strict."
         )
-    if dataset.input is None and (prepared_as is not None or fit != "auto"):
-        dataset = replace(dataset, input=prepared_as or replace(_measure_input(dataset), fit=fit))
+    if dataset.input is None and (prepared_as is not None or (fit, alpha_background) != ("auto", "auto")):
+        dataset = replace(dataset, input=prepared_as or _measure_input(dataset, fit, alpha_background))
     return dataset
 
 
@@ -134,13 +142,21 @@ def _available_datasets(data_root: str) -> str:
     return f"Built in: {DIGITS}. In {data_root} ({DATA_ROOT_VARIABLE}): {', '.join(names) or 'none'}."
 
 
-def _dispatch(path: Path, size: int | None, channels: int | None, fit: str, prepared_as: InputSpec | None) -> Dataset:
+def _dispatch(
+    path: Path,
+    size: int | None,
+    channels: int | None,
+    fit: str,
+    prepared_as: InputSpec | None,
+    alpha_background: str,
+) -> Dataset:
     if path.is_dir():
         path = path.absolute()
         if is_idx_folder(path):
-            return _with_unlabelled(load_idx_folder(path, size, channels), path, fit, prepared_as)
+            arrays = load_idx_folder(path, size, channels)
+            return _with_unlabelled(arrays, path, fit, prepared_as, alpha_background)
         if is_image_folder(path):
-            return load_folder(path, size, channels, fit, prepared_as)
+            return load_folder(path, size, channels, fit, prepared_as, alpha_background)
         raise DataError(
             f"{path} holds no data set: expected IDX files (train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz), "
             "or images in one sub-folder a class."
@@ -154,7 +170,9 @@ def _dispatch(path: Path, size: int | None, channels: int | None, fit: str, prep
     )
 
 
-def _with_unlabelled(dataset: Dataset, folder: Path, fit: str, prepared_as: InputSpec | None) -> Dataset:
+def _with_unlabelled(
+    dataset: Dataset, folder: Path, fit: str, prepared_as: InputSpec | None, alpha_background: str
+) -> Dataset:
     """Add the image files of the folder `unlabelled`, prepared like the arrays of the data set."""
     listing = Listing(folder)
     if not any(child.is_dir() and child.name.lower() in UNLABELLED for child in folder.iterdir()):
@@ -164,19 +182,24 @@ def _with_unlabelled(dataset: Dataset, folder: Path, fit: str, prepared_as: Inpu
     files, notes = unlabelled_files(listing, inner), list[str]()
     chosen = prepared_as
     if chosen is None:
-        depth, notes = choose_depth(files)
-        measured = _measure_input(dataset)
-        chosen = replace(measured, fit=measured.fit if fit == "auto" else fit, depth=depth)
+        layers = choose_layers(files, alpha_background)
+        chosen, notes = layers.applied_to(_measure_input(dataset, fit)), list(layers.notes)
     prepared = prepare_files(files, chosen)
     leave_out_broken(listing, files, prepared)
     left_out = tuple(entry for entry in listing.left_out if "/" in entry.path)
     return replace(dataset, unlabelled=prepared.images, input=chosen, notes=tuple(notes), left_out=left_out)
 
 
-def _measure_input(dataset: Dataset) -> InputSpec:
+def _measure_input(dataset: Dataset, fit: str = "auto", alpha_background: str = "auto") -> InputSpec:
+    """The input that arrays show, with what was asked for."""
     split = dataset.train if dataset.train is not None else dataset.test
     assert split is not None  # as Dataset checked
-    return measure_input(split.images)
+    measured = measure_input(split.images)
+    return replace(
+        measured,
+        fit=measured.fit if fit == "auto" else fit,
+        alpha_background=None if alpha_background == "auto" else alpha_background,
+    )
 
 
 def _resize_splits(dataset: Dataset, size: int | None, channels: int | None) -> Dataset:
@@ -232,14 +255,15 @@ def open_data(
     fit: str = "auto",
     prepared_as: InputSpec | None = None,
     strict: bool = False,
+    alpha_background: str = "auto",
 ) -> Dataset:
     """The data set that a path or name stands for, or the one given; logs what of it is left out, and why.
 
     Args:
         data: `digits` (built in), a folder of images with a sub-folder for each class, a folder of IDX files, an
             `.npz` file, the name of a folder under `$VAE_EDGE_DATA`, or a `Dataset`.
-        size, channels, fit: as `load_dataset`.
-        prepared_as: the input of a run or a bundle, instead of these three: files are prepared as theirs were.
+        size, channels, fit, alpha_background: as `load_dataset`.
+        prepared_as: the input of a run or a bundle, instead of these four: files are prepared as theirs were.
         strict: refuse a folder of which anything is left out.
 
     Raises:
@@ -250,7 +274,7 @@ def open_data(
     if prepared_as is not None:
         dataset = load_dataset(data, prepared_as=prepared_as, strict=strict)
     else:
-        dataset = load_dataset(data, size, channels, fit, strict=strict)
+        dataset = load_dataset(data, size, channels, fit, strict=strict, alpha_background=alpha_background)
     notes = dataset.notes if prepared_as is not None else ()  # training says them itself
     for line in (*notes, *left_out_lines(dataset)):
         log.info("%s", line)
