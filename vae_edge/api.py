@@ -37,8 +37,8 @@ from vae_edge.text import system_name
 if TYPE_CHECKING:
     from vae_edge.benchmarking.run import BenchmarkResult
     from vae_edge.data import Dataset
-    from vae_edge.data.dataset import LeftOut
     from vae_edge.exporting.bundle import Quantization
+    from vae_edge.listing import LeftOut
     from vae_edge.preprocess import InputSpec
     from vae_edge.training.checkpoint import TrainResult
     from vae_edge.training.config import TrainConfig

@@ -15,9 +15,10 @@ from data_makers import write_image_folder
 from PIL import Image, features
 
 from vae_edge.data import LabelledImages, align_classes, load_dataset
-from vae_edge.data.folder import MAX_BROKEN_FRACTION, MAX_NAMED, SUFFIXES, is_image
+from vae_edge.data.folder import MAX_BROKEN_FRACTION, MAX_NAMED
 from vae_edge.decoding import FORMATS
 from vae_edge.errors import DataError
+from vae_edge.listing import SUFFIXES, is_image
 
 KINDS = [kind for kind in FORMATS if kind != "AVIF" or features.check("avif")]
 DECOMPOSED = unicodedata.normalize("NFD", "café")

@@ -13,23 +13,12 @@ import numpy as np
 from PIL import Image
 
 from vae_edge.errors import ConfigError, DataError
+from vae_edge.listing import LeftOut
 from vae_edge.preprocess import InputSpec, resize_square, uint8_hint
 from vae_edge.spec import MAX_ARRAY_BYTES, MAX_NUMBERED_CLASSES, MAX_SIZE, MIN_SIZE
 
 UNLABELLED = ("unlabelled", "unlabeled")
 """Names of the folder, or of the array of an .npz, with images without labels. No class of a folder has this name."""
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """A file or folder that a data set does not use, or not completely."""
-
-    path: str
-    """Relative to the data set's folder."""
-    reason: str
-    """One of `vae_edge.data.folder.REASONS`."""
-    error: str = ""
-    """Of a broken image: a sentence that says what is wrong with it."""
 
 
 @dataclass(frozen=True)

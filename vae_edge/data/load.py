@@ -19,23 +19,20 @@ from vae_edge.data.dataset import (
     UNLABELLED,
     Dataset,
     LabelledImages,
-    LeftOut,
     check_options,
     labelled_images,
     validate_and_resize,
 )
 from vae_edge.data.folder import (
-    BROKEN,
-    Listing,
     is_image_folder,
     leave_out_broken,
     load_folder,
-    summarize,
     unlabelled_files,
     unlabelled_folder,
 )
 from vae_edge.data.prepare import choose_layers, prepare_files
 from vae_edge.errors import ConfigError, DataError
+from vae_edge.listing import BROKEN, LeftOut, Listing, summarize
 from vae_edge.preprocess import FIT, InputSpec, measure_input
 from vae_edge.text import printable, system_name
 from vae_edge.transparency import ALPHA_BACKGROUNDS
