@@ -83,6 +83,7 @@ def train(
     channels: int | None = None,
     fit: str = "auto",
     alpha_background: str = "auto",
+    val: str | os.PathLike[str] | None = None,
     strict: bool = False,
     resume: bool = False,
     tensorboard: bool = False,
@@ -100,6 +101,8 @@ def train(
         channels: 1 grey, 3 colour; None takes what the images have.
         fit: how image files become square: `pad`, `foreground` or `auto`.
         alpha_background: the colour that transparency is laid on: `white`, `black` or `auto`.
+        val: path or name of another data set, whose images are the validation split: early stopping, temperature and
+            threshold are set on them, and none of `data` is held out.
         strict: refuse a folder of which anything is left out.
         resume: go on with the unfinished run in `out`, bit for bit as if it had never stopped.
         tensorboard: write a log for TensorBoard into `out/tensorboard`.
@@ -123,7 +126,7 @@ def train(
     config = TrainConfig() if config is None else config
     use_threads(threads)
     form: dict[str, Any] = {"size": size, "channels": channels, "fit": fit, "alpha_background": alpha_background}
-    dataset = open_data(data, **form, strict=strict)
+    dataset = open_data(data, **form, strict=strict, group_by=config.group_by, val=val)
     return _train(dataset, out, config, preset, resume, tensorboard, progress)
 
 
@@ -206,6 +209,8 @@ def evaluate(
     trusted: bool = False,
     seed: int = 0,
     strict: bool = False,
+    group_by: str | None = None,
+    val: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Measure a training run (with PyTorch) or a bundle (with the runtime) on labelled images.
@@ -213,8 +218,8 @@ def evaluate(
     Args:
         model: folder of a training run, or a bundle.
         data: as `open_data`; files are prepared as the model's training images were.
-        split: `train`, `validation`, `test`, `all`, or `auto`: the test split where there is one, else what training
-            held out.
+        split: `train`, `validation` (the validation split of the data set, or else what training held out), `test`,
+            `all`, or `auto`: the test split where there is one, else `validation`.
         rotation: rotate the images: `none`, `full` or degrees; None is as training did. Images that come with their
             angles are taken as they are.
         backend, precision: of a bundle, as `vae_edge.load`; what `auto` takes for single images.
@@ -222,6 +227,8 @@ def evaluate(
         device, trusted: of a bundle, as `vae_edge.load`.
         seed: chooses the angles.
         strict: refuse a folder of which anything is left out.
+        group_by: the rule by which training held out whole groups, where the model does not know it.
+        val: path or name of the data set that training was validated on, where that was one of its own.
         progress: called with (images done, images in all).
 
     Raises:
@@ -229,8 +236,8 @@ def evaluate(
         BundleError, CheckpointError, BackendError, VerificationError: the model cannot be loaded.
         DataError: the data does not fit the model.
     """
-    from vae_edge.data import rotation_range, select_split
-    from vae_edge.data.splits import resolve_split
+    from vae_edge.data import rotation_range
+    from vae_edge.data.splits import describe_split, resolve_split, select_trained_split
     from vae_edge.training.evaluate import evaluate, in_batches
 
     if rotation is not None:
@@ -241,8 +248,9 @@ def evaluate(
         opened = _open_bundle(path, backend, precision, threads=threads, device=device, trusted=trusted)
     else:
         opened = _open_run(path, backend, precision, threads)
-    dataset = open_data(data, prepared_as=opened.input, strict=strict)
-    images = select_split(dataset, split, opened.data["holdout_fraction"], opened.data["seed"])
+    dataset = open_data(data, prepared_as=opened.input, strict=strict, group_by=group_by, val=val)
+    images = select_trained_split(dataset, split, opened.data)
+    log.info("measuring on %s of %s", describe_split(dataset, split, images), dataset.name)
     split = resolve_split(split, dataset, opened.data["fingerprint"], path)
     if opened.rotation == "none" and rotation not in (None, "none"):
         log.info("%s was trained without rotation: it has no orientation encoder", path)
@@ -295,7 +303,7 @@ def _open_run(path: Path, backend: str, precision: str, threads: int | None) -> 
         config.classes,
         checkpoint.result.threshold,
         config.training.rotation,
-        config.data.to_dict(),
+        {**config.data.to_dict(), "group_by": config.training.group_by},  # with the folder of a table
         "torch",
         "fp32",
     )
@@ -509,6 +517,8 @@ def quantize(
     seed: int = 0,
     force: bool = False,
     strict: bool = False,
+    group_by: str | None = None,
+    val: str | os.PathLike[str] | None = None,
 ) -> Quantized:
     """Add a precision to a bundle: calibrated on training images, measured beside fp32 on held-out ones.
 
@@ -519,6 +529,7 @@ def quantize(
         seed: chooses the calibration images.
         force: keep a file that lost too much, recorded as refused; `auto` does not take it.
         strict: refuse a folder of which anything is left out.
+        group_by, val: as `evaluate`.
 
     Raises:
         BundleError: the bundle is damaged, or cannot be written.
@@ -531,7 +542,7 @@ def quantize(
     opened = load_bundle(bundle)
     opened.find("classifier", "onnx", "fp32")  # or refuse, before the images are read
     check_folder(bundle)
-    dataset = open_data(data, prepared_as=opened.input, strict=strict)
+    dataset = open_data(data, prepared_as=opened.input, strict=strict, group_by=group_by, val=val)
     added = quantize_bundle_from_dataset(bundle, precision, dataset, seed, force)
     for sentence in added.warnings:
         log.warning("warning: %s", sentence)

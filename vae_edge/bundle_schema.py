@@ -262,15 +262,18 @@ def check_data(given: Mapping[str, Any], where: str) -> None:
     Raises:
         BundleError: as `check_classes`.
     """
-    for key in ("ambiguous", "absent"):
+    for key in ("ambiguous", "absent", "held_out_group_names"):
         names = given.get(key, [])
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             _wrong(where, key, "a list of names", names)
-    if given.get("fingerprint") is not None:
-        _take(given, "fingerprint", str, where)
+    for key in ("fingerprint", "group_by"):
+        if given.get(key) is not None:
+            _check_length(_take(given, key, str, where), key, where)
+    if not isinstance(given.get("own_validation", False), bool):
+        _wrong(where, "own_validation", "true or false", given["own_validation"])
     if "holdout_fraction" in given and not 0 <= _number(given, "holdout_fraction", where) < 1:
         _wrong(where, "holdout_fraction", "a fraction from 0 to below 1", given["holdout_fraction"])
-    for key in ("seed", "trained_on", "unlabelled"):
+    for key in ("seed", "trained_on", "unlabelled", "groups", "held_out_groups"):
         if key in given and not 0 <= _take(given, key, int, where) < 2**31:
             _wrong(where, key, f"a whole number from 0 to {2**31 - 1}", given[key])
     if given.get("brightness") is not None:

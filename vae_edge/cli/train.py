@@ -68,6 +68,7 @@ def train(arguments: argparse.Namespace) -> None:
                 channels=arguments.channels,
                 fit=arguments.fit,
                 alpha_background=arguments.alpha_background,
+                val=arguments.val,
                 strict=arguments.strict,
                 resume=arguments.resume,
                 tensorboard=arguments.tensorboard,
@@ -100,6 +101,7 @@ def train_config(arguments: argparse.Namespace) -> TrainConfig:
             "batch",
             "learning_rate",
             "holdout",
+            "group_by",
             "reject_rate",
             "augment",
             "mirror",
@@ -140,6 +142,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
             trusted=arguments.trusted,
             seed=arguments.seed,
             strict=arguments.strict,
+            group_by=arguments.group_by,
+            val=arguments.val,
             progress=progress,
         )
     emit(result.to_json(), arguments.json, lambda: _evaluation_lines(result.to_json()))
@@ -232,8 +236,10 @@ def show(arguments: argparse.Namespace) -> None:
         arguments.fit,
         strict=arguments.strict,
         alpha_background=arguments.alpha_background,
+        group_by=arguments.group_by,
+        val=arguments.val,
     )
-    splits = {name: split for name, split in (("train", dataset.train), ("test", dataset.test)) if split is not None}
+    splits = dataset.splits
     result: dict[str, Any] = {"name": dataset.name, "source": dataset.source, "classes": list(dataset.classes)}
     for name, split in splits.items():
         counts = np.bincount(split.labels, minlength=len(split.classes))
@@ -243,17 +249,20 @@ def show(arguments: argparse.Namespace) -> None:
             "by_class": dict(zip(split.classes, counts.tolist(), strict=True)),
             "duplicates": count_duplicates(split),
         }
+        if split.groups is not None:
+            groups, images = np.unique(split.groups.astype(str), return_counts=True)
+            result[name]["by_group"] = dict(zip(groups.tolist(), images.tolist(), strict=True))
+        if name != "train" and dataset.train is not None:
+            result[name]["also_in_train"] = int(duplicates_of(split.images, dataset.train.images).sum())
     if dataset.unlabelled is not None:
         result["unlabelled"] = {"images": len(dataset.unlabelled)}
-    if dataset.train is not None and dataset.test is not None:
-        result["test"]["also_in_train"] = int(duplicates_of(dataset.test.images, dataset.train.images).sum())
     if dataset.input is not None:
         form = {name: getattr(dataset.input, name) for name in ("fit", "depth", "alpha_background")}
         result["prepared"] = {**form, "notes": list(dataset.notes)}
     result["left_out"] = left_out_json(dataset.left_out)
     if arguments.contact_sheet:
         with atomic_path(arguments.contact_sheet) as temporary:
-            contact_sheet(next(iter(splits.values()))).save(temporary, "PNG")
+            contact_sheet(next(iter(splits.values())), seed=arguments.seed).save(temporary, "PNG")
         result["contact_sheet"] = arguments.contact_sheet
 
     def lines() -> Iterator[str]:

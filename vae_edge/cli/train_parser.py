@@ -9,6 +9,7 @@ from vae_edge.cli.commands import Commands, add_command, add_command_group
 from vae_edge.cli.options import (
     DATA_HELP,
     add_backend,
+    add_held_out,
     add_image_form,
     add_json,
     add_list,
@@ -50,7 +51,13 @@ def _data(commands: Commands) -> None:
     show.add_argument("data", metavar="DATA", help=DATA_HELP)
     add_image_form(show)
     add_strict(show)
-    show.add_argument("--contact-sheet", metavar="PNG", help="write a contact sheet of some images")
+    add_held_out(show)
+    show.add_argument(
+        "--contact-sheet",
+        metavar="PNG",
+        help="write a contact sheet of some images of each class, evenly over its groups, sub-folders and file names",
+    )
+    add_seed(show)
     add_json(show)
 
 
@@ -92,6 +99,7 @@ def _train(commands: Commands) -> None:
     parser.add_argument("--beta", type=float, help="weight of the KL divergence (default: 1)")
     parser.add_argument("--gamma", type=float, help="weight of the cross-entropy (default: 100)")
     parser.add_argument("--delta", type=float, help="weight of the angle's term (default: 50)")
+    add_held_out(parser)
     parser.add_argument("--holdout", type=float, help="fraction of the training images held out (default: 0.1)")
     parser.add_argument("--reject-rate", type=float, help="fraction of known images to reject (default: 0.01)")
     parser.add_argument(
@@ -112,8 +120,10 @@ def _evaluate(commands: Commands) -> None:
         "--split",
         default="auto",
         choices=("auto", "train", "validation", "test", "all"),
-        help="which images; auto: the test split where there is one, else what training held out",
+        help="which images; validation: the validation split, or else what training held out; auto (default): the test "
+        "split where there is one, else validation",
     )
+    add_held_out(parser, after_training=True)
     parser.add_argument("--rotation", help="turn the images: none, full, or degrees (default: as trained)")
     add_strict(parser)
     add_backend(parser)

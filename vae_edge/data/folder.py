@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vae_edge.data.dataset import UNLABELLED, Dataset, LabelledImages, labelled_images, make_dataset
+from vae_edge.data.dataset import UNLABELLED, Dataset, LabelledImages, labelled_images
+from vae_edge.data.groups import hint_of_folders
 from vae_edge.data.prepare import Prepared, choose_and_prepare, prepare_files
 from vae_edge.errors import DataError
 from vae_edge.listing import BROKEN, FRAMES, NO_IMAGES, OUTSIDE, Listing, is_lost_image, why_none
@@ -68,7 +69,6 @@ def load_folder(
 
     Every image is prepared as prediction does it (`vae_edge.preprocess.prepare_image`): with a model's settings
     `prepared_as`, or with settings chosen here, which the data set then carries. The train split numbers the classes.
-    A validation folder becomes the test split if there is no `test`, else it joins the train split.
 
     Raises:
         DataError: a class of the train split has no images; another split has a class that the train split lacks; more
@@ -94,20 +94,30 @@ def load_folder(
     else:
         training = (role_of == "train") | (role_of == "unlabelled")
         prepared = choose_and_prepare(files, size, channels, fit, training, alpha_background)
-    kept = leave_out_broken(listing, files, prepared)
-    role_of, label_of = role_of[kept], label_of[kept]
+    kept_files = np.array(leave_out_broken(listing, files, prepared), dtype=np.int64)
+    role_of, label_of = role_of[kept_files], label_of[kept_files]
     _check_classes_left(root, found, classes, role_of, label_of)
 
     splits: dict[str, LabelledImages] = {}
     for role in found:
         chosen = role_of == role
         if chosen.any():
-            splits[role] = labelled_images(str(folder), prepared.images[chosen], label_of[chosen], classes)
+            names = relative_names([files[index] for index in kept_files[chosen]], folder)
+            splits[role] = labelled_images(str(folder), prepared.images[chosen], label_of[chosen], classes, files=names)
     unlabelled = prepared.images[role_of == "unlabelled"] if "unlabelled" in role_of else None
     train, validation, test = (splits.get(role) for role in ("train", "validation", "test"))
-    dataset = make_dataset(folder.name, str(folder), train, validation, test, unlabelled)
-    notes = (*_notes(folder, root, found), *prepared.notes)
-    return replace(dataset, input=prepared.input, notes=notes, left_out=listing.left_out)
+    dataset = Dataset(folder.name, str(folder), train, test, unlabelled, validation=validation)
+    notes = [*_notes(folder, root, found), *prepared.notes]
+    if train is not None:
+        notes += hint_of_folders(train)
+    return replace(dataset, input=prepared.input, notes=tuple(notes), left_out=listing.left_out)
+
+
+def relative_names(files: list[Path], folder: Path) -> np.ndarray:
+    """object [N]: the files' paths relative to a folder, with slashes."""
+    names = np.empty(len(files), dtype=object)
+    names[:] = [file.relative_to(folder).as_posix() for file in files]
+    return names
 
 
 def leave_out_broken(listing: Listing, files: list[Path], prepared: Prepared) -> list[int]:
@@ -285,6 +295,8 @@ def _check_classes_left(
 
 def _notes(folder: Path, root: Path, found: dict[str, _SplitFiles]) -> list[str]:
     notes = []
+    if "validation" in found:
+        notes.append(f"the {len(found['validation'].files)} images of the validation folder are the validation split")
     if root != folder:
         notes.append(f"the data set is the folder {root.relative_to(folder)} inside it")
     nested = sum(split.nested for split in found.values())

@@ -20,7 +20,7 @@ from vae_edge.data.dataset import (
     Dataset,
     LabelledImages,
     check_options,
-    labelled_images,
+    join,
     validate_and_resize,
 )
 from vae_edge.data.folder import (
@@ -30,9 +30,11 @@ from vae_edge.data.folder import (
     unlabelled_files,
     unlabelled_folder,
 )
+from vae_edge.data.groups import group_images
 from vae_edge.data.prepare import choose_layers, prepare_files
+from vae_edge.data.splits import align_classes
 from vae_edge.errors import ConfigError, DataError
-from vae_edge.listing import BROKEN, LeftOut, Listing, summarize
+from vae_edge.listing import BROKEN, REASONS, LeftOut, Listing, summarize
 from vae_edge.preprocess import FIT, InputSpec, measure_input
 from vae_edge.text import printable, system_name
 from vae_edge.transparency import ALPHA_BACKGROUNDS
@@ -60,6 +62,8 @@ def load_dataset(
     prepared_as: InputSpec | None = None,
     strict: bool = False,
     alpha_background: str = "auto",
+    group_by: str | None = None,
+    val: str | os.PathLike[str] | None = None,
 ) -> Dataset:
     """Load a data set of any format.
 
@@ -77,13 +81,17 @@ def load_dataset(
         strict: whether anything left out of a folder is an error.
         alpha_background: the colour that transparency is laid on: `white` or `black`, or `auto`, which chooses one for
             all images (`vae_edge.transparency`).
+        group_by: what the images belong to, such as their maker or day: `folder`, a table `FILE.csv` or a pattern of
+            the file's name (`vae_edge.data.groups`). None: each image is on its own.
+        val: another data set, of any format, whose images are the validation split. All of its labelled images count.
 
     Returns:
         the data set. Its `input` says how files were prepared, its `left_out` what of a folder is not used.
 
     Raises:
-        DataError: there is no such data set, or it is malformed; something is left out, and `strict`.
-        ConfigError: a size, a channel count or a fit that no model takes.
+        DataError: there is no such data set, or it is malformed; something is left out, and `strict`; an image has no
+            group; `val` has classes or a shape that the data set lacks, or both have a validation split.
+        ConfigError: a size, a channel count or a fit that no model takes; `group_by` is no such rule.
     """
     if prepared_as is not None:
         size, channels = prepared_as.size, prepared_as.channels
@@ -109,7 +117,35 @@ def load_dataset(
         )
     if dataset.input is None and (prepared_as is not None or (fit, alpha_background) != ("auto", "auto")):
         dataset = replace(dataset, input=prepared_as or _measure_input(dataset, fit, alpha_background))
-    return dataset
+    if val is not None:
+        dataset = _with_validation(dataset, val, strict)
+    return dataset if group_by is None else group_images(dataset, group_by)
+
+
+def _with_validation(dataset: Dataset, val: str | os.PathLike[str], strict: bool) -> Dataset:
+    """Add another data set's images as the validation split, prepared as this one's were."""
+    if dataset.validation is not None:
+        raise DataError(
+            f"{dataset.source} has a validation split of its own, and {os.fspath(val)} would be another one; take the "
+            "one away, or leave the other out (--val, or val= in Python)."
+        )
+    other = load_dataset(val, prepared_as=dataset.input or _measure_input(dataset), strict=strict)
+    unknown = [name for name in other.classes if name not in dataset.classes]
+    if unknown:
+        raise DataError(
+            f"{other.source}, the validation split, has classes that {dataset.source} lacks: "
+            f"{', '.join(unknown[:10])}; give both images of them, or neither."
+        )
+    images = align_classes(join(list(other.splits.values())), dataset.classes)
+    folder = Path(other.source)
+    if images.files is not None:  # relative to its own folder: absolute ones stay what they are
+        names = np.empty(len(images), dtype=object)
+        names[:] = [(folder / name).as_posix() for name in images.files]
+        images = replace(images, files=names)
+    left_out = (replace(entry, path=(folder / entry.path).as_posix()) for entry in other.left_out)
+    every = sorted((*dataset.left_out, *left_out), key=lambda entry: (REASONS.index(entry.reason), entry.path))
+    note = f"the {len(images)} images of {printable(other.source)} are the validation split"
+    return replace(dataset, validation=images, notes=(*dataset.notes, note), left_out=tuple(every))
 
 
 def _resolve(spec: str | os.PathLike[str]) -> Path:
@@ -189,9 +225,7 @@ def _with_unlabelled(
 
 def _measure_input(dataset: Dataset, fit: str = "auto", alpha_background: str = "auto") -> InputSpec:
     """The input that arrays show, with what was asked for."""
-    split = dataset.train if dataset.train is not None else dataset.test
-    assert split is not None  # as Dataset checked
-    measured = measure_input(split.images)
+    measured = measure_input(next(iter(dataset.splits.values())).images)
     return replace(
         measured,
         fit=measured.fit if fit == "auto" else fit,
@@ -204,7 +238,7 @@ def _resize_splits(dataset: Dataset, size: int | None, channels: int | None) -> 
         if data is None:
             return None
         pixels = validate_and_resize(data.images, size, channels, dataset.source)
-        return labelled_images(dataset.source, pixels, data.labels, data.classes, data.angles_deg)
+        return replace(data, images=pixels)
 
     return Dataset(dataset.name, dataset.source, resize(dataset.train), resize(dataset.test))
 
@@ -253,6 +287,8 @@ def open_data(
     prepared_as: InputSpec | None = None,
     strict: bool = False,
     alpha_background: str = "auto",
+    group_by: str | None = None,
+    val: str | os.PathLike[str] | None = None,
 ) -> Dataset:
     """The data set that a path or name stands for, or the one given; logs what of it is left out, and why.
 
@@ -262,16 +298,19 @@ def open_data(
         size, channels, fit, alpha_background: as `load_dataset`.
         prepared_as: the input of a run or a bundle, instead of these four: files are prepared as theirs were.
         strict: refuse a folder of which anything is left out.
+        group_by, val: as `load_dataset`; a `Dataset` gets them as well.
 
     Raises:
-        DataError: as `load_dataset`.
+        DataError, ConfigError: as `load_dataset`.
     """
     if isinstance(data, Dataset):
-        return data
+        dataset = data if val is None else _with_validation(data, val, strict)
+        return dataset if group_by is None else group_images(dataset, group_by)
     if prepared_as is not None:
-        dataset = load_dataset(data, prepared_as=prepared_as, strict=strict)
+        dataset = load_dataset(data, prepared_as=prepared_as, strict=strict, group_by=group_by, val=val)
     else:
-        dataset = load_dataset(data, size, channels, fit, strict=strict, alpha_background=alpha_background)
+        form: dict[str, Any] = {"size": size, "channels": channels, "fit": fit, "alpha_background": alpha_background}
+        dataset = load_dataset(data, **form, strict=strict, group_by=group_by, val=val)
     notes = dataset.notes if prepared_as is not None else ()  # training says them itself
     for line in (*notes, *left_out_lines(dataset)):
         log.info("%s", line)

@@ -19,7 +19,7 @@ from vae_edge.api import export
 from vae_edge.benchmarking import time_interleaved
 from vae_edge.bundle import ModelEntry, load_bundle
 from vae_edge.data import Dataset, LabelledImages, rotate_dataset, rotation_range
-from vae_edge.data.splits import permutation
+from vae_edge.data.random_numbers import permutation
 from vae_edge.data.transforms import OOD_KINDS, make_ood_images
 from vae_edge.experiments.baselines import LogitsOnly, inference_cost, network_probabilities
 from vae_edge.experiments.trials import TrainedModel

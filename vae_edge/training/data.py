@@ -26,7 +26,8 @@ from vae_edge.data import (
     holdout,
     subsample_labels,
 )
-from vae_edge.data.splits import duplicates_of
+from vae_edge.data.groups import MAX_NAMED, rule_to_store
+from vae_edge.data.splits import duplicates_of, own_validation
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.model import create_config
 from vae_edge.model.network import ANGLE_NOISE_DEG
@@ -36,20 +37,22 @@ from vae_edge.training.config import RunConfig, TrainConfig, TrainingData
 from vae_edge.training.distributed import shard_slice
 
 MIN_IMAGES = 16
+MAX_GROUPS_STORED = 100  # names of held-out groups that a run keeps
 VAL_FRACTION = 0.1  # of the labelled training images: validation images of early stopping
 VAL_SEED = 7919  # added to the run's seed, so that the validation split does not depend on the held-out one
 
 
 @dataclass(frozen=True)
 class DataSplits:
-    """The images of a run. No image is in two of these.
+    """The images of a run. No image is in two of these, but for `val` where the data set brings a validation split.
 
     Attributes:
         train: labelled training images.
         unlabelled: training images without labels, uint8 [N, S, S, C].
         unlabelled_angles_deg: their angles [N]; None: upright.
         held_out: images that set temperature and thresholds, and that the run's figures are measured on.
-        val: validation images of early stopping; None without early stopping.
+        val: validation images of early stopping; None without early stopping. With a validation split of the data
+            set's own these are the held-out images.
     """
 
     train: LabelledImages
@@ -68,16 +71,20 @@ def make_splits(dataset: Dataset, settings: TrainConfig) -> DataSplits:
     if dataset.train is None:
         raise DataError(f"{dataset.source} has no training half; give a data set with training images to train on")
     check_trainable(dataset.train)
-    train, held_out = holdout(dataset.train, settings.holdout, settings.seed)
+    if dataset.validation is not None:
+        train, held_out = dataset.train, own_validation(dataset)
+    else:
+        train, held_out = holdout(dataset.train, settings.holdout, settings.seed)
     if len(train) < MIN_IMAGES:
         raise DataError(f"{len(train)} images to train on (others are held out): at least {MIN_IMAGES} are needed")
 
-    val = None
-    if settings.patience is not None:
+    val = held_out if settings.patience is not None and dataset.validation is not None else None
+    if settings.patience is not None and val is None:
         try:
             train, val = holdout(train, VAL_FRACTION, settings.seed + VAL_SEED)
         except DataError as error:
-            raise DataError(f"--patience takes one more image of each class for validation: {error}") from error
+            one = "image of each class" if train.groups is None else "group"
+            raise DataError(f"--patience takes one more {one} for validation: {error}") from error
 
     unlabelled, angles = train.images[:0], None
     if settings.labels_per_class is not None:
@@ -134,6 +141,8 @@ def make_run_config(
         )
     mirrored = flip_invariance(train, settings.seed) if settings.mirror else {}
     assert dataset.train is not None
+    groups = () if dataset.train.groups is None else tuple(sorted(set(dataset.train.groups.tolist())))
+    held_out_groups = () if splits.held_out.groups is None else tuple(sorted(set(splits.held_out.groups.tolist())))
     data = TrainingData(
         name=dataset.name,
         fingerprint=dataset.fingerprint(),
@@ -148,6 +157,11 @@ def make_run_config(
         ambiguous=tuple(ambiguous_classes(train)) if model.orientation and train.angles_deg is None else (),
         unlike_mirrored=tuple(name for name, fraction in mirrored.items() if fraction < MIN_ALIKE),
         absent=tuple(name for k, name in enumerate(train.classes) if not (train.labels == k).any()),
+        own_validation=dataset.validation is not None,
+        group_by=rule_to_store(settings.group_by),
+        groups=len(groups),
+        held_out_groups=len(held_out_groups),
+        held_out_group_names=held_out_groups[:MAX_GROUPS_STORED],
     )
     return RunConfig(model, settings, tuple(dataset.classes), spec, data)
 
@@ -489,6 +503,15 @@ def describe_run(dataset: Dataset, config: RunConfig) -> Iterator[str]:
         f"out), {len(config.classes)} classes, rotation {training.rotation}, {training.epochs_for(shown)} epochs"
     )
     yield from dataset.notes
+    if data.own_validation:
+        yield (
+            f"the {data.held_out} images of the validation split set early stopping, temperature and threshold; none "
+            "of the train split is held out"
+        )
+    elif data.groups:
+        names = ", ".join(data.held_out_group_names[:MAX_NAMED])
+        more = ", …" if data.held_out_groups > MAX_NAMED else ""
+        yield f"held out: {data.held_out_groups} of {data.groups} groups ({names}{more}), {data.held_out} images"
     if data.unlabelled:
         yield f"{data.unlabelled} images without labels are learnt from as well"
     if data.unlike_mirrored:
