@@ -14,15 +14,16 @@ if TYPE_CHECKING:
     from vae_edge.deployment import add_result, build_engine, write_kit
     from vae_edge.engine.tensorrt import BuildConfig
     from vae_edge.errors import VaeEdgeError
+    from vae_edge.listing import find_images
     from vae_edge.pipeline import quickstart
-    from vae_edge.runtime import load, verify
+    from vae_edge.runtime import load, verify, write_csv
     from vae_edge.training.config import TrainConfig
 
 _HOME = {
     **dict.fromkeys(("train", "evaluate", "generate", "export", "quantize", "benchmark"), "vae_edge.api"),
     **dict.fromkeys(("build_engine", "write_kit", "add_result"), "vae_edge.deployment"),
-    "load": "vae_edge.runtime",
-    "verify": "vae_edge.runtime",
+    **dict.fromkeys(("load", "verify", "write_csv"), "vae_edge.runtime"),
+    "find_images": "vae_edge.listing",
     "quickstart": "vae_edge.pipeline",
     "BuildConfig": "vae_edge.engine.tensorrt",
     "TrainConfig": "vae_edge.training.config",
@@ -38,12 +39,14 @@ __all__ = [
     "build_engine",
     "evaluate",
     "export",
+    "find_images",
     "generate",
     "load",
     "quantize",
     "quickstart",
     "train",
     "verify",
+    "write_csv",
     "write_kit",
 ]
 

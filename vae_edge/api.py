@@ -29,9 +29,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_edge.data.load import left_out_json, open_data
+from vae_edge.data.load import open_data
 from vae_edge.errors import ConfigError
 from vae_edge.files import check_file, check_folder
+from vae_edge.listing import left_out_json
 from vae_edge.text import system_name
 
 if TYPE_CHECKING:

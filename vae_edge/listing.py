@@ -14,7 +14,9 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from vae_edge.errors import DataError
 from vae_edge.files import open_regular
 
 BROKEN = "broken images"
@@ -48,6 +50,9 @@ _UNREAD_SUFFIXES = frozenset(
 """Images of other formats. Camera raw files look like TIFF, and only their preview would be read."""
 _FOREIGN_FOLDERS = frozenset({"__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information"})
 
+MAX_FILES_LISTED = 1000
+"""Files of each reason in `left_out_json`."""
+
 _HEAD_BYTES = 32
 _SIGNATURES = (
     b"\x89PNG\r\n\x1a\n",
@@ -73,6 +78,38 @@ class LeftOut:
     """One of `REASONS`."""
     error: str = ""
     """Of a broken image: a sentence that says what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class FoundImages:
+    """The images in a folder and in its sub-folders."""
+
+    files: list[Path]
+    """Sorted by path."""
+    left_out: tuple[LeftOut, ...]
+    """What else is there, by reason."""
+
+    @property
+    def lost(self) -> list[LeftOut]:
+        """What of that was meant to be an image, or may hold some, and cannot be read."""
+        return [entry for entry in self.left_out if is_lost_image(entry) or entry.reason == DENIED]
+
+
+def find_images(folder: str | os.PathLike[str]) -> FoundImages:
+    """Find every image in a folder, at any depth, as data sets do.
+
+    Raises:
+        DataError: it is no folder, it cannot be read, or it holds no images.
+    """
+    root = Path(folder)
+    listing = Listing(root)
+    try:
+        files = listing.images(root)
+    except OSError as error:
+        raise DataError(f"{root} cannot be read as a folder: {error}") from error
+    if not files:
+        raise DataError(f"{root} holds no images{why_none(listing, root)}.")
+    return FoundImages(files, listing.left_out)
 
 
 def is_lost_image(entry: LeftOut) -> bool:
@@ -237,3 +274,21 @@ def summarize(left_out: Sequence[LeftOut], names: int = 3) -> list[str]:
             more = ", …" if len(paths) > names else ""
             phrases.append(f"{reason}: {len(paths)} ({', '.join(paths[:names])}{more})")
     return phrases
+
+
+def left_out_json(left_out: Sequence[LeftOut]) -> list[dict[str, Any]]:
+    """What is left out, for JSON: a list of reasons, each with its count and files; broken ones with what is wrong."""
+    by_reason: dict[str, list[LeftOut]] = {}
+    for entry in left_out:
+        by_reason.setdefault(entry.reason, []).append(entry)
+    return [
+        {
+            "reason": reason,
+            "count": len(entries),
+            "files": [
+                {"file": entry.path, **({"error": entry.error} if entry.error else {})}
+                for entry in entries[:MAX_FILES_LISTED]
+            ],
+        }
+        for reason, entries in by_reason.items()
+    ]

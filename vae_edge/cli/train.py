@@ -11,9 +11,10 @@ import numpy as np
 
 from vae_edge import api
 from vae_edge.cli.console import counting_progress, emit, fraction_progress, percent, say, training_progress
-from vae_edge.data.load import left_out_json, left_out_lines, open_data
+from vae_edge.data.load import left_out_lines, open_data
 from vae_edge.errors import ConfigError
 from vae_edge.files import check_folder
+from vae_edge.listing import left_out_json
 
 if TYPE_CHECKING:
     from vae_edge.experiments.comparison import ComparisonResult

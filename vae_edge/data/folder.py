@@ -108,7 +108,7 @@ def load_folder(
     train, validation, test = (splits.get(role) for role in ("train", "validation", "test"))
     dataset = Dataset(folder.name, str(folder), train, test, unlabelled, validation=validation)
     notes = [*_notes(folder, root, found), *prepared.notes]
-    if train is not None:
+    if train is not None and prepared_as is None:
         notes += hint_of_folders(train)
     return replace(dataset, input=prepared.input, notes=tuple(notes), left_out=listing.left_out)
 

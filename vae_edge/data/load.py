@@ -6,7 +6,7 @@ import gzip
 import logging
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,7 +34,7 @@ from vae_edge.data.groups import group_images
 from vae_edge.data.prepare import choose_layers, prepare_files
 from vae_edge.data.splits import align_classes
 from vae_edge.errors import ConfigError, DataError
-from vae_edge.listing import BROKEN, REASONS, LeftOut, Listing, summarize
+from vae_edge.listing import BROKEN, MAX_FILES_LISTED, REASONS, Listing, summarize
 from vae_edge.preprocess import FIT, InputSpec, measure_input
 from vae_edge.text import printable, system_name
 from vae_edge.transparency import ALPHA_BACKGROUNDS
@@ -49,9 +49,6 @@ _INSTALL = 'Install it with: pip install "vae-edge[digits]"'
 
 
 MAX_BROKEN_NAMED = 20  # broken images that are logged by name
-
-
-MAX_FILES_LISTED = 1000  # files of each reason in `left_out_json`
 
 
 def load_dataset(
@@ -332,21 +329,3 @@ def left_out_lines(dataset: Dataset) -> Iterator[str]:
                     f"    and {len(broken) - MAX_BROKEN_NAMED} more (vae-edge data show --json lists up to "
                     f"{MAX_FILES_LISTED})"
                 )
-
-
-def left_out_json(left_out: Sequence[LeftOut]) -> list[dict[str, Any]]:
-    """The same for JSON: a list of reasons, each with its count and files; broken ones with what is wrong."""
-    by_reason: dict[str, list[LeftOut]] = {}
-    for entry in left_out:
-        by_reason.setdefault(entry.reason, []).append(entry)
-    return [
-        {
-            "reason": reason,
-            "count": len(entries),
-            "files": [
-                {"file": entry.path, **({"error": entry.error} if entry.error else {})}
-                for entry in entries[:MAX_FILES_LISTED]
-            ],
-        }
-        for reason, entries in by_reason.items()
-    ]
