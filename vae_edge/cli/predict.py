@@ -56,6 +56,9 @@ def predict(arguments: argparse.Namespace) -> int:
         trusted=arguments.trusted,
     ) as classifier:
         read, errors = _run(arguments, classifier, found)
+        has_angle, told = classifier.bundle.rotation != "none", classifier.bundle.angle_is_reliable
+    if read and has_angle and not told:
+        say("angles are left out of the text: held-out images showed that this model's are not to be relied on")
     unread = len(errors) + len(found.lost)
     if found.left_out:
         say(f"left out: {'; '.join(summarize(found.left_out))}")
@@ -124,7 +127,7 @@ def _writers(arguments: argparse.Namespace, classifier: Classifier, found: _Foun
     if arguments.json:
         writers.append(_Json(arguments.bundle, classifier, len(found.files)))
     elif arguments.csv is None:
-        writers.append(_Lines())
+        writers.append(_Lines(classifier.bundle.angle_is_reliable))
     if arguments.csv == STANDARD_OUTPUT:
         with _standard_output() as file:
             yield [*writers, _Csv(file)]
@@ -186,7 +189,9 @@ class _Json(_Writer):
 
         backend, precision = classifier.chosen_for(min(count, STREAM_BATCH))
         self._put = json_writer()
-        head = json_text({"bundle": bundle, "backend": backend, "precision": precision}).removesuffix("\n}")
+        about = {"bundle": bundle, "backend": backend, "precision": precision}
+        reliable = {"angle_is_reliable": classifier.bundle.angle_is_reliable}
+        head = json_text({**about, **reliable}).removesuffix("\n}")
         self._put(f'{head},\n  "predictions": [')
         self._between = ""
 
@@ -211,13 +216,14 @@ class _Json(_Writer):
 class _Lines(_Writer):
     """Sentences. Those about unreadable images wait until one is read: without any they are the command's error."""
 
-    def __init__(self) -> None:
+    def __init__(self, with_angle: bool) -> None:
+        self._with_angle = with_angle
         self._waiting: list[str] = []
         self._any_read = False
 
     def write(self, files: Sequence[str], predictions: Predictions) -> None:
         self._any_read = self._any_read or len(predictions.errors) < len(files)
-        self._waiting += _prediction_lines(files, predictions)
+        self._waiting += _prediction_lines(files, predictions, self._with_angle)
         self._flush()
 
     def _flush(self) -> None:
@@ -230,7 +236,7 @@ class _Lines(_Writer):
         self._flush()
 
 
-def _prediction_lines(images: Sequence[str], predictions: Predictions) -> Iterator[str]:
+def _prediction_lines(images: Sequence[str], predictions: Predictions, with_angle: bool) -> Iterator[str]:
     for k, path in enumerate(images):
         if k in predictions.errors:
             yield f"{path}: ERROR: {predictions.errors[k]}"
@@ -239,7 +245,7 @@ def _prediction_lines(images: Sequence[str], predictions: Predictions) -> Iterat
         accepted = "known" if predictions.accepted[k] else "UNKNOWN: unlike anything it was trained on"
         yield (
             f"{path}: {name} ({percent(probability)}), "
-            f"{f'rotated {angle_words(predictions, k)}, ' if predictions.has_angle else ''}"
+            f"{f'rotated {angle_words(predictions, k)}, ' if with_angle else ''}"
             f"score {predictions.scores[k]:.2f} ({accepted})"
         )
         yield f"  {predictions.preprocess_info[k].sentence()}"

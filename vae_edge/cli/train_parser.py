@@ -1,4 +1,4 @@
-"""Arguments of the commands of the training machine: data, training, evaluation, generation, comparison."""
+"""Arguments of the commands of the training machine: data, training, generation, comparison."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from vae_edge.cli.arguments import listed, number, positive
 from vae_edge.cli.commands import Commands, add_command, add_command_group
 from vae_edge.cli.options import (
     DATA_HELP,
-    add_backend,
     add_held_out,
     add_image_form,
     add_json,
@@ -24,7 +23,6 @@ def add_train_commands(commands: Commands) -> None:
     _quickstart(commands)
     _data(commands)
     _train(commands)
-    _evaluate(commands)
     _generate(commands)
     _compare(commands)
 
@@ -107,26 +105,6 @@ def _train(commands: Commands) -> None:
     )
     parser.add_argument("--compile", action="store_true", help="train through torch.compile")
     parser.add_argument("--tensorboard", action="store_true", help="write a log for TensorBoard into RUN/tensorboard")
-    add_threads(parser)
-    add_seed(parser)
-    add_json(parser)
-
-
-def _evaluate(commands: Commands) -> None:
-    parser = add_command(commands, "evaluate", "train")
-    parser.add_argument("model", metavar="MODEL", help="folder of a training run, or a bundle")
-    parser.add_argument("--data", required=True, help=DATA_HELP)
-    parser.add_argument(
-        "--split",
-        default="auto",
-        choices=("auto", "train", "validation", "test", "all"),
-        help="which images; validation: the validation split, or else what training held out; auto (default): the test "
-        "split where there is one, else validation",
-    )
-    add_held_out(parser, after_training=True)
-    parser.add_argument("--rotation", help="turn the images: none, full, or degrees (default: as trained)")
-    add_strict(parser)
-    add_backend(parser)
     add_threads(parser)
     add_seed(parser)
     add_json(parser)

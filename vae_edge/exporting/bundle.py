@@ -379,7 +379,7 @@ def quantize_bundle_from_dataset(
         ExportError: as `quantize_bundle`.
     """
     bundle = load_bundle(path)
-    trained_on = training_data(bundle)
+    trained_on = bundle.training_data
     training_seed = trained_on["seed"]
     own = trained_on["fingerprint"] == dataset.fingerprint()
     split = "test" if dataset.test is not None and not own else "validation"
@@ -397,11 +397,6 @@ def quantize_bundle_from_dataset(
         calibration = _rotate_like_training(train.take(chosen), bundle, seed + CALIBRATION_ROTATION_SEED)
         calibration = align_classes(calibration, bundle.classes)
     return quantize_bundle(path, precision, calibration, held_out, f"{split} of {dataset.name}", force)
-
-
-def training_data(bundle: Bundle) -> dict[str, Any]:
-    """What the manifest says of the training data, with defaults for a bundle that says nothing."""
-    return {"holdout_fraction": 0.1, "seed": 0, "fingerprint": None, **bundle.manifest["data"]}
 
 
 def _rotate_like_training(images: LabelledImages, bundle: Bundle, seed: int) -> LabelledImages:

@@ -188,7 +188,8 @@ class TrainingData:
         unlabelled: images that are trained on without a label.
         holdout_fraction: fraction of the training images that were held out.
         seed: that the held-out images were drawn with.
-        ambiguous: classes that look upright when rotated by 180°: their angle cannot be told.
+        ambiguous: classes that look upright when rotated by 180°, as earlier versions took them from the pixels; now
+            the trained model tells (`TrainResult.symmetry`), and this is empty.
         absent: classes without a labelled training image.
         name: of the data set.
         val: validation images of early stopping.

@@ -154,7 +154,7 @@ def make_run_config(
         in_test=0 if dataset.test is None else int(duplicates_of(dataset.test.images, train.images).sum()),
         holdout_fraction=settings.holdout,
         seed=settings.seed,
-        ambiguous=tuple(ambiguous_classes(train)) if model.orientation and train.angles_deg is None else (),
+        ambiguous=(),
         unlike_mirrored=tuple(name for name, fraction in mirrored.items() if fraction < MIN_ALIKE),
         absent=tuple(name for k, name in enumerate(train.classes) if not (train.labels == k).any()),
         own_validation=dataset.validation is not None,
@@ -408,43 +408,10 @@ def to_float(images: Tensor | NDArray[np.uint8]) -> Tensor:
     return tensor.permute(0, 3, 1, 2).float().div_(255.0)
 
 
-N_REFERENCES, N_QUERIES = 4000, 150  # training images to compare with; query images of each class
-MAX_QUERIES = 2000  # of all classes together
+N_QUERIES = 150  # mirrored images of each class
 N_OWN, MIN_OWN = 800, 10  # images of one class that its mirrored ones are compared with
 NEAR_FRACTION = 0.9  # of upright images count as near to their nearest neighbour
 MIN_ALIKE = 0.5  # fraction of changed images that must be as near, for the class to look the same
-
-
-def ambiguous_classes(data: LabelledImages, seed: int = 0) -> list[str]:
-    """Names of the classes that look upright when rotated by 180°, so that their angle cannot be told.
-
-    More than half of a class's rotated images must have a nearest neighbour among the upright training images (cosine,
-    over shifts of one pixel) as near as 90% of its upright images have. Classes with fewer than 5 images are left out.
-
-    Args:
-        data: images uint8 [N, S, S, C], upright.
-        seed: which images are compared.
-    """
-    counts = np.bincount(data.labels, minlength=len(data.classes))
-    order = np.random.default_rng(seed).permutation(len(data))
-    queries = {
-        name: order[data.labels[order] == k][: min(N_QUERIES, MAX_QUERIES // len(data.classes), counts[k] // 5)]
-        for k, name in enumerate(data.classes)
-    }
-    used = np.concatenate(list(queries.values()))
-    rest = order[~np.isin(order, used)][:N_REFERENCES]
-    if len(rest) == 0:
-        return []
-    reference = _unit_norm(data.images[rest]).reshape(len(rest), -1)
-    found = []
-    for name, chosen in queries.items():
-        if len(chosen) == 0:
-            continue
-        images = _unit_norm(data.images[chosen])
-        upright, rotated = _nearest(images, reference), _nearest(images[:, ::-1, ::-1], reference)
-        if (rotated >= np.quantile(upright, 1 - NEAR_FRACTION)).mean() >= MIN_ALIKE:
-            found.append(name)
-    return found
 
 
 def flip_invariance(data: LabelledImages, seed: int = 0) -> dict[str, float]:
