@@ -36,7 +36,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vae_edge.data.splits import uniform
+from vae_edge.data.random_numbers import uniform
 from vae_edge.errors import ConfigError, DataError, VaeEdgeError
 from vae_edge.files import sha256
 

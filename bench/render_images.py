@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ def plot_all(run: Evaluated) -> dict[str, Any]:
     }
     if run.angles_deg is not None:
         assert run.outputs.angle_confidences is not None
-        names = run.checkpoint.config.data.ambiguous
+        names = list(run.checkpoint.ambiguous)
         ambiguous = np.isin(run.images.labels, [run.images.classes.index(name) for name in names])
         figures["angles"] = galleries.angles(run.errors_deg, run.outputs.angle_confidences, ambiguous, names)
     return figures
@@ -164,7 +164,9 @@ def two_angles(run: Evaluated) -> Block:
     second_probs, second = run.outputs.second_angle_probabilities, run.outputs.second_angles_deg
     assert second_probs is not None and second is not None and run.angles_deg is not None
     labels, classes, config = run.images.labels, run.images.classes, run.checkpoint.config
-    ambiguous = [k for k in map(classes.index, config.data.ambiguous) if (labels == k).any()]
+    orders = run.checkpoint.ambiguous
+    names = [name for name in orders if not isinstance(orders, Mapping) or orders[name] in (2, 4, 6)]
+    ambiguous = [k for k in map(classes.index, names) if (labels == k).any()]
     if ambiguous and rotation_range(config.training.rotation) == 180:
         chosen, why = max(ambiguous, key=lambda k: symmetry(run, k)), "looks the same rotated by 180°: two angles"
     else:

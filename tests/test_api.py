@@ -16,12 +16,15 @@ import pytest
 import vae_edge
 from vae_edge import api
 from vae_edge.errors import BundleError, CheckpointError, ConfigError
+from vae_edge.trained import Evaluation
 
 FUNCTIONS = (
     "load",
     "verify",
     "train",
     "evaluate",
+    "write_report",
+    "set_threshold",
     "generate",
     "export",
     "quantize",
@@ -65,7 +68,7 @@ def test_importing_the_api_imports_nothing_heavy() -> None:
 def test_results_are_frozen_dataclasses_that_become_json(tmp_path: Path) -> None:
     generated = api.Generated(tmp_path / "new", 3, tmp_path / "new" / "contact_sheet.png")
     assert json.loads(json.dumps(generated.to_json()))["images"] == 3
-    for result in (api.TrainedRun, api.Evaluation, api.Generated, api.Exported, api.Quantized):
+    for result in (api.TrainedRun, Evaluation, api.Generated, api.Exported, api.Quantized):
         assert dataclasses.is_dataclass(result) and result.__dataclass_params__.frozen  # type: ignore[attr-defined]
         assert get_type_hints(result.to_json)["return"] is not None
 

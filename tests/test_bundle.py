@@ -208,6 +208,7 @@ def _set(*keys: Any, to: Any) -> Callable[[dict[str, Any]], None]:
         (_set("input", "fit", to=None), "'fit' should be pad or foreground"),
         (_set("input", "depth", to=11), "'depth' should be null or 8"),
         (_set("input", "depth", to=12.0), "'depth' should be null or 8"),
+        (_set("input", "alpha_background", to="red"), "'alpha_background' should be null or white or black"),
         (_set("input", "color_order", to="bgr"), "'color_order' should be rgb"),
         (_set("rotation", to="some"), "none, full, or degrees"),
         (_set("rotation", to=270), "degrees in 0..180"),

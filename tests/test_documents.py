@@ -17,7 +17,7 @@ from vae_edge.engine.devices import HEADINGS, table_rows
 from vae_edge.engine.tensorrt import BuildConfig
 from vae_edge.experiments.trials import read_comparison
 from vae_edge.model import PRESETS, AngleVAE, create_config
-from vae_edge.report.page import markdown
+from vae_edge.report.comparison import markdown
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(

@@ -27,6 +27,7 @@ def test_sizes_in_the_document_are_those_of_the_code() -> None:
         "checkpoint": spec.MAX_CHECKPOINT_BYTES,
         "image file": spec.MAX_IMAGE_BYTES,
         "arrays": spec.MAX_ARRAY_BYTES,
+        "table of groups": spec.MAX_TABLE_BYTES,
         "probe images": spec.MAX_PROBE_BYTES,
         "result of a kit": spec.MAX_RESULT_BYTES,
         "`vae-edge verify`": spec.MAX_VERIFY_BYTES,

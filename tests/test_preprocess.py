@@ -303,7 +303,9 @@ def test_inputs_that_older_versions_wrote_are_read_and_written_in_todays_words(
     stored = {"size": 28, "channels": 1, "background": "dark", **old}
     before = dict(stored)
     assert InputSpec.from_json(stored) == spec and stored == before
-    assert set(spec.to_json()) == {"size", "channels", "background", "foreground_ratio", "fit", "depth"}
+    assert set(spec.to_json()) == {
+        *("size", "channels", "background", "foreground_ratio", "fit", "depth", "alpha_background")
+    }
     assert InputSpec.from_json(spec.to_json()) == spec
 
 

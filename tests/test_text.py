@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vae_edge.files import parse_json, read_json, write_json, write_text
-from vae_edge.text import SUBSTITUTE, file_name, json_text, normal_form, printable, system_name
+from vae_edge.text import SUBSTITUTE, ascii_json, encodable, file_name, json_text, normal_form, printable, system_name
 
 EVERY = "".join(map(chr, range(sys.maxunicode + 1)))
 FLIPS = {"RLE", "LRE", "RLO", "LRO", "PDF", "RLI", "LRI", "FSI", "PDI"}
@@ -61,7 +61,7 @@ def test_what_cannot_be_shown_is_shown_as_an_escape(text: str, shown: str) -> No
 def test_json_is_what_json_reads_back_and_ascii_where_asked() -> None:
     value = {"name": "a\x1b\x9b\u202e\u2028é\U0001f600", "numbers": [1, 2.5, None, True]}
     for ascii_only in (False, True):
-        text = json_text(value, ascii_only)
+        text = ascii_json(json_text(value)) if ascii_only else json_text(value)
         assert json.loads(text) == value and text.isascii() == ascii_only
         text.encode("utf-8")
     with pytest.raises(ValueError, match="JSON compliant"):
@@ -93,3 +93,10 @@ def test_names_of_the_system_are_utf8_in_normal_form_c() -> None:
     assert system_name("caf\udce9") == "caf\udce9"
     for name in ("café", "caf\udce9", "☃"):
         assert system_name(file_name(name)) == name
+
+
+def test_text_for_a_utf8_file_keeps_everything_but_what_utf8_cannot_hold() -> None:
+    odd = 'a\x1b\r\n\t"é\u202e\u2028'
+    assert encodable(odd) == odd
+    assert encodable("x\udce9\ud800") == "x\\xe9\\ud800"
+    assert encodable("caf\udcc3\udca9") == "café"  # bytes of UTF-8 that the locale could not read

@@ -10,19 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 if TYPE_CHECKING:
-    from vae_edge.api import benchmark, evaluate, export, generate, quantize, train
+    from vae_edge.api import benchmark, export, generate, quantize, train
     from vae_edge.deployment import add_result, build_engine, write_kit
     from vae_edge.engine.tensorrt import BuildConfig
     from vae_edge.errors import VaeEdgeError
+    from vae_edge.listing import find_images
     from vae_edge.pipeline import quickstart
-    from vae_edge.runtime import load, verify
+    from vae_edge.reporting import write_report
+    from vae_edge.runtime import load, verify, write_csv
+    from vae_edge.thresholds import set_threshold
+    from vae_edge.trained import evaluate
     from vae_edge.training.config import TrainConfig
 
 _HOME = {
-    **dict.fromkeys(("train", "evaluate", "generate", "export", "quantize", "benchmark"), "vae_edge.api"),
+    **dict.fromkeys(("train", "generate", "export", "quantize", "benchmark"), "vae_edge.api"),
+    "evaluate": "vae_edge.trained",
+    "set_threshold": "vae_edge.thresholds",
+    "write_report": "vae_edge.reporting",
     **dict.fromkeys(("build_engine", "write_kit", "add_result"), "vae_edge.deployment"),
-    "load": "vae_edge.runtime",
-    "verify": "vae_edge.runtime",
+    **dict.fromkeys(("load", "verify", "write_csv"), "vae_edge.runtime"),
+    "find_images": "vae_edge.listing",
     "quickstart": "vae_edge.pipeline",
     "BuildConfig": "vae_edge.engine.tensorrt",
     "TrainConfig": "vae_edge.training.config",
@@ -38,13 +45,17 @@ __all__ = [
     "build_engine",
     "evaluate",
     "export",
+    "find_images",
     "generate",
     "load",
     "quantize",
     "quickstart",
+    "set_threshold",
     "train",
     "verify",
+    "write_csv",
     "write_kit",
+    "write_report",
 ]
 
 

@@ -1,6 +1,6 @@
-"""What VAE Edge does, as Python functions: train, evaluate, generate, export, quantize, benchmark.
+"""What VAE Edge does, as Python functions: train, generate, export, quantize, benchmark.
 
-Engines and kits are in `vae_edge.deployment`.
+What a trained model is worth is in `vae_edge.trained`, engines and kits are in `vae_edge.deployment`.
 
     import vae_edge
 
@@ -21,26 +21,23 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from vae_edge.data.load import left_out_json, open_data
+from vae_edge.data.load import open_data
 from vae_edge.errors import ConfigError
 from vae_edge.files import check_file, check_folder
+from vae_edge.listing import left_out_json
 from vae_edge.text import system_name
 
 if TYPE_CHECKING:
     from vae_edge.benchmarking.run import BenchmarkResult
     from vae_edge.data import Dataset
-    from vae_edge.data.dataset import LeftOut
     from vae_edge.exporting.bundle import Quantization
-    from vae_edge.preprocess import InputSpec
-    from vae_edge.training.checkpoint import TrainResult
+    from vae_edge.listing import LeftOut
+    from vae_edge.training.checkpoint import Checkpoint, TrainResult
     from vae_edge.training.config import TrainConfig
     from vae_edge.training.trainer import Progress
 
@@ -82,6 +79,8 @@ def train(
     size: int | None = None,
     channels: int | None = None,
     fit: str = "auto",
+    alpha_background: str = "auto",
+    val: str | os.PathLike[str] | None = None,
     strict: bool = False,
     resume: bool = False,
     tensorboard: bool = False,
@@ -98,6 +97,9 @@ def train(
         size: pixels of a side, 28 to 64; None keeps or chooses it (`vae_edge.data.load_dataset`).
         channels: 1 grey, 3 colour; None takes what the images have.
         fit: how image files become square: `pad`, `foreground` or `auto`.
+        alpha_background: the colour that transparency is laid on: `white`, `black` or `auto`.
+        val: path or name of another data set, whose images are the validation split: early stopping, temperature and
+            threshold are set on them, and none of `data` is held out.
         strict: refuse a folder of which anything is left out.
         resume: go on with the unfinished run in `out`, bit for bit as if it had never stopped.
         tensorboard: write a log for TensorBoard into `out/tensorboard`.
@@ -120,7 +122,8 @@ def train(
     create_config(preset, **({} if size is None else {"size": size}))
     config = TrainConfig() if config is None else config
     use_threads(threads)
-    dataset = open_data(data, size=size, channels=channels, fit=fit, strict=strict)
+    form: dict[str, Any] = {"size": size, "channels": channels, "fit": fit, "alpha_background": alpha_background}
+    dataset = open_data(data, **form, strict=strict, group_by=config.group_by, val=val)
     return _train(dataset, out, config, preset, resume, tensorboard, progress)
 
 
@@ -133,6 +136,8 @@ def _train(
     tensorboard: bool,
     progress: Progress | None,
 ) -> TrainedRun:
+    from vae_edge.data import rotation_range
+    from vae_edge.evaluation.findings import all_warnings
     from vae_edge.training.checkpoint import load_checkpoint
     from vae_edge.training.data import describe_run, make_run_config, make_splits
     from vae_edge.training.trainer import train
@@ -143,184 +148,25 @@ def _train(
         log.info("%s", line)
     train(splits, config, out, resume=resume, tensorboard=tensorboard, progress=progress)
     checkpoint = load_checkpoint(out)
+    result = checkpoint.result
+    if os.environ.get("RANK", "0") == "0":  # of the processes that a launcher started together
+        _write_learning_curves(out)
+    for sentence in all_warnings(result.validation, rotation_range(training.rotation)):
+        log.warning("warning: %s", sentence)
     parameters = sum(p.numel() for p in checkpoint.model.parameters())
-    return TrainedRun(out, parameters, checkpoint.result, dataset.left_out)
+    return TrainedRun(out, parameters, result, dataset.left_out)
 
 
-# ---------------------------------------------------------------------------------------------------- evaluate
+def _write_learning_curves(run: Path) -> None:
+    """Draw the run's log into its folder, where matplotlib is installed."""
+    from vae_edge.training.checkpoint import CURVES, read_log
 
+    if find_spec("matplotlib") is None:
+        log.info('no picture of the learning curves is drawn: that takes matplotlib (pip install "vae-edge[report]")')
+        return
+    from vae_edge.report.galleries import learning_curves, write_png
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Figures of a model on labelled images."""
-
-    model: Path
-    kind: str
-    """`checkpoint` or `bundle`."""
-    backend: str
-    precision: str
-    data: str
-    """Name of the data set."""
-    split: str
-    """`train`, `validation`, `test` or `all`."""
-    rotation: str
-    """How the images were rotated: `none`, `full`, degrees, or `as given`."""
-    figures: Mapping[str, Any]
-    """As `vae_edge.training.evaluate.evaluate`: `n`, `accuracy`, `accepted`, `angle_error_deg`, `upright`, ..."""
-    left_out: Sequence[LeftOut] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        about = {name: getattr(self, name) for name in ("kind", "backend", "precision", "data", "split", "rotation")}
-        return {"model": str(self.model), **about, **self.figures, "left_out": left_out_json(self.left_out)}
-
-
-@dataclass(frozen=True)
-class _Model:
-    """What an evaluation needs of a run or a bundle."""
-
-    predict: Callable[[NDArray[np.uint8]], Any]
-    close: AbstractContextManager[Any]
-    input: InputSpec
-    classes: Sequence[str]
-    threshold: float
-    rotation: str
-    data: Mapping[str, Any]
-    backend: str
-    precision: str
-
-
-def evaluate(
-    model: str | os.PathLike[str],
-    data: Data,
-    *,
-    split: str = "auto",
-    rotation: str | None = None,
-    backend: str = "auto",
-    precision: str = "auto",
-    threads: int | None = None,
-    device: int = 0,
-    trusted: bool = False,
-    seed: int = 0,
-    strict: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-) -> Evaluation:
-    """Measure a training run (with PyTorch) or a bundle (with the runtime) on labelled images.
-
-    Args:
-        model: folder of a training run, or a bundle.
-        data: as `open_data`; files are prepared as the model's training images were.
-        split: `train`, `validation`, `test`, `all`, or `auto`: the test split where there is one, else what training
-            held out.
-        rotation: rotate the images: `none`, `full` or degrees; None is as training did. Images that come with their
-            angles are taken as they are.
-        backend, precision: of a bundle, as `vae_edge.load`; what `auto` takes for single images.
-        threads: of PyTorch, or of the backend.
-        device, trusted: of a bundle, as `vae_edge.load`.
-        seed: chooses the angles.
-        strict: refuse a folder of which anything is left out.
-        progress: called with (images done, images in all).
-
-    Raises:
-        ConfigError: an option is out of range, or does not go with the model or the data.
-        BundleError, CheckpointError, BackendError, VerificationError: the model cannot be loaded.
-        DataError: the data does not fit the model.
-    """
-    from vae_edge.data import rotation_range, select_split
-    from vae_edge.data.splits import resolve_split
-    from vae_edge.training.evaluate import evaluate, in_batches
-
-    if rotation is not None:
-        rotation_range(rotation)  # or refuse, before the images are read
-    path = Path(model)
-    is_bundle = (path / "manifest.json").is_file()
-    if is_bundle:
-        opened = _open_bundle(path, backend, precision, threads=threads, device=device, trusted=trusted)
-    else:
-        opened = _open_run(path, backend, precision, threads)
-    dataset = open_data(data, prepared_as=opened.input, strict=strict)
-    images = select_split(dataset, split, opened.data["holdout_fraction"], opened.data["seed"])
-    split = resolve_split(split, dataset, opened.data["fingerprint"], path)
-    if opened.rotation == "none" and rotation not in (None, "none"):
-        log.info("%s was trained without rotation: it has no orientation encoder", path)
-    if images.angles_deg is not None and rotation is not None:
-        raise ConfigError(f"--rotation {rotation}: the images come with their angles and are taken as they are")
-    rotated = opened.rotation if rotation is None else rotation
-    with opened.close:
-        figures = evaluate(
-            in_batches(opened.predict, progress),
-            images,
-            opened.classes,
-            opened.threshold,
-            rotation_range(rotated),
-            seed + 1,
-            opened.input.fill,
-            opened.data.get("ambiguous", ()),
-            has_angle=opened.rotation != "none",
-        )
-    return Evaluation(
-        path,
-        "bundle" if is_bundle else "checkpoint",
-        opened.backend,
-        opened.precision,
-        dataset.name,
-        split,
-        rotated if images.angles_deg is None else "as given",
-        figures,
-        dataset.left_out,
-    )
-
-
-def _open_run(path: Path, backend: str, precision: str, threads: int | None) -> _Model:
-    from vae_edge.training.checkpoint import load_checkpoint
-    from vae_edge.training.distributed import use_threads
-    from vae_edge.training.evaluate import arrays, predict
-
-    for name, value in (("backend", backend), ("precision", precision)):
-        if value not in ("auto", "torch", "fp32"):
-            raise ConfigError(
-                f"--{name} {value}: a training run is measured with PyTorch in fp32; export it, then evaluate the "
-                "bundle"
-            )
-    use_threads(threads)
-    checkpoint = load_checkpoint(path)
-    config = checkpoint.config
-    return _Model(
-        lambda images: arrays(predict(checkpoint.model, images)),
-        nullcontext(),
-        config.input,
-        config.classes,
-        checkpoint.result.threshold,
-        config.training.rotation,
-        config.data.to_dict(),
-        "torch",
-        "fp32",
-    )
-
-
-def _open_bundle(path: Path, backend: str, precision: str, **options: Any) -> _Model:
-    from vae_edge.bundle import load_bundle
-    from vae_edge.exporting.bundle import training_data
-    from vae_edge.runtime import load
-    from vae_edge.training.evaluate import arrays
-
-    bundle = load_bundle(path)
-    classifier = load(path, backend, precision, **options)
-    if len(set(classifier.choices.values())) > 1:  # one model is measured: that for single images
-        chosen = classifier.choices[1]
-        classifier.close()
-        classifier = load(path, *chosen, **options)
-    return _Model(
-        lambda images: arrays(classifier(images, color="rgb")),
-        classifier,
-        bundle.input,
-        bundle.classes,
-        classifier.threshold,
-        str(bundle.rotation),
-        training_data(bundle),
-        classifier.backend,
-        classifier.precision,
-    )
+    write_png(learning_curves(read_log(run)), run / CURVES)
 
 
 # ---------------------------------------------------------------------------------------------------- generate
@@ -463,7 +309,7 @@ def export(
         threshold=result.threshold if score_mode == "full" else result.threshold_fast,
         reject_rate=result.reject_rate,
         score_mode=score_mode,
-        data=config.data.to_dict(),
+        data=_data_of_bundle(checkpoint),
     )
     provenance = {
         "checkpoint_sha256": sha256(run / MODEL),
@@ -480,6 +326,19 @@ def export(
         bundle.find("classifier").provenance["parity"],
         0 if bundle.probes is None else len(load_probes(bundle.file(bundle.probes)).images),
     )
+
+
+def _data_of_bundle(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a bundle says of the training data: as the run, with what the trained model showed of classes and angles."""
+    from vae_edge.data import rotation_range
+    from vae_edge.evaluation.findings import angle_is_reliable
+
+    config, result = checkpoint.config, checkpoint.result
+    data = {**config.data.to_dict(), "ambiguous": list(checkpoint.ambiguous)}
+    if result.symmetry is not None:
+        data["symmetry"] = result.symmetry
+    reliable = angle_is_reliable(result.validation, rotation_range(config.training.rotation))
+    return data if reliable is None else {**data, "angle_is_reliable": reliable}
 
 
 # ---------------------------------------------------------------------------------------------------- quantize
@@ -506,6 +365,8 @@ def quantize(
     seed: int = 0,
     force: bool = False,
     strict: bool = False,
+    group_by: str | None = None,
+    val: str | os.PathLike[str] | None = None,
 ) -> Quantized:
     """Add a precision to a bundle: calibrated on training images, measured beside fp32 on held-out ones.
 
@@ -516,6 +377,7 @@ def quantize(
         seed: chooses the calibration images.
         force: keep a file that lost too much, recorded as refused; `auto` does not take it.
         strict: refuse a folder of which anything is left out.
+        group_by, val: as `evaluate`.
 
     Raises:
         BundleError: the bundle is damaged, or cannot be written.
@@ -528,7 +390,7 @@ def quantize(
     opened = load_bundle(bundle)
     opened.find("classifier", "onnx", "fp32")  # or refuse, before the images are read
     check_folder(bundle)
-    dataset = open_data(data, prepared_as=opened.input, strict=strict)
+    dataset = open_data(data, prepared_as=opened.input, strict=strict, group_by=group_by, val=val)
     added = quantize_bundle_from_dataset(bundle, precision, dataset, seed, force)
     for sentence in added.warnings:
         log.warning("warning: %s", sentence)

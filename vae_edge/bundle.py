@@ -28,7 +28,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -155,6 +155,23 @@ class Bundle:
     score_mode: str
     models: tuple[ModelEntry, ...]
     probes: PlainFile | None = None
+
+    @property
+    def training_data(self) -> dict[str, Any]:
+        """What the manifest says of the training data, with defaults for a bundle that says nothing."""
+        return {"holdout_fraction": 0.1, "seed": 0, "fingerprint": None, **self.manifest["data"]}
+
+    @property
+    def ambiguous(self) -> Collection[str]:
+        """The classes without a definite orientation: a mapping to the order of their symmetry (2 for one that looks
+        the same rotated by 180°, 0 for none that can be told) where it was measured, else their names."""
+        data = self.manifest["data"]
+        return dict(data["symmetry"]) if data.get("symmetry") is not None else tuple(data.get("ambiguous", ()))
+
+    @property
+    def angle_is_reliable(self) -> bool:
+        """Whether the model has angles that can be relied on, as far as it is known."""
+        return self.rotation != "none" and bool(self.manifest["data"].get("angle_is_reliable", True))
 
     def threshold_of(self, entry: ModelEntry) -> float:
         """The largest score that is accepted with a model file: its own threshold, or the bundle's."""
@@ -396,6 +413,36 @@ def add_models(
         if bundle.probes is not None:
             taken[bundle.probes.file] = bundle.probes.sha256
         _write(folder, {**bundle.manifest, "models": kept}, models, taken, probes)
+        return load_bundle(folder)
+
+
+def update_bundle(
+    bundle: Bundle,
+    score: Mapping[str, Any],
+    models: Sequence[ModelEntry],
+    new_files: Mapping[str, str | os.PathLike[str]] | None = None,
+) -> Bundle:
+    """Replace what a bundle says of its score and of some models, in one step.
+
+    Args:
+        bundle: as it was read.
+        score: the new `score` of the manifest.
+        models: new entries, each in place of the one of its key.
+        new_files: by the name of the file in the bundle, what replaces it.
+
+    Raises:
+        BundleError: the bundle was changed since it was read, or a value does not fit the schema; it is as it was.
+    """
+    folder, changed = bundle.path, {model.key: model for model in models}
+    with _locked(folder):
+        if load_bundle(folder).manifest != bundle.manifest:
+            raise BundleError(f"The bundle {folder} was changed while it was measured: run the command again.")
+        sources = dict(new_files or {})
+        entries = [changed.get(model.key, model) for model in bundle.models]
+        kept = [model.to_json() for model in entries if model.file not in sources]
+        pairs = [(sources[model.file], model) for model in entries if model.file in sources]
+        taken: dict[str, str | None] = {model.file: model.sha256 for model in bundle.models}
+        _write(folder, {**bundle.manifest, "score": dict(score), "models": kept}, pairs, taken)
         return load_bundle(folder)
 
 

@@ -38,6 +38,7 @@ VERIFIED_FILE = "verified.json"
 _OPTIONAL_INPUT: dict[str, tuple[Any, ...]] = {
     "fit": ("pad", "foreground"),
     "depth": (None, 8, 10, 12, 14, 16),
+    "alpha_background": (None, "white", "black"),
     "color_order": ("rgb",),
 }
 """Fields of the input that early versions did not write, and the values they may have."""
@@ -47,6 +48,7 @@ SCHEMA_1_DATA = {"watched": "val", "copies": "duplicates", "also_tested": "in_te
 SCHEMA_1_ANGLE_FIGURES = {"by_concentration": "by_angle_confidence"}
 """Keys of schema 1 in `data`, and in `angle_error_deg` of an entry's `accuracy`, with their names of today."""
 MAX_OPSET = 1000
+MAX_SYMMETRY = 360  # the order of a class's rotational symmetry
 _TARGET = re.compile(r"any|[A-Za-z0-9][\w-]{0,31}")
 _HEX = re.compile(r"[0-9a-f]{64}")
 
@@ -169,6 +171,12 @@ def _check_score(score: Mapping[str, Any], schema: int, where: str) -> None:
             _wrong(where, "kind", "one of " + ", ".join(_SCHEMA_1_MODES), score["kind"])
     elif _take(score, "mode", str, where) not in SCORE_MODES:
         _wrong(where, "mode", "one of " + ", ".join(SCORE_MODES), score["mode"])
+    if score.get("set_on") is not None:
+        set_on = _take(score, "set_on", dict, where)
+        for key in ("data", "split", "date"):
+            _check_length(_take(set_on, key, str, where + ", set_on"), key, where)
+        if not 0 <= _take(set_on, "images", int, where + ", set_on") < 2**31:
+            _wrong(where + ", set_on", "images", f"a whole number from 0 to {2**31 - 1}", set_on["images"])
 
 
 def check_entry(model: Mapping[str, Any], where: str) -> None:
@@ -261,15 +269,23 @@ def check_data(given: Mapping[str, Any], where: str) -> None:
     Raises:
         BundleError: as `check_classes`.
     """
-    for key in ("ambiguous", "absent"):
+    for key in ("ambiguous", "absent", "held_out_group_names"):
         names = given.get(key, [])
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             _wrong(where, key, "a list of names", names)
-    if given.get("fingerprint") is not None:
-        _take(given, "fingerprint", str, where)
+    if given.get("symmetry") is not None:
+        for name, order in _take(given, "symmetry", dict, where).items():
+            if isinstance(order, bool) or not isinstance(order, int) or not 0 <= order <= MAX_SYMMETRY:
+                _wrong(where, f"symmetry of {name[:80]}", f"a whole number from 0 to {MAX_SYMMETRY}", order)
+    for key in ("fingerprint", "group_by"):
+        if given.get(key) is not None:
+            _check_length(_take(given, key, str, where), key, where)
+    for key in ("own_validation", "angle_is_reliable"):
+        if not isinstance(given.get(key, False), bool):
+            _wrong(where, key, "true or false", given[key])
     if "holdout_fraction" in given and not 0 <= _number(given, "holdout_fraction", where) < 1:
         _wrong(where, "holdout_fraction", "a fraction from 0 to below 1", given["holdout_fraction"])
-    for key in ("seed", "trained_on", "unlabelled"):
+    for key in ("seed", "trained_on", "unlabelled", "groups", "held_out_groups"):
         if key in given and not 0 <= _take(given, key, int, where) < 2**31:
             _wrong(where, key, f"a whole number from 0 to {2**31 - 1}", given[key])
     if given.get("brightness") is not None:

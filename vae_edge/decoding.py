@@ -31,6 +31,7 @@ from vae_edge import files
 from vae_edge.errors import DataError
 from vae_edge.framing import ArrayImage, Box, ConvertedImage, TiledImage, boxes, tiles
 from vae_edge.spec import MAX_IMAGE_BYTES, MAX_LINES, MAX_PIXELS
+from vae_edge.transparency import GREY_MODES, Transparency, compositing, is_opaque, measure_transparency
 
 MAX_FULL_PIXELS = 2048 * 2048
 """Images of at most this many pixels are converted in one piece."""
@@ -46,8 +47,6 @@ _CODEC_BYTES_PER_PIXEL = {"WEBP": 16, "AVIF": 16, "JPEG2000": 24}
 _SIXTEEN_BIT = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 _PLAIN = frozenset({"L", "RGB"})
 _CONVERTED = {"1": "L", "CMYK": "RGB", "YCbCr": "RGB", "HSV": "RGB", "LAB": "RGB", "RGBX": "RGB"}
-_MIN_TRANSPARENT_FRACTION = 0.125
-"""A light image counts as a drawing on a transparent background only if this fraction of it is transparent."""
 _MAX_DARK_VALUE = 64
 """The upper eight bits of values of 14 bits or fewer stay below this."""
 
@@ -155,11 +154,14 @@ def to_grey(image: TiledImage) -> ConvertedImage:
 
 
 @contextlib.contextmanager
-def decoded(source: str | os.PathLike[str] | Image.Image, depth: int | None = None) -> Iterator[Decoded]:
+def decoded(
+    source: str | os.PathLike[str] | Image.Image, depth: int | None = None, alpha_background: str | None = None
+) -> Iterator[Decoded]:
     """Decode a file's first frame, or take a Pillow image, as grey or RGB pixels. They are valid inside the context.
 
-    The EXIF orientation is applied. Alpha is composited on white, or on black where the visible part is light. 16-bit
-    grey is scaled to 8 bit from 0..65535, or from 0..2**depth - 1.
+    The EXIF orientation is applied. Alpha is composited on `alpha_background`, `white` or `black`; without one on
+    white, or on black where the visible part is light. 16-bit grey is scaled to 8 bit from 0..65535, or from
+    0..2**depth - 1.
 
     Raises:
         DataError: the file is missing, no image, truncated, has no pixels or too many, or has floating-point or
@@ -168,13 +170,13 @@ def decoded(source: str | os.PathLike[str] | Image.Image, depth: int | None = No
     if isinstance(source, Image.Image):
         name = str(getattr(source, "filename", "") or "") or "the Pillow image"
         _check_size(source, name)
-        yield _to_tiled(source, name, [], depth)
+        yield _to_tiled(source, name, [], depth, alpha_background)
         return
     if not isinstance(source, (str, os.PathLike)):
         raise DataError(f"An image is a path or a Pillow image, but a {type(source).__name__} came.")
     with _open_within_budget(Path(source)) as (image, file):
         steps = [FIRST_FRAME_STEP] if _is_animated(image, str(source)) else []
-        found = _to_tiled(image, str(Path(source)), steps, depth, file)
+        found = _to_tiled(image, str(Path(source)), steps, depth, alpha_background, file)
         try:
             yield found
         finally:
@@ -268,7 +270,12 @@ def _is_animated(image: Image.Image, name: str) -> bool:
 
 
 def _to_tiled(
-    image: Image.Image, name: str, steps: list[str], depth: int | None, file: BinaryIO | None = None
+    image: Image.Image,
+    name: str,
+    steps: list[str],
+    depth: int | None,
+    alpha_background: str | None,
+    file: BinaryIO | None = None,
 ) -> Decoded:
     size, mode = image.size, image.mode
     in_memory, deep = image.format is None, _is_deep_colour(image)
@@ -287,7 +294,7 @@ def _to_tiled(
     if mode in _SIXTEEN_BIT or mode == "I":
         found.image = stored(_scale_16_bit(raw, found, in_memory, depth), 1)
     elif image.has_transparency_data:
-        convert, grey = _composite_alpha(raw, mode, steps)
+        convert, grey = _composite_alpha(raw, mode, alpha_background, steps)
         found.image, may_be_grey = stored(convert, 1 if grey else 3), not grey
     elif mode == "P":
         steps.append("looked up its palette")
@@ -406,42 +413,22 @@ def bit_depth_of(highest: int) -> int:
     return next(bits for bits in BIT_DEPTHS if highest < 2**bits)
 
 
-def _to_rgba(tile: Image.Image) -> Image.Image:
-    return (tile.convert("LA") if tile.mode == "La" else tile).convert("RGBA")
-
-
-def _composite_alpha(raw: _StoredImage, mode: str, steps: list[str]) -> tuple[Convert, bool]:
-    """Composite an image with alpha on white, or on black if its visible part is light and enough of it is transparent.
+def _composite_alpha(
+    raw: _StoredImage, mode: str, alpha_background: str | None, steps: list[str]
+) -> tuple[Convert, bool]:
+    """Composite an image with alpha on a colour; None chooses it by the image alone.
 
     Returns the conversion of a tile, and whether the image is stored in grey.
     """
-    grey = mode in {"L", "LA", "La"}
-    lowest, visible, light = 255, 0, 0
-    for box in boxes(raw):
-        layers = _to_rgba(raw.raw(box))
-        alpha = np.asarray(layers.getchannel("A"))
-        luminance = np.asarray(layers.convert("RGB").convert("L"))
-        lowest = min(lowest, int(alpha.min()))
-        visible += int(alpha.sum(dtype=np.int64))
-        light += int((luminance.astype(np.int64) * alpha).sum())
-    background = "white"
-    if lowest == 255:
+    grey, reason = mode in GREY_MODES, ""
+    if is_opaque(raw.raw(box) for box in boxes(raw)):
         steps.append("dropped its alpha channel, which is opaque everywhere")
-    else:
-        opaque_fraction = visible / (255 * raw.width * raw.height)
-        if visible and light > 127 * visible and opaque_fraction <= 1 - _MIN_TRANSPARENT_FRACTION:
-            background = "black"
-        reason = ", since what is visible is light" if background == "black" else ""
-        steps.append(f"composited its transparency on {background}{reason}")
-
-    def convert(tile: Image.Image) -> np.ndarray:
-        layers = _to_rgba(tile)
-        if lowest < 255:
-            layers = Image.alpha_composite(Image.new("RGBA", layers.size, background), layers)
-        pixels = layers.convert("RGB")
-        return np.asarray(pixels.getchannel("R") if grey else pixels)
-
-    return convert, grey
+        return compositing(None, grey), grey
+    if alpha_background is None:
+        alpha_background = measure_transparency(raw.raw(box) for box in boxes(raw)).own_background
+        reason = ", since what is visible is light" if alpha_background == "black" else ""
+    steps.append(f"composited its transparency on {alpha_background}{reason}")
+    return compositing(alpha_background, grey), grey
 
 
 def _is_deep_colour(image: Image.Image) -> bool:
@@ -459,6 +446,8 @@ class Header:
     """Whether it has 16-bit grey values."""
     deep_colour: bool
     """Whether it has 16-bit colours."""
+    has_alpha: bool
+    """Whether it has an alpha channel, or a colour or palette entries that are transparent."""
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
@@ -468,7 +457,8 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         DataError: the file is missing or no image.
     """
     with _open(Path(path)) as (image, _):
-        return Header(image.size, image.mode in _SIXTEEN_BIT or image.mode == "I", _is_deep_colour(image))
+        sixteen_bit = image.mode in _SIXTEEN_BIT or image.mode == "I"
+        return Header(image.size, sixteen_bit, _is_deep_colour(image), image.has_transparency_data and not sixteen_bit)
 
 
 def max_value(path: str | os.PathLike[str]) -> int:
@@ -477,12 +467,29 @@ def max_value(path: str | os.PathLike[str]) -> int:
     Raises:
         DataError: see `decoded`.
     """
+    with _open_raw(path) as raw:
+        return _value_range(raw)[1]
+
+
+def read_transparency(path: str | os.PathLike[str]) -> Transparency:
+    """What a file with an alpha channel (`Header.has_alpha`) shows.
+
+    Raises:
+        DataError: see `decoded`.
+    """
+    with _open_raw(path) as raw:
+        return measure_transparency(raw.raw(box) for box in boxes(raw))
+
+
+@contextlib.contextmanager
+def _open_raw(path: str | os.PathLike[str]) -> Iterator[_StoredImage]:
+    """A decoded file, unconverted."""
     with _open_within_budget(Path(path)) as (image, file):
         try:
             cut = _load(image, file)
         except Exception as error:  # as in `_to_tiled`
             raise DataError(f"{path} is damaged or truncated and does not decode: {error}") from error
-        return _value_range(_StoredImage(cut, image.size, 1, np.asarray, 1))[1]
+        yield _StoredImage(cut, image.size, 1, np.asarray, 1)
 
 
 def _check_complete(image: Image.Image, file: BinaryIO) -> None:

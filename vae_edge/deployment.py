@@ -179,6 +179,8 @@ def write_kit(
     out: str | os.PathLike[str] | None = None,
     *,
     data: str | os.PathLike[str] | Dataset | None = None,
+    group_by: str | None = None,
+    val: str | os.PathLike[str] | None = None,
     mark_outputs: bool = False,
     **options: Any,
 ) -> Kit:
@@ -191,6 +193,7 @@ def write_kit(
         out: a folder, or a file that ends in .tar.gz; it is replaced if it is a kit. None is a file beside the bundle.
         data: labelled images; up to 1,000 of them that were held out travel with the kit, and the engine's accuracy
             is measured on them.
+        group_by, val: which images were held out, as `vae_edge.evaluate`.
         mark_outputs: as `build_engine`.
         options: values of a `BuildConfig` by name.
 
@@ -211,7 +214,7 @@ def write_kit(
         config = _config(None, {**options, "precision": precision, "targets": (), "kind": "tensorrt"})
         names = inner_tensor_names(opened, config.role, precision) if mark_outputs else config.mark_outputs
         configs.append(dataclasses.replace(config, mark_outputs=names))
-    held_out = None if data is None else _held_out(opened, data)
+    held_out = None if data is None else _held_out(opened, data, group_by, val)
     place = out if out is not None else default_kit(bundle, target)
     return write(opened, target, configs, place, held_out)
 
@@ -222,18 +225,23 @@ def default_kit(bundle: str | os.PathLike[str], device: TargetDevice) -> Path:
     return folder.with_name(f"{folder.name}-{device.name}.tar.gz")
 
 
-def _held_out(bundle: Bundle, data: str | os.PathLike[str] | Dataset) -> HeldOut:
+def _held_out(
+    bundle: Bundle,
+    data: str | os.PathLike[str] | Dataset,
+    group_by: str | None,
+    val: str | os.PathLike[str] | None,
+) -> HeldOut:
     """Up to `MAX_KIT_IMAGES` held-out images, rotated as training's were."""
-    from vae_edge.data import rotation_range, select_split
+    from vae_edge.data import rotation_range
     from vae_edge.data.load import open_data
-    from vae_edge.data.splits import align_classes, resolve_split
+    from vae_edge.data.splits import align_classes, resolve_split, select_trained_split
     from vae_edge.data.transforms import rotate_dataset
     from vae_edge.kit.description import HeldOut
 
     about = {"holdout_fraction": 0.1, "seed": 0, "fingerprint": None, **bundle.manifest["data"]}
-    dataset = open_data(data, prepared_as=bundle.input)
+    dataset = open_data(data, prepared_as=bundle.input, group_by=group_by, val=val)
     split = resolve_split("auto", dataset, about["fingerprint"], bundle.path)
-    images = align_classes(select_split(dataset, split, about["holdout_fraction"], about["seed"]), bundle.classes)
+    images = align_classes(select_trained_split(dataset, split, about), bundle.classes)
     chosen = np.random.default_rng(about["seed"]).permutation(len(images))[:MAX_KIT_IMAGES]
     images = images.take(np.sort(chosen))
     range_deg = rotation_range(str(bundle.rotation))

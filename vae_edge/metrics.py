@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,9 +32,34 @@ def angle_error(predicted_deg: NDArray[np.floating], true_deg: NDArray[np.floati
     }
 
 
+def fold_degrees(angle_deg: NDArray[np.floating], order: int) -> NDArray[np.float64]:
+    """The distance in [0, 180 / order] degrees to the nearest multiple of 360° / order: the error of an angle of which
+    `order` are the same, as with a shape that looks the same rotated by 360° / order."""
+    folded: NDArray[np.float64] = np.abs(wrap_degrees(np.asarray(angle_deg, np.float64) * order)) / order
+    return folded
+
+
 def confusion(labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
     """Confusion matrix [K, K]: rows are true classes, columns predicted ones."""
     return np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+
+
+def frequent_confusions(table: NDArray[np.int64], classes: Sequence[str], most: int = 10) -> list[dict[str, Any]]:
+    """The most frequent mistakes of a confusion matrix [K, K], as JSON.
+
+    Returns:
+        up to `most` objects, the most frequent first: `class`, `predicted` (names), `count`, and `of`, the images of
+        the class.
+    """
+    counts = np.array(table, np.int64)
+    of = counts.sum(1)
+    np.fill_diagonal(counts, 0)
+    rows, columns = np.unravel_index(np.argsort(-counts, axis=None, kind="stable")[:most], counts.shape)
+    return [
+        {"class": classes[i], "predicted": classes[j], "count": int(counts[i, j]), "of": int(of[i])}
+        for i, j in zip(rows.tolist(), columns.tolist(), strict=True)
+        if counts[i, j]
+    ]
 
 
 def auroc(known: NDArray[np.floating], unknown: NDArray[np.floating]) -> float:
@@ -111,7 +136,7 @@ def summarize(
     true_angles_deg: NDArray[np.floating] | None = None,
     scores: NDArray[np.floating] | None = None,
     threshold: float | None = None,
-    ambiguous: Sequence[str] = (),
+    ambiguous: Collection[str] = (),
     second_angles_deg: NDArray[np.floating] | None = None,
     angle_confidences: NDArray[np.floating] | None = None,
 ) -> dict[str, Any]:
@@ -121,7 +146,9 @@ def summarize(
         probabilities: [N, K]; labels: [N]; classes: the K names.
         angles_deg, true_angles_deg: [N], counter-clockwise degrees; both or none.
         scores, threshold: [N] anomaly scores, and the highest score that is accepted; both or none.
-        ambiguous: names of classes without a definite orientation; the angle error is also given without them.
+        ambiguous: names of classes without a definite orientation; the angle error is also given without them. A
+            mapping gives the order of each one's symmetry as well: 2 if it looks the same rotated by 180°, 0 if no
+            angle can be told. Then the error is also given up to symmetry, without classes of order 0.
         second_angles_deg: [N], the second angles; `either_of_two` is the error of the better one of both.
         angle_confidences: [N]; the error is also given of the half with higher confidences, and of the other half.
 
@@ -151,6 +178,10 @@ def summarize(
                 **angle_error(np.asarray(angles_deg)[clear], np.asarray(true_angles_deg)[clear]),
                 "ambiguous_classes": list(ambiguous),
             }
+        if isinstance(ambiguous, Mapping) and len(ambiguous):
+            folded = _error_up_to_symmetry(angles_deg, true_angles_deg, labels, classes, ambiguous)
+            if folded is not None:
+                errors["up_to_symmetry"] = folded
         if second_angles_deg is not None:
             errors["either_of_two"] = _either_error(angles_deg, second_angles_deg, true_angles_deg)
         if angle_confidences is not None:
@@ -169,6 +200,25 @@ def hides_classes(figures: Mapping[str, Any]) -> bool:
     counts = figures["images_by_class"].values()
     worst = min(figures["accuracy_by_class"].values())
     return max(counts) > MAX_SIZE_RATIO * min(counts) or worst <= figures["accuracy"] - MIN_ACCURACY_GAP
+
+
+def _error_up_to_symmetry(
+    angles_deg: NDArray[np.floating],
+    true_deg: NDArray[np.floating],
+    labels: NDArray[np.int64],
+    classes: Sequence[str],
+    orders: Mapping[str, int],
+) -> dict[str, float] | None:
+    """The angle error where all angles at which a class looks the same are right; None if no class has an angle."""
+    order = np.array([orders.get(name, 1) for name in classes])[labels]
+    told = order > 0
+    if not told.any():
+        return None
+    error = np.asarray(angles_deg, np.float64) - np.asarray(true_deg, np.float64)
+    folded = np.zeros(len(error))
+    for k in np.unique(order[told]).tolist():
+        folded[order == k] = fold_degrees(error[order == k], k)
+    return angle_error(folded[told], np.zeros(int(told.sum())))
 
 
 def _either_error(

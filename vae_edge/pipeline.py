@@ -372,8 +372,8 @@ def _row(
     bundle: Path, precision: str, rotated: LabelledImages, upright: LabelledImages, opened: Bundle
 ) -> dict[str, Any]:
     """Accuracy of one precision, through the runtime, on the rotated and on the upright images."""
+    from vae_edge.evaluation.figures import arrays, evaluate
     from vae_edge.runtime import load
-    from vae_edge.training.evaluate import arrays, evaluate
 
     with load(bundle, precision=precision) as classifier:
 
@@ -381,8 +381,7 @@ def _row(
             return arrays(classifier(images, color="rgb"))
 
         about = (opened.classes, classifier.threshold, 0.0)
-        ambiguous = opened.manifest["data"].get("ambiguous", ())
-        figures = evaluate(run, rotated, *about, ambiguous=ambiguous)
+        figures = evaluate(run, rotated, *about, ambiguous=opened.ambiguous)
         figures["upright"] = evaluate(run, upright, *about)
     return {
         "precision": precision,

@@ -6,9 +6,10 @@ Pillow is imported when the first image file arrives. A program that predicts fr
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -35,6 +36,7 @@ _MIN_CROPPED_FRACTION = 0.8
 """Fraction of array images that cropping must hardly change, for files to be cropped like them."""
 
 _UINT8 = np.dtype(np.uint8)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,9 @@ class InputSpec:
     """How a file becomes square: `pad` or `foreground`, see `prepare_image`."""
     depth: int | None = None
     """Bits of the values of 16-bit grey files: 8, 10, 12, 14 or 16. None: training saw no such files."""
+    alpha_background: str | None = None
+    """The colour that transparency is laid on: `white` or `black`. None: training saw none, or is of an earlier
+    version: each image by itself, on white, or on black if what is visible is light."""
 
     @property
     def fill(self) -> int:
@@ -147,8 +152,8 @@ def prepare_image(
     """
     from vae_edge.decoding import decoded
 
-    _check_options(invert, fit)
-    with decoded(source, spec.depth) as found:
+    check_options(invert, fit)
+    with decoded(source, spec.depth, spec.alpha_background) as found:
         steps, hints = list(found.steps), list(found.hints)
         pixels, polarity = _render(found.image, spec, fit, steps, hints)
     inverted = invert == "always" or (invert == "auto" and _is_opposite(polarity, spec.background))
@@ -209,13 +214,20 @@ def to_batch(
 
 
 def to_rows(
-    inputs: Any, spec: InputSpec, invert: str = "never", fit: str = "auto", color: str = "rgb", errors: str = "coerce"
+    inputs: Any,
+    spec: InputSpec,
+    invert: str = "never",
+    fit: str = "auto",
+    color: str = "rgb",
+    errors: str = "coerce",
+    workers: int = 1,
 ) -> tuple[np.ndarray, list[PreprocessInfo], dict[int, DataError]]:
     """As `to_batch`, but an unreadable item of a list does not fail the others.
 
     Args:
         inputs, spec, invert, fit, color: see `to_batch`.
         errors: `coerce` gives an unreadable item of a list one row of zeros and an error; `raise` raises the first.
+        workers: threads that read the items of a list.
 
     Returns:
         uint8 [N, S, S, C]; what was done to each of the N images; and the error of each unreadable item, by row.
@@ -223,7 +235,7 @@ def to_rows(
     Raises:
         DataError, ConfigError: see `to_batch`.
     """
-    _check_options(invert, fit, color, errors)
+    check_options(invert, fit, color, errors)
     if isinstance(inputs, np.ndarray):
         return *_prepare_array(inputs, spec, invert, color, "array"), {}
     if not isinstance(inputs, (list, tuple)):
@@ -233,18 +245,35 @@ def to_rows(
     rows: list[np.ndarray] = []
     infos: list[PreprocessInfo] = []
     failed: dict[int, DataError] = {}
-    for index, item in enumerate(inputs):
+
+    def prepare(index: int) -> tuple[np.ndarray, list[PreprocessInfo]] | DataError:
         try:
-            pixels, found = _prepare_one(item, spec, (invert, fit, color), f"[{index}]")
+            return _prepare_one(inputs[index], spec, (invert, fit, color), f"[{index}]")
         except DataError as error:
             if errors == "raise":
                 raise
-            failed[len(infos)] = error
+            return error
+
+    for index, prepared in enumerate(_map_in_threads(prepare, len(inputs), workers)):
+        if isinstance(prepared, DataError):
+            failed[len(infos)] = prepared
+            name, says = str(inputs[index])[:1000], (str(prepared),)
             pixels = np.zeros((1, spec.size, spec.size, spec.channels), np.uint8)
-            found = [PreprocessInfo(str(item)[:1000], (0, 0), "unreadable", steps=("not read",), hints=(str(error),))]
+            found = [PreprocessInfo(name, (0, 0), "unreadable", steps=("not read",), hints=says)]
+        else:
+            pixels, found = prepared
         rows.append(pixels)
         infos += found
     return np.concatenate(rows), infos, failed
+
+
+def _map_in_threads(function: Callable[[int], T], count: int, workers: int) -> Iterator[T]:
+    """The function's results for 0, 1, ... in order, computed by threads where there are several."""
+    if min(workers, count) < 2:
+        yield from map(function, range(count))
+        return
+    with ThreadPoolExecutor(min(workers, count)) as pool:
+        yield from pool.map(function, range(count))
 
 
 def measure_background(images: np.ndarray) -> str:
@@ -303,7 +332,8 @@ def uint8_hint(array: np.ndarray) -> str:
     return f"Its values go from {low} to {high}: undo any normalization and bring them to 0..255 first."
 
 
-def _check_options(invert: str, fit: str, color: str = "rgb", errors: str = "raise") -> None:
+def check_options(invert: str, fit: str, color: str = "rgb", errors: str = "raise") -> None:
+    """Refuse an option that `to_rows` does not know (ConfigError)."""
     options = (("invert", invert, INVERT), ("fit", fit, FIT), ("color", color, COLOR), ("errors", errors, ERRORS))
     for option, value, known in options:
         if value not in known:

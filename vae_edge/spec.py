@@ -135,6 +135,8 @@ MAX_PROBE_BYTES = 256 << 20
 MAX_PROBES = 4_096
 MAX_TEXT_BYTES = 8 << 20
 """Of a file of class names."""
+MAX_TABLE_BYTES = 64 << 20
+"""Of a table of the groups that images belong to."""
 
 # `vae-edge verify`, which runs each model in a process of its own
 MAX_VERIFY_SECONDS = 300.0

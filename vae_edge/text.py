@@ -25,6 +25,7 @@ _BEYOND_C0 = "\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff
 """DEL, C1, line and paragraph separators, the marks that reverse the direction of text, and surrogates."""
 _IN_TEXT = re.compile(f"[\x00-\x1f{_BEYOND_C0}]")
 _IN_JSON = re.compile(f"[{_BEYOND_C0}]")
+_SURROGATES = re.compile("[\ud800-\udfff]")
 _BYTES = re.compile("[\udc80-\udcff]+")
 _KEEP = "surrogateescape"
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
@@ -60,17 +61,26 @@ def printable(text: str, keep: str = "") -> str:
     return _IN_TEXT.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), _reread(text))
 
 
-def json_text(value: Any, ascii_only: bool = False) -> str:
+def encodable(text: str) -> str:
+    """The text with lone surrogates escaped, and nothing else: it can be written in UTF-8."""
+    return _SURROGATES.sub(lambda found: _escaped(found[0]), _reread(text))
+
+
+def json_text(value: Any) -> str:
     """A value as indented JSON, safe for any reader and any terminal: no control characters, no surrogates.
 
     Raises:
         ValueError: NaN or infinity.
     """
     text = _reread(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
-    text = _IN_JSON.sub(_escaped_in_json, text)
-    if ascii_only and not text.isascii():
-        return "".join(letter if letter.isascii() else json.dumps(letter)[1:-1] for letter in text)
-    return text
+    return _IN_JSON.sub(_escaped_in_json, text)
+
+
+def ascii_json(text: str) -> str:
+    """A JSON text with every character beyond ASCII as its escape."""
+    if text.isascii():
+        return text
+    return "".join(letter if letter.isascii() else json.dumps(letter)[1:-1] for letter in text)
 
 
 def system_name(name: str | os.PathLike[str]) -> str:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from vae_edge.cli import main
-from vae_edge.cli.device import angle_words
+from vae_edge.cli.predict import angle_words
 from vae_edge.runtime import Predictions
 
 COMMANDS = (

@@ -18,7 +18,7 @@ from PIL import Image
 from vae_edge.benchmarking.run import BenchmarkResult, BenchmarkRow, BenchmarkSettings, format_table
 from vae_edge.cli import main
 from vae_edge.cli.console import print_table, safe_streams
-from vae_edge.cli.train import MAX_CLASSES_PRINTED, _class_lines
+from vae_edge.cli.evaluate import MAX_CLASSES_PRINTED, class_lines
 from vae_edge.metrics import hides_classes, summarize
 from vae_edge.text import terminal
 
@@ -150,7 +150,7 @@ def figures(right: dict[str, tuple[int, int]]) -> dict[str, Any]:
 def test_a_class_that_is_found_half_the_time_is_printed() -> None:
     told = figures({"common": (400, 400), "rare": (20, 40)})
     assert told["accuracy"] == pytest.approx(0.95455, abs=1e-5) and told["balanced_accuracy"] == 0.75
-    assert list(_class_lines(told)) == [
+    assert list(class_lines(told)) == [
         "  balanced     75.00%, the mean over the classes",
         "  by class     rare 50.00% of 40, common 100.00% of 400",
     ]
@@ -169,12 +169,12 @@ def test_a_class_that_is_found_half_the_time_is_printed() -> None:
 def test_classes_are_printed_where_they_are_unequal_or_one_is_worse(
     right: dict[str, tuple[int, int]], hides: bool
 ) -> None:
-    assert hides_classes(figures(right)) == bool(list(_class_lines(figures(right)))) == hides
+    assert hides_classes(figures(right)) == bool(list(class_lines(figures(right)))) == hides
 
 
 def test_of_many_classes_the_worst_are_printed() -> None:
     told = figures({f"c{index:02}": (index + 50, 100) for index in range(50)})
-    (_, line) = _class_lines(told)
+    (_, line) = class_lines(told)
     assert line.count("% of 100") == MAX_CLASSES_PRINTED == 20 and "c00 50.00% of 100" in line
     assert line.endswith("30 more at 70.00% or above")
 

@@ -47,6 +47,15 @@ def icon(rng: np.random.Generator, label: int) -> Image.Image:
     return image
 
 
+def sticker(rng: np.random.Generator, label: int) -> Image.Image:
+    """Light or dark on a transparent page, which each image alone would lay on another colour."""
+    image = icon(rng, label)
+    light = int(rng.integers(2))
+    tinted = Image.new("RGBA", image.size, (225, 205, 60) if light else (60, 60, 200))
+    tinted.putalpha(image.getchannel("A"))
+    return tinted
+
+
 def photograph(rng: np.random.Generator, label: int) -> Image.Image:
     """Colour without a page: blurred noise of one of two tints."""
     tint = (250, 120, 60) if label else (40, 130, 250)
@@ -72,6 +81,8 @@ KINDS: dict[str, tuple[Draw, tuple[str, ...], str, tuple[str, ...]]] = {
     "corners": (corner, ("png", "webp"), "pad", ()),
     "corners, cropped": (corner, ("png",), "foreground", ("--fit", "foreground")),
     "icons": (icon, ("png", "webp"), "pad", ()),
+    "stickers": (sticker, ("png", "webp"), "pad", ()),
+    "stickers on black": (sticker, ("png",), "pad", ("--alpha-background", "black")),
     "photographs": (photograph, ("jpg", "png", "webp"), "pad", ()),
     "photographs in grey": (photograph, ("jpg", "webp"), "pad", ("--channels", "1", "--size", "32")),
     "strips": (strip, ("png", "jpg"), "pad", ()),
@@ -157,7 +168,9 @@ def test_four_entry_points_see_the_same_bytes(
     result(capsys, "train", *data, *cheap, *options, "--out", run)
     trained = seen.taken()
     result(capsys, "export", run, "--out", bundle)
-    assert json.loads((bundle / "manifest.json").read_text())["input"]["fit"] == fit
+    stored = json.loads((bundle / "manifest.json").read_text())["input"]
+    page = None if draw not in (icon, sticker) else "black" if "--alpha-background" in options else "white"
+    assert (stored["fit"], stored["alpha_background"]) == (fit, page)
     seen.taken()
     predictions = result(capsys, "predict", bundle, *files, *plain)["predictions"]
     predicted = seen.taken()

@@ -82,19 +82,22 @@ def test_training_images_are_prepared_as_those_to_predict(tmp_path: Path) -> Non
     assert (load_dataset(tmp_path).train.images[1] == expected).all()
 
 
-@pytest.mark.parametrize("name", ["test", "val", "Validation"])
-def test_nested_splits_are_understood(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "split"), [("test", "test"), ("val", "validation"), ("Validation", "validation")])
+def test_nested_splits_are_understood(tmp_path: Path, name: str, split: str) -> None:
     write_image_folder(tmp_path / "train")
     write_image_folder(tmp_path / name, each=2)
     dataset = load_dataset(tmp_path)
-    assert len(dataset.train) == 6 and len(dataset.test) == 4 and dataset.classes == ("cat", "dog")
+    assert {name: len(images) for name, images in dataset.splits.items()} == {"train": 6, split: 4}
+    assert dataset.classes == ("cat", "dog")
 
 
-def test_a_validation_folder_beside_a_test_folder_joins_training(tmp_path: Path) -> None:
+def test_a_validation_folder_joins_neither_training_nor_testing_and_is_said(tmp_path: Path) -> None:
     for name, each in (("train", 5), ("val", 2), ("test", 1)):
         write_image_folder(tmp_path / name, each=each)
     dataset = load_dataset(tmp_path)
-    assert len(dataset.train) == 14 and len(dataset.test) == 2
+    assert {name: len(images) for name, images in dataset.splits.items()} == {"train": 10, "test": 2, "validation": 4}
+    assert dataset.validation.files.tolist() == [f"val/{name}/{index}.png" for name in ("cat", "dog") for index in "01"]
+    assert any("the 4 images of the validation folder are the validation split" in note for note in dataset.notes)
 
 
 def test_a_test_half_alone_is_a_data_set(tmp_path: Path) -> None:

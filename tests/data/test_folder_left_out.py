@@ -15,9 +15,10 @@ from data_makers import write_image_folder
 from PIL import Image, features
 
 from vae_edge.data import LabelledImages, align_classes, load_dataset
-from vae_edge.data.folder import MAX_BROKEN_FRACTION, MAX_NAMED, SUFFIXES, is_image
+from vae_edge.data.folder import MAX_BROKEN_FRACTION, MAX_NAMED
 from vae_edge.decoding import FORMATS
 from vae_edge.errors import DataError
+from vae_edge.listing import SUFFIXES, is_image
 
 KINDS = [kind for kind in FORMATS if kind != "AVIF" or features.check("avif")]
 DECOMPOSED = unicodedata.normalize("NFD", "café")
@@ -211,7 +212,9 @@ def test_layouts_of_common_exports_are_taken(tmp_path: Path, train: str, test: s
     write_image_folder(tmp_path / test, each=2)
     (tmp_path / "README.dataset.txt").write_text("about it")
     dataset = load_dataset(tmp_path)
-    assert len(dataset.train) == 6 and len(dataset.test) == 4 and dataset.classes == ("cat", "dog")
+    held_out = dataset.test if dataset.test is not None else dataset.validation
+    assert len(dataset.train) == 6 and len(held_out) == 4 and dataset.classes == ("cat", "dog")
+    assert (dataset.test is None) == ("val" in test or test == "dev")
     assert {entry.path for entry in dataset.left_out} == {"README.dataset.txt"}
 
 

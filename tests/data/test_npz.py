@@ -39,7 +39,7 @@ def test_keras_names_are_two_splits_and_a_test_split_may_stand_alone(tmp_path: P
         train_images=IMAGES, train_labels=LABELS, val_images=IMAGES[:4], val_labels=LABELS[:4],
         test_images=IMAGES[:8], test_labels=LABELS[:8],
     )  # fmt: skip
-    assert len(three.train) == 24 and len(three.test) == 8
+    assert {name: len(images) for name, images in three.splits.items()} == {"train": 20, "test": 8, "validation": 4}
 
 
 def test_colour_classes_names_and_angles_travel_along(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from vae_edge.data import count_duplicates, holdout, load_dataset, rotate_dataset
 from vae_edge.data.fetch import Limits, fetch_dataset
-from vae_edge.data.splits import permutation
+from vae_edge.data.random_numbers import permutation
 from vae_edge.errors import DataError
 from vae_edge.preprocess import measure_background
 

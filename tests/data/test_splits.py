@@ -20,7 +20,7 @@ from vae_edge.data import (
     select_split,
     subsample_labels,
 )
-from vae_edge.data.splits import permutation, random_bits, uniform
+from vae_edge.data.random_numbers import permutation, random_bits, uniform
 from vae_edge.errors import ConfigError, DataError
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from data_makers import angle_of_mark, marked
 from PIL import Image, ImageDraw, ImageFont
 
 from vae_edge.data import LabelledImages, rotate_dataset
-from vae_edge.data.transforms import LETTERS, OOD_KINDS, contact_sheet, make_ood_images
+from vae_edge.data.transforms import LETTERS, OOD_KINDS, contact_sheet, make_ood_images, spread
 from vae_edge.errors import ConfigError
 from vae_edge.metrics import wrap_degrees
 
@@ -123,6 +125,25 @@ def test_columns_go_by_angle_with_the_angle_above(channels: int) -> None:
     assert (page[:20] > 200).any()
 
 
-def test_images_at_any_angle_are_shown_as_they_come() -> None:
-    data = plain([0] * 40, list(range(40)), [float(angle) for angle in range(40)])
-    assert cells(np.asarray(contact_sheet(data)), 12, 1, 1) == [list(range(12))]
+def test_a_row_shows_images_from_all_over_its_class_one_of_each_stretch() -> None:
+    data = plain([0] * 48, list(range(48)), [float(angle) for angle in range(48)])
+    for seed in range(3):
+        (row,) = cells(np.asarray(contact_sheet(data, seed=seed)), 12, 1, 1)
+        assert [value // 4 for value in row] == list(range(12))
+    assert len({contact_sheet(data, seed=seed).tobytes() for seed in (0, 0, 1)}) == 2
+
+
+@pytest.mark.parametrize("how", ["groups", "folders"])
+def test_each_group_or_folder_has_its_part_of_a_row_however_few_images_it_has(how: str) -> None:
+    kinds = ["apple"] * 60 + ["google"] * 30 + ["twitter"] * 2 + ["zed"]
+    texts = np.empty(len(kinds), dtype=object)
+    texts[:] = kinds if how == "groups" else [f"lamp/{kind}/{index}.png" for index, kind in enumerate(kinds)]
+    data = plain([0] * len(kinds), list(range(len(kinds))))
+    data = replace(data, groups=texts) if how == "groups" else replace(data, files=texts)
+    chosen = spread(data, np.arange(len(kinds)), 12, seed=0)
+    found = Counter(kinds[index] for index in chosen)
+    assert len(set(chosen.tolist())) == 12 and chosen.tolist() == sorted(chosen)
+    assert found["twitter"] == 2 and found["zed"] == 1 and {found["apple"], found["google"]} == {4, 5}
+    few = spread(data, np.arange(len(kinds)), 2, seed=0)
+    assert len({kinds[index] for index in few}) == 2
+    assert spread(data, np.arange(90, 93), 12, seed=0).tolist() == [90, 91, 92]

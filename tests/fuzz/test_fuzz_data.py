@@ -16,6 +16,7 @@ from mutations import EACH, archive_changed, bytes_changed, outcome, seeds
 
 from vae_edge.data.arrays import load_idx_file, load_npz
 from vae_edge.data.dataset import Dataset
+from vae_edge.data.groups import read_table
 
 
 @pytest.fixture(scope="session")
@@ -32,11 +33,10 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def check(dataset: Dataset | None) -> None:
-    for half in (dataset.train, dataset.test) if dataset is not None else ():
-        if half is not None:
-            assert half.images.dtype == np.uint8 and half.images.ndim == 4 and len(half.images) == len(half.labels)
-            assert half.labels.min() >= 0 and half.labels.max() < len(half.classes)
-            "".join(half.classes).encode("utf-8")
+    for split in dataset.splits.values() if dataset is not None else ():
+        assert split.images.dtype == np.uint8 and split.images.ndim == 4 and len(split.images) == len(split.labels)
+        assert split.labels.min() >= 0 and split.labels.max() < len(split.classes)
+        "".join(split.classes).encode("utf-8")
 
 
 @seeds
@@ -92,3 +92,13 @@ def test_idx_files(tmp_path: Path, rng: random.Random) -> None:
         if rng.random() < 0.3:
             (tmp_path / "classes.txt").write_bytes(bytes_changed(b"a\nb\nc\n", rng))
         check(outcome(partial(load_idx_file, tmp_path / f"train-images-idx3-ubyte{suffix}")))
+
+
+@seeds
+def test_tables_of_groups(tmp_path: Path, rng: random.Random) -> None:
+    path = tmp_path / "groups.csv"
+    whole = 'file,group\na/1.png,apple\n"a/odd, ""name"".png","two\nlines"\nb/é.png,google\n'.encode()
+    for _ in range(EACH):
+        path.write_bytes(bytes_changed(whole, rng))
+        found = outcome(lambda: read_table(path))
+        assert found is None or all(name and group for name, group in found.items())

@@ -1,11 +1,15 @@
+import base64
+import io
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vae_edge.report import Calibration, ReportData, SampleSet, write_report
+from vae_edge.report.galleries import learning_curves, write_png
 
 EVIL = "<script>alert(1)</script>"
 
@@ -178,3 +182,80 @@ def test_a_memory_that_was_not_measured_is_a_dash(data: ReportData, tmp_path: Pa
         rows = [{**data.benchmark["results"][0], "peak_memory_bytes": peak}]
         page = replace(data, benchmark={**data.benchmark, "results": rows})
         assert cell in write_report(page, tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def many(data: ReportData, count: int) -> ReportData:
+    """The same page for more classes, of long names, some images of which are confused."""
+    classes = tuple(f"class_{k:03}_with_a_long_name_that_goes_on" for k in range(count))
+    table = np.diag(np.full(count, 7)) + np.eye(count, k=1, dtype=int) * 3
+    counts = dict(zip(classes, table.sum(1).tolist(), strict=True))
+    right = {name: 7 / counts[name] for name in classes}
+    confusions = [{"class": classes[0], "predicted": classes[1], "count": 3, "of": 10}]
+    figures = {
+        "classes": list(classes),
+        "confusion": table.tolist(),
+        "confusions": confusions,
+        "accuracy_by_class": right,
+        "images_by_class": counts,
+        "balanced_accuracy": 0.7,
+    }
+    return replace(data, classes=classes, evaluation={**data.evaluation, **figures}, generated={}, not_generated={})
+
+
+@pytest.mark.parametrize(("count", "counted"), [(2, True), (20, True), (21, False), (100, False)])
+def test_confusions_of_two_to_a_hundred_classes_have_their_names(
+    data: ReportData, tmp_path: Path, count: int, counted: bool
+):
+    content = many(data, count)
+    text, _ = parsed(write_report(content, tmp_path / "report.html"))
+    table = text.partition('<table class="confusion')[2].partition("</table>")[0]
+    for name in content.classes:
+        assert table.count(f">{name}<") == 2, name  # a row and a column
+    assert table.count("<td ") == count * count and (">7</td>" in table) == counted
+    if not counted:
+        assert f'title="{content.classes[0]} taken for {content.classes[1]}: 3 of 10"' in table
+        assert table.count("taken for") == 2 * count - 1  # one for each cell that is not empty
+        assert f"{content.classes[0]} taken for {content.classes[1]}, 3 of 10" in text
+    assert len(text) < 2_000_000
+
+
+def test_what_was_not_measured_has_no_section(data: ReportData, tmp_path: Path):
+    bare = replace(data, generated={}, not_generated={}, precisions=(), benchmark=None, training=(), unknown_scores={})
+    bare = replace(bare, auroc={}, calibration=Calibration(certain(0.95), None, np.repeat([0, 1], [9, 1]), None))
+    text, _ = parsed(write_report(bare, tmp_path / "report.html"))
+    for heading in ("Generated images", "Precision", "Latency", "Training"):
+        assert f"<h2>{heading}</h2>" not in text
+    assert "None were shown" in text and "without the temperature" not in text
+
+
+def test_sentences_and_warnings_stand_on_top_and_names_in_them_stay_text(data: ReportData, tmp_path: Path):
+    page = replace(data, sentences=("91% right", "and more"), warnings=(f"`{EVIL}` is never right",), tried="little")
+    text, _ = parsed(write_report(page, tmp_path / "report.html"))
+    assert "<script" not in text
+    warning = '<li class="warning"><code>&lt;script&gt;alert(1)&lt;/script&gt;</code> is never right</li>'
+    assert text.index("<li>91% right</li>") < text.index(warning) < text.index("<li>and more</li>")
+    assert text.index("<li>and more</li>") < text.index('class="cards"') and "Tried: little." in text
+
+
+def test_wrong_images_have_their_files_and_large_ones_are_reduced(data: ReportData, tmp_path: Path):
+    rng = np.random.default_rng(2)
+    large = rng.integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
+    mistakes = replace(samples(2, rng, 3), images=large, reconstructions=None, derotated=None, files=["a/b.png", EVIL])
+    text, page = parsed(write_report(replace(data, mistakes=mistakes), tmp_path / "report.html"))
+    assert '<span class="file">a/b.png</span>' in text and "<script" not in text
+    shown = [address for address in page.loads if address.startswith("data:image/jpeg")]
+    assert len(shown) == 2
+    for address in shown:
+        with Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))) as image:
+            assert image.size == (128, 128)
+
+
+def test_learning_curves_are_a_picture_of_any_log(tmp_path: Path):
+    log = [{"epoch": k, "seconds": 1.0, "kl": 2.0, "classes": 1.0 / k, "learning_rate": 0.1} for k in (1, 2, 3)]
+    for rows in (log, log[:1], [{**row, "val_accuracy": 0.5, "kl": 0.0} for row in log], []):
+        path = write_png(learning_curves(rows), tmp_path / "curves.png")
+        with Image.open(path) as image:
+            assert image.width == 1350 and len(image.getcolors(256)) > 2
+    titles = [axes.get_title() for axes in learning_curves([{**row, "val_accuracy": 0.5} for row in log]).axes]
+    assert titles == ["terms of the loss", "accuracy"]
+    assert [text.get_text() for text in learning_curves(log).axes[0].get_legend().get_texts()] == ["kl", "classes"]

@@ -3,7 +3,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from vae_edge.report.page import markdown, write_comparison
+from vae_edge.report.comparison import markdown, write_comparison
 
 
 def row(model: str, images: str, generated: bool, mean: float, std: float | None) -> dict:

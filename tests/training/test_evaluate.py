@@ -21,6 +21,7 @@ from scipy.special import log_softmax, softmax
 
 from vae_edge.data import Dataset, LabelledImages, align_classes, holdout, rotate_dataset
 from vae_edge.errors import CheckpointError, DataError
+from vae_edge.evaluation.figures import arrays, evaluate
 from vae_edge.metrics import expected_calibration_error, wrap_degrees
 from vae_edge.model import AngleVAE
 from vae_edge.training.checkpoint import (
@@ -31,7 +32,7 @@ from vae_edge.training.checkpoint import (
     read_tensors,
 )
 from vae_edge.training.config import TrainConfig
-from vae_edge.training.evaluate import arrays, cross_fitted_ece, evaluate, fit_score, fit_temperature, predict
+from vae_edge.training.evaluate import cross_fitted_ece, fit_score, fit_temperature, predict
 from vae_edge.training.trainer import train
 
 SETTINGS = TrainConfig(epochs=3, batch=64)

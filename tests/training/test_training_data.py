@@ -18,7 +18,6 @@ from vae_edge.training import data as training_data
 from vae_edge.training.config import TrainConfig
 from vae_edge.training.data import (
     BatchComposition,
-    ambiguous_classes,
     compose_batch,
     flip_invariance,
     make_splits,
@@ -145,23 +144,6 @@ def test_classes_of_a_few_images_are_left_out_and_a_seed_repeats(few_digits: Dat
     assert "none" not in share and set(share) == set("0123456789")
     assert share == flip_invariance(relabelled, seed=3)
     assert share["8"] > share["7"]
-
-
-def test_symmetric_shapes_are_found_and_others_are_not():
-    rng = np.random.default_rng(0)
-    images = np.zeros((240, 28, 28, 1), np.uint8)
-    labels = np.arange(240) % 3
-    for image, label in zip(images, labels, strict=True):
-        y, x = rng.integers(8, 11, 2)
-        if label == 0:
-            image[y : y + 10, 13:15] = 255  # a bar
-        elif label == 1:
-            image[13:15, x : x + 10] = 200  # a lying bar
-        else:
-            image[4 : y + 6, 12:15] = 255  # an L with its foot
-            image[y + 4 : y + 7, 12:24] = 255
-    data = LabelledImages(images, labels.astype(np.int64), ("bar", "lying", "L"))
-    assert ambiguous_classes(data) == ["bar", "lying"]
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])

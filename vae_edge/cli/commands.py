@@ -20,8 +20,8 @@ def command(module: str, function: str) -> Callable[[argparse.Namespace], int | 
 
 
 GROUPS = {
-    "Train": ("quickstart", "data", "train", "evaluate", "generate", "compare"),
-    "Deploy": ("export", "quantize", "build", "kit", "devices", "inspect", "kernels"),
+    "Train": ("quickstart", "data", "train", "evaluate", "report", "generate", "compare"),
+    "Deploy": ("export", "quantize", "threshold", "build", "kit", "devices", "inspect", "kernels"),
     "On the device": ("predict", "verify", "bench", "doctor"),
 }
 SUMMARIES = {
@@ -29,16 +29,18 @@ SUMMARIES = {
     "data": "show a data set, or fetch a public one",
     "train": "train a VAE classifier on labelled images",
     "evaluate": "measure a training run or a bundle on labelled images",
+    "report": "write a page on a run or a bundle: confusions, mistakes, calibration, rejection",
     "generate": "generate labelled images of chosen classes at chosen angles",
     "compare": "train baselines on the same images, and compare them with ours",
     "export": "write a bundle with the fp32 model of a training run",
     "quantize": "add fp16 or int8 models to a bundle",
+    "threshold": "set what a bundle rejects, on images of your own",
     "build": "build TensorRT engines or network files for named devices, or a kit",
     "kit": "add what a kit built and measured on a device to its bundle",
     "devices": "list the devices that `vae-edge build --target` knows",
     "inspect": "show what a run, a bundle, an ONNX file, an engine or a network file holds",
     "kernels": "compile the GPU kernels, and check what the compiler made of them",
-    "predict": "classify image files",
+    "predict": "classify image files, and folders of them",
     "verify": "check each backend's answers on this machine",
     "bench": "measure latency, throughput and memory of a bundle on this machine",
     "doctor": "list what this machine has, what is missing, and what to install",
@@ -53,10 +55,12 @@ EXAMPLES = {
     "data show": ("vae-edge data show digits --contact-sheet digits.png",),
     "train": ("vae-edge train --data digits --preset tiny --epochs 8 --out runs/digits",),
     "evaluate": ("vae-edge evaluate runs/digits --data digits",),
+    "report": ("vae-edge report runs/digits --data digits --out report.html",),
     "generate": ("vae-edge generate runs/digits --class 3 --angles -90,0,90 --method gaussian --out generated",),
     "compare": ("vae-edge compare --data digits --models logistic,mlp --no-generated --seeds 1 --out runs/compare",),
     "export": ("vae-edge export runs/digits --out digits.bundle",),
     "quantize": ("vae-edge quantize digits.bundle --precision int8 --data digits",),
+    "threshold": ("vae-edge threshold digits.bundle --data digits --reject-rate 0.02 --unknown generated --dry-run",),
     "build": (
         "vae-edge build digits.bundle --kind native --target orin",
         "vae-edge build digits.bundle --precision int8 --target rtx-4090",
@@ -67,7 +71,10 @@ EXAMPLES = {
     "inspect": ("vae-edge inspect digits.bundle",),
     "kernels check": ("vae-edge kernels check --arch 87 --only 'rotate*' --networks none",),
     "kernels roofline": ("vae-edge kernels roofline --networks small",),
-    "predict": ("vae-edge predict digits.bundle generated/3/*.png",),
+    "predict": (
+        "vae-edge predict digits.bundle generated/3/*.png",
+        "vae-edge predict digits.bundle generated --csv predictions.csv",
+    ),
     "verify": ("vae-edge verify digits.bundle",),
     "bench": ("vae-edge bench digits.bundle --batch 1,8 --seconds 10",),
     "doctor": ("vae-edge doctor",),

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from vae_edge.text import SUBSTITUTE, json_text, printable, terminal
+from vae_edge.text import SUBSTITUTE, ascii_json, json_text, printable, terminal
 
 
 class _SafeStream:
@@ -78,16 +78,30 @@ def emit(result: Any, as_json: bool, lines: Callable[[], Iterator[str]] | None =
 
 
 def _print_json(result: Any) -> None:
-    """JSON is UTF-8, whatever the encoding of standard output; in ASCII alone where that is another one."""
+    json_writer()(json_text(result) + "\n")
+
+
+def json_writer() -> Callable[[str], None]:
+    """A function that writes parts of a JSON text (of `json_text`) to standard output.
+
+    They are UTF-8, whatever the encoding of standard output; in ASCII alone where that is another one.
+    """
+    if not is_main_process():
+        return lambda _text: None
     encoding = str(getattr(sys.stdout, "encoding", None) or "utf-8").lower()
-    text = json_text(result, ascii_only=encoding not in ("utf-8", "utf8"))
     buffer = getattr(sys.stdout, "buffer", None)
-    if buffer is None:
-        print(text)
-        return
-    sys.stdout.flush()
-    buffer.write(text.encode() + b"\n")
-    buffer.flush()
+    ascii_only = encoding not in ("utf-8", "utf8")
+
+    def write(text: str) -> None:
+        text = ascii_json(text) if ascii_only else text
+        if buffer is None:
+            print(text, end="")
+            return
+        sys.stdout.flush()
+        buffer.write(text.encode())
+        buffer.flush()
+
+    return write
 
 
 def print_table(table: Any, width: int = 140) -> None:

@@ -55,6 +55,8 @@ def quantize(arguments: argparse.Namespace) -> None:
             seed=arguments.seed,
             force=arguments.force,
             strict=arguments.strict,
+            group_by=arguments.group_by,
+            val=arguments.val,
         )
     emit(result.to_json(), arguments.json, lambda: _quantization_lines(result.to_json()))
 
@@ -99,6 +101,8 @@ def build(arguments: argparse.Namespace) -> None:
             precisions,
             arguments.kit,
             data=arguments.data,
+            group_by=arguments.group_by,
+            val=arguments.val,
             mark_outputs=arguments.mark_outputs,
             **options,
         )

@@ -6,7 +6,7 @@ import argparse
 
 from vae_edge.cli.arguments import listed, positive, precision, whole
 from vae_edge.cli.commands import Commands, add_command, add_command_group
-from vae_edge.cli.options import DATA_HELP, add_json, add_list, add_seed, add_strict
+from vae_edge.cli.options import DATA_HELP, add_held_out, add_json, add_list, add_seed, add_strict
 
 
 def add_deploy_commands(commands: Commands) -> None:
@@ -49,6 +49,7 @@ def _quantize(commands: Commands) -> None:
     parser.add_argument("bundle", metavar="BUNDLE")
     parser.add_argument("--precision", default="int8", choices=("int8", "fp16"))
     parser.add_argument("--data", required=True, help="for calibration and to measure the accuracy: " + DATA_HELP)
+    add_held_out(parser, after_training=True)
     add_strict(parser)
     parser.add_argument(
         "--force",
@@ -100,6 +101,7 @@ def _build(commands: Commands) -> None:
         metavar="DATA",
         help="put up to 1,000 held-out images into the kit, so that the device measures accuracy: " + DATA_HELP,
     )
+    add_held_out(kit, after_training=True)
     options = parser.add_argument_group("options of TensorRT's builder")
     options.add_argument(
         "--device", type=whole, default=0, metavar="N", help="number of the GPU to build on (default: 0)"

@@ -1,4 +1,4 @@
-"""The commands that run on a device, without PyTorch: predict, verify, bench, doctor."""
+"""The commands that run on a device, without PyTorch: verify, bench, doctor."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vae_edge.cli.console import can_print, emit, fraction_progress, percent, print_table, say
+from vae_edge.cli.console import can_print, emit, fraction_progress, print_table, say
 from vae_edge.environment import Finding
-from vae_edge.errors import DataError
 from vae_edge.files import check_file, check_folder
 from vae_edge.text import printable
 
@@ -20,69 +19,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from vae_edge.jetson import Jetson
-
-MIN_SECOND_PROBABILITY = 0.2  # the probability from which a second angle is printed
-MAX_ERRORS_NAMED = 20  # images that are named where none can be read
-VAGUE_BELOW = 0.5  # an angle confidence below it is called vague: that of a uniform distribution over 217°
-
-
-def predict(arguments: argparse.Namespace) -> int:
-    """`vae-edge predict`: 0 where all images were read, 1 where some were not, 2 where none was."""
-    from vae_edge.runtime import load
-
-    with load(
-        arguments.bundle,
-        arguments.backend,
-        arguments.precision,
-        arguments.threads,
-        device=arguments.device,
-        trusted=arguments.trusted,
-    ) as classifier:
-        predictions = classifier(list(arguments.images), invert=arguments.invert, fit=arguments.fit, errors="coerce")
-    has_angle = classifier.bundle.rotation != "none"
-    rows = predictions.to_dicts()
-    if not has_angle:  # there is no orientation encoder, so 0 would be a claim
-        rows = [row if "error" in row else {**row, "angle_deg": None} for row in rows]
-    result = {
-        "bundle": arguments.bundle,
-        "backend": classifier.backend,
-        "precision": classifier.precision,
-        "predictions": [{"file": path, "image": path, **row} for path, row in zip(arguments.images, rows, strict=True)],
-    }
-    errors = [str(error) for error in predictions.errors.values()]
-    if len(errors) < len(rows) or arguments.json:
-        emit(result, arguments.json, lambda: _prediction_lines(arguments.images, predictions, has_angle))
-    if len(errors) == len(rows):
-        raise DataError("; ".join(errors[:MAX_ERRORS_NAMED]) + ("; …" if len(errors) > MAX_ERRORS_NAMED else ""))
-    if errors:
-        say(f"{len(errors)} of {len(rows)} images cannot be read")
-    return 1 if errors else 0
-
-
-def _prediction_lines(images: list[str], predictions: Any, has_angle: bool) -> Iterator[str]:
-    for k, path in enumerate(images):
-        if k in predictions.errors:
-            yield f"{path}: ERROR: {predictions.errors[k]}"
-            continue
-        name, probability = predictions.names[k], float(predictions.probabilities[k].max())
-        accepted = "known" if predictions.accepted[k] else "UNKNOWN: unlike anything it was trained on"
-        yield (
-            f"{path}: {name} ({percent(probability)}), "
-            f"{f'rotated {angle_words(predictions, k)}, ' if has_angle else ''}"
-            f"score {predictions.scores[k]:.2f} ({accepted})"
-        )
-        yield f"  {predictions.preprocess_info[k].sentence()}"
-
-
-def angle_words(predictions: Any, k: int) -> str:
-    """The angle, and where it is in doubt the second-best one, or that it is vague."""
-    words = f"{round(float(predictions.angles_deg[k])):+d}°"
-    if predictions.second_angle_probabilities is None:
-        return words
-    probability = float(predictions.second_angle_probabilities[k])
-    if probability >= MIN_SECOND_PROBABILITY:
-        return f"{words} (or {round(float(predictions.second_angles_deg[k])):+d}°, {probability:.0%})"
-    return f"{words} (vague)" if predictions.angle_confidences[k] < VAGUE_BELOW else words
 
 
 def verify(arguments: argparse.Namespace) -> int:

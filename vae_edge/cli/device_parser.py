@@ -16,9 +16,21 @@ def add_device_commands(commands: Commands) -> None:
 
 
 def _predict(commands: Commands) -> None:
-    parser = add_command(commands, "predict", "device")
+    parser = add_command(commands, "predict", "predict")
     parser.add_argument("bundle", metavar="BUNDLE")
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files: PNG, JPEG, BMP, WebP, GIF, TIFF, …")
+    parser.add_argument(
+        "images",
+        metavar="PATH",
+        nargs="+",
+        help="image files (PNG, JPEG, BMP, WebP, GIF, TIFF, …), or folders, whose images at any depth are taken",
+    )
+    parser.add_argument(
+        "--csv",
+        metavar="FILE",
+        help="write a table, a row for each image, to this file, or to standard output if it is - (columns: file, "
+        "class, probability, accepted, score, angle_deg, angle_confidence, second_angle_deg, "
+        "second_angle_probability, error)",
+    )
     parser.add_argument(
         "--invert",
         default="never",

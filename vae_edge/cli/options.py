@@ -36,8 +36,24 @@ def add_strict(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_held_out(parser: argparse._ActionsContainer, after_training: bool = False) -> None:
+    """Which images are held out: of a data set of their own, or whole groups."""
+    again = ", as training had it, where the model does not know" if after_training else ""
+    parser.add_argument(
+        "--val",
+        metavar="DATA",
+        help=f"a data set whose images are the validation split, in place of held-out ones{again}",
+    )
+    parser.add_argument(
+        "--group-by",
+        metavar="RULE",
+        help="hold whole groups out (makers, fonts, cameras, days): `folder`, the sub-folders of the class folders; "
+        "FILE.csv, a table with the columns file and group; or a pattern of the file's name such as {group}__*" + again,
+    )
+
+
 def add_image_form(parser: argparse.ArgumentParser) -> None:
-    """How files become images: size, channels, fit."""
+    """How files become images: size, channels, fit, the colour under transparency."""
     parser.add_argument("--size", type=positive, help="resize images to this many pixels (28 to 64)")
     parser.add_argument(
         "--channels",
@@ -51,6 +67,13 @@ def add_image_form(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "pad", "foreground"),
         help="how files become square, here and in all later steps; pad: the full picture, padded; foreground: cropped "
         "to the drawing; auto (default): foreground where that hardly changes the pictures, else pad",
+    )
+    parser.add_argument(
+        "--alpha-background",
+        default="auto",
+        choices=("auto", "white", "black"),
+        help="the colour that transparency is laid on, here and in all later steps; auto (default): the one on which "
+        "the training images are seen better, white where both are about equal",
     )
 
 

@@ -9,6 +9,7 @@ from vae_edge.cli.arguments import Parser
 from vae_edge.cli.commands import GROUPS, SUMMARIES
 from vae_edge.cli.deploy_parser import add_deploy_commands
 from vae_edge.cli.device_parser import add_device_commands
+from vae_edge.cli.evaluate_parser import add_evaluate_commands
 from vae_edge.cli.train_parser import add_train_commands
 
 
@@ -29,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vae-edge {__version__}")
     commands = parser.add_subparsers(prog="vae-edge", metavar="COMMAND", required=True, help=argparse.SUPPRESS)
     add_train_commands(commands)
+    add_evaluate_commands(commands)
     add_deploy_commands(commands)
     add_device_commands(commands)
     return parser

@@ -1,26 +1,26 @@
-"""The commands that need PyTorch, and those on data sets: quickstart, data, train, evaluate, generate, compare."""
+"""The commands that need PyTorch, and those on data sets: quickstart, data, train, generate, compare."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vae_edge import api
-from vae_edge.cli.console import counting_progress, emit, fraction_progress, percent, say, training_progress
-from vae_edge.data.load import left_out_json, left_out_lines, open_data
+from vae_edge.cli.console import emit, fraction_progress, percent, say, training_progress
+from vae_edge.cli.evaluate import held_out_lines
+from vae_edge.data.load import left_out_lines, open_data
 from vae_edge.errors import ConfigError
 from vae_edge.files import check_folder
+from vae_edge.listing import left_out_json
 
 if TYPE_CHECKING:
     from vae_edge.experiments.comparison import ComparisonResult
     from vae_edge.pipeline import QuickstartResult
     from vae_edge.training.config import TrainConfig
-
-MAX_CLASSES_PRINTED = 20  # the worst ones
 
 
 def quickstart(arguments: argparse.Namespace) -> None:
@@ -67,6 +67,8 @@ def train(arguments: argparse.Namespace) -> None:
                 size=arguments.size,
                 channels=arguments.channels,
                 fit=arguments.fit,
+                alpha_background=arguments.alpha_background,
+                val=arguments.val,
                 strict=arguments.strict,
                 resume=arguments.resume,
                 tensorboard=arguments.tensorboard,
@@ -99,6 +101,7 @@ def train_config(arguments: argparse.Namespace) -> TrainConfig:
             "batch",
             "learning_rate",
             "holdout",
+            "group_by",
             "reject_rate",
             "augment",
             "mirror",
@@ -113,35 +116,8 @@ def train_config(arguments: argparse.Namespace) -> TrainConfig:
 
 
 def _training_lines(trained: api.TrainedRun) -> Iterator[str]:
-    result = trained.result
-    rotated, upright = result.validation, result.validation_upright
-    yield f"validation, {rotated['n']} held-out images, rotation {rotated['rotation']}: {percent(rotated['accuracy'])}"
-    yield from _class_lines(rotated)
-    if "angle_error_deg" in rotated:
-        yield f"  angle error: {_angle_words(rotated['angle_error_deg'])}"
-        yield f"  the same images upright: {percent(upright['accuracy'])}"
-    yield f"  anomaly score: accepted up to {result.threshold:.3f} ({percent(result.reject_rate)} rejected)"
+    yield from held_out_lines(trained.result)
     yield f"next: vae-edge export {trained.path} --out BUNDLE"
-
-
-def evaluate(arguments: argparse.Namespace) -> None:
-    """`vae-edge evaluate`."""
-    with counting_progress("evaluating") as progress:
-        result = api.evaluate(
-            arguments.model,
-            arguments.data,
-            split=arguments.split,
-            rotation=None if arguments.rotation is None else str(arguments.rotation),
-            backend=arguments.backend,
-            precision=arguments.precision,
-            threads=arguments.threads,
-            device=arguments.device,
-            trusted=arguments.trusted,
-            seed=arguments.seed,
-            strict=arguments.strict,
-            progress=progress,
-        )
-    emit(result.to_json(), arguments.json, lambda: _evaluation_lines(result.to_json()))
 
 
 def generate(arguments: argparse.Namespace) -> None:
@@ -161,52 +137,6 @@ def generate(arguments: argparse.Namespace) -> None:
     emit(result.to_json(), arguments.json, lambda: iter([line]))
 
 
-def _class_lines(figures: Mapping[str, Any]) -> Iterator[str]:
-    """Balanced accuracy and the accuracy of each class, the worst first, where the accuracy of all hides something."""
-    from vae_edge.metrics import hides_classes
-
-    if "images_by_class" not in figures or not hides_classes(figures):  # a run of an earlier version has no counts
-        return
-    yield f"  balanced     {percent(figures['balanced_accuracy'])}, the mean over the classes"
-    fractions = sorted(figures["accuracy_by_class"].items(), key=lambda item: item[1])
-    counts = figures["images_by_class"]
-    words = [f"{name} {percent(fraction)} of {counts[name]}" for name, fraction in fractions[:MAX_CLASSES_PRINTED]]
-    if len(fractions) > MAX_CLASSES_PRINTED:
-        words.append(
-            f"{len(fractions) - MAX_CLASSES_PRINTED} more at {percent(fractions[MAX_CLASSES_PRINTED][1])} or above"
-        )
-    yield f"  by class     {', '.join(words)}"
-
-
-def _angle_words(error: Mapping[str, Any]) -> str:
-    return f"median {error['median']}°, mean {error['mean']}°, {percent(error['beyond_90'])} beyond 90°"
-
-
-def _evaluation_lines(result: Mapping[str, Any]) -> Iterator[str]:
-    yield (
-        f"{result['model']} ({result['kind']}, {result['backend']}, {result['precision']}) on {result['n']} images of "
-        f"{result['data']} ({result['split']}), rotation {result['rotation']}"
-    )
-    yield f"  accuracy     {percent(result['accuracy'])}"
-    yield from _class_lines(result)
-    yield f"  calibration  {percent(result['expected_calibration_error'])} expected calibration error"
-    if "angle_error_deg" in result:
-        error = result["angle_error_deg"]
-        yield f"  angle error  {_angle_words(error)}"
-        if "without_ambiguous" in error:
-            clear = error["without_ambiguous"]
-            names = ", ".join(clear["ambiguous_classes"])
-            yield f"    without {names}: median {clear['median']}°, mean {clear['mean']}°"
-        if "either_of_two" in error:
-            yield f"    the better of the two best angles: {_angle_words(error['either_of_two'])}"
-        if "by_angle_confidence" in error:
-            halves = " and ".join(f"{median}°" for median in error["by_angle_confidence"].values())
-            yield f"    medians of the half with the highest angle confidence, and of the rest: {halves}"
-    yield f"  accepted     {percent(result['accepted'])} by the anomaly score"
-    if "upright" in result:
-        yield f"  upright      {percent(result['upright']['accuracy'])}"
-
-
 def fetch(arguments: argparse.Namespace) -> None:
     """`vae-edge data fetch`."""
     from vae_edge.data import fetch_dataset
@@ -224,8 +154,17 @@ def show(arguments: argparse.Namespace) -> None:
     from vae_edge.data.transforms import contact_sheet
     from vae_edge.files import atomic_path
 
-    dataset = load_dataset(arguments.data, arguments.size, arguments.channels, arguments.fit, strict=arguments.strict)
-    splits = {name: split for name, split in (("train", dataset.train), ("test", dataset.test)) if split is not None}
+    dataset = load_dataset(
+        arguments.data,
+        arguments.size,
+        arguments.channels,
+        arguments.fit,
+        strict=arguments.strict,
+        alpha_background=arguments.alpha_background,
+        group_by=arguments.group_by,
+        val=arguments.val,
+    )
+    splits = dataset.splits
     result: dict[str, Any] = {"name": dataset.name, "source": dataset.source, "classes": list(dataset.classes)}
     for name, split in splits.items():
         counts = np.bincount(split.labels, minlength=len(split.classes))
@@ -235,16 +174,20 @@ def show(arguments: argparse.Namespace) -> None:
             "by_class": dict(zip(split.classes, counts.tolist(), strict=True)),
             "duplicates": count_duplicates(split),
         }
+        if split.groups is not None:
+            groups, images = np.unique(split.groups.astype(str), return_counts=True)
+            result[name]["by_group"] = dict(zip(groups.tolist(), images.tolist(), strict=True))
+        if name != "train" and dataset.train is not None:
+            result[name]["also_in_train"] = int(duplicates_of(split.images, dataset.train.images).sum())
     if dataset.unlabelled is not None:
         result["unlabelled"] = {"images": len(dataset.unlabelled)}
-    if dataset.train is not None and dataset.test is not None:
-        result["test"]["also_in_train"] = int(duplicates_of(dataset.test.images, dataset.train.images).sum())
     if dataset.input is not None:
-        result["prepared"] = {"fit": dataset.input.fit, "depth": dataset.input.depth, "notes": list(dataset.notes)}
+        form = {name: getattr(dataset.input, name) for name in ("fit", "depth", "alpha_background")}
+        result["prepared"] = {**form, "notes": list(dataset.notes)}
     result["left_out"] = left_out_json(dataset.left_out)
     if arguments.contact_sheet:
         with atomic_path(arguments.contact_sheet) as temporary:
-            contact_sheet(next(iter(splits.values()))).save(temporary, "PNG")
+            contact_sheet(next(iter(splits.values())), seed=arguments.seed).save(temporary, "PNG")
         result["contact_sheet"] = arguments.contact_sheet
 
     def lines() -> Iterator[str]:
@@ -290,6 +233,7 @@ def compare(arguments: argparse.Namespace) -> None:
         size=arguments.size,
         channels=arguments.channels,
         fit=arguments.fit,
+        alpha_background=arguments.alpha_background,
         strict=arguments.strict,
     )
     for note in dataset.notes:

@@ -1,4 +1,4 @@
-"""Arguments of the commands of the training machine: data, training, evaluation, generation, comparison."""
+"""Arguments of the commands of the training machine: data, training, generation, comparison."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vae_edge.cli.arguments import listed, number, positive
 from vae_edge.cli.commands import Commands, add_command, add_command_group
 from vae_edge.cli.options import (
     DATA_HELP,
-    add_backend,
+    add_held_out,
     add_image_form,
     add_json,
     add_list,
@@ -23,7 +23,6 @@ def add_train_commands(commands: Commands) -> None:
     _quickstart(commands)
     _data(commands)
     _train(commands)
-    _evaluate(commands)
     _generate(commands)
     _compare(commands)
 
@@ -50,7 +49,13 @@ def _data(commands: Commands) -> None:
     show.add_argument("data", metavar="DATA", help=DATA_HELP)
     add_image_form(show)
     add_strict(show)
-    show.add_argument("--contact-sheet", metavar="PNG", help="write a contact sheet of some images")
+    add_held_out(show)
+    show.add_argument(
+        "--contact-sheet",
+        metavar="PNG",
+        help="write a contact sheet of some images of each class, evenly over its groups, sub-folders and file names",
+    )
+    add_seed(show)
     add_json(show)
 
 
@@ -92,6 +97,7 @@ def _train(commands: Commands) -> None:
     parser.add_argument("--beta", type=float, help="weight of the KL divergence (default: 1)")
     parser.add_argument("--gamma", type=float, help="weight of the cross-entropy (default: 100)")
     parser.add_argument("--delta", type=float, help="weight of the angle's term (default: 50)")
+    add_held_out(parser)
     parser.add_argument("--holdout", type=float, help="fraction of the training images held out (default: 0.1)")
     parser.add_argument("--reject-rate", type=float, help="fraction of known images to reject (default: 0.01)")
     parser.add_argument(
@@ -99,24 +105,6 @@ def _train(commands: Commands) -> None:
     )
     parser.add_argument("--compile", action="store_true", help="train through torch.compile")
     parser.add_argument("--tensorboard", action="store_true", help="write a log for TensorBoard into RUN/tensorboard")
-    add_threads(parser)
-    add_seed(parser)
-    add_json(parser)
-
-
-def _evaluate(commands: Commands) -> None:
-    parser = add_command(commands, "evaluate", "train")
-    parser.add_argument("model", metavar="MODEL", help="folder of a training run, or a bundle")
-    parser.add_argument("--data", required=True, help=DATA_HELP)
-    parser.add_argument(
-        "--split",
-        default="auto",
-        choices=("auto", "train", "validation", "test", "all"),
-        help="which images; auto: the test split where there is one, else what training held out",
-    )
-    parser.add_argument("--rotation", help="turn the images: none, full, or degrees (default: as trained)")
-    add_strict(parser)
-    add_backend(parser)
     add_threads(parser)
     add_seed(parser)
     add_json(parser)

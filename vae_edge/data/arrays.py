@@ -19,7 +19,6 @@ from vae_edge.data.dataset import (
     Dataset,
     LabelledImages,
     labelled_images,
-    make_dataset,
     max_read_bytes,
     numbered_classes,
     validate_and_resize,
@@ -232,7 +231,8 @@ def load_npz(path: Path, size: int | None = None, channels: int | None = None) -
         splits[role] = labelled_images(source, pixels, numbers, classes, _angles(source, angles))
     if others is not None:
         others = validate_and_resize(others, size, channels, f"{path}, array unlabelled")
-    return make_dataset(path.stem, str(path), splits.get("train"), splits.get("validation"), splits.get("test"), others)
+    train, validation, test = (splits.get(role) for role in ("train", "validation", "test"))
+    return Dataset(path.stem, str(path), train, test, others, validation=validation)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

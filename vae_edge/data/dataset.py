@@ -1,6 +1,6 @@
-"""What a data set is: labelled images in a train and a test split, checked when they are made.
+"""What a data set is: labelled images in a train, a validation and a test split, checked when they are made.
 
-Also how arrays of images get their form (`validate_and_resize`), and how named parts become the two splits.
+Also how arrays of images get their form (`validate_and_resize`).
 """
 
 from __future__ import annotations
@@ -13,23 +13,12 @@ import numpy as np
 from PIL import Image
 
 from vae_edge.errors import ConfigError, DataError
+from vae_edge.listing import LeftOut
 from vae_edge.preprocess import InputSpec, resize_square, uint8_hint
 from vae_edge.spec import MAX_ARRAY_BYTES, MAX_NUMBERED_CLASSES, MAX_SIZE, MIN_SIZE
 
 UNLABELLED = ("unlabelled", "unlabeled")
 """Names of the folder, or of the array of an .npz, with images without labels. No class of a folder has this name."""
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """A file or folder that a data set does not use, or not completely."""
-
-    path: str
-    """Relative to the data set's folder."""
-    reason: str
-    """One of `vae_edge.data.folder.REASONS`."""
-    error: str = ""
-    """Of a broken image: a sentence that says what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +36,11 @@ class LabelledImages:
     classes: tuple[str, ...]
     angles_deg: np.ndarray | None = None
     """float32 [N]: rotation of each image in degrees, counter-clockwise as displayed, upright is 0. None: unknown."""
+    groups: np.ndarray | None = None
+    """object [N], texts: what each image belongs to, such as its maker, font, camera or day (`vae_edge.data.groups`).
+    `holdout` keeps a group on one side. None: each image is on its own."""
+    files: np.ndarray | None = None
+    """object [N], texts: the file of each image, relative to the data set's folder. None: they came as arrays."""
 
     def __post_init__(self) -> None:
         """Check the arrays."""
@@ -74,6 +68,14 @@ class LabelledImages:
                 f"Angles are finite float32 degrees, one for each of the {len(images)} images, "
                 f"but {angles.dtype} {list(angles.shape)} came, or some are NaN."
             )
+        for what, texts in (("Groups", self.groups), ("Files", self.files)):
+            if texts is not None and (
+                texts.dtype != object or texts.shape != labels.shape or not all(isinstance(text, str) for text in texts)
+            ):
+                raise DataError(
+                    f"{what} are an array of dtype object with one text for each of the {len(images)} images, "
+                    f"but {texts.dtype} {list(texts.shape)} came."
+                )
 
     def __len__(self) -> int:
         """Number of images."""
@@ -81,13 +83,13 @@ class LabelledImages:
 
     def take(self, indices: np.ndarray) -> LabelledImages:
         """The images at these indices (integers [M] or a mask [N]), in that order."""
-        angles = None if self.angles_deg is None else self.angles_deg[indices]
-        return LabelledImages(self.images[indices], self.labels[indices], self.classes, angles)
+        rest = (None if each is None else each[indices] for each in (self.angles_deg, self.groups, self.files))
+        return LabelledImages(self.images[indices], self.labels[indices], self.classes, *rest)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A train split, a test split, or both; and images without labels, if there are any.
+    """A train, a validation and a test split, or some of them; and images without labels, if there are any.
 
     Raises:
         DataError: there is no split, or an empty one; the splits differ in classes or image shape; the images without
@@ -106,22 +108,28 @@ class Dataset:
     """Sentences about what was chosen while the files were read."""
     left_out: tuple[LeftOut, ...] = ()
     """What the folder holds that is not used, sorted by reason."""
+    validation: LabelledImages | None = None
+    """Images that training holds out in place of some of the train split. None: it holds out some of that."""
 
     def __post_init__(self) -> None:
-        """Check that there are images, and that two splits belong together."""
-        splits = [split for split in (self.train, self.test) if split is not None]
+        """Check that there are images, and that the splits belong together."""
+        splits = list(self.splits.values())
         if not splits or not all(len(split) for split in splits):
             what = "there are no images" if self.unlabelled is None else "there are images without labels alone"
             raise DataError(f"{self.source}: {what}.")
         if len({split.classes for split in splits}) > 1:
-            difference = sorted(set(splits[0].classes) ^ set(splits[1].classes)) or ["their order"]
+            some = {name for split in splits for name in split.classes}
+            difference = sorted(name for name in some if not all(name in split.classes for split in splits))
+            difference = difference or ["their order"]
             raise DataError(
-                f"{self.source}: the train and the test split differ in their classes ({', '.join(difference)}); "
-                "give both the same."
+                f"{self.source}: the {' and the '.join(self.splits)} split differ in their classes "
+                f"({', '.join(difference)}); give all the same."
             )
         if len({split.images.shape[1:] for split in splits}) > 1:
             shapes = " and ".join(str(list(split.images.shape[1:])) for split in splits)
-            raise DataError(f"{self.source}: the train and the test split differ in the images' shape: {shapes}.")
+            raise DataError(
+                f"{self.source}: the {' and the '.join(self.splits)} split differ in the images' shape: {shapes}."
+            )
         if self.unlabelled is not None:
             self._check_unlabelled(self.unlabelled, splits[0].images.shape[1:])
 
@@ -135,22 +143,25 @@ class Dataset:
             raise DataError(f"{self.source}: the images without labels are none; leave them out.")
 
     @property
+    def splits(self) -> dict[str, LabelledImages]:
+        """The splits that there are, by name: `train`, `test`, `validation`."""
+        named = {"train": self.train, "test": self.test, "validation": self.validation}
+        return {name: split for name, split in named.items() if split is not None}
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """The class names, in the order of the labels."""
-        split = self.train if self.train is not None else self.test
-        assert split is not None  # as __post_init__ checked
-        return split.classes
+        return next(iter(self.splits.values())).classes
 
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) of all images, labels, class names, and known angles."""
+        """SHA-256 (hexadecimal) of all images, labels, class names, and known angles. Groups and files do not count."""
         digest = hashlib.sha256(repr(self.classes).encode())
-        for role, split in (("train", self.train), ("test", self.test)):
-            if split is not None:
-                digest.update(f"{role} {split.images.shape}".encode())
-                digest.update(np.ascontiguousarray(split.images).data)
-                digest.update(np.ascontiguousarray(split.labels, dtype="<i8").data)
-                if split.angles_deg is not None:
-                    digest.update(np.ascontiguousarray(split.angles_deg, dtype="<f4").data)
+        for role, split in self.splits.items():
+            digest.update(f"{role} {split.images.shape}".encode())
+            digest.update(np.ascontiguousarray(split.images).data)
+            digest.update(np.ascontiguousarray(split.labels, dtype="<i8").data)
+            if split.angles_deg is not None:
+                digest.update(np.ascontiguousarray(split.angles_deg, dtype="<f4").data)
         if self.unlabelled is not None:
             digest.update(f"unlabelled {self.unlabelled.shape}".encode())
             digest.update(np.ascontiguousarray(self.unlabelled).data)
@@ -158,49 +169,35 @@ class Dataset:
 
 
 def labelled_images(
-    source: str, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], angles_deg: np.ndarray | None = None
+    source: str,
+    images: np.ndarray,
+    labels: np.ndarray,
+    classes: tuple[str, ...],
+    angles_deg: np.ndarray | None = None,
+    files: np.ndarray | None = None,
 ) -> LabelledImages:
     """`LabelledImages` whose errors name where the data came from."""
     try:
-        return LabelledImages(images, labels, classes, angles_deg)
+        return LabelledImages(images, labels, classes, angles_deg, files=files)
     except DataError as error:
         raise DataError(f"{source}: {error}") from error
 
 
 def join(parts: list[LabelledImages]) -> LabelledImages:
-    """Concatenate data of equal classes and image shape. Angles are kept if all parts have them."""
+    """Concatenate data of equal classes and image shape. Angles, groups and files are kept if all parts have them."""
     if len(parts) == 1:
         return parts[0]
-    angles = [part.angles_deg for part in parts if part.angles_deg is not None]
+
+    def joined(name: str) -> np.ndarray | None:
+        found = [values for part in parts if (values := getattr(part, name)) is not None]
+        return np.concatenate(found) if len(found) == len(parts) else None
+
     return LabelledImages(
         np.concatenate([part.images for part in parts]),
         np.concatenate([part.labels for part in parts]),
         parts[0].classes,
-        np.concatenate(angles) if len(angles) == len(parts) else None,
+        *(joined(name) for name in ("angles_deg", "groups", "files")),
     )
-
-
-def make_dataset(
-    name: str,
-    source: str,
-    train: LabelledImages | None,
-    validation: LabelledImages | None,
-    test: LabelledImages | None,
-    unlabelled: np.ndarray | None = None,
-) -> Dataset:
-    """A data set of up to three splits as one of two.
-
-    Without a test split, the validation split takes its place. Otherwise it joins the train split, of which training
-    holds out a validation set of its own.
-    """
-    if validation is None:
-        return Dataset(name, source, train, test, unlabelled)
-    if test is None:
-        return Dataset(name, source, train, validation, unlabelled)
-    if train is None:
-        return Dataset(name, source, validation, test, unlabelled)
-    Dataset(name, source, train, validation)  # raises where the two do not fit each other
-    return Dataset(name, source, join([train, validation]), test, unlabelled)
 
 
 def numbered_classes(source: str, highest: int) -> tuple[str, ...]:

@@ -4,63 +4,28 @@ The layout is one sub-folder a class, or folders for splits (`train`, `valid`, `
 sub-folders of a class belong to that class. A single folder around all of it is looked through. Images without labels
 lie in a folder `unlabelled` beside the classes, or beside `train` and `test`.
 
-A file is an image if its first bytes are those of a format that Pillow decodes and we read, whatever its name. Links
-are followed, but never to a folder that the link lies in or that was read already. What is not used is left out, with
-the reason. Too many unreadable images are an error. `vae_edge.data.prepare` turns the files into arrays.
+`vae_edge.listing` finds the files, and says why others are left out. Too many unreadable images are an error.
+`vae_edge.data.prepare` turns the files into arrays.
 """
 
 from __future__ import annotations
 
-import errno
-import os
 import re
-import stat
-from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from vae_edge.data.dataset import UNLABELLED, Dataset, LabelledImages, LeftOut, labelled_images, make_dataset
+from vae_edge.data.dataset import UNLABELLED, Dataset, LabelledImages, labelled_images
+from vae_edge.data.groups import hint_of_folders
 from vae_edge.data.prepare import Prepared, choose_and_prepare, prepare_files
 from vae_edge.errors import DataError
-from vae_edge.files import open_regular
+from vae_edge.listing import BROKEN, FRAMES, NO_IMAGES, OUTSIDE, Listing, is_lost_image, why_none
 from vae_edge.preprocess import InputSpec
 from vae_edge.text import printable, system_name
 
 CONTACT_SHEET = "contact_sheet.png"
 """The contact sheet in a folder that `generate` wrote: not an image without a class."""
-
-BROKEN = "broken images"
-EMPTY = "empty files"
-UNREAD = "images of formats that are not read"
-NOT_IMAGES = "files that are not images"
-FRAMES = "animations, of which only the first frame is used"
-OUTSIDE = "images outside the class folders"
-NO_IMAGES = "folders without images"
-HIDDEN = "hidden files and folders"
-FOREIGN = "folders of other programs"
-NO_TARGET = "links that lead nowhere"
-SEEN = "links to folders that are read already"
-SPECIAL = "pipes, sockets and devices"
-DENIED = "files and folders that cannot be opened"
-REASONS = (
-    *(BROKEN, EMPTY, UNREAD, OUTSIDE, FRAMES, NO_IMAGES, DENIED),
-    *(NO_TARGET, SEEN, SPECIAL, NOT_IMAGES, FOREIGN, HIDDEN),
-)
-"""Why something is left out, in the order of reports."""
-
-SUFFIXES = frozenset(
-    {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff"}
-    | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif"}
-)
-"""Usual suffixes of the formats that are read. A file with such a name that is no image is broken."""
-_UNREAD_SUFFIXES = frozenset(
-    {".heic", ".heif", ".tga", ".ico", ".psd", ".svg", ".jxl", ".pcx", ".exr", ".hdr", ".qoi", ".dds", ".sgi"}
-    | {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".pef", ".srw", ".raf"}
-)
-"""Images of other formats. Camera raw files look like TIFF, and only their preview would be read."""
-_FOREIGN_FOLDERS = frozenset({"__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information"})
 
 MAX_BROKEN_FRACTION = 0.25
 """A folder with a larger fraction of unreadable images is refused: it is damaged, or no data set."""
@@ -74,20 +39,6 @@ _ROLES = {
 }
 _MAX_DEPTH = 8
 """Folders around the classes that are looked through."""
-
-_HEAD_BYTES = 32
-_SIGNATURES = (
-    b"\x89PNG\r\n\x1a\n",
-    b"\xff\xd8\xff",  # JPEG
-    b"GIF87a",
-    b"GIF89a",
-    *(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),  # TIFF and BigTIFF
-    *(b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n"),  # JPEG 2000
-)
-_OTHER_SIGNATURES = (b"8BPS", b"\0\0\x01\0", b"\xff\x0a", b"\0\0\0\x0cJXL ", b"DDS ", b"qoif", b"v/1\x01")
-_BMP_HEADERS = frozenset({12, 16, 40, 52, 56, 64, 108, 124})
-_AVIF_BRANDS = frozenset({b"avif", b"avis"})
-_HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 
 
 @dataclass(frozen=True)
@@ -112,12 +63,12 @@ def load_folder(
     channels: int | None = None,
     fit: str = "auto",
     prepared_as: InputSpec | None = None,
+    alpha_background: str = "auto",
 ) -> Dataset:
     """Load image files; see the module for the layout, and `vae_edge.data.load_dataset` for the arguments.
 
     Every image is prepared as prediction does it (`vae_edge.preprocess.prepare_image`): with a model's settings
     `prepared_as`, or with settings chosen here, which the data set then carries. The train split numbers the classes.
-    A validation folder becomes the test split if there is no `test`, else it joins the train split.
 
     Raises:
         DataError: a class of the train split has no images; another split has a class that the train split lacks; more
@@ -141,21 +92,32 @@ def load_folder(
     if prepared_as is not None:
         prepared = prepare_files(files, prepared_as)
     else:
-        prepared = choose_and_prepare(files, size, channels, fit, role_of != "test")
-    kept = leave_out_broken(listing, files, prepared)
-    role_of, label_of = role_of[kept], label_of[kept]
+        training = (role_of == "train") | (role_of == "unlabelled")
+        prepared = choose_and_prepare(files, size, channels, fit, training, alpha_background)
+    kept_files = np.array(leave_out_broken(listing, files, prepared), dtype=np.int64)
+    role_of, label_of = role_of[kept_files], label_of[kept_files]
     _check_classes_left(root, found, classes, role_of, label_of)
 
     splits: dict[str, LabelledImages] = {}
     for role in found:
         chosen = role_of == role
         if chosen.any():
-            splits[role] = labelled_images(str(folder), prepared.images[chosen], label_of[chosen], classes)
+            names = relative_names([files[index] for index in kept_files[chosen]], folder)
+            splits[role] = labelled_images(str(folder), prepared.images[chosen], label_of[chosen], classes, files=names)
     unlabelled = prepared.images[role_of == "unlabelled"] if "unlabelled" in role_of else None
     train, validation, test = (splits.get(role) for role in ("train", "validation", "test"))
-    dataset = make_dataset(folder.name, str(folder), train, validation, test, unlabelled)
-    notes = (*_notes(folder, root, found), *prepared.notes)
-    return replace(dataset, input=prepared.input, notes=notes, left_out=listing.left_out)
+    dataset = Dataset(folder.name, str(folder), train, test, unlabelled, validation=validation)
+    notes = [*_notes(folder, root, found), *prepared.notes]
+    if train is not None and prepared_as is None:
+        notes += hint_of_folders(train)
+    return replace(dataset, input=prepared.input, notes=tuple(notes), left_out=listing.left_out)
+
+
+def relative_names(files: list[Path], folder: Path) -> np.ndarray:
+    """object [N]: the files' paths relative to a folder, with slashes."""
+    names = np.empty(len(files), dtype=object)
+    names[:] = [file.relative_to(folder).as_posix() for file in files]
+    return names
 
 
 def leave_out_broken(listing: Listing, files: list[Path], prepared: Prepared) -> list[int]:
@@ -171,7 +133,7 @@ def leave_out_broken(listing: Listing, files: list[Path], prepared: Prepared) ->
         listing.leave_out(files[index], BROKEN, error)
     for index in prepared.animated:
         listing.leave_out(files[index], FRAMES)
-    lost = [entry for entry in listing.left_out if _is_lost_image(entry)]
+    lost = [entry for entry in listing.left_out if is_lost_image(entry)]
     kept = [index for index in range(len(files)) if index not in prepared.broken]
     if len(lost) > MAX_BROKEN_FRACTION * (len(lost) + len(kept)):
         more = f"; and {len(lost) - MAX_NAMED} more" if len(lost) > MAX_NAMED else ""
@@ -182,13 +144,6 @@ def leave_out_broken(listing: Listing, files: list[Path], prepared: Prepared) ->
             + more
         )
     return kept
-
-
-def _is_lost_image(entry: LeftOut) -> bool:
-    """Whether what is left out was meant to be an image, and cannot be read."""
-    if entry.reason in (BROKEN, UNREAD):
-        return True
-    return entry.reason in (EMPTY, DENIED, NO_TARGET) and Path(entry.path).suffix.lower() in SUFFIXES
 
 
 def _find_root(listing: Listing, folder: Path, known: tuple[str, ...] | None = None, depth: int = 0) -> Path | None:
@@ -340,152 +295,14 @@ def _check_classes_left(
 
 def _notes(folder: Path, root: Path, found: dict[str, _SplitFiles]) -> list[str]:
     notes = []
+    if "validation" in found:
+        notes.append(f"the {len(found['validation'].files)} images of the validation folder are the validation split")
     if root != folder:
         notes.append(f"the data set is the folder {root.relative_to(folder)} inside it")
     nested = sum(split.nested for split in found.values())
     if nested:
         notes.append(f"{nested} images lie in sub-folders of their class's folder")
     return notes
-
-
-def is_image(head: bytes) -> bool:
-    """Whether a file with these first bytes (32 are enough) is an image of a format that is read."""
-    if head.startswith(_SIGNATURES):
-        return True
-    if head[:4] == b"RIFF":
-        return head[8:12] == b"WEBP"
-    if head[:2] == b"BM":
-        return int.from_bytes(head[14:18], "little") in _BMP_HEADERS
-    if head[:1] == b"P" and head[1:2] in b"123456":
-        return head[2:3] in (b" ", b"\t", b"\n", b"\r", b"#")
-    return head[4:8] == b"ftyp" and head[8:12] in _AVIF_BRANDS
-
-
-def _is_other_image(head: bytes) -> bool:
-    return head.startswith(_OTHER_SIGNATURES) or (head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS)
-
-
-class Listing:
-    """Looks through the folders of a data set, each once, and records what is left out."""
-
-    def __init__(self, root: Path) -> None:
-        """`root`: the folder to which paths of what is left out are relative."""
-        self.root = root
-        self._left: dict[Path, LeftOut] = {}
-        self._scanned: dict[Path, tuple[list[Path], list[Path]]] = {}
-        self._walked: dict[Path, list[Path]] = {}
-
-    @property
-    def left_out(self) -> tuple[LeftOut, ...]:
-        """What is left out, sorted by reason and path."""
-        return tuple(sorted(self._left.values(), key=lambda each: (REASONS.index(each.reason), each.path)))
-
-    def leave_out(self, path: Path, reason: str, error: str = "") -> None:
-        """Record that a file or folder is not used. The first reason is kept."""
-        relative = path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
-        self._left.setdefault(path, LeftOut(relative, reason, error))
-
-    def below(self, folder: Path) -> list[LeftOut]:
-        """What is left out of a folder."""
-        return [entry for path, entry in self._left.items() if path.is_relative_to(folder)]
-
-    def scan(self, folder: Path) -> tuple[list[Path], list[Path]]:
-        """The sub-folders and the images directly in a folder, each sorted by name. The rest is left out.
-
-        Raises:
-            OSError: the folder cannot be read.
-        """
-        if folder not in self._scanned:
-            folders: list[Path] = []
-            images: list[Path] = []
-            for path in sorted(folder.iterdir()):
-                self._sort(path, folders, images)
-            self._scanned[folder] = folders, images
-        return self._scanned[folder]
-
-    def images(self, folder: Path) -> list[Path]:
-        """Every image in a folder and, at any depth, in its sub-folders, sorted by path.
-
-        Raises:
-            OSError: the folder itself cannot be read.
-        """
-        if folder not in self._walked:
-            self.scan(folder)
-            self._walked[folder] = self._walk(folder)
-        return self._walked[folder]
-
-    def _walk(self, start: Path) -> list[Path]:
-        """Breadth first. Real folders come before links, so that of a folder and a link to it the link is left out."""
-        seen: set[tuple[int, int]] = set()
-        found: list[Path] = []
-        real, linked = deque([start]), deque[Path]()
-        while real or linked:
-            folder = real.popleft() if real else linked.popleft()
-            try:
-                status = folder.stat()
-                identity = (status.st_dev, status.st_ino)
-                if identity in seen:
-                    self.leave_out(folder, SEEN)
-                    continue
-                folders, images = self.scan(folder)
-            except OSError as error:
-                self.leave_out(folder, DENIED, str(error))
-                continue
-            seen.add(identity)
-            found += images
-            for child in folders:
-                (linked if child.is_symlink() else real).append(child)
-        return sorted(found, key=lambda path: path.parts)
-
-    def _sort(self, path: Path, folders: list[Path], images: list[Path]) -> None:
-        """Add one entry to the folders or the images, or leave it out."""
-        if path.name.startswith("."):
-            self.leave_out(path, HIDDEN)
-            return
-        try:
-            status = path.stat()
-            if stat.S_ISDIR(status.st_mode):
-                self._sort_folder(path, status, folders)
-            elif not stat.S_ISREG(status.st_mode):
-                self.leave_out(path, SPECIAL)
-            elif not status.st_size:
-                self.leave_out(path, EMPTY)
-            else:
-                self._sort_file(path, images)
-        except OSError as error:
-            leads_nowhere = error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR)
-            self.leave_out(path, NO_TARGET if leads_nowhere else DENIED, str(error))
-
-    def _sort_folder(self, path: Path, status: os.stat_result, folders: list[Path]) -> None:
-        if path.name.lower() in _FOREIGN_FOLDERS:
-            self.leave_out(path, FOREIGN)
-        elif path.is_symlink() and (status.st_dev, status.st_ino) in _above(path.parent):
-            self.leave_out(path, SEEN)
-        else:
-            folders.append(path)
-
-    def _sort_file(self, path: Path, images: list[Path]) -> None:
-        try:
-            with open_regular(path) as file:
-                head = file.read(_HEAD_BYTES)
-        except ValueError:  # it became another kind of file in the meantime
-            self.leave_out(path, SPECIAL)
-            return
-        suffix = path.suffix.lower()
-        if is_image(head) and suffix not in _UNREAD_SUFFIXES:
-            images.append(path)
-        elif is_image(head) or _is_other_image(head) or suffix in _UNREAD_SUFFIXES:
-            self.leave_out(path, UNREAD)
-        elif suffix in SUFFIXES:
-            self.leave_out(path, BROKEN, f"{path} holds no image that is read here, although its name says so.")
-        else:
-            self.leave_out(path, NOT_IMAGES)
-
-
-def _above(folder: Path) -> set[tuple[int, int]]:
-    """The identities (device, inode) of a folder and of its parents."""
-    real = Path(os.path.realpath(folder))
-    return {(status.st_dev, status.st_ino) for status in (folder.stat() for folder in (real, *real.parents))}
 
 
 def class_folders(listing: Listing, folder: Path) -> list[Path]:
@@ -520,12 +337,6 @@ def unlabelled_files(listing: Listing, folder: Path) -> list[Path]:
     return files
 
 
-def why_none(listing: Listing, folder: Path) -> str:
-    """A clause about what lies in a folder instead of images; empty for an empty folder."""
-    found = summarize(listing.below(folder))
-    return f", but {'; '.join(found)}" if found else ""
-
-
 def class_name(folder: Path) -> str:
     """The class name of a folder: UTF-8 whatever the locale, in Unicode's normal form C.
 
@@ -538,14 +349,3 @@ def class_name(folder: Path) -> str:
             f"{folder.parent}: the folder name {printable(name)!r} is not readable as UTF-8 text; rename that class."
         )
     return name
-
-
-def summarize(left_out: list[LeftOut] | tuple[LeftOut, ...], names: int = 3) -> list[str]:
-    """A phrase for each reason: the number of files, and the first few of them."""
-    phrases = []
-    for reason in REASONS:
-        paths = [each.path for each in left_out if each.reason == reason]
-        if paths:
-            more = ", …" if len(paths) > names else ""
-            phrases.append(f"{reason}: {len(paths)} ({', '.join(paths[:names])}{more})")
-    return phrases

@@ -6,7 +6,7 @@ import gzip
 import logging
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,25 +19,25 @@ from vae_edge.data.dataset import (
     UNLABELLED,
     Dataset,
     LabelledImages,
-    LeftOut,
     check_options,
-    labelled_images,
+    join,
     validate_and_resize,
 )
 from vae_edge.data.folder import (
-    BROKEN,
-    Listing,
     is_image_folder,
     leave_out_broken,
     load_folder,
-    summarize,
     unlabelled_files,
     unlabelled_folder,
 )
-from vae_edge.data.prepare import choose_depth, prepare_files
+from vae_edge.data.groups import group_images
+from vae_edge.data.prepare import choose_layers, prepare_files
+from vae_edge.data.splits import align_classes
 from vae_edge.errors import ConfigError, DataError
+from vae_edge.listing import BROKEN, MAX_FILES_LISTED, REASONS, Listing, summarize
 from vae_edge.preprocess import FIT, InputSpec, measure_input
 from vae_edge.text import printable, system_name
+from vae_edge.transparency import ALPHA_BACKGROUNDS
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +51,6 @@ _INSTALL = 'Install it with: pip install "vae-edge[digits]"'
 MAX_BROKEN_NAMED = 20  # broken images that are logged by name
 
 
-MAX_FILES_LISTED = 1000  # files of each reason in `left_out_json`
-
-
 def load_dataset(
     spec: str | os.PathLike[str],
     size: int | None = None,
@@ -61,6 +58,9 @@ def load_dataset(
     fit: str = "auto",
     prepared_as: InputSpec | None = None,
     strict: bool = False,
+    alpha_background: str = "auto",
+    group_by: str | None = None,
+    val: str | os.PathLike[str] | None = None,
 ) -> Dataset:
     """Load a data set of any format.
 
@@ -73,27 +73,37 @@ def load_dataset(
         channels: 1 for grey, 3 for RGB. None keeps what is there.
         fit: how image files become square: `pad` or `foreground` (`vae_edge.preprocess.prepare_image`), or `auto`,
             which chooses.
-        prepared_as: the input of a run or a bundle, in place of the last three: files are prepared exactly as its
-            training files were.
+        prepared_as: the input of a run or a bundle, in place of size, channels, fit and alpha_background: files are
+            prepared exactly as its training files were.
         strict: whether anything left out of a folder is an error.
+        alpha_background: the colour that transparency is laid on: `white` or `black`, or `auto`, which chooses one for
+            all images (`vae_edge.transparency`).
+        group_by: what the images belong to, such as their maker or day: `folder`, a table `FILE.csv` or a pattern of
+            the file's name (`vae_edge.data.groups`). None: each image is on its own.
+        val: another data set, of any format, whose images are the validation split. All of its labelled images count.
 
     Returns:
         the data set. Its `input` says how files were prepared, its `left_out` what of a folder is not used.
 
     Raises:
-        DataError: there is no such data set, or it is malformed; something is left out, and `strict`.
-        ConfigError: a size, a channel count or a fit that no model takes.
+        DataError: there is no such data set, or it is malformed; something is left out, and `strict`; an image has no
+            group; `val` has classes or a shape that the data set lacks, or both have a validation split.
+        ConfigError: a size, a channel count or a fit that no model takes; `group_by` is no such rule.
     """
     if prepared_as is not None:
         size, channels = prepared_as.size, prepared_as.channels
     check_options(size, channels)
-    if fit not in FIT:
-        raise ConfigError(f"fit is one of {', '.join(FIT)}, but {fit!r} came.")
+    for name, value, known in (
+        ("fit", fit, FIT),
+        ("alpha_background", alpha_background, ("auto", *ALPHA_BACKGROUNDS)),
+    ):
+        if value not in known:
+            raise ConfigError(f"{name} is one of {', '.join(known)}, but {value!r} came.")
     try:
         if os.fspath(spec) == DIGITS:
             dataset = _resize_splits(load_digits(), size, channels)
         else:
-            dataset = _dispatch(_resolve(spec), size, channels, fit, prepared_as)
+            dataset = _dispatch(_resolve(spec), size, channels, fit, prepared_as, alpha_background)
     except OSError as error:
         raise DataError(f"{os.fspath(spec)} cannot be read: {error}") from error
     dataset = replace(dataset, name=printable(system_name(dataset.name)))
@@ -102,9 +112,37 @@ def load_dataset(
             f"{dataset.source}: {len(dataset.left_out)} files or folders are left out, which strict reading refuses: "
             f"{'; '.join(summarize(dataset.left_out))}. Take them out of the folder, or read it without --strict."
         )
-    if dataset.input is None and (prepared_as is not None or fit != "auto"):
-        dataset = replace(dataset, input=prepared_as or replace(_measure_input(dataset), fit=fit))
-    return dataset
+    if dataset.input is None and (prepared_as is not None or (fit, alpha_background) != ("auto", "auto")):
+        dataset = replace(dataset, input=prepared_as or _measure_input(dataset, fit, alpha_background))
+    if val is not None:
+        dataset = _with_validation(dataset, val, strict)
+    return dataset if group_by is None else group_images(dataset, group_by)
+
+
+def _with_validation(dataset: Dataset, val: str | os.PathLike[str], strict: bool) -> Dataset:
+    """Add another data set's images as the validation split, prepared as this one's were."""
+    if dataset.validation is not None:
+        raise DataError(
+            f"{dataset.source} has a validation split of its own, and {os.fspath(val)} would be another one; take the "
+            "one away, or leave the other out (--val, or val= in Python)."
+        )
+    other = load_dataset(val, prepared_as=dataset.input or _measure_input(dataset), strict=strict)
+    unknown = [name for name in other.classes if name not in dataset.classes]
+    if unknown:
+        raise DataError(
+            f"{other.source}, the validation split, has classes that {dataset.source} lacks: "
+            f"{', '.join(unknown[:10])}; give both images of them, or neither."
+        )
+    images = align_classes(join(list(other.splits.values())), dataset.classes)
+    folder = Path(other.source)
+    if images.files is not None:  # relative to its own folder: absolute ones stay what they are
+        names = np.empty(len(images), dtype=object)
+        names[:] = [(folder / name).as_posix() for name in images.files]
+        images = replace(images, files=names)
+    left_out = (replace(entry, path=(folder / entry.path).as_posix()) for entry in other.left_out)
+    every = sorted((*dataset.left_out, *left_out), key=lambda entry: (REASONS.index(entry.reason), entry.path))
+    note = f"the {len(images)} images of {printable(other.source)} are the validation split"
+    return replace(dataset, validation=images, notes=(*dataset.notes, note), left_out=tuple(every))
 
 
 def _resolve(spec: str | os.PathLike[str]) -> Path:
@@ -134,13 +172,21 @@ def _available_datasets(data_root: str) -> str:
     return f"Built in: {DIGITS}. In {data_root} ({DATA_ROOT_VARIABLE}): {', '.join(names) or 'none'}."
 
 
-def _dispatch(path: Path, size: int | None, channels: int | None, fit: str, prepared_as: InputSpec | None) -> Dataset:
+def _dispatch(
+    path: Path,
+    size: int | None,
+    channels: int | None,
+    fit: str,
+    prepared_as: InputSpec | None,
+    alpha_background: str,
+) -> Dataset:
     if path.is_dir():
         path = path.absolute()
         if is_idx_folder(path):
-            return _with_unlabelled(load_idx_folder(path, size, channels), path, fit, prepared_as)
+            arrays = load_idx_folder(path, size, channels)
+            return _with_unlabelled(arrays, path, fit, prepared_as, alpha_background)
         if is_image_folder(path):
-            return load_folder(path, size, channels, fit, prepared_as)
+            return load_folder(path, size, channels, fit, prepared_as, alpha_background)
         raise DataError(
             f"{path} holds no data set: expected IDX files (train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz), "
             "or images in one sub-folder a class."
@@ -154,7 +200,9 @@ def _dispatch(path: Path, size: int | None, channels: int | None, fit: str, prep
     )
 
 
-def _with_unlabelled(dataset: Dataset, folder: Path, fit: str, prepared_as: InputSpec | None) -> Dataset:
+def _with_unlabelled(
+    dataset: Dataset, folder: Path, fit: str, prepared_as: InputSpec | None, alpha_background: str
+) -> Dataset:
     """Add the image files of the folder `unlabelled`, prepared like the arrays of the data set."""
     listing = Listing(folder)
     if not any(child.is_dir() and child.name.lower() in UNLABELLED for child in folder.iterdir()):
@@ -164,19 +212,22 @@ def _with_unlabelled(dataset: Dataset, folder: Path, fit: str, prepared_as: Inpu
     files, notes = unlabelled_files(listing, inner), list[str]()
     chosen = prepared_as
     if chosen is None:
-        depth, notes = choose_depth(files)
-        measured = _measure_input(dataset)
-        chosen = replace(measured, fit=measured.fit if fit == "auto" else fit, depth=depth)
+        layers = choose_layers(files, alpha_background)
+        chosen, notes = layers.applied_to(_measure_input(dataset, fit)), list(layers.notes)
     prepared = prepare_files(files, chosen)
     leave_out_broken(listing, files, prepared)
     left_out = tuple(entry for entry in listing.left_out if "/" in entry.path)
     return replace(dataset, unlabelled=prepared.images, input=chosen, notes=tuple(notes), left_out=left_out)
 
 
-def _measure_input(dataset: Dataset) -> InputSpec:
-    split = dataset.train if dataset.train is not None else dataset.test
-    assert split is not None  # as Dataset checked
-    return measure_input(split.images)
+def _measure_input(dataset: Dataset, fit: str = "auto", alpha_background: str = "auto") -> InputSpec:
+    """The input that arrays show, with what was asked for."""
+    measured = measure_input(next(iter(dataset.splits.values())).images)
+    return replace(
+        measured,
+        fit=measured.fit if fit == "auto" else fit,
+        alpha_background=None if alpha_background == "auto" else alpha_background,
+    )
 
 
 def _resize_splits(dataset: Dataset, size: int | None, channels: int | None) -> Dataset:
@@ -184,7 +235,7 @@ def _resize_splits(dataset: Dataset, size: int | None, channels: int | None) -> 
         if data is None:
             return None
         pixels = validate_and_resize(data.images, size, channels, dataset.source)
-        return labelled_images(dataset.source, pixels, data.labels, data.classes, data.angles_deg)
+        return replace(data, images=pixels)
 
     return Dataset(dataset.name, dataset.source, resize(dataset.train), resize(dataset.test))
 
@@ -232,25 +283,31 @@ def open_data(
     fit: str = "auto",
     prepared_as: InputSpec | None = None,
     strict: bool = False,
+    alpha_background: str = "auto",
+    group_by: str | None = None,
+    val: str | os.PathLike[str] | None = None,
 ) -> Dataset:
     """The data set that a path or name stands for, or the one given; logs what of it is left out, and why.
 
     Args:
         data: `digits` (built in), a folder of images with a sub-folder for each class, a folder of IDX files, an
             `.npz` file, the name of a folder under `$VAE_EDGE_DATA`, or a `Dataset`.
-        size, channels, fit: as `load_dataset`.
-        prepared_as: the input of a run or a bundle, instead of these three: files are prepared as theirs were.
+        size, channels, fit, alpha_background: as `load_dataset`.
+        prepared_as: the input of a run or a bundle, instead of these four: files are prepared as theirs were.
         strict: refuse a folder of which anything is left out.
+        group_by, val: as `load_dataset`; a `Dataset` gets them as well.
 
     Raises:
-        DataError: as `load_dataset`.
+        DataError, ConfigError: as `load_dataset`.
     """
     if isinstance(data, Dataset):
-        return data
+        dataset = data if val is None else _with_validation(data, val, strict)
+        return dataset if group_by is None else group_images(dataset, group_by)
     if prepared_as is not None:
-        dataset = load_dataset(data, prepared_as=prepared_as, strict=strict)
+        dataset = load_dataset(data, prepared_as=prepared_as, strict=strict, group_by=group_by, val=val)
     else:
-        dataset = load_dataset(data, size, channels, fit, strict=strict)
+        form: dict[str, Any] = {"size": size, "channels": channels, "fit": fit, "alpha_background": alpha_background}
+        dataset = load_dataset(data, **form, strict=strict, group_by=group_by, val=val)
     notes = dataset.notes if prepared_as is not None else ()  # training says them itself
     for line in (*notes, *left_out_lines(dataset)):
         log.info("%s", line)
@@ -272,21 +329,3 @@ def left_out_lines(dataset: Dataset) -> Iterator[str]:
                     f"    and {len(broken) - MAX_BROKEN_NAMED} more (vae-edge data show --json lists up to "
                     f"{MAX_FILES_LISTED})"
                 )
-
-
-def left_out_json(left_out: Sequence[LeftOut]) -> list[dict[str, Any]]:
-    """The same for JSON: a list of reasons, each with its count and files; broken ones with what is wrong."""
-    by_reason: dict[str, list[LeftOut]] = {}
-    for entry in left_out:
-        by_reason.setdefault(entry.reason, []).append(entry)
-    return [
-        {
-            "reason": reason,
-            "count": len(entries),
-            "files": [
-                {"file": entry.path, **({"error": entry.error} if entry.error else {})}
-                for entry in entries[:MAX_FILES_LISTED]
-            ],
-        }
-        for reason, entries in by_reason.items()
-    ]

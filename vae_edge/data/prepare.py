@@ -7,6 +7,8 @@ What the user does not set is chosen by these rules. Images without labels count
 - **Channels**: one if all images are grey, even where they are stored as colour: no two channels of a pixel differ by
   more than `GREY_TOLERANCE`. Else three.
 - **Depth**: the values of 16-bit grey files have as many bits as the largest of them needs (8, 10, 12, 14 or 16).
+- **Alpha background**: transparency is laid on white or black, on which the visible part of the training images has
+  more contrast; on white where both are about equal (`vae_edge.transparency`).
 - **Fit**: `foreground` if every training image has a uniform background, and cropping to the foreground would hardly
   change nearly all of them. Else `pad`.
 """
@@ -25,12 +27,21 @@ from typing import TypeVar
 import numpy as np
 
 from vae_edge import framing
-from vae_edge.decoding import BIT_DEPTHS, FIRST_FRAME_STEP, Header, bit_depth_of, max_value, read_header
+from vae_edge.decoding import (
+    BIT_DEPTHS,
+    FIRST_FRAME_STEP,
+    Header,
+    bit_depth_of,
+    max_value,
+    read_header,
+    read_transparency,
+)
 from vae_edge.environment import available_cpus
 from vae_edge.errors import DataError
 from vae_edge.preprocess import InputSpec, measure_background, prepare_image
 from vae_edge.spec import MAX_SIZE, MIN_SIZE
 from vae_edge.text import terminal
+from vae_edge.transparency import choose_alpha_background
 
 T = TypeVar("T")
 
@@ -122,7 +133,12 @@ def prepare_files(files: list[Path], spec: InputSpec) -> Prepared:
 
 
 def choose_and_prepare(
-    files: list[Path], size: int | None, channels: int | None, fit: str, training: np.ndarray | None = None
+    files: list[Path],
+    size: int | None,
+    channels: int | None,
+    fit: str,
+    training: np.ndarray | None = None,
+    alpha_background: str = "auto",
 ) -> Prepared:
     """Prepare image files with settings chosen by the rules at the top of this module.
 
@@ -133,7 +149,8 @@ def choose_and_prepare(
         size: the side in pixels, or None.
         channels: 1, 3, or None.
         fit: `auto`, `pad` or `foreground`.
-        training: bool [N], the files on which the fit is chosen; None: all.
+        training: bool [N], the files on which the fit and the colour under transparency are chosen; None: all.
+        alpha_background: `auto`, `white` or `black`.
 
     Raises:
         DataError: none of the files decodes.
@@ -141,7 +158,7 @@ def choose_and_prepare(
     image_files = _ImageFiles(files)
     headers = image_files.map(read_header, "looking at images", image_files.kept)
     while image_files.kept:
-        prepared = _choose(image_files, headers, (size, channels, fit), training)
+        prepared = _choose(image_files, headers, (size, channels, fit, alpha_background), training)
         if prepared is not None:
             return prepared
     raise DataError(f"None of the {len(files)} images decodes: {'; '.join(list(image_files.broken.values())[:3])}")
@@ -150,19 +167,20 @@ def choose_and_prepare(
 def _choose(
     image_files: _ImageFiles,
     headers: dict[int, Header],
-    requested: tuple[int | None, int | None, str],
+    requested: tuple[int | None, int | None, str, str],
     training: np.ndarray | None,
 ) -> Prepared | None:
     """One attempt. None if files were set aside during it, since they may have influenced the choice."""
-    size, channels, fit = requested
+    size, channels, fit, alpha_background = requested
     kept = image_files.kept
     remaining = [headers[index] for index in kept]
     size = size or _infer_size(remaining)
     depth, notes = _choose_depth(image_files, headers)
+    background = _choose_alpha_background(image_files, headers, alpha_background, training, notes)
     if image_files.kept != kept:
         return None
 
-    spec = InputSpec(size, channels or 3, "none", depth=depth)
+    spec = InputSpec(size, channels or 3, "none", depth=depth, alpha_background=background)
     decoded = image_files.decode(spec)
     if image_files.kept != kept:
         return None
@@ -182,10 +200,27 @@ def _choose(
     return image_files.result(decoded, images, spec, notes)
 
 
-def choose_depth(files: list[Path]) -> tuple[int | None, list[str]]:
-    """The depth of the 16-bit grey files (None if there are none), and sentences about 16-bit files."""
+@dataclass(frozen=True)
+class Layers:
+    """How 16-bit files and files with transparency become 8-bit pixels, beside arrays that fix everything else."""
+
+    depth: int | None
+    alpha_background: str | None
+    notes: tuple[str, ...]
+    """Sentences about what was chosen."""
+
+    def applied_to(self, spec: InputSpec) -> InputSpec:
+        """The input with these settings."""
+        return replace(spec, depth=self.depth, alpha_background=self.alpha_background)
+
+
+def choose_layers(files: list[Path], alpha_background: str = "auto") -> Layers:
+    """Choose the depth and the colour under transparency of files. Those that do not decode have no influence."""
     image_files = _ImageFiles(files)
-    return _choose_depth(image_files, image_files.map(read_header, "looking at images", image_files.kept))
+    headers = image_files.map(read_header, "looking at images", image_files.kept)
+    depth, notes = _choose_depth(image_files, headers)
+    background = _choose_alpha_background(image_files, headers, alpha_background, None, notes)
+    return Layers(depth, background, tuple(notes))
 
 
 def _decode(spec: InputSpec, file: Path) -> _DecodedFile:
@@ -235,6 +270,31 @@ def _choose_depth(image_files: _ImageFiles, headers: dict[int, Header]) -> tuple
     depth = bit_depth_of(min(highest, 2 ** BIT_DEPTHS[-1] - 1))  # preparing a file refuses higher values
     notes.append(f"{len(values)} files have 16-bit values up to {highest}: they are taken for values of {depth} bits")
     return depth, notes
+
+
+def _choose_alpha_background(
+    image_files: _ImageFiles,
+    headers: dict[int, Header],
+    requested: str,
+    training: np.ndarray | None,
+    notes: list[str],
+) -> str | None:
+    """The colour under transparency: as requested, or chosen on the training images."""
+    if requested != "auto":
+        notes.append(f"transparency is laid on {requested}, as asked")
+        return requested
+    kept = image_files.kept
+    chosen_on = [index for index in kept if training is None or training[index]] or kept
+    layered = [index for index in chosen_on if headers[index].has_alpha]
+    found = list(image_files.map(read_transparency, "looking at transparency", layered).values())
+    background = choose_alpha_background(found)
+    if background is not None:
+        count = sum(image.is_transparent for image in found)
+        notes.append(
+            f"{count} images have transparency: it is laid on {background} in every image, here and in all later steps "
+            f"(--alpha-background {'black' if background == 'white' else 'white'} takes the other)"
+        )
+    return background
 
 
 def _choose_channels(

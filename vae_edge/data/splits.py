@@ -1,19 +1,24 @@
 """Split a data set reproducibly and without leakage: holdout, test split, exact duplicates, label subsets.
 
 Splits are stratified, and the same in every run and on any machine: their random numbers do not depend on NumPy's
-version. Exact duplicates, common in real folders, never stand on both sides of a split.
+version. Exact duplicates, common in real folders, never stand on both sides of a split. Where images have groups
+(`vae_edge.data.groups`), whole groups are held out.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from vae_edge.data.dataset import Dataset, LabelledImages, join
+from vae_edge.data.group_holdout import hold_out_groups
+from vae_edge.data.groups import group_images
+from vae_edge.data.random_numbers import permutation
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.text import normal_form
 
@@ -24,30 +29,6 @@ SPLITS = ("train", "validation", "test", "all", "auto")
 
 _LABEL_STREAM = 1 << 32
 """First random stream of `subsample_labels`, so that it is independent of what is held out."""
-
-
-def random_bits(count: int, seed: int, stream: int = 0) -> np.ndarray:
-    """Counter-based SplitMix64 (Steele, Lea and Flood, 2014): uint64 [count], determined by seed and stream."""
-    key = _mix(np.array([seed % 2**64], dtype=np.uint64)) ^ _mix(np.array([~stream % 2**64], dtype=np.uint64))
-    steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    return _mix(_mix(key) + steps)
-
-
-def uniform(count: int, seed: int, stream: int = 0) -> np.ndarray:
-    """Float64 [count], uniform in [0, 1)."""
-    return (random_bits(count, seed, stream) >> np.uint64(11)) * 2.0**-53
-
-
-def permutation(count: int, seed: int, stream: int = 0) -> np.ndarray:
-    """A random permutation of range(count), int64 [count]."""
-    return np.argsort(random_bits(count, seed, stream), kind="stable")
-
-
-def _mix(values: np.ndarray) -> np.ndarray:
-    """The finalizer of SplitMix64. NumPy's array arithmetic is modulo 2^64, as it should be."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 def digests(images: np.ndarray) -> list[bytes]:
@@ -117,18 +98,25 @@ def check_trainable(data: LabelledImages) -> None:
 def holdout(data: LabelledImages, fraction: float, seed: int) -> tuple[LabelledImages, LabelledImages]:
     """Stratified holdout: the same fraction of each class, at least one image; the same images for the same seed.
 
-    Duplicates stay together, whatever their classes: a group is held out as a whole, or kept as a whole if it exceeds
+    Duplicates stay together, whatever their classes: they are held out as a whole, or kept as a whole if they exceed
     the quota of a class. So no held-out image is among the kept ones.
+
+    Where the images have groups, whole groups are held out instead (`vae_edge.data.group_holdout`). Then duplicates of
+    kept images are left out of what is held out.
 
     Returns:
         (kept, held out), each in the data's order.
 
     Raises:
         ConfigError: the fraction is not between 0 and 1.
-        DataError: a class has a single image, or only duplicates of one.
+        DataError: a class has a single image, or only duplicates of one; as `hold_out_groups`.
     """
     if not 0 < fraction < 1:
         raise ConfigError(f"The fraction of images held out is above 0 and below 1, but {fraction} came.")
+    if data.groups is not None:
+        chosen = hold_out_groups(data, fraction, seed)
+        kept, held = data.take(np.flatnonzero(~chosen)), data.take(np.flatnonzero(chosen))
+        return kept, without_duplicates_of(held, kept, "the images of other groups")
     sizes = np.bincount(data.labels, minlength=len(data.classes))
     for name, size in zip(data.classes, sizes, strict=True):
         if size == 1:
@@ -185,14 +173,46 @@ def _assign_smallest_group(
     )
 
 
+def without_duplicates_of(held: LabelledImages, kept: LabelledImages, what: str) -> LabelledImages:
+    """The images that do not repeat a kept one pixel by pixel, of any class.
+
+    Raises:
+        DataError: none is left of a class; `what` says what they repeat.
+    """
+    repeated = duplicates_of(held.images, kept.images)
+    if not repeated.any():
+        return held
+    left = held.take(np.flatnonzero(~repeated))
+    gone = sorted(set(held.labels.tolist()) - set(left.labels.tolist()))
+    if gone:
+        raise DataError(
+            f"All held-out images of {', '.join(held.classes[label] for label in gone[:10])} are exact duplicates of "
+            f"{what}, so that they say nothing about new images; hold out others, or add some."
+        )
+    return left
+
+
+def own_validation(dataset: Dataset) -> LabelledImages:
+    """The validation split that a data set brings, without duplicates of its train split.
+
+    Raises:
+        DataError: all images of a class are such duplicates.
+    """
+    assert dataset.validation is not None
+    if dataset.train is None:
+        return dataset.validation
+    return without_duplicates_of(dataset.validation, dataset.train, "the images to train on")
+
+
 def select_split(dataset: Dataset, split: str, fraction: float, seed: int) -> LabelledImages:
     """Select the images of one split.
 
     Args:
         dataset: the data set, which holds a train split, a test split or both.
-        split: `train` (the train split without what is held out), `validation` (what is held out of it), `test`,
-            `all` (both splits in full), or `auto` (`test` if there is one, else `validation`).
-        fraction: the fraction of the train split that is held out.
+        split: `train` (the train split without what is held out), `validation` (the validation split, or without one
+            what is held out of the train split), `test`, `all` (every split in full), or `auto` (`test` if there is
+            one, else `validation`).
+        fraction: the fraction of the train split that is held out where there is no validation split.
         seed: chooses the images that are held out.
 
     Raises:
@@ -204,15 +224,54 @@ def select_split(dataset: Dataset, split: str, fraction: float, seed: int) -> La
     if split == "auto":
         split = "test" if dataset.test is not None else "validation"
     if split == "all":
-        return join([data for data in (dataset.train, dataset.test) if data is not None])
+        return join(list(dataset.splits.values()))
+    if split == "validation" and dataset.validation is not None:
+        return own_validation(dataset)
     needed = dataset.test if split == "test" else dataset.train
     if needed is None:
-        missing, others = ("test", "train or validation") if split == "test" else ("train", "test")
-        raise DataError(f"{dataset.source} has no {missing} split, which --split {split} needs; take {others}.")
-    if split == "test":
+        missing = "test" if split == "test" else "train"
+        raise DataError(
+            f"{dataset.source} has no {missing} split, which --split {split} needs; take {' or '.join(dataset.splits)}."
+        )
+    if split == "test" or dataset.validation is not None:
         return needed
     kept, held_out = holdout(needed, fraction, seed)
     return kept if split == "train" else held_out
+
+
+def select_trained_split(dataset: Dataset, split: str, trained_on: Mapping[str, Any]) -> LabelledImages:
+    """As `select_split`, where what is held out is what training held out.
+
+    Args:
+        dataset: the data set.
+        split: as `select_split`.
+        trained_on: what a run or a bundle says of its data (`vae_edge.training.config.TrainingData`, as JSON): the
+            fraction and the seed of what was held out; whether that was a validation split of its own; the groups.
+
+    Raises:
+        ConfigError, DataError: as `select_split`; training held out a validation split, or whole groups, and this data
+            set does not say which.
+    """
+    if split == "auto":
+        split = "test" if dataset.test is not None else "validation"
+    if split in ("train", "validation") and dataset.validation is None and dataset.train is not None:
+        if trained_on.get("own_validation") and split == "train":
+            return dataset.train
+        if trained_on.get("own_validation"):
+            raise DataError(
+                f"Training held out no image of the train split of {dataset.source}, but a validation split of its "
+                "own, which is not there: name its folder with --val, or take --split test or all."
+            )
+        group_by = trained_on.get("group_by")
+        if group_by and dataset.train.groups is None:
+            try:
+                dataset = group_images(dataset, str(group_by))
+            except DataError as error:
+                raise DataError(
+                    f"Training held out whole groups by {group_by}, which cannot be told here: {error} Name them with "
+                    "--group-by, or take --split test or all."
+                ) from error
+    return select_split(dataset, split, trained_on["holdout_fraction"], trained_on["seed"])
 
 
 def align_classes(data: LabelledImages, classes: Sequence[str]) -> LabelledImages:
@@ -267,6 +326,22 @@ def subsample_labels(data: LabelledImages, per_class: int, seed: int) -> LabelSu
         kept[members[permutation(len(members), seed, stream=_LABEL_STREAM + label)[:per_class]]] = True
     angles = None if data.angles_deg is None else data.angles_deg[~kept]
     return LabelSubset(data.take(np.flatnonzero(kept)), data.images[~kept], angles)
+
+
+def describe_split(dataset: Dataset, split: str, images: LabelledImages) -> str:
+    """A clause that says which images a split is: `select_split` with the same arguments gave them."""
+    count = f"{len(images)} images"
+    if split == "auto":
+        split = "test" if dataset.test is not None else "validation"
+    if split == "all":
+        return f"the {count} of all splits ({', '.join(dataset.splits)})"
+    if split == "test" or dataset.validation is not None:
+        return f"the {count} of the {split} split"
+    assert dataset.train is not None  # as `select_split` checked
+    of = f"the {count} of the train split that training {'held out' if split == 'validation' else 'did not hold out'}"
+    if images.groups is None:
+        return of
+    return f"{of}, of the groups {', '.join(sorted(set(images.groups.tolist())))}"
 
 
 def resolve_split(split: str, dataset: Dataset, trained_on: str, model: object) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from PIL.Image import Resampling
 
 from vae_edge.data.dataset import LabelledImages
-from vae_edge.data.splits import uniform
+from vae_edge.data.random_numbers import permutation, uniform
 from vae_edge.errors import ConfigError
 from vae_edge.metrics import wrap_degrees
 
@@ -48,7 +50,7 @@ def rotate_dataset(data: LabelledImages, range_deg: float = 180.0, seed: int = 0
         pixels = np.asarray(image.rotate(float(angle), Resampling.BILINEAR, fillcolor=outside))
         images[index] = pixels[..., None] if grey else pixels
     total = angles if data.angles_deg is None else angles + data.angles_deg
-    return LabelledImages(images, data.labels, data.classes, wrap_degrees(total).astype(np.float32))
+    return replace(data, images=images, angles_deg=wrap_degrees(total).astype(np.float32))
 
 
 def rotation_range(rotation: str) -> float:
@@ -117,11 +119,11 @@ def _letters(shape: tuple[int, ...], rng: np.random.Generator, rotation_deg: flo
     return result
 
 
-def contact_sheet(data: LabelledImages, columns: int = COLUMNS) -> Image.Image:
+def contact_sheet(data: LabelledImages, columns: int = COLUMNS, seed: int = 0) -> Image.Image:
     """A contact sheet: one row for each class that has images, with the class's name on the left.
 
     If the images have a few known angles (2 to 36), columns are grouped by angle, in the order in which the angles
-    appear, with the angle above. Otherwise a row shows the first images of its class.
+    appear, with the angle above. Otherwise a row shows images from all over its class (`spread`), chosen by the seed.
     """
     angles = list(dict.fromkeys(np.round(data.angles_deg).astype(int).tolist())) if data.angles_deg is not None else []
     by_angle = 1 < len(angles) <= _MAX_ANGLES
@@ -131,9 +133,49 @@ def contact_sheet(data: LabelledImages, columns: int = COLUMNS) -> Image.Image:
     for label, name in enumerate(data.classes):
         members = np.flatnonzero(data.labels == label)
         if len(members):
-            rows.append(_by_angle(data, members, heads) if by_angle else members[:columns])
+            chosen = _by_angle(data, members, heads) if by_angle else spread(data, members, columns, seed + label)
+            rows.append(chosen)
             names.append("".join(letter if letter.isprintable() else " " for letter in name))
     return _paint_sheet(data.images, rows, names, [f"{angle}°" for angle in heads])
+
+
+def spread(data: LabelledImages, members: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Choose some images so that all kinds are among them: int64, at most `count` of `members`, in their order.
+
+    They are taken in turn from each group, or where there are no groups from each folder that files lie in. Of one
+    group or folder they are evenly spaced in the order of the files, in which similar names are neighbours.
+
+    Args:
+        data: images.
+        members: int64 [M], the indices to choose from.
+        count: how many.
+        seed: chooses the images, and the groups if they are more than `count`.
+    """
+    if len(members) <= count:
+        return members
+    parts: dict[str, list[int]] = {}
+    for index in members.tolist():
+        parts.setdefault(_part_of(data, index), []).append(index)
+    names = [list(parts)[index] for index in permutation(len(parts), seed)]
+    quotas = dict.fromkeys(names, 0)
+    while (left := count - sum(quotas.values())) > 0:
+        open_parts = [name for name in names if quotas[name] < len(parts[name])]
+        for name in open_parts[:left]:
+            quotas[name] += 1
+    chosen: list[int] = []
+    for number, (name, quota) in enumerate(quotas.items()):
+        if quota:
+            bounds = np.arange(quota + 1) * len(parts[name]) // quota  # one image of each interval
+            within = bounds[:-1] + uniform(quota, seed, stream=1 + number) * np.diff(bounds)
+            chosen += [parts[name][place] for place in within.astype(np.int64).tolist()]
+    return members[np.isin(members, chosen)]
+
+
+def _part_of(data: LabelledImages, index: int) -> str:
+    """The group of an image, or without groups the folder of its file."""
+    if data.groups is not None:
+        return str(data.groups[index])
+    return "" if data.files is None else str(data.files[index]).rpartition("/")[0]
 
 
 def _by_angle(data: LabelledImages, members: np.ndarray, heads: list[int]) -> np.ndarray:

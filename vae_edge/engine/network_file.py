@@ -288,3 +288,32 @@ def _machine_code(
     if not found["kernel"]:
         raise _Damaged("it has machine code for no architecture")
     return found["kernel"], found["spread"]
+
+
+def with_threshold(path: str | os.PathLike[str], threshold: float) -> bytes | None:
+    """The bytes of a network file with another threshold; None if its digits have no room for that.
+
+    Leading zeros keep the length of the file. All but a threshold below 0.0047 has ten digits.
+
+    Raises:
+        EngineError: as `read_network_file`.
+    """
+    found = read_network_file(path)
+    content = bytearray(files.read_bytes(path, MAX_FILE_BYTES))
+    start = _PREFIX + struct.unpack_from("<Q", content)[0]
+    names = list(found.tensors)
+    about = start + sum(found.tensors[name] for name in names[: names.index("about")])
+    line = re.compile(rb"(?:\A|(?<=\n))threshold_bits=([0-9]+)\n")
+    digits = line.search(bytes(content[about : about + found.tensors["about"]]))
+    assert digits is not None  # as read_network_file saw
+    new = b"%d" % int(np.float32(threshold).view(np.uint32))
+    first, end = about + digits.start(1), about + digits.end(1)
+    if len(new) > end - first:
+        return None
+    content[first:end] = new.rjust(end - first, b"0")
+
+    at = content.index(found.digest.encode())
+    content[at : at + 64] = b"0" * 64
+    hashed = content if found.format == FORMATS[0] else memoryview(content)[start:]
+    content[at : at + 64] = hashlib.sha256(hashed).hexdigest().encode()
+    return bytes(content)

@@ -58,7 +58,7 @@ from vae_edge.experiments.trials import (
 from vae_edge.exporting.onnx_file import ClassifierGraph
 from vae_edge.files import sha256, write_bytes, write_json
 from vae_edge.model import AngleVAE, create_config
-from vae_edge.report.page import write_comparison
+from vae_edge.report.comparison import write_comparison
 from vae_edge.training.checkpoint import MODEL, load_checkpoint
 from vae_edge.training.evaluate import predict
 from vae_edge.training.generate import CONFIDENCE, generate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,9 @@ from vae_edge.api import export
 from vae_edge.benchmarking import time_interleaved
 from vae_edge.bundle import ModelEntry, load_bundle
 from vae_edge.data import Dataset, LabelledImages, rotate_dataset, rotation_range
-from vae_edge.data.splits import permutation
+from vae_edge.data.random_numbers import permutation
 from vae_edge.data.transforms import OOD_KINDS, make_ood_images
+from vae_edge.evaluation.figures import arrays, evaluate
 from vae_edge.experiments.baselines import LogitsOnly, inference_cost, network_probabilities
 from vae_edge.experiments.trials import TrainedModel
 from vae_edge.exporting import quantize_bundle_from_dataset
@@ -32,7 +33,7 @@ from vae_edge.runtime import load
 from vae_edge.runtime.backends import LoadOptions
 from vae_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from vae_edge.training.checkpoint import Checkpoint, RunConfig
-from vae_edge.training.evaluate import Outputs, arrays, cross_fitted_ece, evaluate, predict, rotate_like_training
+from vae_edge.training.evaluate import Outputs, cross_fitted_ece, predict, rotate_like_training
 
 CLOTHES = "clothes"  # images of Fashion-MNIST, as a kind of OOD images
 OTHERS = ("noise", "inverted", "shuffled quarters")  # kinds of OOD images that `others` takes the worst of
@@ -42,7 +43,8 @@ CLOTHES_STREAM = 1 << 34  # the stream that the images of clothes are chosen fro
 PARITY_IMAGES = 64  # on which an exported graph is compared with PyTorch
 SAMPLE_IMAGES = 256  # the same, of the bundle
 LATENCY_THREADS, WARM_CALLS = 1, 3
-TABLES = ("confusion", "accuracy_by_class", "images_by_class")  # of `evaluate`, which no record holds
+TABLES = ("confusion", "confusions", "classes", "accuracy_by_class", "images_by_class", "accuracy_interval")
+"""Figures of `evaluate` that no record holds."""
 
 
 def evaluate_vae(
@@ -73,7 +75,7 @@ def evaluate_vae(
     model, config, seed = checkpoint.model, checkpoint.config, checkpoint.config.training.seed
     outputs = predict(model, test.images)
     figures = {
-        **summary(outputs, test, config, checkpoint.result.threshold),
+        **summary(outputs, test, config, checkpoint.result.threshold, checkpoint.ambiguous),
         "calibration": asdict(cross_fitted_ece(outputs.logits, test.labels, seed)),
         "false_rejection": false_rejection(outputs, config.training.reject_rate, seed),
         "inference": inference_costs(model),
@@ -123,10 +125,11 @@ def evaluate_network(
     return figures
 
 
-def summary(predicted: Any, images: LabelledImages, config: RunConfig, threshold: float) -> dict[str, Any]:
+def summary(
+    predicted: Any, images: LabelledImages, config: RunConfig, threshold: float, ambiguous: Collection[str]
+) -> dict[str, Any]:
     """The figures of `evaluate` on predictions of PyTorch or of the runtime, without tables of classes."""
-    has_angle, ambiguous = config.model.orientation, config.data.ambiguous
-    given = arrays(predicted)
+    given, has_angle = arrays(predicted), config.model.orientation
     figures = evaluate(lambda _: given, images, config.classes, threshold, 0.0, 0, 0, ambiguous, has_angle)
     return {name: value for name, value in figures.items() if name not in TABLES}
 
@@ -199,7 +202,7 @@ def runtime_figures(
     """The figures of a bundle's model through ONNX Runtime, with the AUROC by kind of OOD images."""
     with load(bundle, "onnxruntime", precision, torch.get_num_threads()) as classifier:
         known = classifier(test.images)
-        figures = summary(known, test, config, classifier.threshold)
+        figures = summary(known, test, config, classifier.threshold, classifier.bundle.ambiguous)
         areas = {kind: auroc(known.scores, classifier(images).scores) for kind, images in unknown.items()}
     return {**figures, "auroc": areas} if areas else figures
 

@@ -24,7 +24,7 @@ from torch import nn
 
 from vae_edge.benchmarking import describe_machine
 from vae_edge.data import Dataset, LabelledImages, check_no_leakage, rotate_dataset
-from vae_edge.data.splits import permutation
+from vae_edge.data.random_numbers import permutation
 from vae_edge.errors import DataError
 from vae_edge.experiments import baselines
 from vae_edge.experiments.baselines import LogitsOnly, cross_entropy_loss, inference_cost, training_macs, vae_loss

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vae_edge.bundle import Bundle, ModelEntry, add_models, create_bundle, load_bundle
 from vae_edge.data import LabelledImages
 from vae_edge.data.dataset import Dataset, join
-from vae_edge.data.splits import align_classes, select_split
+from vae_edge.data.splits import align_classes, select_trained_split
 from vae_edge.data.transforms import rotate_dataset, rotation_range
 from vae_edge.errors import BundleError, DataError, ExportError
 from vae_edge.exporting.onnx_file import (
@@ -379,11 +379,11 @@ def quantize_bundle_from_dataset(
         ExportError: as `quantize_bundle`.
     """
     bundle = load_bundle(path)
-    trained_on = training_data(bundle)
-    holdout, training_seed = trained_on["holdout_fraction"], trained_on["seed"]
+    trained_on = bundle.training_data
+    training_seed = trained_on["seed"]
     own = trained_on["fingerprint"] == dataset.fingerprint()
     split = "test" if dataset.test is not None and not own else "validation"
-    held_out = select_split(dataset, split, holdout, training_seed)
+    held_out = select_trained_split(dataset, split, trained_on)
     held_out = _rotate_like_training(held_out, bundle, training_seed + HOLDOUT_ROTATION_SEED)
     held_out = align_classes(held_out, bundle.classes)
 
@@ -392,16 +392,11 @@ def quantize_bundle_from_dataset(
     elif dataset.train is None:
         raise DataError(f"{dataset.source} has no training split: {precision} needs training images for its ranges")
     else:
-        train = select_split(dataset, "train", holdout, training_seed)
+        train = select_trained_split(dataset, "train", trained_on)
         chosen = np.random.default_rng(seed).permutation(len(train))[:CALIBRATION_IMAGES]
         calibration = _rotate_like_training(train.take(chosen), bundle, seed + CALIBRATION_ROTATION_SEED)
         calibration = align_classes(calibration, bundle.classes)
     return quantize_bundle(path, precision, calibration, held_out, f"{split} of {dataset.name}", force)
-
-
-def training_data(bundle: Bundle) -> dict[str, Any]:
-    """What the manifest says of the training data, with defaults for a bundle that says nothing."""
-    return {"holdout_fraction": 0.1, "seed": 0, "fingerprint": None, **bundle.manifest["data"]}
 
 
 def _rotate_like_training(images: LabelledImages, bundle: Bundle, seed: int) -> LabelledImages:

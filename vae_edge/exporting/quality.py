@@ -99,7 +99,7 @@ def measure_quality(
         held_out.angles_deg if rotated else None,
         outputs["score"],
         threshold,
-        bundle.manifest["data"].get("ambiguous", ()),
+        bundle.ambiguous,
         np.rad2deg(outputs["second_angle"]) if rotated and "second_angle" in outputs else None,
         outputs.get("angle_confidence") if rotated else None,
     )

@@ -42,7 +42,6 @@ def evaluate(classifier: Classifier, held_out: HeldOut, bundle: Bundle) -> dict[
     true_deg = held_out.angles_deg
     if true_deg is None and has_angle:
         true_deg = np.zeros(len(held_out), np.float32)
-    ambiguous = bundle.manifest["data"].get("ambiguous", ())
     return summarize(
         joined("probabilities"),
         held_out.labels,
@@ -51,7 +50,7 @@ def evaluate(classifier: Classifier, held_out: HeldOut, bundle: Bundle) -> dict[
         true_deg if has_angle else None,
         joined("scores"),
         classifier.threshold,
-        ambiguous,
+        bundle.ambiguous,
         *((joined("second_angles_deg"), joined("angle_confidences")) if has_angle else ()),
     )
 

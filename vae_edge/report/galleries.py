@@ -18,7 +18,17 @@ from PIL import Image
 
 from vae_edge.files import write_bytes
 from vae_edge.metrics import expected_calibration_error
-from vae_edge.report.plots import BINS, LIGHT, palette, plot_reliability, plot_roc, style
+from vae_edge.report.plots import (
+    BINS,
+    LIGHT,
+    label_epochs,
+    palette,
+    plot_accuracies,
+    plot_losses,
+    plot_reliability,
+    plot_roc,
+    style,
+)
 
 WIDTH, DPI = 9.0, 150  # inches; 1350 pixels: as many as 900 on a screen of one and a half times the density
 BACKGROUND = "white"
@@ -111,6 +121,30 @@ def _counts(axes: Any, counts: NDArray[np.floating], color: str) -> None:
             axes.text(middle, count * 1.25, f"{count:.0f}", ha="center", va="bottom", fontsize=7)
     axes.set_ylabel("images (log)")
     axes.set_xlabel("probability given")
+
+
+def learning_curves(log: Sequence[Mapping[str, float]]) -> Any:
+    """The terms of the loss by epoch, beside them the accuracies and the learning rate where the log has them.
+
+    Args:
+        log: lines of a run's `log.jsonl`.
+    """
+    has_accuracy = any(name.endswith("accuracy") for row in log for name in row)
+
+    def draw(figure: Any) -> None:
+        left, right = figure.subplots(1, 2)
+        plot_losses(left, LIGHT, log)
+        left.set_title("terms of the loss", fontsize=10)
+        if has_accuracy:
+            plot_accuracies(right, LIGHT, log)
+            right.set_title("accuracy", fontsize=10)
+            return
+        known = [row for row in log if "learning_rate" in row]
+        right.plot([row["epoch"] for row in known], [row["learning_rate"] for row in known], color=LIGHT["known"])
+        label_epochs(right)
+        right.set_title("learning rate", fontsize=10)
+
+    return new_figure(3.6, draw)
 
 
 MIN_ERROR_DEG = 0.1  # smaller errors are drawn here

@@ -99,6 +99,20 @@ def png_data_uri(image: NDArray[np.uint8]) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+MAX_PNG_SIDE, MAX_SHOWN_SIDE = 48, 128  # pixels: larger images are shown as JPEG, and reduced
+
+
+def image_data_uri(image: NDArray[np.uint8]) -> str:
+    """An image uint8 [H, W, C] as a data URI: small ones pixel by pixel, large ones as JPEG of at most 128 pixels."""
+    if max(image.shape[:2]) <= MAX_PNG_SIDE:
+        return png_data_uri(image)
+    shown = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+    shown.thumbnail((MAX_SHOWN_SIDE, MAX_SHOWN_SIDE), Image.Resampling.BOX)
+    buffer = io.BytesIO()
+    shown.save(buffer, "JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
 def side_by_side(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Images [N, S, S, C] as one image [S, N · S, C]."""
     return np.concatenate(list(images), axis=1)
@@ -177,23 +191,52 @@ def precision_bars(rows: Sequence[Mapping[str, Any]]) -> Plot:
     return render(draw, "Size and accuracy by precision", (5.4, 0.9 + 0.42 * len(rows)))
 
 
+LOSS_TERMS = ("reconstruction", "kl", "classes", "angle", "val_classes")
+"""The terms of the training log that are drawn."""
+
+
 def training_curve(log: Sequence[Mapping[str, float]]) -> Plot:
     """The terms of the loss by epoch, each relative to its value after the first epoch."""
-    terms = [name for name in ("reconstruction", "kl", "classes", "angle") if name in log[0]]
-
-    def draw(axes: Any, colors: Colors) -> None:
-        for name, color in zip(terms, [colors["known"], *colors["others"]], strict=False):
-            values = np.array([row[name] for row in log])
-            axes.plot([row["epoch"] for row in log], values / values[0], color=color, label=name)
-        axes.set_yscale("log")
-        axes.set_xlabel("epoch")
-        axes.set_ylabel("relative to the first epoch")
-        axes.legend(fontsize=9)
-
-    return render(draw, "The terms of the loss by epoch")
+    return render(lambda axes, colors: plot_losses(axes, colors, log), "The terms of the loss by epoch")
 
 
 # --------------------------------------------------------------------------------------- plots into given axes
+
+
+def plot_losses(axes: Any, colors: Colors, log: Sequence[Mapping[str, float]]) -> None:
+    """The terms of the loss by epoch, each relative to its value after the first epoch; those that are positive."""
+    terms = [name for name in LOSS_TERMS if log and all(row.get(name, 0.0) > 0 for row in log)]
+    marker = "o" if len(log) < 3 else None
+    for k, name in enumerate(terms):
+        values = np.array([row[name] for row in log])
+        color = [colors["known"], *colors["others"]][k % 6]
+        axes.plot([row["epoch"] for row in log], values / values[0], color=color, marker=marker, label=name)
+    axes.set_yscale("log")
+    label_epochs(axes)
+    axes.set_ylabel("relative to the first epoch")
+    if terms:
+        axes.legend(fontsize=9)
+
+
+def label_epochs(axes: Any) -> None:
+    """Whole numbers of epochs on the horizontal axis."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("epoch")
+
+
+def plot_accuracies(axes: Any, colors: Colors, log: Sequence[Mapping[str, float]]) -> None:
+    """Every accuracy that the training log has, by epoch, in percent."""
+    names = [name for name in log[0] if name.endswith("accuracy")] if log else []
+    for k, name in enumerate(names):
+        known = [row for row in log if row.get(name) is not None]
+        color = [colors["known"], *colors["others"]][k % 6]
+        axes.plot([row["epoch"] for row in known], [100 * row[name] for row in known], color=color, label=name)
+    label_epochs(axes)
+    axes.set_ylabel("right, %")
+    if names:
+        axes.legend(fontsize=9, loc="lower right")
 
 
 def plot_roc(

@@ -7,6 +7,7 @@ from vae_edge.runtime.backends import TensorInfo, backend_version, installed_bac
 from vae_edge.runtime.classifier import Classifier, load
 from vae_edge.runtime.entries import cpu_entries, find_entries
 from vae_edge.runtime.predictions import Predictions
+from vae_edge.runtime.table import write_csv
 from vae_edge.runtime.verification import VerificationResult, verify
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "installed_backends",
     "load",
     "verify",
+    "write_csv",
 ]

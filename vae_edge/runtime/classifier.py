@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
+from itertools import islice
 from math import isfinite
 from types import TracebackType
 from typing import Any
@@ -14,7 +17,8 @@ import numpy as np
 
 from vae_edge.bundle import Bundle, with_bundle
 from vae_edge.errors import BackendError, BundleError, ConfigError, DataError
-from vae_edge.preprocess import ERRORS, FIT, InputSpec, PreprocessInfo, check_batch, to_batch, to_rows
+from vae_edge.listing import find_images, summarize
+from vae_edge.preprocess import ERRORS, FIT, InputSpec, PreprocessInfo, check_batch, check_options, to_batch, to_rows
 from vae_edge.runtime import autoselect, probing
 from vae_edge.runtime.backends import (
     SPECS,
@@ -34,8 +38,12 @@ from vae_edge.runtime.pending import PendingCalls
 from vae_edge.runtime.predictions import Predictions
 from vae_edge.spec import CLASSIFIER_OUTPUTS, PRECISIONS, UNCERTAINTY_OUTPUTS
 
+log = logging.getLogger(__name__)
+
 MAX_BATCH = 256
 """Larger batches run in pieces of this size, so that bound buffers stay small."""
+STREAM_BATCH = 64
+"""Images of a batch of `Classifier.stream`, if nothing else is said."""
 
 
 def load(
@@ -133,6 +141,7 @@ class Classifier:
         self._reconstructor: _Model | None = None
         self._pending: PendingCalls | None = None
         self._lock = threading.RLock()  # a signal's handler may close the classifier anywhere
+        self._has_angle = bundle.rotation != "none"
         self._color_order = ColorOrderCheck(self.input.channels)
 
     def __call__(
@@ -178,25 +187,67 @@ class Classifier:
 
         model = self._only or self._model_for(batch)
         checks_color = self._color_order.active and color is None and type(images) is np.ndarray
-        outputs = self._run(model, batch, copy or checks_color)  # the check runs again, in the same buffers
-        if not _are_finite(outputs):
-            self._check_finite(model, outputs)
-        if failed:
-            _set_nan(outputs, failed)
-
+        outputs = self._outputs(model, batch, copy or checks_color, failed)  # the check runs again in the same buffers
         if checks_color:
             score = model.score_index
             self._color_order.check(
                 batch, outputs[score], model.threshold, lambda swapped: self._run(model, swapped, True)[score]
             )
+        return self._predictions(model, outputs, preprocess_info, failed)
 
-        return Predictions(
-            *[outputs[k] for k in model.order],
-            classes=self.classes,
-            threshold=model.threshold,
-            preprocess_info=preprocess_info,
-            errors=failed,
-        )
+    def stream(
+        self,
+        images: str | os.PathLike[str] | Iterable[Any],
+        invert: str = "never",
+        fit: str = "auto",
+        color: str = "rgb",
+        batch: int = STREAM_BATCH,
+    ) -> Iterator[tuple[list[Any], Predictions]]:
+        """Classify any number of images, batch by batch: memory does not grow with their number.
+
+            for files, predictions in classifier.stream("photographs"):
+                for file, name in zip(files, predictions.names):
+                    print(file, name)
+
+        Args:
+            images: a folder, whose images at any depth are found as data sets find theirs (`vae_edge.find_images`); or
+                an iterable, such as a generator, of paths, Pillow images or arrays, which is read as it is needed.
+            invert, fit, color: as of a call.
+            batch: images at a time. All are run by the model that was chosen for this size.
+
+        Yields:
+            (items, predictions): up to `batch` of the items, and their predictions. One that cannot be read is in
+            `Predictions.errors`. Images are read by as many threads as one call may use (`threads`).
+
+        Raises:
+            DataError: the folder cannot be read, or holds no images.
+            ConfigError: an option is out of range.
+            BackendError: as of a call.
+        """
+        if not _is_whole(batch) or batch < 1:
+            raise ConfigError(f"stream takes batches of at least 1 image, but {batch!r} came.")
+        check_options(invert, fit, color)
+        self._require_open()
+        if isinstance(images, (str, os.PathLike)):
+            found = find_images(images)
+            if found.left_out:
+                log.info("left out of %s: %s", os.fspath(images), "; ".join(summarize(found.left_out)))
+            images = found.files
+        return self._stream(iter(images), invert, fit, color, batch)
+
+    def _stream(
+        self, items: Iterator[Any], invert: str, fit: str, color: str, size: int
+    ) -> Iterator[tuple[list[Any], Predictions]]:
+        model: _Model | None = None
+        while chunk := list(islice(items, size)):
+            rows, found, failed = to_rows(chunk, self.input, invert, fit, color, "coerce", self.threads)
+            if len(rows) != len(chunk):
+                raise DataError(
+                    "Each item of a stream is one image, but an array of several came: call the classifier."
+                )
+            model = model or self._only or self._model_for(rows)
+            outputs = self._outputs(model, rows, True, failed)
+            yield chunk, self._predictions(model, outputs, partial(_same, found), failed)
 
     def predict_async(self, images: Any, **options: Any) -> Future[Predictions]:
         """Classify images while the caller goes on; arguments as a call's, but for `copy`.
@@ -233,6 +284,10 @@ class Classifier:
             if self._reconstructor is None:
                 self._reconstructor = _Model(self._open_reconstructor())
         return self._run(self._reconstructor, batch, True)[0]
+
+    def chosen_for(self, batch: int) -> tuple[str, str]:
+        """Backend and precision of the model that batches of this size run on."""
+        return self.choices[autoselect.bucket_of(max(1, batch), self.choices)]
 
     @property
     def threshold(self) -> float:
@@ -354,6 +409,33 @@ class Classifier:
                 f"{model.backend} failed on a batch of {count} images ({error}): try another backend."
             ) from error
 
+    def _outputs(
+        self, model: _Model, batch: Any, copy: bool, failed: Mapping[int, DataError]
+    ) -> tuple[np.ndarray, ...]:
+        """The outputs, checked to be finite; NaN for images that could not be read."""
+        outputs = self._run(model, batch, copy)
+        if not _are_finite(outputs):
+            self._check_finite(model, outputs)
+        if failed:
+            _set_nan(outputs, failed)
+        return outputs
+
+    def _predictions(
+        self,
+        model: _Model,
+        outputs: tuple[np.ndarray, ...],
+        preprocess_info: Callable[[int], list[PreprocessInfo]],
+        failed: Mapping[int, DataError],
+    ) -> Predictions:
+        return Predictions(
+            *[outputs[k] for k in model.order],
+            classes=self.classes,
+            threshold=model.threshold,
+            preprocess_info=preprocess_info,
+            errors=failed,
+            has_angle=self._has_angle,
+        )
+
     def _check_finite(self, model: _Model, outputs: tuple[np.ndarray, ...]) -> None:
         """Refuse outputs that are NaN or infinite: among NaN no class is the most probable."""
         for k in model.order:
@@ -392,6 +474,10 @@ class Classifier:
         size = self.input.size
         one = np.zeros((1, size, size, self.input.channels), np.uint8)  # all images of an array have the same
         return to_batch(one, self.input)[1] * count
+
+
+def _same(found: list[PreprocessInfo], _count: int) -> list[PreprocessInfo]:
+    return found
 
 
 class _Model:

@@ -24,6 +24,7 @@ class Predictions:
         second_angle_probabilities: float32 [N], of the second most probable angle; or None.
         classes: the class names, K of them.
         threshold: the largest score that is accepted.
+        has_angle: whether the model tells the orientation; without it all angles are 0.
         errors: by row, the error of each image that could not be read (`errors="coerce"`). Its numbers are NaN, its
             label is -1, its name is empty, and it is not accepted.
     """
@@ -41,6 +42,7 @@ class Predictions:
         threshold: float,
         preprocess_info: Callable[[int], list[PreprocessInfo]],
         errors: Mapping[int, DataError] | None = None,
+        has_angle: bool = True,
     ) -> None:
         """Keep the arrays; `preprocess_info(N)` is called when somebody asks what was done to the N inputs."""
         self.probabilities = probabilities
@@ -49,6 +51,7 @@ class Predictions:
         self.second_angle_probabilities = second_angle_probabilities
         self.classes = classes
         self.threshold = threshold
+        self.has_angle = has_angle
         self.errors: Mapping[int, DataError] = errors or {}
         self._angles_rad = angles_rad
         self._second_angles_rad = second_angles_rad

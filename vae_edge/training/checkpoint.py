@@ -3,6 +3,7 @@
     config.json             everything that is fixed when training begins; written once
     state.safetensors       model, EMA model, optimizer and step: training resumes from it
     log.jsonl               the terms of the loss, one object an epoch
+    learning_curves.png     the same as a picture
     generated.safetensors   generated images, where the run trained on some
     model.safetensors       the result; thresholds and figures are in its metadata
     samples.safetensors     held-out images for later checks, and codes of training images
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from vae_edge.spec import MAX_CHECKPOINT_BYTES, MAX_JSON_BYTES
 from vae_edge.training.config import SCHEMA, RunConfig, TrainConfig, TrainingData
 
 CONFIG, STATE, MODEL, LOG = "config.json", "state.safetensors", "model.safetensors", "log.jsonl"
-SAMPLE_FILE, GENERATED = "samples.safetensors", "generated.safetensors"
+SAMPLE_FILE, GENERATED, CURVES = "samples.safetensors", "generated.safetensors", "learning_curves.png"
 
 SCHEMA_1_RESULT = {"threshold_light": "threshold_fast", "score_fitted_on": "score_fit_images"}
 SCHEMA_1_TERMS = {"pose_classes": "orientation_classes", "watched_classes": "val_classes"}
@@ -64,6 +65,8 @@ class TrainResult:
         score_fit_images: images that the anomaly score was fitted on.
         calibration: of the held-out images.
         validation_upright: figures of the held-out images as they are.
+        symmetry: classes that look the same when rotated, with the order of their symmetry
+            (`vae_edge.evaluation.symmetry`); None in runs of earlier versions, which did not look.
     """
 
     step: int
@@ -74,6 +77,7 @@ class TrainResult:
     score_fit_images: int = 0
     calibration: Calibration | None = None
     validation_upright: dict[str, Any] = field(default_factory=dict)
+    symmetry: dict[str, int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As the metadata of `model.safetensors` and JSON output have it."""
@@ -109,7 +113,13 @@ class TrainResult:
             if not isinstance(calibration, dict) or any(type(calibration.get(name)) not in number for name in names):
                 raise ValueError("it says no calibration")
             calibration = Calibration(**{name: calibration[name] for name in names})
-        return cls(**{name: values[name] for name in kinds if name in values}, calibration=calibration)
+        symmetry = values.get("symmetry")
+        if symmetry is not None and not (
+            isinstance(symmetry, dict) and all(type(order) is int and order >= 0 for order in symmetry.values())
+        ):
+            raise ValueError("its symmetry is no order for each class")
+        known = {name: values[name] for name in kinds if name in values}
+        return cls(**known, calibration=calibration, symmetry=symmetry)
 
 
 @dataclass(frozen=True)
@@ -120,6 +130,12 @@ class Checkpoint:
     config: RunConfig
     model: AngleVAE
     result: TrainResult
+
+    @property
+    def ambiguous(self) -> Collection[str]:
+        """The classes without a definite orientation: a mapping to the order of their symmetry where it was measured,
+        else the names that an earlier version took from the pixels."""
+        return self.config.data.ambiguous if self.result.symmetry is None else self.result.symmetry
 
 
 @dataclass(frozen=True)

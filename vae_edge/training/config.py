@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from vae_edge.data import rotation_range
+from vae_edge.data.groups import check_rule
 from vae_edge.errors import ConfigError
 from vae_edge.model import LossWeights, ModelConfig
 from vae_edge.model.config import checked_fields, rename_keys
@@ -84,6 +85,8 @@ class TrainConfig:
         ema: decay of the exponential moving average of the weights.
         gradient_clip: largest norm of the gradient.
         holdout: fraction of the training images that are held out.
+        group_by: what is held out as a whole: `folder`, a table `FILE.csv`, or a pattern of the file's name such as
+            `{group}__*` (`vae_edge.data.groups`). None: single images.
         reject_rate: fraction of the held-out images that the score's threshold rejects.
         bf16: bfloat16 arithmetic; None: where the processor or GPU has it in hardware.
         compile: run the step through `torch.compile`.
@@ -110,6 +113,7 @@ class TrainConfig:
     ema: float = 0.998
     gradient_clip: float = 5.0
     holdout: float = 0.1
+    group_by: str | None = None
     reject_rate: float = 0.01
     bf16: bool | None = None
     compile: bool = False
@@ -118,6 +122,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         rotation_range(self.rotation)
+        if self.group_by is not None:
+            check_rule(self.group_by)
         for name, minimum in (("epochs", 1), ("batch", 2), ("patience", 1), ("labels_per_class", 1)):
             value = getattr(self, name)
             if value is not None and value < minimum:
@@ -208,7 +214,8 @@ class TrainingData:
         unlabelled: images that are trained on without a label.
         holdout_fraction: fraction of the training images that were held out.
         seed: that the held-out images were drawn with.
-        ambiguous: classes that look upright when rotated by 180°: their angle cannot be told.
+        ambiguous: classes that look upright when rotated by 180°, as earlier versions took them from the pixels; now
+            the trained model tells (`TrainResult.symmetry`), and this is empty.
         absent: classes without a labelled training image.
         name: of the data set.
         val: validation images of early stopping.
@@ -216,6 +223,11 @@ class TrainingData:
         duplicates: training images that repeat others pixel by pixel.
         in_test: training images that are also test images.
         unlike_mirrored: with `mirror`: classes whose mirrored images look unlike the class.
+        own_validation: whether the held-out images are a validation split that the data set brought.
+        group_by: as in `TrainConfig`; of a table the file's name alone.
+        groups: number of groups of the training images, held-out ones included; 0: they have none.
+        held_out_groups: number of the groups that were held out.
+        held_out_group_names: the first of them.
     """
 
     fingerprint: str
@@ -231,6 +243,11 @@ class TrainingData:
     duplicates: int = 0
     in_test: int = 0
     unlike_mirrored: tuple[str, ...] = ()
+    own_validation: bool = False
+    group_by: str | None = None
+    groups: int = 0
+    held_out_groups: int = 0
+    held_out_group_names: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON stores it, in a run's `config.json` and in a bundle's manifest."""

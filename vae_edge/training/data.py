@@ -26,7 +26,8 @@ from vae_edge.data import (
     holdout,
     subsample_labels,
 )
-from vae_edge.data.splits import duplicates_of
+from vae_edge.data.groups import MAX_NAMED, rule_to_store
+from vae_edge.data.splits import duplicates_of, own_validation
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.model import create_config
 from vae_edge.model.network import ANGLE_NOISE_DEG
@@ -36,20 +37,22 @@ from vae_edge.training.config import RunConfig, TrainConfig, TrainingData
 from vae_edge.training.distributed import shard_slice
 
 MIN_IMAGES = 16
+MAX_GROUPS_STORED = 100  # names of held-out groups that a run keeps
 VAL_FRACTION = 0.1  # of the labelled training images: validation images of early stopping
 VAL_SEED = 7919  # added to the run's seed, so that the validation split does not depend on the held-out one
 
 
 @dataclass(frozen=True)
 class DataSplits:
-    """The images of a run. No image is in two of these.
+    """The images of a run. No image is in two of these, but for `val` where the data set brings a validation split.
 
     Attributes:
         train: labelled training images.
         unlabelled: training images without labels, uint8 [N, S, S, C].
         unlabelled_angles_deg: their angles [N]; None: upright.
         held_out: images that set temperature and thresholds, and that the run's figures are measured on.
-        val: validation images of early stopping; None without early stopping.
+        val: validation images of early stopping; None without early stopping. With a validation split of the data
+            set's own these are the held-out images.
     """
 
     train: LabelledImages
@@ -68,16 +71,20 @@ def make_splits(dataset: Dataset, settings: TrainConfig) -> DataSplits:
     if dataset.train is None:
         raise DataError(f"{dataset.source} has no training half; give a data set with training images to train on")
     check_trainable(dataset.train)
-    train, held_out = holdout(dataset.train, settings.holdout, settings.seed)
+    if dataset.validation is not None:
+        train, held_out = dataset.train, own_validation(dataset)
+    else:
+        train, held_out = holdout(dataset.train, settings.holdout, settings.seed)
     if len(train) < MIN_IMAGES:
         raise DataError(f"{len(train)} images to train on (others are held out): at least {MIN_IMAGES} are needed")
 
-    val = None
-    if settings.patience is not None:
+    val = held_out if settings.patience is not None and dataset.validation is not None else None
+    if settings.patience is not None and val is None:
         try:
             train, val = holdout(train, VAL_FRACTION, settings.seed + VAL_SEED)
         except DataError as error:
-            raise DataError(f"--patience takes one more image of each class for validation: {error}") from error
+            one = "image of each class" if train.groups is None else "group"
+            raise DataError(f"--patience takes one more {one} for validation: {error}") from error
 
     unlabelled, angles = train.images[:0], None
     if settings.labels_per_class is not None:
@@ -134,6 +141,8 @@ def make_run_config(
         )
     mirrored = flip_invariance(train, settings.seed) if settings.mirror else {}
     assert dataset.train is not None
+    groups = () if dataset.train.groups is None else tuple(sorted(set(dataset.train.groups.tolist())))
+    held_out_groups = () if splits.held_out.groups is None else tuple(sorted(set(splits.held_out.groups.tolist())))
     data = TrainingData(
         name=dataset.name,
         fingerprint=dataset.fingerprint(),
@@ -145,9 +154,14 @@ def make_run_config(
         in_test=0 if dataset.test is None else int(duplicates_of(dataset.test.images, train.images).sum()),
         holdout_fraction=settings.holdout,
         seed=settings.seed,
-        ambiguous=tuple(ambiguous_classes(train)) if model.orientation and train.angles_deg is None else (),
+        ambiguous=(),
         unlike_mirrored=tuple(name for name, fraction in mirrored.items() if fraction < MIN_ALIKE),
         absent=tuple(name for k, name in enumerate(train.classes) if not (train.labels == k).any()),
+        own_validation=dataset.validation is not None,
+        group_by=rule_to_store(settings.group_by),
+        groups=len(groups),
+        held_out_groups=len(held_out_groups),
+        held_out_group_names=held_out_groups[:MAX_GROUPS_STORED],
     )
     return RunConfig(model, settings, tuple(dataset.classes), spec, data)
 
@@ -162,6 +176,7 @@ def _input_spec(dataset: Dataset, images: NDArray[np.uint8]) -> InputSpec:
         fit=loaded.fit,
         foreground_ratio=spec.foreground_ratio if loaded.foreground_ratio is None else loaded.foreground_ratio,
         depth=loaded.depth,
+        alpha_background=loaded.alpha_background,
     )
 
 
@@ -391,43 +406,10 @@ def to_float(images: Tensor | NDArray[np.uint8]) -> Tensor:
     return tensor.permute(0, 3, 1, 2).float().div_(255.0)
 
 
-N_REFERENCES, N_QUERIES = 4000, 150  # training images to compare with; query images of each class
-MAX_QUERIES = 2000  # of all classes together
+N_QUERIES = 150  # mirrored images of each class
 N_OWN, MIN_OWN = 800, 10  # images of one class that its mirrored ones are compared with
 NEAR_FRACTION = 0.9  # of upright images count as near to their nearest neighbour
 MIN_ALIKE = 0.5  # fraction of changed images that must be as near, for the class to look the same
-
-
-def ambiguous_classes(data: LabelledImages, seed: int = 0) -> list[str]:
-    """Names of the classes that look upright when rotated by 180°, so that their angle cannot be told.
-
-    More than half of a class's rotated images must have a nearest neighbour among the upright training images (cosine,
-    over shifts of one pixel) as near as 90% of its upright images have. Classes with fewer than 5 images are left out.
-
-    Args:
-        data: images uint8 [N, S, S, C], upright.
-        seed: which images are compared.
-    """
-    counts = np.bincount(data.labels, minlength=len(data.classes))
-    order = np.random.default_rng(seed).permutation(len(data))
-    queries = {
-        name: order[data.labels[order] == k][: min(N_QUERIES, MAX_QUERIES // len(data.classes), counts[k] // 5)]
-        for k, name in enumerate(data.classes)
-    }
-    used = np.concatenate(list(queries.values()))
-    rest = order[~np.isin(order, used)][:N_REFERENCES]
-    if len(rest) == 0:
-        return []
-    reference = _unit_norm(data.images[rest]).reshape(len(rest), -1)
-    found = []
-    for name, chosen in queries.items():
-        if len(chosen) == 0:
-            continue
-        images = _unit_norm(data.images[chosen])
-        upright, rotated = _nearest(images, reference), _nearest(images[:, ::-1, ::-1], reference)
-        if (rotated >= np.quantile(upright, 1 - NEAR_FRACTION)).mean() >= MIN_ALIKE:
-            found.append(name)
-    return found
 
 
 def flip_invariance(data: LabelledImages, seed: int = 0) -> dict[str, float]:
@@ -486,6 +468,15 @@ def describe_run(dataset: Dataset, config: RunConfig) -> Iterator[str]:
         f"out), {len(config.classes)} classes, rotation {training.rotation}, {training.epochs_for(shown)} epochs"
     )
     yield from dataset.notes
+    if data.own_validation:
+        yield (
+            f"the {data.held_out} images of the validation split set early stopping, temperature and threshold; none "
+            "of the train split is held out"
+        )
+    elif data.groups:
+        names = ", ".join(data.held_out_group_names[:MAX_NAMED])
+        more = ", …" if data.held_out_groups > MAX_NAMED else ""
+        yield f"held out: {data.held_out_groups} of {data.groups} groups ({names}{more}), {data.held_out} images"
     if data.unlabelled:
         yield f"{data.unlabelled} images without labels are learnt from as well"
     if data.unlike_mirrored:

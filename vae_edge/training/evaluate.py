@@ -1,14 +1,13 @@
-"""Predictions of a trained PyTorch model, its evaluation, and its calibration after the last step.
+"""Predictions of a trained PyTorch model, and its calibration after the last step.
 
-`predict` is the reference that every exported form is compared with. `evaluate` measures anything that predicts.
-`calibrate_and_save` fits the anomaly score on training images, and sets temperature and thresholds on held-out ones.
+`predict` is the reference that every exported form is compared with. `calibrate_and_save` fits the anomaly score on
+training images, sets temperature and thresholds on held-out ones, and measures the model on these.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vae_edge.data import LabelledImages, align_classes, rotate_dataset, rotation_range
+from vae_edge.data import LabelledImages, rotate_dataset, rotation_range
 from vae_edge.errors import CheckpointError, DataError
-from vae_edge.metrics import confusion, expected_calibration_error, summarize
+from vae_edge.evaluation.similarity import near_copies
+from vae_edge.evaluation.symmetry import find_symmetry
+from vae_edge.metrics import confusion, expected_calibration_error, frequent_confusions, summarize
 from vae_edge.model import AngleVAE
 from vae_edge.model.score import reconstruction_error
 from vae_edge.training.checkpoint import MODEL, Calibration, RunSamples, TrainResult, write_result, write_samples
@@ -94,77 +95,9 @@ def predict(model: AngleVAE, images: NDArray[np.uint8]) -> Outputs:
     return Outputs(**tensors, **{name: value.numpy() for name, value in joined.items()})
 
 
-Arrays = tuple[NDArray[np.floating], ...]
-Predict = Callable[[NDArray[np.uint8]], Arrays]
-"""Images to probabilities [N, K], angles [N] in degrees and scores [N]; with an orientation encoder also second angles
-[N] in degrees and angle confidences [N]."""
-
-
-def arrays(predicted: Any) -> Arrays:
-    """What `evaluate` takes, of the runtime's predictions or of PyTorch's outputs."""
-    first = (predicted.probabilities, predicted.angles_deg, predicted.scores)
-    if predicted.second_angles_deg is None:
-        return first
-    return (*first, predicted.second_angles_deg, predicted.angle_confidences)
-
-
-def evaluate(
-    predict: Predict,
-    data: LabelledImages,
-    classes: Sequence[str],
-    threshold: float,
-    range_deg: float,
-    seed: int = 0,
-    fill: int = 0,
-    ambiguous: Sequence[str] = (),
-    has_angle: bool = True,
-) -> dict[str, Any]:
-    """Measure a model on labelled images, rotated by fixed angles within ±`range_deg`, and upright.
-
-    Args:
-        predict: the model.
-        data: images. Those that come with their angles (`angles_deg`) are taken as they are.
-        classes: of the model.
-        threshold: the largest accepted score.
-        range_deg: largest rotation; 0: upright only.
-        seed: of the angles.
-        fill: padding value, 0 to 255.
-        ambiguous: classes whose angle cannot be told; the angle error is also given without them.
-        has_angle: whether the model has an orientation encoder. Without one there is no angle error.
-
-    Returns:
-        the figures of `summarize` and `confusion` (rows are true classes). Where the images were rotated, `upright`
-        has the figures of the images as they came.
-
-    Raises:
-        DataError: if the data does not fit the model's classes.
-    """
-    data = align_classes(data, classes)
-
-    def figures(images: LabelledImages) -> dict[str, Any]:
-        probabilities, angles_deg, scores, *uncertainty = predict(images.images)
-        true_deg = images.angles_deg if images.angles_deg is not None else np.zeros(len(images), np.float32)
-        result = summarize(
-            probabilities,
-            images.labels,
-            classes,
-            angles_deg if has_angle else None,
-            true_deg if has_angle else None,
-            scores,
-            threshold,
-            ambiguous,
-            *(uncertainty if has_angle else ()),
-        )
-        table = confusion(images.labels, np.asarray(probabilities).argmax(1), len(classes))
-        return {**result, "confusion": table.tolist()}
-
-    if data.angles_deg is not None or range_deg == 0:
-        return figures(data)
-    return {**figures(rotate_dataset(data, range_deg, seed, fill)), "upright": figures(data)}
-
-
 N_SAMPLES = 256  # held-out images stored with the run, for later checks
 CODES_PER_CLASS = 200  # codes of training images stored with the run, from which new images are generated
+SYMMETRY_ROTATION_SEED = 5  # added to the run's seed, for the angles that symmetric classes are found at
 MAX_SCORE_FIT_IMAGES = 60_000  # training images that the anomaly score is fitted on
 
 
@@ -186,6 +119,7 @@ def calibrate_and_save(model: AngleVAE, splits: DataSplits, config: RunConfig, s
     threshold = float(np.quantile(outputs.scores, 1.0 - settings.reject_rate))
 
     upright = predict(model, held_out.images)
+    symmetry = held_out_symmetry(model, held_out, config)
     figures = summarize(
         probabilities,
         rotated_images.labels,
@@ -194,10 +128,13 @@ def calibrate_and_save(model: AngleVAE, splits: DataSplits, config: RunConfig, s
         rotated_images.angles_deg,
         outputs.scores,
         threshold,
-        config.data.ambiguous,
+        symmetry,
         outputs.second_angles_deg,
         outputs.angle_confidences,
     )
+    table = confusion(rotated_images.labels, probabilities.argmax(1), len(config.classes))
+    figures["confusions"] = frequent_confusions(table, config.classes)
+    figures["near_copies"] = near_copies(held_out.images, splits.train.images, settings.seed).to_json()
     result = TrainResult(
         step=step,
         threshold=threshold,
@@ -207,6 +144,7 @@ def calibrate_and_save(model: AngleVAE, splits: DataSplits, config: RunConfig, s
         calibration=cross_fitted_ece(outputs.logits, rotated_images.labels, settings.seed),
         validation={**figures, "rotation": settings.rotation},
         validation_upright=summarize(upright.probabilities, held_out.labels, config.classes),
+        symmetry=symmetry,
     )
     chosen = np.random.default_rng(settings.seed).permutation(len(held_out))[:N_SAMPLES]
     codes, code_labels = encode_training_images(model, splits.train, settings.seed)
@@ -220,6 +158,25 @@ def calibrate_and_save(model: AngleVAE, splits: DataSplits, config: RunConfig, s
     write_samples(folder, samples)
     write_result(folder, model, result)
     return folder / MODEL
+
+
+def held_out_symmetry(model: AngleVAE, held_out: LabelledImages, config: RunConfig) -> dict[str, int]:
+    """The classes that look the same when rotated, with the order of their symmetry; none unless training rotated
+    upright images by any angle: within a smaller range, and from known angles, the model learns which way is up."""
+    by_any_angle = config.model.orientation and rotation_range(config.training.rotation) == 180
+    if not by_any_angle or held_out.angles_deg is not None:
+        return {}
+
+    def labels_and_angles(images: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        outputs = predict(model, images)
+        return outputs.logits.argmax(1), outputs.angles_deg
+
+    return find_symmetry(
+        labels_and_angles,
+        held_out,
+        config.training.seed + SYMMETRY_ROTATION_SEED,
+        config.input.fill,
+    )
 
 
 def fit_score(model: AngleVAE, train: LabelledImages, config: RunConfig, limit: int = MAX_SCORE_FIT_IMAGES) -> int:
@@ -350,22 +307,3 @@ def cross_fitted_ece(logits: NDArray[np.floating], labels: NDArray[np.int64], se
 def _softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     weights = np.exp(logits - logits.max(1, keepdims=True))
     return weights / weights.sum(1, keepdims=True)
-
-
-EVALUATION_BATCH = 500  # images between two calls of `progress`
-
-
-def in_batches(
-    predict: Callable[[NDArray[np.uint8]], Any], progress: Callable[[int, int], None] | None
-) -> Callable[[NDArray[np.uint8]], Any]:
-    """The same predictions, some hundred images at a time, so that progress can be shown."""
-
-    def run(images: NDArray[np.uint8]) -> Any:
-        parts = []
-        for start in range(0, len(images), EVALUATION_BATCH):
-            parts.append(predict(images[start : start + EVALUATION_BATCH]))
-            if progress is not None:
-                progress(min(start + EVALUATION_BATCH, len(images)), len(images))
-        return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-
-    return run
