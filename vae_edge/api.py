@@ -22,27 +22,27 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vae_edge.data.dataset import Dataset
 from vae_edge.data.load import left_out_json, open_data
 from vae_edge.errors import ConfigError
 from vae_edge.files import check_file, check_folder
+from vae_edge.progress import Progress, ProgressOption, phase, reporting
 from vae_edge.text import system_name
 
 if TYPE_CHECKING:
     from vae_edge.benchmarking.run import BenchmarkResult
-    from vae_edge.data import Dataset
     from vae_edge.data.dataset import LeftOut
     from vae_edge.exporting.bundle import Quantization
     from vae_edge.preprocess import InputSpec
     from vae_edge.training.checkpoint import TrainResult
     from vae_edge.training.config import TrainConfig
-    from vae_edge.training.trainer import Progress
 
     Data = str | os.PathLike[str] | Dataset
 
@@ -79,30 +79,37 @@ def train(
     config: TrainConfig | None = None,
     *,
     preset: str = "small",
+    model: Mapping[str, Any] | None = None,
     size: int | None = None,
     channels: int | None = None,
     fit: str = "auto",
+    minutes: float | None = None,
     strict: bool = False,
     resume: bool = False,
     tensorboard: bool = False,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: ProgressOption = "auto",
 ) -> TrainedRun:
     """Train a VAE classifier on labelled images; fit its anomaly score and temperature on held-out ones.
 
     Args:
         data: as `open_data`.
         out: folder of the run; it must be new, or with `resume` hold an unfinished run.
-        config: rotation, epochs, loss weights, seed, ... (`vae_edge.TrainConfig`); by default all defaults.
+        config: rotation, epochs, loss weights, seed, ... (`vae_edge.TrainConfig`); by default all defaults. Without
+            epochs their number is chosen by the time of a step (`vae_edge.training.duration.choose_epochs`).
         preset: `tiny`, `small` or `base`.
+        model: numbers of the network that shall differ from the preset, such as `{"latent": 32}`.
         size: pixels of a side, 28 to 64; None keeps or chooses it (`vae_edge.data.load_dataset`).
         channels: 1 grey, 3 colour; None takes what the images have.
         fit: how image files become square: `pad`, `foreground` or `auto`.
+        minutes: time for training, in place of a number of epochs.
         strict: refuse a folder of which anything is left out.
         resume: go on with the unfinished run in `out`, bit for bit as if it had never stopped.
         tensorboard: write a log for TensorBoard into `out/tensorboard`.
         threads: processor threads of PyTorch; None is all that a container's quota allows.
-        progress: called with (step, steps, loss terms) after each step.
+        progress: "auto": say what is being done, to the logger `vae_edge` or, where no logging is set up, on standard
+            error, with a bar on a terminal; a function that is called after each step (`vae_edge.progress.Progress`);
+            or None.
 
     Raises:
         ConfigError: an option is out of range, or `out` cannot be written.
@@ -117,11 +124,16 @@ def train(
 
     out = check_folder(out)  # what can be refused is refused before the images are read
     check_folder_free(out, resume)
-    create_config(preset, **({} if size is None else {"size": size}))
+    create_config(preset, **{**(model or {}), **({} if size is None else {"size": size})})
     config = TrainConfig() if config is None else config
+    if minutes is not None and config.epochs is not None:
+        raise ConfigError(f"epochs {config.epochs} and minutes {minutes:g}: give one of them")
     use_threads(threads)
-    dataset = open_data(data, size=size, channels=channels, fit=fit, strict=strict)
-    return _train(dataset, out, config, preset, resume, tensorboard, progress)
+    with reporting(progress) as show:
+        if not isinstance(data, Dataset):
+            with phase(f"reading the images of {os.fspath(data)}"):
+                data = open_data(data, size=size, channels=channels, fit=fit, strict=strict)
+        return _train(data, out, config, preset, model or {}, minutes, resume, tensorboard, show)
 
 
 def _train(
@@ -129,18 +141,32 @@ def _train(
     out: Path,
     training: TrainConfig,
     preset: str,
+    model: Mapping[str, Any],
+    minutes: float | None,
     resume: bool,
     tensorboard: bool,
     progress: Progress | None,
 ) -> TrainedRun:
-    from vae_edge.training.checkpoint import load_checkpoint
+    from vae_edge.training.checkpoint import CONFIG, load_checkpoint, read_config
     from vae_edge.training.data import describe_run, make_run_config, make_splits
+    from vae_edge.training.duration import choose_epochs
     from vae_edge.training.trainer import train
 
-    splits = make_splits(dataset, training)
-    config = make_run_config(dataset, splits, preset, training)
+    with phase("looking for duplicates, and for classes whose angle cannot be told"):
+        splits = make_splits(dataset, training)
+        config = make_run_config(dataset, splits, preset, training, **model)
+    duration = None
+    if training.epochs is None and (out / CONFIG).exists():
+        epochs = read_config(out).training.epochs  # what was chosen when the run began
+        config = replace(config, training=replace(training, epochs=epochs))
+    elif training.epochs is None:
+        with phase("measuring a training step"):
+            duration = choose_epochs(splits, config, minutes)
+        config = replace(config, training=replace(training, epochs=duration.epochs))
     for line in describe_run(dataset, config):
         log.info("%s", line)
+    if duration is not None:
+        log.info("%s", duration)
     train(splits, config, out, resume=resume, tensorboard=tensorboard, progress=progress)
     checkpoint = load_checkpoint(out)
     parameters = sum(p.numel() for p in checkpoint.model.parameters())

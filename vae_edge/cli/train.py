@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vae_edge import api
-from vae_edge.cli.console import counting_progress, emit, fraction_progress, percent, say, training_progress
+from vae_edge.cli.console import counting_progress, emit, fraction_progress, percent, say
 from vae_edge.data.load import left_out_json, left_out_lines, open_data
 from vae_edge.errors import ConfigError
 from vae_edge.files import check_folder
+from vae_edge.progress import training_progress
 
 if TYPE_CHECKING:
     from vae_edge.experiments.comparison import ComparisonResult
@@ -67,6 +68,7 @@ def train(arguments: argparse.Namespace) -> None:
                 size=arguments.size,
                 channels=arguments.channels,
                 fit=arguments.fit,
+                minutes=arguments.minutes,
                 strict=arguments.strict,
                 resume=arguments.resume,
                 tensorboard=arguments.tensorboard,

@@ -63,7 +63,13 @@ def _train(commands: Commands) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the unfinished run in --out")
     add_image_form(parser)
     add_strict(parser)
-    parser.add_argument("--epochs", type=positive, help="passes over the images (default: about 700,000 images in all)")
+    parser.add_argument(
+        "--epochs",
+        type=positive,
+        help="passes over the images (default: about 700,000 images in all, or what takes about 10 minutes for sets "
+        "under 10,000)",
+    )
+    parser.add_argument("--minutes", type=number, metavar="M", help="time for training, in place of --epochs")
     parser.add_argument("--batch", type=positive, help="images a step (default: 256; 16 to 128 for sets under 10,000)")
     parser.add_argument(
         "--augment",

@@ -397,6 +397,7 @@ N_REFERENCES, N_QUERIES = 4000, 150  # training images to compare with; query im
 MAX_QUERIES = 2000  # of all classes together
 N_OWN, MIN_OWN = 800, 10  # images of one class that its mirrored ones are compared with
 NEAR_FRACTION = 0.9  # of upright images count as near to their nearest neighbour
+MAX_COMPARED_PX = 28  # a side of the images that are compared; larger ones would take minutes and tell no more
 MIN_ALIKE = 0.5  # fraction of changed images that must be as near, for the class to look the same
 
 
@@ -458,7 +459,15 @@ def flip_invariance(data: LabelledImages, seed: int = 0) -> dict[str, float]:
 
 
 def _unit_norm(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    pixels = images.astype(np.float32)
+    """Images [N, S, S, C] as vectors of length 1 [N, s, s, C]; those beyond 28 pixels as means of blocks of pixels."""
+    count, side, _, channels = images.shape
+    block = -(-side // MAX_COMPARED_PX)
+    if block > 1:
+        small, first = side // block, side % block // 2
+        kept = images[:, first : first + small * block, first : first + small * block]
+        pixels = kept.reshape(count, small, block, small, block, channels).mean((2, 4), dtype=np.float32)
+    else:
+        pixels = images.astype(np.float32)
     return pixels / (np.linalg.norm(pixels.reshape(len(pixels), -1), axis=1)[:, None, None, None] + 1e-6)
 
 

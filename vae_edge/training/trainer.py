@@ -10,8 +10,6 @@ import copy
 import json
 import math
 import signal
-import statistics
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -31,6 +30,7 @@ from vae_edge.files import write_text
 from vae_edge.model import AngleVAE, compute_losses, mutual_information
 from vae_edge.model.config import rename_keys
 from vae_edge.model.network import current_name
+from vae_edge.progress import Progress, phase
 from vae_edge.training.checkpoint import (
     CONFIG,
     GENERATED,
@@ -74,10 +74,9 @@ from vae_edge.training.generate import generate
 MIN_GENERATED, MAX_GENERATED = 100, 1000  # generated images of each class
 VAL_ROTATION_SEED = 3  # added to the run's seed, for the angles of the validation images
 VAL_BATCH = 500
+MAX_VAL_IMAGES = 500  # held-out images whose accuracy is shown, and no more than
+VAL_IMAGES_RATIO = 0.1  # of the images of an epoch: forward alone, this takes a thirtieth of the epoch's time
 CHECKPOINT_INTERVAL_S = 20.0  # of training between two checkpoints, at least: epochs of a small set are shorter
-WARM_STEPS, MEASURED_STEPS = 3, 10
-
-Progress = Callable[[int, int, dict[str, float]], None]
 
 
 def train(
@@ -97,7 +96,7 @@ def train(
         config: of `make_run_config`.
         out: the run's folder. A finished run is never overwritten.
         resume: resume from the folder's state where there is one.
-        progress: called after each step with (step, steps, terms of the loss), on rank 0.
+        progress: called after each step with (step, steps, terms), on rank 0 (`vae_edge.progress.Progress`).
         tensorboard: write the terms of each epoch for TensorBoard as well, into the run's folder.
 
     Returns:
@@ -120,31 +119,10 @@ def train(
     with graceful_shutdown() as stop_requested:
         trainer.run(stop_requested, progress if accelerator.is_main_process else None, writer)
     if accelerator.is_main_process:
-        calibrate_and_save(trainer.best_model(), splits, config, trainer.state.step, folder)
+        with phase("fitting the anomaly score, measuring the held-out images"):
+            calibrate_and_save(trainer.best_model(), splits, config, trainer.state.step, folder)
     accelerator.wait_for_everyone()
     return folder / MODEL
-
-
-def measure_step(splits: DataSplits, config: RunConfig, steps: int = MEASURED_STEPS) -> float:
-    """Median seconds of a training step on this machine. The trained weights are thrown away.
-
-    Args:
-        splits: of `make_splits`.
-        config: of `make_run_config`.
-        steps: number of timed steps.
-
-    Raises:
-        as `train`.
-    """
-    use_threads()
-    with tempfile.TemporaryDirectory(prefix="vae-edge-measure-") as folder:
-        trainer = Trainer(splits, config, Path(folder), make_accelerator())
-        seconds = []
-        for _ in range(WARM_STEPS + steps):
-            began = time.perf_counter()
-            trainer.step()
-            seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[WARM_STEPS:])
 
 
 class Trainer:
@@ -178,10 +156,15 @@ class Trainer:
             self.datasets["unlabelled"] = InMemoryDataset.from_arrays(
                 splits.unlabelled, None, splits.unlabelled_angles_deg, seed, UNLABELLED, device
             )
-        if splits.val is not None:
-            val = rotate_like_training(splits.val, config, seed + VAL_ROTATION_SEED)
-            self.val_images = to_float(torch.from_numpy(val.images).to(device))
-            self.val_labels = torch.from_numpy(val.labels).to(device)
+        val = splits.val
+        if val is None:
+            shown = max(1, round(VAL_IMAGES_RATIO * self.schedule.per_epoch * self.schedule.batch))
+            count = min(len(splits.held_out), MAX_VAL_IMAGES, shown)
+            order = np.random.default_rng(seed).permutation(len(splits.held_out))
+            val = splits.held_out.take(order[:count])
+        val = rotate_like_training(val, config, seed + VAL_ROTATION_SEED)
+        self.val_images = to_float(torch.from_numpy(val.images).to(device))
+        self.val_labels = torch.from_numpy(val.labels).to(device)
 
     def run(self, stop_requested: threading.Event, progress: Progress | None, writer: Any) -> None:
         """Take all remaining steps.
@@ -199,13 +182,15 @@ class Trainer:
             for name, value in terms.items():
                 state.sums[name] = state.sums.get(name, 0.0) + value
             state.seconds = time.monotonic() - began
-            if progress is not None:
-                progress(state.step, schedule.steps, terms)
-
-            stop = mean_over_processes({"stop": float(stop_requested.is_set())}, self.accelerator)["stop"] > 0
             epoch_ended = state.step % schedule.per_epoch == 0
+            told = {**terms, "epoch": state.step / schedule.per_epoch}
             if epoch_ended:
-                log.append(json.dumps(self._end_epoch(writer)))
+                line = self._end_epoch(writer)
+                told["val_accuracy"] = line["val_accuracy"]
+                log.append(json.dumps(line))
+            if progress is not None:
+                progress(state.step, schedule.steps, told)
+            stop = mean_over_processes({"stop": float(stop_requested.is_set())}, self.accelerator)["stop"] > 0
 
             last = stop or state.step == schedule.steps or self._should_stop_early()
             due = epoch_ended and state.seconds - saved >= CHECKPOINT_INTERVAL_S
@@ -291,11 +276,18 @@ class Trainer:
         return {"images": torch.from_numpy(generated.images), "labels": torch.from_numpy(generated.labels)}
 
     def _end_epoch(self, writer: Any) -> dict[str, float]:
-        """The epoch's line of the log: means of the terms, and with early stopping the validation loss."""
+        """The epoch's line of the log: means of the terms, and how the EMA model does on the validation images.
+
+        These are with early stopping the validation images of the run, else a few of the held-out images, which decide
+        nothing.
+        """
         state, per_epoch = self.state, self.schedule.per_epoch
         means = {name: round(total / per_epoch, 5) for name, total in state.sums.items()}
+        loss, accuracy = validate(state.ema_model, self.val_images, self.val_labels)
+        means["val_accuracy"] = round(accuracy, 5)
         if self.config.training.patience is not None:
-            means["val_classes"] = self._validate()
+            means["val_classes"] = round(loss, 5)
+            self._remember_best(means["val_classes"])
         state.sums = {}
         if writer is not None:
             for name, value in means.items():
@@ -303,16 +295,14 @@ class Trainer:
             writer.flush()
         return {"epoch": state.step // per_epoch, "seconds": round(state.seconds, 2), **means}
 
-    def _validate(self) -> float:
-        """Validation loss of the EMA model. The best one's weights are kept, and the epochs since are counted."""
+    def _remember_best(self, loss: float) -> None:
+        """Keep the EMA model's weights where the validation loss is the lowest so far; else count the epoch."""
         state = self.state
-        loss = round(validate(state.ema_model, self.val_images, self.val_labels), 5)
         if loss < state.best_loss:
             state.best = {name: tensor.clone() for name, tensor in state.ema_model.state_dict().items()}
             state.best_loss, state.epochs_since_best = loss, 0
         else:
             state.epochs_since_best += 1
-        return loss
 
     def _should_stop_early(self) -> bool:
         patience = self.config.training.patience
@@ -383,7 +373,7 @@ class LossModule(nn.Module):
         self.model, self.config, self.bf16 = model, config, bf16
 
     def forward(self, batch: Batch, images_seen: int) -> dict[str, Tensor]:
-        """The terms of `compute_losses`.
+        """The terms of `compute_losses`, and the accuracy on the images with labels.
 
         Args:
             batch: this process's shard.
@@ -397,6 +387,8 @@ class LossModule(nn.Module):
             )
         angles = batch.angles_rad if self.config.model.orientation else None
         terms = compute_losses(output, batch.labels, angles, settings.weights, batch.sample_weight)
+        known = len(batch.labels) - batch.unlabelled  # the others' labels are pseudo-labels
+        terms["accuracy"] = (output.logits[:known].argmax(1) == batch.labels[:known]).float().mean()
 
         if batch.unlabelled and settings.mutual_info_weight:
             predicted = output.logits[-batch.unlabelled :].float().softmax(1)
@@ -460,10 +452,10 @@ def pseudo_labels(ema_model: AngleVAE, images: Tensor, bf16: bool) -> Tensor:
 
 
 @torch.no_grad()
-def validate(ema_model: AngleVAE, images: Tensor, labels: Tensor) -> float:
-    """Cross-entropy, in nats, of the EMA model on images float [N, C, S, S] with labels [N]."""
+def validate(ema_model: AngleVAE, images: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Cross-entropy, in nats, and accuracy of the EMA model on images float [N, C, S, S] with labels [N]."""
     logits = torch.cat([ema_model.classify(part).float() for part in images.split(VAL_BATCH)])
-    return float(F.cross_entropy(logits, labels))
+    return float(F.cross_entropy(logits, labels)), float((logits.argmax(1) == labels).double().mean())
 
 
 def save(state: TrainState, folder: Path) -> None:
