@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vae_edge.pipeline import quickstart
     from vae_edge.runtime import load, verify
     from vae_edge.training.config import TrainConfig
+    from vae_edge.training.run_file import run_arguments
 
 _HOME = {
     **dict.fromkeys(("train", "evaluate", "generate", "export", "quantize", "benchmark"), "vae_edge.api"),
@@ -26,6 +27,7 @@ _HOME = {
     "quickstart": "vae_edge.pipeline",
     "BuildConfig": "vae_edge.engine.tensorrt",
     "TrainConfig": "vae_edge.training.config",
+    "run_arguments": "vae_edge.training.run_file",
     "VaeEdgeError": "vae_edge.errors",
 }
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "load",
     "quantize",
     "quickstart",
+    "run_arguments",
     "train",
     "verify",
     "write_kit",

@@ -22,7 +22,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ from vae_edge.data.dataset import Dataset
 from vae_edge.data.load import left_out_json, open_data
 from vae_edge.errors import ConfigError
 from vae_edge.files import check_file, check_folder
-from vae_edge.progress import Progress, ProgressOption, phase, reporting
+from vae_edge.progress import ProgressOption, phase, reporting, start_torch
 from vae_edge.text import system_name
 
 if TYPE_CHECKING:
@@ -117,60 +117,30 @@ def train(
         DataError: the images cannot be trained on.
         Interrupted: SIGINT or SIGTERM; the run is saved and can be resumed.
     """
-    from vae_edge.model import create_config
-    from vae_edge.training.checkpoint import check_folder_free
-    from vae_edge.training.config import TrainConfig
-    from vae_edge.training.distributed import use_threads
-
     out = check_folder(out)  # what can be refused is refused before the images are read
-    check_folder_free(out, resume)
-    create_config(preset, **{**(model or {}), **({} if size is None else {"size": size})})
-    config = TrainConfig() if config is None else config
-    if minutes is not None and config.epochs is not None:
-        raise ConfigError(f"epochs {config.epochs} and minutes {minutes:g}: give one of them")
-    use_threads(threads)
     with reporting(progress) as show:
-        if not isinstance(data, Dataset):
-            with phase(f"reading the images of {os.fspath(data)}"):
-                data = open_data(data, size=size, channels=channels, fit=fit, strict=strict)
-        return _train(data, out, config, preset, model or {}, minutes, resume, tensorboard, show)
+        start_torch()
+        from vae_edge.model import create_config
+        from vae_edge.training.checkpoint import check_folder_free
+        from vae_edge.training.config import TrainConfig
+        from vae_edge.training.distributed import use_threads
+        from vae_edge.training.run import train_dataset
 
-
-def _train(
-    dataset: Dataset,
-    out: Path,
-    training: TrainConfig,
-    preset: str,
-    model: Mapping[str, Any],
-    minutes: float | None,
-    resume: bool,
-    tensorboard: bool,
-    progress: Progress | None,
-) -> TrainedRun:
-    from vae_edge.training.checkpoint import CONFIG, load_checkpoint, read_config
-    from vae_edge.training.data import describe_run, make_run_config, make_splits
-    from vae_edge.training.duration import choose_epochs
-    from vae_edge.training.trainer import train
-
-    with phase("looking for duplicates, and for classes whose angle cannot be told"):
-        splits = make_splits(dataset, training)
-        config = make_run_config(dataset, splits, preset, training, **model)
-    duration = None
-    if training.epochs is None and (out / CONFIG).exists():
-        epochs = read_config(out).training.epochs  # what was chosen when the run began
-        config = replace(config, training=replace(training, epochs=epochs))
-    elif training.epochs is None:
-        with phase("measuring a training step"):
-            duration = choose_epochs(splits, config, minutes)
-        config = replace(config, training=replace(training, epochs=duration.epochs))
-    for line in describe_run(dataset, config):
-        log.info("%s", line)
-    if duration is not None:
-        log.info("%s", duration)
-    train(splits, config, out, resume=resume, tensorboard=tensorboard, progress=progress)
-    checkpoint = load_checkpoint(out)
-    parameters = sum(p.numel() for p in checkpoint.model.parameters())
-    return TrainedRun(out, parameters, checkpoint.result, dataset.left_out)
+        check_folder_free(out, resume)
+        create_config(preset, **{**(model or {}), **({} if size is None else {"size": size})})
+        config = TrainConfig() if config is None else config
+        if minutes is not None and (config.epochs is not None or not 0 < minutes < float("inf")):
+            raise ConfigError(f"minutes {minutes}: expected a number above 0, and no number of epochs beside it")
+        threads = use_threads(threads)
+        source, dataset = None, data
+        if not isinstance(dataset, Dataset):
+            source = dataset
+            with phase(f"reading the images of {os.fspath(dataset)}"):
+                dataset = open_data(dataset, size=size, channels=channels, fit=fit, strict=strict)
+        options = {"preset": preset, "strict": strict, "tensorboard": tensorboard, "threads": threads}
+        run = train_dataset(dataset, out, config, model or {}, minutes, resume, {"data": source, **options}, show)
+    parameters = sum(p.numel() for p in run.model.parameters())
+    return TrainedRun(out, parameters, run.result, dataset.left_out)
 
 
 # ---------------------------------------------------------------------------------------------------- evaluate

@@ -53,6 +53,13 @@ def phase(what: str) -> Iterator[None]:
         reminder.join()
 
 
+def start_torch() -> None:
+    """Import PyTorch, which takes seconds, and say so."""
+    if "torch" not in sys.modules:
+        with phase("starting PyTorch"):
+            import torch  # noqa: F401
+
+
 @contextmanager
 def reporting(progress: ProgressOption) -> Iterator[Progress | None]:
     """What `progress` means: with "auto" lines and, on a terminal, a bar; else the function itself, or nothing.

@@ -14,12 +14,11 @@ from vae_edge.cli.console import counting_progress, emit, fraction_progress, per
 from vae_edge.data.load import left_out_json, left_out_lines, open_data
 from vae_edge.errors import ConfigError
 from vae_edge.files import check_folder
-from vae_edge.progress import training_progress
+from vae_edge.progress import start_torch, training_progress
 
 if TYPE_CHECKING:
     from vae_edge.experiments.comparison import ComparisonResult
     from vae_edge.pipeline import QuickstartResult
-    from vae_edge.training.config import TrainConfig
 
 MAX_CLASSES_PRINTED = 20  # the worst ones
 
@@ -55,63 +54,24 @@ def _quickstart_lines(result: QuickstartResult) -> Iterator[str]:
 
 def train(arguments: argparse.Namespace) -> None:
     """`vae-edge train`."""
+    start_torch()
+    from vae_edge.training.run_file import run_arguments
     from vae_edge.training.trainer import Interrupted
 
-    config = train_config(arguments)
+    given = dict(vars(arguments))
+    parser, as_json = given.pop("parser"), given.pop("json", False)
+    given.pop("run")
+    resume, path = given.pop("resume", False), given.pop("config", None)
+    options = run_arguments(path, **given)
+    missing = [f"--{name}" for name in ("data", "out") if name not in options]
+    if missing:
+        parser.error(f"the following arguments are required: {', '.join(missing)}")
     try:
         with training_progress("training") as progress:
-            result = api.train(
-                arguments.data,
-                arguments.out,
-                config,
-                preset=arguments.preset,
-                size=arguments.size,
-                channels=arguments.channels,
-                fit=arguments.fit,
-                minutes=arguments.minutes,
-                strict=arguments.strict,
-                resume=arguments.resume,
-                tensorboard=arguments.tensorboard,
-                threads=arguments.threads,
-                progress=progress,
-            )
+            result = api.train(**options, resume=resume, progress=progress)
     except Interrupted as error:
         raise Interrupted(f"{error}; go on with --resume") from error
-    emit(result.to_json(), arguments.json, lambda: _training_lines(result))
-
-
-def train_config(arguments: argparse.Namespace) -> TrainConfig:
-    """The training options; those that were not given keep their defaults.
-
-    Raises:
-        ConfigError: for an option out of range.
-    """
-    from vae_edge.model import LossWeights
-    from vae_edge.training.config import TrainConfig
-
-    def given(*names: str) -> dict[str, Any]:
-        return {name: value for name in names if (value := getattr(arguments, name)) is not None}
-
-    return TrainConfig(
-        rotation=str(arguments.rotation),
-        weights=LossWeights(**given("beta", "gamma", "delta")),
-        seed=arguments.seed,
-        **given(
-            "epochs",
-            "batch",
-            "learning_rate",
-            "holdout",
-            "reject_rate",
-            "augment",
-            "mirror",
-            "labels_per_class",
-            "labels_only",
-            "synthetic_ratio",
-            "patience",
-            "bf16",
-            "compile",
-        ),
-    )
+    emit(result.to_json(), as_json, lambda: _training_lines(result))
 
 
 def _training_lines(trained: api.TrainedRun) -> Iterator[str]:
