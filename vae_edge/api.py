@@ -22,18 +22,18 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vae_edge.data.dataset import Dataset
 from vae_edge.data.load import left_out_json, open_data
-from vae_edge.errors import ConfigError
+from vae_edge.errors import ConfigError, DataError
 from vae_edge.files import check_file, check_folder
-from vae_edge.progress import ProgressOption, phase, reporting, start_torch
+from vae_edge.progress import ProgressOption, counting_progress, phase, reporting, start_torch, training_progress
 from vae_edge.text import system_name
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def train(
         Interrupted: SIGINT or SIGTERM; the run is saved and can be resumed.
     """
     out = check_folder(out)  # what can be refused is refused before the images are read
-    with reporting(progress) as show:
+    with reporting(progress, training_progress("training")) as show:
         start_torch()
         from vae_edge.model import create_config
         from vae_edge.training.checkpoint import check_folder_free
@@ -331,10 +331,20 @@ class Generated:
     images: int
     contact_sheet: Path
     """All of them on one page, PNG."""
+    missing: Mapping[str, str] = field(default_factory=dict)
+    """For each class with fewer images than were asked for, how many it has, and why."""
+    unrecognized: int = 0
+    """Images that the model does not recognize with the confidence that was asked for (`top_up`)."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {"out": str(self.path), "images": self.images, "contact_sheet": str(self.contact_sheet)}
+        return {
+            "out": str(self.path),
+            "images": self.images,
+            "contact_sheet": str(self.contact_sheet),
+            "missing": dict(self.missing),
+            "unrecognized": self.unrecognized,
+        }
 
 
 def generate(
@@ -347,9 +357,13 @@ def generate(
     method: str | None = None,
     temperature: float | None = None,
     confidence: float | None = None,
+    top_up: bool = False,
     seed: int = 0,
+    progress: Callable[[int, int], None] | Literal["auto"] | None = "auto",
 ) -> Generated:
-    """Generate labelled images with a trained model's decoder.
+    """Generate labelled images with a trained model's decoder: those that the model itself recognizes.
+
+    Where it recognizes too few of a class, what there is is written, and `missing` says what is not.
 
     Args:
         run: folder of a finished training run.
@@ -357,42 +371,52 @@ def generate(
         per_class: images of each class.
         classes: names; empty is all.
         angles_deg: degrees counter-clockwise, dealt out in turn.
-        method, temperature, confidence: as `vae_edge.training.generate.generate`.
+        method, temperature: as `vae_edge.training.generate.generate_available`.
+        confidence: keep images to which the model gives their class at least this; 0 keeps every image.
+        top_up: where too few are recognized, add the most confident ones of the others.
         seed: fixes every random number.
+        progress: called with (classes done, classes in all); or "auto", as `train`; or None.
 
     Raises:
         ConfigError: an option is out of range, or `out` exists or cannot be written.
         CheckpointError: `run` holds no finished run.
-        DataError: too few images are recognized by the model itself.
+        DataError: no image of any class is recognized by the model itself.
     """
-    from vae_edge.training.checkpoint import load_checkpoint, load_samples
-    from vae_edge.training.distributed import use_threads
-    from vae_edge.training.generate import TEMPERATURE, check_out_free, generate, write_generated
-
-    check_out_free(out)
     check_file(out)
     if temperature is not None and method == "interpolate":
         raise ConfigError("--temperature belongs to --method gaussian; it does not go with --method interpolate")
-    use_threads()
-    checkpoint = load_checkpoint(Path(run))
-    samples = load_samples(Path(run))
-    images = generate(
-        checkpoint.model,
-        checkpoint.config.classes,
-        per_class,
-        [system_name(name) for name in classes],
-        angles_deg,
-        TEMPERATURE if temperature is None else temperature,
-        seed,
-        absent=checkpoint.config.data.absent,
-        codes=samples.codes,
-        code_labels=samples.code_labels,
-        method="gaussian" if temperature is not None else method,
-        confidence=confidence,
-    )
-    path = write_generated(images, out)
+    with reporting(progress, counting_progress("generating", "classes")) as show:
+        start_torch()
+        from vae_edge.training.checkpoint import load_checkpoint, load_samples
+        from vae_edge.training.distributed import use_threads
+        from vae_edge.training.generate import TEMPERATURE, check_out_free, generate_available, write_generated
+
+        check_out_free(out)
+        use_threads()
+        checkpoint = load_checkpoint(Path(run))
+        samples = load_samples(Path(run))
+        found = generate_available(
+            checkpoint.model,
+            checkpoint.config.classes,
+            per_class,
+            [system_name(name) for name in classes],
+            angles_deg,
+            TEMPERATURE if temperature is None else temperature,
+            seed,
+            absent=checkpoint.config.data.absent,
+            codes=samples.codes,
+            code_labels=samples.code_labels,
+            method="gaussian" if temperature is not None else method,
+            confidence=confidence,
+            top_up=top_up,
+            progress=show,
+        )
+        if not len(found.images):
+            words = "; ".join(f"class {name}: {why}" for name, why in found.missing.items())
+            raise DataError(f"nothing could be generated: {words}. --top-up takes the most confident images anyhow")
+        path = write_generated(found.images, out)
     sheet = path.with_suffix(".png") if path.suffix == ".npz" else path / "contact_sheet.png"
-    return Generated(path, len(images), sheet)
+    return Generated(path, len(found.images), sheet, found.missing, found.unrecognized)
 
 
 # ------------------------------------------------------------------------------------------------------ export

@@ -12,8 +12,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal, TypeVar
 
 from vae_edge.errors import ConfigError
 from vae_edge.text import printable, terminal
@@ -25,6 +25,7 @@ Progress = Callable[[int, int, dict[str, float]], None]
 """Called after each training step with (step, steps, terms). The terms are those of the loss, `accuracy` on the batch,
 `epoch` (epochs done, with a fraction), and after a validation `val_accuracy`."""
 ProgressOption = Progress | Literal["auto"] | None
+Shown = TypeVar("Shown", bound=Callable[..., None])
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +62,10 @@ def start_torch() -> None:
 
 
 @contextmanager
-def reporting(progress: ProgressOption) -> Iterator[Progress | None]:
-    """What `progress` means: with "auto" lines and, on a terminal, a bar; else the function itself, or nothing.
+def reporting(
+    progress: Shown | Literal["auto"] | None, display: AbstractContextManager[Shown]
+) -> Iterator[Shown | None]:
+    """What an argument `progress` means: with "auto" the display, and sentences that are heard; else what it is.
 
     Raises:
         ConfigError: it is another word.
@@ -71,8 +74,8 @@ def reporting(progress: ProgressOption) -> Iterator[Progress | None]:
         yield progress
         return
     if progress != "auto":
-        raise ConfigError(f'progress {progress!r}: expected "auto", a function of (step, steps, terms), or None')
-    with _audible(), training_progress("training") as show:
+        raise ConfigError(f'progress {progress!r}: expected "auto", a function, or None')
+    with _audible(), display as show:
         yield show
 
 
@@ -196,8 +199,7 @@ def progress_bar(title: str, total: float | None, middle: str, last: str = "") -
 def training_progress(title: str) -> Iterator[Progress]:
     """Lines of a training run; on a terminal also a bar with steps a second, the time left, loss and accuracies."""
     lines = TrainingLines(title)
-    with ExitStack() as stack:
-        opened = stack.enter_context(progress_bar(title, None, "{task.fields[rate]}", "{task.fields[terms]}"))
+    with progress_bar(title, None, "{task.fields[rate]}", "{task.fields[terms]}") as opened:
 
         def show(step: int, steps: int, terms: dict[str, float]) -> None:
             """Say that `step` of `steps` are done, and the terms of the last one."""
@@ -211,5 +213,30 @@ def training_progress(title: str) -> Iterator[Progress]:
             speed = bar.tasks[0].speed
             rate = f"{step}/{steps}" + (f", {speed:.1f} steps/s" if speed else "")
             bar.update(task, completed=step, total=steps, rate=rate, terms=terms_words(lines.means))
+
+        yield show
+
+
+@contextmanager
+def counting_progress(title: str, what: str = "images") -> Iterator[Callable[[int, int], None]]:
+    """Told (done, total): a line every 10 s; on a terminal a bar with the rate and the time left."""
+    began = said = time.monotonic()
+    with progress_bar(title, None, "{task.fields[rate]}") as opened:
+
+        def show(done: int, total: int) -> None:
+            """Say that `done` of `total` are done."""
+            nonlocal said
+            now = time.monotonic()
+            if now - said >= LINE_INTERVAL_S:
+                left = duration_words((total - done) * (now - began) / max(1, done))
+                log.info("%s: %s of %s %s, %s left", title, f"{done:,}", f"{total:,}", what, left)
+                said = now
+            if opened is None:
+                return
+            bar, task = opened
+            bar.start()
+            speed = bar.tasks[0].speed
+            rate = f"{done:,}/{total:,}" + (f", {speed:,.0f} {what}/s" if speed else "")
+            bar.update(task, completed=done, total=total, rate=rate)
 
         yield show

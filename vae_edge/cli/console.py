@@ -164,25 +164,6 @@ def fraction_progress() -> Iterator[Callable[[str, float], None] | None]:
 
 
 @contextmanager
-def counting_progress(title: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar told (done, total), with the rate and the time left; None where standard error is no terminal."""
-    with progress_bar(title, None, "{task.fields[rate]}") as opened:
-        if opened is None:
-            yield None
-            return
-        bar, task = opened
-
-        def show(done: int, total: int) -> None:
-            """Say that `done` images of `total` are done."""
-            bar.start()
-            speed = bar.tasks[0].speed
-            rate = f"{done:,}/{total:,}" + (f", {speed:,.0f} images/s" if speed else "")
-            bar.update(task, completed=done, total=total, rate=rate)
-
-        yield show
-
-
-@contextmanager
 def working(what: str) -> Iterator[None]:
     """A line that shows that work goes on, for steps of some seconds; nothing where standard error is no terminal."""
     if not sys.stderr.isatty():

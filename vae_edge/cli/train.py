@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vae_edge import api
-from vae_edge.cli.console import counting_progress, emit, fraction_progress, percent, say
+from vae_edge.cli.console import emit, fraction_progress, percent, say
 from vae_edge.data.load import left_out_json, left_out_lines, open_data
 from vae_edge.errors import ConfigError
 from vae_edge.files import check_folder
-from vae_edge.progress import start_torch, training_progress
+from vae_edge.progress import counting_progress, start_torch, training_progress
 
 if TYPE_CHECKING:
     from vae_edge.experiments.comparison import ComparisonResult
@@ -106,21 +106,34 @@ def evaluate(arguments: argparse.Namespace) -> None:
     emit(result.to_json(), arguments.json, lambda: _evaluation_lines(result.to_json()))
 
 
-def generate(arguments: argparse.Namespace) -> None:
-    """`vae-edge generate`."""
-    result = api.generate(
-        arguments.model,
-        arguments.out,
-        per_class=arguments.per_class,
-        classes=arguments.classes or (),
-        angles_deg=arguments.angles or (0.0,),
-        method=arguments.method,
-        temperature=arguments.temperature,
-        confidence=arguments.confidence,
-        seed=arguments.seed,
-    )
-    line = f"{result.images} images in {result.path}; all on one page: {result.contact_sheet}"
-    emit(result.to_json(), arguments.json, lambda: iter([line]))
+def generate(arguments: argparse.Namespace) -> int:
+    """`vae-edge generate`: 1 where images are missing."""
+    with counting_progress("generating", "classes") as progress:
+        result = api.generate(
+            arguments.model,
+            arguments.out,
+            per_class=arguments.per_class,
+            classes=arguments.classes or (),
+            angles_deg=arguments.angles or (0.0,),
+            method=arguments.method,
+            temperature=arguments.temperature,
+            confidence=arguments.confidence,
+            top_up=arguments.top_up,
+            seed=arguments.seed,
+            progress=progress,
+        )
+    emit(result.to_json(), arguments.json, lambda: _generated_lines(result))
+    return 1 if result.missing else 0
+
+
+def _generated_lines(result: api.Generated) -> Iterator[str]:
+    yield f"{result.images} images in {result.path}; all on one page: {result.contact_sheet}"
+    if result.unrecognized:
+        yield f"  {result.unrecognized} of them are not recognized by the model (--top-up)"
+    for name, why in result.missing.items():
+        yield f"  missing of class {name}: {why}"
+    if result.missing:
+        yield "  --top-up adds the most confident of the others, --confidence 0 takes all as they come"
 
 
 def _class_lines(figures: Mapping[str, Any]) -> Iterator[str]:

@@ -166,7 +166,12 @@ def _generate(commands: Commands) -> None:
         type=float,
         metavar="P",
         help="keep only images to which the model gives their class at least this (default: interpolate 0.9, "
-        "gaussian 0)",
+        "gaussian 0, which keeps all)",
+    )
+    parser.add_argument(
+        "--top-up",
+        action="store_true",
+        help="where the model recognizes too few images of a class, add the most confident of those that it does not",
     )
     parser.add_argument(
         "--temperature",

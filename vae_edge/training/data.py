@@ -126,11 +126,10 @@ def make_run_config(
         "circular_mask": orientation and spec.background == "none",
     }
     model = create_config(preset, **{**shape, **overrides})
-    single = [name for k, name in enumerate(train.classes) if (train.labels == k).sum() == 1]
-    if settings.synthetic_ratio and single:
+    if settings.synthetic_ratio and np.bincount(train.labels).max() < 2:
         raise ConfigError(
-            f"synthetic_ratio {settings.synthetic_ratio}: images are generated between two of a class, "
-            f"but there is one labelled training image of {', '.join(single)}"
+            f"synthetic_ratio {settings.synthetic_ratio}: images are generated between two of a class, but no class "
+            "has two labelled training images"
         )
     mirrored = flip_invariance(train, settings.seed) if settings.mirror else {}
     assert dataset.train is not None

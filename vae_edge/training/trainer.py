@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import math
 import signal
 import threading
@@ -69,7 +70,9 @@ from vae_edge.training.distributed import (
     use_threads,
 )
 from vae_edge.training.evaluate import calibrate_and_save, encode_training_images, rotate_like_training
-from vae_edge.training.generate import generate
+from vae_edge.training.generate import MAX_TRIES, generate_available
+
+log = logging.getLogger(__name__)
 
 MIN_GENERATED, MAX_GENERATED = 100, 1000  # generated images of each class
 VAL_ROTATION_SEED = 3  # added to the run's seed, for the angles of the validation images
@@ -234,7 +237,7 @@ class Trainer:
         late = self.state.step >= self.schedule.boundary
         if late and "generated" not in self.datasets:
             self._add_generated_images()
-        return self._compose(self.config.training.synthetic_ratio if late else 0.0)
+        return self._compose(self.config.training.synthetic_ratio if late and len(self.datasets["generated"]) else 0.0)
 
     def _compose(self, synthetic_ratio: float) -> BatchComposition:
         labelled, unlabelled = len(self.splits.train), len(self.splits.unlabelled)
@@ -257,23 +260,28 @@ class Trainer:
         self.datasets["generated"] = InMemoryDataset.from_arrays(images, labels, None, seed, GENERATED_STREAM, device)
 
     def _generate_images(self) -> dict[str, Tensor]:
+        """Images of the classes that can be generated; what cannot be does not stop the run."""
         config, train, model = self.config, self.splits.train, self.state.ema_model
         absent, seed = config.data.absent, config.training.seed
         per_class = -(-len(train) // (len(config.classes) - len(absent)))
         codes, code_labels = encode_training_images(model, train, seed)
-        generated = generate(
-            model,
-            config.classes,
-            min(MAX_GENERATED, max(MIN_GENERATED, per_class)),
-            seed=seed,
-            absent=absent,
-            codes=codes,
-            code_labels=code_labels,
-            confidence=config.training.pseudo_label_threshold,
-            method="interpolate",
-            top_up=True,
-        )
-        return {"images": torch.from_numpy(generated.images), "labels": torch.from_numpy(generated.labels)}
+        with phase("generating images to train on"):
+            found = generate_available(
+                model,
+                config.classes,
+                min(MAX_GENERATED, max(MIN_GENERATED, per_class)),
+                seed=seed,
+                absent=absent,
+                codes=codes,
+                code_labels=code_labels,
+                confidence=config.training.pseudo_label_threshold,
+                method="interpolate",
+                top_up=True,
+                max_tries=MAX_TRIES,
+            )
+        for name, why in found.missing.items():
+            log.info("fewer generated images of class %s are trained on: %s", name, why)
+        return {"images": torch.from_numpy(found.images.images), "labels": torch.from_numpy(found.images.labels)}
 
     def _end_epoch(self, writer: Any) -> dict[str, float]:
         """The epoch's line of the log: means of the terms, and how the EMA model does on the validation images.
