@@ -12,7 +12,7 @@ from vae_edge.errors import ConfigError
 from vae_edge.progress import duration_words
 from vae_edge.training.config import SMALL_SET, RunConfig, Schedule
 from vae_edge.training.data import DataSplits
-from vae_edge.training.distributed import make_accelerator, mean_over_processes, use_threads
+from vae_edge.training.distributed import keep_freed_memory, make_accelerator, mean_over_processes, use_threads
 from vae_edge.training.trainer import Trainer
 
 WARM_STEPS, MEASURED_STEPS = 3, 10
@@ -90,7 +90,7 @@ def measure_step(splits: DataSplits, config: RunConfig, steps: int = MEASURED_ST
     """
     use_threads()
     accelerator = make_accelerator()
-    with tempfile.TemporaryDirectory(prefix="vae-edge-measure-") as folder:
+    with tempfile.TemporaryDirectory(prefix="vae-edge-measure-") as folder, keep_freed_memory():
         trainer = Trainer(splits, config, Path(folder), accelerator)
         seconds: list[float] = []
         began = time.perf_counter()

@@ -65,6 +65,7 @@ from vae_edge.training.data import (
 from vae_edge.training.distributed import (
     all_reduce_mean,
     convert_sync_batchnorm,
+    keep_freed_memory,
     make_accelerator,
     mean_over_processes,
     use_threads,
@@ -119,7 +120,7 @@ def train(
     trainer = Trainer(splits, config, folder, accelerator)
     if accelerator.is_main_process and not (folder / CONFIG).exists():
         write_config(folder, config)
-    with graceful_shutdown() as stop_requested:
+    with graceful_shutdown() as stop_requested, keep_freed_memory():
         trainer.run(stop_requested, progress if accelerator.is_main_process else None, writer)
     if accelerator.is_main_process:
         with phase("fitting the anomaly score, measuring the held-out images"):
@@ -234,7 +235,7 @@ class Trainer:
 
     def _composition(self) -> BatchComposition:
         """Composition of this step's batch. The first step that needs generated images makes or reads them."""
-        late = self.state.step >= self.schedule.boundary
+        late = self.config.training.synthetic_ratio > 0 and self.state.step >= self.schedule.boundary
         if late and "generated" not in self.datasets:
             self._add_generated_images()
         return self._compose(self.config.training.synthetic_ratio if late and len(self.datasets["generated"]) else 0.0)
