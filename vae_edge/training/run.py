@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vae_edge.data import Dataset
-from vae_edge.progress import Progress, is_main_process, phase
+from vae_edge.progress import Progress, phase
 from vae_edge.training.checkpoint import CONFIG, Checkpoint, load_checkpoint, read_config
 from vae_edge.training.config import RunConfig, TrainConfig
 from vae_edge.training.data import describe_run, make_run_config, make_splits
@@ -50,8 +50,8 @@ def train_dataset(
     with phase("looking for duplicates, and for classes whose angle cannot be told"):
         splits = make_splits(dataset, training)
         config = make_run_config(dataset, splits, options["preset"], training, **model)
-    began, duration = (out / CONFIG).exists(), None
-    if training.epochs is None and began:
+    duration = None
+    if training.epochs is None and (out / CONFIG).exists():
         config = replace(config, training=replace(training, epochs=read_config(out).training.epochs))
     elif training.epochs is None:
         with phase("measuring a training step"):
@@ -62,10 +62,12 @@ def train_dataset(
         log.info("%s", line)
     if duration is not None:
         log.info("%s", duration)
-    if is_main_process() and not began:
+
+    def write() -> None:
         notes = [] if duration is None else [f"epochs: {duration.why}; a step took {1000 * duration.step_s:.0f} ms"]
         write_run_file(out, *repeatable(config, options), notes)
-    train(splits, config, out, resume=resume, tensorboard=options["tensorboard"], progress=progress)
+
+    train(splits, config, out, resume, progress, options["tensorboard"], write)
     return load_checkpoint(out)
 
 

@@ -90,6 +90,7 @@ def train(
     resume: bool = False,
     progress: Progress | None = None,
     tensorboard: bool = False,
+    begun: Callable[[], None] | None = None,
 ) -> Path:
     """Train on the training images, fit the score on them, set temperature and thresholds on the held-out images.
 
@@ -102,6 +103,7 @@ def train(
         resume: resume from the folder's state where there is one.
         progress: called after each step with (step, steps, terms), on rank 0 (`vae_edge.progress.Progress`).
         tensorboard: write the terms of each epoch for TensorBoard as well, into the run's folder.
+        begun: called on rank 0 when a new run begins, that is, when nothing was refused.
 
     Returns:
         The path of `model.safetensors`.
@@ -119,6 +121,8 @@ def train(
 
     trainer = Trainer(splits, config, folder, accelerator)
     if accelerator.is_main_process and not (folder / CONFIG).exists():
+        if begun is not None:
+            begun()
         write_config(folder, config)
     with graceful_shutdown() as stop_requested, keep_freed_memory():
         trainer.run(stop_requested, progress if accelerator.is_main_process else None, writer)
