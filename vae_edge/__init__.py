@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vae_edge.thresholds import set_threshold
     from vae_edge.trained import evaluate
     from vae_edge.training.config import TrainConfig
+    from vae_edge.training.run_file import run_arguments
 
 _HOME = {
     **dict.fromkeys(("train", "generate", "export", "quantize", "benchmark"), "vae_edge.api"),
@@ -33,6 +34,7 @@ _HOME = {
     "quickstart": "vae_edge.pipeline",
     "BuildConfig": "vae_edge.engine.tensorrt",
     "TrainConfig": "vae_edge.training.config",
+    "run_arguments": "vae_edge.training.run_file",
     "VaeEdgeError": "vae_edge.errors",
 }
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "load",
     "quantize",
     "quickstart",
+    "run_arguments",
     "set_threshold",
     "train",
     "verify",

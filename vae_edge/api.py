@@ -21,25 +21,25 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from vae_edge.data.dataset import Dataset
 from vae_edge.data.load import open_data
-from vae_edge.errors import ConfigError
+from vae_edge.errors import ConfigError, DataError
 from vae_edge.files import check_file, check_folder
 from vae_edge.listing import left_out_json
+from vae_edge.progress import ProgressOption, counting_progress, phase, reporting, start_torch, training_progress
 from vae_edge.text import system_name
 
 if TYPE_CHECKING:
     from vae_edge.benchmarking.run import BenchmarkResult
-    from vae_edge.data import Dataset
     from vae_edge.exporting.bundle import Quantization
     from vae_edge.listing import LeftOut
     from vae_edge.training.checkpoint import Checkpoint, TrainResult
     from vae_edge.training.config import TrainConfig
-    from vae_edge.training.trainer import Progress
 
     Data = str | os.PathLike[str] | Dataset
 
@@ -76,35 +76,42 @@ def train(
     config: TrainConfig | None = None,
     *,
     preset: str = "small",
+    model: Mapping[str, Any] | None = None,
     size: int | None = None,
     channels: int | None = None,
     fit: str = "auto",
     alpha_background: str = "auto",
     val: str | os.PathLike[str] | None = None,
+    minutes: float | None = None,
     strict: bool = False,
     resume: bool = False,
     tensorboard: bool = False,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: ProgressOption = "auto",
 ) -> TrainedRun:
     """Train a VAE classifier on labelled images; fit its anomaly score and temperature on held-out ones.
 
     Args:
         data: as `open_data`.
         out: folder of the run; it must be new, or with `resume` hold an unfinished run.
-        config: rotation, epochs, loss weights, seed, ... (`vae_edge.TrainConfig`); by default all defaults.
+        config: rotation, epochs, loss weights, seed, ... (`vae_edge.TrainConfig`); by default all defaults. Without
+            epochs their number is chosen by the time of a step (`vae_edge.training.duration.choose_epochs`).
         preset: `tiny`, `small` or `base`.
+        model: numbers of the network that shall differ from the preset, such as `{"latent": 32}`.
         size: pixels of a side, 28 to 64; None keeps or chooses it (`vae_edge.data.load_dataset`).
         channels: 1 grey, 3 colour; None takes what the images have.
         fit: how image files become square: `pad`, `foreground` or `auto`.
         alpha_background: the colour that transparency is laid on: `white`, `black` or `auto`.
         val: path or name of another data set, whose images are the validation split: early stopping, temperature and
             threshold are set on them, and none of `data` is held out.
+        minutes: time for training, in place of a number of epochs.
         strict: refuse a folder of which anything is left out.
         resume: go on with the unfinished run in `out`, bit for bit as if it had never stopped.
         tensorboard: write a log for TensorBoard into `out/tensorboard`.
         threads: processor threads of PyTorch; None is all that a container's quota allows.
-        progress: called with (step, steps, loss terms) after each step.
+        progress: "auto": say what is being done, to the logger `vae_edge` or, where no logging is set up, on standard
+            error, with a bar on a terminal; a function that is called after each step (`vae_edge.progress.Progress`);
+            or None.
 
     Raises:
         ConfigError: an option is out of range, or `out` cannot be written.
@@ -112,49 +119,38 @@ def train(
         DataError: the images cannot be trained on.
         Interrupted: SIGINT or SIGTERM; the run is saved and can be resumed.
     """
-    from vae_edge.model import create_config
-    from vae_edge.training.checkpoint import check_folder_free
-    from vae_edge.training.config import TrainConfig
-    from vae_edge.training.distributed import use_threads
-
     out = check_folder(out)  # what can be refused is refused before the images are read
-    check_folder_free(out, resume)
-    create_config(preset, **({} if size is None else {"size": size}))
-    config = TrainConfig() if config is None else config
-    use_threads(threads)
-    form: dict[str, Any] = {"size": size, "channels": channels, "fit": fit, "alpha_background": alpha_background}
-    dataset = open_data(data, **form, strict=strict, group_by=config.group_by, val=val)
-    return _train(dataset, out, config, preset, resume, tensorboard, progress)
+    with reporting(progress, training_progress("training")) as show:
+        start_torch()
+        from vae_edge.data import rotation_range
+        from vae_edge.evaluation.findings import all_warnings
+        from vae_edge.model import create_config
+        from vae_edge.training.checkpoint import check_folder_free
+        from vae_edge.training.config import TrainConfig
+        from vae_edge.training.distributed import use_threads
+        from vae_edge.training.run import train_dataset
 
-
-def _train(
-    dataset: Dataset,
-    out: Path,
-    training: TrainConfig,
-    preset: str,
-    resume: bool,
-    tensorboard: bool,
-    progress: Progress | None,
-) -> TrainedRun:
-    from vae_edge.data import rotation_range
-    from vae_edge.evaluation.findings import all_warnings
-    from vae_edge.training.checkpoint import load_checkpoint
-    from vae_edge.training.data import describe_run, make_run_config, make_splits
-    from vae_edge.training.trainer import train
-
-    splits = make_splits(dataset, training)
-    config = make_run_config(dataset, splits, preset, training)
-    for line in describe_run(dataset, config):
-        log.info("%s", line)
-    train(splits, config, out, resume=resume, tensorboard=tensorboard, progress=progress)
-    checkpoint = load_checkpoint(out)
-    result = checkpoint.result
-    if os.environ.get("RANK", "0") == "0":  # of the processes that a launcher started together
-        _write_learning_curves(out)
-    for sentence in all_warnings(result.validation, rotation_range(training.rotation)):
-        log.warning("warning: %s", sentence)
-    parameters = sum(p.numel() for p in checkpoint.model.parameters())
-    return TrainedRun(out, parameters, result, dataset.left_out)
+        check_folder_free(out, resume)
+        create_config(preset, **{**(model or {}), **({} if size is None else {"size": size})})
+        config = TrainConfig() if config is None else config
+        if minutes is not None and (config.epochs is not None or not 0 < minutes < float("inf")):
+            raise ConfigError(f"minutes {minutes}: expected a number above 0, and no number of epochs beside it")
+        threads = use_threads(threads)
+        source, dataset = None, data
+        if not isinstance(dataset, Dataset):
+            source = dataset
+            with phase(f"reading the images of {os.fspath(dataset)}"):
+                form: dict[str, Any] = {"size": size, "channels": channels, "fit": fit}
+                form["alpha_background"] = alpha_background
+                dataset = open_data(dataset, **form, strict=strict, group_by=config.group_by, val=val)
+        options = {"preset": preset, "val": val, "strict": strict, "tensorboard": tensorboard, "threads": threads}
+        run = train_dataset(dataset, out, config, model or {}, minutes, resume, {"data": source, **options}, show)
+        if os.environ.get("RANK", "0") == "0":  # of the processes that a launcher started together
+            _write_learning_curves(out)
+        for sentence in all_warnings(run.result.validation, rotation_range(config.rotation)):
+            log.warning("warning: %s", sentence)
+    parameters = sum(p.numel() for p in run.model.parameters())
+    return TrainedRun(out, parameters, run.result, dataset.left_out)
 
 
 def _write_learning_curves(run: Path) -> None:
@@ -181,10 +177,20 @@ class Generated:
     images: int
     contact_sheet: Path
     """All of them on one page, PNG."""
+    missing: Mapping[str, str] = field(default_factory=dict)
+    """For each class with fewer images than were asked for, how many it has, and why."""
+    unrecognized: int = 0
+    """Images that the model does not recognize with the confidence that was asked for (`top_up`)."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {"out": str(self.path), "images": self.images, "contact_sheet": str(self.contact_sheet)}
+        return {
+            "out": str(self.path),
+            "images": self.images,
+            "contact_sheet": str(self.contact_sheet),
+            "missing": dict(self.missing),
+            "unrecognized": self.unrecognized,
+        }
 
 
 def generate(
@@ -197,9 +203,13 @@ def generate(
     method: str | None = None,
     temperature: float | None = None,
     confidence: float | None = None,
+    top_up: bool = False,
     seed: int = 0,
+    progress: Callable[[int, int], None] | Literal["auto"] | None = "auto",
 ) -> Generated:
-    """Generate labelled images with a trained model's decoder.
+    """Generate labelled images with a trained model's decoder: those that the model itself recognizes.
+
+    Where it recognizes too few of a class, what there is is written, and `missing` says what is not.
 
     Args:
         run: folder of a finished training run.
@@ -207,42 +217,52 @@ def generate(
         per_class: images of each class.
         classes: names; empty is all.
         angles_deg: degrees counter-clockwise, dealt out in turn.
-        method, temperature, confidence: as `vae_edge.training.generate.generate`.
+        method, temperature: as `vae_edge.training.generate.generate_available`.
+        confidence: keep images to which the model gives their class at least this; 0 keeps every image.
+        top_up: where too few are recognized, add the most confident ones of the others.
         seed: fixes every random number.
+        progress: called with (classes done, classes in all); or "auto", as `train`; or None.
 
     Raises:
         ConfigError: an option is out of range, or `out` exists or cannot be written.
         CheckpointError: `run` holds no finished run.
-        DataError: too few images are recognized by the model itself.
+        DataError: no image of any class is recognized by the model itself.
     """
-    from vae_edge.training.checkpoint import load_checkpoint, load_samples
-    from vae_edge.training.distributed import use_threads
-    from vae_edge.training.generate import TEMPERATURE, check_out_free, generate, write_generated
-
-    check_out_free(out)
     check_file(out)
     if temperature is not None and method == "interpolate":
         raise ConfigError("--temperature belongs to --method gaussian; it does not go with --method interpolate")
-    use_threads()
-    checkpoint = load_checkpoint(Path(run))
-    samples = load_samples(Path(run))
-    images = generate(
-        checkpoint.model,
-        checkpoint.config.classes,
-        per_class,
-        [system_name(name) for name in classes],
-        angles_deg,
-        TEMPERATURE if temperature is None else temperature,
-        seed,
-        absent=checkpoint.config.data.absent,
-        codes=samples.codes,
-        code_labels=samples.code_labels,
-        method="gaussian" if temperature is not None else method,
-        confidence=confidence,
-    )
-    path = write_generated(images, out)
+    with reporting(progress, counting_progress("generating", "classes")) as show:
+        start_torch()
+        from vae_edge.training.checkpoint import load_checkpoint, load_samples
+        from vae_edge.training.distributed import use_threads
+        from vae_edge.training.generate import TEMPERATURE, check_out_free, generate_available, write_generated
+
+        check_out_free(out)
+        use_threads()
+        checkpoint = load_checkpoint(Path(run))
+        samples = load_samples(Path(run))
+        found = generate_available(
+            checkpoint.model,
+            checkpoint.config.classes,
+            per_class,
+            [system_name(name) for name in classes],
+            angles_deg,
+            TEMPERATURE if temperature is None else temperature,
+            seed,
+            absent=checkpoint.config.data.absent,
+            codes=samples.codes,
+            code_labels=samples.code_labels,
+            method="gaussian" if temperature is not None else method,
+            confidence=confidence,
+            top_up=top_up,
+            progress=show,
+        )
+        if not len(found.images):
+            words = "; ".join(f"class {name}: {why}" for name, why in found.missing.items())
+            raise DataError(f"nothing could be generated: {words}. --top-up takes the most confident images anyhow")
+        path = write_generated(found.images, out)
     sheet = path.with_suffix(".png") if path.suffix == ".npz" else path / "contact_sheet.png"
-    return Generated(path, len(images), sheet)
+    return Generated(path, len(found.images), sheet, found.missing, found.unrecognized)
 
 
 # ------------------------------------------------------------------------------------------------------ export

@@ -207,7 +207,7 @@ def _choose_epochs(dataset: Dataset, out: Path, preset: str, seed: int) -> int:
     from vae_edge.files import write_json
     from vae_edge.training.config import TrainConfig
     from vae_edge.training.data import make_run_config, make_splits
-    from vae_edge.training.trainer import measure_step
+    from vae_edge.training.duration import measure_step
 
     training = TrainConfig(rotation="full", epochs=1, seed=seed)
     splits = make_splits(dataset, training)

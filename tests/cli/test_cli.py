@@ -139,6 +139,29 @@ def test_generate_writes_images_and_a_sheet(run: Path, tmp_path: Path, capsys: p
     assert Path(made["contact_sheet"]).is_file()
 
 
+def test_generate_writes_what_is_good_and_says_what_is_missing(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    from vae_edge.training.checkpoint import load_samples, write_samples
+
+    mine = tmp_path / "run"
+    shutil.copytree(run, mine)
+    samples = load_samples(mine)
+    samples.codes[samples.code_labels == 8] = 50.0  # far from anything that decodes to an 8
+    write_samples(mine, samples)
+    asked = ("generate", mine, "--per-class", 2, "--out")
+    code, text, err = call(capsys, *asked, tmp_path / "some")
+    assert code == 1 and "missing of class 8: none of 2; of 64 decoded images" in text and "--top-up" in text, (
+        text,
+        err,
+    )
+    there = {path.name for path in (tmp_path / "some").iterdir() if path.is_dir()}
+    assert "8" not in there and len(there) >= 8
+    assert call(capsys, *asked, tmp_path / "none", "--class", 8)[0] == 2 and not (tmp_path / "none").exists()
+    told = result(capsys, *asked, tmp_path / "all", "--top-up")
+    assert told["images"] == 20 and told["missing"] == {} and told["unrecognized"] >= 2
+
+
 def test_bench_measures_every_candidate_and_writes_it(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "bench.json"
     code, text, _ = call(capsys, "bench", bundle, "--batch", 1, "--precision", "int8", "--seconds", 4, "--out", out)

@@ -33,6 +33,7 @@ from vae_edge.training.checkpoint import (  # noqa: E402
     write_tensors,
 )
 from vae_edge.training.config import RunConfig, TrainConfig, TrainingData  # noqa: E402
+from vae_edge.training.run_file import ARGUMENTS, RUN_FILE, run_arguments, write_run_file  # noqa: E402
 
 CONFIGURATION = RunConfig(
     create_config("tiny", classes=3),
@@ -177,3 +178,15 @@ def test_onnx_files_that_are_inspected(model_file: Path, tmp_path: Path, rng: ra
         if model is not None:
             assert isinstance(model, onnx.ModelProto)
             outcome(lambda model=model: get_metadata(model, path))
+
+
+@seeds
+def test_configuration_files(tmp_path: Path, rng: random.Random) -> None:
+    write_run_file(tmp_path, CONFIGURATION, {"data": "digits", "preset": "tiny", "size": 28, "threads": 1})
+    content = (tmp_path / RUN_FILE).read_bytes()
+    assert run_arguments(tmp_path / RUN_FILE)["config"] == CONFIGURATION.training
+    for _ in range(EACH):
+        (tmp_path / RUN_FILE).write_bytes(bytes_changed(content, rng))
+        found = outcome(lambda: run_arguments(tmp_path / RUN_FILE))
+        if found is not None:
+            assert isinstance(found.pop("config"), TrainConfig) and set(found) <= {*ARGUMENTS, "model"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from vae_edge.model import AngleVAE, create_config
 from vae_edge.training.checkpoint import Checkpoint
 from vae_edge.training.data import to_float
 from vae_edge.training.evaluate import predict
-from vae_edge.training.generate import MAX_TRIES, generate, write_generated
+from vae_edge.training.generate import MAX_TRIES, generate, generate_available, write_generated
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +93,51 @@ def test_rotated_images_are_the_same_ones_rotated(checkpoint: Checkpoint, codes:
 def test_too_few_recognized_ones_are_counted_and_named(checkpoint: Checkpoint, codes: dict[str, np.ndarray]) -> None:
     """The codes of ones are said to be those of eights: few of their mixtures can pass for eights."""
     lying = {"codes": codes["codes"][codes["code_labels"] == 1], "code_labels": np.full(20, 8)}
-    with pytest.raises(
-        DataError, match=rf"of {MAX_TRIES * 5} images generated .* only [0-4] of 8 with a confidence of 0\.9999"
-    ):
+    words = r"class 8: (none|[1-4]) of 5; of \d+ decoded images .* recognized (none|[1-4]) with a confidence of 0\.99"
+    with pytest.raises(DataError, match=words):
         generate(checkpoint.model, checkpoint.config.classes, 5, wanted=["8"], confidence=0.9999999, **lying)
+
+
+def test_a_class_that_is_not_recognized_leaves_the_others(checkpoint: Checkpoint, codes: dict[str, np.ndarray]) -> None:
+    model, classes = checkpoint.model, checkpoint.config.classes
+    broken = {**codes, "codes": np.where((codes["code_labels"] == 8)[:, None], np.float32(50), codes["codes"])}
+    seen: list[tuple[int, int]] = []
+    found = generate_available(model, classes, 4, seed=2, **broken, progress=lambda *done: seen.append(done))
+    assert seen == [(number, 10) for number in range(1, 11)]
+    assert "8" in found.missing and re.match(r"none of 4; of 64 decoded images", found.missing["8"])
+    counts = np.bincount(found.images.labels, minlength=10)
+    assert [int(c) for c in np.flatnonzero(counts < 4)] == [classes.index(name) for name in found.missing]
+    whole = [name for name in classes if name not in found.missing]
+    assert len(whole) >= 5
+    alone = generate_available(model, classes, 4, whole, seed=2, **broken)
+    np.testing.assert_array_equal(
+        alone.images.images, found.images.images[counts[found.images.labels] == 4]
+    )  # whatever becomes of the others
+    filled = generate_available(model, classes, 4, seed=2, **broken, top_up=True)
+    assert not filled.missing and np.bincount(filled.images.labels).tolist() == [4] * 10
+    assert filled.unrecognized >= 4
+
+
+def test_a_class_with_a_single_code_is_generated_around_its_mean_or_said_to_be_missing(
+    checkpoint: Checkpoint, codes: dict[str, np.ndarray]
+) -> None:
+    model, classes = checkpoint.model, checkpoint.config.classes
+    one = {name: np.concatenate([values[:1], values[20:]]) for name, values in codes.items()}
+    found = generate_available(model, classes, 2, **one)
+    assert "0" not in found.missing and np.bincount(found.images.labels, minlength=10)[0] == 2
+    mixed = generate_available(model, classes, 2, **one, method="interpolate", absent=["1"])
+    assert mixed.missing["0"] == "two training codes are mixed, and it has 1"
+    assert mixed.missing["1"] == "there were no training images of it"
+    assert not set(mixed.images.labels.tolist()) & {0, 1}
+
+
+def test_the_angles_of_a_class_do_not_depend_on_what_is_missing_of_others(
+    checkpoint: Checkpoint, codes: dict[str, np.ndarray]
+) -> None:
+    broken = {**codes, "codes": np.where((codes["code_labels"] == 8)[:, None], np.float32(50), codes["codes"])}
+    found = generate_available(checkpoint.model, checkpoint.config.classes, 3, ["8", "1"], (0.0, 90.0), **broken)
+    assert found.images.angles_deg is not None and list(found.missing) == ["8"]
+    assert found.images.angles_deg.tolist() == [90.0, 0.0, 90.0]
 
 
 def test_wrong_codes_and_numbers_are_refused(checkpoint: Checkpoint, codes: dict[str, np.ndarray]) -> None:
@@ -127,7 +169,7 @@ def test_where_too_few_are_sure_the_surest_take_their_places(
 ) -> None:
     model, classes = checkpoint.model, checkpoint.config.classes
     asked = {"per_class": 5, "confidence": 0.9999, **codes}
-    with pytest.raises(DataError, match="recognized only"):
+    with pytest.raises(DataError, match="too few images could be generated"):
         generate(model, classes, **asked)
     made = generate(model, classes, **asked, top_up=True)
     anyhow = generate(model, classes, 5 * MAX_TRIES, confidence=0, method="interpolate", **codes)

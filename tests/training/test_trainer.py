@@ -28,6 +28,7 @@ from vae_edge.training.checkpoint import (
     read_tensors,
 )
 from vae_edge.training.config import TrainConfig
+from vae_edge.training.evaluate import predict
 from vae_edge.training.generate import generate
 from vae_edge.training.trainer import Interrupted, train
 
@@ -141,6 +142,48 @@ def test_every_kind_of_training_resumes_to_the_same_weights(settings: TrainConfi
         with pytest.raises(Stop):
             train(*prepared, tmp_path / f"{dies_at}", progress=die)
         assert_equal(whole, fit(few_digits, tmp_path / f"{dies_at}", settings, resume=True))
+
+
+def test_classes_that_cannot_be_generated_do_not_stop_the_run(
+    few_digits: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """One training image of 3 is left: nothing can be mixed of it."""
+    split = few_digits.train
+    few = split.take(np.concatenate([np.flatnonzero(split.labels != 3), np.flatnonzero(split.labels == 3)[:2]]))
+    settings = replace(SETTINGS, rotation="none", synthetic_ratio=0.5, epochs=2)
+    caplog.set_level("INFO", "vae_edge")
+    fit(Dataset("few", "digits", few, None), tmp_path / "r", settings)
+    generated = read_tensors(tmp_path / "r" / "generated.safetensors")[0]["labels"]
+    assert set(generated.tolist()) == set(range(10)) - {3}
+    assert any("class 3 are trained on: two training codes are mixed" in line for line in caplog.messages)
+
+
+def test_each_epoch_says_how_accurate_the_model_is(few_digits: Dataset, tmp_path: Path):
+    seen: list[dict[str, float]] = []
+    settings = replace(SETTINGS, rotation="none", epochs=8, learning_rate=0.01)
+    splits, config = prepare(few_digits, settings)
+    train(splits, config, tmp_path / "r", progress=lambda step, steps, terms: seen.append(terms))
+    log = [json.loads(line) for line in (tmp_path / "r" / "log.jsonl").read_text().splitlines()]
+    assert log[0]["accuracy"] < 0.3 and log[0]["accuracy"] + 0.1 < log[-1]["accuracy"] <= 1
+    per_epoch = len(seen) // len(log)
+    for number, line in enumerate(log):
+        steps = seen[number * per_epoch : (number + 1) * per_epoch]
+        assert line["accuracy"] == pytest.approx(np.mean([terms["accuracy"] for terms in steps]), abs=1e-5)
+        assert ["val_accuracy" in terms for terms in steps] == [False] * (per_epoch - 1) + [True]
+        assert steps[-1]["val_accuracy"] == line["val_accuracy"] and steps[-1]["epoch"] == number + 1
+    # a tenth of the 320 images of an epoch, of the held-out ones
+    assert log[-1]["val_accuracy"] * 32 == pytest.approx(round(log[-1]["val_accuracy"] * 32), abs=1e-3)
+
+
+def test_the_validation_accuracy_is_that_of_the_saved_model(few_digits: Dataset, tmp_path: Path):
+    """With early stopping all validation images count, and after the last epoch the EMA model is the one saved."""
+    settings = replace(SETTINGS, rotation="none", patience=9, epochs=3, learning_rate=0.01)
+    splits, config = prepare(few_digits, settings)
+    train(splits, config, tmp_path / "r")
+    log = [json.loads(line) for line in (tmp_path / "r" / "log.jsonl").read_text().splitlines()]
+    best = min(log, key=lambda line: line["val_classes"])
+    right = predict(load_checkpoint(tmp_path / "r").model, splits.val.images).logits.argmax(1) == splits.val.labels
+    assert best["val_accuracy"] == pytest.approx(right.mean(), abs=1e-5)
 
 
 def test_known_angles_are_part_of_the_truth(digits: Dataset, tmp_path: Path):

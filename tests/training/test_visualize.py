@@ -74,7 +74,7 @@ def test_a_class_that_is_not_recognized_leaves_the_others(checkpoint: Checkpoint
     swapped = replace(samples, codes=samples.codes.clone())
     swapped.codes[samples.code_labels == 8] = 50.0  # far from anything that decodes to an 8
     drawn = sample_per_class(checkpoint.model, checkpoint.config.classes, 4, swapped, absent=["3"])
-    assert set(drawn.missing) >= {"3", "8"} and "recognized only" in drawn.missing["8"]
+    assert set(drawn.missing) >= {"3", "8"} and "none of 4" in drawn.missing["8"]
     assert "no training images" in drawn.missing["3"]
     assert set(drawn.images) == set(checkpoint.config.classes) - set(drawn.missing) and "1" in drawn.images
-    assert all(images.shape == (4, 28, 28, 1) for images in drawn.images.values())
+    assert all(images.shape[1:] == (28, 28, 1) and 1 <= len(images) <= 4 for images in drawn.images.values())

@@ -89,6 +89,12 @@ class Parser(argparse.ArgumentParser):
         return joined
 
 
+def only_what_is_given(parser: argparse.ArgumentParser) -> None:
+    """Leave options that are not given out of the namespace, so that a file may give them."""
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """ " (did you mean …?)", or nothing where no known word is near."""
     near = difflib.get_close_matches(word, list(known), n=1)

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from vae_edge.progress import is_main_process, progress_bar
 from vae_edge.text import SUBSTITUTE, ascii_json, json_text, printable, terminal
+
+LOGGERS = ("api", "pipeline", "progress", "data", "training", "experiments")
+"""Modules and packages whose INFO records are printed."""
 
 
 class _SafeStream:
@@ -59,11 +62,6 @@ def safe_streams() -> Iterator[None]:
         for stream, earlier in errors:
             if not stream.closed:
                 stream.reconfigure(errors=earlier)
-
-
-def is_main_process() -> bool:
-    """Whether this process prints: rank 0 of those that a launcher started together."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def emit(result: Any, as_json: bool, lines: Callable[[], Iterator[str]] | None = None) -> None:
@@ -138,7 +136,7 @@ class _SayHandler(logging.Handler):
 def logging_to_stderr() -> Iterator[None]:
     """Print what the library logs until the block ends: warnings, and what the API is doing."""
     logger = logging.getLogger("vae_edge")
-    told = [logging.getLogger(f"vae_edge.{name}") for name in ("api", "pipeline", "data", "experiments")]
+    told = [logging.getLogger(f"vae_edge.{name}") for name in LOGGERS]
     handler = _SayHandler()
     levels = [each.level for each in told]
     logger.addHandler(handler)
@@ -168,75 +166,15 @@ def complain(sentence: str) -> None:
 
 
 @contextmanager
-def _bar(title: str, total: float | None, middle: str, last: str = "") -> Iterator[tuple[Any, Any] | None]:
-    """A bar and its task on standard error, shown from `bar.start()` on; None where that is no terminal.
-
-    `middle` and `last` format its fields.
-    """
-    if not (sys.stderr.isatty() and is_main_process()):
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    texts = (TextColumn("{task.description}"), BarColumn(), TextColumn(middle), TimeRemainingColumn(), TextColumn(last))
-    bar = Progress(*texts, console=Console(file=terminal()), transient=True)
-    try:
-        yield bar, bar.add_task(title, total=total, rate="", terms="")
-    finally:
-        bar.stop()
-
-
-@contextmanager
-def training_progress(title: str) -> Iterator[Callable[[int, int, dict[str, float]], None] | None]:
-    """A progress bar with steps a second, the time left and the loss; None where standard error is no terminal."""
-    with _bar(title, None, "{task.fields[rate]}", "{task.fields[terms]}") as opened:
-        if opened is None:
-            yield None
-            return
-        bar, task = opened
-
-        def show(step: int, steps: int, terms: dict[str, float]) -> None:
-            """Say that `step` of `steps` are done, and the terms of the last one."""
-            bar.start()
-            if bar.tasks[0].total is None:  # a resumed run's earlier steps are not this run's speed
-                bar.reset(task, total=steps, completed=step)
-            speed = bar.tasks[0].speed
-            rate = f"{step}/{steps}" + (f", {speed:.1f} steps/s" if speed else "")
-            bar.update(task, completed=step, total=steps, rate=rate, terms=f"loss {terms['total']:.3f}")
-
-        yield show
-
-
-@contextmanager
 def fraction_progress() -> Iterator[Callable[[str, float], None] | None]:
     """A progress bar told (what is going on, fraction done); None where standard error is no terminal."""
-    with _bar("", 1.0, "{task.percentage:>3.0f}%") as opened:
+    with progress_bar("", 1.0, "{task.percentage:>3.0f}%") as opened:
         if opened is None:
             yield None
         else:
             bar, task = opened
             bar.start()
             yield lambda what, done: bar.update(task, description=_plain(what), completed=done)
-
-
-@contextmanager
-def counting_progress(title: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar told (done, total), with the rate and the time left; None where standard error is no terminal."""
-    with _bar(title, None, "{task.fields[rate]}") as opened:
-        if opened is None:
-            yield None
-            return
-        bar, task = opened
-
-        def show(done: int, total: int) -> None:
-            """Say that `done` images of `total` are done."""
-            bar.start()
-            speed = bar.tasks[0].speed
-            rate = f"{done:,}/{total:,}" + (f", {speed:,.0f} images/s" if speed else "")
-            bar.update(task, completed=done, total=total, rate=rate)
-
-        yield show
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from vae_edge.cli.console import counting_progress, emit, percent
+from vae_edge.cli.console import emit, percent
 from vae_edge.evaluation.findings import (
     confusion_words,
     group_words,
@@ -16,6 +16,7 @@ from vae_edge.evaluation.findings import (
     tried_words,
 )
 from vae_edge.metrics import hides_classes
+from vae_edge.progress import counting_progress
 
 if TYPE_CHECKING:
     from vae_edge.reporting import WrittenReport

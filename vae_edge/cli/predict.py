@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from vae_edge.cli.console import counting_progress, emit, json_writer, percent, say
+from vae_edge.cli.console import emit, json_writer, percent, say
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.files import atomic_path, check_file
 from vae_edge.listing import LeftOut, find_images, left_out_json, summarize
+from vae_edge.progress import counting_progress
 from vae_edge.text import json_text
 
 if TYPE_CHECKING:

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vae_edge import api
-from vae_edge.cli.console import emit, fraction_progress, percent, say, training_progress
+from vae_edge.cli.console import emit, fraction_progress, percent, say
 from vae_edge.cli.evaluate import held_out_lines
 from vae_edge.data.load import left_out_lines, open_data
 from vae_edge.errors import ConfigError
 from vae_edge.files import check_folder
 from vae_edge.listing import left_out_json
+from vae_edge.progress import counting_progress, start_torch, training_progress
 
 if TYPE_CHECKING:
     from vae_edge.experiments.comparison import ComparisonResult
     from vae_edge.pipeline import QuickstartResult
-    from vae_edge.training.config import TrainConfig
 
 
 def quickstart(arguments: argparse.Namespace) -> None:
@@ -54,65 +54,24 @@ def _quickstart_lines(result: QuickstartResult) -> Iterator[str]:
 
 def train(arguments: argparse.Namespace) -> None:
     """`vae-edge train`."""
+    start_torch()
+    from vae_edge.training.run_file import run_arguments
     from vae_edge.training.trainer import Interrupted
 
-    config = train_config(arguments)
+    given = dict(vars(arguments))
+    parser, as_json = given.pop("parser"), given.pop("json", False)
+    given.pop("run")
+    resume, path = given.pop("resume", False), given.pop("config", None)
+    options = run_arguments(path, **given)
+    missing = [f"--{name}" for name in ("data", "out") if name not in options]
+    if missing:
+        parser.error(f"the following arguments are required: {', '.join(missing)}")
     try:
         with training_progress("training") as progress:
-            result = api.train(
-                arguments.data,
-                arguments.out,
-                config,
-                preset=arguments.preset,
-                size=arguments.size,
-                channels=arguments.channels,
-                fit=arguments.fit,
-                alpha_background=arguments.alpha_background,
-                val=arguments.val,
-                strict=arguments.strict,
-                resume=arguments.resume,
-                tensorboard=arguments.tensorboard,
-                threads=arguments.threads,
-                progress=progress,
-            )
+            result = api.train(**options, resume=resume, progress=progress)
     except Interrupted as error:
         raise Interrupted(f"{error}; go on with --resume") from error
-    emit(result.to_json(), arguments.json, lambda: _training_lines(result))
-
-
-def train_config(arguments: argparse.Namespace) -> TrainConfig:
-    """The training options; those that were not given keep their defaults.
-
-    Raises:
-        ConfigError: for an option out of range.
-    """
-    from vae_edge.model import LossWeights
-    from vae_edge.training.config import TrainConfig
-
-    def given(*names: str) -> dict[str, Any]:
-        return {name: value for name in names if (value := getattr(arguments, name)) is not None}
-
-    return TrainConfig(
-        rotation=str(arguments.rotation),
-        weights=LossWeights(**given("beta", "gamma", "delta")),
-        seed=arguments.seed,
-        **given(
-            "epochs",
-            "batch",
-            "learning_rate",
-            "holdout",
-            "group_by",
-            "reject_rate",
-            "augment",
-            "mirror",
-            "labels_per_class",
-            "labels_only",
-            "synthetic_ratio",
-            "patience",
-            "bf16",
-            "compile",
-        ),
-    )
+    emit(result.to_json(), as_json, lambda: _training_lines(result))
 
 
 def _training_lines(trained: api.TrainedRun) -> Iterator[str]:
@@ -120,21 +79,34 @@ def _training_lines(trained: api.TrainedRun) -> Iterator[str]:
     yield f"next: vae-edge export {trained.path} --out BUNDLE"
 
 
-def generate(arguments: argparse.Namespace) -> None:
-    """`vae-edge generate`."""
-    result = api.generate(
-        arguments.model,
-        arguments.out,
-        per_class=arguments.per_class,
-        classes=arguments.classes or (),
-        angles_deg=arguments.angles or (0.0,),
-        method=arguments.method,
-        temperature=arguments.temperature,
-        confidence=arguments.confidence,
-        seed=arguments.seed,
-    )
-    line = f"{result.images} images in {result.path}; all on one page: {result.contact_sheet}"
-    emit(result.to_json(), arguments.json, lambda: iter([line]))
+def generate(arguments: argparse.Namespace) -> int:
+    """`vae-edge generate`: 1 where images are missing."""
+    with counting_progress("generating", "classes") as progress:
+        result = api.generate(
+            arguments.model,
+            arguments.out,
+            per_class=arguments.per_class,
+            classes=arguments.classes or (),
+            angles_deg=arguments.angles or (0.0,),
+            method=arguments.method,
+            temperature=arguments.temperature,
+            confidence=arguments.confidence,
+            top_up=arguments.top_up,
+            seed=arguments.seed,
+            progress=progress,
+        )
+    emit(result.to_json(), arguments.json, lambda: _generated_lines(result))
+    return 1 if result.missing else 0
+
+
+def _generated_lines(result: api.Generated) -> Iterator[str]:
+    yield f"{result.images} images in {result.path}; all on one page: {result.contact_sheet}"
+    if result.unrecognized:
+        yield f"  {result.unrecognized} of them are not recognized by the model (--top-up)"
+    for name, why in result.missing.items():
+        yield f"  missing of class {name}: {why}"
+    if result.missing:
+        yield "  --top-up adds the most confident of the others, --confidence 0 takes all as they come"
 
 
 def fetch(arguments: argparse.Namespace) -> None:

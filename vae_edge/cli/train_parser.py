@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from vae_edge.cli.arguments import listed, number, positive
+from vae_edge.cli.arguments import listed, number, only_what_is_given, positive
 from vae_edge.cli.commands import Commands, add_command, add_command_group
 from vae_edge.cli.options import (
     DATA_HELP,
@@ -61,14 +61,25 @@ def _data(commands: Commands) -> None:
 
 def _train(commands: Commands) -> None:
     parser = add_command(commands, "train", "train")
-    parser.add_argument("--data", required=True, help=DATA_HELP)
-    parser.add_argument("--preset", default="small", help="tiny, small (default) or base")
-    parser.add_argument("--rotation", default="full", help="none, full (default), or the largest angle in degrees")
-    parser.add_argument("--out", required=True, metavar="RUN", help="folder of the training run")
+    parser.add_argument("--data", help=DATA_HELP)
+    parser.add_argument("--preset", help="tiny, small (default) or base")
+    parser.add_argument("--rotation", help="none, full (default), or the largest angle in degrees")
+    parser.add_argument("--out", metavar="RUN", help="folder of the training run")
+    parser.add_argument(
+        "--config",
+        metavar="TOML",
+        help="file of options, such as the run.toml that each run has, which repeats it; options given here win",
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the unfinished run in --out")
     add_image_form(parser)
     add_strict(parser)
-    parser.add_argument("--epochs", type=positive, help="passes over the images (default: about 700,000 images in all)")
+    parser.add_argument(
+        "--epochs",
+        type=positive,
+        help="passes over the images (default: about 700,000 images in all, or what takes about 10 minutes for sets "
+        "under 10,000)",
+    )
+    parser.add_argument("--minutes", type=number, metavar="M", help="time for training, in place of --epochs")
     parser.add_argument("--batch", type=positive, help="images a step (default: 256; 16 to 128 for sets under 10,000)")
     parser.add_argument(
         "--augment",
@@ -76,14 +87,18 @@ def _train(commands: Commands) -> None:
         choices=("auto", "none", "light", "medium", "strong", "photo"),
         help="random changes of the images",
     )
-    parser.add_argument("--mirror", action="store_true", help="mirror half of the images, left to right")
+    parser.add_argument(
+        "--mirror", action=argparse.BooleanOptionalAction, help="mirror half of the images, left to right"
+    )
     parser.add_argument(
         "--labels-per-class",
         type=positive,
         metavar="N",
         help="use N labels a class; the other images count as unlabelled",
     )
-    parser.add_argument("--labels-only", action="store_true", help="leave the images without labels out")
+    parser.add_argument(
+        "--labels-only", action=argparse.BooleanOptionalAction, help="leave the images without labels out"
+    )
     parser.add_argument(
         "--synthetic-ratio",
         type=float,
@@ -103,11 +118,14 @@ def _train(commands: Commands) -> None:
     parser.add_argument(
         "--bf16", action=argparse.BooleanOptionalAction, help="bfloat16 arithmetic (default: where the hardware has it)"
     )
-    parser.add_argument("--compile", action="store_true", help="train through torch.compile")
-    parser.add_argument("--tensorboard", action="store_true", help="write a log for TensorBoard into RUN/tensorboard")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="train through torch.compile")
+    parser.add_argument(
+        "--tensorboard", action=argparse.BooleanOptionalAction, help="write a log for TensorBoard into RUN/tensorboard"
+    )
     add_threads(parser)
     add_seed(parser)
     add_json(parser)
+    only_what_is_given(parser)
 
 
 def _generate(commands: Commands) -> None:
@@ -136,7 +154,12 @@ def _generate(commands: Commands) -> None:
         type=float,
         metavar="P",
         help="keep only images to which the model gives their class at least this (default: interpolate 0.9, "
-        "gaussian 0)",
+        "gaussian 0, which keeps all)",
+    )
+    parser.add_argument(
+        "--top-up",
+        action="store_true",
+        help="where the model recognizes too few images of a class, add the most confident of those that it does not",
     )
     parser.add_argument(
         "--temperature",

@@ -356,13 +356,13 @@ def generated(images: Mapping[str, NDArray[np.uint8] | None], angles_deg: Sequen
     """Generated images by class (rows) and angle (columns).
 
     Args:
-        images: uint8 [T, S, S, C] of each class; None: there are none, and the row says so.
+        images: uint8 [T, S, S, C] of each class, or fewer; None: there are none, and the row says so.
         angles_deg: the T angles, counter-clockwise; None: all are upright.
     """
     present = [found for found in images.values() if found is not None]
-    steps = len(present[0]) if present else len(angles_deg or range(12))
-    blank = np.full_like(present[0], 255) if present else np.full((steps, 28, 28, 1), 255, np.uint8)
-    rows = np.stack([blank if found is None else found for found in images.values()])
+    steps = max(map(len, present)) if present else len(angles_deg or range(12))
+    blank = np.full((steps, *present[0].shape[1:]) if present else (steps, 28, 28, 1), 255, np.uint8)
+    rows = np.stack([blank if found is None else [*found, *blank[len(found) :]] for found in images.values()])
 
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()

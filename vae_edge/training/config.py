@@ -151,9 +151,12 @@ class TrainConfig:
             raise ConfigError(f"seed {self.seed}: expected a whole number from 0 to {2**31 - 1}")
 
     def epochs_for(self, images: int) -> int:
-        """Epochs over `images` images: `epochs`, or as many as show about 700,000 images."""
-        if self.epochs is not None:
-            return self.epochs
+        """Epochs over `images` images: `epochs`, or the documented number."""
+        return self.documented_epochs(images) if self.epochs is None else self.epochs
+
+    @staticmethod
+    def documented_epochs(images: int) -> int:
+        """As many epochs as show about 700,000 images."""
         most = max(MAX_EPOCHS, math.ceil(MIN_IMAGES_SEEN / images))
         return min(most, max(MIN_EPOCHS, math.ceil(IMAGES_SEEN / images)))
 

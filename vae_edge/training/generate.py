@@ -39,13 +39,122 @@ METHODS = ("interpolate", "gaussian")
 WEIGHTS = 0.2, 0.8  # range of the second code's weight in an interpolation
 CONFIDENCE = 0.9  # by default, of interpolated images
 TEMPERATURE = 0.7
-MAX_TRIES = 20  # images decoded for each requested one
+MAX_TRIES = 20  # images decoded for each requested one, where all classes must succeed
+PERSISTENT_TRIES = 100  # and where a class may be left out
+HOPELESS_TRIES, MIN_TRIES = (
+    5,
+    64,
+)  # for each requested one and in all, of which none was recognized: no more are decoded
 DECODE_BATCH, MIN_DRAWN = 500, 32
 
 Sampler = Callable[[int, int, torch.Generator], Tensor]  # class, count, random numbers: to codes [count, Z]
 
 
+@dataclass(frozen=True)
+class Generation:
+    """Generated images, and what could not be generated."""
+
+    images: LabelledImages
+    """uint8 [N, S, S, C] with labels and angles, class by class."""
+    missing: Mapping[str, str]
+    """For each class with fewer images than were asked for, a sentence that says how many and why."""
+    unrecognized: int = 0
+    """Images that the model does not recognize with the confidence that was asked for."""
+
+
 @torch.no_grad()
+def generate_available(
+    model: AngleVAE,
+    classes: Sequence[str],
+    per_class: int,
+    wanted: Sequence[str] | None = None,
+    angles_deg: Sequence[float] = (0.0,),
+    temperature: float = TEMPERATURE,
+    seed: int = 0,
+    absent: Sequence[str] = (),
+    codes: NDArray[np.float32] | Tensor | None = None,
+    code_labels: NDArray[np.int64] | Tensor | None = None,
+    method: str | None = None,
+    confidence: float | None = None,
+    top_up: bool = False,
+    max_tries: int = PERSISTENT_TRIES,
+    progress: Callable[[int, int], None] | None = None,
+) -> Generation:
+    """Generate up to `per_class` images of each wanted class.
+
+    `interpolate` mixes the codes of two training images of the class, with a weight uniform in [0.2, 0.8]. `gaussian`
+    samples a normal distribution around the class's mean code, with the training codes' covariance times
+    `temperature`². An image counts only if the model, shown it upright, gives its class at least `confidence`. It is
+    then rotated counter-clockwise by the angles in turn. The work is bounded: of each requested image up to `max_tries`
+    are decoded, and of a class of which none of the first ones is recognized far fewer.
+
+    Args:
+        model: trained, with its score fitted (that is where class means and covariance are).
+        classes: the model's class names.
+        per_class: images of each class.
+        wanted: names among `classes`; all by default.
+        angles_deg: counter-clockwise degrees, cycled through.
+        temperature: of `gaussian`: 0 gives the class's mean image, 1 the training codes' covariance.
+        seed: of the random numbers.
+        absent: names of classes without training images, of which nothing can be generated.
+        codes: of training images, [M, Z].
+        code_labels: the class of each, [M].
+        method: `interpolate` or `gaussian`; by default for each class `interpolate` where it has two codes.
+        confidence: from 0, which keeps every image, to below 1; by default 0.9 for `interpolate`, 0 for `gaussian`.
+        top_up: where too few images of a class reach the confidence, add the most confident ones of the others.
+        max_tries: images decoded for each requested one, at most.
+        progress: called with (classes done, classes in all).
+
+    Raises:
+        ConfigError: for an unknown class, or numbers that make no sense.
+    """
+    names = _wanted_classes(classes, wanted, absent)
+    if per_class < 1 or not angles_deg or not np.isfinite(angles_deg).all():
+        raise ConfigError(f"{per_class} images a class, angles {angles_deg}: expected at least one, of finite degrees")
+    if not 0 <= temperature < np.inf:
+        raise ConfigError(f"temperature {temperature}: expected a finite number from 0 on")
+    if method not in (None, *METHODS):
+        raise ConfigError(f"method {method!r}: expected {' or '.join(METHODS)}")
+    if confidence is not None and not 0 <= confidence < 1:
+        raise ConfigError(f"confidence {confidence}: expected a number from 0 to below 1")
+    samplers = {"gaussian": _gaussian(model, temperature)}
+    if codes is not None:
+        samplers["interpolate"] = _interpolate(model, codes, code_labels)
+    counts = _codes_of_each(classes, codes, code_labels)
+
+    model.eval()
+    missing = {} if wanted else dict.fromkeys(absent, "there were no training images of it")
+    upright: list[Tensor] = []
+    labels: list[int] = []
+    turns: list[int] = []
+    unrecognized = 0
+    for number, name in enumerate(names):
+        label = list(classes).index(name)
+        chosen = method or ("interpolate" if counts[label] >= 2 else "gaussian")
+        if chosen == "interpolate" and counts[label] < 2:
+            missing[name] = f"two training codes are mixed, and it has {counts[label]}"
+            continue
+        minimum = (CONFIDENCE if chosen == "interpolate" else 0.0) if confidence is None else confidence
+        random = torch.Generator().manual_seed(seed * 1_000_003 + label)
+        found = _filter_confident(model, samplers[chosen], label, per_class, minimum, top_up, max_tries, random)
+        upright.append(found.images)
+        labels += [label] * len(found.images)
+        turns += range(number * per_class, number * per_class + len(found.images))
+        unrecognized += len(found.images) - found.recognized
+        if len(found.images) < per_class:
+            missing[name] = (
+                f"{len(found.images) or 'none'} of {per_class}; of {found.tries} decoded images (method {chosen}) the "
+                f"model recognized {found.recognized or 'none'} with a confidence of {minimum} or more"
+            )
+        if progress is not None:
+            progress(number + 1, len(names))
+    config = model.config
+    flat = torch.cat(upright) if upright else torch.zeros(0, config.channels, config.size, config.size).byte()
+    angles = np.asarray(angles_deg, dtype=np.float32)[np.array(turns, np.int64) % len(angles_deg)]
+    images = _rotate(flat, torch.from_numpy(angles).deg2rad(), config.fill)
+    return Generation(LabelledImages(images, np.array(labels, np.int64), tuple(classes), angles), missing, unrecognized)
+
+
 def generate(
     model: AngleVAE,
     classes: Sequence[str],
@@ -61,66 +170,46 @@ def generate(
     confidence: float | None = None,
     top_up: bool = False,
 ) -> LabelledImages:
-    """Generate `per_class` images of each wanted class.
-
-    `interpolate` mixes the codes of two training images of the class, with a weight uniform in [0.2, 0.8]. `gaussian`
-    samples a normal distribution around the class's mean code, with the training codes' covariance times
-    `temperature`². An image counts only if the model, shown it upright, gives its class at least `confidence`; up to
-    20 images are decoded for each requested one. It is then rotated counter-clockwise by the angles in turn.
+    """Generate `per_class` images of each wanted class, or of none: `generate_available` where nothing may be missing.
 
     Args:
-        model: trained, with its score fitted (that is where class means and covariance are).
-        classes: the model's class names.
-        per_class: images of each class.
-        wanted: names among `classes`; all by default.
-        angles_deg: counter-clockwise degrees, cycled through.
-        temperature: of `gaussian`: 0 gives the class's mean image, 1 the training codes' covariance.
-        seed: of the random numbers.
-        absent: names of classes without training images, of which nothing can be generated.
-        codes: of training images, [M, Z].
-        code_labels: the class of each, [M].
-        method: `interpolate` or `gaussian`; by default `interpolate` where each wanted class has two codes.
-        confidence: from 0, which keeps every image, to below 1; by default 0.9 for `interpolate`, 0 for `gaussian`.
-        top_up: where too few images of a class reach the confidence, add the most confident ones of the others.
-
-    Returns:
-        uint8 [N, S, S, C] with labels and angles, class by class.
+        method: by default `interpolate` where each wanted class has two codes, else `gaussian` for all of them.
+        model, classes, per_class, wanted, angles_deg, temperature, seed, absent: as `generate_available`.
+        codes, code_labels, confidence, top_up: as `generate_available`.
 
     Raises:
         ConfigError: for an unknown class, numbers that make no sense, or `interpolate` without two codes of a class.
         DataError: too few images of some classes reach the confidence; the message says how many did.
     """
     names = _wanted_classes(classes, wanted, absent)
-    if per_class < 1 or not angles_deg or not np.isfinite(angles_deg).all():
-        raise ConfigError(f"{per_class} images a class, angles {angles_deg}: expected at least one, of finite degrees")
-    if not 0 <= temperature < np.inf:
-        raise ConfigError(f"temperature {temperature}: expected a finite number from 0 on")
-    labels = [list(classes).index(name) for name in names]
-    counts = np.bincount(np.asarray(code_labels, dtype=np.int64), minlength=len(classes)) if codes is not None else None
-    method = choose_method(method, names, [0 if counts is None else int(counts[label]) for label in labels])
-    minimum = (CONFIDENCE if method == "interpolate" else 0.0) if confidence is None else confidence
-    if not 0 <= minimum < 1:
-        raise ConfigError(f"confidence {minimum}: expected a number from 0 to below 1")
+    counts = _codes_of_each(classes, codes, code_labels)
+    method = choose_method(method, names, [counts[list(classes).index(name)] for name in names])
+    found = generate_available(
+        model,
+        classes,
+        per_class,
+        names,
+        angles_deg,
+        temperature,
+        seed,
+        codes=codes,
+        code_labels=code_labels,
+        method=method,
+        confidence=confidence,
+        top_up=top_up,
+        max_tries=MAX_TRIES,
+    )
+    if found.missing:
+        words = "; ".join(f"class {name}: {why}" for name, why in found.missing.items())
+        raise DataError(f"too few images could be generated: {words}. Ask for fewer, or train for longer")
+    return found.images
 
-    sampler = _interpolate(model, codes, code_labels) if method == "interpolate" else _gaussian(model, temperature)
-    model.eval()
-    found = {
-        name: _filter_confident(
-            model, sampler, label, per_class, minimum, top_up, torch.Generator().manual_seed(seed * 1_000_003 + label)
-        )
-        for name, label in zip(names, labels, strict=True)
-    }
-    short = [f"{len(images)} of {name}" for name, images in found.items() if len(images) < per_class]
-    if short:
-        raise DataError(
-            f"of {MAX_TRIES * per_class} images generated of each class (method {method}), the model recognized only "
-            f"{', '.join(short)} with a confidence of {minimum} or more, where {per_class} are wanted: ask for fewer "
-            "or for a lower confidence, or train for longer"
-        )
-    upright = torch.cat([found[name] for name in names])
-    angles = np.resize(np.asarray(angles_deg, dtype=np.float32), len(upright))
-    images = _rotate(upright, torch.from_numpy(angles).deg2rad(), model.config.fill)
-    return LabelledImages(images, np.repeat(np.array(labels, np.int64), per_class), tuple(classes), angles)
+
+def _codes_of_each(classes: Sequence[str], codes: object, code_labels: object) -> list[int]:
+    """Number of training codes of each class."""
+    if codes is None:
+        return [0] * len(classes)
+    return torch.bincount(torch.as_tensor(code_labels).long().cpu(), minlength=len(classes)).tolist()
 
 
 def _wanted_classes(classes: Sequence[str], wanted: Sequence[str] | None, absent: Sequence[str]) -> list[str]:
@@ -180,6 +269,15 @@ def _interpolate(model: AngleVAE, codes: object, code_labels: object) -> Sampler
     return sample
 
 
+@dataclass(frozen=True)
+class _Found:
+    """Upright images uint8 [n, C, S, S] of a class, those that the model recognizes first; and the number decoded."""
+
+    images: Tensor
+    recognized: int
+    tries: int
+
+
 def _filter_confident(
     model: AngleVAE,
     sampler: Sampler,
@@ -187,19 +285,22 @@ def _filter_confident(
     wanted: int,
     minimum: float,
     top_up: bool,
+    max_tries: int,
     generator: torch.Generator,
-) -> Tensor:
-    """Up to `wanted` upright images uint8 [n, C, S, S] to which the model gives their class at least `minimum`.
+) -> _Found:
+    """Up to `wanted` images to which the model gives their class at least `minimum`.
 
-    With `top_up` there are `wanted` in any case: the last ones are the most confident of the others.
+    With `top_up` there are `wanted` where that can be: the last ones are the most confident of the others.
     """
     device = model.score.means.device
     onehot = torch.nn.functional.one_hot(torch.tensor([label]), model.config.classes).float()
     parts: list[Tensor] = []
     others: list[tuple[Tensor, Tensor]] = []
-    count, left = 0, MAX_TRIES * wanted if minimum else wanted
-    while count < wanted and left:
-        size = min(DECODE_BATCH, left, max(wanted - count, MIN_DRAWN))
+    count, tries = 0, 0
+    limit = max_tries * wanted if minimum else wanted
+    hopeless = limit if top_up else max(MIN_TRIES, HOPELESS_TRIES * wanted)
+    while count < wanted and tries < limit and (count or tries < hopeless):
+        size = min(DECODE_BATCH, limit - tries, max(wanted - count, MIN_DRAWN))
         codes = sampler(label, size, generator).to(device)
         pixels = (model.decoder(codes, onehot.expand(size, -1).to(device)).sigmoid() * 255).round()
         if minimum:
@@ -209,15 +310,18 @@ def _filter_confident(
                 others.append((confidence[below], pixels[below].to(torch.uint8).cpu()))
             pixels = pixels[confidence >= minimum]
         parts.append(pixels.to(torch.uint8).cpu())
-        count, left = count + len(pixels), left - size
+        count, tries = count + len(pixels), tries + size
+    recognized = min(count, wanted)
     if top_up and count < wanted:
         order = torch.cat([confidence for confidence, _ in others]).argsort(descending=True, stable=True).cpu()
         parts.append(torch.cat([pixels for _, pixels in others])[order[: wanted - count]])
-    return torch.cat(parts)[:wanted]
+    return _Found(torch.cat(parts)[:wanted], recognized, tries)
 
 
 def _rotate(images: Tensor, angles_rad: Tensor, fill: float) -> NDArray[np.uint8]:
     """Rotate upright uint8 [N, C, S, S] counter-clockwise: uint8 [N, S, S, C]."""
+    if not len(images):
+        return images.permute(0, 2, 3, 1).numpy()
     parts = []
     for upright, angles in zip(images.split(DECODE_BATCH), angles_rad.split(DECODE_BATCH), strict=True):
         pixels = upright
@@ -378,29 +482,24 @@ def sample_per_class(
     angles_deg: Sequence[float] = (0.0,),
     seed: int = 0,
 ) -> Samples:
-    """Generate images class by class, so that a class that the model does not recognize does not stop the others.
+    """Generate images by class; of a class that the model hardly recognizes there are fewer.
 
     `stored` has the codes of training images. Without it, codes are sampled around each class's mean.
     """
-    images: dict[str, NDArray[np.uint8]] = {}
-    missing = {name: f"there were no training images of {name}" for name in absent}
-    for name in classes:
-        if name in absent:
-            continue
-        try:
-            images[name] = generate(
-                model,
-                classes,
-                per_class,
-                [name],
-                angles_deg,
-                seed=seed,
-                codes=None if stored is None else stored.codes,
-                code_labels=None if stored is None else stored.code_labels,
-            ).images
-        except DataError as error:
-            missing[name] = str(error)
-    return Samples(images, missing)
+    found = generate_available(
+        model,
+        classes,
+        per_class,
+        None,
+        angles_deg,
+        seed=seed,
+        absent=absent,
+        codes=None if stored is None else stored.codes,
+        code_labels=None if stored is None else stored.code_labels,
+    )
+    by_class = {name: found.images.images[found.images.labels == label] for label, name in enumerate(classes)}
+    images = {name: pictures for name, pictures in by_class.items() if len(pictures)}
+    return Samples(images, {name: why for name, why in found.missing.items() if name not in images})
 
 
 def _to_uint8(pixels: Tensor) -> NDArray[np.uint8]:

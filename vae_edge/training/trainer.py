@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import math
 import signal
-import statistics
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -31,6 +31,7 @@ from vae_edge.files import write_text
 from vae_edge.model import AngleVAE, compute_losses, mutual_information
 from vae_edge.model.config import rename_keys
 from vae_edge.model.network import current_name
+from vae_edge.progress import Progress, phase
 from vae_edge.training.checkpoint import (
     CONFIG,
     GENERATED,
@@ -64,20 +65,22 @@ from vae_edge.training.data import (
 from vae_edge.training.distributed import (
     all_reduce_mean,
     convert_sync_batchnorm,
+    keep_freed_memory,
     make_accelerator,
     mean_over_processes,
     use_threads,
 )
 from vae_edge.training.evaluate import calibrate_and_save, encode_training_images, rotate_like_training
-from vae_edge.training.generate import generate
+from vae_edge.training.generate import MAX_TRIES, generate_available
+
+log = logging.getLogger(__name__)
 
 MIN_GENERATED, MAX_GENERATED = 100, 1000  # generated images of each class
 VAL_ROTATION_SEED = 3  # added to the run's seed, for the angles of the validation images
 VAL_BATCH = 500
+MAX_VAL_IMAGES = 500  # held-out images whose accuracy is shown, and no more than
+VAL_IMAGES_RATIO = 0.1  # of the images of an epoch: forward alone, this takes a thirtieth of the epoch's time
 CHECKPOINT_INTERVAL_S = 20.0  # of training between two checkpoints, at least: epochs of a small set are shorter
-WARM_STEPS, MEASURED_STEPS = 3, 10
-
-Progress = Callable[[int, int, dict[str, float]], None]
 
 
 def train(
@@ -87,6 +90,7 @@ def train(
     resume: bool = False,
     progress: Progress | None = None,
     tensorboard: bool = False,
+    begun: Callable[[], None] | None = None,
 ) -> Path:
     """Train on the training images, fit the score on them, set temperature and thresholds on the held-out images.
 
@@ -97,8 +101,9 @@ def train(
         config: of `make_run_config`.
         out: the run's folder. A finished run is never overwritten.
         resume: resume from the folder's state where there is one.
-        progress: called after each step with (step, steps, terms of the loss), on rank 0.
+        progress: called after each step with (step, steps, terms), on rank 0 (`vae_edge.progress.Progress`).
         tensorboard: write the terms of each epoch for TensorBoard as well, into the run's folder.
+        begun: called on rank 0 when a new run begins, that is, when nothing was refused.
 
     Returns:
         The path of `model.safetensors`.
@@ -116,35 +121,16 @@ def train(
 
     trainer = Trainer(splits, config, folder, accelerator)
     if accelerator.is_main_process and not (folder / CONFIG).exists():
+        if begun is not None:
+            begun()
         write_config(folder, config)
-    with graceful_shutdown() as stop_requested:
+    with graceful_shutdown() as stop_requested, keep_freed_memory():
         trainer.run(stop_requested, progress if accelerator.is_main_process else None, writer)
     if accelerator.is_main_process:
-        calibrate_and_save(trainer.best_model(), splits, config, trainer.state.step, folder)
+        with phase("fitting the anomaly score, measuring the held-out images"):
+            calibrate_and_save(trainer.best_model(), splits, config, trainer.state.step, folder)
     accelerator.wait_for_everyone()
     return folder / MODEL
-
-
-def measure_step(splits: DataSplits, config: RunConfig, steps: int = MEASURED_STEPS) -> float:
-    """Median seconds of a training step on this machine. The trained weights are thrown away.
-
-    Args:
-        splits: of `make_splits`.
-        config: of `make_run_config`.
-        steps: number of timed steps.
-
-    Raises:
-        as `train`.
-    """
-    use_threads()
-    with tempfile.TemporaryDirectory(prefix="vae-edge-measure-") as folder:
-        trainer = Trainer(splits, config, Path(folder), make_accelerator())
-        seconds = []
-        for _ in range(WARM_STEPS + steps):
-            began = time.perf_counter()
-            trainer.step()
-            seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[WARM_STEPS:])
 
 
 class Trainer:
@@ -178,10 +164,15 @@ class Trainer:
             self.datasets["unlabelled"] = InMemoryDataset.from_arrays(
                 splits.unlabelled, None, splits.unlabelled_angles_deg, seed, UNLABELLED, device
             )
-        if splits.val is not None:
-            val = rotate_like_training(splits.val, config, seed + VAL_ROTATION_SEED)
-            self.val_images = to_float(torch.from_numpy(val.images).to(device))
-            self.val_labels = torch.from_numpy(val.labels).to(device)
+        val = splits.val
+        if val is None:
+            shown = max(1, round(VAL_IMAGES_RATIO * self.schedule.per_epoch * self.schedule.batch))
+            count = min(len(splits.held_out), MAX_VAL_IMAGES, shown)
+            order = np.random.default_rng(seed).permutation(len(splits.held_out))
+            val = splits.held_out.take(order[:count])
+        val = rotate_like_training(val, config, seed + VAL_ROTATION_SEED)
+        self.val_images = to_float(torch.from_numpy(val.images).to(device))
+        self.val_labels = torch.from_numpy(val.labels).to(device)
 
     def run(self, stop_requested: threading.Event, progress: Progress | None, writer: Any) -> None:
         """Take all remaining steps.
@@ -199,13 +190,15 @@ class Trainer:
             for name, value in terms.items():
                 state.sums[name] = state.sums.get(name, 0.0) + value
             state.seconds = time.monotonic() - began
-            if progress is not None:
-                progress(state.step, schedule.steps, terms)
-
-            stop = mean_over_processes({"stop": float(stop_requested.is_set())}, self.accelerator)["stop"] > 0
             epoch_ended = state.step % schedule.per_epoch == 0
+            told = {**terms, "epoch": state.step / schedule.per_epoch}
             if epoch_ended:
-                log.append(json.dumps(self._end_epoch(writer)))
+                line = self._end_epoch(writer)
+                told["val_accuracy"] = line["val_accuracy"]
+                log.append(json.dumps(line))
+            if progress is not None:
+                progress(state.step, schedule.steps, told)
+            stop = mean_over_processes({"stop": float(stop_requested.is_set())}, self.accelerator)["stop"] > 0
 
             last = stop or state.step == schedule.steps or self._should_stop_early()
             due = epoch_ended and state.seconds - saved >= CHECKPOINT_INTERVAL_S
@@ -246,10 +239,10 @@ class Trainer:
 
     def _composition(self) -> BatchComposition:
         """Composition of this step's batch. The first step that needs generated images makes or reads them."""
-        late = self.state.step >= self.schedule.boundary
+        late = self.config.training.synthetic_ratio > 0 and self.state.step >= self.schedule.boundary
         if late and "generated" not in self.datasets:
             self._add_generated_images()
-        return self._compose(self.config.training.synthetic_ratio if late else 0.0)
+        return self._compose(self.config.training.synthetic_ratio if late and len(self.datasets["generated"]) else 0.0)
 
     def _compose(self, synthetic_ratio: float) -> BatchComposition:
         labelled, unlabelled = len(self.splits.train), len(self.splits.unlabelled)
@@ -272,30 +265,42 @@ class Trainer:
         self.datasets["generated"] = InMemoryDataset.from_arrays(images, labels, None, seed, GENERATED_STREAM, device)
 
     def _generate_images(self) -> dict[str, Tensor]:
+        """Images of the classes that can be generated; what cannot be does not stop the run."""
         config, train, model = self.config, self.splits.train, self.state.ema_model
         absent, seed = config.data.absent, config.training.seed
         per_class = -(-len(train) // (len(config.classes) - len(absent)))
         codes, code_labels = encode_training_images(model, train, seed)
-        generated = generate(
-            model,
-            config.classes,
-            min(MAX_GENERATED, max(MIN_GENERATED, per_class)),
-            seed=seed,
-            absent=absent,
-            codes=codes,
-            code_labels=code_labels,
-            confidence=config.training.pseudo_label_threshold,
-            method="interpolate",
-            top_up=True,
-        )
-        return {"images": torch.from_numpy(generated.images), "labels": torch.from_numpy(generated.labels)}
+        with phase("generating images to train on"):
+            found = generate_available(
+                model,
+                config.classes,
+                min(MAX_GENERATED, max(MIN_GENERATED, per_class)),
+                seed=seed,
+                absent=absent,
+                codes=codes,
+                code_labels=code_labels,
+                confidence=config.training.pseudo_label_threshold,
+                method="interpolate",
+                top_up=True,
+                max_tries=MAX_TRIES,
+            )
+        for name, why in found.missing.items():
+            log.info("fewer generated images of class %s are trained on: %s", name, why)
+        return {"images": torch.from_numpy(found.images.images), "labels": torch.from_numpy(found.images.labels)}
 
     def _end_epoch(self, writer: Any) -> dict[str, float]:
-        """The epoch's line of the log: means of the terms, and with early stopping the validation loss."""
+        """The epoch's line of the log: means of the terms, and how the EMA model does on the validation images.
+
+        These are with early stopping the validation images of the run, else a few of the held-out images, which decide
+        nothing.
+        """
         state, per_epoch = self.state, self.schedule.per_epoch
         means = {name: round(total / per_epoch, 5) for name, total in state.sums.items()}
+        loss, accuracy = validate(state.ema_model, self.val_images, self.val_labels)
+        means["val_accuracy"] = round(accuracy, 5)
         if self.config.training.patience is not None:
-            means["val_classes"] = self._validate()
+            means["val_classes"] = round(loss, 5)
+            self._remember_best(means["val_classes"])
         state.sums = {}
         if writer is not None:
             for name, value in means.items():
@@ -303,16 +308,14 @@ class Trainer:
             writer.flush()
         return {"epoch": state.step // per_epoch, "seconds": round(state.seconds, 2), **means}
 
-    def _validate(self) -> float:
-        """Validation loss of the EMA model. The best one's weights are kept, and the epochs since are counted."""
+    def _remember_best(self, loss: float) -> None:
+        """Keep the EMA model's weights where the validation loss is the lowest so far; else count the epoch."""
         state = self.state
-        loss = round(validate(state.ema_model, self.val_images, self.val_labels), 5)
         if loss < state.best_loss:
             state.best = {name: tensor.clone() for name, tensor in state.ema_model.state_dict().items()}
             state.best_loss, state.epochs_since_best = loss, 0
         else:
             state.epochs_since_best += 1
-        return loss
 
     def _should_stop_early(self) -> bool:
         patience = self.config.training.patience
@@ -383,7 +386,7 @@ class LossModule(nn.Module):
         self.model, self.config, self.bf16 = model, config, bf16
 
     def forward(self, batch: Batch, images_seen: int) -> dict[str, Tensor]:
-        """The terms of `compute_losses`.
+        """The terms of `compute_losses`, and the accuracy on the images with labels.
 
         Args:
             batch: this process's shard.
@@ -397,6 +400,8 @@ class LossModule(nn.Module):
             )
         angles = batch.angles_rad if self.config.model.orientation else None
         terms = compute_losses(output, batch.labels, angles, settings.weights, batch.sample_weight)
+        known = len(batch.labels) - batch.unlabelled  # the others' labels are pseudo-labels
+        terms["accuracy"] = (output.logits[:known].argmax(1) == batch.labels[:known]).float().mean()
 
         if batch.unlabelled and settings.mutual_info_weight:
             predicted = output.logits[-batch.unlabelled :].float().softmax(1)
@@ -460,10 +465,10 @@ def pseudo_labels(ema_model: AngleVAE, images: Tensor, bf16: bool) -> Tensor:
 
 
 @torch.no_grad()
-def validate(ema_model: AngleVAE, images: Tensor, labels: Tensor) -> float:
-    """Cross-entropy, in nats, of the EMA model on images float [N, C, S, S] with labels [N]."""
+def validate(ema_model: AngleVAE, images: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Cross-entropy, in nats, and accuracy of the EMA model on images float [N, C, S, S] with labels [N]."""
     logits = torch.cat([ema_model.classify(part).float() for part in images.split(VAL_BATCH)])
-    return float(F.cross_entropy(logits, labels))
+    return float(F.cross_entropy(logits, labels)), float((logits.argmax(1) == labels).double().mean())
 
 
 def save(state: TrainState, folder: Path) -> None:
