@@ -54,7 +54,7 @@ from PIL import features
 from real_archives import debian_packages, npm_package, python_files, unknown_folder
 
 from vae_edge.errors import ConfigError, DataError, VaeEdgeError
-from vae_edge.files import write_json
+from vae_edge.files import check_folder, write_json
 
 SETS = ("characters", "icons", "photographs")
 VARIANTS = ("a", "b")
@@ -184,12 +184,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--any-version", action="store_true", help="draw with fonts of other versions as well")
     arguments = parser.parse_args(argv)
     try:
+        check_folder(arguments.out)
+        check_folder(arguments.archives)
         for name in arguments.set:
             sources = Sources(arguments.archives, arguments.any_version)
             about = write_set(name, arguments.out, arguments.variant, arguments.seed, sources)
             images = ", ".join(f"{count} {split}" for split, count in about["images"].items())
             print(f"{arguments.out / name}: {images} images", flush=True)
-    except VaeEdgeError as error:
+    except (VaeEdgeError, OSError) as error:
         print(f"real_data: {error}", file=sys.stderr)
         return 2
     return 0

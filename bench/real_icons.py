@@ -57,7 +57,7 @@ UNKNOWN = {
     },
 }
 """The sub-categories that the unknown icons come from. What belongs to a class is left out."""
-NEAR = {"a": ("moon", "sun_with_face", "clock", "record_button", "compass"), "b": ("arrow", "hat", "cloud")}
+NEAR = {"a": ("moon", "sun_with_face", "clock", "compass"), "b": ("arrow", "hat", "cloud")}
 SKIN_TONES = {"2": "1F3FB", "3": "1F3FC", "4": "1F3FD", "5": "1F3FE", "6": "1F3FF"}
 
 

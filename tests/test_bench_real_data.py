@@ -79,7 +79,7 @@ def test_a_face_is_used_only_where_its_characters_are_there_and_told_apart(bench
     assert check(Alike(font, {"1": "I"})) == "its 1 looks like its I"
     assert check(Alike(font, {"0": "o"})) == "its 0 looks like its O"  # an old-style figure, lower than capitals
     assert bench["characters"].has_lower_case(font)
-    assert not bench["characters"].has_lower_case(Alike(font, {letter: letter.upper() for letter in "aefhmrt"}))
+    assert not bench["characters"].has_lower_case(Alike(font, {letter: letter.upper() for letter in "aeft"}))
 
 
 @pytest.mark.parametrize("character", ["0", "I", "W", "永"])
@@ -163,7 +163,7 @@ def test_copies_of_one_design_are_refused(bench: dict[str, ModuleType], fonts: P
     """Whatever their families are called: else a font of the test split would be trained on."""
     module = bench["characters"]
     sans, oblique, serif = (open_font(f"DejaVu{name}.ttf") for name in ("Sans", "Sans-Oblique", "Serif"))
-    assert module.near_copies({"A": [serif, sans], "B": [oblique], "C": [sans]}, 0.055) == [("A", "C")]
+    assert module.near_copies({"A": [serif, sans], "B": [oblique], "C": [sans]}, 0.04) == [("A", "C")]
     table = json.loads(module.FONTS.read_text())
     table["Other"] = {**table["DejaVuSans"], "roles": ["a test"]}
     module.FONTS.write_text(json.dumps(table))
