@@ -86,6 +86,7 @@ def train(
     alpha_background: str = "auto",
     val: str | os.PathLike[str] | None = None,
     strict: bool = False,
+    cache: bool = True,
     resume: bool = False,
     tensorboard: bool = False,
     threads: int | None = None,
@@ -105,6 +106,7 @@ def train(
         val: path or name of another data set, whose images are the validation split: early stopping, temperature and
             threshold are set on them, and none of `data` is held out.
         strict: refuse a folder of which anything is left out.
+        cache: use the cache of decoded images (`vae_edge.data.cache`).
         resume: go on with the unfinished run in `out`, bit for bit as if it had never stopped.
         tensorboard: write a log for TensorBoard into `out/tensorboard`.
         threads: processor threads of PyTorch; None is all that a container's quota allows.
@@ -127,7 +129,7 @@ def train(
     config = TrainConfig() if config is None else config
     use_threads(threads)
     form: dict[str, Any] = {"size": size, "channels": channels, "fit": fit, "alpha_background": alpha_background}
-    dataset = open_data(data, **form, strict=strict, group_by=config.group_by, val=val)
+    dataset = open_data(data, **form, strict=strict, group_by=config.group_by, val=val, cache=cache)
     return _train(dataset, out, config, preset, resume, tensorboard, progress)
 
 
@@ -212,6 +214,7 @@ def evaluate(
     strict: bool = False,
     group_by: str | None = None,
     val: str | os.PathLike[str] | None = None,
+    cache: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Measure a training run (with PyTorch) or a bundle (with the runtime) on labelled images.
@@ -230,6 +233,7 @@ def evaluate(
         strict: refuse a folder of which anything is left out.
         group_by: the rule by which training held out whole groups, where the model does not know it.
         val: path or name of the data set that training was validated on, where that was one of its own.
+        cache: as `train`.
         progress: called with (images done, images in all).
 
     Raises:
@@ -249,7 +253,8 @@ def evaluate(
         opened = _open_bundle(path, backend, precision, threads=threads, device=device, trusted=trusted)
     else:
         opened = _open_run(path, backend, precision, threads)
-    dataset = open_data(data, prepared_as=opened.input, strict=strict, group_by=group_by, val=val)
+    options: dict[str, Any] = {"strict": strict, "group_by": group_by, "val": val, "cache": cache}
+    dataset = open_data(data, prepared_as=opened.input, **options)
     images = select_trained_split(dataset, split, opened.data)
     log.info("measuring on %s of %s", describe_split(dataset, split, images), dataset.name)
     split = resolve_split(split, dataset, opened.data["fingerprint"], path)
@@ -520,6 +525,7 @@ def quantize(
     strict: bool = False,
     group_by: str | None = None,
     val: str | os.PathLike[str] | None = None,
+    cache: bool = True,
 ) -> Quantized:
     """Add a precision to a bundle: calibrated on training images, measured beside fp32 on held-out ones.
 
@@ -530,7 +536,7 @@ def quantize(
         seed: chooses the calibration images.
         force: keep a file that lost too much, recorded as refused; `auto` does not take it.
         strict: refuse a folder of which anything is left out.
-        group_by, val: as `evaluate`.
+        group_by, val, cache: as `evaluate`.
 
     Raises:
         BundleError: the bundle is damaged, or cannot be written.
@@ -543,7 +549,8 @@ def quantize(
     opened = load_bundle(bundle)
     opened.find("classifier", "onnx", "fp32")  # or refuse, before the images are read
     check_folder(bundle)
-    dataset = open_data(data, prepared_as=opened.input, strict=strict, group_by=group_by, val=val)
+    options: dict[str, Any] = {"strict": strict, "group_by": group_by, "val": val, "cache": cache}
+    dataset = open_data(data, prepared_as=opened.input, **options)
     added = quantize_bundle_from_dataset(bundle, precision, dataset, seed, force)
     for sentence in added.warnings:
         log.warning("warning: %s", sentence)
