@@ -84,6 +84,7 @@ def train(
     val: str | os.PathLike[str] | None = None,
     minutes: float | None = None,
     strict: bool = False,
+    cache: bool = True,
     resume: bool = False,
     tensorboard: bool = False,
     threads: int | None = None,
@@ -106,6 +107,7 @@ def train(
             threshold are set on them, and none of `data` is held out.
         minutes: time for training, in place of a number of epochs.
         strict: refuse a folder of which anything is left out.
+        cache: use the cache of decoded images (`vae_edge.data.cache`).
         resume: go on with the unfinished run in `out`, bit for bit as if it had never stopped.
         tensorboard: write a log for TensorBoard into `out/tensorboard`.
         threads: processor threads of PyTorch; None is all that a container's quota allows.
@@ -142,8 +144,15 @@ def train(
             with phase(f"reading the images of {os.fspath(dataset)}"):
                 form: dict[str, Any] = {"size": size, "channels": channels, "fit": fit}
                 form["alpha_background"] = alpha_background
-                dataset = open_data(dataset, **form, strict=strict, group_by=config.group_by, val=val)
-        options = {"preset": preset, "val": val, "strict": strict, "tensorboard": tensorboard, "threads": threads}
+                dataset = open_data(dataset, **form, strict=strict, group_by=config.group_by, val=val, cache=cache)
+        options = {
+            "preset": preset,
+            "val": val,
+            "strict": strict,
+            "cache": cache,
+            "tensorboard": tensorboard,
+            "threads": threads,
+        }
         run = train_dataset(dataset, out, config, model or {}, minutes, resume, {"data": source, **options}, show)
         if os.environ.get("RANK", "0") == "0":  # of the processes that a launcher started together
             _write_learning_curves(out)
@@ -387,6 +396,7 @@ def quantize(
     strict: bool = False,
     group_by: str | None = None,
     val: str | os.PathLike[str] | None = None,
+    cache: bool = True,
 ) -> Quantized:
     """Add a precision to a bundle: calibrated on training images, measured beside fp32 on held-out ones.
 
@@ -397,7 +407,7 @@ def quantize(
         seed: chooses the calibration images.
         force: keep a file that lost too much, recorded as refused; `auto` does not take it.
         strict: refuse a folder of which anything is left out.
-        group_by, val: as `evaluate`.
+        group_by, val, cache: as `evaluate`.
 
     Raises:
         BundleError: the bundle is damaged, or cannot be written.
@@ -410,7 +420,8 @@ def quantize(
     opened = load_bundle(bundle)
     opened.find("classifier", "onnx", "fp32")  # or refuse, before the images are read
     check_folder(bundle)
-    dataset = open_data(data, prepared_as=opened.input, strict=strict, group_by=group_by, val=val)
+    options: dict[str, Any] = {"strict": strict, "group_by": group_by, "val": val, "cache": cache}
+    dataset = open_data(data, prepared_as=opened.input, **options)
     added = quantize_bundle_from_dataset(bundle, precision, dataset, seed, force)
     for sentence in added.warnings:
         log.warning("warning: %s", sentence)

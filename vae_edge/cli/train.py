@@ -34,6 +34,7 @@ def quickstart(arguments: argparse.Namespace) -> None:
         epochs=arguments.epochs,
         seed=arguments.seed,
         strict=arguments.strict,
+        cache=arguments.cache,
         training_progress=lambda: training_progress("training"),
         benchmark_progress=fraction_progress,
     )
@@ -132,6 +133,7 @@ def show(arguments: argparse.Namespace) -> None:
         arguments.channels,
         arguments.fit,
         strict=arguments.strict,
+        cache=arguments.cache,
         alpha_background=arguments.alpha_background,
         group_by=arguments.group_by,
         val=arguments.val,
@@ -207,7 +209,9 @@ def compare(arguments: argparse.Namespace) -> None:
         fit=arguments.fit,
         alpha_background=arguments.alpha_background,
         strict=arguments.strict,
+        cache=arguments.cache,
     )
+    dataset = dataset.in_memory()
     for note in dataset.notes:
         say(note)
     found = comparison.compare(dataset, config, out, say, training_progress)

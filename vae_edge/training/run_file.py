@@ -53,6 +53,7 @@ ARGUMENTS: dict[str, tuple[type, ...]] = {
     "val": (str,),
     "minutes": (int, float),
     "strict": (bool,),
+    "cache": (bool,),
     "tensorboard": (bool,),
     "threads": (int,),
 }
