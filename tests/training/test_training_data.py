@@ -161,6 +161,8 @@ def test_symmetric_shapes_are_found_and_others_are_not():
             image[y + 4 : y + 7, 12:24] = 255
     data = LabelledImages(images, labels.astype(np.int64), ("bar", "lying", "L"))
     assert ambiguous_classes(data) == ["bar", "lying"]
+    large = np.pad(images.repeat(4, 1).repeat(4, 2), ((0, 0), (0, 3), (0, 1), (0, 0)))  # compared as small ones
+    assert ambiguous_classes(replace(data, images=large[:, :113, :113])) == ["bar", "lying"]
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
