@@ -14,7 +14,15 @@ import pytest
 
 from vae_edge import progress
 from vae_edge.errors import ConfigError
-from vae_edge.progress import TrainingLines, duration_words, phase, reporting, terms_words, training_progress
+from vae_edge.progress import (
+    TrainingLines,
+    counting_progress,
+    duration_words,
+    phase,
+    reporting,
+    terms_words,
+    training_progress,
+)
 
 
 @pytest.fixture
@@ -83,10 +91,10 @@ def test_what_takes_long_is_said_again(monkeypatch: pytest.MonkeyPatch, caplog: 
 
 SCRIPT = """
 import logging, sys
-from vae_edge.progress import phase, reporting
+from vae_edge.progress import phase, reporting, training_progress
 if "set-up" in sys.argv:
     logging.basicConfig(level=logging.INFO, format="mine: %(message)s")
-with reporting(None if "none" in sys.argv else "auto") as show:
+with reporting(None if "none" in sys.argv else "auto", training_progress("training")) as show:
     with phase("counting sheep"):
         pass
 print(logging.getLogger("vae_edge").handlers, logging.getLogger("vae_edge").level)
@@ -110,7 +118,8 @@ def test_other_processes_than_the_first_say_nothing() -> None:
 
 
 def test_another_word_is_refused() -> None:
-    with pytest.raises(ConfigError, match='expected "auto"'), reporting("loud"):  # type: ignore[arg-type]
+    shown = training_progress("training")
+    with pytest.raises(ConfigError, match='expected "auto"'), reporting("loud", shown):  # type: ignore[arg-type]
         pass
 
 
@@ -128,6 +137,19 @@ def test_a_terminal_gets_a_bar_with_accuracies(monkeypatch: pytest.MonkeyPatch) 
         for step in range(1, 4):
             show(step, 40, {"total": 0.5, "accuracy": 0.875, "val_accuracy": 0.25, "epoch": step / 4})
     assert "3/40" in stream.getvalue() and "loss 0.500, accuracy 87.5%, validation 25.0%" in stream.getvalue()
+
+
+def test_counted_work_gives_a_line_every_ten_seconds(clock: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "vae_edge")
+    with counting_progress("generating", "classes") as show:
+        for done in range(1, 37):
+            clock[0] += 1.0
+            show(done, 36)
+    assert caplog.messages == [
+        "generating: 10 of 36 classes, 26 s left",
+        "generating: 20 of 36 classes, 16 s left",
+        "generating: 30 of 36 classes, 6 s left",
+    ]
 
 
 def test_words_for_a_person() -> None:

@@ -237,7 +237,6 @@ def generate(
         CheckpointError: `run` holds no finished run.
         DataError: no image of any class is recognized by the model itself.
     """
-    check_file(out)
     if temperature is not None and method == "interpolate":
         raise ConfigError("--temperature belongs to --method gaussian; it does not go with --method interpolate")
     with reporting(progress, counting_progress("generating", "classes")) as show:
@@ -247,6 +246,7 @@ def generate(
         from vae_edge.training.generate import TEMPERATURE, check_out_free, generate_available, write_generated
 
         check_out_free(out)
+        check_file(out)
         use_threads()
         checkpoint = load_checkpoint(Path(run))
         samples = load_samples(Path(run))

@@ -129,6 +129,8 @@ def test_a_class_with_a_single_code_is_generated_around_its_mean_or_said_to_be_m
     assert mixed.missing["0"] == "two training codes are mixed, and it has 1"
     assert mixed.missing["1"] == "there were no training images of it"
     assert not set(mixed.images.labels.tolist()) & {0, 1}
+    nothing = generate_available(model, classes, 2, ["0"], **one, method="interpolate")
+    assert nothing.images.images.shape == (0, 28, 28, 1) and list(nothing.missing) == ["0"]
 
 
 def test_the_angles_of_a_class_do_not_depend_on_what_is_missing_of_others(

@@ -104,8 +104,9 @@ def _generated_lines(result: api.Generated) -> Iterator[str]:
     yield f"{result.images} images in {result.path}; all on one page: {result.contact_sheet}"
     if result.unrecognized:
         yield f"  {result.unrecognized} of them are not recognized by the model (--top-up)"
-    for name, why in result.missing.items():
-        yield f"  missing of class {name}: {why}"
+    for why in dict.fromkeys(result.missing.values()):
+        names = [name for name, other in result.missing.items() if other == why]
+        yield f"  missing of {'class' if len(names) == 1 else 'classes'} {', '.join(names)}: {why}"
     if result.missing:
         yield "  --top-up adds the most confident of the others, --confidence 0 takes all as they come"
 

@@ -445,16 +445,17 @@ def flip_invariance(data: LabelledImages, seed: int = 0) -> dict[str, float]:
 
 
 def _unit_norm(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Images [N, S, S, C] as vectors of length 1 [N, s, s, C]; those beyond 28 pixels as means of blocks of pixels."""
-    count, side, _, channels = images.shape
-    block = -(-side // MAX_COMPARED_PX)
-    if block > 1:
-        small, first = side // block, side % block // 2
-        kept = images[:, first : first + small * block, first : first + small * block]
-        pixels = kept.reshape(count, small, block, small, block, channels).mean((2, 4), dtype=np.float32)
-    else:
+    """Images [N, H, W, C] as vectors of length 1 [N, h, w, C]; those beyond 28 pixels as means of square blocks."""
+    count, height, width, channels = images.shape
+    block = -(-max(height, width) // MAX_COMPARED_PX)
+    if block == 1:
         pixels = images.astype(np.float32)
-    return pixels / (np.linalg.norm(pixels.reshape(len(pixels), -1), axis=1)[:, None, None, None] + 1e-6)
+    else:
+        rows, columns = height // block, width // block
+        top, left = height % block // 2, width % block // 2
+        kept = images[:, top : top + rows * block, left : left + columns * block]
+        pixels = kept.reshape(count, rows, block, columns, block, channels).mean((2, 4), dtype=np.float32)
+    return pixels / (np.linalg.norm(pixels.reshape(count, -1), axis=1)[:, None, None, None] + 1e-6)
 
 
 def _nearest(

@@ -149,7 +149,11 @@ def generate_available(
         if progress is not None:
             progress(number + 1, len(names))
     config = model.config
-    flat = torch.cat(upright) if upright else torch.zeros(0, config.channels, config.size, config.size).byte()
+    if not upright:
+        device = model.score.means.device
+        codes, weights = (torch.zeros(1, count, device=device) for count in (config.latent, config.classes))
+        upright = [model.decoder(codes, weights)[:0].byte().cpu()]
+    flat = torch.cat(upright)
     angles = np.asarray(angles_deg, dtype=np.float32)[np.array(turns, np.int64) % len(angles_deg)]
     images = _rotate(flat, torch.from_numpy(angles).deg2rad(), config.fill)
     return Generation(LabelledImages(images, np.array(labels, np.int64), tuple(classes), angles), missing, unrecognized)
