@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import vae_edge
 from vae_edge.cli import main
@@ -85,6 +86,19 @@ def test_a_bundle_shows_its_precisions_and_the_terminal_says_what_the_page_says(
     fp32 = told["precisions"][0]
     assert (fp32["accuracy"], fp32["accepted"]) == (told["accuracy"], told["accepted"])
     assert told["report"] == str(out) and told["sentences"][0] == lines[0]
+
+
+def test_wrong_images_are_shown_with_their_files(bundle: Path, tmp_path: Path) -> None:
+    data = load_dataset(LETTERS)
+    for k, image in enumerate(data.test.images[:12]):  # each in the folder of another class
+        path = tmp_path / "odd" / data.classes[(data.test.labels[k] + 1) % 3] / f"picture-{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[..., 0]).save(path)
+    options = {"precision": "fp32", "rotation": "none", "split": "all"}
+    found = vae_edge.write_report(bundle, tmp_path / "odd", tmp_path / "page.html", **options)
+    page = Text(tmp_path / "page.html")
+    assert found.evaluation.figures["accuracy"] < 0.5 and page.words.count("picture-") >= 6
+    assert "tee/picture-" in page.words
 
 
 def test_images_of_other_things_that_were_not_shown_are_told(bundle: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -125,6 +126,68 @@ def test_a_bundle_is_evaluated_and_its_threshold_set_without_pytorch(bundle: Pat
         "sys.exit(len({'torch', 'onnx', 'triton'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+# Groups
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The letters as files: those to train on of three makers, those to test on of two others, one of which is dim."""
+    data, folder = load_dataset(LETTERS), tmp_path_factory.mktemp("letters")
+    for split, makers in (("train", "ABC"), ("test", "DE")):
+        images = getattr(data, split)
+        for k, (image, label) in enumerate(zip(images.images, images.labels, strict=True)):
+            maker = makers[k // 3 % len(makers)]
+            pixels = image[..., 0] // 6 if maker == "E" else image[..., 0]
+            path = folder / split / data.classes[label] / f"{maker}__{k}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    return folder
+
+
+def test_the_worst_groups_are_named_and_those_that_were_not_trained_on_counted(
+    bundle: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"precision": "fp32", "group_by": "{group}__*"}
+    found = vae_edge.evaluate(bundle, folder, **options).figures["groups"]
+    assert found["groups"] == 2 and found["unseen"] is None  # other images than training's
+    assert found["worst_accuracy"]["name"] == found["most_rejected"]["name"] == "E"
+    assert found["most_rejected"]["n"] == 30
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    as_trained = load_dataset(folder, prepared_as=load_bundle(bundle).input)
+    manifest["data"]["fingerprint"] = as_trained.fingerprint()
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    found = vae_edge.evaluate(bundle, folder, **options).figures["groups"]
+    assert found["unseen"] == 2
+    command = ["evaluate", str(bundle), "--data", str(folder), "--precision", "fp32"]
+    assert main([*command, "--group-by", "{group}__*"]) == 0
+    out = capsys.readouterr().out
+    assert "groups       2 groups, 2 of them not trained on; right at least " in out and "(E, 30 images)" in out
+    assert main(command) == 0 and "of groups (makers, cameras, days) nothing is known" in capsys.readouterr().out
+
+
+def test_the_threshold_is_tried_on_each_group_that_it_is_not_set_on(
+    bundle: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = set_threshold(bundle, folder, 0.05, split="all", group_by="{group}__*")
+    assert result.groups is not None and result.groups.groups == 5 and result.groups.worst_group == "E"
+    assert result.groups.worst > 0.5 and result.rejected / result.images < 0.05
+    assert load_bundle(bundle).manifest["score"]["set_on"]["groups"] == result.groups.to_json()
+    command = ["threshold", str(bundle), "--data", str(folder), "--split", "all", "--group-by", "{group}__*"]
+    assert main([*command, "--reject-rate", "0.05", "--dry-run"]) == 0
+    assert f"over 5 groups, at most {result.groups.worst:.2%} (E)" in capsys.readouterr().out
+    assert main(["evaluate", str(bundle), "--data", str(folder), "--split", "all", "--precision", "fp32"]) == 0
+    assert "of 210 images of" in (out := capsys.readouterr().out) and "of 5 groups, these very ones)" in out
+
+
+def test_groups_that_training_had_and_these_files_lack_are_a_remark(
+    bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "vae_edge")
+    with_data(bundle, group_by="{group}__*")
+    assert "groups" not in vae_edge.evaluate(bundle, LETTERS, precision="fp32").figures
+    assert "groups by {group}__*, as training had them, cannot be told here" in caplog.text
 
 
 # Angles that are not to be relied on

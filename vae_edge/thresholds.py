@@ -175,7 +175,7 @@ def set_threshold(
         split = "test" if dataset.test is not None else "validation"
     images = align_classes(select_trained_split(dataset, split, about), opened.classes)
     log.info("the known images are %s of %s", describe_split(dataset, split, images), dataset.name)
-    if split == "train":
+    if split in ("train", "all") and about["fingerprint"] == dataset.fingerprint():
         log.warning("warning: images that were trained on have lower scores than new ones: the threshold is too strict")
     rotated = str(opened.rotation) if rotation is None else rotation
     range_deg, fill = rotation_range(rotated), opened.input.fill

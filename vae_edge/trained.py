@@ -24,7 +24,7 @@ from vae_edge.errors import ConfigError, DataError
 from vae_edge.listing import left_out_json
 
 if TYPE_CHECKING:
-    from vae_edge.data import Dataset
+    from vae_edge.data import Dataset, LabelledImages
     from vae_edge.evaluation.figures import Measured, Predict
     from vae_edge.listing import LeftOut
     from vae_edge.preprocess import InputSpec
@@ -311,8 +311,8 @@ def evaluate_opened(
     found["rejection"] = {**rejection(measured.scores, scores, opened.threshold), "reject_rate": opened.reject_rate}
     trained_groups: set[str] | None = None
     found["set_on"] = {**opened.set_on, "same_images": _is_set_on(opened.set_on, opened, dataset, split)}
-    if split in ("validation", "test") and dataset.train is not None and _is_training_data(dataset, opened):
-        kept = select_trained_split(dataset, "train", opened.data)
+    kept = _training_images(dataset, opened) if split in ("validation", "test") else None
+    if kept is not None:
         found["near_copies"] = near_copies(images.images, kept.images).to_json()
         if images.groups is not None and kept.groups is not None:
             trained_groups = set(kept.groups.tolist())
@@ -355,8 +355,17 @@ def _is_set_on(set_on: Mapping[str, Any], opened: OpenedModel, dataset: Dataset,
     return split == set_on["split"] and dataset.fingerprint() == fingerprint
 
 
-def _is_training_data(dataset: Dataset, opened: OpenedModel) -> bool:
-    return dataset.fingerprint() == opened.data["fingerprint"]
+def _training_images(dataset: Dataset, opened: OpenedModel) -> LabelledImages | None:
+    """The images that a model was trained on, if this is its data set and says which they are."""
+    from vae_edge.data.splits import select_trained_split
+
+    if dataset.train is None or dataset.fingerprint() != opened.data["fingerprint"]:
+        return None
+    try:
+        return select_trained_split(dataset, "train", opened.data)
+    except DataError as error:
+        log.info("the images are not compared with those of training: %s", error)
+        return None
 
 
 def load_all_unknown(

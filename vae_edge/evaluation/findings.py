@@ -147,6 +147,10 @@ def symmetry_words(orders: Mapping[str, int]) -> str:
     return _listed([f"{name} ({f'{360 / order:g}°' if order else 'any angle'})" for name, order in orders.items()])
 
 
+def _groups(count: int) -> str:
+    return f"{count} group{'' if count == 1 else 's'}"
+
+
 def _listed(names: Sequence[str], most: int = MAX_NAMED) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
@@ -157,7 +161,8 @@ def group_words(groups: Mapping[str, Any]) -> str:
     low, high = groups["worst_accuracy"], groups["most_rejected"]
     unseen = "" if groups["unseen"] is None else f", {groups['unseen']} of them not trained on"
     return (
-        f"{groups['groups']}{unseen}; right at least {low['accuracy']:.1%} ({low['name']}, {low['n']} images), "
+        f"{_groups(groups['groups'])}{unseen}; "
+        f"right at least {low['accuracy']:.1%} ({low['name']}, {low['n']} images), "
         f"rejected at most {high['rejected']:.1%} ({high['name']}, {high['n']} images)"
     )
 
@@ -168,7 +173,7 @@ def threshold_words(figures: Mapping[str, Any]) -> str:
     images = f"{set_on['images']} " if set_on.get("images") else ""
     where = f"{images}images of {set_on['data']}" if "date" in set_on else f"{images}held-out images of training"
     groups = set_on.get("groups")
-    of = f" of {groups['groups']} groups" if groups else ""
+    of = f" of {_groups(groups['groups'])}" if groups else ""
     same = ", these very ones" if set_on.get("same_images") else ""
     return f"up to {rejected['threshold']:.3f} (set to reject {rejected['reject_rate']:.2%} of {where}{of}{same})"
 
@@ -188,9 +193,8 @@ def tried_words(figures: Mapping[str, Any]) -> str:
     held = (
         "of groups (makers, cameras, days) nothing is known"
         if not groups
-        else f"they are of {groups['groups']} groups, {groups['unseen']} of which were not trained on"
-        if groups.get("unseen") is not None
-        else f"they are of {groups['groups']} groups"
+        else f"they are of {_groups(groups['groups'])}"
+        + ("" if groups["unseen"] is None else f", {groups['unseen']} of them not trained on")
     )
     return f"{figures['n']} known images, {shown}; {near}; {held}"
 
