@@ -133,6 +133,7 @@ def set_threshold(
     strict: bool = False,
     group_by: str | None = None,
     val: str | os.PathLike[str] | None = None,
+    cache: bool = True,
     progress: Progress | None = None,
 ) -> ThresholdResult:
     """Set the threshold of each of a bundle's classifiers, so that it rejects a fraction of known images.
@@ -151,6 +152,7 @@ def set_threshold(
         threads, device, trusted: as `vae_edge.load`.
         seed: chooses the angles.
         strict: refuse a folder of which anything is left out.
+        cache: as `vae_edge.train`.
         group_by, val: as `vae_edge.evaluate`. With groups the threshold is tried on each of them, set on the others.
         progress: called with (images done, images in all), over all files.
 
@@ -168,7 +170,9 @@ def set_threshold(
     if not dry_run:
         check_folder(bundle)
     about = opened.training_data
-    dataset = with_groups(open_data(data, prepared_as=opened.input, strict=strict, group_by=group_by, val=val), about)
+    dataset = with_groups(
+        open_data(data, prepared_as=opened.input, strict=strict, group_by=group_by, val=val, cache=cache), about
+    )
     if split == "auto" and about["fingerprint"] != dataset.fingerprint():
         split = "all"
     elif split == "auto":

@@ -232,6 +232,7 @@ def evaluate(
     strict: bool = False,
     group_by: str | None = None,
     val: str | os.PathLike[str] | None = None,
+    cache: bool = True,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Measure a training run (with PyTorch) or a bundle (with the runtime) on labelled images.
@@ -253,6 +254,7 @@ def evaluate(
         group_by: the rule by which images are of groups (makers, fonts, cameras, days), where the model does not know
             it: what training held out as a whole, and what the figures are given by.
         val: path or name of the data set that training was validated on, where that was one of its own.
+        cache: as `vae_edge.train`.
         progress: called with (images done, images in all).
 
     Raises:
@@ -266,7 +268,9 @@ def evaluate(
         rotation_range(rotation)  # or refuse, before the images are read
     opened = open_model(model, backend, precision, threads, device=device, trusted=trusted)
     with opened.close:
-        return evaluate_opened(opened, data, unknown, split, rotation, seed, strict, group_by, val, progress).evaluation
+        return evaluate_opened(
+            opened, data, unknown, split, rotation, seed, strict, group_by, val, cache, progress
+        ).evaluation
 
 
 def evaluate_opened(
@@ -279,6 +283,7 @@ def evaluate_opened(
     strict: bool = False,
     group_by: str | None = None,
     val: str | os.PathLike[str] | None = None,
+    cache: bool = True,
     progress: Progress | None = None,
 ) -> Evaluated:
     """As `evaluate`, of an opened model, with the predictions."""
@@ -289,7 +294,7 @@ def evaluate_opened(
     from vae_edge.evaluation.similarity import near_copies
 
     dataset = with_groups(
-        open_data(data, prepared_as=opened.input, strict=strict, group_by=group_by, val=val), opened.data
+        open_data(data, prepared_as=opened.input, strict=strict, group_by=group_by, val=val, cache=cache), opened.data
     )
     images = select_trained_split(dataset, split, opened.data)
     log.info("measuring on %s of %s", describe_split(dataset, split, images), dataset.name)
