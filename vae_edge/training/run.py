@@ -47,7 +47,7 @@ def train_dataset(
     Raises:
         as `vae_edge.train`.
     """
-    with phase("looking for duplicates, and for classes whose angle cannot be told"):
+    with phase("looking for duplicates"):
         splits = make_splits(dataset, training)
         config = make_run_config(dataset, splits, options["preset"], training, **model)
     duration = None
