@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from vae_edge.data.load import left_out_json, open_data
 from vae_edge.errors import ConfigError
 from vae_edge.files import check_file, check_folder
+from vae_edge.spec import Size
 from vae_edge.text import system_name
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def train(
     config: TrainConfig | None = None,
     *,
     preset: str = "small",
-    size: int | None = None,
+    size: Size | None = None,
     channels: int | None = None,
     fit: str = "auto",
     strict: bool = False,
@@ -94,10 +95,11 @@ def train(
         data: as `open_data`.
         out: folder of the run; it must be new, or with `resume` hold an unfinished run.
         config: rotation, epochs, loss weights, seed, ... (`vae_edge.TrainConfig`); by default all defaults.
-        preset: `tiny`, `small` or `base`.
-        size: pixels of a side, 28 to 64; None keeps or chooses it (`vae_edge.data.load_dataset`).
+        preset: `tiny`, `small`, `base` or `large`.
+        size: of the images in pixels, 28 to 224: the side of a square, or (height, width); None keeps or chooses it
+            (`vae_edge.data.load_dataset`).
         channels: 1 grey, 3 colour; None takes what the images have.
-        fit: how image files become square: `pad`, `foreground` or `auto`.
+        fit: how image files become images of that shape: `pad`, `foreground` or `auto`.
         strict: refuse a folder of which anything is left out.
         resume: go on with the unfinished run in `out`, bit for bit as if it had never stopped.
         tensorboard: write a log for TensorBoard into `out/tensorboard`.

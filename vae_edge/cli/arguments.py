@@ -14,9 +14,10 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
-from vae_edge.spec import PRECISIONS
+from vae_edge.spec import PRECISIONS, Size, as_size
 from vae_edge.text import printable
 
+_SIZE = re.compile(r"([1-9]\d{0,4})(?:[xX×]([1-9]\d{0,4}))?$", re.ASCII)
 _NUMBERS = re.compile(r"[-+.\d][-+.,\d]*$")
 
 
@@ -111,6 +112,15 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: expected a whole number from 1 on")
     return int(text)
+
+
+def size(text: str) -> Size:
+    """A size in pixels, for argparse: the side of a square, or HEIGHTxWIDTH."""
+    found = _SIZE.match(text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text}: expected pixels, such as 96, or HEIGHTxWIDTH, such as 96x64")
+    height, width = int(found[1]), int(found[2] or found[1])
+    return as_size(height, width)
 
 
 def whole(text: str) -> int:

@@ -26,6 +26,7 @@ from vae_edge.data.prepare import Prepared, choose_and_prepare, prepare_files
 from vae_edge.errors import DataError
 from vae_edge.files import open_regular
 from vae_edge.preprocess import InputSpec
+from vae_edge.spec import Size
 from vae_edge.text import printable, system_name
 
 CONTACT_SHEET = "contact_sheet.png"
@@ -108,7 +109,7 @@ def is_image_folder(folder: Path) -> bool:
 
 def load_folder(
     folder: Path,
-    size: int | None = None,
+    size: Size | None = None,
     channels: int | None = None,
     fit: str = "auto",
     prepared_as: InputSpec | None = None,

@@ -1,9 +1,10 @@
-"""Choose once, over all image files of a data set, how they become square images of one size; and decode them.
+"""Choose once, over all image files of a data set, how they become images of one size; and decode them.
 
 What the user does not set is chosen by these rules. Images without labels count like the others.
 
-- **Size**: images that are all square and of one size from 28 to 64 pixels keep it. Otherwise 28 pixels if no side is
-  longer than 32 pixels, else 64.
+- **Size**: images that are all square and of one size from 28 to 96 pixels keep it. Otherwise they become squares: of
+  28 pixels if no side is longer than 32 pixels; of 96 if at least half of the images have a side of 96 pixels or more;
+  else of 64. A network for 96 pixels computes no more than one for 64, since its first convolution halves the image.
 - **Channels**: one if all images are grey, even where they are stored as colour: no two channels of a pixel differ by
   more than `GREY_TOLERANCE`. Else three.
 - **Depth**: the values of 16-bit grey files have as many bits as the largest of them needs (8, 10, 12, 14 or 16).
@@ -29,7 +30,7 @@ from vae_edge.decoding import BIT_DEPTHS, FIRST_FRAME_STEP, Header, bit_depth_of
 from vae_edge.environment import available_cpus
 from vae_edge.errors import DataError
 from vae_edge.preprocess import InputSpec, measure_background, prepare_image
-from vae_edge.spec import MAX_SIZE, MIN_SIZE
+from vae_edge.spec import MIN_SIZE, Size, size_text
 from vae_edge.text import terminal
 
 T = TypeVar("T")
@@ -39,6 +40,8 @@ GREY_TOLERANCE = 4
 qualities from 5 to 100)."""
 _MAX_SMALL_PX = 32
 """Longest side of images that become 28 pixels and not 64."""
+_MEDIUM_PX, _LARGE_PX = 64, 96
+"""Sides of the frames that larger images become; the second if at least half of the images are as large as that."""
 _MIN_CROPPED_FRACTION = 0.95
 """Fraction of the training images that cropping must hardly change, for files to be cropped."""
 _MIN_ITEMS_SHOWN = 500
@@ -50,7 +53,7 @@ class Prepared:
     """Image files as images, and the settings that they were prepared with."""
 
     images: np.ndarray
-    """uint8 [M, S, S, C]: of the files that decode, in the files' order."""
+    """uint8 [M, H, W, C]: of the files that decode, in the files' order."""
     input: InputSpec
     notes: tuple[str, ...] = ()
     """Sentences about what was chosen."""
@@ -62,7 +65,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class _DecodedFile:
-    """A decoded file, uint8 [S, S, C]: one channel where the three are equal."""
+    """A decoded file, uint8 [H, W, C]: one channel where the three are equal."""
 
     pixels: np.ndarray
     channel_range: int
@@ -122,7 +125,7 @@ def prepare_files(files: list[Path], spec: InputSpec) -> Prepared:
 
 
 def choose_and_prepare(
-    files: list[Path], size: int | None, channels: int | None, fit: str, training: np.ndarray | None = None
+    files: list[Path], size: Size | None, channels: int | None, fit: str, training: np.ndarray | None = None
 ) -> Prepared:
     """Prepare image files with settings chosen by the rules at the top of this module.
 
@@ -130,7 +133,7 @@ def choose_and_prepare(
 
     Args:
         files: at least one.
-        size: the side in pixels, or None.
+        size: in pixels, or None.
         channels: 1, 3, or None.
         fit: `auto`, `pad` or `foreground`.
         training: bool [N], the files on which the fit is chosen; None: all.
@@ -150,7 +153,7 @@ def choose_and_prepare(
 def _choose(
     image_files: _ImageFiles,
     headers: dict[int, Header],
-    requested: tuple[int | None, int | None, str],
+    requested: tuple[Size | None, int | None, str],
     training: np.ndarray | None,
 ) -> Prepared | None:
     """One attempt. None if files were set aside during it, since they may have influenced the choice."""
@@ -174,9 +177,10 @@ def _choose(
     spec = _choose_fit(measured, spec, fit)
 
     colours = "grey" if spec.channels == 1 else "colour (RGB)"
-    how = "full pictures, padded to a square" if spec.fit == "pad" else "drawings, cropped to their foreground"
+    shape = "a square" if spec.height == spec.width else "this shape"
+    how = f"full pictures, padded to {shape}" if spec.fit == "pad" else "drawings, cropped to their foreground"
     was_requested = "" if fit == "auto" else ", as asked"
-    notes.insert(0, f"images are prepared as {colours}, {size}×{size}: {how} (fit {spec.fit}{was_requested})")
+    notes.insert(0, f"images are prepared as {colours}, {size_text(size)}: {how} (fit {spec.fit}{was_requested})")
     if spec.fit == "foreground":
         return image_files.prepared(spec, notes)
     return image_files.result(decoded, images, spec, notes)
@@ -196,7 +200,7 @@ def _decode(spec: InputSpec, file: Path) -> _DecodedFile:
 
 
 def _stack(decoded: list[_DecodedFile], spec: InputSpec) -> np.ndarray:
-    images = np.empty((len(decoded), spec.size, spec.size, spec.channels), np.uint8)
+    images = np.empty((len(decoded), *spec.shape), np.uint8)
     for image, file in zip(images, decoded, strict=True):
         image[:] = file.pixels  # broadcasts one channel to three
     return images
@@ -213,9 +217,12 @@ def _infer_size(headers: list[Header]) -> int:
     sizes = {header.size for header in headers}
     if len(sizes) == 1:
         width, height = next(iter(sizes))
-        if width == height and MIN_SIZE <= width <= MAX_SIZE:
+        if width == height and MIN_SIZE <= width <= _LARGE_PX:
             return width
-    return MIN_SIZE if max(max(pair) for pair in sizes) <= _MAX_SMALL_PX else MAX_SIZE
+    longer = [max(header.size) for header in headers]
+    if max(longer) <= _MAX_SMALL_PX:
+        return MIN_SIZE
+    return _LARGE_PX if 2 * sum(side >= _LARGE_PX for side in longer) >= len(longer) else _MEDIUM_PX
 
 
 def _choose_depth(image_files: _ImageFiles, headers: dict[int, Header]) -> tuple[int | None, list[str]]:
