@@ -7,6 +7,7 @@ nothing of ours. The kernels do not import `vae_edge`: they return the same outp
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ SCORE_MODES = ("full", "fast")
 
 Size = int | tuple[int, int]
 """Of an image in pixels: the side of a square, or (height, width) where these differ."""
+_SIZE = re.compile(r"([1-9]\d{0,4})(?:[xX×]([1-9]\d{0,4}))?", re.ASCII)
 
 
 def height_and_width(size: Size) -> tuple[int, int]:
@@ -33,6 +35,18 @@ def height_and_width(size: Size) -> tuple[int, int]:
 def as_size(height: int, width: int) -> Size:
     """The size of this height and width, in pixels: one number where they are equal."""
     return height if height == width else (height, width)
+
+
+def parse_size(text: str) -> Size:
+    """The size that a text says: the side of a square, such as `96`, or `HEIGHTxWIDTH`, such as `96x64`.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    found = _SIZE.fullmatch(text)
+    if not found:
+        raise ValueError(f"{text}: expected pixels, such as 96, or HEIGHTxWIDTH, such as 96x64")
+    return as_size(int(found[1]), int(found[2] or found[1]))
 
 
 def size_text(size: Size) -> str:

@@ -235,6 +235,8 @@ def tuned_layout(
     """The layout with its tiles, and the rest of the kernel's configuration on an architecture."""
     key = f"{'int8' if net.int8 else 'fp16'}{'_multi_cta' if ctas_per_image > 1 else ''}"
     config = dict(get_config(OPERATOR, key, architecture))
+    if net.reduction > 1 and not net.int8:  # with 64, ptxas (sm_87) takes 168 registers; with 32, at most 128
+        config["BLOCK_K"] = min(config["BLOCK_K"], 32)
     tile = [config.pop(name) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "MAX_TILE", "NOINLINE")]
     split_n = use_split_n(architecture) if net.int8 else 0
     return with_tile_config(net, *tile, split_n, ctas_per_image), config

@@ -14,10 +14,9 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
-from vae_edge.spec import PRECISIONS, Size, as_size
+from vae_edge.spec import PRECISIONS, Size, parse_size
 from vae_edge.text import printable
 
-_SIZE = re.compile(r"([1-9]\d{0,4})(?:[xX×]([1-9]\d{0,4}))?$", re.ASCII)
 _NUMBERS = re.compile(r"[-+.\d][-+.,\d]*$")
 
 
@@ -116,11 +115,10 @@ def positive(text: str) -> int:
 
 def size(text: str) -> Size:
     """A size in pixels, for argparse: the side of a square, or HEIGHTxWIDTH."""
-    found = _SIZE.match(text)
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text}: expected pixels, such as 96, or HEIGHTxWIDTH, such as 96x64")
-    height, width = int(found[1]), int(found[2] or found[1])
-    return as_size(height, width)
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def whole(text: str) -> int:

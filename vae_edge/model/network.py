@@ -23,6 +23,7 @@ from vae_edge.model.score import AnomalyScore
 from vae_edge.ops.packing import ScoreMode, network_layout
 from vae_edge.ops.reparameterize import reparameterize
 from vae_edge.ops.rotate import circular_mask, rotate
+from vae_edge.spec import parse_size
 
 MIN_DECODER_WIDTH = 48  # input channels of the decoder's last layer, at least
 ANGLE_NOISE_DEG = 4.0  # std of the noise added to the angle in training, so that the encoder tolerates small errors
@@ -501,10 +502,21 @@ def compute_losses(
 def layout_for_preset(name: str, score: ScoreMode = "full", int8: bool = False) -> NetworkLayout:
     """The layout of a preset, its anomaly score with as many clusters as training may find.
 
+    Args:
+        name: a preset, for grey images of 28×28 pixels; or PRESET@SIZE, such as `small@224` or `small@96x64`, for
+            colour images of that size.
+        score: mode of the anomaly score.
+        int8: whether weights and activations are int8 instead of float16.
+
     Raises:
-        ConfigError: the preset is unknown.
+        ConfigError: the preset is unknown, or the size is none or out of range.
     """
-    model = AngleVAE(create_config(name))
+    preset, at, size_of_images = name.partition("@")
+    try:
+        overrides = {"size": parse_size(size_of_images), "channels": 3} if at else {}
+    except ValueError as error:
+        raise ConfigError(f"network {name}: {error}") from None
+    model = AngleVAE(create_config(preset, **overrides))
     size = model.score.components
     model.score.cluster_whitening = torch.zeros((model.config.classes * model.score.max_clusters(), size, size))
     return network_layout(model, score, int8)
