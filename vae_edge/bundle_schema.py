@@ -240,8 +240,9 @@ def check_input(given: Any, where: str) -> None:
     if not isinstance(given, dict):
         _wrong(where, "input", "an object", given)
     given = upgrade_input_json(given)
-    size = given["size"] if isinstance(given.get("size"), list) else [_take(given, "size", int, where)]
-    if len(size) > 2 or not all(type(side) is int and 1 <= side <= MAX_INPUT_SIZE for side in size) or not size:
+    size = given.get("size")
+    sides = size if isinstance(size, list) and len(size) == 2 else [_take(given, "size", int, where)]
+    if not all(type(side) is int and 1 <= side <= MAX_INPUT_SIZE for side in sides):
         expected = f"the side of the image in pixels, or [height, width], from 1 to {MAX_INPUT_SIZE}"
         _wrong(where, "size", expected, given["size"])
     if _take(given, "channels", int, where) not in (1, 3):
