@@ -161,7 +161,7 @@ def check_network(path: str, name: str, int8: bool, ctas_per_image: int) -> dict
     """
     model = synthetic_models.untrained(name)
     fused = fuse(model, synthetic_models.quantized(model) if int8 else None, ctas_per_image=ctas_per_image)
-    images = synthetic_models.blotches(256, fused.layout.side, fused.layout.channels).numpy()
+    images = synthetic_models.blotches(256, (fused.layout.height, fused.layout.width), fused.layout.channels).numpy()
     major, minor = torch.cuda.get_device_capability()
     times: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:

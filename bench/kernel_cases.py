@@ -57,7 +57,7 @@ def preset_layers() -> dict[tuple[int, int, int, int, int], str]:
 
 def shape_of(layer: ConvLayout) -> tuple[int, int, int, int, int]:
     """A layer's sizes, as in LARGE."""
-    return layer.side, layer.in_channels, layer.out_channels, layer.stride, layer.kernel_size
+    return layer.height, layer.in_channels, layer.out_channels, layer.stride, layer.kernel_size
 
 
 def label(shape: tuple[int, int, int, int, int]) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 from vae_edge.model import AngleVAE, create_config
 from vae_edge.model.score import reconstruction_error
 from vae_edge.ops.packing import LayerParams, QuantizedNetwork, fold_batchnorm
+from vae_edge.spec import Size, height_and_width
 
 GAIN = 3.0  # of the last layers' weights, so that outputs differ from image to image
 PIXEL = 1 / 126  # the scale of int8 pixels; with 1/127 grey, 0.5, would be a tie
@@ -38,7 +39,7 @@ def untrained(preset: str, **changes: object) -> AngleVAE:
             layer.bias.normal_()
         model.train()(images)
         output = model.eval()(images)
-        errors = reconstruction_error(output.upright, output.reconstruction)
+        errors = reconstruction_error(output.target, output.reconstruction)
         labels = torch.arange(COUNT) % config.classes
         model.score.fit(output.mu, output.features, errors, output.logits, labels)
     _fill_clusters(model)
@@ -66,8 +67,8 @@ def quantized(model: AngleVAE) -> QuantizedNetwork:
     return QuantizedNetwork(layers)
 
 
-def blotches(images: int, side: int, channels: int, seed: int = 0) -> Tensor:
-    """Images of soft blotches, uint8 [N, S, S, C], which differ in more than noise."""
+def blotches(images: int, size: Size, channels: int, seed: int = 0) -> Tensor:
+    """Images of soft blotches, uint8 [N, H, W, C], which differ in more than noise."""
     coarse = torch.rand(images, channels, 6, 6, generator=torch.Generator().manual_seed(seed)).square()
-    fine = F.interpolate(coarse, size=side, mode="bilinear")
+    fine = F.interpolate(coarse, size=height_and_width(size), mode="bilinear")
     return (fine * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()

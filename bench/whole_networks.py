@@ -40,7 +40,7 @@ def whole(name: str, batch: int, int8: bool, ctas_per_image: int) -> Run:
     model = untrained(name)
     packed = pack(model, quantized(model) if int8 else None)
     net = packed.layout
-    images = blotches(batch, net.side, net.channels)
+    images = blotches(batch, net.height, net.channels)
     there = [tensor.to(DEVICE) for tensor in (images, packed.weights, packed.params, packed.whitening)]
     slots = 1 if ctas_per_image > 1 else min(batch, 2 * MULTIPROCESSORS)
     activations = torch.zeros((slots, 2, net.activation_size), dtype=packed.weights.dtype, device=DEVICE)

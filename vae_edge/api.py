@@ -32,6 +32,7 @@ from vae_edge.errors import ConfigError, DataError
 from vae_edge.files import check_file, check_folder
 from vae_edge.listing import left_out_json
 from vae_edge.progress import ProgressOption, counting_progress, phase, reporting, start_torch, training_progress
+from vae_edge.spec import Size
 from vae_edge.text import system_name
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def train(
     *,
     preset: str = "small",
     model: Mapping[str, Any] | None = None,
-    size: int | None = None,
+    size: Size | None = None,
     channels: int | None = None,
     fit: str = "auto",
     alpha_background: str = "auto",
@@ -97,11 +98,12 @@ def train(
         out: folder of the run; it must be new, or with `resume` hold an unfinished run.
         config: rotation, epochs, loss weights, seed, ... (`vae_edge.TrainConfig`); by default all defaults. Without
             epochs their number is chosen by the time of a step (`vae_edge.training.duration.choose_epochs`).
-        preset: `tiny`, `small` or `base`.
+        preset: `tiny`, `small`, `base` or `large`.
         model: numbers of the network that shall differ from the preset, such as `{"latent": 32}`.
-        size: pixels of a side, 28 to 64; None keeps or chooses it (`vae_edge.data.load_dataset`).
+        size: of the images in pixels, 28 to 224: the side of a square, or (height, width); None keeps or chooses it
+            (`vae_edge.data.load_dataset`).
         channels: 1 grey, 3 colour; None takes what the images have.
-        fit: how image files become square: `pad`, `foreground` or `auto`.
+        fit: how image files become images of that shape: `pad`, `foreground` or `auto`.
         alpha_background: the colour that transparency is laid on: `white`, `black` or `auto`.
         val: path or name of another data set, whose images are the validation split: early stopping, temperature and
             threshold are set on them, and none of `data` is held out.

@@ -248,8 +248,11 @@ def check_input(given: Any, where: str) -> None:
     if not isinstance(given, dict):
         _wrong(where, "input", "an object", given)
     given = upgrade_input_json(given)
-    if not 1 <= _take(given, "size", int, where) <= MAX_INPUT_SIZE:
-        _wrong(where, "size", f"the side of the image in pixels, from 1 to {MAX_INPUT_SIZE}", given["size"])
+    size = given.get("size")
+    sides = size if isinstance(size, list) and len(size) == 2 else [_take(given, "size", int, where)]
+    if not all(type(side) is int and 1 <= side <= MAX_INPUT_SIZE for side in sides):
+        expected = f"the side of the image in pixels, or [height, width], from 1 to {MAX_INPUT_SIZE}"
+        _wrong(where, "size", expected, given["size"])
     if _take(given, "channels", int, where) not in (1, 3):
         _wrong(where, "channels", "1 or 3", given["channels"])
     if _take(given, "background", str, where) not in ("dark", "light", "none"):

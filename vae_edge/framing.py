@@ -1,4 +1,4 @@
-"""Where the foreground of an image is, how light its background is, and which square of it a model sees.
+"""Where the foreground of an image is, how light its background is, and which part of it a model sees.
 
 An image is read tile by tile (`TiledImage`), so that a large one is never in memory a second time. NumPy alone.
 """
@@ -212,7 +212,10 @@ class Framing:
     """How training images place the foreground in the frame."""
 
     foreground_ratio: float
-    """Longer side of the foreground over the side of the frame: the median of the images."""
+    """Longer side of the foreground over the side of the frame: the median of the images.
+
+    In a frame that is not square, the greater of the two ratios: of the heights, and of the widths.
+    """
     uniform_fraction: float
     """Fraction of the images that have a uniform background with a foreground on it."""
     cropped_fraction: float
@@ -223,7 +226,7 @@ def typical_framing(images: np.ndarray, sample: int = 1000) -> Framing | None:
     """Measure how images place the foreground in the frame, if nearly all do it in the same way.
 
     Args:
-        images: uint8 [N, S, S, C].
+        images: uint8 [N, H, W, C].
         sample: number of images to measure, evenly spaced.
 
     Returns:
@@ -240,17 +243,17 @@ def typical_framing(images: np.ndarray, sample: int = 1000) -> Framing | None:
     if not uniform or len(uniform) < _MIN_AGREEING_FRACTION * len(chosen):
         return None
 
-    side = images.shape[1]
-    ratios = np.array([max(box[2] - box[0], box[3] - box[1]) / side for _, _, box in uniform])
+    height, width = shape = images.shape[1:3]
+    ratios = np.array([max((box[2] - box[0]) / width, (box[3] - box[1]) / height) for _, _, box in uniform])
     ratio = round(float(np.median(ratios)), 4)
     if (np.abs(ratios - ratio) <= _FRAMING_TOLERANCE).sum() < _MIN_AGREEING_FRACTION * len(chosen):
         return None
 
     cropped = 0
     for image, background, box in uniform:
-        left, top, cut = foreground_square(image, background, box, ratio)
-        shift = max(abs(left), abs(top), abs(left + cut - side), abs(top + cut - side))
-        cropped += shift <= 2 * _FRAMING_TOLERANCE * side
+        left, top, right, bottom = foreground_frame(image, background, box, shape, ratio).box
+        across, down = max(abs(left), abs(right - width)), max(abs(top), abs(bottom - height))
+        cropped += across <= 2 * _FRAMING_TOLERANCE * width and down <= 2 * _FRAMING_TOLERANCE * height
     return Framing(ratio, len(uniform) / len(chosen), cropped / len(chosen))
 
 
@@ -260,15 +263,35 @@ def distance_to_background(pixels: np.ndarray, background: np.ndarray) -> np.nda
     return difference.max(axis=-1) if background.ndim else difference
 
 
-def foreground_square(
-    image: TiledImage, background: np.ndarray, box: Box, foreground_ratio: float = MNIST_FOREGROUND_RATIO
-) -> tuple[int, int, int]:
-    """The square to crop to: (left, top, side).
+@dataclass(frozen=True)
+class Frame:
+    """A part of an image that may reach beyond it; of the shape, but not of the size, of a model's input."""
 
-    The foreground takes `foreground_ratio` of the side, lies wholly inside, and its centre of mass is in the middle.
+    left: int
+    top: int
+    width: int
+    height: int
+
+    @property
+    def box(self) -> Box:
+        """(left, top, right, bottom)."""
+        return self.left, self.top, self.left + self.width, self.top + self.height
+
+
+def foreground_frame(
+    image: TiledImage,
+    background: np.ndarray,
+    box: Box,
+    shape: tuple[int, int] = (1, 1),
+    foreground_ratio: float = MNIST_FOREGROUND_RATIO,
+) -> Frame:
+    """The frame to crop to, of the shape of a model's input (height, width), a square by default.
+
+    The foreground takes `foreground_ratio` of the height or of the width, whichever is tighter, lies wholly inside, and
+    its centre of mass is in the middle.
     """
     left, top, right, bottom = box
-    side = max(round(max(right - left, bottom - top) / foreground_ratio), 1)
+    height, width = scaled_shape(shape, (bottom - top) / foreground_ratio, (right - left) / foreground_ratio)
     across, down = np.zeros(right - left, np.int64), np.zeros(bottom - top, np.int64)
     for (x0, y0, x1, y1), pixels in tiles(image, box):
         weight = distance_to_background(pixels, background)
@@ -276,15 +299,24 @@ def foreground_square(
         down[y0 - top : y1 - top] += weight.sum(axis=1, dtype=np.int64)
     centre_x = left + float(across @ (np.arange(right - left) + 0.5)) / float(across.sum())
     centre_y = top + float(down @ (np.arange(bottom - top) + 0.5)) / float(down.sum())
-    x = int(np.clip(round(centre_x - side * MNIST_FOREGROUND_CENTRE), right - side, left))
-    y = int(np.clip(round(centre_y - side * MNIST_FOREGROUND_CENTRE), bottom - side, top))
-    return x, y, side
+    x = int(np.clip(round(centre_x - width * MNIST_FOREGROUND_CENTRE), right - width, left))
+    y = int(np.clip(round(centre_y - height * MNIST_FOREGROUND_CENTRE), bottom - height, top))
+    return Frame(x, y, width, height)
 
 
-def padded_square(image: TiledImage) -> tuple[int, int, int]:
-    """(left, top, side) of the square around the whole image, which is in its middle."""
-    side = max(image.height, image.width)
-    return -((side - image.width) // 2), -((side - image.height) // 2), side
+def padded_frame(image: TiledImage, shape: tuple[int, int] = (1, 1)) -> Frame:
+    """The smallest frame of a shape (height, width) around the whole image, which is in its middle."""
+    height, width = scaled_shape(shape, image.height, image.width)
+    return Frame(-((width - image.width) // 2), -((height - image.height) // 2), width, height)
+
+
+def scaled_shape(shape: tuple[int, int], height: float, width: float) -> tuple[int, int]:
+    """The smallest height and width in the ratio of `shape` (height, width) that hold these, rounded."""
+    if shape[0] == shape[1]:
+        return (max(round(max(height, width)), 1),) * 2
+    scale = max(height / shape[0], width / shape[1])
+    least = max(round(height), 1), max(round(width), 1)
+    return max(round(scale * shape[0]), least[0]), max(round(scale * shape[1]), least[1])
 
 
 def crop_padded(image: TiledImage, background: np.ndarray, left: int, top: int, right: int, bottom: int) -> np.ndarray:

@@ -9,12 +9,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from vae_edge import framing
 from vae_edge.errors import ConfigError, DataError
+from vae_edge.spec import Size, as_size, height_and_width, size_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,25 +43,48 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class InputSpec:
-    """The input of a model: square images of `size` pixels with 1 channel (grey) or 3 (RGB), and how files become them.
+    """The input of a model: images of `size` with 1 channel (grey) or 3 (RGB), and how files become them.
 
     Chosen when training loads its data, and stored in the run and in the bundle. Training, evaluation, calibration and
     prediction prepare files by it (`prepare_image`), so that all four see the same pixels.
     """
 
-    size: int
+    size: Size
+    """In pixels: the side of square images, or (height, width)."""
     channels: int
     background: str = "dark"
     """Polarity of the training images' background: `dark`, `light`, or `none` where they have none in common."""
     foreground_ratio: float | None = None
-    """Longer side of the foreground over the side of the frame, 20/28 in MNIST. None: training images do not agree."""
+    """Longer side of the foreground over the side of the frame, 20/28 in MNIST. None: training images do not agree.
+
+    In a frame that is not square, the greater of the two ratios: of the heights, and of the widths.
+    """
     fit: str = "pad"
-    """How a file becomes square: `pad` or `foreground`, see `prepare_image`."""
+    """How a file becomes an image of this shape: `pad` or `foreground`, see `prepare_image`."""
     depth: int | None = None
     """Bits of the values of 16-bit grey files: 8, 10, 12, 14 or 16. None: training saw no such files."""
     alpha_background: str | None = None
     """The colour that transparency is laid on: `white` or `black`. None: training saw none, or is of an earlier
     version: each image by itself, on white, or on black if what is visible is light."""
+
+    def __post_init__(self) -> None:
+        """Give a size one form, whether JSON held it or Python."""
+        object.__setattr__(self, "size", _to_size(self.size))
+
+    @property
+    def height(self) -> int:
+        """Pixels down."""
+        return self.shape[0]
+
+    @property
+    def width(self) -> int:
+        """Pixels across."""
+        return self.shape[1]
+
+    @cached_property
+    def shape(self) -> tuple[int, int, int]:
+        """Of an image: (height, width, channels)."""
+        return *height_and_width(self.size), self.channels
 
     @property
     def fill(self) -> int:
@@ -68,13 +93,19 @@ class InputSpec:
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object that manifests and runs store. Colour models also state the order of their channels."""
-        return {**asdict(self), **({"color_order": "rgb"} if self.channels == 3 else {})}
+        size = self.size if isinstance(self.size, int) else list(self.size)
+        return {**asdict(self), "size": size, **({"color_order": "rgb"} if self.channels == 3 else {})}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> InputSpec:
         """The inverse of `to_json`, which also reads what older versions wrote (`upgrade_input_json`)."""
         current = upgrade_input_json(values)
         return cls(**{field.name: current[field.name] for field in fields(cls) if field.name in current})
+
+
+def _to_size(size: Any) -> Any:
+    """A pair of numbers as a `Size`; anything else as it is."""
+    return as_size(*size) if isinstance(size, (list, tuple)) and len(size) == 2 else size
 
 
 def upgrade_input_json(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,12 +170,13 @@ def prepare_image(
         spec: the model's input.
         invert: `never`; `always`; or `auto`, which inverts an image whose border is clearly light where training had
             a dark background, or the reverse.
-        fit: `pad` keeps the full image, padded to a square with its border's median colour. `foreground` crops to the
-            foreground on a uniform background, with the margin of the training images. `auto` does what training did
-            (`spec.fit`), and takes images of the model's size as they are.
+        fit: `pad` keeps the full image, padded with its border's median colour to the shape of the model's input, a
+            square unless the model says otherwise. `foreground` crops to the foreground on a uniform background, with
+            the margin of the training images. `auto` does what training did (`spec.fit`), and takes images of the
+            model's size as they are.
 
     Returns:
-        uint8 [S, S, C], and what was done to the image.
+        uint8 [H, W, C], and what was done to the image.
 
     Raises:
         DataError: see `open_image`.
@@ -170,7 +202,7 @@ def check_batch(array: Any, spec: InputSpec, name: str = "image") -> np.ndarray:
     """Check that an array is a batch of the model's form. Takes about a microsecond if it is. Nothing is converted.
 
     Returns:
-        the array itself, uint8 [N, S, S, C] with N at least 1, or a contiguous copy.
+        the array itself, uint8 [N, H, W, C] with N at least 1, or a contiguous copy.
 
     Raises:
         DataError: another type, dtype, rank or size; no images.
@@ -178,7 +210,7 @@ def check_batch(array: Any, spec: InputSpec, name: str = "image") -> np.ndarray:
     if (
         type(array) is np.ndarray
         and array.dtype is _UINT8
-        and array.shape[1:] == (spec.size, spec.size, spec.channels)
+        and array.shape[1:] == spec.shape
         and array.shape[0]
         and array.flags.c_contiguous
     ):
@@ -192,8 +224,8 @@ def to_batch(
     """Prepare arrays, files and Pillow images as one batch.
 
     Args:
-        inputs: an array, a path, a Pillow image, or a list of these. An array is a batch [N, S, S, C] or [N, S, S],
-            or one image [S, S, C] or [S, S], of the model's size; it is not resized. Colour models take only the
+        inputs: an array, a path, a Pillow image, or a list of these. An array is a batch [N, H, W, C] or [N, H, W],
+            or one image [H, W, C] or [H, W], of the model's size; it is not resized. Colour models take only the
             forms with channels.
         spec: the model's input.
         invert: see `prepare_image`. For arrays `auto` looks at each image's border.
@@ -202,7 +234,7 @@ def to_batch(
             grey arrays, files and Pillow images.
 
     Returns:
-        uint8 [N, S, S, C], and what was done to each of the N images.
+        uint8 [N, H, W, C], and what was done to each of the N images.
 
     Raises:
         DataError: an input is not readable or has the wrong form; there are no inputs.
@@ -230,7 +262,7 @@ def to_rows(
         workers: threads that read the items of a list.
 
     Returns:
-        uint8 [N, S, S, C]; what was done to each of the N images; and the error of each unreadable item, by row.
+        uint8 [N, H, W, C]; what was done to each of the N images; and the error of each unreadable item, by row.
 
     Raises:
         DataError, ConfigError: see `to_batch`.
@@ -258,7 +290,7 @@ def to_rows(
         if isinstance(prepared, DataError):
             failed[len(infos)] = prepared
             name, says = str(inputs[index])[:1000], (str(prepared),)
-            pixels = np.zeros((1, spec.size, spec.size, spec.channels), np.uint8)
+            pixels = np.zeros((1, *spec.shape), np.uint8)
             found = [PreprocessInfo(name, (0, 0), "unreadable", steps=("not read",), hints=says)]
         else:
             pixels, found = prepared
@@ -293,7 +325,7 @@ def measure_background(images: np.ndarray) -> str:
 
 
 def measure_input(images: np.ndarray) -> InputSpec:
-    """The input of a model that is trained on these images, uint8 [N, S, S, C].
+    """The input of a model that is trained on these images, uint8 [N, H, W, C].
 
     The fit is `foreground` if cropping to the foreground would hardly change four images in five, as in MNIST; else
     `pad`.
@@ -302,18 +334,35 @@ def measure_input(images: np.ndarray) -> InputSpec:
     found = framing.typical_framing(images) if background != "none" else None
     fit = "foreground" if found is not None and found.cropped_fraction >= _MIN_CROPPED_FRACTION else "pad"
     ratio = None if found is None else found.foreground_ratio
-    return InputSpec(images.shape[1], images.shape[3], background, ratio, fit)
+    return InputSpec(as_size(*images.shape[1:3]), images.shape[3], background, ratio, fit)
 
 
-def resize_square(square: Image, size: int) -> Image:
-    """Resize with antialiasing: box reduction by a whole factor, then Lanczos. Bicubic for enlarging."""
+def resize_image(image: Image, size: Size) -> Image:
+    """Resize an image of the size's shape with antialiasing: box reduction by a whole factor, then Lanczos.
+
+    Bicubic for enlarging.
+    """
     from PIL.Image import Resampling
 
-    if square.width == size:
-        return square
-    if square.width > size:
-        return square.resize((size, size), Resampling.LANCZOS, reducing_gap=_REDUCING_GAP)
-    return square.resize((size, size), Resampling.BICUBIC)
+    height, width = height_and_width(size)
+    if (image.width, image.height) == (width, height):
+        return image
+    if image.width > width or image.height > height:
+        return image.resize((width, height), Resampling.LANCZOS, reducing_gap=_REDUCING_GAP)
+    return image.resize((width, height), Resampling.BICUBIC)
+
+
+def fit_array(pixels: np.ndarray, size: Size) -> np.ndarray:
+    """One image of any shape, uint8 [h, w, C] with C 1 or 3, padded and resized as files with the fit `pad`.
+
+    Returns:
+        uint8 [H, W, C].
+    """
+    image = framing.as_tiled(pixels)
+    frame = framing.padded_frame(image, height_and_width(size))
+    return _resize_crop(image, framing.background_colour(image), frame, size).reshape(
+        *height_and_width(size), pixels.shape[-1]
+    )
 
 
 def uint8_hint(array: np.ndarray) -> str:
@@ -342,27 +391,29 @@ def check_options(invert: str, fit: str, color: str = "rgb", errors: str = "rais
 
 def _explain_bad_batch(array: Any, spec: InputSpec, name: str) -> np.ndarray:
     """The slow path of `check_batch`: fix the memory layout, or raise DataError with what is wrong."""
-    size, channels = spec.size, spec.channels
-    expected = f"{name}: expected a NumPy array, uint8, of shape [N, {size}, {size}, {channels}] with N at least 1"
+    shape = ", ".join(map(str, spec.shape))
+    expected = f"{name}: expected a NumPy array, uint8, of shape [N, {shape}] with N at least 1"
     if not isinstance(array, np.ndarray):
         raise DataError(f"{expected}, but a {type(array).__name__} came. Convert it with np.asarray.")
     if array.dtype != np.uint8:
         raise DataError(f"{expected}, but its dtype is {array.dtype}. {uint8_hint(array)}")
-    if array.shape[1:] != (size, size, channels) or not array.shape[0]:
+    if array.shape[1:] != spec.shape or not array.shape[0]:
         raise DataError(f"{expected}, but its shape is {list(array.shape)}. {_shape_hint(array.shape, spec)}")
     return np.ascontiguousarray(array)
 
 
 def _shape_hint(shape: tuple[int, ...], spec: InputSpec) -> str:
-    size, channels = spec.size, spec.channels
+    height, width, channels = spec.shape
     if 0 in shape:
         return "There are no images in it."
-    if shape[1:] == (channels, size, size):
+    if shape[1:] == (channels, height, width):
         return "Its channels stand first: use x.transpose(0, 2, 3, 1)."
-    if channels == 3 and (shape[-2:] == (size, size) or shape[-3:] == (size, size, 1)):
+    if channels == 3 and (shape[-2:] == (height, width) or shape[-3:] == (height, width, 1)):
         grey = "x" if shape[-1] == 1 else "x[..., None]"
         return f"The model takes colour: use np.repeat({grey}, 3, axis=-1)."
-    if channels == 1 and shape[1:] == (size, size, 3):
+    if height != width and shape[1:3] == (width, height):
+        return f"Its height and width are exchanged: the model takes {size_text(spec.size)}."
+    if channels == 1 and shape[1:] == (height, width, 3):
         return "The model takes grey: pass each image as PIL.Image.fromarray(x), which is converted; x is RGB."
     return "Arrays are not resized; pass each image as PIL.Image.fromarray(x), which is."
 
@@ -374,7 +425,7 @@ def _is_opposite(polarity: str, background: str) -> bool:
 def _render(
     image: framing.TiledImage, spec: InputSpec, fit: str, steps: list[str], hints: list[str]
 ) -> tuple[np.ndarray, str]:
-    """The pixels that the model sees, uint8 [S, S, C], and the polarity of the image's background."""
+    """The pixels that the model sees, uint8 [H, W, C], and the polarity of the image's background."""
     from vae_edge.decoding import MAX_FULL_PIXELS, to_array_image, to_grey
 
     if image.channels == 3 and spec.channels == 1:
@@ -382,47 +433,48 @@ def _render(
         image = to_array_image(image) if image.width * image.height <= MAX_FULL_PIXELS else image
         steps.append("converted from colour to grey")
     polarity = framing.background_polarity(image if image.channels == 1 else to_grey(framing.border_only(image)))
-    return _render_square(image, spec, fit, steps, hints), polarity
+    return _render_frame(image, spec, fit, steps, hints), polarity
 
 
-def _render_square(
+def _render_frame(
     image: framing.TiledImage, spec: InputSpec, fit: str, steps: list[str], hints: list[str]
 ) -> np.ndarray:
-    """The square part of the image that the model sees, at the model's size and with its channels."""
-    width, height = image.width, image.height
-    longer = max(width, height)
+    """The part of the image that the model sees, at the model's size and with its channels."""
+    shape, stored = (spec.height, spec.width), (image.height, image.width)
+    longer = max(stored)
     if fit == "auto":
-        fit = spec.fit if (width, height) != (spec.size, spec.size) else "pad"
+        fit = spec.fit if stored != shape else "pad"
     if longer >= 2 * _MAX_WORKING_SIDE_PX:  # also keeps an image of 1 by a million pixels from becoming a square
         image = _box_reduce(image, longer // _MAX_WORKING_SIDE_PX)
 
     background = framing.background_colour(image)
     box = framing.foreground_box(image, background)
-    left, top, side = framing.padded_square(image)
+    frame = framing.padded_frame(image, shape)
     if box is not None and fit == "foreground":
         steps.append("cropped to its foreground and centred, with the margin of the training images")
         ratio = spec.foreground_ratio or framing.MNIST_FOREGROUND_RATIO
-        left, top, side = framing.foreground_square(image, background, box, ratio)
+        frame = framing.foreground_frame(image, background, box, shape, ratio)
     else:
         if fit == "foreground":
             steps.append("not cropped, since its background is not uniform or has no foreground on it")
-        elif box is not None and _is_small(box, side, spec):
+        elif box is not None and _is_small(box, frame, spec):
             hints.append("Its foreground fills less than half of the frame: try --fit foreground, which crops to it.")
-        if width != height:
-            steps.append(f"padded to {longer}×{longer} with its border's colour")
+        padded = framing.scaled_shape(shape, *stored)
+        if padded != stored:
+            steps.append(f"padded to {size_text(as_size(*padded))} with its border's colour")
 
-    if side != spec.size:
-        steps.append(f"resized from {side}×{side} to {spec.size}×{spec.size}")
-    pixels = _resize_crop(image, background, (left, top, side), spec.size)
+    if (frame.height, frame.width) != shape:
+        steps.append(f"resized from {size_text(as_size(frame.height, frame.width))} to {size_text(spec.size)}")
+    pixels = _resize_crop(image, background, frame, spec.size)
     if spec.channels == 3 and pixels.ndim == 2:
         steps.append("its grey copied into three channels")
         return np.repeat(pixels[..., None], 3, axis=-1)
-    return pixels.reshape(spec.size, spec.size, spec.channels)
+    return pixels.reshape(spec.shape)
 
 
-def _is_small(box: framing.Box, side: int, spec: InputSpec) -> bool:
-    longer = max(box[2] - box[0], box[3] - box[1])
-    return longer < _SMALL_FOREGROUND_RATIO * (spec.foreground_ratio or 1) * side
+def _is_small(box: framing.Box, frame: framing.Frame, spec: InputSpec) -> bool:
+    ratio = max((box[2] - box[0]) / frame.width, (box[3] - box[1]) / frame.height)
+    return ratio < _SMALL_FOREGROUND_RATIO * (spec.foreground_ratio or 1)
 
 
 def _box_reduce(image: framing.TiledImage, factor: int) -> framing.ArrayImage:
@@ -438,46 +490,44 @@ def _box_reduce(image: framing.TiledImage, factor: int) -> framing.ArrayImage:
     return framing.ArrayImage(pixels)
 
 
-def _resize_crop(
-    image: framing.TiledImage, background: np.ndarray, square: tuple[int, int, int], size: int
-) -> np.ndarray:
-    """A square of the image (left, top, side), padded and resized as `resize_square` does; a new array.
+def _resize_crop(image: framing.TiledImage, background: np.ndarray, frame: framing.Frame, size: Size) -> np.ndarray:
+    """A part of the image, padded and resized as `resize_image` does; a new array.
 
-    A large square is reduced tile by tile, and never in memory as a whole.
+    A large part is reduced tile by tile, and never in memory as a whole.
     """
     from PIL.Image import Resampling, fromarray
 
-    left, top, side = square
-    gap = int(side / size / _REDUCING_GAP)
-    if side <= _MAX_WORKING_SIDE_PX or gap <= 1:
-        pixels = framing.crop_padded(image, background, left, top, left + side, top + side)
-        return np.array(resize_square(fromarray(pixels), size))
-    small = _box_reduce(_PaddedCrop(image, background, square), gap).pixels
-    return np.array(fromarray(small).resize((size, size), Resampling.LANCZOS, box=(0, 0, side / gap, side / gap)))
+    height, width = height_and_width(size)
+    gap = int(min(frame.height / height, frame.width / width) / _REDUCING_GAP)
+    if max(frame.height, frame.width) <= _MAX_WORKING_SIDE_PX or gap <= 1:
+        return np.array(resize_image(fromarray(framing.crop_padded(image, background, *frame.box)), size))
+    small = _box_reduce(_PaddedCrop(image, background, frame), gap).pixels
+    box = (0, 0, frame.width / gap, frame.height / gap)
+    return np.array(fromarray(small).resize((width, height), Resampling.LANCZOS, box=box))
 
 
 @dataclass(frozen=True)
 class _PaddedCrop:
-    """A square of an image (left, top, side), padded with the background colour, as an image of its own."""
+    """A part of an image, padded with the background colour, as an image of its own."""
 
     image: framing.TiledImage
     background: np.ndarray
-    square: tuple[int, int, int]
+    frame: framing.Frame
 
     @property
     def width(self) -> int:
-        return self.square[2]
+        return self.frame.width
 
     @property
     def height(self) -> int:
-        return self.square[2]
+        return self.frame.height
 
     @property
     def channels(self) -> int:
         return self.image.channels
 
     def crop(self, left: int, top: int, right: int, bottom: int) -> np.ndarray:
-        x, y, _ = self.square
+        x, y = self.frame.left, self.frame.top
         return framing.crop_padded(self.image, self.background, x + left, y + top, x + right, y + bottom)
 
 
@@ -494,10 +544,10 @@ def _prepare_one(
 def _prepare_array(
     array: np.ndarray, spec: InputSpec, invert: str, color: str, name: str
 ) -> tuple[np.ndarray, list[PreprocessInfo]]:
-    size, channels = spec.size, spec.channels
-    if array.shape == (size, size, channels):
+    height, width, channels = spec.shape
+    if array.shape == spec.shape:
         array = array[None]
-    elif channels == 1 and array.ndim in (2, 3) and array.shape[-2:] == (size, size):
+    elif channels == 1 and array.ndim in (2, 3) and array.shape[-2:] == (height, width):
         array = array[..., None] if array.ndim == 3 else array[None, ..., None]
     batch = check_batch(array, spec, name)
     steps: tuple[str, ...] = ()
@@ -509,6 +559,6 @@ def _prepare_array(
     if inverted.any():
         batch = np.where(inverted[:, None, None, None], 255 - batch, batch)
     mode = f"uint8 {channels}-channel"
-    as_is = PreprocessInfo(name, (size, size), mode, False, steps)
-    as_inverted = PreprocessInfo(name, (size, size), mode, True, (*steps, "inverted"))
+    as_is = PreprocessInfo(name, (width, height), mode, False, steps)
+    as_inverted = PreprocessInfo(name, (width, height), mode, True, (*steps, "inverted"))
     return batch, [as_inverted if flag else as_is for flag in inverted]

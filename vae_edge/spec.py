@@ -7,6 +7,7 @@ nothing of ours. The kernels do not import `vae_edge`: they return the same outp
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -21,13 +22,46 @@ SCORE_MODES = ("full", "fast")
 """How the anomaly score is computed: with the reconstruction error, or without it and so without a decoder."""
 
 
+Size = int | tuple[int, int]
+"""Of an image in pixels: the side of a square, or (height, width) where these differ."""
+_SIZE = re.compile(r"([1-9]\d{0,4})(?:[xX×]([1-9]\d{0,4}))?", re.ASCII)
+
+
+def height_and_width(size: Size) -> tuple[int, int]:
+    """A size as (height, width) in pixels."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def as_size(height: int, width: int) -> Size:
+    """The size of this height and width, in pixels: one number where they are equal."""
+    return height if height == width else (height, width)
+
+
+def parse_size(text: str) -> Size:
+    """The size that a text says: the side of a square, such as `96`, or `HEIGHTxWIDTH`, such as `96x64`.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    found = _SIZE.fullmatch(text)
+    if not found:
+        raise ValueError(f"{text}: expected pixels, such as 96, or HEIGHTxWIDTH, such as 96x64")
+    return as_size(int(found[1]), int(found[2] or found[1]))
+
+
+def size_text(size: Size) -> str:
+    """A size for messages: `64×64`, or `96×64 (height × width)`."""
+    height, width = height_and_width(size)
+    return f"{height}×{width}" + (" (height × width)" if height != width else "")
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """One input or output of a graph. The first dimension is the batch, N, and of any size.
 
     Attributes:
         dtype: `uint8` or `float32`.
-        dims: the dimensions after N: "S" (side in pixels), "C" (channels) or "K" (classes).
+        dims: the dimensions after N: "H" (height), "W" (width), "C" (channels) or "K" (classes).
         meaning: what the numbers are, with their unit.
     """
 
@@ -35,16 +69,17 @@ class TensorSpec:
     dims: tuple[str, ...]
     meaning: str
 
-    def shape(self, size: int = 0, channels: int = 0, classes: int = 0) -> tuple[int, ...]:
+    def shape(self, size: Size = 0, channels: int = 0, classes: int = 0) -> tuple[int, ...]:
         """The dimensions after N of a model with images of this size and so many classes."""
-        known = {"S": size, "C": channels, "K": classes}
+        height, width = height_and_width(size)
+        known = {"H": height, "W": width, "C": channels, "K": classes}
         return tuple(known[dim] for dim in self.dims)
 
 
 TensorSpecs = Mapping[str, TensorSpec]
 """Inputs or outputs by name, in the order of the graph."""
 
-INPUTS: TensorSpecs = {"image": TensorSpec("uint8", ("S", "S", "C"), "pixels 0..255, grey or RGB")}
+INPUTS: TensorSpecs = {"image": TensorSpec("uint8", ("H", "W", "C"), "pixels 0..255, grey or RGB")}
 
 CLASSIFIER_OUTPUTS: TensorSpecs = {
     "probabilities": TensorSpec("float32", ("K",), "probability of each class, 0..1"),
@@ -63,7 +98,7 @@ UNCERTAINTY_OUTPUTS: TensorSpecs = {
 """A classifier that was trained on rotated images has these too, after the others: all of them or none."""
 
 RECONSTRUCTION_OUTPUTS: TensorSpecs = {
-    "reconstruction": TensorSpec("uint8", ("S", "S", "C"), "the image as decoded, rotated as the input is")
+    "reconstruction": TensorSpec("uint8", ("H", "W", "C"), "the image as decoded, rotated as the input is")
 }
 
 ANGLE_OUTPUTS = ("angle", "second_angle")
@@ -92,10 +127,10 @@ MAX_NAME = 1_024
 """Characters in the name of a class, a bundle or a model file, or in another short text."""
 MAX_MODELS = 256
 MAX_INPUT_SIZE = 512
-"""Side in pixels of a model's input. The networks of `vae_edge.model` take `MIN_SIZE` to `MAX_SIZE`."""
+"""Height and width in pixels of a model's input. The networks of `vae_edge.model` take `MIN_SIZE` to `MAX_SIZE`."""
 MIN_SIZE = 28
-MAX_SIZE = 64
-"""Sides in pixels of the images that `vae_edge.data` loads and the networks of `vae_edge.model` take."""
+MAX_SIZE = 224
+"""Height and width in pixels of the images that `vae_edge.data` loads and the networks of `vae_edge.model` take."""
 MAX_WIDTH = 1_024
 """Channels of a feature map, or dimensions of a code."""
 MAX_BLOCKS = 16

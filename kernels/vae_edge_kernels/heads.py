@@ -428,22 +428,28 @@ def avg_pool_kernel(x_ptr, y_ptr, pixels, channels, scale, BLOCK_M: tl.constexpr
 @triton.jit
 def reconstruction_error_kernel(
     decoded_ptr, image_ptr, score_ptr, weight_ptr, total_ptr, grid, block, side, channels, BLOCK_SIZE: tl.constexpr,
+    HEIGHT: tl.constexpr = 0,
 ):  # fmt: skip
     """total = score[0] + weight * (error - score[1]), the whole anomaly score of an image.
 
         error = ||x - sigmoid(d)||² / (||x - mean(x)|| + sqrt(0.001 * size))²
 
-    d: decoder logits [N, grid, grid, channels · block · block]: a cell of the grid is a block of pixels, laid out as
-    `torch.pixel_shuffle` takes it.  x: the upright image [N, side, side, channels], of `size` values.  score: float32
-    [N, 2], the score without reconstruction and the expected error.  weight: float32 [1].  total: float32 [N].
+    d: decoder logits [N, rows, grid, channels · block · block]: a cell of the grid is a block of pixels, laid out as
+    `torch.pixel_shuffle` takes it.  x: the upright image at the decoder's size [N, height, side, channels], of `size`
+    values.  score: float32 [N, 2], the score without reconstruction and the expected error.  weight: float32 [1].
+    total: float32 [N].  HEIGHT: height; 0 where the image is square.
 
     Grid: N. A program reads the image twice: for error and mean, then for its distance from the mean.
     """
     n = tl.program_id(0).to(tl.int64)
-    size = side * side * channels
+    height = side
+    if HEIGHT > 0:
+        height = HEIGHT
+    rows = (height + block - 1) // block
+    size = height * side * channels
     cell_size = channels * block * block
     image_ptr += n * size
-    decoded_ptr += n * grid * grid * cell_size
+    decoded_ptr += n * rows * grid * cell_size
 
     # First pass: squared error, and the sum of x.
     squared_error, total_brightness = 0.0, 0.0
@@ -501,21 +507,22 @@ def reconstruction_error_forward(decoded: Any, image: Any, score: Any, weight: A
     """Launch `reconstruction_error_kernel` on the current device and stream. All tensors are contiguous.
 
     Args:
-        decoded: logits [N, G, G, C · B · B], any floating dtype.
-        image: pixels [N, S, S, C], any floating dtype.
+        decoded: logits [N, rows, columns, C · B · B], any floating dtype.
+        image: pixels [N, H, W, C], any floating dtype.
         score: float32 [N, 2], score without reconstruction and expected error.
         weight: float32 [1].
         total: float32 [N]; written.
         block: B, pixels that a cell of the grid becomes in either direction.
     """
-    images, side, _, channels = image.shape
+    images, height, width, channels = image.shape
     if images == 0:
         return
 
     config = get_config("reconstruction_error", "reconstruction_error", current_architecture())
     reconstruction_error_kernel[(images,)](
-        decoded, image, score, weight, total, decoded.shape[1], block, side, channels, enable_fp_fusion=True, **config
-    )
+        decoded, image, score, weight, total, decoded.shape[2], block, width, channels,
+        HEIGHT=0 if height == width else height, enable_fp_fusion=True, **config,
+    )  # fmt: skip
 
 
 def kernel_specs(architecture: int) -> list[KernelSpec]:
@@ -552,7 +559,7 @@ def _reconstruction_error_specs(architecture: int) -> list[KernelSpec]:
             types=pointers
             | {"decoded_ptr": f"*{dtype}", "image_ptr": f"*{dtype}"}
             | dict.fromkeys(("grid", "block", "side", "channels"), "i32"),
-            constants={"BLOCK_SIZE": config["BLOCK_SIZE"]},
+            constants={"BLOCK_SIZE": config["BLOCK_SIZE"], "HEIGHT": 0},
             aligned=("decoded_ptr",),
             num_warps=config["num_warps"],
             num_stages=config["num_stages"],

@@ -23,7 +23,6 @@ from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
 from functools import lru_cache
 
-FEATURE_LAYER = 2  # layer of a backbone whose feature maps the anomaly score averages: the last at half resolution
 WINDOW_BINS = 2  # bins on either side of the best one from which the angle is decoded
 NMS_BINS = 2 * WINDOW_BINS  # non-maximum suppression: the second angle's bin is farther than this from the best one
 
@@ -45,10 +44,10 @@ class Fc(IntEnum):
 
 @dataclass(frozen=True)
 class ConvLayout:
-    """A convolution of a square image, kernel_size × kernel_size, zero-padded by kernel_size // 2.
+    """A convolution of an image, kernel_size × kernel_size, zero-padded by kernel_size // 2.
 
     Attributes:
-        side, out_side: of the input and of the output, in pixels.
+        height, width, out_height, out_width: of the input and of the output, in pixels.
         is_feature_layer: whether the anomaly score averages its output over the pixels.
         weights: offset into the weight buffer. float16: [R, S, C, K]; int8: [R, S, K, C], and [K, R, S, C] for a layer
             of fewer than 16 input channels.
@@ -58,8 +57,10 @@ class ConvLayout:
         block_m, block_n, block_k: tile of the implicit GEMM: output pixels, output channels, input channels.
     """
 
-    side: int
-    out_side: int
+    height: int
+    width: int
+    out_height: int
+    out_width: int
     in_channels: int
     out_channels: int
     kernel_size: int
@@ -73,6 +74,16 @@ class ConvLayout:
     block_m: int = 0
     block_n: int = 0
     block_k: int = 0
+
+    @property
+    def pixels(self) -> int:
+        """Of the input."""
+        return self.height * self.width
+
+    @property
+    def out_pixels(self) -> int:
+        """Of the output."""
+        return self.out_height * self.out_width
 
 
 @dataclass(frozen=True)
@@ -135,7 +146,8 @@ class WorkspaceLayout:
     """Offsets into a slot's float32 workspace.
 
     Attributes:
-        upright: the derotated image [side, side, channels], 0 to 1.
+        upright: the derotated image [height, width, channels], 0 to 1.
+        target: the same at the decoder's size; the same place where that is the image's.
         orientation_sums, feature_sums: sums over the pixels of each tile of the two feature layers, [tiles, channels].
         orientation_means, feature_means: the average pools that they become, [channels].
         logits: class logits of the orientation head, [classes].
@@ -146,6 +158,7 @@ class WorkspaceLayout:
     """
 
     upright: int
+    target: int
     orientation_sums: int
     feature_sums: int
     orientation_means: int
@@ -162,16 +175,18 @@ class NetworkLayout:
     """A whole network.
 
     Attributes:
-        side, channels: of the image.
+        height, width, channels: of the image.
         bins: of the angle; 0 without an orientation encoder.
         fill: a pixel's value, 0 to 1, outside the frame.
-        circular_mask: whether the network sees only the circle inscribed in the frame.
+        circular_mask: whether the network sees only the circle inscribed in the frame's shorter side.
         int8: whether weights and activations are int8 instead of float16.
         layers: the convolutions: `orientation_layers` of the orientation encoder, then `encoder_layers`, then two of
             the decoder unless the score mode is fast.
         linears: the fully connected layers, by `Fc`; None where the network has none.
-        grid, decoder_width, block: the decoder's grid [grid, grid, decoder_width], each cell of which becomes
-            block × block pixels.
+        grid_height, grid_width, decoder_width, block: the decoder's grid [grid_height, grid_width, decoder_width], each
+            cell of which becomes block × block pixels.
+        reduction: pixels of the image, each way, whose mean is a pixel of the decoder's image; 1 where they are of the
+            same size.
         feature_channels, orientation_feature_channels: of the encoder's and the orientation encoder's feature layer.
         image_scale, upright_scale: offsets into params of 1 / s and s of the int8 input of either backbone.
         bin_axes: offset into params of the cosines and, behind them, the sines of the angle bins' centres.
@@ -182,7 +197,8 @@ class NetworkLayout:
         ctas_per_image: programs that work on one image; a power of two.
     """
 
-    side: int
+    height: int
+    width: int
     channels: int
     classes: int
     bins: int
@@ -195,9 +211,11 @@ class NetworkLayout:
     orientation_layers: int
     encoder_layers: int
     linears: tuple[LinearLayout | None, ...]
-    grid: int
+    grid_height: int
+    grid_width: int
     decoder_width: int
     block: int
+    reduction: int
     feature_channels: int
     orientation_feature_channels: int
     score: ScoreLayout
@@ -214,6 +232,16 @@ class NetworkLayout:
     noinline: int = 0
     split_n: int = 0
     ctas_per_image: int = 1
+
+    @property
+    def pixels(self) -> int:
+        """Of the image."""
+        return self.height * self.width
+
+    @property
+    def cells(self) -> int:
+        """Of the decoder's grid."""
+        return self.grid_height * self.grid_width
 
 
 @dataclass(frozen=True)
@@ -257,7 +285,7 @@ class LayoutBuilder:
 
     def conv(
         self,
-        side: int,
+        size: tuple[int, int],
         in_channels: int,
         out_channels: int,
         stride: int = 1,
@@ -265,10 +293,10 @@ class LayoutBuilder:
         relu: bool = True,
         is_feature_layer: bool = False,
     ) -> ConvLayout:
-        """A convolution whose output has 1 / stride of its input's side."""
+        """A convolution of an image of size (height, width), whose output has 1 / stride of both."""
         return ConvLayout(
-            side,
-            -(-side // stride),
+            *size,
+            *reduced(size, stride),
             in_channels,
             out_channels,
             kernel_size,
@@ -294,18 +322,22 @@ class LayoutBuilder:
             input_scale=self.params(2),
         )
 
-    def backbone(self, sides: Sequence[int], channels: int, widths: Sequence[int]) -> tuple[ConvLayout, ...]:
-        """The convolutions of a backbone of `vae_edge.model.network`."""
-        width = widths[0]
-        layers = [self.conv(sides[0], channels, width)]
-        for level in range(1, len(sides)):
-            wider = widths[min(level, len(widths) - 1)]
-            is_feature_layer = len(layers) == FEATURE_LAYER
-            layers.append(self.conv(sides[level - 1], width, wider, stride=2, is_feature_layer=is_feature_layer))
-            if level < len(widths):
-                layers.append(self.conv(sides[level], wider, wider, is_feature_layer=len(layers) == FEATURE_LAYER))
-            width = wider
+    def backbone(
+        self, size: tuple[int, int], channels: int, convolutions: Sequence[tuple[int, int]], feature_layer: int
+    ) -> tuple[ConvLayout, ...]:
+        """The convolutions of a backbone of `vae_edge.model.network`, each (output channels, stride)."""
+        layers: list[ConvLayout] = []
+        for out_channels, stride in convolutions:
+            is_feature_layer = len(layers) == feature_layer
+            layer = self.conv(size, channels, out_channels, stride, is_feature_layer=is_feature_layer)
+            layers.append(layer)
+            size, channels = (layer.out_height, layer.out_width), out_channels
         return tuple(layers)
+
+
+def reduced(size: tuple[int, int], factor: int) -> tuple[int, int]:
+    """Height and width divided by a factor and rounded up."""
+    return -(-size[0] // factor), -(-size[1] // factor)
 
 
 def padded(size: int) -> int:
@@ -320,7 +352,7 @@ def next_power_of_two(size: int) -> int:
 
 def make_layout(
     *,
-    sides: Sequence[int],
+    size: tuple[int, int],
     channels: int,
     classes: int,
     bins: int,
@@ -328,39 +360,49 @@ def make_layout(
     hidden: int,
     fill: float,
     circular_mask: bool,
-    orientation_widths: Sequence[int],
-    widths: Sequence[int],
+    orientation: Sequence[tuple[int, int]],
+    encoder: Sequence[tuple[int, int]],
+    feature_layer: int,
     components: int,
     clusters: int,
-    decoder: tuple[int, int, int, int] | None,
+    decoder: tuple[int, int, int] | None,
+    reduction: int,
     int8: bool,
 ) -> NetworkLayout:
     """Lay out a network.
 
     Args:
-        sides: of the feature maps, from the image's to the last.
+        size: (height, width) of the image.
         bins: of the angle; 0 without an orientation encoder.
-        orientation_widths, widths: channels of the two backbones by level.
+        orientation, encoder: (output channels, stride) of the convolutions of the two backbones.
+        feature_layer: index in a backbone of the layer whose feature maps the anomaly score averages.
         components, clusters: of the anomaly score.
-        decoder: (grid, width, width of its middle layer, block), or None for the fast score mode.
+        decoder: (width, width of its middle layer, block), or None for the fast score mode.
+        reduction: see `NetworkLayout`.
         int8: whether weights and activations are int8 instead of float16.
     """
     builder = LayoutBuilder()
-    orientation = builder.backbone(sides, channels, orientation_widths) if bins else ()
-    encoder = builder.backbone(sides, channels, widths)
-    grid, decoder_width, middle_width, block = decoder or (0, 0, 0, 0)
+    orientation_layers = builder.backbone(size, channels, orientation, feature_layer) if bins else ()
+    encoder_layers = builder.backbone(size, channels, encoder, feature_layer)
+    decoder_width, middle_width, block = decoder or (0, 0, 0)
+    decoded = reduced(size, reduction)
+    grid = reduced(decoded, block) if decoder else (0, 0)
+    cells = grid[0] * grid[1]
     decoder_layers = (
         builder.conv(grid, decoder_width, middle_width),
         builder.conv(grid, middle_width, channels * block**2, kernel_size=1, relu=False),
     )
-    layers = (*orientation, *encoder, *(decoder_layers if decoder else ()))
+    layers = (*orientation_layers, *encoder_layers, *(decoder_layers if decoder else ()))
 
-    feature_channels = _feature_channels(encoder)
-    orientation_feature_channels = _feature_channels(orientation)
+    feature_channels = _feature_channels(encoder_layers)
+    orientation_feature_channels = _feature_channels(orientation_layers)
+    upright = builder.workspace(size[0] * size[1] * channels)
+    has_target = decoder is not None and reduction > 1
     workspace = WorkspaceLayout(
-        upright=builder.workspace(sides[0] ** 2 * channels),
-        orientation_sums=builder.workspace(_partial_sums(orientation)),
-        feature_sums=builder.workspace(_partial_sums(encoder)),
+        upright=upright,
+        target=builder.workspace(decoded[0] * decoded[1] * channels) if has_target else upright,
+        orientation_sums=builder.workspace(_partial_sums(orientation_layers)),
+        feature_sums=builder.workspace(_partial_sums(encoder_layers)),
         orientation_means=builder.workspace(orientation_feature_channels),
         feature_means=builder.workspace(feature_channels),
         logits=builder.workspace(classes),
@@ -370,10 +412,10 @@ def make_layout(
         errors=builder.workspace(MAX_CTAS_PER_IMAGE),
     )
 
-    pixels = sides[-1] ** 2
+    last = encoder_layers[-1]
     projected = padded(components + 1)
     return NetworkLayout(
-        sides[0],
+        *size,
         channels,
         classes,
         bins,
@@ -383,18 +425,20 @@ def make_layout(
         circular_mask,
         int8,
         layers=layers,
-        orientation_layers=len(orientation),
-        encoder_layers=len(encoder),
+        orientation_layers=len(orientation_layers),
+        encoder_layers=len(encoder_layers),
         linears=(
-            builder.linear(pixels * encoder[-1].out_channels, latent),
+            builder.linear(last.out_pixels * last.out_channels, latent),
             builder.linear(latent, hidden),
             builder.linear(hidden, classes),
-            builder.linear(pixels * orientation[-1].out_channels, classes + bins) if bins else None,
-            builder.linear(latent + classes, grid * grid * decoder_width) if decoder else None,
+            builder.linear(last.out_pixels * orientation_layers[-1].out_channels, classes + bins) if bins else None,
+            builder.linear(latent + classes, cells * decoder_width) if decoder else None,
         ),
-        grid=grid,
+        grid_height=grid[0],
+        grid_width=grid[1],
         decoder_width=decoder_width,
         block=block,
+        reduction=reduction,
         feature_channels=feature_channels,
         orientation_feature_channels=orientation_feature_channels,
         score=ScoreLayout(
@@ -413,7 +457,7 @@ def make_layout(
             fast=decoder is None,
         ),
         workspace=workspace,
-        activation_size=_activation_size(layers, grid * grid * decoder_width),
+        activation_size=_activation_size(layers, cells * decoder_width),
         workspace_size=builder.workspace_size,
         image_scale=builder.params(2),
         upright_scale=builder.params(2),
@@ -433,7 +477,7 @@ def _feature_channels(layers: Sequence[ConvLayout]) -> int:
 def _partial_sums(layers: Sequence[ConvLayout]) -> int:
     """Sums by channel and tile of a backbone's feature layer, with the smallest tiles."""
     return sum(
-        -(-(layer.out_side**2) // MIN_TILE_PIXELS) * layer.out_channels for layer in layers if layer.is_feature_layer
+        -(-layer.out_pixels // MIN_TILE_PIXELS) * layer.out_channels for layer in layers if layer.is_feature_layer
     )
 
 
@@ -441,9 +485,9 @@ def _activation_size(layers: Sequence[ConvLayout], grid_size: int) -> int:
     """Elements of the largest feature map. A layer of fewer than 16 input channels reads an image, which is no one."""
     sizes = [grid_size]
     for layer in layers:
-        sizes.append(layer.out_side**2 * layer.out_channels)
+        sizes.append(layer.out_pixels * layer.out_channels)
         if layer.in_channels >= ALIGNMENT:
-            sizes.append(layer.side**2 * layer.in_channels)
+            sizes.append(layer.pixels * layer.in_channels)
     return padded(max(sizes))
 
 
@@ -472,7 +516,7 @@ def with_tile_config(
         reads_image = layer.in_channels < ALIGNMENT
         depth = layer.kernel_size**2 * layer.in_channels if reads_image else min(block_k, layer.in_channels)
         width = max(16, min(block_n, next_power_of_two(layer.out_channels)))
-        height = min(block_m, next_power_of_two(layer.out_side**2), max_tile // width)
+        height = min(block_m, next_power_of_two(layer.out_pixels), max_tile // width)
         return replace(
             layer,
             block_m=max(MIN_TILE_PIXELS, height),

@@ -27,6 +27,7 @@ from vae_edge_kernels.network_steps import (
     hidden_conv,
     identity_orientation,
     image_barrier,
+    reduce_upright,
     rotate_upright,
 )
 
@@ -42,6 +43,7 @@ def _noinline(function: Any) -> Any:
 first_conv_noinline = _noinline(first_conv)
 hidden_conv_noinline = _noinline(hidden_conv)
 rotate_upright_noinline = _noinline(rotate_upright)
+reduce_upright_noinline = _noinline(reduce_upright)
 head_orientation_noinline = _noinline(head_orientation)
 head_content_noinline = _noinline(head_content)
 decoder_fc_noinline = _noinline(decoder_fc)
@@ -140,6 +142,9 @@ def classify_image(
         finish: tl.constexpr = full_score_noinline if NET.noinline else full_score
         MIDDLE: tl.constexpr = NET.orientation_layers + NET.encoder_layers
         image_barrier(barrier_ptr, NET)
+        if NET.reduction > 1:
+            reduce: tl.constexpr = reduce_upright_noinline if NET.noinline else reduce_upright
+            reduce(workspace_ptr, cta_rank, NET, BLOCK_SIZE)
         fc(workspace_ptr, activations_ptr, weights_ptr, params_ptr, cta_rank, NET, PAD, BLOCK_FC)
         image_barrier(barrier_ptr, NET)
         decoded_ptr = activations_ptr + NET.activation_size
@@ -156,7 +161,7 @@ def network(
     probabilities_ptr, angle_ptr, score_ptr, uncertainty_ptr, n_images,
     NET: tl.constexpr, PAD: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_FC: tl.constexpr,
 ):  # fmt: skip
-    """image uint8 [N, side, side, channels] to probabilities [N, classes], angle [N] in radians, score [N] and
+    """image uint8 [N, height, width, channels] to probabilities [N, classes], angle [N] in radians, score [N] and
     uncertainty [N, 3] (angle confidence, second angle, second angle probability), float32.
 
     Grid: (slots, ctas_per_image). Slot s processes images s, s + slots, …. Where ctas_per_image is above 1, all
@@ -176,7 +181,7 @@ def network(
         BLOCK_SIZE: pixels of a step that goes over an image element by element.
         BLOCK_FC: block of a fully connected layer: inputs in the heads, outputs in the decoder.
     """
-    IMAGE_SIZE: tl.constexpr = NET.side * NET.side * NET.channels
+    IMAGE_SIZE: tl.constexpr = NET.height * NET.width * NET.channels
     slot, cta_rank = tl.program_id(0), tl.program_id(1)
     slot64 = slot.to(tl.int64)
     activations_ptr = activations_ptr + slot64 * 2 * NET.activation_size
@@ -200,7 +205,7 @@ def forward(
 
     Args:
         net: the network's layout.
-        image: uint8 [N, S, S, C].
+        image: uint8 [N, H, W, C].
         weights: float16 or int8 [net.weights_size].
         params: float32 [net.params_size].
         whitening: float16 [clusters, components, padded(components)].
@@ -230,6 +235,8 @@ def tuned_layout(
     """The layout with its tiles, and the rest of the kernel's configuration on an architecture."""
     key = f"{'int8' if net.int8 else 'fp16'}{'_multi_cta' if ctas_per_image > 1 else ''}"
     config = dict(get_config(OPERATOR, key, architecture))
+    if net.reduction > 1 and not net.int8:  # with 64, ptxas (sm_87) takes 168 registers; with 32, at most 128
+        config["BLOCK_K"] = min(config["BLOCK_K"], 32)
     tile = [config.pop(name) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "MAX_TILE", "NOINLINE")]
     split_n = use_split_n(architecture) if net.int8 else 0
     return with_tile_config(net, *tile, split_n, ctas_per_image), config

@@ -86,9 +86,9 @@ def scale_bias_relu(acc, params_ptr, NET: tl.constexpr, I: tl.constexpr, column,
 
 @triton.jit
 def store_tile(value, target_ptr, NET: tl.constexpr, I: tl.constexpr, row, column, column_mask):
-    """Store a tile into the layer's output [out_side · out_side, out_channels], rounded where the network is int8."""
+    """Store a tile into the layer's output [out_pixels, out_channels], rounded where the network is int8."""
     offsets = row[:, None] * NET.layers[I].out_channels + column[None, :]
-    mask = (row < NET.layers[I].out_side * NET.layers[I].out_side)[:, None] & column_mask[None, :]
+    mask = (row < NET.layers[I].out_height * NET.layers[I].out_width)[:, None] & column_mask[None, :]
     if NET.int8:
         value = quantize_int8(value)
     tl.store(target_ptr + offsets, value.to(target_ptr.dtype.element_ty), mask=mask)
@@ -109,11 +109,12 @@ def dequantize_stored(value, params_ptr, NET: tl.constexpr, I: tl.constexpr):
 def first_conv(x_ptr, target_ptr, weights_ptr, params_ptr, scale, cta_rank, NET: tl.constexpr, I: tl.constexpr):
     """A backbone's first layer: y = relu(conv(x · scale, w) + b), from an image to the first activation buffer.
 
-    x: [side, side, channels], uint8 or float32, of 1 or 3 channels; for int8, `scale` includes 1 / s_x.
+    x: [height, width, channels], uint8 or float32, of 1 or 3 channels; for int8, `scale` includes 1 / s_x.
     So few channels do not fill a matrix instruction. Therefore one dot sums over all R · S · C_in inputs of a pixel,
     gathered side by side (im2col), and the weights stay in registers for all tiles of rows.
     """
-    SIDE: tl.constexpr = NET.layers[I].out_side
+    WIDTH: tl.constexpr = NET.layers[I].out_width
+    PIXELS: tl.constexpr = NET.layers[I].out_height * NET.layers[I].out_width
     BLOCK_M: tl.constexpr = NET.layers[I].block_m
     BLOCK_N: tl.constexpr = NET.layers[I].block_n
     BLOCK_K: tl.constexpr = NET.layers[I].block_k
@@ -134,11 +135,11 @@ def first_conv(x_ptr, target_ptr, weights_ptr, params_ptr, scale, cta_rank, NET:
         else:
             w = tl.load(w_ptr + k[:, None] * NET.layers[I].out_channels + column[None, :], mask=w_mask, other=0.0)
 
-        for start in range(cta_rank * BLOCK_M, SIDE * SIDE, BLOCK_M * NET.ctas_per_image):
+        for start in range(cta_rank * BLOCK_M, PIXELS, BLOCK_M * NET.ctas_per_image):
             # Load.
             row = zero + start + tl.arange(0, BLOCK_M)
             x = load_im2col_tile(
-                x_ptr, row * 0, row // SIDE, row % SIDE, row < SIDE * SIDE, NET.layers[I].side, NET.layers[I].side,
+                x_ptr, row * 0, row // WIDTH, row % WIDTH, row < PIXELS, NET.layers[I].height, NET.layers[I].width,
                 NET.layers[I].in_channels, KERNEL, KERNEL, NET.layers[I].stride, KERNEL // 2, KERNEL // 2, BLOCK_K,
             ).to(tl.float32)  # fmt: skip
 
@@ -156,15 +157,15 @@ def first_conv(x_ptr, target_ptr, weights_ptr, params_ptr, scale, cta_rank, NET:
 @triton.jit
 def conv_tile(source_ptr, weights_ptr, NET: tl.constexpr, I: tl.constexpr, row, n_start):
     """Accumulators of a tile: output pixels `row` and output channels from n_start on, float32 or int32."""
-    SIDE: tl.constexpr = NET.layers[I].out_side
+    WIDTH: tl.constexpr = NET.layers[I].out_width
     KERNEL: tl.constexpr = NET.layers[I].kernel_size
     n = row * 0
-    oy = row // SIDE
-    ox = row % SIDE
-    row_mask = row < SIDE * SIDE
+    oy = row // WIDTH
+    ox = row % WIDTH
+    row_mask = row < NET.layers[I].out_height * NET.layers[I].out_width
     return implicit_gemm_mainloop(
-        source_ptr, weights_ptr + NET.layers[I].weights, n, oy, ox, row_mask, n_start, NET.layers[I].side,
-        NET.layers[I].side, NET.layers[I].in_channels, NET.layers[I].out_channels, KERNEL, KERNEL,
+        source_ptr, weights_ptr + NET.layers[I].weights, n, oy, ox, row_mask, n_start, NET.layers[I].height,
+        NET.layers[I].width, NET.layers[I].in_channels, NET.layers[I].out_channels, KERNEL, KERNEL,
         NET.layers[I].stride, KERNEL // 2, KERNEL // 2, NET.layers[I].block_m, NET.layers[I].block_n,
         NET.layers[I].block_k, tl.int32 if NET.int8 else tl.float32, 1 if NET.int8 else 0, NET.split_n,
     )  # fmt: skip
@@ -174,12 +175,12 @@ def conv_tile(source_ptr, weights_ptr, NET: tl.constexpr, I: tl.constexpr, row, 
 def hidden_conv(
     source_ptr, target_ptr, sums_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr, I: tl.constexpr
 ):
-    """y = relu(conv(x, w) + b) from one activation buffer [side, side, C] into the other [out_side, out_side, K].
+    """y = relu(conv(x, w) + b) from one activation buffer [height, width, C] into the other [out_height, out_width, K].
 
     The feature layer also stores the sums of each tile by channel, [tiles of rows, K], float32: its average pool needs
     no second pass over the feature maps.
     """
-    PIXELS: tl.constexpr = NET.layers[I].out_side * NET.layers[I].out_side
+    PIXELS: tl.constexpr = NET.layers[I].out_height * NET.layers[I].out_width
     BLOCK_M: tl.constexpr = NET.layers[I].block_m
     BLOCK_N: tl.constexpr = NET.layers[I].block_n
     OUT_CHANNELS: tl.constexpr = NET.layers[I].out_channels
@@ -209,7 +210,7 @@ def finish_avg_pool(sums_ptr, means_ptr, NET: tl.constexpr, PAD: tl.constexpr, F
     channel = tl.arange(0, FEATURES)
     for i in tl.static_range(FROM, FROM + COUNT):
         if NET.layers[i].is_feature_layer:
-            PIXELS: tl.constexpr = NET.layers[i].out_side * NET.layers[i].out_side
+            PIXELS: tl.constexpr = NET.layers[i].out_height * NET.layers[i].out_width
             total = tl.zeros((FEATURES,), dtype=tl.float32)
             for tile in range(0, (PIXELS + NET.layers[i].block_m - 1) // NET.layers[i].block_m):
                 offsets = tile * NET.layers[i].out_channels + channel
@@ -224,12 +225,12 @@ def finish_avg_pool(sums_ptr, means_ptr, NET: tl.constexpr, PAD: tl.constexpr, F
 def rotate_upright(
     image_ptr, workspace_ptr, params_ptr, cta_rank, NET: tl.constexpr, BLOCK_SIZE: tl.constexpr, QUANTIZED: tl.constexpr
 ):
-    """upright = rotate(mask(image / 255), −θ) into the workspace, float32 [side, side, channels].
+    """upright = rotate(mask(image / 255), −θ) into the workspace, float32 [height, width, channels].
 
-    image: uint8 [side, side, channels].  cos θ and sin θ are in the workspace.  QUANTIZED: fake-quantize the image
+    image: uint8 [height, width, channels].  cos θ and sin θ are in the workspace.  QUANTIZED: fake-quantize the image
     first, as the int8 graph does. Without an orientation encoder the image is only scaled.
     """
-    SIZE: tl.constexpr = NET.side * NET.side * NET.channels
+    SIZE: tl.constexpr = NET.height * NET.width * NET.channels
     scale = 1.0 / 255.0
     cos = tl.load(workspace_ptr + NET.workspace.orientation)
     sin = tl.load(workspace_ptr + NET.workspace.orientation + 1)
@@ -242,10 +243,10 @@ def rotate_upright(
         element = start + tl.arange(0, BLOCK_SIZE)
         if NET.bins > 0:
             pixel = element // NET.channels
-            row, column = (pixel // NET.side).to(tl.float32), (pixel % NET.side).to(tl.float32)
+            row, column = (pixel // NET.width).to(tl.float32), (pixel % NET.width).to(tl.float32)
             value = rotate_bilinear(
-                image_ptr, row, column, element % NET.channels, cos, -sin, NET.side, NET.channels, scale, NET.fill,
-                inv_input_scale, input_scale, NET.circular_mask, QUANTIZED, NET.fill != 0.0,
+                image_ptr, row, column, element % NET.channels, cos, -sin, NET.height, NET.width, NET.channels, scale,
+                NET.fill, inv_input_scale, input_scale, NET.circular_mask, QUANTIZED, NET.fill != 0.0,
             )  # fmt: skip
         else:
             value = tl.load(image_ptr + element, mask=element < SIZE, other=0).to(tl.float32) * scale
@@ -342,11 +343,38 @@ def head_content(
 
 
 @triton.jit
+def reduce_upright(workspace_ptr, cta_rank, NET: tl.constexpr, BLOCK_SIZE: tl.constexpr):
+    """target[y, x] = mean of upright over its square of reduction × reduction pixels, float32 [height, width, channels]
+    at the decoder's size.
+
+    A last row or column that does not fill its square counts repeatedly.
+    """
+    REDUCTION: tl.constexpr = NET.reduction
+    HEIGHT: tl.constexpr = (NET.height + REDUCTION - 1) // REDUCTION
+    WIDTH: tl.constexpr = (NET.width + REDUCTION - 1) // REDUCTION
+    SIZE: tl.constexpr = HEIGHT * WIDTH * NET.channels
+
+    for start in range(cta_rank * BLOCK_SIZE, SIZE, BLOCK_SIZE * NET.ctas_per_image):
+        element = start + tl.arange(0, BLOCK_SIZE)
+        mask = element < SIZE
+        pixel, channel = element // NET.channels, element % NET.channels
+        top, left = pixel // WIDTH * REDUCTION, pixel % WIDTH * REDUCTION
+        total = tl.zeros((BLOCK_SIZE,), dtype=tl.float32)
+        for i in range(REDUCTION * REDUCTION):
+            y = tl.minimum(top + i // REDUCTION, NET.height - 1)
+            x = tl.minimum(left + i % REDUCTION, NET.width - 1)
+            offsets = (y * NET.width + x) * NET.channels + channel
+            total += tl.load(workspace_ptr + NET.workspace.upright + offsets, mask=mask, other=0.0)
+        total = total * (1.0 / (REDUCTION * REDUCTION))
+        tl.store(workspace_ptr + NET.workspace.target + element, total, mask=mask)
+
+
+@triton.jit
 def decoder_fc(
     workspace_ptr, target_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr, PAD: tl.constexpr,
     BLOCK_FC: tl.constexpr,
 ):  # fmt: skip
-    """The decoder's first layer: relu([mu, class weights] · W + b) into an activation buffer, [grid, grid, width]."""
+    """The decoder's first layer: relu([mu, class weights] · W + b) into an activation buffer [rows, columns, width]."""
     code, klass = tl.arange(0, PAD.latent), tl.arange(0, PAD.classes)
     mu = tl.load(workspace_ptr + NET.workspace.code + code, mask=code < NET.latent, other=0.0)
     class_weights = tl.load(
@@ -372,13 +400,15 @@ def decoder_fc(
 
 @triton.jit
 def decoder_error(workspace_ptr, source_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr, I: tl.constexpr):
-    """errors[cta_rank] = sum over this program's tiles of (upright − sigmoid(conv(x, w) + b))², the decoder's last
-    layer.
+    """errors[cta_rank] = sum over this program's tiles of (target − sigmoid(conv(x, w) + b))², the decoder's last
+    layer. The target is the upright image at the decoder's size.
 
     The reconstruction is never stored. Channel k of a cell is its pixel (k // block % block, k % block), in image
     channel k // block² (pixel shuffle).
     """
-    CELLS: tl.constexpr = NET.grid * NET.grid
+    CELLS: tl.constexpr = NET.grid_height * NET.grid_width
+    HEIGHT: tl.constexpr = (NET.height + NET.reduction - 1) // NET.reduction
+    WIDTH: tl.constexpr = (NET.width + NET.reduction - 1) // NET.reduction
     BLOCK_M: tl.constexpr = NET.layers[I].block_m
     BLOCK_N: tl.constexpr = NET.layers[I].block_n
     OUT_CHANNELS: tl.constexpr = NET.layers[I].out_channels
@@ -398,12 +428,12 @@ def decoder_error(workspace_ptr, source_ptr, weights_ptr, params_ptr, cta_rank, 
         decoded = 1.0 / (1.0 + tl.exp(-scale_bias_relu(acc, params_ptr, NET, I, column, column_mask)))
 
         # Pixel shuffle. The last cells of a row reach beyond an image whose side is no multiple of the block.
-        y = (row // NET.grid * BLOCK)[:, None] + (column // BLOCK % BLOCK)[None, :]
-        x = (row % NET.grid * BLOCK)[:, None] + (column % BLOCK)[None, :]
-        mask = (row < CELLS)[:, None] & column_mask[None, :] & (y < NET.side) & (x < NET.side)
-        offsets = (y * NET.side + x) * NET.channels + (column // (BLOCK * BLOCK))[None, :]
-        upright = tl.load(workspace_ptr + NET.workspace.upright + offsets, mask=mask, other=0.0)
-        error += tl.where(mask, (upright - decoded) * (upright - decoded), 0.0)
+        y = (row // NET.grid_width * BLOCK)[:, None] + (column // BLOCK % BLOCK)[None, :]
+        x = (row % NET.grid_width * BLOCK)[:, None] + (column % BLOCK)[None, :]
+        mask = (row < CELLS)[:, None] & column_mask[None, :] & (y < HEIGHT) & (x < WIDTH)
+        offsets = (y * WIDTH + x) * NET.channels + (column // (BLOCK * BLOCK))[None, :]
+        target = tl.load(workspace_ptr + NET.workspace.target + offsets, mask=mask, other=0.0)
+        error += tl.where(mask, (target - decoded) * (target - decoded), 0.0)
 
     tl.store(workspace_ptr + NET.workspace.errors + cta_rank, tl.sum(tl.sum(error, 1), 0))
 
@@ -412,21 +442,24 @@ def decoder_error(workspace_ptr, source_ptr, weights_ptr, params_ptr, cta_rank, 
 def full_score(workspace_ptr, params_ptr, score_ptr, cta_rank, NET: tl.constexpr, BLOCK_SIZE: tl.constexpr):
     """score = partial score + w_0 · (squared error / contrast² − predicted error), the full score mode's output.
 
-        contrast = |upright − mean| + sqrt(1e-3 · pixels)
+        contrast = |target − mean| + sqrt(1e-3 · pixels)
 
-    See `vae_edge.model.score`. The mean is taken first: the variance as a difference of two sums would cancel.
+    The target is the upright image at the decoder's size. See `vae_edge.model.score`. The mean is taken first: the
+    variance as a difference of two sums would cancel.
     """
-    SIZE: tl.constexpr = NET.side * NET.side * NET.channels
+    HEIGHT: tl.constexpr = (NET.height + NET.reduction - 1) // NET.reduction
+    WIDTH: tl.constexpr = (NET.width + NET.reduction - 1) // NET.reduction
+    SIZE: tl.constexpr = HEIGHT * WIDTH * NET.channels
     total = tl.zeros((BLOCK_SIZE,), dtype=tl.float32)
     for start in range(0, SIZE, BLOCK_SIZE):
         element = start + tl.arange(0, BLOCK_SIZE)
-        total += tl.load(workspace_ptr + NET.workspace.upright + element, mask=element < SIZE, other=0.0)
+        total += tl.load(workspace_ptr + NET.workspace.target + element, mask=element < SIZE, other=0.0)
     mean = tl.sum(total, 0) / SIZE
 
     total = tl.zeros((BLOCK_SIZE,), dtype=tl.float32)
     for start in range(0, SIZE, BLOCK_SIZE):
         element = start + tl.arange(0, BLOCK_SIZE)
-        value = tl.load(workspace_ptr + NET.workspace.upright + element, mask=element < SIZE, other=0.0)
+        value = tl.load(workspace_ptr + NET.workspace.target + element, mask=element < SIZE, other=0.0)
         total += tl.where(element < SIZE, (value - mean) * (value - mean), 0.0)
     contrast = tl.sqrt(tl.sum(total, 0)) + tl.sqrt(0.001 * SIZE)
 

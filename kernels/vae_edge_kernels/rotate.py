@@ -21,7 +21,7 @@ AOT_VARIANTS = (("u8", "fp16", False), ("u8", "fp16", True), ("u8", "fp32", Fals
 
 @triton.jit
 def load_texel(
-    x_ptr, in_image, y, x, side, scale, fill, inv_input_scale, input_scale,
+    x_ptr, in_image, y, x, height, width, scale, fill, inv_input_scale, input_scale,
     MASKED: tl.constexpr, QUANTIZED: tl.constexpr, HAS_FILL: tl.constexpr,
 ):  # fmt: skip
     """The pixel (y, x) at x_ptr, less `fill`; 0 outside the image. y and x are whole floats.
@@ -32,10 +32,10 @@ def load_texel(
     if HAS_FILL:
         value -= fill
 
-    # The circular mask: 1 inside the inscribed circle, falling to 0 over the last pixel of its radius.
+    # The circular mask: 1 inside the circle inscribed in the shorter side, falling to 0 over its last pixel.
     if MASKED:
-        dy, dx = y + 0.5 - 0.5 * side, x + 0.5 - 0.5 * side
-        inside = 0.5 * side - tl.sqrt(dy * dy + dx * dx)
+        dy, dx = y + 0.5 - 0.5 * height, x + 0.5 - 0.5 * width
+        inside = 0.5 * tl.minimum(height, width) - tl.sqrt(dy * dy + dx * dx)
         value *= tl.minimum(tl.maximum(inside, 0.0), 1.0)
 
     # Fake quantization, of the pixel itself and not of its difference from `fill`.
@@ -52,10 +52,10 @@ def load_texel(
 
 @triton.jit
 def rotate_bilinear(
-    x_ptr, row, column, channel, cos, sin, side, channels, scale, fill, inv_input_scale, input_scale,
+    x_ptr, row, column, channel, cos, sin, height, width, channels, scale, fill, inv_input_scale, input_scale,
     MASKED: tl.constexpr, QUANTIZED: tl.constexpr, HAS_FILL: tl.constexpr,
 ):  # fmt: skip
-    """Pixels (row, column) of an image [side, side, channels] rotated counter-clockwise by θ, float32.
+    """Pixels (row, column) of an image [height, width, channels] rotated counter-clockwise by θ, float32.
 
         source = R(θ) · (pixel − centre) + centre,   out = bilinear(x · scale, source)
 
@@ -66,33 +66,34 @@ def rotate_bilinear(
     the scale `input_scale` and its inverse. Without HAS_FILL, `fill` counts as 0.
     """
     # Where does the output's pixel come from?
-    centre = 0.5 * side - 0.5
-    dx, dy = column - centre, row - centre
-    x = dx * cos + centre - dy * sin
-    y = dx * sin + centre + dy * cos
+    centre_x, centre_y = 0.5 * width - 0.5, 0.5 * height - 0.5
+    dx, dy = column - centre_x, row - centre_y
+    x = dx * cos + centre_x - dy * sin
+    y = dx * sin + centre_y + dy * cos
     left, top = tl.floor(x), tl.floor(y)
     x_fraction, y_fraction = x - left, y - top
 
     # Its four texels.
     ix, iy = left.to(tl.int32), top.to(tl.int32)
-    in_left, in_right = in_bounds(ix, side), in_bounds(ix + 1, side)
-    in_top, in_bottom = in_bounds(iy, side), in_bounds(iy + 1, side)
-    offset = (iy * side + ix) * channels + channel
-    lower_ptr = x_ptr + side * channels
+    in_left, in_right = in_bounds(ix, width), in_bounds(ix + 1, width)
+    in_top, in_bottom = in_bounds(iy, height), in_bounds(iy + 1, height)
+    offset = (iy * width + ix) * channels + channel
+    lower_ptr = x_ptr + width * channels
     upper_left = load_texel(
-        x_ptr + offset, in_top & in_left, top, left, side, scale, fill, inv_input_scale, input_scale,
+        x_ptr + offset, in_top & in_left, top, left, height, width, scale, fill, inv_input_scale, input_scale,
         MASKED, QUANTIZED, HAS_FILL,
     )  # fmt: skip
     upper_right = load_texel(
-        x_ptr + channels + offset, in_top & in_right, top, left + 1.0, side, scale, fill, inv_input_scale, input_scale,
+        x_ptr + channels + offset, in_top & in_right, top, left + 1.0, height, width, scale, fill,
+        inv_input_scale, input_scale,
         MASKED, QUANTIZED, HAS_FILL,
     )  # fmt: skip
     lower_left = load_texel(
-        lower_ptr + offset, in_bottom & in_left, top + 1.0, left, side, scale, fill, inv_input_scale, input_scale,
-        MASKED, QUANTIZED, HAS_FILL,
+        lower_ptr + offset, in_bottom & in_left, top + 1.0, left, height, width, scale, fill,
+        inv_input_scale, input_scale, MASKED, QUANTIZED, HAS_FILL,
     )  # fmt: skip
     lower_right = load_texel(
-        lower_ptr + channels + offset, in_bottom & in_right, top + 1.0, left + 1.0, side, scale, fill,
+        lower_ptr + channels + offset, in_bottom & in_right, top + 1.0, left + 1.0, height, width, scale, fill,
         inv_input_scale, input_scale, MASKED, QUANTIZED, HAS_FILL,
     )  # fmt: skip
 
@@ -107,17 +108,18 @@ def rotate_bilinear(
 
 @triton.jit
 def rotate(
-    x_ptr, cos_ptr, sin_ptr, y_ptr, size, side, channels, scale, fill, inv_input_scale, input_scale, inv_output_scale,
+    x_ptr, cos_ptr, sin_ptr, y_ptr, size, width, channels, scale, fill, inv_input_scale, input_scale, inv_output_scale,
     BLOCK_SIZE: tl.constexpr, MASKED: tl.constexpr, QUANTIZED: tl.constexpr, HAS_FILL: tl.constexpr,
 ):  # fmt: skip
     """y[n] = rotate(x[n] · scale, θ[n]); y[n] · inv_output_scale, rounded and saturated, where y is int8.
 
-    x, y: [N, side, side, channels].  cos, sin: float32 [N].  size = side · side · channels, of one image.
+    x, y: [N, height, width, channels].  cos, sin: float32 [N].  size = height · width · channels, of one image.
     Grid: (N, cdiv(size, BLOCK_SIZE)).
     """
     image = tl.program_id(0).to(tl.int64) * size
     start = tl.program_id(1) * BLOCK_SIZE
-    row_size = side * channels
+    row_size = width * channels
+    height = size // row_size
 
     # Row, column and channel of each element. One integer division gives the program's first row. From there elements
     # are counted in floats, exact in rows of up to 2^20 elements: a GPU divides integers by many instructions.
@@ -130,8 +132,8 @@ def rotate(
 
     cos, sin = tl.load(cos_ptr + tl.program_id(0)), tl.load(sin_ptr + tl.program_id(0))
     value = rotate_bilinear(
-        x_ptr + image, first_row + rows_below, column, channel, cos, sin, side, channels, scale, fill,
-        inv_input_scale, input_scale, MASKED, QUANTIZED, HAS_FILL,
+        x_ptr + image, first_row + rows_below, column, channel, cos, sin, height, width, channels, scale,
+        fill, inv_input_scale, input_scale, MASKED, QUANTIZED, HAS_FILL,
     )  # fmt: skip
 
     offsets = start + tl.arange(0, BLOCK_SIZE)
@@ -148,23 +150,23 @@ def forward(
     """Launch on the current device and stream; all tensors are contiguous, y is written.
 
     Args:
-        x: [N, S, S, C], uint8, float16 or float32.
+        x: [N, H, W, C], uint8, float16 or float32.
         cos, sin: float32 [N], of the angles of rotation, counter-clockwise as displayed.
-        y: [N, S, S, C], float16, bfloat16, float32 or int8.
+        y: [N, H, W, C], float16, bfloat16, float32 or int8.
         scale: factor of x: 1/255 for bytes.
         fill: the value, after `scale`, that comes in from outside the frame.
         inv_output_scale: 1 / scale of an int8 output.
-        masked: see only the circle inscribed in x's frame, and `fill` around it.
+        masked: see only the circle inscribed in the shorter side of x's frame, and `fill` around it.
         input_scale: int8 scale with which x is fake-quantized before rotation; 0 disables it.
     """
-    n, side, _, channels = x.shape
+    n, height, width, channels = x.shape
     if n == 0:
         return
     chosen = get_config(OPERATOR, _config_key(dtype_name(y)), current_architecture())
-    size = side * side * channels
+    size = height * width * channels
     grid = (n, triton.cdiv(size, chosen["BLOCK_SIZE"]))
     rotate[grid](
-        x, cos, sin, y, size, side, channels, scale, fill, as_float32(1.0 / (input_scale or 1.0)), input_scale,
+        x, cos, sin, y, size, width, channels, scale, fill, as_float32(1.0 / (input_scale or 1.0)), input_scale,
         inv_output_scale, MASKED=int(masked), QUANTIZED=int(input_scale > 0), HAS_FILL=int(fill != 0.0),
         enable_fp_fusion=True, **chosen,
     )  # fmt: skip
@@ -184,7 +186,7 @@ def kernel_specs(architecture: int) -> list[KernelSpec]:
             operator=OPERATOR,
             function=rotate,
             types={"x_ptr": f"*{given}", "cos_ptr": "*fp32", "sin_ptr": "*fp32", "y_ptr": f"*{output}"}
-            | {"size": "i32", "side": "i32", "channels": "i32", "scale": "fp32", "fill": "fp32"}
+            | {"size": "i32", "width": "i32", "channels": "i32", "scale": "fp32", "fill": "fp32"}
             | {"inv_input_scale": "fp32", "input_scale": "fp32", "inv_output_scale": "fp32"},
             constants={
                 "BLOCK_SIZE": configs[output]["BLOCK_SIZE"],

@@ -47,8 +47,12 @@ def test_class_folders_that_are_numbers_are_ordered_as_numbers(tmp_path: Path) -
         ([(20, 20)], 28),
         ([(30, 32), (28, 20)], 28),
         ([(28, 28), (33, 33)], 64),
-        ([(65, 65)], 64),
-        ([(200, 300), (20, 20)], 64),
+        ([(65, 65)], 65),
+        ([(96, 96)], 96),
+        ([(97, 97)], 96),
+        ([(80, 90)], 64),
+        ([(200, 300), (20, 20)], 96),
+        ([(200, 300), (20, 20), (20, 20)], 64),
     ],
 )
 def test_the_size_follows_the_rule_and_is_overruled_by_size(
@@ -58,6 +62,7 @@ def test_the_size_follows_the_rule_and_is_overruled_by_size(
         write_image_folder(tmp_path, (f"a{index}", f"b{index}"), each=1, size=size)
     assert load_dataset(tmp_path).train.images.shape[1:] == (expected, expected, 1)
     assert load_dataset(tmp_path, size=48).train.images.shape[1:] == (48, 48, 1)
+    assert load_dataset(tmp_path, size=(224, 28)).train.images.shape[1:] == (224, 28, 1)
 
 
 def test_all_grey_is_one_channel_and_any_colour_makes_three(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_other_sizes_need_a_size(tmp_path: Path) -> None:
         ({}, "holds nothing"),
         ({"images": IMAGES, "x": IMAGES, "labels": LABELS}, "mean the same"),
         ({"images": IMAGES[0], "labels": LABELS}, r"\[28, 28\]"),
-        ({"images": IMAGES[:, :, :20], "labels": LABELS}, "square.*20×28"),
+        ({"images": IMAGES[:, :, :20], "labels": LABELS}, r"28×20 \(height × width\)"),
         ({"images": IMAGES[:, None], "labels": LABELS}, "transpose"),
         ({"images": some_images(20, 28, 3)[..., :2], "labels": LABELS}, "1 or 3 channels"),
         ({"images": IMAGES / 255, "labels": LABELS}, r"\(x \* 255\)"),

@@ -72,6 +72,9 @@ SHAPES: list[tuple[str, dict[str, Any]]] = [
     ("tiny", {"orientation": False}),
     ("base", {"classes": 3, "fill": 1.0}),
     ("small", {"size": 64, "channels": 3, "circular_mask": True}),
+    ("tiny", {"size": 96, "channels": 3}),
+    ("tiny", {"size": (65, 98), "channels": 3, "circular_mask": True}),
+    ("tiny", {"size": 224}),
     ("tiny", {"size": 40, "widths": (16, 32), "orientation_widths": (32, 16, 48), "angle_bins": 20}),
 ]
 

@@ -258,7 +258,8 @@ def test_a_network_is_compiled_to_the_same_bytes_again(tmp_path: Path) -> None:
 def small_layout() -> str:
     """The layout of a network without orientation encoder and decoder, which compiles fast."""
     layout = make_layout(
-        sides=[8, 4, 2, 1], channels=1, classes=3, bins=0, latent=4, hidden=4, fill=0.0, circular_mask=False,
-        orientation_widths=(), widths=(16, 16, 16), components=4, clusters=3, decoder=None, int8=False,
+        size=(8, 8), channels=1, classes=3, bins=0, latent=4, hidden=4, fill=0.0, circular_mask=False,
+        orientation=(), encoder=[(16, 1), (16, 2), (16, 1), (16, 2), (16, 1), (16, 2)], feature_layer=2, components=4,
+        clusters=3, decoder=None, reduction=1, int8=False,
     )  # fmt: skip
     return to_json(layout)

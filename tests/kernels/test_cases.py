@@ -11,6 +11,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -24,6 +25,11 @@ NAMES = [
     for line in path.read_text().splitlines()
     if line.startswith("def test_")
 ]
+SLOW = ("sizes_cases",)  # the interpreter takes its time for a large image
+
+
+def cases(*values: str) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow) if values[0] in SLOW else values
 
 
 @cache
@@ -49,18 +55,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cases")
 
 
-@pytest.mark.parametrize("stem", sorted({stem for stem, _ in NAMES}))
+@pytest.mark.parametrize(("stem",), [cases(stem) for stem in sorted({stem for stem, _ in NAMES})])
 def test_every_case_was_run(stem: str, folder: Path) -> None:
     assert sorted(outcomes(stem, True, folder)) == sorted(name for other, name in NAMES if other == stem)
 
 
-@pytest.mark.parametrize("stem, name", NAMES)
+@pytest.mark.parametrize("stem, name", [cases(*each) for each in NAMES])
 def test_under_the_interpreter(stem: str, name: str, folder: Path) -> None:
     assert outcomes(stem, True, folder)[name] == []
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-@pytest.mark.parametrize("stem, name", NAMES)
+@pytest.mark.parametrize("stem, name", [cases(*each) for each in NAMES])
 def test_compiled(stem: str, name: str, folder: Path) -> None:
     assert outcomes(stem, False, folder)[name] == []

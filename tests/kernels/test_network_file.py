@@ -26,9 +26,9 @@ NAMES = ["one", "t=wo", "drei äöü"]
 
 def small_layout(**changes: Any) -> NetworkLayout:
     given: dict[str, Any] = {
-        "sides": [28, 14, 7, 4], "channels": 1, "classes": 3, "bins": 0, "latent": 4, "hidden": 4, "fill": 0.0,
-        "circular_mask": False, "orientation_widths": (), "widths": (16, 16, 16), "components": 4, "clusters": 3,
-        "decoder": None, "int8": False,
+        "size": (28, 28), "channels": 1, "classes": 3, "bins": 0, "latent": 4, "hidden": 4, "fill": 0.0,
+        "circular_mask": False, "orientation": (), "encoder": [(16, 1), (16, 2), (16, 1), (16, 2), (16, 1), (16, 2)],
+        "feature_layer": 2, "components": 4, "clusters": 3, "decoder": None, "reduction": 1, "int8": False,
     }  # fmt: skip
     return make_layout(**{**given, **changes})
 

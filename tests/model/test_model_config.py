@@ -11,8 +11,8 @@ from vae_edge.model import ModelConfig, create_config
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        ({"size": 27}, "28 to 64"),
-        ({"size": 65}, "28 to 64"),
+        ({"size": 27}, "27×27 is out of range: 28 to 224"),
+        ({"size": (225, 64)}, r"225×64 \(height × width\) is out of range"),
         ({"channels": 2}, "channels"),
         ({"classes": 1}, "at least two"),
         ({"widths": (16, 20)}, "multiples of 16"),

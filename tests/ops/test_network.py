@@ -115,13 +115,15 @@ def test_the_answers_to_some_images_are_those_to_all(checkpoint: Checkpoint, ima
         ("tiny", {"orientation": False}),
         ("base", {"classes": 3}),
         ("small", {"size": 64, "channels": 3, "circular_mask": True}),
+        ("small", {"size": (65, 98), "channels": 3, "circular_mask": True}),
+        ("tiny", {"size": 224, "channels": 3}),
     ],
 )
 def test_any_shape_of_network_is_fused(preset: str, changes: dict[str, int], score: ScoreMode) -> None:
     torch.manual_seed(0)
     model = AngleVAE(create_config(preset, **changes)).eval()
     config = model.config
-    images = torch.randint(0, 256, (3, config.size, config.size, config.channels), dtype=torch.uint8)
+    images = torch.randint(0, 256, (3, config.height, config.width, config.channels), dtype=torch.uint8)
     with torch.no_grad():
         expected = ClassifierGraph(model, score)(images)
     got = fuse(model, score=score)(images)

@@ -162,7 +162,7 @@ def reference_kernel(bundle: Path, precision: str, change: Callable[[list[np.nda
 
     def kernel(launch: Launch) -> None:
         n = launch.grid[0]
-        given = [view(launch, IMAGE, (n, net.side, net.side, net.channels), np.uint8)]
+        given = [view(launch, IMAGE, (n, net.height, net.width, net.channels), np.uint8)]
         if not given[0].any():  # the warm-up, whose answers nobody reads
             return
         for argument, buffer in zip((WEIGHTS, PARAMS, WHITENING), buffers, strict=True):

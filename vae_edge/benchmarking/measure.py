@@ -183,7 +183,7 @@ def main() -> None:
         how = {"verify": "off", "device": given.device, "trusted": given.trusted}
         with vae_edge.load(given.bundle, given.backend, given.precision, given.threads, **how) as classifier:
             spec = classifier.input
-            shape = (given.batch, spec.size, spec.size, spec.channels)
+            shape = (given.batch, *spec.shape)
             images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
             classifier.warmup(given.batch)
             for _ in range(3):

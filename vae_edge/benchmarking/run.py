@@ -335,7 +335,7 @@ def _candidates(
 
 def _images(bundle: Bundle, images: np.ndarray | None, count: int) -> np.ndarray:
     spec = bundle.input
-    shape = (spec.size, spec.size, spec.channels)
+    shape = spec.shape
     if images is None:
         return np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape or not len(images):

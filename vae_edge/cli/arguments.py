@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
-from vae_edge.spec import PRECISIONS
+from vae_edge.spec import PRECISIONS, Size, parse_size
 from vae_edge.text import printable
 
 _NUMBERS = re.compile(r"[-+.\d][-+.,\d]*$")
@@ -117,6 +117,14 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: expected a whole number from 1 on")
     return int(text)
+
+
+def size(text: str) -> Size:
+    """A size in pixels, for argparse: the side of a square, or HEIGHTxWIDTH."""
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def whole(text: str) -> int:

@@ -159,8 +159,13 @@ def _kernels(commands: Commands) -> None:
     check = add_command(parts, "kernels check", "deploy")
     add_list(check, "--arch", "N,N", "architectures: 87 is Jetson Orin (default: 87,90)")
     check.add_argument("--only", default="*", help="kernels whose names fit this pattern")
-    add_list(check, "--networks", "A,B", "presets whose network is compiled, or none (default: small)")
+    add_list(
+        check,
+        "--networks",
+        "A,B",
+        "presets whose network is compiled, such as small or small@96x64, or none (default: small)",
+    )
     add_json(check)
     roofline = add_command(parts, "kernels roofline", "deploy")
-    add_list(roofline, "--networks", "A,B", "presets (default: all three)")
+    add_list(roofline, "--networks", "A,B", "presets, such as small or small@96x64 (default: tiny, small, base)")
     add_json(roofline)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from vae_edge.cli.arguments import listed, positive, seed, whole
+from vae_edge.cli.arguments import listed, positive, seed, size, whole
 
 DATA_HELP = (
     "digits (built in), a folder of images with one sub-folder a class, a folder of IDX files, an .npz file, "
@@ -61,7 +61,12 @@ def add_held_out(parser: argparse._ActionsContainer, after_training: bool = Fals
 
 def add_image_form(parser: argparse.ArgumentParser) -> None:
     """How files become images: size, channels, fit, the colour under transparency."""
-    parser.add_argument("--size", type=positive, help="resize images to this many pixels (28 to 64)")
+    parser.add_argument(
+        "--size",
+        type=size,
+        metavar="PIXELS",
+        help="resize images to a square of this side, or to HEIGHTxWIDTH such as 96x64; 28 to 224 pixels each way",
+    )
     parser.add_argument(
         "--channels",
         type=int,
@@ -72,8 +77,9 @@ def add_image_form(parser: argparse.ArgumentParser) -> None:
         "--fit",
         default="auto",
         choices=("auto", "pad", "foreground"),
-        help="how files become square, here and in all later steps; pad: the full picture, padded; foreground: cropped "
-        "to the drawing; auto (default): foreground where that hardly changes the pictures, else pad",
+        help="how files become images of one shape, a square or as --size says, here and in all later steps; pad: the "
+        "full picture, padded; foreground: cropped to the drawing; auto (default): foreground where that hardly changes"
+        " the pictures, else pad",
     )
     parser.add_argument(
         "--alpha-background",

@@ -25,7 +25,7 @@ from vae_edge.data.dataset import (
 )
 from vae_edge.errors import DataError
 from vae_edge.files import read_arrays
-from vae_edge.spec import MAX_CLASSES, MAX_INPUT_SIZE, MAX_NAME, MAX_TEXT_BYTES
+from vae_edge.spec import MAX_CLASSES, MAX_INPUT_SIZE, MAX_NAME, MAX_TEXT_BYTES, Size
 
 CLASSES_FILE = "classes.txt"
 """A text file beside IDX files with the class names, one a line."""
@@ -49,7 +49,7 @@ def is_idx_folder(folder: Path) -> bool:
     )
 
 
-def load_idx_folder(folder: Path, size: int | None = None, channels: int | None = None) -> Dataset:
+def load_idx_folder(folder: Path, size: Size | None = None, channels: int | None = None) -> Dataset:
     """Load `train-images-idx3-ubyte` and `t10k-images-idx3-ubyte` with their labels, each plain or .gz.
 
     Either split may be missing. `train-images.idx3-ubyte` is understood too. Class names come from `classes.txt` in the
@@ -68,7 +68,7 @@ def load_idx_folder(folder: Path, size: int | None = None, channels: int | None 
     return _load(folder.name, str(folder), found, size, channels)
 
 
-def load_idx_file(path: Path, size: int | None = None, channels: int | None = None) -> Dataset:
+def load_idx_file(path: Path, size: Size | None = None, channels: int | None = None) -> Dataset:
     """Load one images file and the labels file beside it: the test split if its name says so, else the train split.
 
     Raises:
@@ -136,7 +136,7 @@ def _parse(path: Path, stream: Any, ranks: tuple[int, ...], max_bytes: int) -> n
     return values.reshape(dims)
 
 
-def _load(name: str, source: str, paths: dict[str, Path], size: int | None, channels: int | None) -> Dataset:
+def _load(name: str, source: str, paths: dict[str, Path], size: Size | None, channels: int | None) -> Dataset:
     read = {role: _read_pair(path) for role, path in paths.items()}
     highest = max(int(labels.max(initial=0)) for _, labels, _ in read.values())
     classes = _class_names(next(iter(paths.values())).parent, source, highest)
@@ -191,7 +191,7 @@ _NAMES = {
 """For each split: the names of its images, of its labels, and of its angles."""
 
 
-def load_npz(path: Path, size: int | None = None, channels: int | None = None) -> Dataset:
+def load_npz(path: Path, size: Size | None = None, channels: int | None = None) -> Dataset:
     """Load an archive of arrays. Their names are compared without case.
 
     Images are uint8 [N, S, S] or [N, S, S, C]; labels are whole numbers or names, [N] or [N, 1]. Optional arrays are

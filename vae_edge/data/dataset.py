@@ -15,8 +15,16 @@ from PIL import Image
 from vae_edge.data.images import chunks, concatenate, select
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.listing import LeftOut
-from vae_edge.preprocess import InputSpec, resize_square, uint8_hint
-from vae_edge.spec import MAX_ARRAY_BYTES, MAX_NUMBERED_CLASSES, MAX_SIZE, MIN_SIZE
+from vae_edge.preprocess import InputSpec, fit_array, resize_image, uint8_hint
+from vae_edge.spec import (
+    MAX_ARRAY_BYTES,
+    MAX_NUMBERED_CLASSES,
+    MAX_SIZE,
+    MIN_SIZE,
+    Size,
+    height_and_width,
+    size_text,
+)
 
 UNLABELLED = ("unlabelled", "unlabeled")
 """Names of the folder, or of the array of an .npz, with images without labels. No class of a folder has this name."""
@@ -237,25 +245,30 @@ def max_read_bytes() -> int:
     return MAX_ARRAY_BYTES
 
 
-def check_options(size: int | None, channels: int | None) -> None:
+def check_options(size: Size | None, channels: int | None) -> None:
     """Refuse a size or a number of channels that no model takes (ConfigError)."""
-    if size is not None and not MIN_SIZE <= size <= MAX_SIZE:
-        raise ConfigError(f"Images are {MIN_SIZE} to {MAX_SIZE} pixels a side, but size {size} came.")
+    if size is not None and not _is_allowed(size):
+        raise ConfigError(f"Images are {MIN_SIZE} to {MAX_SIZE} pixels high and wide, but size {size_text(size)} came.")
     if channels not in (None, 1, 3):
         raise ConfigError(f"Images have 1 channel (grey) or 3 (colour), but {channels} came.")
 
 
-def validate_and_resize(images: np.ndarray, size: int | None, channels: int | None, source: str) -> np.ndarray:
+def _is_allowed(size: Size) -> bool:
+    return all(MIN_SIZE <= side <= MAX_SIZE for side in height_and_width(size))
+
+
+def validate_and_resize(images: np.ndarray, size: Size | None, channels: int | None, source: str) -> np.ndarray:
     """Check an array of images, and convert it to a size and a number of channels.
 
     Args:
-        images: uint8 [N, S, S] or [N, S, S, C].
-        size: the side of the result in pixels; None keeps theirs, which must be from 28 to 64.
+        images: uint8 [N, H, W] or [N, H, W, C].
+        size: of the result, in pixels: the side of a square, or (height, width). Images of another shape are padded
+            with their border's colour. None keeps their size, whose sides must be from 28 to 224.
         channels: 1, 3, or None to keep theirs.
         source: the array's name in messages.
 
     Returns:
-        uint8 [N, S, S, C].
+        uint8 [N, H, W, C].
 
     Raises:
         DataError: another dtype or shape, or a side that needs a `size`.
@@ -274,16 +287,14 @@ def validate_and_resize(images: np.ndarray, size: int | None, channels: int | No
     count, height, width, _ = images.shape
     if not count:
         raise DataError(f"{source}: there are no images.")
-    if height != width:
-        raise DataError(f"{source}: images are square, but these are {width}×{height}; pad or crop them first.")
-    if size is None and not MIN_SIZE <= height <= MAX_SIZE:
+    if size is None and not _is_allowed((height, width)):
         raise DataError(
-            f"{source}: images are {MIN_SIZE} to {MAX_SIZE} pixels a side, but these have {height}; "
-            "give the size to resize them to (--size, or size= in Python)."
+            f"{source}: images are {MIN_SIZE} to {MAX_SIZE} pixels high and wide, but these have "
+            f"{size_text((height, width))}; give the size to resize them to (--size, or size= in Python)."
         )
-    if not height:
+    if not height or not width:
         raise DataError(f"{source}: the images have no pixels.")
-    return with_channels(_resize_all(images, size or height), channels)
+    return with_channels(_resize_all(images, size or (height, width)), channels)
 
 
 def with_channels(images: np.ndarray, channels: int | None) -> np.ndarray:
@@ -296,12 +307,17 @@ def with_channels(images: np.ndarray, channels: int | None) -> np.ndarray:
     return (((images.astype(np.uint32) @ weights + 0x8000) >> 16).astype(np.uint8))[..., None]
 
 
-def _resize_all(images: np.ndarray, size: int) -> np.ndarray:
-    if images.shape[1] == size:
+def _resize_all(images: np.ndarray, size: Size) -> np.ndarray:
+    height, width = height_and_width(size)
+    if images.shape[1:3] == (height, width):
         return images
-    grey = images.shape[-1] == 1
-    result = np.empty((len(images), size, size, images.shape[-1]), dtype=np.uint8)
+    _, rows, columns, channels = images.shape
+    same_shape, grey = rows * width == columns * height, channels == 1
+    result = np.empty((len(images), height, width, channels), dtype=np.uint8)
     for index, image in enumerate(images):
-        pixels = np.asarray(resize_square(Image.fromarray(image[..., 0] if grey else image), size))
-        result[index] = pixels[..., None] if grey else pixels
+        if same_shape:
+            pixels = np.asarray(resize_image(Image.fromarray(image[..., 0] if grey else image), size))
+            result[index] = pixels.reshape(height, width, channels)
+        else:
+            result[index] = fit_array(image, size)
     return result

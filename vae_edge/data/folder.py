@@ -23,6 +23,7 @@ from vae_edge.data.prepare import Prepared, choose_and_prepare, prepare_files
 from vae_edge.errors import DataError
 from vae_edge.listing import BROKEN, FRAMES, NO_IMAGES, OUTSIDE, Listing, is_lost_image, why_none
 from vae_edge.preprocess import InputSpec
+from vae_edge.spec import Size
 from vae_edge.text import printable, system_name
 
 CONTACT_SHEET = "contact_sheet.png"
@@ -60,7 +61,7 @@ def is_image_folder(folder: Path) -> bool:
 
 def load_folder(
     folder: Path,
-    size: int | None = None,
+    size: Size | None = None,
     channels: int | None = None,
     fit: str = "auto",
     prepared_as: InputSpec | None = None,

@@ -36,6 +36,7 @@ from vae_edge.data.splits import align_classes
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.listing import BROKEN, MAX_FILES_LISTED, REASONS, Listing, summarize
 from vae_edge.preprocess import FIT, InputSpec, measure_input
+from vae_edge.spec import Size
 from vae_edge.text import printable, system_name
 from vae_edge.transparency import ALPHA_BACKGROUNDS
 
@@ -53,7 +54,7 @@ MAX_BROKEN_NAMED = 20  # broken images that are logged by name
 
 def load_dataset(
     spec: str | os.PathLike[str],
-    size: int | None = None,
+    size: Size | None = None,
     channels: int | None = None,
     fit: str = "auto",
     prepared_as: InputSpec | None = None,
@@ -69,11 +70,11 @@ def load_dataset(
         spec: `digits` (built in); a path to a folder of IDX files, an IDX images file, a folder of images with one
             sub-folder a class, or an `.npz`; or a name in the data root, the folder that the environment variable
             VAE_EDGE_DATA names.
-        size: the side in pixels (28 to 64) that images are resized to. None keeps the size of arrays, and chooses one
-            for image files (see `vae_edge.data.prepare`).
+        size: that images are resized to, in pixels (28 to 224): the side of a square, or (height, width). None keeps
+            the size of arrays, and chooses one for image files (see `vae_edge.data.prepare`).
         channels: 1 for grey, 3 for RGB. None keeps what is there.
-        fit: how image files become square: `pad` or `foreground` (`vae_edge.preprocess.prepare_image`), or `auto`,
-            which chooses.
+        fit: how image files become images of that shape: `pad` or `foreground` (`vae_edge.preprocess.prepare_image`),
+            or `auto`, which chooses.
         prepared_as: the input of a run or a bundle, in place of size, channels, fit and alpha_background: files are
             prepared exactly as its training files were.
         strict: whether anything left out of a folder is an error.
@@ -176,7 +177,7 @@ def _available_datasets(data_root: str) -> str:
 
 def _dispatch(
     path: Path,
-    size: int | None,
+    size: Size | None,
     channels: int | None,
     fit: str,
     prepared_as: InputSpec | None,
@@ -233,7 +234,7 @@ def _measure_input(dataset: Dataset, fit: str = "auto", alpha_background: str = 
     )
 
 
-def _resize_splits(dataset: Dataset, size: int | None, channels: int | None) -> Dataset:
+def _resize_splits(dataset: Dataset, size: Size | None, channels: int | None) -> Dataset:
     def resize(data: LabelledImages | None) -> LabelledImages | None:
         if data is None:
             return None
@@ -281,7 +282,7 @@ def _digits_file() -> Path:
 def open_data(
     data: str | os.PathLike[str] | Dataset,
     *,
-    size: int | None = None,
+    size: Size | None = None,
     channels: int | None = None,
     fit: str = "auto",
     prepared_as: InputSpec | None = None,

@@ -1,9 +1,10 @@
-"""Choose once, over all image files of a data set, how they become square images of one size; and decode them.
+"""Choose once, over all image files of a data set, how they become images of one size; and decode them.
 
 What the user does not set is chosen by these rules. Images without labels count like the others.
 
-- **Size**: images that are all square and of one size from 28 to 64 pixels keep it. Otherwise 28 pixels if no side is
-  longer than 32 pixels, else 64.
+- **Size**: images that are all square and of one size from 28 to 96 pixels keep it. Otherwise they become squares: of
+  28 pixels if no side is longer than 32 pixels; of 96 if at least half of the images have a side of 96 pixels or more;
+  else of 64. A network for 96 pixels computes no more than one for 64, since its first convolution halves the image.
 - **Channels**: one if all images are grey, even where they are stored as colour: no two channels of a pixel differ by
   more than `GREY_TOLERANCE`. Else three.
 - **Depth**: the values of 16-bit grey files have as many bits as the largest of them needs (8, 10, 12, 14 or 16).
@@ -44,7 +45,7 @@ from vae_edge.decoding import (
 from vae_edge.environment import available_cpus
 from vae_edge.errors import DataError
 from vae_edge.preprocess import InputSpec, measure_background, prepare_image
-from vae_edge.spec import MAX_SIZE, MIN_SIZE
+from vae_edge.spec import MIN_SIZE, Size, size_text
 from vae_edge.text import terminal
 from vae_edge.transparency import choose_alpha_background
 
@@ -55,6 +56,8 @@ GREY_TOLERANCE = 4
 qualities from 5 to 100)."""
 _MAX_SMALL_PX = 32
 """Longest side of images that become 28 pixels and not 64."""
+_MEDIUM_PX, _LARGE_PX = 64, 96
+"""Sides of the frames that larger images become; the second if at least half of the images are as large as that."""
 _MIN_CROPPED_FRACTION = 0.95
 """Fraction of the training images that cropping must hardly change, for files to be cropped."""
 _WINDOW = 1024
@@ -68,7 +71,7 @@ class Prepared:
     """Image files as images, and the settings that they were prepared with."""
 
     images: np.ndarray
-    """uint8 [M, S, S, C] of the files that decode, in the files' order: an array, or a view of a file if they are many
+    """uint8 [M, H, W, C] of the files that decode, in the files' order: an array, or a view of a file if they are many
     (`vae_edge.data.images`)."""
     input: InputSpec
     notes: tuple[str, ...] = ()
@@ -159,7 +162,7 @@ class _ImageFiles:
         return _thread_iterator(partial(_catch_data_error, function), files, what)
 
     def _new_writer(self, spec: InputSpec) -> ImageWriter:
-        shape = (spec.size, spec.size, spec.channels)
+        shape = spec.shape
         return self._exit.enter_context(ImageWriter(len(self.files), shape, self.cache.folder, self.cache.warn))
 
     def to_grey(self, spec: InputSpec, channel_ranges: np.ndarray) -> None:
@@ -211,7 +214,7 @@ def prepare_files(files: list[Path], spec: InputSpec, cache: bool = True) -> Pre
 
 def choose_and_prepare(
     files: list[Path],
-    size: int | None,
+    size: Size | None,
     channels: int | None,
     fit: str,
     training: np.ndarray | None = None,
@@ -224,7 +227,7 @@ def choose_and_prepare(
 
     Args:
         files: at least one.
-        size: the side in pixels, or None.
+        size: in pixels, or None.
         channels: 1, 3, or None.
         fit: `auto`, `pad` or `foreground`.
         training: bool [N], the files on which the fit and the colour under transparency are chosen; None: all.
@@ -255,7 +258,7 @@ def choose_and_prepare(
 def _choose(
     image_files: _ImageFiles,
     headers: dict[int, Header],
-    requested: tuple[int | None, int | None, str, str],
+    requested: tuple[Size | None, int | None, str, str],
     training: np.ndarray | None,
 ) -> Prepared | None:
     """One attempt. None if files were set aside during it, since they may have influenced the choice."""
@@ -279,9 +282,10 @@ def _choose(
     spec = _choose_fit(measured, spec, fit)
 
     colours = "grey" if spec.channels == 1 else "colour (RGB)"
-    how = "full pictures, padded to a square" if spec.fit == "pad" else "drawings, cropped to their foreground"
+    shape = "a square" if spec.height == spec.width else "this shape"
+    how = f"full pictures, padded to {shape}" if spec.fit == "pad" else "drawings, cropped to their foreground"
     was_requested = "" if fit == "auto" else ", as asked"
-    notes.insert(0, f"images are prepared as {colours}, {size}×{size}: {how} (fit {spec.fit}{was_requested})")
+    notes.insert(0, f"images are prepared as {colours}, {size_text(size)}: {how} (fit {spec.fit}{was_requested})")
     return image_files.prepared(spec, notes)
 
 
@@ -325,9 +329,12 @@ def _infer_size(headers: list[Header]) -> int:
     sizes = {header.size for header in headers}
     if len(sizes) == 1:
         width, height = next(iter(sizes))
-        if width == height and MIN_SIZE <= width <= MAX_SIZE:
+        if width == height and MIN_SIZE <= width <= _LARGE_PX:
             return width
-    return MIN_SIZE if max(max(pair) for pair in sizes) <= _MAX_SMALL_PX else MAX_SIZE
+    longer = [max(header.size) for header in headers]
+    if max(longer) <= _MAX_SMALL_PX:
+        return MIN_SIZE
+    return _LARGE_PX if 2 * sum(side >= _LARGE_PX for side in longer) >= len(longer) else _MEDIUM_PX
 
 
 def _choose_depth(image_files: _ImageFiles, headers: dict[int, Header]) -> tuple[int | None, list[str]]:

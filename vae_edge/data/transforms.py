@@ -78,9 +78,9 @@ def make_ood_images(
     """Synthetic out-of-distribution (OOD) images to test the anomaly score, as many as there are images given.
 
     Args:
-        images: in-distribution images, uint8 [N, S, S, C].
+        images: in-distribution images, uint8 [N, H, W, C].
         kind: one of `OOD_KINDS`: the brighter pixel of two images; the upper and the lower half exchanged, each
-            shifted by a quarter of the side; dark and bright exchanged; white capital letters on black in a plain
+            shifted by a quarter of the width; dark and bright exchanged; white capital letters on black in a plain
             font, rotated; uniform noise.
         seed: chooses pairs, letters, angles and noise.
         letters_rotation_deg: letters are rotated by up to this angle either way: 180 is any angle, 0 is upright.
@@ -95,8 +95,8 @@ def make_ood_images(
         order = rng.permutation(len(images))
         return np.maximum(images[order], images[np.roll(order, 1)])
     if kind == "shuffled quarters":
-        half = images.shape[1] // 2
-        return np.roll(images, (half, half // 2), axis=(1, 2))
+        height, width = images.shape[1:3]
+        return np.roll(images, (height // 2, width // 2 // 2), axis=(1, 2))
     if kind == "inverted":
         return 255 - images
     if kind == "drawn letters":
@@ -107,13 +107,13 @@ def make_ood_images(
 
 
 def _letters(shape: tuple[int, ...], rng: np.random.Generator, rotation_deg: float) -> NDArray[np.uint8]:
-    count, side, _, channels = shape
-    font = ImageFont.load_default(size=side * 0.75)
+    count, height, width, channels = shape
+    font = ImageFont.load_default(size=min(height, width) * 0.75)
     result = np.empty(shape, np.uint8)
     for index in range(count):
-        image = Image.new("L", (side, side))
+        image = Image.new("L", (width, height))
         letter = LETTERS[int(rng.integers(len(LETTERS)))]
-        ImageDraw.Draw(image).text((side / 2, side / 2), letter, fill=255, font=font, anchor="mm")
+        ImageDraw.Draw(image).text((width / 2, height / 2), letter, fill=255, font=font, anchor="mm")
         rotated = image.rotate(float(rng.uniform(-rotation_deg, rotation_deg)), Resampling.BILINEAR)
         result[index] = np.asarray(rotated)[..., None].repeat(channels, 2)
     return result
@@ -189,22 +189,22 @@ def _paint_sheet(images: np.ndarray, rows: list[np.ndarray], names: list[str], h
     """Paint the sheet: cells one pixel apart, each image enlarged by a whole factor."""
     font = ImageFont.load_default(size=_FONT_PX)
     names = [_shortened(name, font) for name in names]
-    _, side, _, channels = images.shape
-    zoom = -(-_MIN_CELL_PX // side)
-    step = side * zoom + 1
+    _, height, width, channels = images.shape
+    zoom = -(-_MIN_CELL_PX // min(height, width))
+    step, row_step = width * zoom + 1, height * zoom + 1
     left = int(max(font.getlength(name) for name in names)) + 2 * _MARGIN_PX
     top = _FONT_PX + _MARGIN_PX if heads else 1
-    size = (left + max(map(len, rows)) * step, top + len(rows) * step)
+    size = (left + max(map(len, rows)) * step, top + len(rows) * row_step)
     sheet = Image.new("L" if channels == 1 else "RGB", size, _BACKGROUND if channels == 1 else (_BACKGROUND,) * 3)
     pen = ImageDraw.Draw(sheet)
     text_colour = _FOREGROUND if channels == 1 else (_FOREGROUND,) * 3
     for y, (row, name) in enumerate(zip(rows, names, strict=True)):
-        pen.text((left - _MARGIN_PX, top + y * step + step / 2), name, fill=text_colour, font=font, anchor="rm")
+        pen.text((left - _MARGIN_PX, top + y * row_step + row_step / 2), name, fill=text_colour, font=font, anchor="rm")
         for x, index in enumerate(row):
             if index >= 0:
                 image = Image.fromarray(images[index, ..., 0] if channels == 1 else images[index])
-                large = image.resize((side * zoom, side * zoom), Image.Resampling.NEAREST)
-                sheet.paste(large, (left + x * step, top + y * step))
+                large = image.resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
+                sheet.paste(large, (left + x * step, top + y * row_step))
     for x, head in enumerate(heads):
         if x == 0 or head != heads[x - 1]:
             pen.text((left + x * step, top - 4), head, fill=text_colour, font=font, anchor="ls")

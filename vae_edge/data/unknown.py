@@ -52,7 +52,7 @@ def load_unknown(
         if dataset.unlabelled is not None:
             splits.append(dataset.unlabelled)
         name, images, inside = dataset.name, np.concatenate(splits), dataset.classes
-    expected = (prepared_as.size, prepared_as.size, prepared_as.channels)
+    expected = prepared_as.shape
     if images.shape[1:] != expected:
         raise DataError(f"{name}: unknown images are {list(images.shape[1:])}, but the model takes {list(expected)}.")
     known = {normal_form(each) for each in classes}

@@ -20,6 +20,7 @@ import numpy as np
 
 from vae_edge import files
 from vae_edge.errors import EngineError
+from vae_edge.spec import Size, as_size, height_and_width
 
 FORMATS = ("vae-edge-network-3", "vae-edge-network-2")
 """What the library reads. In the second, that of before, the digest leaves the header out."""
@@ -51,7 +52,9 @@ _NUMBERS = {
     "floats": (1, MAX_SCRATCH_BYTES // 4),
     **{f"{name}_bytes": (1, MAX_FILE_BYTES) for name in _BUFFERS},
 }
-"""Numbers of the description, each of which stands once, and their limits."""
+"""Numbers of the description, each of which stands once, and their limits. `side` is the height."""
+_OPTIONAL_NUMBERS = {"width": (1, MAX_SIDE)}
+"""Only where images are not square. A library that does not know it refuses the file."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class NetworkFile:
         precision: "fp16" or "int8".
         targets: architectures that it has machine code for, such as "sm_87".
         ctas_per_image: by architecture, how many CTAs work on an image where the file has machine code with several.
-        size, channels: of the images.
+        size, channels: of the images; the size as in `vae_edge.spec`.
         classes: names.
         threshold: a score up to it is accepted.
         has_angle: whether the network estimates the orientation.
@@ -80,7 +83,7 @@ class NetworkFile:
     precision: str
     targets: tuple[str, ...]
     ctas_per_image: Mapping[str, int]
-    size: int
+    size: Size
     channels: int
     classes: tuple[str, ...]
     threshold: float
@@ -98,7 +101,7 @@ class NetworkFile:
             "precision": self.precision,
             "targets": list(self.targets),
             "ctas_per_image": dict(self.ctas_per_image),
-            "image": [self.size, self.size, self.channels],
+            "image": [*height_and_width(self.size), self.channels],
             "classes": list(self.classes),
             "threshold": self.threshold,
             "has_angle": self.has_angle,
@@ -169,7 +172,7 @@ def _read(name: str, content: bytes) -> NetworkFile:
         precision=_PRECISIONS[tensors["weights"][0]],
         targets=tuple(f"sm_{number}" for number in sorted(single)),
         ctas_per_image={f"sm_{number}": multi_cta[number] for number in sorted(multi_cta)},
-        size=numbers["side"],
+        size=as_size(numbers["side"], numbers.get("width", numbers["side"])),
         channels=numbers["channels"],
         classes=classes,
         threshold=_threshold(numbers["threshold_bits"]),
@@ -227,7 +230,7 @@ def _description(text: str) -> tuple[dict[str, int], tuple[str, ...], dict[str, 
         key, equals, value = line.partition("=")
         if not equals:
             raise _Damaged(f"a line of its description is not key=value: {line[:40]!r}")
-        if key in _NUMBERS:
+        if key in _NUMBERS or key in _OPTIONAL_NUMBERS:
             _put(numbers, key, key, _number(key, value))
         elif match := _CLASS_LINE.fullmatch(key):
             if not 1 <= len(value.encode()) <= MAX_CLASS_NAME_BYTES:
@@ -252,7 +255,7 @@ def _put(values: dict[Any, Any], index: Any, key: str, value: Any) -> None:
 
 
 def _number(key: str, value: str) -> int:
-    low, high = _NUMBERS[key]
+    low, high = _NUMBERS[key] if key in _NUMBERS else _OPTIONAL_NUMBERS[key]
     if not re.fullmatch(r"[0-9]{1,10}", value) or not low <= int(value) <= high:
         raise _Damaged(f"{key!r} must be a number from {low} to {high}, and is {value[:40]!r}")
     return int(value)

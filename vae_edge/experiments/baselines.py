@@ -35,6 +35,7 @@ from vae_edge.errors import CheckpointError
 from vae_edge.exporting.onnx_file import OPSET, ClassifierGraph, set_metadata, strip, suppress_logs, to_onnx, to_pixels
 from vae_edge.model import AngleVAE, LossWeights, ModelConfig, compute_losses
 from vae_edge.model.network import Backbone
+from vae_edge.spec import Size, height_and_width
 from vae_edge.training.augment import augment
 from vae_edge.training.config import TrainConfig, warmup_cosine_lr
 from vae_edge.training.data import to_float
@@ -55,7 +56,7 @@ METADATA = {"role": "comparison"}  # of the ONNX files
 
 
 class PlainBackbone(Backbone):
-    """Our encoder's backbone without its feature output: image [N, C, S, S] to features [N, F]."""
+    """Our encoder's backbone without its feature output: image [N, C, H, W] to features [N, F]."""
 
     def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]
         """Features [N, F]."""
@@ -64,7 +65,7 @@ class PlainBackbone(Backbone):
 
 def mlp(config: ModelConfig) -> nn.Sequential:
     """Pixels, 256 hidden units, classes."""
-    pixels = config.channels * config.size**2
+    pixels = config.channels * config.height * config.width
     return nn.Sequential(
         nn.Flatten(), nn.Linear(pixels, MLP_HIDDEN), nn.ReLU(inplace=True), nn.Linear(MLP_HIDDEN, config.classes)
     )
@@ -105,8 +106,8 @@ def equal_compute_steps(steps: int, macs: float, baseline_macs: float) -> int:
 
 
 def _backbone(widths: tuple[int, ...], config: ModelConfig) -> PlainBackbone:
-    """Image [N, C, S, S] to features [N, widths[-1] · s · s], where s is the last resolution."""
-    return PlainBackbone(config.channels, widths, config.resolutions())
+    """Image [N, C, H, W] to features [N, widths[-1] · h · w], where h and w are the last resolution."""
+    return PlainBackbone(config, widths)
 
 
 def _widths_and_hidden(config: ModelConfig, step: int, parameters: int) -> tuple[tuple[int, ...], int]:
@@ -119,8 +120,7 @@ def _widths_and_hidden(config: ModelConfig, step: int, parameters: int) -> tuple
 
 def _features(widths: tuple[int, ...], config: ModelConfig) -> int:
     """The number of features that the backbone gives."""
-    resolutions = config.resolutions()
-    return widths[min(len(resolutions), len(widths)) - 1] * resolutions[-1] ** 2
+    return config.features(widths)
 
 
 # ------------------------------------------------------------------------------------------------------ training
@@ -139,7 +139,7 @@ def fit_network(
     fill: float,
     progress: Progress | None = None,
 ) -> nn.Module:
-    """Train a network from images float32 [N, C, S, S] to logits [N, K] by our own recipe, for a number of steps.
+    """Train a network from images float32 [N, C, H, W] to logits [N, K] by our own recipe, for a number of steps.
 
     The loop is not the trainer's: it has no VAE loss, no pseudo-labels, no other processes and no state on disk. Its
     random numbers are its own, so that records of earlier versions stay comparable.
@@ -290,7 +290,7 @@ class DecisionGraph(nn.Module):
         return self.network(pixels).softmax(1)
 
 
-def onnx_files(model: Any, size: int, channels: int) -> dict[str, bytes]:
+def onnx_files(model: Any, size: Size, channels: int) -> dict[str, bytes]:
     """The ONNX files of a trained model: `decision` has one output for each class; our model's `full` has all outputs.
 
     Raises:
@@ -306,7 +306,7 @@ def onnx_files(model: Any, size: int, channels: int) -> dict[str, bytes]:
     return files
 
 
-def estimator_onnx(estimator: Any, size: int, channels: int, metadata: Mapping[str, Any]) -> onnx.ModelProto:
+def estimator_onnx(estimator: Any, size: Size, channels: int, metadata: Mapping[str, Any]) -> onnx.ModelProto:
     """A scikit-learn classifier as a graph from uint8 images, by skl2onnx with a cast and a scaling before it.
 
     The output `probabilities` has one number for each class that the estimator was trained on: a probability, or the
@@ -314,7 +314,8 @@ def estimator_onnx(estimator: Any, size: int, channels: int, metadata: Mapping[s
     """
     from skl2onnx import to_onnx as convert
 
-    pixels = channels * size**2
+    height, width = height_and_width(size)
+    pixels = channels * height * width
     example = np.zeros((1, pixels), np.float32)
     options = {"zipmap": False, "raw_scores": not hasattr(estimator, "predict_proba")}
     with suppress_logs("skl2onnx"):
@@ -335,7 +336,7 @@ def estimator_onnx(estimator: Any, size: int, channels: int, metadata: Mapping[s
     del graph.node[:], graph.input[:], graph.output[:]
     classes = len(estimator.classes_)
     graph.node.extend(nodes)
-    graph.input.append(helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", size, size, channels]))
+    graph.input.append(helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", height, width, channels]))
     graph.output.append(helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, ["batch", classes]))
     strip(model)
     set_metadata(model, {**metadata, "labels": [int(label) for label in estimator.classes_]})
@@ -375,16 +376,16 @@ def inference_cost(network: nn.Module, image: Tensor) -> Cost:
     return Cost(parameters, counter.get_total_flops() // 2)
 
 
-def training_macs(network: nn.Module, loss: Callable[[nn.Module, Tensor], Tensor], size: int, channels: int) -> float:
+def training_macs(network: nn.Module, loss: Callable[[nn.Module, Tensor], Tensor], size: Size, channels: int) -> float:
     """Multiply-accumulates of a training step for one image: forward pass, and backward pass to all weights.
 
     Args:
         network: copied, so that the running statistics of its normalization stay as they are.
-        loss: the scalar loss of the network on images float32 [N, C, S, S]: `vae_loss` or `cross_entropy_loss`.
-        size: of the images, S.
+        loss: the scalar loss of the network on images float32 [N, C, H, W]: `vae_loss` or `cross_entropy_loss`.
+        size: of the images.
         channels: of the images, C.
     """
-    images = torch.zeros(COUNTED_BATCH, channels, size, size)
+    images = torch.zeros(COUNTED_BATCH, channels, *height_and_width(size))
     trained = copy.deepcopy(network).train()
     with FlopCounterMode(display=False) as counter:
         loss(trained, images).backward()
@@ -392,12 +393,12 @@ def training_macs(network: nn.Module, loss: Callable[[nn.Module, Tensor], Tensor
 
 
 def cross_entropy_loss(network: nn.Module, images: Tensor) -> Tensor:
-    """A baseline's loss on images [N, C, S, S], all labelled as class 0: the cost does not depend on the labels."""
+    """A baseline's loss on images [N, C, H, W], all labelled as class 0: the cost does not depend on the labels."""
     return F.cross_entropy(network(images), torch.zeros(len(images), dtype=torch.long, device=images.device))
 
 
 def vae_loss(model: nn.Module, images: Tensor) -> Tensor:
-    """The loss of our model on images [N, C, S, S], all labelled as class 0 and upright."""
+    """The loss of our model on images [N, C, H, W], all labelled as class 0 and upright."""
     assert isinstance(model, AngleVAE)
     labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
     angles = torch.zeros(len(images), device=images.device) if model.config.orientation else None
@@ -410,7 +411,7 @@ def loss_of(network: nn.Module) -> Callable[[nn.Module, Tensor], Tensor]:
 
 
 class LogitsOnly(nn.Module):
-    """The part of our model that the class depends on: images float32 [N, C, S, S] to logits [N, K]."""
+    """The part of our model that the class depends on: images float32 [N, C, H, W] to logits [N, K]."""
 
     def __init__(self, model: AngleVAE) -> None:
         super().__init__()

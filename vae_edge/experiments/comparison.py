@@ -514,7 +514,7 @@ def _probe_network(setup: ExperimentSetup, trial: Trial) -> Callable[[int, int],
     network = AngleVAE(config) if trial.model in VAES else setup.network(trial.model, 0)
     settings = setup.training_config(trial, round((1 - THRESHOLD_FRACTION) * len(setup.splits(trial.seed)[0])))
     device = baselines.training_device()
-    images = torch.zeros(settings.batch or 1, config.channels, config.size, config.size, device=device)
+    images = torch.zeros(settings.batch or 1, config.channels, config.height, config.width, device=device)
     bf16 = settings.bf16 if settings.bf16 is not None else fast_bf16(device)
     longer = setup.angle_vae_macs / setup.training_macs(network) if trial.model == CONTROL else 1.0
 

@@ -112,7 +112,7 @@ def evaluate_network(
     found = network_probabilities(trained.model, test.images)
     logits = np.log(np.maximum(found, np.finfo(np.float32).tiny))
     shape = config.model
-    cost = inference_cost(trained.model, torch.zeros(1, shape.channels, shape.size, shape.size))
+    cost = inference_cost(trained.model, torch.zeros(1, shape.channels, shape.height, shape.width))
     figures: dict[str, Any] = {
         "n": len(test),
         "accuracy": float((found.argmax(1) == test.labels).mean()),
@@ -137,7 +137,7 @@ def summary(
 def inference_costs(model: AngleVAE) -> dict[str, dict[str, int]]:
     """Parameters and multiply-accumulates for one image: of the exported graph, and of what the class depends on."""
     config = model.config
-    image = torch.zeros(1, config.size, config.size, config.channels, dtype=torch.uint8)
+    image = torch.zeros(1, config.height, config.width, config.channels, dtype=torch.uint8)
     full = inference_cost(ClassifierGraph(model), image)
     decision = inference_cost(LogitsOnly(model), image.permute(0, 3, 1, 2).float())
     return {"full": vars(full), "decision": vars(decision)}

@@ -207,7 +207,7 @@ def train_control(
     """
     config, settings, kept = images.config.model, images.config.training, images.splits.train
     ours = AngleVAE(config)
-    pixels = torch.zeros(1, config.channels, config.size, config.size)
+    pixels = torch.zeros(1, config.channels, config.height, config.width)
     parameters = inference_cost(LogitsOnly(ours), pixels).parameters
     torch.manual_seed(settings.seed)
     network = baselines.cnn_of_size(config, parameters)

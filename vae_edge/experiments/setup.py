@@ -190,8 +190,8 @@ class ExperimentSetup:
 
     def model_config(self, orientation: bool = True) -> ModelConfig:
         """The configuration of our model on these images, with or without an angle encoder."""
-        _, size, _, channels = self.train.images.shape
-        shape = {"classes": len(self.dataset.classes), "size": size, "channels": channels}
+        _, height, width, channels = self.train.images.shape
+        shape = {"classes": len(self.dataset.classes), "size": (height, width), "channels": channels}
         return create_config(self.config.preset, **shape, orientation=orientation, fill=self.fill / 255)
 
     def network(self, model: str, seed: int) -> nn.Module:
@@ -207,12 +207,12 @@ class ExperimentSetup:
         """What the class of one image costs, from float32 pixels to logits; counted once for each model."""
         config = self.model_config()
         decision = LogitsOnly(network) if isinstance(network, AngleVAE) else network
-        return self._cost(model, decision, torch.zeros(1, config.channels, config.size, config.size))
+        return self._cost(model, decision, torch.zeros(1, config.channels, config.height, config.width))
 
     def graph_cost(self, model: str, graph: nn.Module) -> Cost:
         """What all outputs of the exported graph cost for one image, from uint8 pixels; counted once for each model."""
         config = self.model_config()
-        image = torch.zeros(1, config.size, config.size, config.channels, dtype=torch.uint8)
+        image = torch.zeros(1, config.height, config.width, config.channels, dtype=torch.uint8)
         return self._cost(f"{model}, full graph", graph, image)
 
     def _cost(self, name: str, network: nn.Module, image: torch.Tensor) -> Cost:

@@ -261,10 +261,10 @@ def quantize_bundle(
 
 
 def _check_fit(images: LabelledImages, bundle: Bundle) -> None:
-    size, channels = bundle.input.size, bundle.input.channels
-    if images.images.shape[1:] != (size, size, channels):
+    if images.images.shape[1:] != bundle.input.shape:
         raise ExportError(
-            f"the images are {'×'.join(map(str, images.images.shape[1:]))}, the model takes {size}×{size}×{channels}"
+            f"the images are {'×'.join(map(str, images.images.shape[1:]))}, "
+            f"the model takes {'×'.join(map(str, bundle.input.shape))} (height × width × channels)"
         )
     if tuple(images.classes) != bundle.classes:
         raise ExportError(

@@ -381,9 +381,7 @@ def _tensor(constants: Mapping[str, onnx.TensorProto], name: str) -> torch.Tenso
     return torch.tensor(numpy_helper.to_array(constants[name]).astype(np.float32))
 
 
-def _config(
-    layers: Mapping[str, LayerParams], image: InputSpec
-) -> tuple[ModelConfig, tuple[int, int, int, int] | None]:
+def _config(layers: Mapping[str, LayerParams], image: InputSpec) -> tuple[ModelConfig, tuple[int, int, int] | None]:
     """The shape of the network from its layers' weights; the decoder as `make_layout` takes it, None without one."""
 
     def shape(name: str) -> tuple[int, ...]:
@@ -394,15 +392,16 @@ def _config(
     rotated = "orientation.angle_bins" in layers
     unused = ModelConfig()  # shapes of an orientation encoder that is not there
     try:
-        sides = len(ModelConfig(size=image.size).resolutions())
+        levels, stem = len(ModelConfig(size=image.size).resolutions()), ModelConfig(size=image.size).feature_layer() - 2
         config = ModelConfig(
             "of a file",
             classes=shape("classifier.2")[0],
             size=image.size,
             channels=image.channels,
             orientation=rotated,
-            orientation_widths=_widths(layers, "orientation.backbone.layers", sides) or unused.orientation_widths,
-            widths=_widths(layers, "encoder.layers", sides),
+            orientation_widths=_widths(layers, "orientation.backbone.layers", levels, stem)
+            or unused.orientation_widths,
+            widths=_widths(layers, "encoder.layers", levels, stem),
             latent=shape("mu")[0],
             hidden=shape("classifier.0")[0],
             angle_bins=shape("orientation.angle_bins")[0] if rotated else unused.angle_bins,
@@ -415,14 +414,18 @@ def _config(
         return config, None
     middle, width = shape("decoder.middle.0")[:2]
     block = max(1, round((shape("decoder.last")[0] // config.channels) ** 0.5))
-    return config, (-(-config.size // block), width, middle, block)
+    return config, (width, middle, block)
 
 
-def _widths(layers: Mapping[str, LayerParams], prefix: str, levels: int) -> tuple[int, ...]:
-    """Channels of a backbone by level: two convolutions a level after the first, then one where the width stays."""
+def _widths(layers: Mapping[str, LayerParams], prefix: str, levels: int, stem: int) -> tuple[int, ...]:
+    """Channels of a backbone by level: two convolutions a level after the first, then one where the width stays.
+
+    `stem` is how many convolutions come before those of the levels.
+    """
     outputs: list[int] = []
     while f"{prefix}.{len(outputs)}.0" in layers:
         outputs.append(int(layers[f"{prefix}.{len(outputs)}.0"].weight.shape[0]))
+    outputs = outputs[stem:]
     count = len(outputs) - levels + 1  # of the widths
     return (outputs[0], *outputs[1 : 2 * count - 2 : 2]) if outputs else ()
 

@@ -25,7 +25,14 @@ from vae_edge.errors import ExportError
 from vae_edge.files import parse_json
 from vae_edge.model import AngleVAE
 from vae_edge.ops.rotate import rotate
-from vae_edge.spec import ANGLE_OUTPUTS, CLASSIFIER_OUTPUTS, UNCERTAINTY_OUTPUTS, output_name
+from vae_edge.spec import (
+    ANGLE_OUTPUTS,
+    CLASSIFIER_OUTPUTS,
+    UNCERTAINTY_OUTPUTS,
+    Size,
+    height_and_width,
+    output_name,
+)
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -66,7 +73,7 @@ class ClassifierGraph(nn.Module):
         if self.score_mode == "fast":
             score = rejection.score_without_reconstruction(features, logits)
         else:
-            score = rejection(output.upright, output.reconstruction, features, logits)
+            score = rejection(output.target, output.reconstruction, features, logits)
         orientation, uncertainty = output.orientation, output.orientation.uncertainty
         if uncertainty is None:
             return probabilities, orientation.sin, score
@@ -91,7 +98,7 @@ class ReconstructionGraph(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """The reconstruction, as bytes."""
         output = self.model(to_pixels(image))
-        decoded = output.reconstruction
+        decoded = self.model.enlarge(output.reconstruction)
         if self.model.orientation is not None:
             decoded = rotate(decoded, output.orientation.cos, output.orientation.sin, self.model.config.fill)
         return (decoded * 255.0).round().clamp(0.0, 255.0).permute(0, 2, 3, 1).to(torch.uint8)
@@ -101,9 +108,9 @@ class ReconstructionGraph(nn.Module):
 
 
 def to_onnx(
-    graph: nn.Module, size: int, channels: int, outputs: Sequence[str], metadata: Mapping[str, Any]
+    graph: nn.Module, size: Size, channels: int, outputs: Sequence[str], metadata: Mapping[str, Any]
 ) -> onnx.ModelProto:
-    """Trace `graph` with an input `image` uint8 [batch, size, size, channels] into a model of opset 20.
+    """Trace `graph` with an input `image` uint8 [batch, height, width, channels] into a model of opset 20.
 
     Args:
         outputs: the names of the graph's outputs.
@@ -112,7 +119,7 @@ def to_onnx(
     Raises:
         ExportError: the exporter fails, or the model does not pass ONNX's own checker.
     """
-    example = torch.zeros(2, size, size, channels, dtype=torch.uint8)
+    example = torch.zeros(2, *height_and_width(size), channels, dtype=torch.uint8)
     batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
     try:
         with suppress_logs("torch.onnx"):

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
+from onnx.reference.ops.op_average_pool import AveragePool_19
 
 from vae_edge.errors import ExportError
 from vae_edge.exporting.onnx_file import run_inner
@@ -346,6 +347,23 @@ def _operators(noise: Noise | None) -> list[type[OpRun]]:
             )
             return (finish(sampled.numpy(), x.dtype),)
 
+    class AveragePool(AveragePool_19):
+        """Without padding by PyTorch: `onnx` goes pixel by pixel in Python."""
+
+        op_domain = ""
+
+        def _run(self, x: Array, **given: Any) -> tuple[Array]:
+            kernel, padded = given.get("kernel_shape"), any(given.get("pads") or ())
+            if (
+                padded
+                or given.get("ceil_mode")
+                or not set(given.get("dilations") or ()) <= {1}
+                or len(kernel or ()) != 2
+            ):
+                return super()._run(x, **given)
+            pooled = F.avg_pool2d(_float64(x), list(kernel or ()), list(given.get("strides") or (1, 1)))
+            return (finish(pooled.numpy(), x.dtype),)
+
     class QuantizeLinear(OpRun):
         """To int8 or uint8 with one scale, rounding after noise."""
 
@@ -357,7 +375,7 @@ def _operators(noise: Noise | None) -> list[type[OpRun]]:
             steps = x / scale + rng.uniform(-noise.rounding, noise.rounding, x.shape)
             return (np.clip(np.rint(steps) + zero.astype(np.float64), limits.min, limits.max).astype(zero.dtype),)
 
-    operators: list[type[OpRun]] = [Conv, Gemm, MatMul, GridSample]
+    operators: list[type[OpRun]] = [Conv, Gemm, MatMul, GridSample, AveragePool]
     return [*operators, QuantizeLinear] if noise is not None and noise.rounding else operators
 
 

@@ -23,12 +23,10 @@ def evaluate(classifier: Classifier, held_out: HeldOut, bundle: Bundle) -> dict[
         DataError: the images or labels are not the model's.
     """
     spec = bundle.input
-    if held_out.images.shape[1:] != (spec.size, spec.size, spec.channels) or held_out.labels.max() >= len(
-        bundle.classes
-    ):
+    if held_out.images.shape[1:] != spec.shape or held_out.labels.max() >= len(bundle.classes):
         raise DataError(
             f"The kit's images are {list(held_out.images.shape)} with labels up to {held_out.labels.max()}, but the "
-            f"model takes [N, {spec.size}, {spec.size}, {spec.channels}] and has {len(bundle.classes)} classes."
+            f"model takes [N, {', '.join(map(str, spec.shape))}] and has {len(bundle.classes)} classes."
         )
     parts = [
         classifier(held_out.images[start : start + BATCH], color="rgb") for start in range(0, len(held_out), BATCH)

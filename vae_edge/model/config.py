@@ -8,9 +8,24 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from vae_edge.errors import ConfigError
-from vae_edge.spec import MAX_ANGLE_BINS, MAX_BLOCKS, MAX_CLASSES, MAX_HIDDEN, MAX_SIZE, MAX_WIDTH, MIN_SIZE
+from vae_edge.spec import (
+    MAX_ANGLE_BINS,
+    MAX_BLOCKS,
+    MAX_CLASSES,
+    MAX_HIDDEN,
+    MAX_SIZE,
+    MAX_WIDTH,
+    MIN_SIZE,
+    Size,
+    as_size,
+    height_and_width,
+    size_text,
+)
 
 MIN_ANGLE_BINS = 12  # with fewer bins there is no room for a second angle outside the best one's window
+
+MAX_TRUNK_PIXELS = 64 * 64  # of a feature map behind the stem
+MAX_DECODED_PIXELS = 32 * 32  # of a decoder whose cells become 4×4 pixels, not 8×8
 
 SCHEMA_1_MODEL = {"pose": "orientation", "pose_widths": "orientation_widths", "window": "circular_mask"}
 """Fields of `ModelConfig` in files of schema 1, and what they are called now."""
@@ -23,23 +38,24 @@ class ModelConfig:
     Attributes:
         preset: the preset that the other numbers began as.
         classes: number of classes.
-        size: side of the square images, in pixels.
+        size: of the images in pixels: the side of a square, or (height, width).
         channels: 1 (grey) or 3 (colour).
         orientation: whether there is an orientation encoder. A network for upright images has none.
         orientation_widths: channels of the orientation encoder, as `widths`.
-        widths: channels at full, half and quarter resolution. Further halvings, down to 4 pixels or fewer, keep the
-            last width.
+        widths: channels of the trunk at full, half and quarter resolution, and so on. Further halvings, down to 4
+            pixels or fewer, keep the last width. For images of more than 64×64 pixels the stem halves once or twice
+            before that (`stem_halvings`).
         latent: size of the code.
         hidden: hidden units of the classifier.
         angle_bins: bins of the angle, around the whole circle.
         fill: padding value, 0 to 1, for what lies outside the frame of a rotated image.
-        circular_mask: set the pixels outside the inscribed circle to `fill`. The corners of a photograph then do not
-            matter, nor what rotation brings into them.
+        circular_mask: set the pixels outside the circle inscribed in the shorter side to `fill`. The corners of a
+            photograph then do not matter, nor what rotation brings into them.
     """
 
     preset: str = "small"
     classes: int = 10
-    size: int = 28
+    size: Size = 28
     channels: int = 1
     orientation: bool = True
     orientation_widths: tuple[int, ...] = (16, 32, 48)
@@ -51,9 +67,13 @@ class ModelConfig:
     circular_mask: bool = False
 
     def __post_init__(self) -> None:
-        if not MIN_SIZE <= self.size <= MAX_SIZE:
+        if not isinstance(self.size, int):
+            if len(self.size) != 2:
+                raise ConfigError(f"image size {self.size}: expected the side of a square, or height and width")
+            object.__setattr__(self, "size", as_size(*self.size))
+        if not all(MIN_SIZE <= side <= MAX_SIZE for side in height_and_width(self.size)):
             raise ConfigError(
-                f"image size {self.size} is out of range: square images of {MIN_SIZE} to {MAX_SIZE} pixels"
+                f"image size {size_text(self.size)} is out of range: {MIN_SIZE} to {MAX_SIZE} pixels high and wide"
             )
         if self.channels not in (1, 3):
             raise ConfigError(f"{self.channels} image channels: expected 1 (grey) or 3 (colour)")
@@ -74,17 +94,81 @@ class ModelConfig:
         if not MIN_ANGLE_BINS <= self.angle_bins <= MAX_ANGLE_BINS:
             raise ConfigError(f"{self.angle_bins} angle bins: expected {MIN_ANGLE_BINS} to {MAX_ANGLE_BINS}")
 
-    def resolutions(self) -> list[int]:
-        """Sides of the feature maps, halved (rounded up) from the image's side down to at most 4: 28, 14, 7, 4."""
-        sides = [self.size]
-        while sides[-1] > 4:
-            sides.append((sides[-1] + 1) // 2)
-        return sides
+    @property
+    def height(self) -> int:
+        """Of the images, in pixels."""
+        return height_and_width(self.size)[0]
+
+    @property
+    def width(self) -> int:
+        """Of the images, in pixels."""
+        return height_and_width(self.size)[1]
+
+    @property
+    def stem_halvings(self) -> int:
+        """How often the stem halves an image before the trunk: 0 up to 64×64 pixels, 1 up to 128×128, else 2.
+
+        The trunk so works on at most 64×64 pixels, and the decoder makes an image of that size.
+        """
+        return next(k for k in (0, 1, 2) if k == 2 or self.height * self.width <= 4**k * MAX_TRUNK_PIXELS)
+
+    @property
+    def decoded_size(self) -> tuple[int, int]:
+        """Height and width of the decoder's image: the image's, halved as the stem does."""
+        return _halved((self.height, self.width), self.stem_halvings)
+
+    @property
+    def decoder_block(self) -> int:
+        """Pixels of the decoder's image that a cell of its grid becomes, each way."""
+        height, width = self.decoded_size
+        return 4 if height * width <= MAX_DECODED_PIXELS else 8
+
+    @property
+    def decoder_grid(self) -> tuple[int, int]:
+        """Rows and columns of the decoder's grid."""
+        height, width = self.decoded_size
+        return -(-height // self.decoder_block), -(-width // self.decoder_block)
+
+    def resolutions(self) -> list[tuple[int, int]]:
+        """Heights and widths of the trunk's feature maps, halved (rounded up) until both are at most 4.
+
+        28, 14, 7, 4 for an image of 28×28; 48, 24, 12, 6, 3 for one of 96×96.
+        """
+        sizes = [self.decoded_size]
+        while max(sizes[-1]) > 4:
+            sizes.append(_halved(sizes[-1], 1))
+        return sizes
+
+    def convolutions(self, widths: tuple[int, ...]) -> list[tuple[int, int]]:
+        """The 3×3 convolutions of a backbone in order, each (output channels, stride).
+
+        The stem, one convolution at the trunk's full resolution (two for the largest images). Then for each further
+        resolution one that halves, and a second one while the channels still grow by level.
+        """
+        layers = [(widths[0], 2 if self.stem_halvings else 1)]
+        layers += [(widths[0], 2)] * (self.stem_halvings - 1)
+        for level in range(1, len(self.resolutions())):
+            width = widths[min(level, len(widths) - 1)]
+            layers += [(width, 2), (width, 1)] if level < len(widths) else [(width, 2)]
+        return layers
+
+    def feature_layer(self) -> int:
+        """Index of the convolution whose feature maps the anomaly score averages: the last at half the trunk's size."""
+        return 2 + max(0, self.stem_halvings - 1)
+
+    def features(self, widths: tuple[int, ...]) -> int:
+        """Numbers that a backbone gives for an image: channels, rows and columns of its last feature maps."""
+        rows, columns = self.resolutions()[-1]
+        return self.convolutions(widths)[-1][0] * rows * columns
 
     @classmethod
     def from_dict(cls, values: Any) -> ModelConfig:
         """Read the configuration that a checkpoint of schema 1 or 2 stored. Anything else is a ConfigError."""
         return cls(**checked_fields(cls, rename_keys(values, SCHEMA_1_MODEL), "model configuration"))
+
+
+def _halved(size: tuple[int, int], times: int) -> tuple[int, int]:
+    return -(-size[0] // 2**times), -(-size[1] // 2**times)
 
 
 def rename_keys(values: Any, names: Mapping[str, str]) -> Any:
@@ -134,11 +218,22 @@ PRESETS: dict[str, ModelConfig] = {
     "tiny": ModelConfig("tiny", orientation_widths=(16, 16, 16), widths=(16, 16, 16), latent=16, hidden=32),
     "small": ModelConfig("small"),
     "base": ModelConfig("base", orientation_widths=(32, 64, 96), widths=(32, 64, 128), latent=32, hidden=128),
+    "large": ModelConfig("large", orientation_widths=(48, 96, 144), widths=(48, 96, 192), latent=48, hidden=192),
 }
+
+LARGE_IMAGE_WIDTHS = {
+    "tiny": ((16, 16, 32, 32), (16, 16, 32, 32)),
+    "small": ((16, 32, 64, 96), (16, 32, 64, 96)),
+    "base": ((32, 64, 96, 128), (32, 64, 128, 192)),
+    "large": ((48, 96, 144, 192), (48, 96, 192, 256)),
+}
+"""`orientation_widths` and `widths` of the presets for images with a stem that halves: four levels, not three."""
 
 
 def create_config(preset: str, **overrides: Any) -> ModelConfig:
     """Take a preset and override some of its numbers, as in `create_config("small", classes=26, size=32)`.
+
+    For images of more than 64×64 pixels the preset has the channels of `LARGE_IMAGE_WIDTHS`.
 
     Raises:
         ConfigError: for an unknown preset, an unknown name or a value out of range.
@@ -148,4 +243,8 @@ def create_config(preset: str, **overrides: Any) -> ModelConfig:
     unknown = set(overrides) - {field.name for field in fields(ModelConfig)}
     if unknown:
         raise ConfigError(f"unknown model option {', '.join(sorted(unknown))}")
-    return replace(PRESETS[preset], **overrides)
+    config = replace(PRESETS[preset], **overrides)
+    if not config.stem_halvings:
+        return config
+    orientation, encoder = LARGE_IMAGE_WIDTHS[preset]
+    return replace(config, **{"orientation_widths": orientation, "widths": encoder, **overrides})

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from vae_edge_kernels.layout import FEATURE_LAYER, NMS_BINS, WINDOW_BINS, NetworkLayout
+from vae_edge_kernels.layout import NMS_BINS, WINDOW_BINS, NetworkLayout
 
 from vae_edge.errors import ConfigError
 from vae_edge.model.config import ModelConfig, create_config
@@ -23,6 +23,7 @@ from vae_edge.model.score import AnomalyScore
 from vae_edge.ops.packing import ScoreMode, network_layout
 from vae_edge.ops.reparameterize import reparameterize
 from vae_edge.ops.rotate import circular_mask, rotate
+from vae_edge.spec import parse_size
 
 MIN_DECODER_WIDTH = 48  # input channels of the decoder's last layer, at least
 ANGLE_NOISE_DEG = 4.0  # std of the noise added to the angle in training, so that the encoder tolerates small errors
@@ -56,7 +57,7 @@ def conv_bn_relu(in_channels: int, out_channels: int, stride: int = 1) -> nn.Seq
 
 
 def channels_last(image: Tensor) -> Tensor:
-    """The same values [N, C, S, S] in channels-last memory format.
+    """The same values [N, C, H, W] in channels-last memory format.
 
     PyTorch takes an image of one channel for channels-first, and so the outputs of its convolutions. Every later
     gradient is then converted on its way back, which costs a quarter of a training step. Explicit strides avoid it.
@@ -68,32 +69,29 @@ def channels_last(image: Tensor) -> Tensor:
 
 
 class Backbone(nn.Module):
-    """Convolutions: image [N, channels, S, S] to features [N, widths[-1] · s · s], s = sides[-1].
+    """The convolutions of `ModelConfig.convolutions`: image [N, channels, H, W] to features [N, widths[-1] · h · w].
 
-    In training the image goes in with its channels last.
+    h and w are the last resolution, at most 4 pixels. In training the image goes in with its channels last.
     """
 
-    def __init__(self, channels: int, widths: tuple[int, ...], sides: list[int]) -> None:
+    def __init__(self, config: ModelConfig, widths: tuple[int, ...]) -> None:
         super().__init__()
-        layers = [conv_bn_relu(channels, widths[0])]
-        width = widths[0]
-        for level in range(1, len(sides)):
-            wider = widths[min(level, len(widths) - 1)]
-            layers.append(conv_bn_relu(width, wider, stride=2))
-            if level < len(widths):
-                layers.append(conv_bn_relu(wider, wider))
-            width = wider
+        channels, layers = config.channels, []
+        for width, stride in config.convolutions(widths):
+            layers.append(conv_bn_relu(channels, width, stride))
+            channels = width
         self.layers = nn.ModuleList(layers)
-        self.features = width * sides[-1] ** 2
+        self.features = config.features(widths)
+        self.feature_layer = config.feature_layer()
         self.map_channels = widths[1]
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [N, F], and the feature maps [N, widths[1], S/2, S/2] of layer `FEATURE_LAYER`, for the score."""
+        """Features [N, F], and the feature maps [N, widths[1], h, w] of the feature layer, for the score."""
         x = channels_last(image) if self.training else image
         maps = x
         for index, layer in enumerate(self.layers):
             x = layer(x)
-            if index == FEATURE_LAYER:
+            if index == self.feature_layer:
                 maps = x
         return x.flatten(1), maps
 
@@ -125,7 +123,7 @@ class OrientationEncoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.backbone = Backbone(config.channels, config.orientation_widths, config.resolutions())
+        self.backbone = Backbone(config, config.orientation_widths)
         self.classifier = nn.Linear(self.backbone.features, config.classes)
         self.angle_bins = nn.Linear(self.backbone.features, config.angle_bins)
         count = config.angle_bins
@@ -140,7 +138,7 @@ class OrientationEncoder(nn.Module):
         self.register_buffer("bin_axes", bin_axes, persistent=False)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Image [N, C, S, S] to class logits [N, classes], bin logits [N, bins] and the backbone's feature maps."""
+        """Image [N, C, H, W] to class logits [N, classes], bin logits [N, bins] and the backbone's feature maps."""
         features, maps = self.backbone(image)
         return self.classifier(features), self.angle_bins(features), maps
 
@@ -166,8 +164,9 @@ class OrientationEncoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Code [N, latent] and class weights [N, K] to the logits of an upright image [N, C, S, S].
+    """Code [N, latent] and class weights [N, K] to the logits of an upright image [N, C, h, w].
 
+    The image is as large as the stem leaves it (`ModelConfig.decoded_size`): smaller than the input above 64×64 pixels.
     A convolution on a coarse grid. Each cell of the grid becomes a block of 4×4 pixels (8×8 for images over 32 pixels)
     by a sub-pixel convolution (Shi et al. 2016). Layers are few and small, since the anomaly score runs them at
     inference.
@@ -175,20 +174,19 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.size, self.block = config.size, 4 if config.size <= 32 else 8
-        self.grid = -(-config.size // self.block)
+        self.size, self.grid, self.block = config.decoded_size, config.decoder_grid, config.decoder_block
         self.width = config.widths[0]
-        self.first = nn.Linear(config.latent + config.classes, self.width * self.grid**2)
+        self.first = nn.Linear(config.latent + config.classes, self.width * math.prod(self.grid))
         width = max(config.widths[-1], MIN_DECODER_WIDTH)
         self.middle = conv_bn_relu(self.width, width)
         self.last = nn.Conv2d(width, config.channels * self.block**2, 1)
 
     def forward(self, code: Tensor, class_weights: Tensor) -> Tensor:
-        """Code [N, latent] and class weights [N, K] to logits of pixels [N, C, S, S]."""
+        """Code [N, latent] and class weights [N, K] to logits of pixels [N, C, h, w]."""
         x = F.relu(self.first(torch.cat([code, class_weights], 1)))
-        x = x.reshape(-1, self.width, self.grid, self.grid)
+        x = x.reshape(-1, self.width, *self.grid)
         x = self.last(self.middle(channels_last(x) if self.training else x))
-        return F.pixel_shuffle(x, self.block)[:, :, : self.size, : self.size]
+        return F.pixel_shuffle(x, self.block)[:, :, : self.size[0], : self.size[1]]
 
 
 @dataclass
@@ -201,7 +199,7 @@ class Orientation:
         logits: class logits of the orientation encoder [N, K].
         bin_logits: logits of the angle bins [N, bins].
         uncertainty: how certain θ is.
-        maps: feature maps [N, W, S/2, S/2], for the score.
+        maps: feature maps [N, W, h, w], for the score.
 
     All but cos and sin are None without an orientation encoder.
     """
@@ -223,8 +221,9 @@ class Output:
         mu: mean of the code's posterior [N, Z].
         logvar: its log-variance [N, Z].
         kl: KL divergence from the standard normal [N]; None at inference.
-        upright: the derotated image [N, C, S, S].
-        reconstruction: decoder's image [N, C, S, S] in [0, 1]; its logits in training.
+        upright: the derotated image [N, C, H, W].
+        target: what the reconstruction is compared with: the derotated image at the decoder's size, [N, C, h, w].
+        reconstruction: decoder's image [N, C, h, w] in [0, 1]; its logits in training.
         orientation: the angle, and what comes with it.
         features: input of the anomaly score [N, F]; None in training.
     """
@@ -234,13 +233,14 @@ class Output:
     logvar: Tensor
     kl: Tensor | None
     upright: Tensor
+    target: Tensor
     reconstruction: Tensor
     orientation: Orientation
     features: Tensor | None
 
 
 class AngleVAE(nn.Module):
-    """Orientation, derotated image, posterior of the code, classes, decoder. Images are float [N, C, S, S] in [0, 1].
+    """Orientation, derotated image, posterior of the code, classes, decoder. Images are float [N, C, H, W] in [0, 1].
 
     Angles are radians, counter-clockwise as displayed; upright is 0. No gradient flows through the rotation.
 
@@ -255,7 +255,7 @@ class AngleVAE(nn.Module):
         super().__init__()
         self.config = config
         self.orientation = OrientationEncoder(config) if config.orientation else None
-        self.encoder = Backbone(config.channels, config.widths, config.resolutions())
+        self.encoder = Backbone(config, config.widths)
         self.mu = nn.Linear(self.encoder.features, config.latent)
         self.logvar = nn.Linear(self.encoder.features, config.latent)
         self.classifier = nn.Sequential(
@@ -282,8 +282,33 @@ class AngleVAE(nn.Module):
             return image
         return image * self.mask + self.config.fill * (1.0 - self.mask)
 
+    def reduce(self, image: Tensor) -> Tensor:
+        """Images [N, C, H, W] at the decoder's size [N, C, h, w]: means of squares of pixels.
+
+        A last row or column that does not fill its square counts repeatedly.
+        """
+        factor = 2**self.config.stem_halvings
+        if factor == 1:
+            return image
+        below, beside = -self.config.height % factor, -self.config.width % factor
+        if below or beside:
+            image = F.pad(image, (0, beside, 0, below), mode="replicate")
+        return F.avg_pool2d(image, factor)
+
+    def enlarge(self, decoded: Tensor) -> Tensor:
+        """The decoder's images [N, C, h, w], in [0, 1], at the size of the input [N, C, H, W]: bilinear."""
+        factor = 2**self.config.stem_halvings
+        if factor == 1:
+            return decoded
+        larger = F.interpolate(decoded, scale_factor=factor, mode="bilinear", align_corners=False)
+        return larger[:, :, : self.config.height, : self.config.width]
+
+    def decode(self, code: Tensor, class_weights: Tensor) -> Tensor:
+        """Codes [N, latent] and class weights [N, K] to upright images [N, C, H, W] in [0, 1]."""
+        return self.enlarge(self.decoder(code, class_weights).sigmoid())
+
     def predict_angle(self, image: Tensor) -> Orientation:
-        """Predict which way up images [N, C, S, S] are. Without an orientation encoder they count as upright."""
+        """Predict which way up images [N, C, H, W] are. Without an orientation encoder they count as upright."""
         if self.orientation is None:
             zero = image.flatten(1).sum(1) * 0.0  # of the batch's size in an exported graph
             return Orientation(zero + 1.0, zero)
@@ -295,7 +320,7 @@ class AngleVAE(nn.Module):
         """Deterministic pass of inference: the code is mu, the decoder's class weights are the softmax of the logits.
 
         Args:
-            image: float [N, C, S, S].
+            image: float [N, C, H, W].
         """
         orientation, upright, encoded, maps = self._encode(image)
         mu, logvar = self.mu(encoded), self.logvar(encoded)
@@ -307,7 +332,8 @@ class AngleVAE(nn.Module):
         if orientation.maps is not None and orientation.uncertainty is not None:
             uncertainty = (1.001 - orientation.uncertainty.confidence).log()
             features = [orientation.maps.mean((2, 3)), *features, uncertainty[:, None]]
-        return Output(logits, mu, logvar, None, upright, reconstruction, orientation, torch.cat(features, 1))
+        target, joined = self.reduce(upright), torch.cat(features, 1)
+        return Output(logits, mu, logvar, None, upright, target, reconstruction, orientation, joined)
 
     def classify(self, image: Tensor) -> Tensor:
         """The logits [N, K] of `forward` alone."""
@@ -334,7 +360,7 @@ class AngleVAE(nn.Module):
         """Forward pass of training: the code is sampled from the posterior, the decoder gets the labels.
 
         Args:
-            image: float [N, C, S, S].
+            image: float [N, C, H, W].
             classes: labels int64 [N], or class weights float [N, K].
             seed: seed of the code's noise.
             offset: offset of the first image's first number in the noise's stream; or (images, offset) of each
@@ -360,7 +386,7 @@ class AngleVAE(nn.Module):
 
         weights = classes if classes.is_floating_point() else F.one_hot(classes, self.config.classes)
         reconstruction = self.decoder(code, weights.to(code.dtype))
-        return Output(logits, mu, logvar, kl, upright, reconstruction, orientation, None)
+        return Output(logits, mu, logvar, kl, upright, self.reduce(upright), reconstruction, orientation, None)
 
     @staticmethod
     def fuse_logits(code_logits: Tensor, orientation_logits: Tensor | None) -> Tensor:
@@ -436,9 +462,10 @@ def compute_losses(
 ) -> dict[str, Tensor]:
     """The terms of the loss of one batch, means over images in nats, and their weighted sum, `total`.
 
-    The reconstruction is the Bernoulli negative log-likelihood of the upright image under the decoder's logits, minus
-    the image's own entropy (a perfect copy costs 0), scaled to 28×28 pixels of one channel. So the balance of the
-    terms does not depend on the image's size. The orientation encoder's own class logits are trained at half weight.
+    The reconstruction is the Bernoulli negative log-likelihood of the upright image, at the decoder's size, under the
+    decoder's logits, minus the image's own entropy (a perfect copy costs 0), scaled to 28×28 pixels of one channel. So
+    the balance of the terms does not depend on the image's size. The orientation encoder's own class logits are trained
+    at half weight.
 
     Args:
         output: of `AngleVAE.forward_train`.
@@ -447,7 +474,7 @@ def compute_losses(
         weights: of the terms.
         sample_weight: weight [N] of each image's label; None: 1 each.
     """
-    target = output.upright.float()
+    target = output.target.float()
     pixels = target[0].numel()
     entropy = -(torch.xlogy(target, target) + torch.xlogy(1 - target, 1 - target)).sum()
     likelihood = F.binary_cross_entropy_with_logits(output.reconstruction.float(), target, reduction="sum")
@@ -475,10 +502,21 @@ def compute_losses(
 def layout_for_preset(name: str, score: ScoreMode = "full", int8: bool = False) -> NetworkLayout:
     """The layout of a preset, its anomaly score with as many clusters as training may find.
 
+    Args:
+        name: a preset, for grey images of 28×28 pixels; or PRESET@SIZE, such as `small@224` or `small@96x64`, for
+            colour images of that size.
+        score: mode of the anomaly score.
+        int8: whether weights and activations are int8 instead of float16.
+
     Raises:
-        ConfigError: the preset is unknown.
+        ConfigError: the preset is unknown, or the size is none or out of range.
     """
-    model = AngleVAE(create_config(name))
+    preset, at, size_of_images = name.partition("@")
+    try:
+        overrides = {"size": parse_size(size_of_images), "channels": 3} if at else {}
+    except ValueError as error:
+        raise ConfigError(f"network {name}: {error}") from None
+    model = AngleVAE(create_config(preset, **overrides))
     size = model.score.components
     model.score.cluster_whitening = torch.zeros((model.config.classes * model.score.max_clusters(), size, size))
     return network_layout(model, score, int8)

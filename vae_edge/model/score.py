@@ -27,7 +27,7 @@ CHUNK = 1000  # images scored at a time while fitting
 
 
 def reconstruction_error(upright: Tensor, reconstruction: Tensor) -> Tensor:
-    """Squared error [N, 1] of images [N, C, S, S] over their own variance.
+    """Squared error [N, 1] of images [N, C, h, w], at the decoder's size, over their own variance.
 
     Contrast is bounded from below, since an even image has no variance.
     """
@@ -93,7 +93,10 @@ class AnomalyScore(nn.Module):
         self.register_buffer("scale", torch.ones(len(self.terms)))
 
     def forward(self, upright: Tensor, reconstruction: Tensor, features: Tensor, logits: Tensor) -> Tensor:
-        """Full score [N] of images [N, C, S, S] in [0, 1], reconstructions, features [N, F] and logits [N, K]."""
+        """Full score [N] of images [N, C, h, w] in [0, 1], reconstructions, features [N, F] and logits [N, K].
+
+        Images and reconstructions are of the decoder's size.
+        """
         return self.combine(self.raw_terms(reconstruction_error(upright, reconstruction), features, logits))
 
     def score_without_reconstruction(self, features: Tensor, logits: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from vae_edge_kernels.layout import NMS_BINS, WINDOW_BINS, Fc, LinearLayout, NetworkLayout, from_json, padded
+from vae_edge_kernels.layout import NMS_BINS, WINDOW_BINS, Fc, LinearLayout, NetworkLayout, from_json, padded, reduced
 
 from vae_edge.errors import KernelError
 from vae_edge.ops.conv import fma, quantize_int8
@@ -287,8 +287,8 @@ class _ReconstructionError(NamedTuple):
     """The full anomaly score, float32 [N], from the decoder's output.
 
     Fields:
-        decoded: logits [N, G, G, C · block²].
-        upright: the derotated image [N, S, S, C].
+        decoded: logits [N, rows, columns, C · block²].
+        upright: the derotated image at the decoder's size [N, H, W, C].
         score: float32 [N, 2], as `content_head` gives it.
         weight: float32 [1], of the reconstruction term.
         block: pixels that a cell of the grid becomes in either direction.
@@ -302,10 +302,10 @@ class _ReconstructionError(NamedTuple):
 
     def check(self) -> None:
         operator, floats = "reconstruction_error", (torch.float32, torch.float16)
-        check_tensor(operator, "upright", self.upright, "N S S C", floats, self.decoded)
-        n, side, _, channels = self.upright.shape
-        grid = -(-side // self.block)
-        shape = (n, grid, grid, channels * self.block * self.block)
+        check_tensor(operator, "upright", self.upright, "N H W C", floats, self.decoded)
+        n, height, width, channels = self.upright.shape
+        rows, columns = reduced((height, width), self.block)
+        shape = (n, rows, columns, channels * self.block * self.block)
         check_tensor(operator, "decoded", self.decoded, "N G G P", floats, self.decoded, shape)
         check_tensor(operator, "score", self.score, "N S", FLOAT32, self.decoded, (n, 2))
         check_tensor(operator, "weight", self.weight, "M", FLOAT32, self.decoded, (1,))
@@ -315,9 +315,9 @@ class _ReconstructionError(NamedTuple):
         return self.score.new_empty(self.score.shape[0])
 
     def reference(self) -> Tensor:
-        side = self.upright.shape[1]
+        height, width = self.upright.shape[1:3]
         shuffled = F.pixel_shuffle(self.decoded.float().permute(0, 3, 1, 2), self.block)
-        pixels = shuffled[:, :, :side, :side].sigmoid().permute(0, 2, 3, 1).flatten(1)
+        pixels = shuffled[:, :, :height, :width].sigmoid().permute(0, 2, 3, 1).flatten(1)
         upright = self.upright.float().flatten(1)
 
         error = (upright - pixels).square().sum(1)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from vae_edge_kernels.layout import MAX_CTAS_PER_IMAGE, ConvLayout, Fc, NetworkLayout, to_json
 
@@ -45,7 +46,7 @@ MAX_ONE_LAUNCH = 1024  # images; beyond, one launch a layer is faster
 class FusedModel(nn.Module):
     """The function of the exported graph on the toolkit's operators: Triton kernels on CUDA, references on a CPU.
 
-    `forward` takes uint8 [N, S, S, C] and gives float32 probabilities [N, K], angle [N] in radians, score [N], and
+    `forward` takes uint8 [N, H, W, C] and gives float32 probabilities [N, K], angle [N] in radians, score [N], and
     angle uncertainty [N, 3]: angle confidence, second angle, second angle probability.
     """
 
@@ -138,7 +139,7 @@ class _Network(NamedTuple):
     """Images to answers.
 
     Fields:
-        image: uint8 [N, S, S, C].
+        image: uint8 [N, H, W, C].
         weights, params, whitening: as `vae_edge.ops.packing.pack` makes them.
         layout: JSON of their `NetworkLayout`.
         ctas_per_image: programs that work on one image on CUDA, a power of two; fewer where the GPU has fewer
@@ -161,8 +162,8 @@ class _Network(NamedTuple):
             raise KernelError(
                 f"{operator} expects ctas_per_image as a power of two up to {MAX_CTAS_PER_IMAGE}; got {ctas}."
             )
-        shape = (None, net.side, net.side, net.channels)
-        check_tensor(operator, "image", self.image, "N S S C", (torch.uint8,), self.image, shape)
+        shape = (None, net.height, net.width, net.channels)
+        check_tensor(operator, "image", self.image, "N H W C", (torch.uint8,), self.image, shape)
         check_buffers(operator, net, self.weights, self.params, self.image)
         check_whitening(operator, net, self.whitening, self.image)
         return net
@@ -255,8 +256,22 @@ def forward_layerwise(
     score = partial_score[:, 0].clone()
     if not net.score.fast:
         weight = params[net.score.terms : net.score.terms + 1]
-        score = reconstruction_error(layers.decode(code), upright, partial_score, weight, net.block)
+        score = reconstruction_error(
+            layers.decode(code), reduce_image(upright, net.reduction), partial_score, weight, net.block
+        )
     return probabilities, orientation[:, 2].clone(), score, orientation[:, UNCERTAINTY].clone()
+
+
+def reduce_image(image: Tensor, factor: int) -> Tensor:
+    """Images float [N, H, W, C] reduced by a whole factor: float32 means of squares of pixels [N, h, w, C].
+
+    A last row or column that does not fill its square counts repeatedly.
+    """
+    if factor == 1:
+        return image
+    below, beside = -image.shape[1] % factor, -image.shape[2] % factor
+    channels_first = F.pad(image.float().permute(0, 3, 1, 2), (0, beside, 0, below), mode="replicate")
+    return F.avg_pool2d(channels_first, factor).permute(0, 2, 3, 1).contiguous()
 
 
 class _Layers:
@@ -273,7 +288,7 @@ class _Layers:
         return float(self.params_on_cpu[offset])
 
     def backbone(self, x: Tensor, scale: float, first: int, count: int, input_scale: int) -> tuple[Tensor, Tensor]:
-        """`count` convolutions from layer `first` on: pixels [N, S, S, C] to features [N, F], and the average pool of
+        """`count` convolutions from layer `first` on: pixels [N, H, W, C] to features [N, F], and the average pool of
         the feature layer [N, W].
 
         `scale` is the pixels' factor, `input_scale` the offset of the first layer's int8 scale.
@@ -308,9 +323,9 @@ class _Layers:
         return conv_int8(x, weight, self._scale(layer), bias, None, layer.stride, padding, layer.relu, dtype=dtype)
 
     def decode(self, code: Tensor) -> Tensor:
-        """Code [N, Z + K] to the decoder's logits [N, G, G, P]."""
+        """Code [N, Z + K] to the decoder's logits [N, rows, columns, P]."""
         net = self.net
-        x = self._decoder_fc(code).reshape(code.shape[0], net.grid, net.grid, net.decoder_width)
+        x = self._decoder_fc(code).reshape(code.shape[0], net.grid_height, net.grid_width, net.decoder_width)
         x = self.conv_layer(net.layers[-2], x)
         return self.conv_layer(net.layers[-1], x, torch.float32)
 

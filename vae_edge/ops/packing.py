@@ -117,17 +117,17 @@ def network_layout(model: Any, score: ScoreMode = "full", int8: bool = False) ->
         model.config,
         components=model.score.components,
         clusters=len(model.score.cluster_whitening),
-        decoder=None if score == "fast" else (decoder.grid, decoder.width, decoder.last.in_channels, decoder.block),
+        decoder=None if score == "fast" else (decoder.width, decoder.last.in_channels, decoder.block),
         int8=int8,
     )
 
 
 def config_layout(
-    config: Any, *, components: int, clusters: int, decoder: tuple[int, int, int, int] | None, int8: bool
+    config: Any, *, components: int, clusters: int, decoder: tuple[int, int, int] | None, int8: bool
 ) -> NetworkLayout:
     """The layout of a network whose shape a `vae_edge.model.ModelConfig` says; other arguments as `make_layout`."""
     return make_layout(
-        sides=config.resolutions(),
+        size=(config.height, config.width),
         channels=config.channels,
         classes=config.classes,
         bins=config.angle_bins if config.orientation else 0,
@@ -135,11 +135,13 @@ def config_layout(
         hidden=config.hidden,
         fill=config.fill,
         circular_mask=config.circular_mask and config.orientation,
-        orientation_widths=config.orientation_widths,
-        widths=config.widths,
+        orientation=config.convolutions(config.orientation_widths),
+        encoder=config.convolutions(config.widths),
+        feature_layer=config.feature_layer(),
         components=components,
         clusters=clusters,
         decoder=decoder,
+        reduction=2**config.stem_halvings,
         int8=int8,
     )
 
@@ -284,11 +286,16 @@ class _Packer:
         PyTorch flattens the last feature maps as [C, h, w]; the kernels have them as [h, w, C].
         """
         layout = self.layout
-        side = layout.layers[layout.orientation_layers + layout.encoder_layers - 1].out_side
+        last = layout.layers[layout.orientation_layers + layout.encoder_layers - 1]
         for index, names in ((Fc.ORIENTATION, ["orientation.classifier", "orientation.angle_bins"]), (Fc.MU, ["mu"])):
             layer = layout.linears[index]
             if layer is not None:
-                order = torch.arange(layer.in_features).reshape(-1, side, side).permute(1, 2, 0).reshape(-1)
+                order = (
+                    torch.arange(layer.in_features)
+                    .reshape(-1, last.out_height, last.out_width)
+                    .permute(1, 2, 0)
+                    .reshape(-1)
+                )
                 self.linear(layer, [self.named(name) for name in names], order)
         for index, name in ((Fc.CLASSIFIER_HIDDEN, "classifier.0"), (Fc.CLASSIFIER_LOGITS, "classifier.2")):
             layer = layout.linears[index]
@@ -301,11 +308,11 @@ class _Packer:
             self.write(layout.bin_axes, torch.cat([centres.cos(), centres.sin()]))
 
     def decoder(self) -> None:
-        """The decoder, whose first layer's output is a grid [grid, grid, width]."""
+        """The decoder, whose first layer's output is a grid [grid_height, grid_width, width]."""
         layout = self.layout
         layer, found = layout.linears[Fc.DECODER], self.named("decoder.first")
         assert layer is not None
-        order = torch.arange(layer.out_features).reshape(layout.decoder_width, layout.grid**2).T.reshape(-1)
+        order = torch.arange(layer.out_features).reshape(layout.decoder_width, layout.cells).T.reshape(-1)
         scale = None if found.scale is None else found.scale[order]
         reordered = LayerParams(found.weight[order], found.bias[order], scale, found.input_scale)
         self.linear(layer, [reordered], output_scale=self.input_scale_of("decoder.middle.0"))

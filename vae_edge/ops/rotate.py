@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vae_edge.errors import KernelError
 from vae_edge.ops.registration import check_tensor, kernel_module, register_operator
+from vae_edge.spec import Size, height_and_width
 
 INPUT_DTYPES = (torch.uint8, torch.float16, torch.float32)
 OUTPUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.int8)
@@ -29,39 +30,47 @@ def rotate(images: Tensor, cos: Tensor, sin: Tensor, fill: float = 0.0) -> Tenso
     arithmetic, then GridSample.
 
     Args:
-        images: float [N, C, S, S], square.
+        images: float [N, C, H, W]. The rotation is one of pixels, whatever the shape of the frame.
         cos, sin: float [N], of each angle. With (cos, −sin) the image is derotated.
         fill: the value that comes in from outside the frame.
 
     Returns:
-        float [N, C, S, S], of the images' dtype.
+        float [N, C, H, W], of the images' dtype.
     """
     # y points down. A counter-clockwise rotation takes the point (x, y) to (x cos + y sin, −x sin + y cos);
     # the grid asks the inverse: where does the output's (x, y) come from?
-    side = images.shape[-1]
-    line = (torch.arange(side, device=images.device, dtype=images.dtype) * 2 + 1) / side - 1
-    y, x = torch.meshgrid(line, line, indexing="ij")
-    points = torch.stack((x.reshape(-1), y.reshape(-1)), dim=1)  # [S·S, 2], a constant of the exported graph
-    rotations = torch.stack((cos, sin, -sin, cos), dim=1).reshape(-1, 2, 2).to(images.dtype)
-    grid = torch.matmul(points, rotations).reshape(-1, side, side, 2)
+    # Points count in halves of the width, as the grid's x does. Its y counts in halves of the height.
+    height, width = images.shape[-2:]
+    across, down = (
+        (torch.arange(side, device=images.device, dtype=images.dtype) * 2 + 1) / side - 1 for side in (width, height)
+    )
+    stretch = width / height
+    if height != width:
+        down = down / stretch
+    y, x = torch.meshgrid(down, across, indexing="ij")
+    points = torch.stack((x.reshape(-1), y.reshape(-1)), dim=1)  # [H·W, 2], a constant of the exported graph
+    y_factors = (sin, cos) if height == width else (sin * stretch, cos * stretch)
+    rotations = torch.stack((cos, y_factors[0], -sin, y_factors[1]), dim=1).reshape(-1, 2, 2).to(images.dtype)
+    grid = torch.matmul(points, rotations).reshape(-1, height, width, 2)
     return grid_sample_fill(images, grid, fill)
 
 
 def grid_sample_fill(images: Tensor, grid: Tensor, fill: float = 0.0) -> Tensor:
-    """Images float [N, C, S, S] at the points of grid [N, S, S, 2] in [−1, 1]: bilinear, `fill` outside the frame."""
+    """Images float [N, C, H, W] at the points of grid [N, H, W, 2] in [−1, 1]: bilinear, `fill` outside the frame."""
     if fill == 0.0:
         return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return F.grid_sample(images - fill, grid, mode="bilinear", padding_mode="zeros", align_corners=False) + fill
 
 
-def circular_mask(side: int) -> Tensor:
-    """[S, S]: 1 inside the circle inscribed in the frame, 0 outside, falling over the last pixel of its radius.
+def circular_mask(size: Size) -> Tensor:
+    """[H, W]: 1 inside the circle inscribed in the shorter side, 0 outside, falling over the last pixel of its radius.
 
-    A pixel of any weight is at least partly within half the frame of the centre. So what a rotation brings in from
+    A pixel of any weight is at least partly within half that side of the centre. So what a rotation brings in from
     outside the frame stays, but for a trace in that last pixel, where the weight is 0.
     """
-    line = torch.arange(side) + 0.5 - side / 2
-    return (side / 2 - torch.hypot(line[:, None], line[None, :])).clamp(0.0, 1.0)
+    height, width = height_and_width(size)
+    down, across = (torch.arange(side) + 0.5 - side / 2 for side in (height, width))
+    return (min(height, width) / 2 - torch.hypot(down[:, None], across[None, :])).clamp(0.0, 1.0)
 
 
 def rotate_pixels(
@@ -78,7 +87,7 @@ def rotate_pixels(
     """Scale, rotate and cast images in one pass.
 
     Args:
-        x: [N, S, S, C], uint8, float16 or float32.
+        x: [N, H, W, C], uint8, float16 or float32.
         cos, sin: float32 [N], of the angles, counter-clockwise as displayed. With (cos, −sin) it is derotated.
         scale: factor of x: 1/255 for bytes.
         fill: the value, after `scale`, that comes in from outside the frame.
@@ -88,7 +97,7 @@ def rotate_pixels(
         input_scale: int8 scale with which x is fake-quantized before rotation; 0 disables it.
 
     Returns:
-        [N, S, S, C].
+        [N, H, W, C].
 
     Raises:
         KernelError: the tensors do not fit together; it names the argument.
@@ -109,9 +118,8 @@ class _RotatePixels(NamedTuple):
 
     def check(self) -> None:
         x, operator = self.x, "rotate_pixels"
-        side = x.shape[1] if x.dim() == 4 else None
-        check_tensor(operator, "x", x, "N S S C", INPUT_DTYPES, x, (None, None, side, None))
-        if x.shape[1] * x.shape[3] > MAX_ROW_ELEMENTS or x.shape[1] ** 2 * x.shape[3] > MAX_ELEMENTS:
+        check_tensor(operator, "x", x, "N H W C", INPUT_DTYPES, x)
+        if x.shape[2] * x.shape[3] > MAX_ROW_ELEMENTS or x.shape[1:].numel() > MAX_ELEMENTS:
             raise KernelError(
                 f"{operator} expects images of at most {MAX_ROW_ELEMENTS:,} elements in a row and {MAX_ELEMENTS:,} in "
                 f"all; got {list(x.shape)}."
@@ -128,7 +136,7 @@ class _RotatePixels(NamedTuple):
     def reference(self) -> Tensor:
         images = self.x.float().permute(0, 3, 1, 2) * self.scale
         if self.masked:
-            mask = circular_mask(self.x.shape[1]).to(images)
+            mask = circular_mask((self.x.shape[1], self.x.shape[2])).to(images)
             images = images * mask + self.fill * (1.0 - mask)
         if self.input_scale > 0:
             scale = torch.tensor(self.input_scale, dtype=torch.float32)

@@ -378,12 +378,12 @@ def generated(images: Mapping[str, NDArray[np.uint8] | None], angles_deg: Sequen
 
 
 def _mosaic(axes: Any, images: NDArray[np.uint8]) -> None:
-    """Images uint8 [R, T, S, S, C] in a table whose cell (r, t) is centred on the point (t, r)."""
-    rows, steps, side, _, channels = images.shape
-    edge = max(1, side // 28)
-    wide = np.full((rows, steps, side + edge, side + edge, channels), 255, np.uint8)
-    wide[:, :, :side, :side] = images
-    table = wide.transpose(0, 2, 1, 3, 4).reshape(rows * (side + edge), steps * (side + edge), channels)
+    """Images uint8 [R, T, H, W, C] in a table whose cell (r, t) is centred on the point (t, r)."""
+    rows, steps, height, width, channels = images.shape
+    edge = max(1, height // 28)
+    wide = np.full((rows, steps, height + edge, width + edge, channels), 255, np.uint8)
+    wide[:, :, :height, :width] = images
+    table = wide.transpose(0, 2, 1, 3, 4).reshape(rows * (height + edge), steps * (width + edge), channels)
     axes.imshow(
         table[..., 0] if channels == 1 else table,
         cmap="gray",

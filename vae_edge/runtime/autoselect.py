@@ -241,8 +241,7 @@ def _open(bundle: Bundle, found: Sequence[Candidate], options: LoadOptions) -> d
 
 def _benchmark(opened: dict[Candidate, OpenedModel], bundle: Bundle, batch: int) -> dict[str, float]:
     """Median microseconds of a batch by name of the candidate. One that fails is closed and removed from `opened`."""
-    size, channels = bundle.input.size, bundle.input.channels
-    images = np.random.default_rng(0).integers(0, 256, (batch, size, size, channels), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (batch, *bundle.input.shape), dtype=np.uint8)
     first_ns: dict[Candidate, int] = {}
     for candidate, model in list(opened.items()):
         try:

@@ -327,9 +327,7 @@ class Classifier:
         size = min(batch, MAX_BATCH)
         session = self._models[autoselect.bucket_of(batch, self._models)].session
         session.warm_up(size)
-        image = np.random.default_rng(0).integers(
-            0, 256, (size, self.input.size, self.input.size, self.input.channels), dtype=np.uint8
-        )
+        image = np.random.default_rng(0).integers(0, 256, (size, *self.input.shape), dtype=np.uint8)
         for _ in range(3):
             session.infer(image)
 
@@ -367,10 +365,10 @@ class Classifier:
 
     def __repr__(self) -> str:
         """Name, backend, precision, threads, input and number of classes."""
-        s, several = self.input, "" if self._only is not None else f" (large batches: {' '.join(self.choices[64])})"
+        several = "" if self._only is not None else f" (large batches: {' '.join(self.choices[64])})"
         return (
             f"<Classifier {self.bundle.name!r}: {self.backend}, {self.precision}{several}, threads={self.threads}, "
-            f"image uint8 [N, {s.size}, {s.size}, {s.channels}], {len(self.classes)} classes"
+            f"image uint8 [N, {', '.join(map(str, self.input.shape))}], {len(self.classes)} classes"
             f"{', closed' if self._closed else ''}>"
         )
 
@@ -471,8 +469,7 @@ class Classifier:
             raise BackendError(f"The classifier of {self.bundle.path} was closed: load the bundle again.")
 
     def _info_of_arrays(self, count: int) -> list[PreprocessInfo]:
-        size = self.input.size
-        one = np.zeros((1, size, size, self.input.channels), np.uint8)  # all images of an array have the same
+        one = np.zeros((1, *self.input.shape), np.uint8)  # all images of an array have the same
         return to_batch(one, self.input)[1] * count
 
 

@@ -76,13 +76,18 @@ class NativeBackend:
         try:
             info = NetworkInfo()
             _check(self._library, self._library.ve_network_get_info(handle, ctypes.byref(info)))
+            height = width = ctypes.c_int(info.side)
+            if not info.side:
+                height, width = ctypes.c_int(), ctypes.c_int()
+                found = self._library.ve_network_get_size(handle, ctypes.byref(height), ctypes.byref(width))
+                _check(self._library, found)
             self.classes = tuple(info.class_names[k].decode() for k in range(info.classes))  # verified to be UTF-8
         finally:
             self._handles.give_back(handle)
 
         self.version = str(self._library.ve_version().decode())
         self.threshold = float(info.threshold)
-        self._image = (info.side, info.side, info.channels)
+        self._image = (height.value, width.value, info.channels)
         self._has_angle = bool(info.has_angle)
         self.inputs = (TensorInfo("image", ["batch", *self._image], "tensor(uint8)"),)
         names = (*CLASSIFIER_OUTPUTS, *(UNCERTAINTY_OUTPUTS if self._has_angle else ()))
@@ -114,7 +119,7 @@ class NativeBackend:
             )
 
     def infer(self, image: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Run uint8 [N, S, S, C]. The arrays, in the order of `outputs`, are valid until this thread's next call."""
+        """Run uint8 [N, H, W, C]. The arrays, in the order of `outputs`, are valid until this thread's next call."""
         if image.dtype != np.uint8 or image.shape[1:] != self._image:  # the library would read beyond its end
             raise ValueError(f"images should be uint8 [N, {self._image}], and are {image.dtype} {list(image.shape)}")
         contiguous: NDArray[Any] = image if image.flags.c_contiguous else np.ascontiguousarray(image)

@@ -18,7 +18,7 @@ ABI_VERSION = 1
 
 
 class NetworkInfo(ctypes.Structure):
-    """ve_network_info of vae_edge.h."""
+    """ve_network_info of vae_edge.h. `side` is 0 where images are not square."""
 
     _fields_ = (
         ("side", ctypes.c_int),
@@ -76,6 +76,11 @@ def load_library() -> ctypes.CDLL:
         library.ve_network_get_info.argtypes = (handle, ctypes.POINTER(NetworkInfo))
         library.ve_classify_ex.argtypes = (handle, handle, ctypes.c_size_t, *4 * (handle,))
         library.ve_close.argtypes = (handle,)
+        if hasattr(
+            library, "ve_network_get_size"
+        ):  # not in libraries of before, which refuse images that are no square
+            library.ve_network_get_size.argtypes = (handle, *2 * (ctypes.POINTER(ctypes.c_int),))
+            library.ve_network_get_size.restype = status
         for name in ("ve_open", "ve_network_get_info", "ve_classify_ex", "ve_close"):
             getattr(library, name).restype = status
     except AttributeError as error:

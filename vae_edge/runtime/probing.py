@@ -250,10 +250,10 @@ def _expected(bundle: Bundle, probes: Probes, entry: ModelEntry) -> tuple[np.nda
         BundleError: if the images are not what the model takes.
     """
     spec = bundle.input
-    if probes.images.shape[1:] != (spec.size, spec.size, spec.channels):
+    if probes.images.shape[1:] != spec.shape:
         raise BundleError(
             f"The probe images of the bundle {bundle.path} are {list(probes.images.shape)}, but its model takes "
-            f"[N, {spec.size}, {spec.size}, {spec.channels}]: export and quantize it again."
+            f"[N, {', '.join(map(str, spec.shape))}]: export and quantize it again."
         )
     answers = probes.models.get(entry.sha256) or probes.models.get(source_sha256(entry))
     return None if answers is None else (probes.images, answers)

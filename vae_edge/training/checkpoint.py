@@ -348,7 +348,7 @@ def check_images(path: Path, tensors: Mapping[str, Tensor], config: RunConfig) -
         or labels is None
         or images.dtype != torch.uint8
         or labels.dtype != torch.int64
-        or images.shape[1:] != (spec.size, spec.size, spec.channels)
+        or images.shape[1:] != spec.shape
         or labels.shape != images.shape[:1]
         or not bool(((labels >= 0) & (labels < len(config.classes))).all())
     ):

@@ -33,6 +33,7 @@ from vae_edge.errors import ConfigError, DataError
 from vae_edge.model import create_config
 from vae_edge.model.network import ANGLE_NOISE_DEG
 from vae_edge.preprocess import InputSpec, measure_input
+from vae_edge.spec import as_size
 from vae_edge.training.augment import Augmentation, augment
 from vae_edge.training.config import RunConfig, TrainConfig, TrainingData
 from vae_edge.training.distributed import shard_slice
@@ -127,7 +128,7 @@ def make_run_config(
     orientation = settings.rotation != "none"
     shape = {
         "classes": len(dataset.classes),
-        "size": train.images.shape[1],
+        "size": as_size(*train.images.shape[1:3]),
         "channels": train.images.shape[3],
         "orientation": orientation,
         "fill": spec.fill / 255,

@@ -73,7 +73,7 @@ def predict(model: AngleVAE, images: NDArray[np.uint8]) -> Outputs:
     for start in range(0, len(images), BATCH):
         output = model(to_float(images[start : start + BATCH]).to(device))
         orientation, uncertainty = output.orientation, output.orientation.uncertainty
-        errors = reconstruction_error(output.upright, output.reconstruction)
+        errors = reconstruction_error(output.target, output.reconstruction)
         terms = model.score.raw_terms(errors, output.features, output.logits)
 
         columns["probabilities"].append(model.probabilities(output.logits))

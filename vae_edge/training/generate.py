@@ -306,7 +306,7 @@ def _filter_confident(
     while count < wanted and tries < limit and (count or tries < hopeless):
         size = min(DECODE_BATCH, limit - tries, max(wanted - count, MIN_DRAWN))
         codes = sampler(label, size, generator).to(device)
-        pixels = (model.decoder(codes, onehot.expand(size, -1).to(device)).sigmoid() * 255).round()
+        pixels = (model.decode(codes, onehot.expand(size, -1).to(device)) * 255).round()
         if minimum:
             confidence = model.probabilities(model(pixels / 255).logits)[:, label]
             below = confidence < minimum
@@ -424,7 +424,7 @@ def reconstruct(model: AngleVAE, images: NDArray[np.uint8]) -> NDArray[np.uint8]
     """The decoder's images of uint8 [N, S, S, C]: upright, of the same shape."""
     model.eval()
     parts = [
-        _to_uint8(model(to_float(images[start : start + BATCH])).reconstruction)
+        _to_uint8(model.enlarge(model(to_float(images[start : start + BATCH])).reconstruction))
         for start in range(0, len(images), BATCH)
     ]
     return np.concatenate(parts) if parts else images[:0]
@@ -464,7 +464,7 @@ def traverse(
 
     onehot = F.one_hot(torch.tensor([label]), model.config.classes).float().expand(moved[..., 0].numel(), -1)
     model.eval()
-    pictures = _to_uint8(model.decoder(moved.flatten(0, 1), onehot).sigmoid())
+    pictures = _to_uint8(model.decode(moved.flatten(0, 1), onehot))
     fractions = (lengths.square() / lengths.square().sum().clamp_min(1e-30))[:directions]
     return pictures.reshape(*moved.shape[:2], *pictures.shape[1:]), fractions.numpy()
 

@@ -46,7 +46,7 @@ ARGUMENTS: dict[str, tuple[type, ...]] = {
     "data": (str,),
     "out": (str,),
     "preset": (str,),
-    "size": (int,),
+    "size": (int, list),
     "channels": (int,),
     "fit": (str,),
     "alpha_background": (str,),
@@ -98,9 +98,17 @@ def run_arguments(path: str | os.PathLike[str] | None = None, **changes: Any) ->
         training["rotation"] = f"{training['rotation']:g}"
     if tables["training.weights"]:
         training = {**training, "weights": tables["training.weights"]}
+    if isinstance(tables[""].get("size"), list):
+        tables[""]["size"] = _height_and_width(tables[""]["size"], source)
     config = TrainConfig(**checked_fields(TrainConfig, training, f"{source}, training", complete=False))
     model = checked_fields(ModelConfig, tables["model"], f"{source}, model", complete=False)
     return {**tables[""], "config": config, **({"model": model} if model else {})}
+
+
+def _height_and_width(size: list[Any], source: str) -> tuple[int, int]:
+    if len(size) != 2 or any(type(side) is not int for side in size):
+        raise ConfigError(f"{source}: size is {str(size)[:40]}: expected the side of a square, or [height, width]")
+    return size[0], size[1]
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -160,6 +168,8 @@ def _nearest(key: str, known: Sequence[str]) -> str:
 
 
 def _type_words(types: tuple[type, ...]) -> str:
+    if list in types:
+        return "a whole number, or two in brackets"
     return {str: "a text", bool: "true or false", int: "a whole number"}[types[0]] if len(types) == 1 else "a number"
 
 

@@ -119,7 +119,7 @@ typedef struct ve_network ve_network;
 
 /* What a network is. All memory belongs to the handle. */
 typedef struct ve_network_info {
-    int side, channels, classes;    /* images are uint8 [side, side, channels] */
+    int side, channels, classes;    /* images are uint8 [side, side, channels]; side is 0 where they are not square */
     const char *const *class_names; /* `classes` of them, UTF-8 as the file has it: escape them before printing */
     float threshold;                /* finite; a score up to it is accepted. Higher scores are more anomalous */
     int has_angle;                  /* 0 where the network was trained on upright images: its angles are 0 */
@@ -136,7 +136,7 @@ VE_API ve_status ve_open(const char *path, int device, ve_network **network);
 
 /* Classify n images and wait for the result.
  *
- *   images             uint8 [n, side, side, channels]
+ *   images             uint8 [n, height, width, channels]
  *   probabilities      float [n, classes]
  *   angles             float [n], radians counter-clockwise as displayed, -pi to pi
  *   scores             float [n], anomaly scores
@@ -154,6 +154,9 @@ VE_API ve_status ve_classify(ve_network *network, const uint8_t *images, size_t 
 
 /* What an open network is. */
 VE_API ve_status ve_network_get_info(const ve_network *network, ve_network_info *info);
+
+/* Height and width of an open network's images in pixels, whether they are square or not. */
+VE_API ve_status ve_network_get_size(const ve_network *network, int *height, int *width);
 
 /* Free all that the handle holds; the handle must not be used again. NULL does nothing. */
 VE_API ve_status ve_close(ve_network *network);

@@ -14,9 +14,10 @@
 #define MAX_WARPS 32u
 #define SHOWN 64 /* bytes of a value in a message */
 
-/* The numbers, each of which stands once. */
+/* The numbers, each of which stands once; WIDTH only where images are not square, and SIDE is their height then. */
 enum {
     SIDE,
+    WIDTH,
     CHANNELS,
     CLASSES,
     HAS_ANGLE,
@@ -33,6 +34,7 @@ static const struct {
     uint32_t min, max;
 } fields[FIELDS] = {
     [SIDE] = {"side", 1, VE_MAX_SIDE},
+    [WIDTH] = {"width", 1, VE_MAX_SIDE},
     [CHANNELS] = {"channels", 1, VE_MAX_CHANNELS},
     [CLASSES] = {"classes", 2, VE_MAX_CLASSES},
     [HAS_ANGLE] = {"has_angle", 0, 1},
@@ -164,7 +166,7 @@ static ve_status parse_lines(lines *l, const ve_tensor *about) {
 
 static ve_status check_fields(const lines *l) {
     for (int i = 0; i < FIELDS; i++)
-        if (l->values[i] == UNSET) return out_of_range(l->path, i, "missing");
+        if (l->values[i] == UNSET && i != WIDTH) return out_of_range(l->path, i, "missing");
     int classes = (int)l->values[CLASSES];
     for (int i = 0; i < classes; i++)
         if (l->to->names[i] == NULL) return ve_fail(VE_ERROR_FILE, "ve_open: %s is damaged: class %d has no name.", l->path, i);
@@ -236,7 +238,8 @@ static ve_status read_fields(lines *l, const ve_tensors *file, const ve_tensor *
     if (status != VE_OK) return status;
     uint32_t threshold = (uint32_t)l->values[THRESHOLD_BITS];
     memcpy(&to->threshold, &threshold, sizeof threshold);
-    to->side = (int)l->values[SIDE];
+    to->height = (int)l->values[SIDE];
+    to->width = l->values[WIDTH] == UNSET ? to->height : (int)l->values[WIDTH];
     to->channels = (int)l->values[CHANNELS];
     to->classes = (int)l->values[CLASSES];
     to->has_angle = (int)l->values[HAS_ANGLE];

@@ -21,7 +21,7 @@ typedef struct ve_code_line {
 typedef struct ve_description {
     char *text;         /* owned: the lines, in which the names point */
     const char **names; /* owned */
-    int side, channels, classes, has_angle, code_count;
+    int height, width, channels, classes, has_angle, code_count; /* keys side and, where it differs, width */
     float threshold;
     size_t activation_bytes; /* of a slot: key area_bytes */
     size_t workspace_size;   /* floats of a slot: key floats */

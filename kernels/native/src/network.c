@@ -277,13 +277,13 @@ static ve_status read_description(ve_network *network, const char *path, const v
     ve_description *description = &network->description;
     ve_status status = ve_description_read(path, file, description);
     if (status != VE_OK) return status;
-    network->info = (ve_network_info){.side = description->side,
+    network->info = (ve_network_info){.side = description->height == description->width ? description->height : 0,
                                       .channels = description->channels,
                                       .classes = description->classes,
                                       .class_names = description->names,
                                       .threshold = description->threshold,
                                       .has_angle = description->has_angle};
-    network->image_bytes = (size_t)description->side * (size_t)description->side * (size_t)description->channels;
+    network->image_bytes = (size_t)description->height * (size_t)description->width * (size_t)description->channels;
     return VE_OK;
 }
 
@@ -354,6 +354,14 @@ ve_status ve_network_get_info(const ve_network *network, ve_network_info *info) 
     if (network == NULL || info == NULL)
         return ve_fail(VE_ERROR_INVALID_ARGUMENT, "ve_network_get_info: network and info must not be NULL.");
     *info = network->info;
+    return VE_OK;
+}
+
+ve_status ve_network_get_size(const ve_network *network, int *height, int *width) {
+    if (network == NULL || height == NULL || width == NULL)
+        return ve_fail(VE_ERROR_INVALID_ARGUMENT, "ve_network_get_size: network, height and width must not be NULL.");
+    *height = network->description.height;
+    *width = network->description.width;
     return VE_OK;
 }
 

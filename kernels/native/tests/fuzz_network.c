@@ -67,7 +67,7 @@ static const char *const pieces[] = {
     "\"", "{", "}", "[", "]", ",", ":", "\\", "\\\"", "\\u0000", "0", "-1", "1e9", "00", "18446744073709551615", "99999999999999999999",
     "268435457", "2147483648", "4294967296", "null", "\"cubin.87\":", "\"weights\":", "\"about\":", "\"__metadata__\":{", "\"sha256\":\"",
     "\"dtype\":\"F32\",", "\"shape\":[0,", "\"data_offsets\":[0,", "{\"\":", "[[[[[[[[", "U8", "I8", "F16", "F32", "BF16", "\x1b[31m",
-    "\xff", "\xc0\x80", "\xed\xa0\x80", "\n", "=", "side=28\n", "classes=4096\n", "classes=3\n", "class.0=x\n", "class.4095=y\n", "class.4096=\n",
+    "\xff", "\xc0\x80", "\xed\xa0\x80", "\n", "=", "side=28\n", "side=40\n", "width=28\n", "width=0\n", "width=1025\n", "classes=4096\n", "classes=3\n", "class.0=x\n", "class.4095=y\n", "class.4096=\n",
     "class.00=z\n", "threshold_bits=2143289344\n", "threshold_bits=2139095040\n", "area_bytes=16777216\n", "floats=1\n", "nan", "inf", " ",
     "kernel.87=network 4 0 1\n", "spread.87=network 4 0 3\n", "spread.87=network 4 0 32\n", "spread.99=x 1 1 2\n", "kernel.87=", "  ", "\t"};
 
@@ -202,14 +202,17 @@ static void check_sentence(void) {
 static void check_network(ve_network *network) {
     ve_network_info info;
     CHECK(ve_network_get_info(network, &info) == VE_OK);
-    CHECK(info.side >= 1 && info.side <= VE_MAX_SIDE && info.channels >= 1 && info.channels <= VE_MAX_CHANNELS);
+    int height = 0, width = 0;
+    CHECK(ve_network_get_size(network, &height, &width) == VE_OK);
+    CHECK(height >= 1 && height <= VE_MAX_SIDE && width >= 1 && width <= VE_MAX_SIDE && info.side == (height == width ? height : 0));
+    CHECK(info.channels >= 1 && info.channels <= VE_MAX_CHANNELS);
     CHECK(info.classes >= 2 && info.classes <= VE_MAX_CLASSES && isfinite(info.threshold));
     CHECK(info.has_angle == 0 || info.has_angle == 1);
     for (int i = 0; i < info.classes; i++) {
         size_t length = strlen(info.class_names[i]);
         CHECK(length >= 1 && length <= VE_MAX_CLASS_NAME_BYTES && ve_is_utf8(info.class_names[i], length));
     }
-    uint8_t *image = calloc((size_t)info.side * (size_t)info.side, (size_t)info.channels);
+    uint8_t *image = calloc((size_t)height * (size_t)width, (size_t)info.channels);
     float *probabilities = calloc((size_t)info.classes, sizeof *probabilities), angle = 0, score = 0;
     CHECK(image != NULL && probabilities != NULL);
     CHECK(ve_classify(network, image, 1, probabilities, &angle, &score) == VE_OK);

@@ -15,7 +15,7 @@ from vae_edge_kernels.layout import make_layout, padded
 def main(path: str, architecture: int, ctas_per_image: int) -> None:
     """Write the file."""
     layout = make_layout(
-        sides=[28, 14, 7, 4],
+        size=(28 if ctas_per_image == 1 else 40, 28),
         channels=1,
         classes=3,
         bins=0,
@@ -23,11 +23,13 @@ def main(path: str, architecture: int, ctas_per_image: int) -> None:
         hidden=4,
         fill=0.0,
         circular_mask=False,
-        orientation_widths=(),
-        widths=(16, 16, 16),
+        orientation=(),
+        encoder=[(16, 1), (16, 2), (16, 1), (16, 2), (16, 1), (16, 2)],
+        feature_layer=2,
         components=4,
         clusters=3,
         decoder=None,
+        reduction=1,
         int8=False,
     )
     write_network(

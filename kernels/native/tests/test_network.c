@@ -16,7 +16,7 @@ int cuMemFree_v2(uint64_t pointer);
 int cuMemcpyAsync(uint64_t to, uint64_t from, size_t bytes, void *stream);
 int cuStreamSynchronize(void *stream);
 
-static int side, channels, classes;
+static int height, width, channels, classes;
 static uint8_t images[MAX_IMAGES * 64 * 64 * 3];
 static float probabilities[MAX_IMAGES * 64], angles[MAX_IMAGES], scores[MAX_IMAGES], uncertainty[MAX_IMAGES * 3];
 
@@ -37,7 +37,7 @@ static void answer(const double_launch *launch) {
     float *first = (float *)(uintptr_t)launch->values[7], *angle = (float *)(uintptr_t)launch->values[8];
     float *score = (float *)(uintptr_t)launch->values[9], *uncertainty = (float *)(uintptr_t)launch->values[10];
     for (unsigned int n = 0; n < launch->grid[0]; n++) {
-        float mark = image[(size_t)n * (size_t)(side * side * channels)];
+        float mark = image[(size_t)n * (size_t)(height * width * channels)];
         for (int k = 0; k < classes; k++) first[n * (unsigned int)classes + (unsigned int)k] = mark + (float)k / 1000.0f;
         angle[n] = -mark;
         score[n] = 1000.0f + mark;
@@ -144,7 +144,7 @@ static void check_device_pointers(ve_network *network) {
 
 /* Counts whose images, or whose answers, do not fit into memory, and what a number below 0 becomes. */
 static void check_counts(ve_network *network) {
-    const size_t each = (size_t)(side * side * channels);
+    const size_t each = (size_t)(height * width * channels);
     const size_t counts[] = {SIZE_MAX, (size_t)-1 - 62, (size_t)1 << 63, SIZE_MAX / each + 2, PTRDIFF_MAX / each + 1, PTRDIFF_MAX / 3};
     for (size_t i = 0; i < sizeof counts / sizeof *counts; i++)
         CHECK_FAILS(ve_classify(network, images, counts[i], NULL, NULL, scores), VE_ERROR_INVALID_ARGUMENT, "more than memory can hold");
@@ -181,9 +181,11 @@ int main(int count, char **values) {
     CHECK(ve_open(values[1], 0, &network) == VE_OK && network != NULL);
     CHECK(double_current() == -1); /* the thread's context is as it was */
     CHECK(ve_network_get_info(network, &info) == VE_OK);
-    side = info.side, channels = info.channels, classes = info.classes;
-    CHECK(side >= 28 && side <= 64 && classes >= 2 && classes <= 64 && strlen(info.class_names[classes - 1]) > 0);
-    size_t each = (size_t)(side * side * channels);
+    channels = info.channels, classes = info.classes;
+    CHECK(ve_network_get_size(network, &height, &width) == VE_OK && info.side == (height == width ? height : 0));
+    CHECK_FAILS(ve_network_get_size(network, &height, NULL), VE_ERROR_INVALID_ARGUMENT, "must not be NULL");
+    CHECK(height == (ctas_per_image == 1 ? 28 : 40) && width == 28 && classes >= 2 && classes <= 64 && strlen(info.class_names[classes - 1]) > 0);
+    size_t each = (size_t)(height * width * channels);
     for (int i = 0; i < MAX_IMAGES; i++) images[(size_t)i * each] = (uint8_t)(i % 251);
     double_run_with(answer);
     int held = double_held(), graphs = (int)double_count("cuGraphLaunch");

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from vae_edge_kernels import KernelError
-from vae_edge_kernels.layout import ConvLayout, Fc, NetworkLayout
+from vae_edge_kernels.layout import ConvLayout, Fc, NetworkLayout, reduced
 
 BATCHES = (1, 256)
 ORIENTATION_VALUES = 6  # cos θ, sin θ, θ, angle confidence, second angle, its probability
@@ -122,7 +122,7 @@ def layer_costs(net: NetworkLayout) -> list[LayerCost]:
 
 def _layer_costs(net: NetworkLayout) -> Iterator[LayerCost]:
     element = 1 if net.int8 else 2
-    pixels = net.side**2 * net.channels
+    pixels = net.pixels * net.channels
     whole = 4 if net.int8 else 2  # bytes of an element of what stays floating point
     if net.bins:
         if net.circular_mask:
@@ -136,12 +136,17 @@ def _layer_costs(net: NetworkLayout) -> Iterator[LayerCost]:
     yield _head(net, element)
     if not net.score.fast:
         middle, last = net.layers[-2:]
-        first = _linear("decoder 0", net, Fc.DECODER, element, element * net.grid**2 * net.decoder_width)
+        first = _linear("decoder 0", net, Fc.DECODER, element, element * net.cells * net.decoder_width)
         yield replace(first, inputs=4 * (net.latent + net.classes))
         yield _conv("decoder 1", middle, element, element)
         yield _conv("decoder 2", last, element, whole)
-        decoded = whole * last.out_side**2 * last.out_channels
-        yield LayerCost("error", decoded + whole * pixels, 4, 0, 8 * pixels)
+        decoded = whole * last.out_pixels * last.out_channels
+        height, width = reduced((net.height, net.width), net.reduction)
+        target = height * width * net.channels
+        if net.reduction > 1:
+            yield LayerCost("reduce", whole * pixels, 4 * target, 0, pixels)
+        seen = 4 * target if net.reduction > 1 else whole * target
+        yield LayerCost("error", decoded + seen, 4, 0, 8 * target)
 
 
 def _backbone(name: str, layers: Sequence[ConvLayout], element: int, seen: int) -> Iterator[LayerCost]:
@@ -149,14 +154,14 @@ def _backbone(name: str, layers: Sequence[ConvLayout], element: int, seen: int) 
         step = _conv(f"{name} {number}", layer, element, element)
         yield replace(step, inputs=seen) if number == 0 else step
         if layer.is_feature_layer:
-            places = layer.out_side**2 * layer.out_channels
+            places = layer.out_pixels * layer.out_channels
             yield LayerCost(f"{name} pool", element * places, 4 * layer.out_channels, 0, places)
 
 
 def _conv(name: str, layer: ConvLayout, element: int, out_element: int) -> LayerCost:
     weights = layer.kernel_size**2 * layer.in_channels * layer.out_channels
-    places = layer.out_side**2
-    inputs = element * layer.side**2 * layer.in_channels
+    places = layer.out_pixels
+    inputs = element * layer.pixels * layer.in_channels
     return LayerCost(name, inputs, out_element * places * layer.out_channels, element * weights, places * weights)
 
 
@@ -191,7 +196,7 @@ def fused_cost(net: NetworkLayout) -> LayerCost:
     """The whole network in one launch, whose activations stay in the cache."""
     steps = layer_costs(net)
     weights, macs = sum(step.weights for step in steps), sum(step.macs for step in steps)
-    return LayerCost("one launch", net.side**2 * net.channels, 4 * (net.classes + 5), weights, macs)
+    return LayerCost("one launch", net.pixels * net.channels, 4 * (net.classes + 5), weights, macs)
 
 
 def bytes_moved(net: NetworkLayout) -> tuple[int, int, int]:
@@ -201,9 +206,9 @@ def bytes_moved(net: NetworkLayout) -> tuple[int, int, int]:
     ReLU), and the image is cast, scaled and rotated by three operators.
     """
     element = 1 if net.int8 else 2
-    pixels = net.side**2 * net.channels
+    pixels = net.pixels * net.channels
     fused = sum(step.inputs + step.outputs for step in layer_costs(net))
-    again = sum(4 * element * layer.out_side**2 * layer.out_channels for layer in net.layers if layer.relu)
+    again = sum(4 * element * layer.out_pixels * layer.out_channels for layer in net.layers if layer.relu)
     single = fused_cost(net)
     return fused + again + 2 * (4 + 4) * pixels, fused, single.inputs + single.outputs
 

@@ -9,7 +9,8 @@ The file's tensors:
 
 and the keys of the description:
 
-    side, channels, classes, has_angle   of images and answers
+    side, channels, classes, has_angle   of images and answers; where images are not square, `side` is the height
+    width                                only where images are not square
     threshold_bits                       the threshold of the score, as the bits of a float32
     area_bytes                           of a slot's two activation buffers
     floats                               of a slot's workspace
@@ -155,7 +156,8 @@ def _description(
     if not np.isfinite(rounded):
         raise KernelError(f"the threshold must be a finite float32; got {threshold}")
     limited = {
-        "side": (net.side, MAX_SIDE),
+        "side": (net.height, MAX_SIDE),
+        **({"width": (net.width, MAX_SIDE)} if net.width != net.height else {}),
         "channels": (net.channels, MAX_CHANNELS),
         "classes": (net.classes, MAX_CLASSES),
         "area_bytes": (2 * net.activation_size * (1 if net.int8 else 2), MAX_SCRATCH_BYTES),

@@ -30,13 +30,15 @@ def bytes_of(*shape: int, seed: int) -> Tensor:
 
 @FEW
 @given(
-    st.integers(0, 3), st.integers(1, 17), st.sampled_from([1, 3]), st.sampled_from([0.0, 0.5]), st.booleans(),
+    st.integers(0, 3), st.integers(1, 17), st.integers(1, 17), st.sampled_from([1, 3]), st.sampled_from([0.0, 0.5]),
+    st.booleans(),
     st.sampled_from([torch.float32, torch.float16, torch.int8]), st.floats(-4.0, 4.0), st.sampled_from([0.0, 0.01]),
     st.sampled_from([torch.uint8, torch.float16, torch.float32]),
 )  # fmt: skip
 def test_rotated_pixels_are_those_of_the_reference(
     images: int,
-    side: int,
+    height: int,
+    width: int,
     channels: int,
     fill: float,
     masked: bool,
@@ -45,7 +47,7 @@ def test_rotated_pixels_are_those_of_the_reference(
     input_scale: float,
     given_dtype: torch.dtype,
 ) -> None:
-    x = bytes_of(images, side, side, channels, seed=side).to(given_dtype)
+    x = bytes_of(images, height, width, channels, seed=width).to(given_dtype)
     angles = torch.full((images,), angle)
     cos, sin = angles.cos(), angles.sin()
     expected = rotate_pixels(x, cos, sin, 1 / 255, fill, masked, dtype, 127.0, input_scale)
@@ -82,12 +84,15 @@ def test_means_are_those_of_the_reference(images: int, side: int, channels: int,
     torch.testing.assert_close(y.cpu(), references.avg_pool(x, 0.5), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("side, block, channels", [(28, 4, 1), (33, 8, 3), (7, 4, 1)])
-def test_the_error_of_a_reconstruction_is_that_of_the_reference(side: int, block: int, channels: int) -> None:
-    generator = torch.Generator().manual_seed(side)
-    grid = -(-side // block)
-    decoded = torch.randn(2, grid, grid, channels * block * block, generator=generator)
-    upright = torch.rand(2, side, side, channels, generator=generator)
+@pytest.mark.parametrize(
+    "height, width, block, channels", [(28, 28, 4, 1), (33, 33, 8, 3), (7, 7, 4, 1), (48, 30, 8, 3)]
+)
+def test_the_error_of_a_reconstruction_is_that_of_the_reference(
+    height: int, width: int, block: int, channels: int
+) -> None:
+    generator = torch.Generator().manual_seed(height)
+    decoded = torch.randn(2, -(-height // block), -(-width // block), channels * block * block, generator=generator)
+    upright = torch.rand(2, height, width, channels, generator=generator)
     score, weight = torch.randn(2, 2, generator=generator), torch.tensor([3.0])
     total = poison((2,), torch.float32)
     given_there = [tensor.to(DEVICE) for tensor in (decoded, upright, score, weight)]
