@@ -11,11 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from vae_edge.cli.parser import build_parser
 from vae_edge.engine.devices import HEADINGS, table_rows
 from vae_edge.engine.tensorrt import BuildConfig
 from vae_edge.experiments.trials import read_comparison
+from vae_edge.exporting.onnx_file import ClassifierGraph
 from vae_edge.model import PRESETS, AngleVAE, create_config
 from vae_edge.report.comparison import markdown
 
@@ -108,6 +111,22 @@ def test_the_parameters_of_the_presets_are_counted() -> None:
         whole = sum(parameter.numel() for parameter in model.parameters())
         without = whole - sum(parameter.numel() for parameter in model.decoder.parameters())
         assert re.search(rf"^\| `{name}` .*\| {whole:,} \| {without:,} \|$", text, re.MULTILINE), (name, whole, without)
+
+
+def test_the_costs_of_the_presets_at_each_size_are_counted() -> None:
+    text = (ROOT / "docs/model.md").read_text(encoding="utf-8").split("### Large images")[1].split("\n## ")[0]
+    sizes = [int(cell) for cell in re.search(r"^\| preset \|(.*)\|$", text, re.MULTILINE)[1].split("|")]
+    assert sizes == [28, 32, 64, 96, 128, 224]
+    for name in PRESETS:
+        cells = []
+        for size in sizes:
+            config = create_config(name, size=size, channels=1 if size == 28 else 3)
+            with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+                model = AngleVAE(config).eval()
+                ClassifierGraph(model)(torch.zeros(1, size, size, config.channels, dtype=torch.uint8))
+            parameters = sum(parameter.numel() for parameter in model.parameters())
+            cells.append(f"{parameters / 1e6:.2f}, {counter.get_total_flops() / 2e6:.1f}")
+        assert f"| `{name}` | {' | '.join(cells)} |" in text, (name, cells)
 
 
 def test_the_table_of_devices_is_the_data() -> None:

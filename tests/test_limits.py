@@ -43,7 +43,7 @@ def test_numbers_in_the_document_are_those_of_the_code() -> None:
         "classes": [spec.MAX_CLASSES],
         "name of a class": [spec.MAX_NAME],
         "models": [spec.MAX_MODELS],
-        "side": [spec.MAX_INPUT_SIZE],
+        "height and width": [spec.MAX_INPUT_SIZE, spec.MIN_SIZE, spec.MAX_SIZE],
         "`widths`": [spec.MAX_BLOCKS, spec.MAX_WIDTH],
         "latent": [spec.MAX_WIDTH, spec.MAX_HIDDEN, spec.MAX_ANGLE_BINS],
         "ONNX file": [spec.MAX_NODES, spec.MAX_TENSORS, spec.MAX_RANK],

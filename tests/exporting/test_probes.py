@@ -31,6 +31,25 @@ def model_of(bundle: Path, precision: str, target: str = "any") -> onnx.ModelPro
     return onnx.load(opened.file(opened.find("classifier", "onnx", precision, target)))
 
 
+@pytest.mark.parametrize("pads", [[0, 0, 0, 0], [1, 0, 1, 0]])
+def test_average_pooling_is_pytorchs_with_and_without_padding(pads: list[int]) -> None:
+    """Without padding it does not go through the loops of `onnx`, whose answers with padding are the same rule's."""
+    nodes = [
+        helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["floats"], ["x"], perm=[0, 3, 1, 2]),
+        helper.make_node(
+            "AveragePool", ["x"], ["y"], kernel_shape=[2, 2], strides=[2, 2], pads=pads, count_include_pad=1
+        ),
+    ]
+    given = helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", 6, 8, 1])
+    graph = helper.make_graph(nodes, "g", [given], [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    images = np.random.default_rng(0).integers(0, 256, (3, 6, 8, 1), dtype=np.uint8)
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).double()
+    expected = F.avg_pool2d(x, 2, padding=(pads[0], pads[1]))
+    np.testing.assert_allclose(evaluate(model, images)["y"], expected.numpy(), rtol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def kept(bundle: Path) -> Probes:
     opened = load_bundle(bundle)

@@ -18,8 +18,9 @@ from vae_edge.exporting.onnx_file import ClassifierGraph
 from vae_edge.model import AngleVAE, LossWeights, ModelConfig, compute_losses, create_config
 from vae_edge.model.config import LARGE_IMAGE_WIDTHS, PRESETS
 from vae_edge.model.network import layout_for_preset
-from vae_edge.ops.rotate import affine_augment, circular_mask, rotate
+from vae_edge.ops.rotate import circular_mask, rotate
 from vae_edge.spec import Size
+from vae_edge.training.augment import Augmentation, augment
 
 STORED = json.loads((Path(__file__).parents[1] / "fixtures/networks/up_to_64.json").read_text())
 """Names and shapes of the parameters (SHA-256) and outputs, before images could be larger or not square."""
@@ -148,9 +149,9 @@ def test_a_frame_that_is_not_square_is_rotated_by_pixels_and_not_sheared(shape: 
 def test_augmentation_rotates_a_frame_that_is_not_square_by_pixels() -> None:
     images = torch.rand(3, 1, 40, 28)
     square, where = in_a_square(images)
-    augment = {"rotation_deg": 180.0, "scale": 0.2, "shear_deg": 10.0}
-    found, angles = affine_augment(images, torch.Generator().manual_seed(0), **augment)
-    expected, same = affine_augment(square, torch.Generator().manual_seed(0), **augment)
+    ranges = Augmentation(rotation_deg=180.0, scale=0.2, shear_deg=10.0)
+    found, angles = augment(images, ranges, torch.Generator().manual_seed(0))
+    expected, same = augment(square, ranges, torch.Generator().manual_seed(0))
     torch.testing.assert_close(angles, same)
     torch.testing.assert_close(found, expected[:, :, where[0], where[1]], rtol=1e-4, atol=1e-4)
 

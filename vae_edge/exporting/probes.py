@@ -353,15 +353,10 @@ def _operators(noise: Noise | None) -> list[type[OpRun]]:
         op_domain = ""
 
         def _run(self, x: Array, **given: Any) -> tuple[Array]:
-            kernel, padded = given.get("kernel_shape"), any(given.get("pads") or ())
-            if (
-                padded
-                or given.get("ceil_mode")
-                or not set(given.get("dilations") or ()) <= {1}
-                or len(kernel or ()) != 2
-            ):
+            kernel, padded = list(given.get("kernel_shape") or ()), any(given.get("pads") or ())
+            if padded or given.get("ceil_mode") or not set(given.get("dilations") or ()) <= {1} or len(kernel) != 2:
                 return super()._run(x, **given)
-            pooled = F.avg_pool2d(_float64(x), list(kernel or ()), list(given.get("strides") or (1, 1)))
+            pooled = F.avg_pool2d(_float64(x), kernel, list(given.get("strides") or (1, 1)))
             return (finish(pooled.numpy(), x.dtype),)
 
     class QuantizeLinear(OpRun):
