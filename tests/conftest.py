@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 EPOCHS = 24
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of decoded images for these tests, in this process and in those that it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("VAE_EDGE_CACHE", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def digits() -> Dataset:
     return load_dataset("digits")

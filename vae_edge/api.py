@@ -82,6 +82,7 @@ def train(
     alpha_background: str = "auto",
     val: str | os.PathLike[str] | None = None,
     strict: bool = False,
+    cache: bool = True,
     resume: bool = False,
     tensorboard: bool = False,
     threads: int | None = None,
@@ -101,6 +102,7 @@ def train(
         val: path or name of another data set, whose images are the validation split: early stopping, temperature and
             threshold are set on them, and none of `data` is held out.
         strict: refuse a folder of which anything is left out.
+        cache: use the cache of decoded images (`vae_edge.data.cache`).
         resume: go on with the unfinished run in `out`, bit for bit as if it had never stopped.
         tensorboard: write a log for TensorBoard into `out/tensorboard`.
         threads: processor threads of PyTorch; None is all that a container's quota allows.
@@ -123,7 +125,7 @@ def train(
     config = TrainConfig() if config is None else config
     use_threads(threads)
     form: dict[str, Any] = {"size": size, "channels": channels, "fit": fit, "alpha_background": alpha_background}
-    dataset = open_data(data, **form, strict=strict, group_by=config.group_by, val=val)
+    dataset = open_data(data, **form, strict=strict, group_by=config.group_by, val=val, cache=cache)
     return _train(dataset, out, config, preset, resume, tensorboard, progress)
 
 
@@ -367,6 +369,7 @@ def quantize(
     strict: bool = False,
     group_by: str | None = None,
     val: str | os.PathLike[str] | None = None,
+    cache: bool = True,
 ) -> Quantized:
     """Add a precision to a bundle: calibrated on training images, measured beside fp32 on held-out ones.
 
@@ -377,7 +380,7 @@ def quantize(
         seed: chooses the calibration images.
         force: keep a file that lost too much, recorded as refused; `auto` does not take it.
         strict: refuse a folder of which anything is left out.
-        group_by, val: as `evaluate`.
+        group_by, val, cache: as `vae_edge.evaluate`.
 
     Raises:
         BundleError: the bundle is damaged, or cannot be written.
@@ -390,7 +393,8 @@ def quantize(
     opened = load_bundle(bundle)
     opened.find("classifier", "onnx", "fp32")  # or refuse, before the images are read
     check_folder(bundle)
-    dataset = open_data(data, prepared_as=opened.input, strict=strict, group_by=group_by, val=val)
+    options: dict[str, Any] = {"strict": strict, "group_by": group_by, "val": val, "cache": cache}
+    dataset = open_data(data, prepared_as=opened.input, **options)
     added = quantize_bundle_from_dataset(bundle, precision, dataset, seed, force)
     for sentence in added.warnings:
         log.warning("warning: %s", sentence)

@@ -243,7 +243,7 @@ def _held_out(
     split = resolve_split("auto", dataset, about["fingerprint"], bundle.path)
     images = align_classes(select_trained_split(dataset, split, about), bundle.classes)
     chosen = np.random.default_rng(about["seed"]).permutation(len(images))[:MAX_KIT_IMAGES]
-    images = images.take(np.sort(chosen))
+    images = images.take(np.sort(chosen)).in_memory()
     range_deg = rotation_range(str(bundle.rotation))
     if range_deg and images.angles_deg is None:
         images = rotate_dataset(images, range_deg, about["seed"] + 1, bundle.input.fill)

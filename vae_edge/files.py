@@ -56,7 +56,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     with naming(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_left_over(target)
-        temporary, lock = _locked_temporary(target)
+        temporary, lock = locked_temporary(target)
         try:
             yield temporary
             with temporary.open("rb+") as file:
@@ -109,8 +109,12 @@ def remove_if_left(path: Path) -> None:
         os.close(descriptor)
 
 
-def _locked_temporary(target: Path) -> tuple[Path, int]:
-    """A new file beside `target`, and a descriptor that holds its lock while the writer is alive."""
+def locked_temporary(target: Path) -> tuple[Path, int]:
+    """A new file beside `target`, and a descriptor that holds its lock while the writer is alive.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
     while True:
         descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
         with contextlib.suppress(OSError):  # a file system without locks: left-overs stay

@@ -23,6 +23,8 @@ _UNIFORM_TOLERANCE = 32
 _MIN_UNIFORM_FRACTION = 0.9
 """Fraction of the border that must be within that tolerance."""
 _MAX_TILE_PIXELS = 1 << 18
+_MAX_CHUNK_BYTES = 64 << 20
+"""Of images that are looked at together."""
 _FRAMING_TOLERANCE = 1.5 / 28
 """Foreground ratios and positions that differ by at most this fraction of the frame count as equal."""
 _MIN_AGREEING_FRACTION = 0.8
@@ -157,8 +159,13 @@ def background_polarity(image: TiledImage) -> str:
 
 def background_polarities(images: np.ndarray) -> np.ndarray:
     """The polarity of each image of [N, H, W, C], as strings [N]. Colour counts by the mean of its channels."""
-    sides = (images[:, 0], images[:, -1], images[:, 1:-1, 0], images[:, 1:-1, -1])
-    return _polarity_of(np.median(np.concatenate(sides, axis=1).mean(axis=-1), axis=1))
+    medians = np.empty(len(images))
+    step = max(1, _MAX_CHUNK_BYTES // max(1, int(np.prod(images.shape[1:]))))
+    for start in range(0, len(images), step):
+        some = images[start : start + step]
+        sides = (some[:, 0], some[:, -1], some[:, 1:-1, 0], some[:, 1:-1, -1])
+        medians[start : start + step] = np.median(np.concatenate(sides, axis=1).mean(axis=-1), axis=1)
+    return _polarity_of(medians)
 
 
 def _polarity_of(median: np.ndarray) -> np.ndarray:
@@ -222,10 +229,10 @@ def typical_framing(images: np.ndarray, sample: int = 1000) -> Framing | None:
     Returns:
         None unless four images in five have a uniform background and a foreground ratio within 1.5/28 of the median.
     """
-    chosen = images[:: max(1, len(images) // sample)]
+    chosen = range(0, len(images), max(1, len(images) // sample))
     uniform = []
-    for pixels in chosen:
-        image = as_tiled(pixels)
+    for index in chosen:
+        image = as_tiled(images[index])
         background = background_colour(image)
         box = foreground_box(image, background)
         if box is not None:

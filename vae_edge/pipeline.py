@@ -77,6 +77,7 @@ def quickstart(
     epochs: int | None = None,
     seed: int = 0,
     strict: bool = False,
+    cache: bool = True,
     training_progress: TrainingBar = nullcontext,
     benchmark_progress: BenchmarkBar = nullcontext,
 ) -> QuickstartResult:
@@ -90,6 +91,7 @@ def quickstart(
             trains on in about two minutes.
         seed: fixes every random number.
         strict: refuse a folder of which anything is left out.
+        cache: as `vae_edge.train`.
         training_progress: gives a context whose value is called with (step, steps, loss terms), or is None.
         benchmark_progress: the same with (what is going on, fraction done).
 
@@ -106,7 +108,7 @@ def quickstart(
     create_config(preset)  # or refuse, before the images are read
     use_threads()
     began = time.monotonic()
-    dataset = api.open_data(data, strict=strict)
+    dataset = api.open_data(data, strict=strict, cache=cache)
     asked = {"preset": preset, "epochs": epochs, "seed": seed, "version": __version__, "data": dataset.fingerprint()}
     before = _load_result(out)
     if before is not None and before.asked == asked and _is_bundle_whole(out / "bundle"):
@@ -252,7 +254,7 @@ def _report(dataset: Dataset, out: Path, benchmark: dict[str, Any], seed: int) -
     from vae_edge.report import write_report
 
     log.info("measuring accuracy on images that were not trained on, and writing the report")
-    held_out = select_split(dataset, "auto", 0.1, seed)
+    held_out = select_split(dataset, "auto", 0.1, seed).in_memory()
     split = "test" if dataset.test is not None else "validation"
     facts = {"trained for": _describe_training(out)}
     content = collect(out / "run", out / "bundle", held_out, dataset.name, split, benchmark, seed, facts)

@@ -73,6 +73,7 @@ def write_report(
     strict: bool = False,
     group_by: str | None = None,
     val: str | os.PathLike[str] | None = None,
+    cache: bool = True,
     progress: Progress | None = None,
 ) -> WrittenReport:
     """Measure a training run or a bundle, and write one HTML page on it.
@@ -83,7 +84,7 @@ def write_report(
     Args:
         out: the page.
         model, data, unknown, split, rotation, backend, precision, threads, device, trusted, seed, strict, group_by,
-            val, progress: as `vae_edge.evaluate`.
+            val, cache, progress: as `vae_edge.evaluate`.
 
     Raises:
         as `vae_edge.evaluate`.
@@ -96,8 +97,9 @@ def write_report(
         rotation_range(rotation)
     options: dict[str, Any] = {"device": device, "trusted": trusted}
     opened = open_model(model, backend, precision, threads, **options)
+    reading: dict[str, Any] = {"strict": strict, "group_by": group_by, "val": val, "cache": cache}
     with opened.close:
-        evaluated = evaluate_opened(opened, data, unknown, split, rotation, seed, strict, group_by, val, progress)
+        evaluated = evaluate_opened(opened, data, unknown, split, rotation, seed, progress, **reading)
         content = report_data(evaluated, seed, threads=threads, **options)
     write_page(content, path)
     return WrittenReport(path, evaluated.evaluation, content.precisions, content.sentences)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import random
 import struct
 import zipfile
@@ -15,6 +16,7 @@ import pytest
 from mutations import EACH, archive_changed, bytes_changed, outcome, seeds
 
 from vae_edge.data.arrays import load_idx_file, load_npz
+from vae_edge.data.cache import _read_images
 from vae_edge.data.dataset import Dataset
 from vae_edge.data.groups import read_table
 
@@ -102,3 +104,21 @@ def test_tables_of_groups(tmp_path: Path, rng: random.Random) -> None:
         path.write_bytes(bytes_changed(whole, rng))
         found = outcome(lambda: read_table(path))
         assert found is None or all(name and group for name, group in found.items())
+
+
+@seeds
+def test_files_of_the_cache(tmp_path: Path, rng: random.Random) -> None:
+    images = np.arange(4 * 5 * 6 * 3, dtype=np.uint8).reshape(4, 5, 6, 3)
+    digests = b"".join(hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images)
+    about = b'{"shape": [4, 5, 6, 3], "broken": [2], "animated": []}'
+    whole = images.tobytes() + digests + about + struct.pack("<Q", len(about)) + b"VAEIMGS1"
+    path = tmp_path / "images.bin"
+    path.write_bytes(whole)
+    assert (_read_images(path).images == images).all()
+    for _ in range(EACH):
+        path.write_bytes(bytes_changed(whole, rng))
+        try:
+            found = _read_images(path)
+        except (OSError, ValueError, KeyError, TypeError):  # as its caller catches
+            continue
+        assert (found.images == images).all(), "damaged images were taken"

@@ -55,6 +55,7 @@ def quantize(arguments: argparse.Namespace) -> None:
             seed=arguments.seed,
             force=arguments.force,
             strict=arguments.strict,
+            cache=arguments.cache,
             group_by=arguments.group_by,
             val=arguments.val,
         )

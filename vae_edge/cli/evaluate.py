@@ -44,6 +44,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
             strict=arguments.strict,
             group_by=arguments.group_by,
             val=arguments.val,
+            cache=arguments.cache,
             progress=progress,
         )
     emit(result.to_json(), arguments.json, lambda: evaluation_lines(result.to_json()))
@@ -163,6 +164,7 @@ def threshold(arguments: argparse.Namespace) -> None:
             strict=arguments.strict,
             group_by=arguments.group_by,
             val=arguments.val,
+            cache=arguments.cache,
             progress=progress,
         )
     emit(result.to_json(), arguments.json, lambda: _threshold_lines(result))
@@ -211,6 +213,7 @@ def report(arguments: argparse.Namespace) -> None:
             strict=arguments.strict,
             group_by=arguments.group_by,
             val=arguments.val,
+            cache=arguments.cache,
             progress=progress,
         )
     emit(result.to_json(), arguments.json, lambda: _report_lines(result))

@@ -30,9 +30,16 @@ def add_seed(parser: argparse.ArgumentParser) -> None:
 
 
 def add_strict(parser: argparse.ArgumentParser) -> None:
-    """Refuse a folder of which anything is left out."""
+    """How files of a data set are read: refuse a folder of which anything is left out; use no cache."""
     parser.add_argument(
         "--strict", action="store_true", help="refuse a folder of which anything is left out, such as a broken image"
+    )
+    parser.add_argument(
+        "--no-cache",
+        dest="cache",
+        action="store_false",
+        help="neither look decoded images up in the cache, nor keep them there ($VAE_EDGE_CACHE, else "
+        "~/.cache/vae-edge)",
     )
 
 

@@ -34,6 +34,7 @@ def quickstart(arguments: argparse.Namespace) -> None:
         epochs=arguments.epochs,
         seed=arguments.seed,
         strict=arguments.strict,
+        cache=arguments.cache,
         training_progress=lambda: training_progress("training"),
         benchmark_progress=fraction_progress,
     )
@@ -70,6 +71,7 @@ def train(arguments: argparse.Namespace) -> None:
                 alpha_background=arguments.alpha_background,
                 val=arguments.val,
                 strict=arguments.strict,
+                cache=arguments.cache,
                 resume=arguments.resume,
                 tensorboard=arguments.tensorboard,
                 threads=arguments.threads,
@@ -160,6 +162,7 @@ def show(arguments: argparse.Namespace) -> None:
         arguments.channels,
         arguments.fit,
         strict=arguments.strict,
+        cache=arguments.cache,
         alpha_background=arguments.alpha_background,
         group_by=arguments.group_by,
         val=arguments.val,
@@ -235,7 +238,9 @@ def compare(arguments: argparse.Namespace) -> None:
         fit=arguments.fit,
         alpha_background=arguments.alpha_background,
         strict=arguments.strict,
+        cache=arguments.cache,
     )
+    dataset = dataset.in_memory()
     for note in dataset.notes:
         say(note)
     found = comparison.compare(dataset, config, out, say, training_progress)

@@ -6,12 +6,13 @@ Also how arrays of images get their form (`validate_and_resize`).
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from vae_edge.data.images import chunks, concatenate, select
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.listing import LeftOut
 from vae_edge.preprocess import InputSpec, resize_square, uint8_hint
@@ -30,7 +31,7 @@ class LabelledImages:
     """
 
     images: np.ndarray
-    """uint8 [N, H, W, C], C 1 or 3."""
+    """uint8 [N, H, W, C], C 1 or 3: an array, or a view of a file (`vae_edge.data.images.ImageView`)."""
     labels: np.ndarray
     """int64 [N], each an index into `classes`."""
     classes: tuple[str, ...]
@@ -84,7 +85,11 @@ class LabelledImages:
     def take(self, indices: np.ndarray) -> LabelledImages:
         """The images at these indices (integers [M] or a mask [N]), in that order."""
         rest = (None if each is None else each[indices] for each in (self.angles_deg, self.groups, self.files))
-        return LabelledImages(self.images[indices], self.labels[indices], self.classes, *rest)
+        return LabelledImages(select(self.images, indices), self.labels[indices], self.classes, *rest)
+
+    def in_memory(self) -> LabelledImages:
+        """The same with an array of images, which is read if they are in a file."""
+        return replace(self, images=np.asarray(self.images))
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,14 @@ class Dataset:
         if not len(images):
             raise DataError(f"{self.source}: the images without labels are none; leave them out.")
 
+    def in_memory(self) -> Dataset:
+        """The same with arrays of images, which are read if they are in a file."""
+        train, test, validation = (
+            None if split is None else split.in_memory() for split in (self.train, self.test, self.validation)
+        )
+        unlabelled = None if self.unlabelled is None else np.asarray(self.unlabelled)
+        return replace(self, train=train, test=test, validation=validation, unlabelled=unlabelled)
+
     @property
     def splits(self) -> dict[str, LabelledImages]:
         """The splits that there are, by name: `train`, `test`, `validation`."""
@@ -158,13 +171,15 @@ class Dataset:
         digest = hashlib.sha256(repr(self.classes).encode())
         for role, split in self.splits.items():
             digest.update(f"{role} {split.images.shape}".encode())
-            digest.update(np.ascontiguousarray(split.images).data)
+            for _, chunk in chunks(split.images):
+                digest.update(chunk.data)
             digest.update(np.ascontiguousarray(split.labels, dtype="<i8").data)
             if split.angles_deg is not None:
                 digest.update(np.ascontiguousarray(split.angles_deg, dtype="<f4").data)
         if self.unlabelled is not None:
             digest.update(f"unlabelled {self.unlabelled.shape}".encode())
-            digest.update(np.ascontiguousarray(self.unlabelled).data)
+            for _, chunk in chunks(self.unlabelled):
+                digest.update(chunk.data)
         return digest.hexdigest()
 
 
@@ -193,7 +208,7 @@ def join(parts: list[LabelledImages]) -> LabelledImages:
         return np.concatenate(found) if len(found) == len(parts) else None
 
     return LabelledImages(
-        np.concatenate([part.images for part in parts]),
+        concatenate([part.images for part in parts]),
         np.concatenate([part.labels for part in parts]),
         parts[0].classes,
         *(joined(name) for name in ("angles_deg", "groups", "files")),

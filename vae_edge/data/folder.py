@@ -18,6 +18,7 @@ import numpy as np
 
 from vae_edge.data.dataset import UNLABELLED, Dataset, LabelledImages, labelled_images
 from vae_edge.data.groups import hint_of_folders
+from vae_edge.data.images import select
 from vae_edge.data.prepare import Prepared, choose_and_prepare, prepare_files
 from vae_edge.errors import DataError
 from vae_edge.listing import BROKEN, FRAMES, NO_IMAGES, OUTSIDE, Listing, is_lost_image, why_none
@@ -64,6 +65,7 @@ def load_folder(
     fit: str = "auto",
     prepared_as: InputSpec | None = None,
     alpha_background: str = "auto",
+    cache: bool = True,
 ) -> Dataset:
     """Load image files; see the module for the layout, and `vae_edge.data.load_dataset` for the arguments.
 
@@ -90,10 +92,10 @@ def load_folder(
     role_of, label_of = np.array(roles), np.array(labels, dtype=np.int64)
 
     if prepared_as is not None:
-        prepared = prepare_files(files, prepared_as)
+        prepared = prepare_files(files, prepared_as, cache)
     else:
         training = (role_of == "train") | (role_of == "unlabelled")
-        prepared = choose_and_prepare(files, size, channels, fit, training, alpha_background)
+        prepared = choose_and_prepare(files, size, channels, fit, training, alpha_background, cache)
     kept_files = np.array(leave_out_broken(listing, files, prepared), dtype=np.int64)
     role_of, label_of = role_of[kept_files], label_of[kept_files]
     _check_classes_left(root, found, classes, role_of, label_of)
@@ -103,8 +105,9 @@ def load_folder(
         chosen = role_of == role
         if chosen.any():
             names = relative_names([files[index] for index in kept_files[chosen]], folder)
-            splits[role] = labelled_images(str(folder), prepared.images[chosen], label_of[chosen], classes, files=names)
-    unlabelled = prepared.images[role_of == "unlabelled"] if "unlabelled" in role_of else None
+            images = select(prepared.images, chosen)
+            splits[role] = labelled_images(str(folder), images, label_of[chosen], classes, files=names)
+    unlabelled = select(prepared.images, role_of == "unlabelled") if "unlabelled" in role_of else None
     train, validation, test = (splits.get(role) for role in ("train", "validation", "test"))
     dataset = Dataset(folder.name, str(folder), train, test, unlabelled, validation=validation)
     notes = [*_notes(folder, root, found), *prepared.notes]

@@ -61,6 +61,7 @@ def load_dataset(
     alpha_background: str = "auto",
     group_by: str | None = None,
     val: str | os.PathLike[str] | None = None,
+    cache: bool = True,
 ) -> Dataset:
     """Load a data set of any format.
 
@@ -81,6 +82,7 @@ def load_dataset(
         group_by: what the images belong to, such as their maker or day: `folder`, a table `FILE.csv` or a pattern of
             the file's name (`vae_edge.data.groups`). None: each image is on its own.
         val: another data set, of any format, whose images are the validation split. All of its labelled images count.
+        cache: look image files up in the cache of decoded images, and keep them there (`vae_edge.data.cache`).
 
     Returns:
         the data set. Its `input` says how files were prepared, its `left_out` what of a folder is not used.
@@ -103,7 +105,7 @@ def load_dataset(
         if os.fspath(spec) == DIGITS:
             dataset = _resize_splits(load_digits(), size, channels)
         else:
-            dataset = _dispatch(_resolve(spec), size, channels, fit, prepared_as, alpha_background)
+            dataset = _dispatch(_resolve(spec), size, channels, fit, prepared_as, alpha_background, cache)
     except OSError as error:
         raise DataError(f"{os.fspath(spec)} cannot be read: {error}") from error
     dataset = replace(dataset, name=printable(system_name(dataset.name)))
@@ -115,18 +117,18 @@ def load_dataset(
     if dataset.input is None and (prepared_as is not None or (fit, alpha_background) != ("auto", "auto")):
         dataset = replace(dataset, input=prepared_as or _measure_input(dataset, fit, alpha_background))
     if val is not None:
-        dataset = _with_validation(dataset, val, strict)
+        dataset = _with_validation(dataset, val, strict, cache)
     return dataset if group_by is None else group_images(dataset, group_by)
 
 
-def _with_validation(dataset: Dataset, val: str | os.PathLike[str], strict: bool) -> Dataset:
+def _with_validation(dataset: Dataset, val: str | os.PathLike[str], strict: bool, cache: bool) -> Dataset:
     """Add another data set's images as the validation split, prepared as this one's were."""
     if dataset.validation is not None:
         raise DataError(
             f"{dataset.source} has a validation split of its own, and {os.fspath(val)} would be another one; take the "
             "one away, or leave the other out (--val, or val= in Python)."
         )
-    other = load_dataset(val, prepared_as=dataset.input or _measure_input(dataset), strict=strict)
+    other = load_dataset(val, prepared_as=dataset.input or _measure_input(dataset), strict=strict, cache=cache)
     unknown = [name for name in other.classes if name not in dataset.classes]
     if unknown:
         raise DataError(
@@ -179,14 +181,15 @@ def _dispatch(
     fit: str,
     prepared_as: InputSpec | None,
     alpha_background: str,
+    cache: bool,
 ) -> Dataset:
     if path.is_dir():
         path = path.absolute()
         if is_idx_folder(path):
             arrays = load_idx_folder(path, size, channels)
-            return _with_unlabelled(arrays, path, fit, prepared_as, alpha_background)
+            return _with_unlabelled(arrays, path, fit, prepared_as, alpha_background, cache)
         if is_image_folder(path):
-            return load_folder(path, size, channels, fit, prepared_as, alpha_background)
+            return load_folder(path, size, channels, fit, prepared_as, alpha_background, cache)
         raise DataError(
             f"{path} holds no data set: expected IDX files (train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz), "
             "or images in one sub-folder a class."
@@ -201,7 +204,7 @@ def _dispatch(
 
 
 def _with_unlabelled(
-    dataset: Dataset, folder: Path, fit: str, prepared_as: InputSpec | None, alpha_background: str
+    dataset: Dataset, folder: Path, fit: str, prepared_as: InputSpec | None, alpha_background: str, cache: bool
 ) -> Dataset:
     """Add the image files of the folder `unlabelled`, prepared like the arrays of the data set."""
     listing = Listing(folder)
@@ -214,7 +217,7 @@ def _with_unlabelled(
     if chosen is None:
         layers = choose_layers(files, alpha_background)
         chosen, notes = layers.applied_to(_measure_input(dataset, fit)), list(layers.notes)
-    prepared = prepare_files(files, chosen)
+    prepared = prepare_files(files, chosen, cache)
     leave_out_broken(listing, files, prepared)
     left_out = tuple(entry for entry in listing.left_out if "/" in entry.path)
     return replace(dataset, unlabelled=prepared.images, input=chosen, notes=tuple(notes), left_out=left_out)
@@ -286,6 +289,7 @@ def open_data(
     alpha_background: str = "auto",
     group_by: str | None = None,
     val: str | os.PathLike[str] | None = None,
+    cache: bool = True,
 ) -> Dataset:
     """The data set that a path or name stands for, or the one given; logs what of it is left out, and why.
 
@@ -296,18 +300,20 @@ def open_data(
         prepared_as: the input of a run or a bundle, instead of these four: files are prepared as theirs were.
         strict: refuse a folder of which anything is left out.
         group_by, val: as `load_dataset`; a `Dataset` gets them as well.
+        cache: as `load_dataset`.
 
     Raises:
         DataError, ConfigError: as `load_dataset`.
     """
     if isinstance(data, Dataset):
-        dataset = data if val is None else _with_validation(data, val, strict)
+        dataset = data if val is None else _with_validation(data, val, strict, cache)
         return dataset if group_by is None else group_images(dataset, group_by)
+    options: dict[str, Any] = {"strict": strict, "group_by": group_by, "val": val, "cache": cache}
     if prepared_as is not None:
-        dataset = load_dataset(data, prepared_as=prepared_as, strict=strict, group_by=group_by, val=val)
+        dataset = load_dataset(data, prepared_as=prepared_as, **options)
     else:
         form: dict[str, Any] = {"size": size, "channels": channels, "fit": fit, "alpha_background": alpha_background}
-        dataset = load_dataset(data, **form, strict=strict, group_by=group_by, val=val)
+        dataset = load_dataset(data, **form, **options)
     notes = dataset.notes if prepared_as is not None else ()  # training says them itself
     for line in (*notes, *left_out_lines(dataset)):
         log.info("%s", line)

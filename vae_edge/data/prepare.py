@@ -17,16 +17,21 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from types import TracebackType
+from typing import Any, TypeVar
 
 import numpy as np
 
 from vae_edge import framing
+from vae_edge.data.cache import FileCache, cache_folder
+from vae_edge.data.image_writer import ImageWriter
+from vae_edge.data.images import chunks, digest, select
 from vae_edge.decoding import (
     BIT_DEPTHS,
     FIRST_FRAME_STEP,
@@ -52,6 +57,8 @@ _MAX_SMALL_PX = 32
 """Longest side of images that become 28 pixels and not 64."""
 _MIN_CROPPED_FRACTION = 0.95
 """Fraction of the training images that cropping must hardly change, for files to be cropped."""
+_WINDOW = 1024
+"""Files that are handed to threads together."""
 _MIN_ITEMS_SHOWN = 500
 """Fewer items get no progress bar."""
 
@@ -61,7 +68,8 @@ class Prepared:
     """Image files as images, and the settings that they were prepared with."""
 
     images: np.ndarray
-    """uint8 [M, S, S, C]: of the files that decode, in the files' order."""
+    """uint8 [M, S, S, C] of the files that decode, in the files' order: an array, or a view of a file if they are many
+    (`vae_edge.data.images`)."""
     input: InputSpec
     notes: tuple[str, ...] = ()
     """Sentences about what was chosen."""
@@ -71,24 +79,26 @@ class Prepared:
     """Indices of files with further frames, which are not used."""
 
 
-@dataclass(frozen=True)
-class _DecodedFile:
-    """A decoded file, uint8 [S, S, C]: one channel where the three are equal."""
-
-    pixels: np.ndarray
-    channel_range: int
-    """Largest difference between two channels of a pixel."""
-    animated: bool
-
-
 class _ImageFiles:
     """Image files, each decoded once for a setting. Those that do not decode are set aside in `broken`."""
 
-    def __init__(self, files: list[Path]) -> None:
+    def __init__(self, files: list[Path], folder: Path | None) -> None:
+        """`folder`: of the cache; None: there is none."""
         self.files = files
         self.broken: dict[int, str] = {}
-        self._spec: InputSpec | None = None
-        self._decoded: dict[int, _DecodedFile] = {}
+        self.cache = FileCache(files, folder, _thread_map)
+        self._decoded: _Decoded | None = None
+        self._exit = ExitStack()
+
+    def __enter__(self) -> _ImageFiles:
+        """The files themselves."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Remove images on disk that were not kept."""
+        self._exit.close()
 
     @property
     def kept(self) -> list[int]:
@@ -106,30 +116,97 @@ class _ImageFiles:
                 found[index] = result
         return found
 
-    def decode(self, spec: InputSpec) -> dict[int, _DecodedFile]:
-        """Decode the kept files with these settings."""
-        if spec != self._spec:
-            self._spec, self._decoded = spec, {}
-        missing = [index for index in self.kept if index not in self._decoded]
-        self._decoded.update(self.map(partial(_decode, spec), "decoding images", missing))
-        return {index: self._decoded[index] for index in self.kept}
+    def decode(self, spec: InputSpec) -> np.ndarray:
+        """The kept files as images, prepared with these settings: uint8 [M, S, S, C]."""
+        if self._decoded is None or self._decoded.spec != spec:
+            self._decoded = self._find(spec) or self._decode(spec)
+        if self.kept != self._decoded.indices:  # others were set aside since
+            kept = set(self.kept)
+            positions = [position for position, index in enumerate(self._decoded.indices) if index in kept]
+            images = select(self._decoded.images, np.array(positions, dtype=np.int64))
+            self._decoded = replace(self._decoded, indices=self.kept, images=images, writer=None)
+        return self._decoded.images
+
+    def _find(self, spec: InputSpec) -> _Decoded | None:
+        """What the cache holds. Files that it says are broken are tried again, for what is wrong with them."""
+        found = self.cache.find_images(spec)
+        if found is None or not self.broken.keys() <= set(found.broken):
+            return None
+        broken = self.map(partial(_decode, spec), "decoding images", list(found.broken))
+        indices = self.kept
+        if broken or len(indices) != len(found.images):
+            return None
+        return _Decoded(spec, indices, found.images, found.animated, None)
+
+    def _decode(self, spec: InputSpec) -> _Decoded:
+        writer = self._new_writer(spec)
+        indices: list[int] = []
+        animated: set[int] = set()
+        kept = self.kept
+        for index, result in zip(kept, self._each(partial(_decode, spec), kept, "decoding images"), strict=True):
+            if isinstance(result, DataError):
+                self.broken[index] = str(result)
+                continue
+            pixels, is_animated = result
+            writer.append(pixels)
+            indices.append(index)
+            if is_animated:
+                animated.add(index)
+        return _Decoded(spec, indices, writer.images(), frozenset(animated), writer)
+
+    def _each(self, function: Callable[[Path], T], indices: list[int], what: str) -> Iterator[T | DataError]:
+        files = [self.files[index] for index in indices]
+        return _thread_iterator(partial(_catch_data_error, function), files, what)
+
+    def _new_writer(self, spec: InputSpec) -> ImageWriter:
+        shape = (spec.size, spec.size, spec.channels)
+        return self._exit.enter_context(ImageWriter(len(self.files), shape, self.cache.folder, self.cache.warn))
+
+    def to_grey(self, spec: InputSpec, channel_ranges: np.ndarray) -> None:
+        """Replace the decoded images, of three channels, by grey ones of this setting.
+
+        An image whose channels are not equal is decoded again, so that it is converted as a grey model does it.
+        """
+        assert self._decoded is not None
+        before, writer = self._decoded, self._new_writer(spec)
+        for start, chunk in chunks(before.images):
+            ranges = channel_ranges[start : start + len(chunk)]
+            again = [before.indices[start + row] for row in np.flatnonzero(ranges).tolist()]
+            found = iter(self._each(partial(_decode, spec), again, "decoding images"))
+            for image, channel_range in zip(chunk, ranges.tolist(), strict=True):
+                result = next(found) if channel_range else (image[..., :1], False)
+                if isinstance(result, DataError):
+                    raise result
+                writer.append(result[0])
+        self._decoded = _Decoded(spec, before.indices, writer.images(), before.animated, writer)
 
     def prepared(self, spec: InputSpec, notes: list[str]) -> Prepared:
-        """The kept files as images, prepared with these settings."""
-        decoded = self.decode(spec)
-        return self.result(decoded, _stack(list(decoded.values()), spec), spec, notes)
-
-    def result(
-        self, decoded: dict[int, _DecodedFile], images: np.ndarray, spec: InputSpec, notes: list[str]
-    ) -> Prepared:
-        """Images with what is known about their files."""
-        animated = frozenset(index for index, file in decoded.items() if file.animated)
+        """The kept files as images, prepared with these settings, which the cache keeps."""
+        images = self.decode(spec)
+        assert self._decoded is not None
+        animated = self._decoded.animated & set(self.kept)
+        if self._decoded.writer is not None:
+            self.cache.keep_images(spec, self._decoded.writer, sorted(self.broken), sorted(animated))
         return Prepared(images, spec, tuple(notes), dict(self.broken), animated)
 
 
-def prepare_files(files: list[Path], spec: InputSpec) -> Prepared:
-    """Prepare image files with a model's settings."""
-    return _ImageFiles(files).prepared(spec, [])
+@dataclass(frozen=True)
+class _Decoded:
+    """The files that decode, as images."""
+
+    spec: InputSpec
+    indices: list[int]
+    images: np.ndarray
+    """uint8 [M, S, S, C], for each index."""
+    animated: frozenset[int]
+    writer: ImageWriter | None
+    """What holds them, if the cache does not have them yet."""
+
+
+def prepare_files(files: list[Path], spec: InputSpec, cache: bool = True) -> Prepared:
+    """Prepare image files with a model's settings. `cache`: use the cache of prepared images."""
+    with _ImageFiles(files, cache_folder() if cache else None) as image_files:
+        return image_files.prepared(spec, [])
 
 
 def choose_and_prepare(
@@ -139,6 +216,7 @@ def choose_and_prepare(
     fit: str,
     training: np.ndarray | None = None,
     alpha_background: str = "auto",
+    cache: bool = True,
 ) -> Prepared:
     """Prepare image files with settings chosen by the rules at the top of this module.
 
@@ -151,17 +229,27 @@ def choose_and_prepare(
         fit: `auto`, `pad` or `foreground`.
         training: bool [N], the files on which the fit and the colour under transparency are chosen; None: all.
         alpha_background: `auto`, `white` or `black`.
+        cache: use the cache of prepared images.
 
     Raises:
         DataError: none of the files decodes.
     """
-    image_files = _ImageFiles(files)
-    headers = image_files.map(read_header, "looking at images", image_files.kept)
-    while image_files.kept:
-        prepared = _choose(image_files, headers, (size, channels, fit, alpha_background), training)
-        if prepared is not None:
-            return prepared
-    raise DataError(f"None of the {len(files)} images decodes: {'; '.join(list(image_files.broken.values())[:3])}")
+    asked: dict[str, Any] = {"size": size, "channels": channels, "fit": fit, "alpha_background": alpha_background}
+    if training is not None:
+        asked["training"] = digest(training).hex()
+    with _ImageFiles(files, cache_folder() if cache else None) as image_files:
+        known = image_files.cache.find_choice(asked)
+        if known is not None:
+            prepared = image_files.prepared(*known)
+            if len(prepared.images):
+                return prepared
+        headers = image_files.map(read_header, "looking at images", image_files.kept)
+        while image_files.kept:
+            chosen = _choose(image_files, headers, (size, channels, fit, alpha_background), training)
+            if chosen is not None:
+                image_files.cache.keep_choice(asked, chosen.input, chosen.notes)
+                return chosen
+        raise DataError(f"None of the {len(files)} images decodes: {'; '.join(list(image_files.broken.values())[:3])}")
 
 
 def _choose(
@@ -181,23 +269,20 @@ def _choose(
         return None
 
     spec = InputSpec(size, channels or 3, "none", depth=depth, alpha_background=background)
-    decoded = image_files.decode(spec)
+    image_files.decode(spec)
     if image_files.kept != kept:
         return None
     if channels is None:
-        spec, images = _choose_channels(image_files, decoded, spec, notes)
-    else:
-        images = _stack(list(decoded.values()), spec)
-    measured = images if training is None or not training[kept].any() else images[training[kept]]
+        spec = _choose_channels(image_files, spec, notes)
+    images = image_files.decode(spec)
+    measured = images if training is None or not training[kept].any() else select(images, training[kept])
     spec = _choose_fit(measured, spec, fit)
 
     colours = "grey" if spec.channels == 1 else "colour (RGB)"
     how = "full pictures, padded to a square" if spec.fit == "pad" else "drawings, cropped to their foreground"
     was_requested = "" if fit == "auto" else ", as asked"
     notes.insert(0, f"images are prepared as {colours}, {size}×{size}: {how} (fit {spec.fit}{was_requested})")
-    if spec.fit == "foreground":
-        return image_files.prepared(spec, notes)
-    return image_files.result(decoded, images, spec, notes)
+    return image_files.prepared(spec, notes)
 
 
 @dataclass(frozen=True)
@@ -216,25 +301,17 @@ class Layers:
 
 def choose_layers(files: list[Path], alpha_background: str = "auto") -> Layers:
     """Choose the depth and the colour under transparency of files. Those that do not decode have no influence."""
-    image_files = _ImageFiles(files)
+    image_files = _ImageFiles(files, None)
     headers = image_files.map(read_header, "looking at images", image_files.kept)
     depth, notes = _choose_depth(image_files, headers)
     background = _choose_alpha_background(image_files, headers, alpha_background, None, notes)
     return Layers(depth, background, tuple(notes))
 
 
-def _decode(spec: InputSpec, file: Path) -> _DecodedFile:
+def _decode(spec: InputSpec, file: Path) -> tuple[np.ndarray, bool]:
+    """An image, uint8 [S, S, C], and whether the file has further frames."""
     pixels, info = prepare_image(file, spec)
-    channel_range = int((pixels.max(-1) - pixels.min(-1)).max())
-    kept = pixels if channel_range else pixels[..., :1].copy()
-    return _DecodedFile(kept, channel_range, FIRST_FRAME_STEP in info.steps)
-
-
-def _stack(decoded: list[_DecodedFile], spec: InputSpec) -> np.ndarray:
-    images = np.empty((len(decoded), spec.size, spec.size, spec.channels), np.uint8)
-    for image, file in zip(images, decoded, strict=True):
-        image[:] = file.pixels  # broadcasts one channel to three
-    return images
+    return pixels, FIRST_FRAME_STEP in info.steps
 
 
 def _catch_data_error(function: Callable[[Path], T], file: Path) -> T | DataError:
@@ -297,24 +374,24 @@ def _choose_alpha_background(
     return background
 
 
-def _choose_channels(
-    image_files: _ImageFiles, decoded: dict[int, _DecodedFile], spec: InputSpec, notes: list[str]
-) -> tuple[InputSpec, np.ndarray]:
+def _choose_channels(image_files: _ImageFiles, spec: InputSpec, notes: list[str]) -> InputSpec:
     """Make the images grey if nothing in them is coloured."""
-    widest = max(file.channel_range for file in decoded.values())
+    images = image_files.decode(spec)
+    ranges = np.empty(len(images), np.uint8)  # largest difference between two channels of a pixel
+    for start, chunk in chunks(images):
+        ranges[start : start + len(chunk)] = (chunk.max(-1) - chunk.min(-1)).max((1, 2))
+    widest = int(ranges.max())
     if widest > GREY_TOLERANCE:
-        return spec, _stack(list(decoded.values()), spec)
+        return spec
     spec = replace(spec, channels=1)
-    rows = [row for row, file in enumerate(decoded.values()) if file.channel_range]
-    images = np.stack([file.pixels[..., :1] for file in decoded.values()])
-    if rows:
+    coloured = int(np.count_nonzero(ranges))
+    if coloured:
         notes.append(
-            f"{len(rows)} files are not quite grey, but no two channels of a pixel are more than {widest} of 255 "
+            f"{coloured} files are not quite grey, but no two channels of a pixel are more than {widest} of 255 "
             "apart: they are taken for grey (--channels 3 keeps the colours)"
         )
-        again = [image_files.files[list(decoded)[row]] for row in rows]
-        images[rows] = np.stack(_thread_map(lambda file: prepare_image(file, spec)[0], again, "decoding images"))
-    return spec, images
+    image_files.to_grey(spec, ranges)
+    return spec
 
 
 def _choose_fit(images: np.ndarray, spec: InputSpec, fit: str) -> InputSpec:
@@ -330,13 +407,17 @@ def _choose_fit(images: np.ndarray, spec: InputSpec, fit: str) -> InputSpec:
     return replace(spec, fit="foreground", foreground_ratio=ratio)
 
 
-def _thread_map(function: Callable[[Path], object], files: list[Path], what: str) -> list:
+def _thread_map(function: Callable[[Path], T], files: Sequence[Path], what: str) -> list[T]:
+    return list(_thread_iterator(function, files, what))
+
+
+def _thread_iterator(function: Callable[[Path], T], files: Sequence[Path], what: str) -> Iterator[T]:
+    """The function's results in the files' order, of which few wait in memory at a time."""
     with progress_bar(what, len(files)) as advance, ThreadPoolExecutor(available_cpus()) as pool:
-        results = []
-        for result in pool.map(function, files):
-            results.append(result)
-            advance(1)
-        return results
+        for start in range(0, len(files), _WINDOW):
+            for result in pool.map(function, files[start : start + _WINDOW]):
+                yield result
+                advance(1)
 
 
 @contextlib.contextmanager

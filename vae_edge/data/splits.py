@@ -7,7 +7,6 @@ version. Exact duplicates, common in real folders, never stand on both sides of 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ import numpy as np
 from vae_edge.data.dataset import Dataset, LabelledImages, join
 from vae_edge.data.group_holdout import hold_out_groups
 from vae_edge.data.groups import group_images
+from vae_edge.data.images import digests, select
 from vae_edge.data.random_numbers import permutation
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.text import normal_form
@@ -29,12 +29,6 @@ SPLITS = ("train", "validation", "test", "all", "auto")
 
 _LABEL_STREAM = 1 << 32
 """First random stream of `subsample_labels`, so that it is independent of what is held out."""
-
-
-def digests(images: np.ndarray) -> list[bytes]:
-    """BLAKE2b (RFC 7693) with 128 bits of each image of uint8 [N, H, W, C]."""
-    rows = np.ascontiguousarray(images).reshape(len(images), int(np.prod(images.shape[1:])))
-    return [hashlib.blake2b(row.data, digest_size=16).digest() for row in rows]
 
 
 def duplicate_groups(images: np.ndarray) -> np.ndarray:
@@ -76,7 +70,7 @@ def check_no_leakage(train: LabelledImages, held_out: LabelledImages, unlabelled
 def drop_duplicates_of(images: np.ndarray, test_images: np.ndarray) -> np.ndarray:
     """Remove images [M, H, W, C] that also occur in the test images [N, H, W, C]. The array itself if none do."""
     duplicates = duplicates_of(images, test_images)
-    return images[~duplicates] if duplicates.any() else images
+    return select(images, ~duplicates) if duplicates.any() else images
 
 
 def check_trainable(data: LabelledImages) -> None:
@@ -325,7 +319,7 @@ def subsample_labels(data: LabelledImages, per_class: int, seed: int) -> LabelSu
             )
         kept[members[permutation(len(members), seed, stream=_LABEL_STREAM + label)[:per_class]]] = True
     angles = None if data.angles_deg is None else data.angles_deg[~kept]
-    return LabelSubset(data.take(np.flatnonzero(kept)), data.images[~kept], angles)
+    return LabelSubset(data.take(np.flatnonzero(kept)), select(data.images, ~kept), angles)
 
 
 def describe_split(dataset: Dataset, split: str, images: LabelledImages) -> str:

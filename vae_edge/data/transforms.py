@@ -44,7 +44,7 @@ def rotate_dataset(data: LabelledImages, range_deg: float = 180.0, seed: int = 0
     angles = ((uniform(len(data), seed) * 2 - 1) * range_deg).astype(np.float32)
     grey = data.images.shape[-1] == 1
     outside = fill if grey else (fill,) * 3
-    images = np.empty_like(data.images)
+    images = np.empty(data.images.shape, np.uint8)
     for index, angle in enumerate(angles):
         image = Image.fromarray(data.images[index, ..., 0] if grey else data.images[index])
         pixels = np.asarray(image.rotate(float(angle), Resampling.BILINEAR, fillcolor=outside))

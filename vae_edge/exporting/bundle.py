@@ -385,7 +385,7 @@ def quantize_bundle_from_dataset(
     split = "test" if dataset.test is not None and not own else "validation"
     held_out = select_trained_split(dataset, split, trained_on)
     held_out = _rotate_like_training(held_out, bundle, training_seed + HOLDOUT_ROTATION_SEED)
-    held_out = align_classes(held_out, bundle.classes)
+    held_out = align_classes(held_out, bundle.classes).in_memory()
 
     if precision == "fp16":
         calibration = held_out.take(np.arange(0))
@@ -395,7 +395,7 @@ def quantize_bundle_from_dataset(
         train = select_trained_split(dataset, "train", trained_on)
         chosen = np.random.default_rng(seed).permutation(len(train))[:CALIBRATION_IMAGES]
         calibration = _rotate_like_training(train.take(chosen), bundle, seed + CALIBRATION_ROTATION_SEED)
-        calibration = align_classes(calibration, bundle.classes)
+        calibration = align_classes(calibration, bundle.classes).in_memory()
     return quantize_bundle(path, precision, calibration, held_out, f"{split} of {dataset.name}", force)
 
 

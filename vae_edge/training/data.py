@@ -27,6 +27,7 @@ from vae_edge.data import (
     subsample_labels,
 )
 from vae_edge.data.groups import MAX_NAMED, rule_to_store
+from vae_edge.data.images import ImageView, as_view, concatenate, select
 from vae_edge.data.splits import duplicates_of, own_validation
 from vae_edge.errors import ConfigError, DataError
 from vae_edge.model import create_config
@@ -86,7 +87,7 @@ def make_splits(dataset: Dataset, settings: TrainConfig) -> DataSplits:
             one = "image of each class" if train.groups is None else "group"
             raise DataError(f"--patience takes one more {one} for validation: {error}") from error
 
-    unlabelled, angles = train.images[:0], None
+    unlabelled, angles = select(train.images, slice(0)), None
     if settings.labels_per_class is not None:
         few = subsample_labels(train, settings.labels_per_class, settings.seed)
         train, unlabelled, angles = few.labelled, few.unlabelled, few.unlabelled_angles_deg
@@ -98,9 +99,9 @@ def make_splits(dataset: Dataset, settings: TrainConfig) -> DataSplits:
             others = drop_duplicates_of(others, val.images)
         if angles is not None:  # images that came without labels came without angles as well: they count as upright
             angles = np.concatenate([angles, np.zeros(len(others), np.float32)])
-        unlabelled = np.concatenate([unlabelled, others])
+        unlabelled = concatenate([unlabelled, others])
     if settings.labels_only:
-        unlabelled, angles = unlabelled[:0], None
+        unlabelled, angles = select(unlabelled, slice(0)), None
 
     check_no_leakage(train, held_out, unlabelled)
     return DataSplits(train, unlabelled, angles, held_out, val)
@@ -122,7 +123,7 @@ def make_run_config(
         ConfigError: if the preset or an override is wrong.
     """
     train = splits.train
-    spec = _input_spec(dataset, np.concatenate([train.images, splits.unlabelled]))
+    spec = _input_spec(dataset, concatenate([train.images, splits.unlabelled]))
     orientation = settings.rotation != "none"
     shape = {
         "classes": len(dataset.classes),
@@ -209,16 +210,16 @@ class InfiniteShuffleSampler:
 
 @dataclass
 class InMemoryDataset:
-    """Images on the training device, and the sampler that picks each step's.
+    """Images on the training device, or in a file, and the sampler that picks each step's.
 
     Attributes:
-        images: uint8 [N, S, S, C].
+        images: uint8 [N, S, S, C]; a view of a file is read batch by batch.
         labels: int64 [N], all 0 for unlabelled images.
         angles_rad: known angles float32 [N].
         sampler: of the images' indices.
     """
 
-    images: Tensor
+    images: Tensor | ImageView
     labels: Tensor
     angles_rad: Tensor
     sampler: InfiniteShuffleSampler
@@ -237,8 +238,9 @@ class InMemoryDataset:
         count = len(images)
         known_labels = np.zeros(count, np.int64) if labels is None else labels
         angles = np.zeros(count, np.float32) if angles_deg is None else np.deg2rad(angles_deg)
+        view = as_view(images)
         return cls(
-            torch.from_numpy(np.ascontiguousarray(images)).to(device),
+            torch.from_numpy(np.ascontiguousarray(images)).to(device) if view is None else view,
             torch.from_numpy(known_labels).to(device),
             torch.from_numpy(angles.astype(np.float32)).to(device),
             InfiniteShuffleSampler(count, seed, stream),
@@ -250,8 +252,13 @@ class InMemoryDataset:
 
     def get_batch(self, step: int, size: int, local: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Images, labels and angles of one process's part, `local`, of the `size` images of a step."""
-        chosen = self.sampler.take(step * size, size)[local].to(self.images.device)
-        return self.images[chosen], self.labels[chosen], self.angles_rad[chosen]
+        chosen = self.sampler.take(step * size, size)[local]
+        device = self.labels.device
+        if isinstance(self.images, ImageView):
+            images = torch.from_numpy(self.images[chosen.numpy()]).to(device)
+        else:
+            images = self.images[chosen.to(device)]
+        return images, self.labels[chosen.to(device)], self.angles_rad[chosen.to(device)]
 
 
 MIN_LABELLED_FRACTION = 0.25  # of a batch that has unlabelled images too

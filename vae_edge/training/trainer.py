@@ -180,7 +180,7 @@ class Trainer:
             )
         if splits.val is not None:
             val = rotate_like_training(splits.val, config, seed + VAL_ROTATION_SEED)
-            self.val_images = to_float(torch.from_numpy(val.images).to(device))
+            self.val_images = to_float(torch.from_numpy(val.in_memory().images).to(device))
             self.val_labels = torch.from_numpy(val.labels).to(device)
 
     def run(self, stop_requested: threading.Event, progress: Progress | None, writer: Any) -> None:
