@@ -409,7 +409,7 @@ def quantize(
         seed: chooses the calibration images.
         force: keep a file that lost too much, recorded as refused; `auto` does not take it.
         strict: refuse a folder of which anything is left out.
-        group_by, val, cache: as `evaluate`.
+        group_by, val, cache: as `vae_edge.evaluate`.
 
     Raises:
         BundleError: the bundle is damaged, or cannot be written.

@@ -97,10 +97,9 @@ def write_report(
         rotation_range(rotation)
     options: dict[str, Any] = {"device": device, "trusted": trusted}
     opened = open_model(model, backend, precision, threads, **options)
+    reading: dict[str, Any] = {"strict": strict, "group_by": group_by, "val": val, "cache": cache}
     with opened.close:
-        evaluated = evaluate_opened(
-            opened, data, unknown, split, rotation, seed, strict, group_by, val, cache, progress
-        )
+        evaluated = evaluate_opened(opened, data, unknown, split, rotation, seed, progress, **reading)
         content = report_data(evaluated, seed, threads=threads, **options)
     write_page(content, path)
     return WrittenReport(path, evaluated.evaluation, content.precisions, content.sentences)

@@ -152,8 +152,8 @@ def set_threshold(
         threads, device, trusted: as `vae_edge.load`.
         seed: chooses the angles.
         strict: refuse a folder of which anything is left out.
-        cache: as `vae_edge.train`.
-        group_by, val: as `vae_edge.evaluate`. With groups the threshold is tried on each of them, set on the others.
+        group_by, val, cache: as `vae_edge.evaluate`. With groups the threshold is also tried on each one that it is not
+            set on.
         progress: called with (images done, images in all), over all files.
 
     Raises:
@@ -170,16 +170,16 @@ def set_threshold(
     if not dry_run:
         check_folder(bundle)
     about = opened.training_data
-    dataset = with_groups(
-        open_data(data, prepared_as=opened.input, strict=strict, group_by=group_by, val=val, cache=cache), about
-    )
-    if split == "auto" and about["fingerprint"] != dataset.fingerprint():
+    reading: dict[str, Any] = {"strict": strict, "group_by": group_by, "val": val, "cache": cache}
+    dataset = with_groups(open_data(data, prepared_as=opened.input, **reading), about)
+    fingerprint = dataset.fingerprint()
+    if split == "auto" and about["fingerprint"] != fingerprint:
         split = "all"
     elif split == "auto":
         split = "test" if dataset.test is not None else "validation"
     images = align_classes(select_trained_split(dataset, split, about), opened.classes)
     log.info("the known images are %s of %s", describe_split(dataset, split, images), dataset.name)
-    if split in ("train", "all") and about["fingerprint"] == dataset.fingerprint():
+    if split in ("train", "all") and about["fingerprint"] == fingerprint:
         log.warning("warning: images that were trained on have lower scores than new ones: the threshold is too strict")
     rotated = str(opened.rotation) if rotation is None else rotation
     range_deg, fill = rotation_range(rotated), opened.input.fill
@@ -190,7 +190,7 @@ def set_threshold(
         images = rotate_dataset(images, range_deg, seed + ROTATION_SEED, fill)
     others = {
         name: rotate_unknown(pixels, range_deg, seed, fill)
-        for name, pixels in load_all_unknown(unknown, opened.input, opened.classes).items()
+        for name, pixels in load_all_unknown(unknown, opened.input, opened.classes, cache).items()
     }
 
     options = LoadOptions(1 if threads is None else threads, "error", device, trusted)
@@ -221,7 +221,7 @@ def set_threshold(
         written=not dry_run,
     )
     if not dry_run:
-        _write(opened, result, measured, dataset.fingerprint())
+        _write(opened, result, measured, fingerprint)
     return result
 
 

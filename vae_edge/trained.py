@@ -254,7 +254,7 @@ def evaluate(
         group_by: the rule by which images are of groups (makers, fonts, cameras, days), where the model does not know
             it: what training held out as a whole, and what the figures are given by.
         val: path or name of the data set that training was validated on, where that was one of its own.
-        cache: as `vae_edge.train`.
+        cache: use the cache of decoded images (`vae_edge.data.cache`).
         progress: called with (images done, images in all).
 
     Raises:
@@ -267,10 +267,9 @@ def evaluate(
     if rotation is not None:
         rotation_range(rotation)  # or refuse, before the images are read
     opened = open_model(model, backend, precision, threads, device=device, trusted=trusted)
+    reading: dict[str, Any] = {"strict": strict, "group_by": group_by, "val": val, "cache": cache}
     with opened.close:
-        return evaluate_opened(
-            opened, data, unknown, split, rotation, seed, strict, group_by, val, cache, progress
-        ).evaluation
+        return evaluate_opened(opened, data, unknown, split, rotation, seed, progress, **reading).evaluation
 
 
 def evaluate_opened(
@@ -280,26 +279,21 @@ def evaluate_opened(
     split: str = "auto",
     rotation: str | None = None,
     seed: int = 0,
-    strict: bool = False,
-    group_by: str | None = None,
-    val: str | os.PathLike[str] | None = None,
-    cache: bool = True,
     progress: Progress | None = None,
+    **reading: Any,
 ) -> Evaluated:
-    """As `evaluate`, of an opened model, with the predictions."""
+    """As `evaluate`, of an opened model, with the predictions; `reading` are options of `open_data`."""
     from vae_edge.data import rotation_range
     from vae_edge.data.splits import describe_split, resolve_split, select_trained_split
     from vae_edge.evaluation.figures import figures, group_figures, in_batches, measure, rejection, rotate_unknown
     from vae_edge.evaluation.findings import all_warnings
     from vae_edge.evaluation.similarity import near_copies
 
-    dataset = with_groups(
-        open_data(data, prepared_as=opened.input, strict=strict, group_by=group_by, val=val, cache=cache), opened.data
-    )
+    dataset = with_groups(open_data(data, prepared_as=opened.input, **reading), opened.data)
     images = select_trained_split(dataset, split, opened.data)
     log.info("measuring on %s of %s", describe_split(dataset, split, images), dataset.name)
     split = resolve_split(split, dataset, opened.data["fingerprint"], str(opened.path))
-    others = load_all_unknown(unknown, opened.input, opened.classes)
+    others = load_all_unknown(unknown, opened.input, opened.classes, reading.get("cache", True))
     if opened.rotation == "none" and rotation not in (None, "none"):
         log.info("%s was trained without rotation: it has no orientation encoder", opened.path)
     if images.angles_deg is not None and rotation is not None:
@@ -315,8 +309,10 @@ def evaluate_opened(
     found = figures(measured, opened.classes, opened.threshold, opened.ambiguous, opened.has_angle)
     found["rejection"] = {**rejection(measured.scores, scores, opened.threshold), "reject_rate": opened.reject_rate}
     trained_groups: set[str] | None = None
-    found["set_on"] = {**opened.set_on, "same_images": _is_set_on(opened.set_on, opened, dataset, split)}
-    kept = _training_images(dataset, opened) if split in ("validation", "test") else None
+    fingerprint = dataset.fingerprint()
+    found["set_on"] = {**opened.set_on, "same_images": _is_set_on(opened, fingerprint, split)}
+    known = split in ("validation", "test") and fingerprint == opened.data["fingerprint"]
+    kept = _training_images(dataset, opened) if known else None
     if kept is not None:
         found["near_copies"] = near_copies(images.images, kept.images).to_json()
         if images.groups is not None and kept.groups is not None:
@@ -354,17 +350,17 @@ def with_groups(dataset: Dataset, trained_on: Mapping[str, Any]) -> Dataset:
         return dataset
 
 
-def _is_set_on(set_on: Mapping[str, Any], opened: OpenedModel, dataset: Dataset, split: str) -> bool:
-    """Whether the threshold was set on the very images of a split."""
-    fingerprint = set_on.get("fingerprint", opened.data["fingerprint"])
-    return split == set_on["split"] and dataset.fingerprint() == fingerprint
+def _is_set_on(opened: OpenedModel, fingerprint: str, split: str) -> bool:
+    """Whether the threshold was set on the very images of a split of the data set with this fingerprint."""
+    set_on = opened.set_on
+    return split == set_on["split"] and fingerprint == set_on.get("fingerprint", opened.data["fingerprint"])
 
 
 def _training_images(dataset: Dataset, opened: OpenedModel) -> LabelledImages | None:
-    """The images that a model was trained on, if this is its data set and says which they are."""
+    """The images of its own data set that a model was trained on, where it says which they are."""
     from vae_edge.data.splits import select_trained_split
 
-    if dataset.train is None or dataset.fingerprint() != opened.data["fingerprint"]:
+    if dataset.train is None:
         return None
     try:
         return select_trained_split(dataset, "train", opened.data)
@@ -374,7 +370,7 @@ def _training_images(dataset: Dataset, opened: OpenedModel) -> LabelledImages | 
 
 
 def load_all_unknown(
-    unknown: Sequence[Data], prepared_as: InputSpec, classes: Sequence[str]
+    unknown: Sequence[Data], prepared_as: InputSpec, classes: Sequence[str], cache: bool = True
 ) -> dict[str, NDArray[np.uint8]]:
     """Images of each unknown folder, by its name, prepared for a model; a sentence where a folder has a class's name.
 
@@ -385,7 +381,7 @@ def load_all_unknown(
 
     found: dict[str, NDArray[np.uint8]] = {}
     for spec in unknown:
-        loaded = load_unknown(spec, prepared_as, classes)
+        loaded = load_unknown(spec, prepared_as, classes, cache)
         if loaded.known_names:
             log.warning(
                 "warning: %s has folders named like known classes (%s): all their images are taken for unknown ones",

@@ -22,6 +22,7 @@ def write(path: Path, value: int) -> None:
 def test_images_of_a_folder_count_in_sub_folders_or_not(tmp_path: Path) -> None:
     for index, name in enumerate(("a.png", "cat/b.png", "Deep/deeper/c.png")):
         write(tmp_path / "others" / name, 40 * index + 40)
+    write(tmp_path / "others" / "contact_sheet.png", 200)  # as `generate` writes it
     found = load_unknown(tmp_path / "others", SPEC, ("cat", "dog"))
     assert found.name == "others" and found.images.shape == (3, 28, 28, 1) and found.images.dtype == np.uint8
     assert sorted(found.images[:, 14, 14, 0].tolist()) == [40, 80, 120]
@@ -43,6 +44,9 @@ def test_all_splits_of_a_data_set_count(tmp_path: Path) -> None:
 def test_folders_without_images_and_images_of_another_size_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty holds no images: expected some in it"):
+        load_unknown(tmp_path / "empty", SPEC)
+    write(tmp_path / "empty" / "contact_sheet.png", 200)
+    with pytest.raises(DataError, match="no images but a contact sheet"):
         load_unknown(tmp_path / "empty", SPEC)
     with pytest.raises(DataError, match="There is no data set"):
         load_unknown(tmp_path / "nowhere", SPEC)
