@@ -67,7 +67,7 @@ def test_where_none_can_be_read_the_exit_code_is_2(
     session_bundle: Bundle, files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     os.mkfifo(tmp_path / "pipe.png")
-    bad = [str(files[1]), str(tmp_path / "pipe.png"), str(tmp_path)]
+    bad = [str(files[1]), str(tmp_path / "pipe.png"), str(tmp_path / "missing.png")]
     for options in ((), ("--json",)):
         assert main(["predict", str(session_bundle.path), *bad, "--backend", "onnxruntime", *options]) == 2
         out, err = capsys.readouterr()
