@@ -30,7 +30,7 @@ from vae_edge.data.folder import (
     unlabelled_files,
     unlabelled_folder,
 )
-from vae_edge.data.groups import group_images
+from vae_edge.data.groups import check_rule, group_images
 from vae_edge.data.prepare import choose_layers, prepare_files
 from vae_edge.data.splits import align_classes
 from vae_edge.errors import ConfigError, DataError
@@ -96,6 +96,8 @@ def load_dataset(
     if prepared_as is not None:
         size, channels = prepared_as.size, prepared_as.channels
     check_options(size, channels)
+    if group_by is not None:
+        check_rule(group_by)
     for name, value, known in (
         ("fit", fit, FIT),
         ("alpha_background", alpha_background, ("auto", *ALPHA_BACKGROUNDS)),
