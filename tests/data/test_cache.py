@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def test_a_models_settings_find_the_images_that_were_chosen_for_training(
 ) -> None:
     chosen = load_dataset(data)
     count.taken()
-    again = load_dataset(data, prepared_as=InputSpec(**{**vars(chosen.input), "background": "dark"}))
+    again = load_dataset(data, prepared_as=replace(chosen.input, background="dark"))
     assert count.taken() == (1, 0) and again.fingerprint() == chosen.fingerprint()
     other = load_dataset(data, prepared_as=InputSpec(32, 3))
     assert count.taken()[0] == 14 and other.train.images.shape[1:] == (32, 32, 3)
