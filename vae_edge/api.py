@@ -103,8 +103,7 @@ def train(
         channels: 1 grey, 3 colour; None takes what the images have.
         fit: how image files become square: `pad`, `foreground` or `auto`.
         alpha_background: the colour that transparency is laid on: `white`, `black` or `auto`.
-        val: path or name of another data set, whose images are the validation split: early stopping, temperature and
-            threshold are set on them, and none of `data` is held out.
+        val: another data set, whose images are the validation split: none of `data` is held out.
         strict: refuse a folder of which anything is left out.
         cache: use the cache of decoded images (`vae_edge.data.cache`).
         resume: go on with the unfinished run in `out`, bit for bit as if it had never stopped.
@@ -231,9 +230,7 @@ def evaluate(
         device, trusted: of a bundle, as `vae_edge.load`.
         seed: chooses the angles.
         strict: refuse a folder of which anything is left out.
-        group_by: the rule by which training held out whole groups, where the model does not know it.
-        val: path or name of the data set that training was validated on, where that was one of its own.
-        cache: as `train`.
+        group_by, val, cache: as training had them, where the model does not know (`vae_edge.data.load_dataset`).
         progress: called with (images done, images in all).
 
     Raises:
