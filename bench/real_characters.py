@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter, ImageFont
 from real_archives import unknown_folder
 
-from vae_edge.data.splits import permutation, uniform
+from vae_edge.data.random_numbers import permutation, uniform
 from vae_edge.errors import DataError
 from vae_edge.files import sha256
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from real_archives import unknown_folder
 
-from vae_edge.data.splits import permutation
+from vae_edge.data.random_numbers import permutation
 from vae_edge.errors import DataError
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from real_archives import unknown_folder
 
-from vae_edge.data.splits import permutation, uniform
+from vae_edge.data.random_numbers import permutation, uniform
 from vae_edge.errors import DataError
 from vae_edge.files import sha256
 

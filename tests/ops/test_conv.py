@@ -158,7 +158,7 @@ COS = torch.ones(1)
         (lambda: stem_conv_int8(I, whole(4, 3, 3, 2), S, B), r"weight of shape \[K, R, S, 3\]"),
         (lambda: conv_fp8(I, V, S, B), "conv_fp8 expects x in float8_e4m3fn; got int8"),
         (lambda: rotate_pixels(X, COS, COS, dtype=torch.int32), "rotate_pixels gives float16"),
-        (lambda: rotate_pixels(X[:, :3], COS, COS), r"rotate_pixels expects x of shape \[N, S, 3, C\]"),
+        (lambda: rotate_pixels(X[0], COS, COS), "rotate_pixels expects x as"),
         (lambda: rotate_pixels(torch.zeros(1, 1, 1, (1 << 20) + 1), COS, COS), "at most 1,048,576 elements in a row"),
         (lambda: rotate_pixels(X, floats(2), COS), r"rotate_pixels expects cos of shape \[1\]; got \[2\]"),
         (lambda: avg_pool(X[0], 1.0), "avg_pool expects x as"),
