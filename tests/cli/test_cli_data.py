@@ -72,7 +72,7 @@ def test_generate_mixes_the_codes_that_a_run_keeps(
     assert (made["default"] == made["interpolate"]).all() and (made["default"] != made["gaussian"]).any()
     assert predict(checkpoint.model, made["default"]).probabilities[:, 3].min() >= 0.899
     for options, says in (
-        (("--class", 4, "--method", "interpolate"), "not two of 4"),
+        (("--class", 4, "--method", "interpolate"), "two training codes are mixed, and it has 0"),
         (("--class", 3, "--confidence", "1.5"), "confidence 1.5"),
         (("--class", 3, "--method", "interpolate", "--temperature", "0.5"), "--temperature"),
     ):
