@@ -214,6 +214,7 @@ def test_ctrl_c_during_a_call_leaves_a_classifier_that_works(
 ) -> None:
     bundle, _ = built()
     # What strikes the double's own callback cannot be raised through C; pytest would keep it, with all its frames.
+    # That is where nine of ten strike, so the rounds go on until enough of the others did.
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
     chance = random.Random(0)
     interrupted = 0
@@ -225,7 +226,9 @@ def test_ctrl_c_during_a_call_leaves_a_classifier_that_works(
     try:
         with vae_edge.load(bundle.path, "tensorrt", "fp32") as classifier:
             durations = {count: _seconds_of_a_call(classifier, count) for count in (1, 3, 5, 64)}
-            for _ in range(150):
+            for rounds in range(1000):
+                if rounds >= 150 and interrupted > 5:
+                    break
                 count = chance.choice(list(durations))
                 try:
                     signal.setitimer(signal.ITIMER_REAL, max(1e-5, chance.uniform(0, durations[count])))
@@ -233,9 +236,7 @@ def test_ctrl_c_during_a_call_leaves_a_classifier_that_works(
                     signal.setitimer(signal.ITIMER_REAL, 0)
                 except KeyboardInterrupt:
                     interrupted += 1
-                except (
-                    BackendError
-                ) as error:  # raised by TensorRT's double where the interrupt came inside its callback
+                except BackendError as error:  # raised by the double where the interrupt came inside its callback
                     assert "Interrupt" in str(error)
                     interrupted += 1
                 np.testing.assert_allclose(classifier(IMAGES[:count]).scores, right[:count], atol=2e-3)
