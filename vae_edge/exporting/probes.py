@@ -54,6 +54,7 @@ DECISIVE_OUTPUTS = ("probabilities", "score")
 INNER_PROBES = 8  # images whose inner tensors are kept
 MIN_COMPARED = 8  # images that are compared for each output, even if noise moves them far
 NOISY_RUNS = 2
+NOISY_RUNS_INT8 = 6  # an argmax that ties by one step of one activation flips in about one run of three
 SAFETY = 3.0  # times the departure that noise brings is allowed
 CLOSE_CALL_FACTOR = 8.0  # times the median: an image that noise moves further is a close call
 MIN_TOLERANCE = {
@@ -193,7 +194,8 @@ def expect(model: onnx.ModelProto, precision: str, images: NDArray[np.uint8]) ->
         ExportError: no image has finite answers, or the graph has an operator that is not evaluated exactly.
     """
     exact = evaluate(model, images)
-    noisy = [evaluate(model, images, _noise(precision, k)) for k in range(NOISY_RUNS)]
+    runs = NOISY_RUNS_INT8 if precision == "int8" else NOISY_RUNS
+    noisy = [evaluate(model, images, _noise(precision, k)) for k in range(runs)]
     outputs: dict[str, Array] = {}
     tolerance: dict[str, Tolerance] = {}
     for name, want in exact.items():
