@@ -183,7 +183,7 @@ class _Csv(_Writer):
 
 
 class _Json(_Writer):
-    """One JSON object, whose predictions are written as they come."""
+    """One JSON object, whose predictions are written as they come; nothing before the first of them."""
 
     def __init__(self, bundle: str, classifier: Classifier, count: int) -> None:
         from vae_edge.runtime.classifier import STREAM_BATCH
@@ -193,8 +193,7 @@ class _Json(_Writer):
         about = {"bundle": bundle, "backend": backend, "precision": precision}
         reliable = {"angle_is_reliable": classifier.bundle.angle_is_reliable}
         head = json_text({**about, **reliable}).removesuffix("\n}")
-        self._put(f'{head},\n  "predictions": [')
-        self._between = ""
+        self._before = f'{head},\n  "predictions": ['
 
     def write(self, files: Sequence[str], predictions: Predictions) -> None:
         for path, row in zip(files, predictions.to_dicts(), strict=True):
@@ -204,14 +203,14 @@ class _Json(_Writer):
 
     def _add(self, path: str, row: dict[str, Any]) -> None:
         text = json_text({"file": path, "image": path, **row}).replace("\n", "\n    ")
-        self._put(f"{self._between}\n    {text}")
-        self._between = ","
+        self._put(f"{self._before}\n    {text}")
+        self._before = ","
 
     def finish(self, found: _Found) -> None:
         for path, error in found.lost:
             self._add(path, {"error": error})
         left_out = json_text(left_out_json(found.left_out)).replace("\n", "\n  ")
-        self._put(f'\n  ],\n  "left_out": {left_out}\n}}\n')
+        self._put(f'{"" if self._before == "," else self._before}\n  ],\n  "left_out": {left_out}\n}}\n')
 
 
 class _Lines(_Writer):
