@@ -164,7 +164,7 @@ def classify_and_score(
     predicted reconstruction error).
 
         mu     = features · W_mu + b
-        logits = relu(mu · W_1 + b_1) · W_2 + b_2 + orientation_logits
+        logits = relu(mu · W_1 + b_1) · W_2 + b_2 + orientation_logits        (NET.pooled: features · W_1)
         class weights = softmax(logits),   probabilities = softmax(logits / temperature)
         z, predicted error = [feature means, mu, class weights] · projection + offset
         partial score = w_1 · |whitened(z)| + w_2 · energy + w_3 · uncertainty − constant
@@ -176,20 +176,21 @@ def classify_and_score(
     code, klass = tl.arange(0, LATENT), tl.arange(0, CLASSES)
     code_mask, class_mask = code < NET.latent, klass < NET.classes
 
-    # Latent mean. Where the network is int8, mu is what the classifier reads: quantized.
+    # Latent mean. Where the classifier of an int8 network reads mu, it is what that reads: quantized.
     mu = vecmat_global(features_ptr, weights_ptr, NET, MU, code, BLOCK_FC)
     mu = dequant_bias(mu, params_ptr, NET, MU, code, code_mask)
     hidden_column = tl.arange(0, HIDDEN)
     hidden_mask = hidden_column < NET.hidden
-    x = quantize(mu, params_ptr, NET, CLASSIFIER_HIDDEN)
-    if NET.int8:
-        mu = x.to(tl.float32) * tl.load(params_ptr + NET.linears[CLASSIFIER_HIDDEN].input_scale + 1)
-
-    # Classifier.
-    hidden = vecmat(
-        x, weights_ptr + NET.linears[CLASSIFIER_HIDDEN].weights, NET.latent, NET.linears[CLASSIFIER_HIDDEN].row_stride,
-        hidden_column, hidden_mask,
-    )  # fmt: skip
+    if NET.pooled:
+        hidden = vecmat_global(features_ptr, weights_ptr, NET, CLASSIFIER_HIDDEN, hidden_column, BLOCK_FC)
+    else:
+        x = quantize(mu, params_ptr, NET, CLASSIFIER_HIDDEN)
+        if NET.int8:
+            mu = x.to(tl.float32) * tl.load(params_ptr + NET.linears[CLASSIFIER_HIDDEN].input_scale + 1)
+        matrix_ptr = weights_ptr + NET.linears[CLASSIFIER_HIDDEN].weights
+        hidden = vecmat(
+            x, matrix_ptr, NET.latent, NET.linears[CLASSIFIER_HIDDEN].row_stride, hidden_column, hidden_mask
+        )
     hidden = relu(dequant_bias(hidden, params_ptr, NET, CLASSIFIER_HIDDEN, hidden_column, hidden_mask), 1)
     x = quantize(hidden, params_ptr, NET, CLASSIFIER_LOGITS)
     logits = vecmat(

@@ -36,7 +36,7 @@ class Fc(IntEnum):
     """The fully connected layers, as indices into `NetworkLayout.linears`."""
 
     MU = 0  # encoder's features to the latent mean
-    CLASSIFIER_HIDDEN = 1  # latent mean to the classifier's hidden layer
+    CLASSIFIER_HIDDEN = 1  # latent mean, or the encoder's features, to the classifier's hidden layer
     CLASSIFIER_LOGITS = 2
     ORIENTATION = 3  # orientation features to class logits and, behind them, logits of the angle bins
     DECODER = 4  # latent mean and class weights to the decoder's grid
@@ -192,6 +192,7 @@ class NetworkLayout:
         bin_axes: offset into params of the cosines and, behind them, the sines of the angle bins' centres.
         inverse_temperature: offset into params of 1 / temperature.
         zero: offset into params of a 0; see `network.opaque_zero`.
+        pooled: whether the classifier's hidden layer reads the encoder's features, pooling folded in, and not mu.
         noinline: whether the machine code has each step as a function; see `network.network`.
         split_n: whether a tile of 8-bit operands is two products; see `accumulate`.
         ctas_per_image: programs that work on one image; a power of two.
@@ -229,6 +230,7 @@ class NetworkLayout:
     zero: int
     weights_size: int
     params_size: int
+    pooled: bool = False
     noinline: int = 0
     split_n: int = 0
     ctas_per_image: int = 1
@@ -368,6 +370,7 @@ def make_layout(
     decoder: tuple[int, int, int] | None,
     reduction: int,
     int8: bool,
+    pooled: bool = False,
 ) -> NetworkLayout:
     """Lay out a network.
 
@@ -378,7 +381,7 @@ def make_layout(
         feature_layer: index in a backbone of the layer whose feature maps the anomaly score averages.
         components, clusters: of the anomaly score.
         decoder: (width, width of its middle layer, block), or None for the fast score mode.
-        reduction: see `NetworkLayout`.
+        reduction, pooled: see `NetworkLayout`.
         int8: whether weights and activations are int8 instead of float16.
     """
     builder = LayoutBuilder()
@@ -429,7 +432,7 @@ def make_layout(
         encoder_layers=len(encoder_layers),
         linears=(
             builder.linear(last.out_pixels * last.out_channels, latent),
-            builder.linear(latent, hidden),
+            builder.linear(last.out_pixels * last.out_channels if pooled else latent, hidden),
             builder.linear(hidden, classes),
             builder.linear(last.out_pixels * orientation_layers[-1].out_channels, classes + bins) if bins else None,
             builder.linear(latent + classes, cells * decoder_width) if decoder else None,
@@ -466,6 +469,7 @@ def make_layout(
         zero=builder.params(1),
         weights_size=builder.weights_size,
         params_size=builder.params_size,
+        pooled=pooled,
     )
 
 

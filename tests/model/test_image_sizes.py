@@ -47,7 +47,7 @@ def filled(model: AngleVAE) -> AngleVAE:
 @pytest.mark.parametrize("stored", STORED)
 def test_networks_up_to_64_pixels_are_what_they_were(stored: str) -> None:
     preset, size, channels = stored.split()
-    config = create_config(preset, classes=5, size=int(size), channels=int(channels))
+    config = create_config(preset, classes=5, size=int(size), channels=int(channels), stem_halvings=0)
     model = filled(AngleVAE(config))
     shape = (2, config.channels, config.height, config.width)
     image = torch.from_numpy(np.random.default_rng(1).random(shape, dtype=np.float32))
@@ -103,7 +103,35 @@ def test_small_stays_within_its_cost(size: int, limit: float) -> None:
 def test_a_preset_of_large_images_has_channels_for_four_levels_unless_they_are_given() -> None:
     assert create_config("small", size=96).widths == LARGE_IMAGE_WIDTHS["small"][1]
     assert create_config("small", size=96, widths=(16, 32)).widths == (16, 32)
-    assert create_config("small", size=64).widths == create_config("small").widths == (16, 32, 48)
+    assert create_config("small", size=40).widths == create_config("small").widths == (16, 32, 48)
+    assert create_config("small", size=64, stem_halvings=0).widths == (16, 32, 48)
+
+
+def test_how_often_the_stem_halves_is_stored_and_a_file_without_it_means_the_earlier_rule() -> None:
+    for size, now, earlier in ((28, 0, 0), (40, 0, 0), (41, 1, 0), (64, 1, 0), (96, 1, 1), (128, 1, 1), (129, 2, 2)):
+        config = create_config("tiny", size=size)
+        assert config.stem_halvings == config.halvings == now
+        assert ModelConfig.from_dict(json.loads(json.dumps(vars(config)))) == config
+        stored = {name: value for name, value in vars(config).items() if name not in ("stem_halvings", "head")}
+        assert (ModelConfig.from_dict(stored).stem_halvings, ModelConfig.from_dict(stored).head) == (earlier, "code")
+    for changes in ({"stem_halvings": 3}, {"stem_halvings": -1}, {"head": "mean"}):
+        with pytest.raises(ConfigError, match=next(iter(changes))):
+            create_config("tiny", **changes)
+
+
+@pytest.mark.parametrize("size", [28, (64, 48)])
+def test_folded_pooling_computes_what_pooling_and_the_classifier_do(size: Size) -> None:
+    model = filled(AngleVAE(create_config("tiny", size=size, head="pooled")))
+    image = torch.rand(3, 1, model.config.height, model.config.width)
+    folded = model.with_folded_pooling()
+    with torch.no_grad():
+        expected, found = model(image), folded(image)
+        by_hand = model.encoder(expected.upright)[0].reshape(3, model.encoder.channels, -1).mean(2)
+        torch.testing.assert_close(model.classifier(by_hand) + expected.orientation.logits, expected.logits)
+    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-5)
+    assert torch.equal(found.mu, expected.mu) and torch.equal(model.classify(image), expected.logits)
+    assert folded.with_folded_pooling() is folded
+    assert filled(AngleVAE(create_config("tiny"))).with_folded_pooling().classifier[0].in_features == 16
 
 
 def test_the_target_is_the_mean_of_squares_of_pixels() -> None:

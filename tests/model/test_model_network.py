@@ -31,7 +31,8 @@ def test_every_preset_takes_every_size(preset: str, size: int, channels: int, cl
     model = AngleVAE(create_config(preset, size=size, channels=channels, classes=classes)).eval()
     output = model(torch.rand(3, channels, size, size))
     assert output.logits.shape == (3, classes)
-    assert output.reconstruction.shape == output.upright.shape == (3, channels, size, size)
+    assert output.upright.shape == (3, channels, size, size)
+    assert output.reconstruction.shape == output.target.shape == (3, channels, *model.config.decoded_size)
     torch.testing.assert_close(output.orientation.cos**2 + output.orientation.sin**2, torch.ones(3))
 
 

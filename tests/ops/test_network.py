@@ -117,6 +117,8 @@ def test_the_answers_to_some_images_are_those_to_all(checkpoint: Checkpoint, ima
         ("small", {"size": 64, "channels": 3, "circular_mask": True}),
         ("small", {"size": (65, 98), "channels": 3, "circular_mask": True}),
         ("tiny", {"size": 224, "channels": 3}),
+        ("tiny", {"head": "pooled"}),
+        ("small", {"size": (65, 98), "channels": 3, "head": "pooled"}),
     ],
 )
 def test_any_shape_of_network_is_fused(preset: str, changes: dict[str, int], score: ScoreMode) -> None:

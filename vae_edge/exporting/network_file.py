@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import itertools
 import os
 import platform
 import tempfile
@@ -311,7 +312,7 @@ def read_network(model: onnx.ModelProto, image: InputSpec) -> PackedNetwork:
     int8 = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
     layers = dict(read_qdq_layers(model).layers) if int8 else _float_layers(model, constants)
     stored = _read_constants(model, constants)
-    config, decoder = _config(layers, image)
+    config, decoder = _config(layers, image, _stem_halvings(model))
     layout = config_layout(
         config,
         components=stored.nearest.shape[0],
@@ -381,7 +382,21 @@ def _tensor(constants: Mapping[str, onnx.TensorProto], name: str) -> torch.Tenso
     return torch.tensor(numpy_helper.to_array(constants[name]).astype(np.float32))
 
 
-def _config(layers: Mapping[str, LayerParams], image: InputSpec) -> tuple[ModelConfig, tuple[int, int, int] | None]:
+def _stem_halvings(model: onnx.ModelProto) -> int:
+    """How often the stem halves, by the strides of the encoder's convolutions: one more halves in the trunk at once."""
+    prefix = f"{PREFIX}encoder.layers."
+    encoder = [node for node in model.graph.node if node.op_type == "Conv" and node.input[1].startswith(prefix)]
+    steep = itertools.takewhile(lambda node: _strides(node) == (2, 2), encoder)
+    return max(0, len(list(steep)) - 1)
+
+
+def _strides(conv: onnx.NodeProto) -> tuple[int, ...]:
+    return next((tuple(attribute.ints) for attribute in conv.attribute if attribute.name == "strides"), (1, 1))
+
+
+def _config(
+    layers: Mapping[str, LayerParams], image: InputSpec, halvings: int
+) -> tuple[ModelConfig, tuple[int, int, int] | None]:
     """The shape of the network from its layers' weights; the decoder as `make_layout` takes it, None without one."""
 
     def shape(name: str) -> tuple[int, ...]:
@@ -392,7 +407,8 @@ def _config(layers: Mapping[str, LayerParams], image: InputSpec) -> tuple[ModelC
     rotated = "orientation.angle_bins" in layers
     unused = ModelConfig()  # shapes of an orientation encoder that is not there
     try:
-        levels, stem = len(ModelConfig(size=image.size).resolutions()), ModelConfig(size=image.size).feature_layer() - 2
+        given = ModelConfig(size=image.size, stem_halvings=halvings)
+        levels, stem = len(given.resolutions()), given.feature_layer() - 2
         config = ModelConfig(
             "of a file",
             classes=shape("classifier.2")[0],
@@ -407,6 +423,8 @@ def _config(layers: Mapping[str, LayerParams], image: InputSpec) -> tuple[ModelC
             angle_bins=shape("orientation.angle_bins")[0] if rotated else unused.angle_bins,
             fill=image.fill / 255,
             circular_mask=rotated and image.background == "none",
+            head="pooled" if shape("classifier.0")[1] == shape("mu")[1] != shape("mu")[0] else "code",
+            stem_halvings=halvings,
         )
     except ConfigError as error:
         raise ExportError(str(error)) from error
@@ -439,7 +457,7 @@ def _check_shapes(
     """
     from vae_edge.model.network import AngleVAE
 
-    model = AngleVAE(config)
+    model = AngleVAE(config).with_folded_pooling()
     for name, module in model.named_modules():
         if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)) and name != "logvar":
             if fast and name.startswith("decoder."):

@@ -24,11 +24,16 @@ from vae_edge.spec import (
 
 MIN_ANGLE_BINS = 12  # with fewer bins there is no room for a second angle outside the best one's window
 
-MAX_TRUNK_PIXELS = 64 * 64  # of a feature map behind the stem
+MAX_TRUNK_PIXELS = 40 * 40  # of an image that the stem does not halve
+MAX_HALVED_PIXELS = 128 * 128  # of an image that it halves once; others it halves twice
+MAX_STEM_HALVINGS = 2
+HEADS = ("code", "pooled")
 MAX_DECODED_PIXELS = 32 * 32  # of a decoder whose cells become 4×4 pixels, not 8×8
 
 SCHEMA_1_MODEL = {"pose": "orientation", "pose_widths": "orientation_widths", "window": "circular_mask"}
 """Fields of `ModelConfig` in files of schema 1, and what they are called now."""
+EARLIER_MODEL = {"head": "code", "stem_halvings": None}
+"""Fields that earlier files do not have, and what they mean there."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +48,16 @@ class ModelConfig:
         orientation: whether there is an orientation encoder. A network for upright images has none.
         orientation_widths: channels of the orientation encoder, as `widths`.
         widths: channels of the trunk at full, half and quarter resolution, and so on. Further halvings, down to 4
-            pixels or fewer, keep the last width. For images of more than 64×64 pixels the stem halves once or twice
-            before that (`stem_halvings`).
+            pixels or fewer, keep the last width. For larger images the stem halves before that (`stem_halvings`).
         latent: size of the code.
         hidden: hidden units of the classifier.
         angle_bins: bins of the angle, around the whole circle.
         fill: padding value, 0 to 1, for what lies outside the frame of a rotated image.
+        head: what the classifier reads: `code`, the latent mean, or `pooled`, the average pool of the encoder's last
+            feature maps. Where a thing is in the frame tells a drawing's class; a texture's it does not.
+        stem_halvings: how often the stem halves an image before the trunk, 0 to 2. None: not up to 40×40 pixels, once
+            up to 128×128, else twice, so that the trunk works on at most 64×64 pixels. The decoder's image is halved
+            as often.
         circular_mask: set the pixels outside the circle inscribed in the shorter side to `fill`. The corners of a
             photograph then do not matter, nor what rotation brings into them.
     """
@@ -65,6 +74,8 @@ class ModelConfig:
     angle_bins: int = 36
     fill: float = 0.0
     circular_mask: bool = False
+    head: str = "code"
+    stem_halvings: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.size, int):
@@ -91,6 +102,10 @@ class ModelConfig:
             )
         if not 0 <= self.fill <= 1:
             raise ConfigError(f"fill {self.fill}: expected a number from 0 to 1")
+        if self.head not in HEADS:
+            raise ConfigError(f"head {self.head!r}: expected one of {', '.join(HEADS)}")
+        if self.stem_halvings is not None and not 0 <= self.stem_halvings <= MAX_STEM_HALVINGS:
+            raise ConfigError(f"stem_halvings {self.stem_halvings}: expected 0 to {MAX_STEM_HALVINGS}")
         if not MIN_ANGLE_BINS <= self.angle_bins <= MAX_ANGLE_BINS:
             raise ConfigError(f"{self.angle_bins} angle bins: expected {MIN_ANGLE_BINS} to {MAX_ANGLE_BINS}")
 
@@ -105,17 +120,17 @@ class ModelConfig:
         return height_and_width(self.size)[1]
 
     @property
-    def stem_halvings(self) -> int:
-        """How often the stem halves an image before the trunk: 0 up to 64×64 pixels, 1 up to 128×128, else 2.
-
-        The trunk so works on at most 64×64 pixels, and the decoder makes an image of that size.
-        """
-        return next(k for k in (0, 1, 2) if k == 2 or self.height * self.width <= 4**k * MAX_TRUNK_PIXELS)
+    def halvings(self) -> int:
+        """`stem_halvings`, or what the size says."""
+        if self.stem_halvings is not None:
+            return self.stem_halvings
+        pixels = self.height * self.width
+        return 0 if pixels <= MAX_TRUNK_PIXELS else 1 if pixels <= MAX_HALVED_PIXELS else 2
 
     @property
     def decoded_size(self) -> tuple[int, int]:
         """Height and width of the decoder's image: the image's, halved as the stem does."""
-        return _halved((self.height, self.width), self.stem_halvings)
+        return _halved((self.height, self.width), self.halvings)
 
     @property
     def decoder_block(self) -> int:
@@ -145,8 +160,8 @@ class ModelConfig:
         The stem, one convolution at the trunk's full resolution (two for the largest images). Then for each further
         resolution one that halves, and a second one while the channels still grow by level.
         """
-        layers = [(widths[0], 2 if self.stem_halvings else 1)]
-        layers += [(widths[0], 2)] * (self.stem_halvings - 1)
+        layers = [(widths[0], 2 if self.halvings else 1)]
+        layers += [(widths[0], 2)] * (self.halvings - 1)
         for level in range(1, len(self.resolutions())):
             width = widths[min(level, len(widths) - 1)]
             layers += [(width, 2), (width, 1)] if level < len(widths) else [(width, 2)]
@@ -154,7 +169,7 @@ class ModelConfig:
 
     def feature_layer(self) -> int:
         """Index of the convolution whose feature maps the anomaly score averages: the last at half the trunk's size."""
-        return 2 + max(0, self.stem_halvings - 1)
+        return 2 + max(0, self.halvings - 1)
 
     def features(self, widths: tuple[int, ...]) -> int:
         """Numbers that a backbone gives for an image: channels, rows and columns of its last feature maps."""
@@ -164,7 +179,13 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: Any) -> ModelConfig:
         """Read the configuration that a checkpoint of schema 1 or 2 stored. Anything else is a ConfigError."""
-        return cls(**checked_fields(cls, rename_keys(values, SCHEMA_1_MODEL), "model configuration"))
+        if isinstance(values, dict):
+            values = {**EARLIER_MODEL, **values}
+        config = cls(**checked_fields(cls, rename_keys(values, SCHEMA_1_MODEL), "model configuration"))
+        if config.stem_halvings is None:  # of a version that did not store it
+            pixels = config.height * config.width
+            config = replace(config, stem_halvings=next(k for k in (0, 1, 2) if k == 2 or pixels <= 4**k * 64 * 64))
+        return config
 
 
 def _halved(size: tuple[int, int], times: int) -> tuple[int, int]:
@@ -233,7 +254,7 @@ LARGE_IMAGE_WIDTHS = {
 def create_config(preset: str, **overrides: Any) -> ModelConfig:
     """Take a preset and override some of its numbers, as in `create_config("small", classes=26, size=32)`.
 
-    For images of more than 64×64 pixels the preset has the channels of `LARGE_IMAGE_WIDTHS`.
+    Where the stem halves the image the preset has the channels of `LARGE_IMAGE_WIDTHS`.
 
     Raises:
         ConfigError: for an unknown preset, an unknown name or a value out of range.
@@ -244,7 +265,7 @@ def create_config(preset: str, **overrides: Any) -> ModelConfig:
     if unknown:
         raise ConfigError(f"unknown model option {', '.join(sorted(unknown))}")
     config = replace(PRESETS[preset], **overrides)
-    if not config.stem_halvings:
-        return config
-    orientation, encoder = LARGE_IMAGE_WIDTHS[preset]
-    return replace(config, **{"orientation_widths": orientation, "widths": encoder, **overrides})
+    if config.halvings:
+        orientation, encoder = LARGE_IMAGE_WIDTHS[preset]
+        config = replace(config, **{"orientation_widths": orientation, "widths": encoder, **overrides})
+    return replace(config, stem_halvings=config.halvings)  # what a file stores does not hang on a later rule

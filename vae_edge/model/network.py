@@ -3,11 +3,14 @@
     image ─► OrientationEncoder ─► class logits, angle bins ─► θ
       └────► rotated by −θ ─► Backbone ─► mu, logvar ─► class logits;  Decoder(code, class) ─► reconstruction
 
+The encoder's class logits come from mu, or from the backbone's pooled features (`ModelConfig.head`).
+
 Loss: reconstruction + β · KL + γ · cross-entropy + δ · angle, each term apart.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,7 +84,7 @@ class Backbone(nn.Module):
             layers.append(conv_bn_relu(channels, width, stride))
             channels = width
         self.layers = nn.ModuleList(layers)
-        self.features = config.features(widths)
+        self.features, self.channels = config.features(widths), channels
         self.feature_layer = config.feature_layer()
         self.map_channels = widths[1]
 
@@ -94,6 +97,18 @@ class Backbone(nn.Module):
             if index == self.feature_layer:
                 maps = x
         return x.flatten(1), maps
+
+
+class FeaturePooling(nn.Module):
+    """Features [N, C · cells] to their means over the cells [N, C]: global average pooling (Lin et al. 2014)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Average."""
+        return features.unflatten(1, (self.channels, -1)).mean(2)
 
 
 @dataclass
@@ -258,8 +273,13 @@ class AngleVAE(nn.Module):
         self.encoder = Backbone(config, config.widths)
         self.mu = nn.Linear(self.encoder.features, config.latent)
         self.logvar = nn.Linear(self.encoder.features, config.latent)
+        self.pooling: nn.Module | None = None
+        inputs = config.latent
+        if config.head == "pooled":
+            inputs = self.encoder.channels
+            self.pooling = FeaturePooling(inputs)
         self.classifier = nn.Sequential(
-            nn.Linear(config.latent, config.hidden), nn.ReLU(inplace=True), nn.Linear(config.hidden, config.classes)
+            nn.Linear(inputs, config.hidden), nn.ReLU(inplace=True), nn.Linear(config.hidden, config.classes)
         )
         self.decoder = Decoder(config)
         features = self.encoder.map_channels + config.latent + config.classes
@@ -271,6 +291,27 @@ class AngleVAE(nn.Module):
         self.register_buffer("mask", circular_mask(config.size) if masked else None, persistent=False)
         nn.init.zeros_(self.logvar.weight)
         nn.init.constant_(self.logvar.bias, -2.0)
+
+    def encoder_logits(self, encoded: Tensor, mu: Tensor) -> Tensor:
+        """Class logits [N, K] of the encoder's features [N, F], or of the latent mean [N, Z], as `config.head` says."""
+        return self.classifier(mu if self.pooling is None else self.pooling(encoded))
+
+    def with_folded_pooling(self) -> AngleVAE:
+        """A model that computes the same, whose classifier reads the features [N, F] at once.
+
+        Pooling and the layer behind it are one matrix. What is exported and quantized so has one layer less, and reads
+        the features in the one scale that they have.
+        """
+        if not isinstance(self.pooling, FeaturePooling):
+            return self
+        folded, first = copy.deepcopy(self), self.classifier[0]
+        cells = self.encoder.features // self.encoder.channels
+        layer = nn.Linear(self.encoder.features, first.out_features).to(first.weight)
+        with torch.no_grad():
+            layer.weight.copy_(first.weight.repeat_interleave(cells, 1) / cells)
+            layer.bias.copy_(first.bias)
+        folded.classifier[0], folded.pooling = layer, nn.Identity()
+        return folded
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Class logits [N, K] to calibrated probabilities [N, K]."""
@@ -287,7 +328,7 @@ class AngleVAE(nn.Module):
 
         A last row or column that does not fill its square counts repeatedly.
         """
-        factor = 2**self.config.stem_halvings
+        factor = 2**self.config.halvings
         if factor == 1:
             return image
         below, beside = -self.config.height % factor, -self.config.width % factor
@@ -297,7 +338,7 @@ class AngleVAE(nn.Module):
 
     def enlarge(self, decoded: Tensor) -> Tensor:
         """The decoder's images [N, C, h, w], in [0, 1], at the size of the input [N, C, H, W]: bilinear."""
-        factor = 2**self.config.stem_halvings
+        factor = 2**self.config.halvings
         if factor == 1:
             return decoded
         larger = F.interpolate(decoded, scale_factor=factor, mode="bilinear", align_corners=False)
@@ -324,7 +365,7 @@ class AngleVAE(nn.Module):
         """
         orientation, upright, encoded, maps = self._encode(image)
         mu, logvar = self.mu(encoded), self.logvar(encoded)
-        logits = self.fuse_logits(self.classifier(mu), orientation.logits)
+        logits = self.fuse_logits(self.encoder_logits(encoded, mu), orientation.logits)
         weights = logits.softmax(1)
         reconstruction = self.decoder(mu, weights).sigmoid()
 
@@ -338,7 +379,7 @@ class AngleVAE(nn.Module):
     def classify(self, image: Tensor) -> Tensor:
         """The logits [N, K] of `forward` alone."""
         orientation, _, encoded, _ = self._encode(image)
-        return self.fuse_logits(self.classifier(self.mu(encoded)), orientation.logits)
+        return self.fuse_logits(self.encoder_logits(encoded, self.mu(encoded)), orientation.logits)
 
     def _encode(self, image: Tensor) -> tuple[Orientation, Tensor, Tensor, Tensor]:
         """The orientation, the derotated image, the encoder's features, and its feature maps for the score."""
@@ -382,7 +423,7 @@ class AngleVAE(nn.Module):
         encoded, _ = self.encoder(upright)
         mu, logvar = self.mu(encoded).float(), self.logvar(encoded).float().clamp(-10.0, 5.0)
         code, kl = sample_posterior(mu, logvar, seed, offset)
-        logits = self.fuse_logits(self.classifier(mu), orientation.logits)
+        logits = self.fuse_logits(self.encoder_logits(encoded, mu), orientation.logits)
 
         weights = classes if classes.is_floating_point() else F.one_hot(classes, self.config.classes)
         reconstruction = self.decoder(code, weights.to(code.dtype))

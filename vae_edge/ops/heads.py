@@ -236,8 +236,9 @@ class _ContentHead(NamedTuple):
 
         # Latent mean and classifier.
         mu = linear(self.features, self.weights, params, net, Fc.MU, prequantized=True)
-        hidden = linear(mu, self.weights, params, net, Fc.CLASSIFIER_HIDDEN).relu()
-        if net.int8:
+        source = self.features if net.pooled else mu
+        hidden = linear(source, self.weights, params, net, Fc.CLASSIFIER_HIDDEN, prequantized=net.pooled).relu()
+        if net.int8 and not net.pooled:
             mu = fake_quantize(mu, params, fc_layout(net, Fc.CLASSIFIER_HIDDEN))
         logits = linear(hidden, self.weights, params, net, Fc.CLASSIFIER_LOGITS) + (self.logits if net.bins else 0.0)
         class_weights = logits.softmax(1)

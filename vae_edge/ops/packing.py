@@ -133,6 +133,7 @@ def config_layout(
         bins=config.angle_bins if config.orientation else 0,
         latent=config.latent,
         hidden=config.hidden,
+        pooled=config.head == "pooled",
         fill=config.fill,
         circular_mask=config.circular_mask and config.orientation,
         orientation=config.convolutions(config.orientation_widths),
@@ -141,7 +142,7 @@ def config_layout(
         components=components,
         clusters=clusters,
         decoder=decoder,
-        reduction=2**config.stem_halvings,
+        reduction=2**config.halvings,
         int8=int8,
     )
 
@@ -158,7 +159,7 @@ def pack(model: Any, quantized: QuantizedNetwork | None = None, score: ScoreMode
         KernelError: a layer is missing, or a scale is not above 0.
     """
     int8 = quantized is not None
-    layers = fold_batchnorm(model) if quantized is None else quantized.layers
+    layers = fold_batchnorm(model.with_folded_pooling()) if quantized is None else quantized.layers
     return pack_layers(
         network_layout(model, score, int8), layers, _constants(model, quantized or QuantizedNetwork({}), score)
     )
@@ -287,7 +288,13 @@ class _Packer:
         """
         layout = self.layout
         last = layout.layers[layout.orientation_layers + layout.encoder_layers - 1]
-        for index, names in ((Fc.ORIENTATION, ["orientation.classifier", "orientation.angle_bins"]), (Fc.MU, ["mu"])):
+        of_features = [(Fc.ORIENTATION, ["orientation.classifier", "orientation.angle_bins"]), (Fc.MU, ["mu"])]
+        of_vectors = [(Fc.CLASSIFIER_LOGITS, "classifier.2")]
+        if layout.pooled:
+            of_features.append((Fc.CLASSIFIER_HIDDEN, ["classifier.0"]))
+        else:
+            of_vectors.insert(0, (Fc.CLASSIFIER_HIDDEN, "classifier.0"))
+        for index, names in of_features:
             layer = layout.linears[index]
             if layer is not None:
                 order = (
@@ -297,7 +304,7 @@ class _Packer:
                     .reshape(-1)
                 )
                 self.linear(layer, [self.named(name) for name in names], order)
-        for index, name in ((Fc.CLASSIFIER_HIDDEN, "classifier.0"), (Fc.CLASSIFIER_LOGITS, "classifier.2")):
+        for index, name in of_vectors:
             layer = layout.linears[index]
             assert layer is not None
             self.linear(layer, [self.named(name)])

@@ -108,6 +108,7 @@ def test_the_error_of_a_reconstruction_is_that_of_the_reference(
     [
         ("tiny", {}),
         ("tiny", {"orientation": False}),
+        ("tiny", {"head": "pooled"}),
         ("tiny", {"size": 33, "channels": 3, "circular_mask": True, "fill": 0.5}),
     ],
 )
