@@ -127,10 +127,10 @@ def test_symmetric_shapes_of_either_polarity_are_found_and_others_are_not(tmp_pa
     from vae_edge.training.trainer import train
 
     rng = np.random.default_rng(0)
-    labels = np.arange(60 * len(NAMES)) % len(NAMES)
+    labels = np.arange(120 * len(NAMES)) % len(NAMES)
     images = LabelledImages(np.stack([drawn_shape(rng, NAMES[k]) for k in labels]), labels.astype(np.int64), NAMES)
     data = Dataset("shapes", "shapes", images, None)
-    settings = TrainConfig(epochs=40, batch=64, augment="light")
+    settings = TrainConfig(epochs=35, batch=64, augment="light")
     splits = make_splits(data, settings)
     train(splits, make_run_config(data, splits, "tiny", settings), tmp_path / "run")
 
@@ -138,4 +138,4 @@ def test_symmetric_shapes_of_either_polarity_are_found_and_others_are_not(tmp_pa
     assert checkpoint.result.symmetry == {"bar": 2, "square": 4, "triangle": 3, "disc": 0}
     assert checkpoint.ambiguous == checkpoint.result.symmetry
     errors = checkpoint.result.validation["angle_error_deg"]
-    assert errors["median"] > 15 and errors["up_to_symmetry"]["median"] < 10
+    assert errors["mean"] > 30 and errors["up_to_symmetry"]["mean"] < 5
