@@ -133,6 +133,7 @@ def make_run_config(
         "orientation": orientation,
         "fill": spec.fill / 255,
         "circular_mask": orientation and spec.background == "none",
+        "head": "pooled" if spec.background == "none" else "code",
     }
     model = create_config(preset, **{**shape, **overrides})
     if settings.synthetic_ratio and np.bincount(train.labels).max() < 2:

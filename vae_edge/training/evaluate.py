@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vae_edge.data import LabelledImages, rotate_dataset, rotation_range
 from vae_edge.errors import CheckpointError, DataError
+from vae_edge.evaluation.rejection import choose_threshold
 from vae_edge.evaluation.similarity import near_copies
 from vae_edge.evaluation.symmetry import find_symmetry
 from vae_edge.metrics import confusion, expected_calibration_error, frequent_confusions, summarize
@@ -116,7 +117,10 @@ def calibrate_and_save(model: AngleVAE, splits: DataSplits, config: RunConfig, s
         raise CheckpointError(f"the scores of the held-out images are not finite: training in {folder} came to nothing")
     model.temperature.fill_(fit_temperature(outputs.logits, rotated_images.labels))
     probabilities = model.probabilities(torch.from_numpy(outputs.logits).to(model.temperature.device)).cpu().numpy()
-    threshold = float(np.quantile(outputs.scores, 1.0 - settings.reject_rate))
+    threshold, threshold_fast = (
+        choose_threshold(scores, settings.reject_rate, force=True).threshold
+        for scores in (outputs.scores, outputs.fast_scores)
+    )
 
     upright = predict(model, held_out.images)
     symmetry = held_out_symmetry(model, held_out, config)
@@ -138,7 +142,7 @@ def calibrate_and_save(model: AngleVAE, splits: DataSplits, config: RunConfig, s
     result = TrainResult(
         step=step,
         threshold=threshold,
-        threshold_fast=float(np.quantile(outputs.fast_scores, 1.0 - settings.reject_rate)),
+        threshold_fast=threshold_fast,
         reject_rate=settings.reject_rate,
         score_fit_images=score_fit_images,
         calibration=cross_fitted_ece(outputs.logits, rotated_images.labels, settings.seed),
