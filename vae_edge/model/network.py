@@ -305,6 +305,7 @@ class AngleVAE(nn.Module):
         if not isinstance(self.pooling, FeaturePooling):
             return self
         folded, first = copy.deepcopy(self), self.classifier[0]
+        assert isinstance(first, nn.Linear)
         cells = self.encoder.features // self.encoder.channels
         layer = nn.Linear(self.encoder.features, first.out_features).to(first.weight)
         with torch.no_grad():
