@@ -16,7 +16,7 @@ from typing import Any
 from vae_edge.progress import is_main_process, progress_bar
 from vae_edge.text import SUBSTITUTE, ascii_json, json_text, printable, terminal
 
-LOGGERS = ("api", "pipeline", "progress", "data", "training", "experiments")
+LOGGERS = ("api", "pipeline", "progress", "data", "training", "trained", "thresholds", "reporting", "experiments")
 """Modules and packages whose INFO records are printed."""
 
 
