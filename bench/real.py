@@ -122,7 +122,7 @@ def set_folder(row: Row, data: Path) -> Path:
 
 def load_set(row: Row, folder: Path) -> Dataset:
     """The images of a row's set, as both models take them."""
-    return load_dataset(folder, size=row.size)
+    return load_dataset(folder, size=row.size, group_by=row.training.get("group_by"))
 
 
 def about_file(folder: Path) -> Path:
