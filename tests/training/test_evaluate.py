@@ -24,6 +24,7 @@ from vae_edge.errors import CheckpointError, DataError
 from vae_edge.evaluation.figures import arrays, evaluate
 from vae_edge.metrics import expected_calibration_error, wrap_degrees
 from vae_edge.model import AngleVAE
+from vae_edge.training import evaluate as evaluate_module
 from vae_edge.training.checkpoint import (
     MODEL,
     Checkpoint,
@@ -54,6 +55,21 @@ def train_and_read(
 def clear_digits(digits: Dataset) -> LabelledImages:
     """Test digits of the classes that have one way up."""
     return digits.test.take(np.flatnonzero(np.isin(digits.test.labels, [2, 3, 4, 5, 7])))
+
+
+@pytest.mark.parametrize("rotation", ["full", "none"])
+def test_images_that_are_rotated_batch_by_batch_are_those_rotated_at_once(
+    digits: Dataset, monkeypatch: pytest.MonkeyPatch, rotation: str
+) -> None:
+    assert digits.train is not None
+    images = digits.train.take(np.linspace(0, len(digits.train) - 1, 25).astype(int))
+    _, config = prepare(Dataset("digits", "digits", images, None), TrainConfig(rotation=rotation, holdout=0.2))
+    monkeypatch.setattr(evaluate_module, "BATCH", 10)
+    batches = list(evaluate_module._rotated_batches(images, config, seed=7))
+    assert [len(batch) for batch in batches] == [10, 10, 5]
+    at_once = evaluate_module.rotate_like_training(images, config, seed=7).images
+    np.testing.assert_array_equal(np.concatenate(batches), at_once)
+    assert (at_once != images.images).any() == (rotation == "full")
 
 
 @pytest.mark.parametrize(("quarters", "expected"), [(0, 0), (1, 90), (2, 180), (3, -90)])

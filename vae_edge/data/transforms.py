@@ -39,9 +39,22 @@ def rotate_dataset(data: LabelledImages, range_deg: float = 180.0, seed: int = 0
     Raises:
         ConfigError: the range is not between 0 and 180.
     """
+    return rotate_by(data, draw_angles(len(data), range_deg, seed), fill)
+
+
+def draw_angles(count: int, range_deg: float, seed: int) -> NDArray[np.float32]:
+    """The angles of `rotate_dataset` for so many images, in degrees [count].
+
+    Raises:
+        ConfigError: the range is not between 0 and 180.
+    """
     if not 0 <= range_deg <= 180:
         raise ConfigError(f"Images are rotated by 0 to 180 degrees either way, but {range_deg} came.")
-    angles = ((uniform(len(data), seed) * 2 - 1) * range_deg).astype(np.float32)
+    return ((uniform(count, seed) * 2 - 1) * range_deg).astype(np.float32)
+
+
+def rotate_by(data: LabelledImages, angles: NDArray[np.float32], fill: int = 0) -> LabelledImages:
+    """Rotate each image by its angle in degrees [N], as `rotate_dataset` does."""
     grey = data.images.shape[-1] == 1
     outside = fill if grey else (fill,) * 3
     images = np.empty(data.images.shape, np.uint8)

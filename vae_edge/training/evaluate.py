@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vae_edge.data import LabelledImages, rotate_dataset, rotation_range
+from vae_edge.data.transforms import draw_angles, rotate_by
 from vae_edge.errors import CheckpointError, DataError
 from vae_edge.evaluation.rejection import choose_threshold
 from vae_edge.evaluation.similarity import near_copies
@@ -65,14 +67,19 @@ class Outputs:
     second_angle_probabilities: NDArray[np.float32] | None = None
 
 
-@torch.no_grad()
 def predict(model: AngleVAE, images: NDArray[np.uint8]) -> Outputs:
-    """Run the deterministic pass on uint8 images [N, S, S, C], on the model's device. It sets evaluation mode."""
+    """Run the deterministic pass on uint8 images [N, H, W, C], on the model's device. It sets evaluation mode."""
+    return predict_batches(model, (images[start : start + BATCH] for start in range(0, len(images), BATCH)))
+
+
+@torch.no_grad()
+def predict_batches(model: AngleVAE, batches: Iterable[NDArray[np.uint8]]) -> Outputs:
+    """As `predict`, of images that need not be in memory together."""
     model.eval()
     device = model.temperature.device
     columns: dict[str, list[Tensor]] = defaultdict(list)
-    for start in range(0, len(images), BATCH):
-        output = model(to_float(images[start : start + BATCH]).to(device))
+    for images in batches:
+        output = model(to_float(images).to(device))
         orientation, uncertainty = output.orientation, output.orientation.uncertainty
         errors = reconstruction_error(output.target, output.reconstruction)
         terms = model.score.raw_terms(errors, output.features, output.logits)
@@ -190,8 +197,9 @@ def fit_score(model: AngleVAE, train: LabelledImages, config: RunConfig, limit: 
         CheckpointError: if the model's outputs are not finite.
     """
     seed = config.training.seed
-    sample = rotate_like_training(stratified_subset(train, limit, seed), config, seed + 2)
-    outputs, labels = predict(model, sample.images), torch.from_numpy(sample.labels)
+    sample = stratified_subset(train, limit, seed)
+    outputs = predict_batches(model, _rotated_batches(sample, config, seed + 2))
+    labels = torch.from_numpy(sample.labels)
     logits = torch.from_numpy(outputs.logits)
     for what, values in (("features", outputs.features), ("reconstruction errors", outputs.errors), ("logits", logits)):
         if not torch.isfinite(values).all():
@@ -210,6 +218,17 @@ def encode_training_images(
     order = np.random.default_rng(seed).permutation(len(train))
     chosen = np.concatenate([order[train.labels[order] == k][:limit] for k in range(len(train.classes))])
     return predict(model, train.images[chosen]).codes, torch.from_numpy(train.labels[chosen])
+
+
+def _rotated_batches(images: LabelledImages, config: RunConfig, seed: int) -> Iterator[NDArray[np.uint8]]:
+    """The images of `rotate_like_training`, a batch at a time: large ones need not fit into memory."""
+    angles = None
+    if config.model.orientation:
+        angles = draw_angles(len(images), rotation_range(config.training.rotation), seed)
+    for start in range(0, len(images), BATCH):
+        rows = np.arange(start, min(start + BATCH, len(images)))
+        batch = images.take(rows)
+        yield batch.images[:] if angles is None else rotate_by(batch, angles[rows], config.input.fill).images[:]
 
 
 def rotate_like_training(images: LabelledImages, config: RunConfig, seed: int) -> LabelledImages:
