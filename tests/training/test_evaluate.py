@@ -63,7 +63,7 @@ def test_images_that_are_rotated_batch_by_batch_are_those_rotated_at_once(
 ) -> None:
     assert digits.train is not None
     images = digits.train.take(np.linspace(0, len(digits.train) - 1, 25).astype(int))
-    _, config = prepare(Dataset("digits", "digits", images, None), TrainConfig(rotation=rotation, holdout=0.2))
+    _, config = prepare(digits, TrainConfig(rotation=rotation))
     monkeypatch.setattr(evaluate_module, "BATCH", 10)
     batches = list(evaluate_module._rotated_batches(images, config, seed=7))
     assert [len(batch) for batch in batches] == [10, 10, 5]
