@@ -18,6 +18,9 @@ from vae_edge.training import data as training_data
 from vae_edge.training.config import TrainConfig
 from vae_edge.training.data import (
     BatchComposition,
+    InMemoryDataset,
+    balanced_weights,
+    build_batch,
     compose_batch,
     flip_invariance,
     make_splits,
@@ -178,7 +181,9 @@ def photographs(even: bool) -> Dataset:
     [(False, "full", True), (False, "30", True), (False, "none", False), (True, "full", False)],
 )
 def test_the_mask_is_for_rotated_images_without_an_even_background(even: bool, rotation: str, window: bool):
-    assert prepare(photographs(even), TrainConfig(rotation=rotation))[1].model.circular_mask is window
+    model = prepare(photographs(even), TrainConfig(rotation=rotation))[1].model
+    assert model.circular_mask is window
+    assert model.head == ("code" if even else "pooled")
 
 
 def test_the_exported_graph_does_not_look_at_the_corners():
@@ -192,3 +197,34 @@ def test_the_exported_graph_does_not_look_at_the_corners():
     here, there = run(model, images), run(model, other.astype(np.uint8))
     for name in graph.outputs:
         np.testing.assert_allclose(here[name], there[name], atol=1e-5)
+
+
+def test_labels_count_by_the_balance_of_their_classes() -> None:
+    labels = np.repeat([0, 1, 3], [90, 9, 1])  # of class 2 there is none
+    equal_classes, between = balanced_weights(labels, 1.0), balanced_weights(labels, 0.5)
+    torch.testing.assert_close(equal_classes[[0, 1, 3]] * torch.tensor([90.0, 9, 1]), torch.full((3,), 100 / 3))
+    torch.testing.assert_close(between[1] / between[0], torch.tensor(10**0.5))
+    for weights in (equal_classes, between):
+        torch.testing.assert_close(weights[labels].mean(), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("unlabelled", [0, 16])
+def test_a_batch_has_the_weights_of_its_labels(digits: Dataset, unlabelled: int) -> None:
+    assert digits.train is not None
+    rare = np.flatnonzero(digits.train.labels == 3)[:4]
+    images = digits.train.take(np.concatenate([np.flatnonzero(digits.train.labels != 3)[:200], rare]))
+    _, config = prepare(digits, TrainConfig(rotation="none"))
+    composition = BatchComposition(64, unlabelled)
+    found = {}
+    for balance in (0.0, 1.0):
+        labelled = InMemoryDataset.from_arrays(
+            images.images, images.labels, None, 0, 0, torch.device("cpu"), class_balance=balance
+        )
+        others = InMemoryDataset.from_arrays(images.images, None, None, 0, 1, torch.device("cpu"))
+        datasets = {"labelled": labelled, "unlabelled": others}
+        batch = build_batch(datasets, composition, 0, config, 1.0, 0, 1, lambda x: torch.ones(len(x), 10) / 10)
+        found[balance] = batch.sample_weight
+        labels = batch.labels[:64]
+    assert (found[0.0] is None) == (unlabelled == 0)
+    plain = torch.ones(64) if found[0.0] is None else found[0.0][:64]
+    torch.testing.assert_close(found[1.0][:64], plain * balanced_weights(images.labels, 1.0)[labels])

@@ -91,6 +91,12 @@ def _train(commands: Commands) -> None:
         "--mirror", action=argparse.BooleanOptionalAction, help="mirror half of the images, left to right"
     )
     parser.add_argument(
+        "--class-balance",
+        type=float,
+        metavar="B",
+        help="0 to 1: let rare classes count more; 0: all labels count the same (default), 1: all classes do",
+    )
+    parser.add_argument(
         "--labels-per-class",
         type=positive,
         metavar="N",

@@ -68,6 +68,8 @@ class TrainConfig:
             background in common; else light, or with few labelled images strong, or medium if there are unlabelled
             ones.
         mirror: mirror half of the images.
+        class_balance: from 0 to 1: a label of a class of n images counts in proportion to n to the power of
+            -class_balance. With 0 all labels count the same, with 1 all classes.
         labels_per_class: labels of each class that are used; the other images count as unlabelled. None: all.
         labels_only: leave unlabelled images out.
         pseudo_label_weight: weight of the pseudo-labels of unlabelled images relative to labels. With 0 only the
@@ -99,6 +101,7 @@ class TrainConfig:
     batch: int | None = None
     augment: str = "auto"
     mirror: bool = False
+    class_balance: float = 0.0
     labels_per_class: int | None = None
     labels_only: bool = False
     pseudo_label_weight: float = 1.0
@@ -141,6 +144,8 @@ class TrainConfig:
                 raise ConfigError(f"{name} {value}: expected a number between {low} and {high}")
         if not 0 <= self.synthetic_ratio < 1:
             raise ConfigError(f"synthetic_ratio {self.synthetic_ratio}: expected a fraction from 0 to below 1")
+        if not 0 <= self.class_balance <= 1:
+            raise ConfigError(f"class_balance {self.class_balance}: expected a number from 0 to 1")
         for name in ("pseudo_label_weight", "mutual_info_weight"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):

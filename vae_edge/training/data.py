@@ -218,12 +218,14 @@ class InMemoryDataset:
         labels: int64 [N], all 0 for unlabelled images.
         angles_rad: known angles float32 [N].
         sampler: of the images' indices.
+        class_weights: what a label of each class counts in the loss, float32 [K]; None: all the same.
     """
 
     images: Tensor | ImageView
     labels: Tensor
     angles_rad: Tensor
     sampler: InfiniteShuffleSampler
+    class_weights: Tensor | None = None
 
     @classmethod
     def from_arrays(
@@ -234,8 +236,9 @@ class InMemoryDataset:
         seed: int,
         stream: int,
         device: torch.device,
+        class_balance: float = 0.0,
     ) -> InMemoryDataset:
-        """Put arrays on the device. Without angles the images are upright."""
+        """Put arrays on the device. Without angles the images are upright. `class_balance` is of `TrainConfig`."""
         count = len(images)
         known_labels = np.zeros(count, np.int64) if labels is None else labels
         angles = np.zeros(count, np.float32) if angles_deg is None else np.deg2rad(angles_deg)
@@ -245,6 +248,7 @@ class InMemoryDataset:
             torch.from_numpy(known_labels).to(device),
             torch.from_numpy(angles.astype(np.float32)).to(device),
             InfiniteShuffleSampler(count, seed, stream),
+            balanced_weights(labels, class_balance).to(device) if labels is not None and class_balance else None,
         )
 
     def __len__(self) -> int:
@@ -260,6 +264,16 @@ class InMemoryDataset:
         else:
             images = self.images[chosen.to(device)]
         return images, self.labels[chosen.to(device)], self.angles_rad[chosen.to(device)]
+
+
+def balanced_weights(labels: NDArray[np.int64], balance: float) -> Tensor:
+    """What a label of each class counts, float32 [K]: in proportion to its images' number to the power of -balance.
+
+    The mean over the labels is 1.
+    """
+    counts = np.maximum(np.bincount(labels), 1).astype(np.float64)
+    weights = counts**-balance
+    return torch.from_numpy((weights / weights[labels].mean()).astype(np.float32))
 
 
 MIN_LABELLED_FRACTION = 0.25  # of a batch that has unlabelled images too
@@ -366,6 +380,7 @@ def build_batch(
         "unlabelled": composition.unlabelled,
     }
 
+    balance = datasets["labelled"].class_weights
     columns: list[tuple[Tensor, ...]] = []
     segments: list[tuple[int, int]] = []
     row = 0  # of the full batch
@@ -388,6 +403,8 @@ def build_batch(
         else:
             class_weights = F.one_hot(labels, config.model.classes).float()
             sample_weight = torch.full_like(class_weights[:, 0], composition.total / certain)
+            if balance is not None:
+                sample_weight = sample_weight * balance[labels]
         local_noise = noise[row + local.start : row + local.stop].to(images)
         columns.append((images, labels, angles, class_weights, sample_weight, local_noise))
         segments.append((len(labels), row + local.start))
@@ -401,7 +418,7 @@ def build_batch(
         labels=labels,
         angles_rad=angles,
         class_weights=class_weights,
-        sample_weight=sample_weight if composition.unlabelled else None,
+        sample_weight=sample_weight if composition.unlabelled or balance is not None else None,
         angle_noise=angle_noise,
         segments=tuple(segments),
         unlabelled=segments[-1][0] if composition.unlabelled else 0,

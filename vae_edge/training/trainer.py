@@ -157,7 +157,7 @@ class Trainer:
         train = splits.train
         self.datasets = {
             "labelled": InMemoryDataset.from_arrays(
-                train.images, train.labels, train.angles_deg, seed, LABELLED, device
+                train.images, train.labels, train.angles_deg, seed, LABELLED, device, settings.class_balance
             )
         }
         if len(splits.unlabelled):
