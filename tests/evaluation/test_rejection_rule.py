@@ -12,6 +12,7 @@ from vae_edge.evaluation.rejection import (
     balanced_threshold,
     beta_quantile,
     choose_threshold,
+    clear_of_ties,
     incomplete_beta,
     leave_groups_out,
     min_images,
@@ -85,3 +86,12 @@ def test_a_group_that_is_unlike_the_others_is_told() -> None:
     assert found.mean < 0.25
     assert found.to_json()["worst_group"] == "new"
     assert leave_groups_out(scores[:400], groups[:400], 0.01) is None
+
+
+def test_no_score_lies_on_a_threshold_that_is_clear_of_ties() -> None:
+    scores = np.array([0.0, 3.0, 1.0, 2.0, 100.0])
+    for threshold, expected in ((1.0, 1.5), (3.0, 4.0), (100.0, 101.0)):
+        found = clear_of_ties(scores, threshold)
+        assert found == pytest.approx(expected) and ((scores <= found) == (scores <= threshold)).all()
+    assert clear_of_ties(np.array([5.0]), 5.0) == 5.0
+    assert clear_of_ties(np.array([5.0, 5.0]), 5.0) == 5.0

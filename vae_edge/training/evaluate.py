@@ -21,7 +21,7 @@ from torch import Tensor
 from vae_edge.data import LabelledImages, rotate_dataset, rotation_range
 from vae_edge.data.transforms import draw_angles, rotate_by
 from vae_edge.errors import CheckpointError, DataError
-from vae_edge.evaluation.rejection import choose_threshold
+from vae_edge.evaluation.rejection import choose_threshold, clear_of_ties
 from vae_edge.evaluation.similarity import near_copies
 from vae_edge.evaluation.symmetry import find_symmetry
 from vae_edge.metrics import confusion, expected_calibration_error, frequent_confusions, summarize
@@ -125,7 +125,7 @@ def calibrate_and_save(model: AngleVAE, splits: DataSplits, config: RunConfig, s
     model.temperature.fill_(fit_temperature(outputs.logits, rotated_images.labels))
     probabilities = model.probabilities(torch.from_numpy(outputs.logits).to(model.temperature.device)).cpu().numpy()
     threshold, threshold_fast = (
-        choose_threshold(scores, settings.reject_rate, force=True).threshold
+        clear_of_ties(scores, choose_threshold(scores, settings.reject_rate, force=True).threshold)
         for scores in (outputs.scores, outputs.fast_scores)
     )
 
