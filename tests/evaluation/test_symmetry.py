@@ -132,7 +132,7 @@ def test_symmetric_shapes_of_either_polarity_are_found_and_others_are_not(tmp_pa
     data = Dataset("shapes", "shapes", images, None)
     settings = TrainConfig(epochs=35, batch=64, augment="light")
     splits = make_splits(data, settings)
-    train(splits, make_run_config(data, splits, "tiny", settings), tmp_path / "run")
+    train(splits, make_run_config(data, splits, "tiny", settings, head="code"), tmp_path / "run")
 
     checkpoint = load_checkpoint(tmp_path / "run")
     assert checkpoint.result.symmetry == {"bar": 2, "square": 4, "triangle": 3, "disc": 0}
