@@ -90,7 +90,7 @@ def test_a_group_that_is_unlike_the_others_is_told() -> None:
 
 def test_no_score_lies_on_a_threshold_that_is_clear_of_ties() -> None:
     scores = np.array([0.0, 3.0, 1.0, 2.0, 100.0])
-    for threshold, expected in ((1.0, 1.5), (3.0, 4.0), (100.0, 101.0)):
+    for threshold, expected in ((1.0, 1.1), (3.0, 3.1), (100.0, 100.1)):
         found = clear_of_ties(scores, threshold)
         assert found == pytest.approx(expected) and ((scores <= found) == (scores <= threshold)).all()
     assert clear_of_ties(np.array([5.0]), 5.0) == 5.0

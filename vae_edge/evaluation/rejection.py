@@ -89,12 +89,12 @@ def clear_of_ties(scores: NDArray[np.floating], threshold: float) -> float:
     """A threshold that accepts the same of these scores [N], and on which none of them lies.
 
     Halfway to the next larger score, or, above the largest, as far beyond it as the next smaller one is below; at most
-    1% of the scores' spread. Else rounding, which differs from runtime to runtime, would decide on an image.
+    0.1% of the scores' spread. Else rounding, which differs from runtime to runtime, would decide on an image.
     """
     above, below = scores[scores > threshold], scores[scores < threshold]
     spread = float(scores.max() - scores.min())
     gap = (float(above.min()) - threshold) / 2 if len(above) else threshold - float(below.max()) if len(below) else 0.0
-    return threshold + min(gap, 0.01 * spread)
+    return threshold + min(gap, 0.001 * spread)
 
 
 def threshold_at(scores: NDArray[np.floating], threshold: float) -> ThresholdChoice:
