@@ -174,7 +174,7 @@ def forward(
 
 def _config_key(output: str) -> str:
     """The configuration's key for a type of output."""
-    return "rotate_i8" if output == "i8" else "rotate"
+    return f"rotate_{output}" if output in ("i8", "fp32") else "rotate"
 
 
 def kernel_specs(architecture: int) -> list[KernelSpec]:
