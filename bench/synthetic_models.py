@@ -30,7 +30,8 @@ def untrained(preset: str, **changes: object) -> AngleVAE:
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.normal_(module.bias, std=0.1)
             module.momentum = None  # of all that it sees
-    last = [model.mu, model.classifier[0], model.classifier[2], model.decoder.first, model.decoder.last]
+    classifier = [layer for layer in model.classifier.modules() if isinstance(layer, torch.nn.Linear)]
+    last = [model.mu, *classifier, model.decoder.first, model.decoder.last]
     if model.orientation is not None:
         last += [model.orientation.classifier, model.orientation.angle_bins]
     with torch.no_grad():
@@ -59,7 +60,7 @@ def _fill_clusters(model: AngleVAE) -> None:
 def quantized(model: AngleVAE) -> QuantizedNetwork:
     """A network's layers in int8, with scales that are not calibrated."""
     layers = {}
-    for name, layer in fold_batchnorm(model.with_folded_pooling()).items():
+    for name, layer in fold_batchnorm(model).items():
         axes = tuple(range(1, layer.weight.ndim))
         scale = layer.weight.abs().amax(axes).clamp_min(1e-6) / 127
         weight = (layer.weight / scale.reshape(-1, *(1 for _ in axes))).round().to(torch.int8)

@@ -164,7 +164,7 @@ def classify_and_score(
     predicted reconstruction error).
 
         mu     = features · W_mu + b
-        logits = relu(mu · W_1 + b_1) · W_2 + b_2 + orientation_logits        (NET.pooled: features · W_1)
+        logits = relu(mu · W_1 + b_1) · W_2 + b_2 + orientation_logits    (NET.pooled: feature means · W_2 + b_2 + …)
         class weights = softmax(logits),   probabilities = softmax(logits / temperature)
         z, predicted error = [feature means, mu, class weights] · projection + offset
         partial score = w_1 · |whitened(z)| + w_2 · energy + w_3 · uncertainty − constant
@@ -176,14 +176,18 @@ def classify_and_score(
     code, klass = tl.arange(0, LATENT), tl.arange(0, CLASSES)
     code_mask, class_mask = code < NET.latent, klass < NET.classes
 
-    # Latent mean. Where the classifier of an int8 network reads mu, it is what that reads: quantized.
+    # Latent mean. What the classifier of an int8 network reads, mu or the feature means, is quantized for all readers.
     mu = vecmat_global(features_ptr, weights_ptr, NET, MU, code, BLOCK_FC)
     mu = dequant_bias(mu, params_ptr, NET, MU, code, code_mask)
-    hidden_column = tl.arange(0, HIDDEN)
-    hidden_mask = hidden_column < NET.hidden
+    channel = tl.arange(0, FEATURES)
+    means = tl.load(feature_means_ptr + channel, mask=channel < NET.feature_channels, other=0.0)
     if NET.pooled:
-        hidden = vecmat_global(features_ptr, weights_ptr, NET, CLASSIFIER_HIDDEN, hidden_column, BLOCK_FC)
+        x = quantize(means, params_ptr, NET, CLASSIFIER_LOGITS)
+        if NET.int8:
+            means = x.to(tl.float32) * tl.load(params_ptr + NET.linears[CLASSIFIER_LOGITS].input_scale + 1)
     else:
+        hidden_column = tl.arange(0, HIDDEN)
+        hidden_mask = hidden_column < NET.hidden
         x = quantize(mu, params_ptr, NET, CLASSIFIER_HIDDEN)
         if NET.int8:
             mu = x.to(tl.float32) * tl.load(params_ptr + NET.linears[CLASSIFIER_HIDDEN].input_scale + 1)
@@ -191,11 +195,11 @@ def classify_and_score(
         hidden = vecmat(
             x, matrix_ptr, NET.latent, NET.linears[CLASSIFIER_HIDDEN].row_stride, hidden_column, hidden_mask
         )
-    hidden = relu(dequant_bias(hidden, params_ptr, NET, CLASSIFIER_HIDDEN, hidden_column, hidden_mask), 1)
-    x = quantize(hidden, params_ptr, NET, CLASSIFIER_LOGITS)
+        hidden = relu(dequant_bias(hidden, params_ptr, NET, CLASSIFIER_HIDDEN, hidden_column, hidden_mask), 1)
+        x = quantize(hidden, params_ptr, NET, CLASSIFIER_LOGITS)
     logits = vecmat(
-        x, weights_ptr + NET.linears[CLASSIFIER_LOGITS].weights, NET.hidden, NET.linears[CLASSIFIER_LOGITS].row_stride,
-        klass, class_mask,
+        x, weights_ptr + NET.linears[CLASSIFIER_LOGITS].weights, NET.linears[CLASSIFIER_LOGITS].in_features,
+        NET.linears[CLASSIFIER_LOGITS].row_stride, klass, class_mask,
     )  # fmt: skip
     logits = dequant_bias(logits, params_ptr, NET, CLASSIFIER_LOGITS, klass, class_mask) + orientation_logits
 
@@ -224,8 +228,6 @@ def classify_and_score(
     z += vecmat(class_weights, matrix_ptr, NET.classes, ROW_STRIDE, component, component_mask)
     error += vecmat(class_weights, matrix_ptr, NET.classes, ROW_STRIDE, error_column, always)
 
-    channel = tl.arange(0, FEATURES)
-    means = tl.load(feature_means_ptr + channel, mask=channel < NET.feature_channels, other=0.0)
     matrix_ptr = params_ptr + NET.score.project_features
     z += vecmat(means, matrix_ptr, NET.feature_channels, ROW_STRIDE, component, component_mask)
     error += vecmat(means, matrix_ptr, NET.feature_channels, ROW_STRIDE, error_column, always)

@@ -36,8 +36,8 @@ class Fc(IntEnum):
     """The fully connected layers, as indices into `NetworkLayout.linears`."""
 
     MU = 0  # encoder's features to the latent mean
-    CLASSIFIER_HIDDEN = 1  # latent mean, or the encoder's features, to the classifier's hidden layer
-    CLASSIFIER_LOGITS = 2
+    CLASSIFIER_HIDDEN = 1  # latent mean to the classifier's hidden layer; not there in a pooled classifier
+    CLASSIFIER_LOGITS = 2  # hidden layer, or the average pool of the encoder's feature layer, to class logits
     ORIENTATION = 3  # orientation features to class logits and, behind them, logits of the angle bins
     DECODER = 4  # latent mean and class weights to the decoder's grid
 
@@ -192,7 +192,8 @@ class NetworkLayout:
         bin_axes: offset into params of the cosines and, behind them, the sines of the angle bins' centres.
         inverse_temperature: offset into params of 1 / temperature.
         zero: offset into params of a 0; see `network.opaque_zero`.
-        pooled: whether the classifier's hidden layer reads the encoder's features, pooling folded in, and not mu.
+        pooled: whether the classifier is one layer that reads the average pool of the encoder's feature layer, which is
+            its last layer then; else it is two layers that read mu.
         noinline: whether the machine code has each step as a function; see `network.network`.
         split_n: whether a tile of 8-bit operands is two products; see `accumulate`.
         ctas_per_image: programs that work on one image; a power of two.
@@ -378,7 +379,8 @@ def make_layout(
         size: (height, width) of the image.
         bins: of the angle; 0 without an orientation encoder.
         orientation, encoder: (output channels, stride) of the convolutions of the two backbones.
-        feature_layer: index in a backbone of the layer whose feature maps the anomaly score averages.
+        feature_layer: index in a backbone of the layer whose feature maps are averaged for the anomaly score; in an
+            encoder that is `pooled` it is the last.
         components, clusters: of the anomaly score.
         decoder: (width, width of its middle layer, block), or None for the fast score mode.
         reduction, pooled: see `NetworkLayout`.
@@ -386,7 +388,7 @@ def make_layout(
     """
     builder = LayoutBuilder()
     orientation_layers = builder.backbone(size, channels, orientation, feature_layer) if bins else ()
-    encoder_layers = builder.backbone(size, channels, encoder, feature_layer)
+    encoder_layers = builder.backbone(size, channels, encoder, len(encoder) - 1 if pooled else feature_layer)
     decoder_width, middle_width, block = decoder or (0, 0, 0)
     decoded = reduced(size, reduction)
     grid = reduced(decoded, block) if decoder else (0, 0)
@@ -415,7 +417,6 @@ def make_layout(
         errors=builder.workspace(MAX_CTAS_PER_IMAGE),
     )
 
-    last = encoder_layers[-1]
     projected = padded(components + 1)
     return NetworkLayout(
         *size,
@@ -431,10 +432,10 @@ def make_layout(
         orientation_layers=len(orientation_layers),
         encoder_layers=len(encoder_layers),
         linears=(
-            builder.linear(last.out_pixels * last.out_channels, latent),
-            builder.linear(last.out_pixels * last.out_channels if pooled else latent, hidden),
-            builder.linear(hidden, classes),
-            builder.linear(last.out_pixels * orientation_layers[-1].out_channels, classes + bins) if bins else None,
+            builder.linear(_features(encoder_layers), latent),
+            None if pooled else builder.linear(latent, hidden),
+            builder.linear(feature_channels if pooled else hidden, classes),
+            builder.linear(_features(orientation_layers), classes + bins) if bins else None,
             builder.linear(latent + classes, cells * decoder_width) if decoder else None,
         ),
         grid_height=grid[0],
@@ -471,6 +472,11 @@ def make_layout(
         params_size=builder.params_size,
         pooled=pooled,
     )
+
+
+def _features(layers: Sequence[ConvLayout]) -> int:
+    """Numbers that a backbone gives for an image."""
+    return layers[-1].out_pixels * layers[-1].out_channels
 
 
 def _feature_channels(layers: Sequence[ConvLayout]) -> int:

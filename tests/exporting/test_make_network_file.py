@@ -75,6 +75,9 @@ SHAPES: list[tuple[str, dict[str, Any]]] = [
     ("tiny", {"size": 96, "channels": 3}),
     ("tiny", {"size": (65, 98), "channels": 3, "circular_mask": True}),
     ("tiny", {"size": 224}),
+    ("tiny", {"head": "pooled"}),
+    ("small", {"size": (65, 98), "channels": 3, "head": "pooled", "orientation": False}),
+    ("tiny", {"size": 224, "head": "pooled", "widths": (16, 32)}),
     ("tiny", {"size": 40, "widths": (16, 32), "orientation_widths": (32, 16, 48), "angle_bins": 20}),
 ]
 

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vae_edge.errors import ConfigError
 from vae_edge.exporting.onnx_file import ClassifierGraph
 from vae_edge.model import AngleVAE, LossWeights, ModelConfig, compute_losses, create_config
-from vae_edge.model.config import LARGE_IMAGE_WIDTHS, PRESETS
+from vae_edge.model.config import LARGE_IMAGE_WIDTHS, POOLED_WIDTHS, PRESETS
 from vae_edge.model.network import layout_for_preset
 from vae_edge.ops.rotate import circular_mask, rotate
 from vae_edge.spec import Size
@@ -120,18 +120,29 @@ def test_how_often_the_stem_halves_is_stored_and_a_file_without_it_means_the_ear
 
 
 @pytest.mark.parametrize("size", [28, (64, 48)])
-def test_folded_pooling_computes_what_pooling_and_the_classifier_do(size: Size) -> None:
+def test_a_pooled_classifier_reads_the_means_of_the_encoders_last_maps(size: Size) -> None:
     model = filled(AngleVAE(create_config("tiny", size=size, head="pooled")))
     image = torch.rand(3, 1, model.config.height, model.config.width)
-    folded = model.with_folded_pooling()
     with torch.no_grad():
-        expected, found = model(image), folded(image)
-        by_hand = model.encoder(expected.upright)[0].reshape(3, model.encoder.channels, -1).mean(2)
-        torch.testing.assert_close(model.classifier(by_hand) + expected.orientation.logits, expected.logits)
-    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-5)
-    assert torch.equal(found.mu, expected.mu) and torch.equal(model.classify(image), expected.logits)
-    assert folded.with_folded_pooling() is folded
-    assert filled(AngleVAE(create_config("tiny"))).with_folded_pooling().classifier[0].in_features == 16
+        found = model(image)
+        maps = model.encoder(found.upright)[0].unflatten(1, (model.config.widths[-1], *model.config.resolutions(True)[-1]))
+        means = maps.mean((2, 3))
+        torch.testing.assert_close(model.classifier(means) + found.orientation.logits, found.logits)
+        assert torch.equal(model.classify(image), found.logits)
+        before = model.orientation.backbone.map_channels
+        assert torch.equal(found.features[:, before : before + means.shape[1]], means)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("size", [28, 65, 96, (64, 97), 128, (28, 224), 224])
+def test_an_encoder_whose_maps_are_pooled_has_a_convolution_a_resolution_and_ends_at_8(preset: str, size: Size) -> None:
+    config = create_config(preset, size=size, head="pooled")
+    assert config.widths == POOLED_WIDTHS[preset]
+    layers, sizes = config.convolutions(config.widths, True), config.resolutions(True)
+    assert 4 < max(sizes[-1]) <= 8 and len(layers) == len(sizes) - 1 + max(1, config.halvings)
+    assert all(stride == 2 for _, stride in layers[1:])
+    assert config.feature_layer(True) == len(layers) - 1
+    assert config.features(config.widths, True) == layers[-1][0] * math.prod(sizes[-1])
 
 
 def test_the_target_is_the_mean_of_squares_of_pixels() -> None:

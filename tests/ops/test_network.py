@@ -85,7 +85,7 @@ def test_a_runtime_gives_nearly_what_the_fused_int8_network_gives(
     apart = script.difference(found, expected, float(checkpoint.model.temperature))
     assert apart.labels >= 0.998 * COUNT
     assert np.quantile(apart.logits, 0.95) <= apart.step
-    assert np.quantile(apart.angles, 0.99) < 1e-4
+    assert np.quantile(apart.angles, 0.99) < 2e-3
 
 
 def test_the_comparison_is_printed(

@@ -231,6 +231,15 @@ def test_where_nothing_is_wrong_there_is_nothing_to_fit():
     assert fit_temperature(logits, logits.argmax(1)) == 1.0
 
 
+def test_few_mistakes_do_not_sharpen_the_probabilities():
+    logits, labels = np.tile([1.0, 0.0], (240, 1)), np.zeros(240, np.int64)
+    labels[0] = 1  # alone it would ask for T = 0.18
+    assert fit_temperature(logits, labels) == 1.0
+    labels[:10] = 1
+    assert fit_temperature(logits, labels) == pytest.approx(1 / np.log(23), rel=1e-5)
+    assert fit_temperature(4 * logits[:12], labels[8:20]) == pytest.approx(4 / np.log(5), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("logits", "labels"),
     [

@@ -312,7 +312,7 @@ def read_network(model: onnx.ModelProto, image: InputSpec) -> PackedNetwork:
     int8 = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
     layers = dict(read_qdq_layers(model).layers) if int8 else _float_layers(model, constants)
     stored = _read_constants(model, constants)
-    config, decoder = _config(layers, image, _stem_halvings(model))
+    config, decoder = _config(layers, image, _stem_halvings(model, image, "classifier" in layers))
     layout = config_layout(
         config,
         components=stored.nearest.shape[0],
@@ -382,16 +382,23 @@ def _tensor(constants: Mapping[str, onnx.TensorProto], name: str) -> torch.Tenso
     return torch.tensor(numpy_helper.to_array(constants[name]).astype(np.float32))
 
 
-def _stem_halvings(model: onnx.ModelProto) -> int:
-    """How often the stem halves, by the strides of the encoder's convolutions: one more halves in the trunk at once."""
+def _stem_halvings(model: onnx.ModelProto, image: InputSpec, pooled: bool) -> int:
+    """How often the stem halves, by the strides of the encoder's convolutions.
+
+    One more halves in the trunk at once. Of a pooled encoder all but perhaps the first halve: there it is the pool that
+    makes the decoder's target, or, in a file without a decoder, where it does not matter, the size of the image.
+    """
     prefix = f"{PREFIX}encoder.layers."
     encoder = [node for node in model.graph.node if node.op_type == "Conv" and node.input[1].startswith(prefix)]
-    steep = itertools.takewhile(lambda node: _strides(node) == (2, 2), encoder)
-    return max(0, len(list(steep)) - 1)
+    steep = list(itertools.takewhile(lambda node: _pair(node, "strides") == (2, 2), encoder))
+    if not pooled or not steep:
+        return max(0, len(steep) - 1)
+    pools = [_pair(node, "kernel_shape")[0] for node in model.graph.node if node.op_type == "AveragePool"]
+    return pools[0].bit_length() - 1 if pools else ModelConfig(size=image.size).halvings
 
 
-def _strides(conv: onnx.NodeProto) -> tuple[int, ...]:
-    return next((tuple(attribute.ints) for attribute in conv.attribute if attribute.name == "strides"), (1, 1))
+def _pair(node: onnx.NodeProto, name: str) -> tuple[int, ...]:
+    return next((tuple(attribute.ints) for attribute in node.attribute if attribute.name == name), (1, 1))
 
 
 def _config(
@@ -407,23 +414,24 @@ def _config(
     rotated = "orientation.angle_bins" in layers
     unused = ModelConfig()  # shapes of an orientation encoder that is not there
     try:
+        pooled = "classifier" in layers
         given = ModelConfig(size=image.size, stem_halvings=halvings)
         levels, stem = len(given.resolutions()), given.feature_layer() - 2
         config = ModelConfig(
             "of a file",
-            classes=shape("classifier.2")[0],
+            classes=shape("classifier" if pooled else "classifier.2")[0],
             size=image.size,
             channels=image.channels,
             orientation=rotated,
             orientation_widths=_widths(layers, "orientation.backbone.layers", levels, stem)
             or unused.orientation_widths,
-            widths=_widths(layers, "encoder.layers", levels, stem),
+            widths=_widths(layers, "encoder.layers", None if pooled else levels, stem),
             latent=shape("mu")[0],
-            hidden=shape("classifier.0")[0],
+            hidden=unused.hidden if pooled else shape("classifier.0")[0],
             angle_bins=shape("orientation.angle_bins")[0] if rotated else unused.angle_bins,
             fill=image.fill / 255,
             circular_mask=rotated and image.background == "none",
-            head="pooled" if shape("classifier.0")[1] == shape("mu")[1] != shape("mu")[0] else "code",
+            head="pooled" if pooled else "code",
             stem_halvings=halvings,
         )
     except ConfigError as error:
@@ -435,15 +443,17 @@ def _config(
     return config, (width, middle, block)
 
 
-def _widths(layers: Mapping[str, LayerParams], prefix: str, levels: int, stem: int) -> tuple[int, ...]:
+def _widths(layers: Mapping[str, LayerParams], prefix: str, levels: int | None, stem: int) -> tuple[int, ...]:
     """Channels of a backbone by level: two convolutions a level after the first, then one where the width stays.
 
-    `stem` is how many convolutions come before those of the levels.
+    `stem` is how many convolutions come before those of the levels. `levels` is None where each has one convolution.
     """
     outputs: list[int] = []
     while f"{prefix}.{len(outputs)}.0" in layers:
         outputs.append(int(layers[f"{prefix}.{len(outputs)}.0"].weight.shape[0]))
     outputs = outputs[stem:]
+    if levels is None:
+        return tuple(outputs)
     count = len(outputs) - levels + 1  # of the widths
     return (outputs[0], *outputs[1 : 2 * count - 2 : 2]) if outputs else ()
 
@@ -457,7 +467,7 @@ def _check_shapes(
     """
     from vae_edge.model.network import AngleVAE
 
-    model = AngleVAE(config).with_folded_pooling()
+    model = AngleVAE(config)
     for name, module in model.named_modules():
         if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)) and name != "logvar":
             if fast and name.startswith("decoder."):

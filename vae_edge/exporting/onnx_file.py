@@ -60,7 +60,7 @@ class ClassifierGraph(nn.Module):
 
     def __init__(self, model: AngleVAE, score_mode: str = "full") -> None:
         super().__init__()
-        self.model, self.score_mode = model.with_folded_pooling(), score_mode
+        self.model, self.score_mode = model, score_mode
         self.outputs = (
             (*CLASSIFIER_OUTPUTS,) if model.orientation is None else (*CLASSIFIER_OUTPUTS, *UNCERTAINTY_OUTPUTS)
         )
@@ -93,7 +93,7 @@ class ReconstructionGraph(nn.Module):
 
     def __init__(self, model: AngleVAE) -> None:
         super().__init__()
-        self.model = model.with_folded_pooling()
+        self.model = model
 
     def forward(self, image: Tensor) -> Tensor:
         """The reconstruction, as bytes."""

@@ -28,6 +28,7 @@ MAX_TRUNK_PIXELS = 40 * 40  # of an image that the stem does not halve
 MAX_HALVED_PIXELS = 128 * 128  # of an image that it halves once; others it halves twice
 MAX_STEM_HALVINGS = 2
 HEADS = ("code", "pooled")
+MAX_POOLED = 8  # rows and columns of the feature maps that are pooled, at most
 MAX_DECODED_PIXELS = 32 * 32  # of a decoder whose cells become 4×4 pixels, not 8×8
 
 SCHEMA_1_MODEL = {"pose": "orientation", "pose_widths": "orientation_widths", "window": "circular_mask"}
@@ -47,14 +48,15 @@ class ModelConfig:
         channels: 1 (grey) or 3 (colour).
         orientation: whether there is an orientation encoder. A network for upright images has none.
         orientation_widths: channels of the orientation encoder, as `widths`.
-        widths: channels of the trunk at full, half and quarter resolution, and so on. Further halvings, down to 4
-            pixels or fewer, keep the last width. For larger images the stem halves before that (`stem_halvings`).
+        widths: channels of the encoder's trunk at full, half and quarter resolution, and so on. Further halvings, down
+            to 4 pixels or fewer, keep the last width. For larger images the stem halves before that (`stem_halvings`).
         latent: size of the code.
-        hidden: hidden units of the classifier.
+        hidden: hidden units of the classifier of the code.
         angle_bins: bins of the angle, around the whole circle.
         fill: padding value, 0 to 1, for what lies outside the frame of a rotated image.
-        head: what the classifier reads: `code`, the latent mean, or `pooled`, the average pool of the encoder's last
-            feature maps. Where a thing is in the frame tells a drawing's class; a texture's it does not.
+        head: `code`: two linear layers classify the latent mean. `pooled`: one linear layer classifies the average pool
+            of the encoder's last feature maps; the encoder then has one convolution a resolution, and ends at 8 pixels.
+            Where a thing is in the frame tells a drawing's class; a texture's it does not.
         stem_halvings: how often the stem halves an image before the trunk, 0 to 2. None: not up to 40×40 pixels, once
             up to 128×128, else twice, so that the trunk works on at most 64×64 pixels. The decoder's image is halved
             as often.
@@ -144,37 +146,46 @@ class ModelConfig:
         height, width = self.decoded_size
         return -(-height // self.decoder_block), -(-width // self.decoder_block)
 
-    def resolutions(self) -> list[tuple[int, int]]:
-        """Heights and widths of the trunk's feature maps, halved (rounded up) until both are at most 4.
+    @property
+    def pooled(self) -> bool:
+        """Whether the classifier reads pooled feature maps."""
+        return self.head == "pooled"
 
-        28, 14, 7, 4 for an image of 28×28; 48, 24, 12, 6, 3 for one of 96×96.
+    def resolutions(self, pooled: bool = False) -> list[tuple[int, int]]:
+        """Heights and widths of a trunk's feature maps, halved (rounded up) until both are at most 4.
+
+        28, 14, 7, 4 for an image of 28×28; 48, 24, 12, 6, 3 for one of 96×96. Of an encoder whose maps are pooled
+        (`pooled`) until both are at most 8: what is pooled must have seen a part of the image only.
         """
         sizes = [self.decoded_size]
-        while max(sizes[-1]) > 4:
+        while max(sizes[-1]) > (MAX_POOLED if pooled else 4):
             sizes.append(_halved(sizes[-1], 1))
         return sizes
 
-    def convolutions(self, widths: tuple[int, ...]) -> list[tuple[int, int]]:
+    def convolutions(self, widths: tuple[int, ...], pooled: bool = False) -> list[tuple[int, int]]:
         """The 3×3 convolutions of a backbone in order, each (output channels, stride).
 
         The stem, one convolution at the trunk's full resolution (two for the largest images). Then for each further
-        resolution one that halves, and a second one while the channels still grow by level.
+        resolution one that halves, and, unless `pooled`, a second one while the channels still grow by level.
         """
         layers = [(widths[0], 2 if self.halvings else 1)]
         layers += [(widths[0], 2)] * (self.halvings - 1)
-        for level in range(1, len(self.resolutions())):
+        for level in range(1, len(self.resolutions(pooled))):
             width = widths[min(level, len(widths) - 1)]
-            layers += [(width, 2), (width, 1)] if level < len(widths) else [(width, 2)]
+            layers += [(width, 2), (width, 1)] if level < len(widths) and not pooled else [(width, 2)]
         return layers
 
-    def feature_layer(self) -> int:
-        """Index of the convolution whose feature maps the anomaly score averages: the last at half the trunk's size."""
-        return 2 + max(0, self.halvings - 1)
+    def feature_layer(self, pooled: bool = False) -> int:
+        """Index of the convolution whose feature maps are averaged, for the anomaly score and a pooled classifier.
 
-    def features(self, widths: tuple[int, ...]) -> int:
+        The last at half the trunk's size; where `pooled`, the last of all.
+        """
+        return len(self.convolutions(self.widths, True)) - 1 if pooled else 2 + max(0, self.halvings - 1)
+
+    def features(self, widths: tuple[int, ...], pooled: bool = False) -> int:
         """Numbers that a backbone gives for an image: channels, rows and columns of its last feature maps."""
-        rows, columns = self.resolutions()[-1]
-        return self.convolutions(widths)[-1][0] * rows * columns
+        rows, columns = self.resolutions(pooled)[-1]
+        return self.convolutions(widths, pooled)[-1][0] * rows * columns
 
     @classmethod
     def from_dict(cls, values: Any) -> ModelConfig:
@@ -250,11 +261,15 @@ LARGE_IMAGE_WIDTHS = {
 }
 """`orientation_widths` and `widths` of the presets for images with a stem that halves: four levels, not three."""
 
+POOLED_WIDTHS = {"tiny": (16, 32, 64), "small": (32, 64, 128), "base": (48, 96, 192), "large": (64, 128, 256)}
+"""`widths` of the presets where the head is `pooled`."""
+
 
 def create_config(preset: str, **overrides: Any) -> ModelConfig:
     """Take a preset and override some of its numbers, as in `create_config("small", classes=26, size=32)`.
 
-    Where the stem halves the image the preset has the channels of `LARGE_IMAGE_WIDTHS`.
+    Where the stem halves the image the preset has the channels of `LARGE_IMAGE_WIDTHS`, and where feature maps are
+    pooled those of `POOLED_WIDTHS`.
 
     Raises:
         ConfigError: for an unknown preset, an unknown name or a value out of range.
@@ -268,4 +283,6 @@ def create_config(preset: str, **overrides: Any) -> ModelConfig:
     if config.halvings:
         orientation, encoder = LARGE_IMAGE_WIDTHS[preset]
         config = replace(config, **{"orientation_widths": orientation, "widths": encoder, **overrides})
+    if config.pooled:
+        config = replace(config, **{"widths": POOLED_WIDTHS[preset], **overrides})
     return replace(config, stem_halvings=config.halvings)  # what a file stores does not hang on a later rule

@@ -3,14 +3,13 @@
     image ─► OrientationEncoder ─► class logits, angle bins ─► θ
       └────► rotated by −θ ─► Backbone ─► mu, logvar ─► class logits;  Decoder(code, class) ─► reconstruction
 
-The encoder's class logits come from mu, or from the backbone's pooled features (`ModelConfig.head`).
+The encoder's class logits come from mu, or from its pooled feature maps (`ModelConfig.head`).
 
 Loss: reconstruction + β · KL + γ · cross-entropy + δ · angle, each term apart.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,24 +71,25 @@ def channels_last(image: Tensor) -> Tensor:
 
 
 class Backbone(nn.Module):
-    """The convolutions of `ModelConfig.convolutions`: image [N, channels, H, W] to features [N, widths[-1] · h · w].
+    """The convolutions of `ModelConfig.convolutions`: image [N, channels, H, W] to features [N, channels · h · w].
 
-    h and w are the last resolution, at most 4 pixels. In training the image goes in with its channels last.
+    h and w are the last resolution. In training the image goes in with its channels last.
     """
 
-    def __init__(self, config: ModelConfig, widths: tuple[int, ...]) -> None:
+    def __init__(self, config: ModelConfig, widths: tuple[int, ...], pooled: bool = False) -> None:
         super().__init__()
         channels, layers = config.channels, []
-        for width, stride in config.convolutions(widths):
+        convolutions = config.convolutions(widths, pooled)
+        for width, stride in convolutions:
             layers.append(conv_bn_relu(channels, width, stride))
             channels = width
         self.layers = nn.ModuleList(layers)
-        self.features, self.channels = config.features(widths), channels
-        self.feature_layer = config.feature_layer()
-        self.map_channels = widths[1]
+        self.features = config.features(widths, pooled)
+        self.feature_layer = config.feature_layer(pooled)
+        self.map_channels = convolutions[self.feature_layer][0]
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [N, F], and the feature maps [N, widths[1], h, w] of the feature layer, for the score."""
+        """Features [N, F], and the feature maps [N, map_channels, h, w] of the feature layer."""
         x = channels_last(image) if self.training else image
         maps = x
         for index, layer in enumerate(self.layers):
@@ -97,18 +97,6 @@ class Backbone(nn.Module):
             if index == self.feature_layer:
                 maps = x
         return x.flatten(1), maps
-
-
-class FeaturePooling(nn.Module):
-    """Features [N, C · cells] to their means over the cells [N, C]: global average pooling (Lin et al. 2014)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.channels = channels
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Average."""
-        return features.unflatten(1, (self.channels, -1)).mean(2)
 
 
 @dataclass
@@ -270,17 +258,15 @@ class AngleVAE(nn.Module):
         super().__init__()
         self.config = config
         self.orientation = OrientationEncoder(config) if config.orientation else None
-        self.encoder = Backbone(config, config.widths)
+        self.encoder = Backbone(config, config.widths, config.pooled)
         self.mu = nn.Linear(self.encoder.features, config.latent)
         self.logvar = nn.Linear(self.encoder.features, config.latent)
-        self.pooling: nn.Module | None = None
-        inputs = config.latent
-        if config.head == "pooled":
-            inputs = self.encoder.channels
-            self.pooling = FeaturePooling(inputs)
-        self.classifier = nn.Sequential(
-            nn.Linear(inputs, config.hidden), nn.ReLU(inplace=True), nn.Linear(config.hidden, config.classes)
-        )
+        self.classifier: nn.Module
+        if config.pooled:
+            self.classifier = nn.Linear(self.encoder.map_channels, config.classes)
+        else:
+            first, last = nn.Linear(config.latent, config.hidden), nn.Linear(config.hidden, config.classes)
+            self.classifier = nn.Sequential(first, nn.ReLU(inplace=True), last)
         self.decoder = Decoder(config)
         features = self.encoder.map_channels + config.latent + config.classes
         if self.orientation is not None:
@@ -292,27 +278,9 @@ class AngleVAE(nn.Module):
         nn.init.zeros_(self.logvar.weight)
         nn.init.constant_(self.logvar.bias, -2.0)
 
-    def encoder_logits(self, encoded: Tensor, mu: Tensor) -> Tensor:
-        """Class logits [N, K] of the encoder's features [N, F], or of the latent mean [N, Z], as `config.head` says."""
-        return self.classifier(mu if self.pooling is None else self.pooling(encoded))
-
-    def with_folded_pooling(self) -> AngleVAE:
-        """A model that computes the same, whose classifier reads the features [N, F] at once.
-
-        Pooling and the layer behind it are one matrix. What is exported and quantized so has one layer less, and reads
-        the features in the one scale that they have.
-        """
-        if not isinstance(self.pooling, FeaturePooling):
-            return self
-        folded, first = copy.deepcopy(self), self.classifier[0]
-        assert isinstance(first, nn.Linear)
-        cells = self.encoder.features // self.encoder.channels
-        layer = nn.Linear(self.encoder.features, first.out_features).to(first.weight)
-        with torch.no_grad():
-            layer.weight.copy_(first.weight.repeat_interleave(cells, 1) / cells)
-            layer.bias.copy_(first.bias)
-        folded.classifier[0], folded.pooling = layer, nn.Identity()
-        return folded
+    def encoder_logits(self, means: Tensor, mu: Tensor) -> Tensor:
+        """Class logits [N, K] of the encoder's pooled feature maps [N, C], or of mu [N, Z], as `config.head` says."""
+        return self.classifier(means if self.config.pooled else mu)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Class logits [N, K] to calibrated probabilities [N, K]."""
@@ -366,11 +334,12 @@ class AngleVAE(nn.Module):
         """
         orientation, upright, encoded, maps = self._encode(image)
         mu, logvar = self.mu(encoded), self.logvar(encoded)
-        logits = self.fuse_logits(self.encoder_logits(encoded, mu), orientation.logits)
+        means = maps.mean((2, 3))
+        logits = self.fuse_logits(self.encoder_logits(means, mu), orientation.logits)
         weights = logits.softmax(1)
         reconstruction = self.decoder(mu, weights).sigmoid()
 
-        features = [maps.mean((2, 3)), mu, weights]
+        features = [means, mu, weights]
         if orientation.maps is not None and orientation.uncertainty is not None:
             uncertainty = (1.001 - orientation.uncertainty.confidence).log()
             features = [orientation.maps.mean((2, 3)), *features, uncertainty[:, None]]
@@ -379,11 +348,11 @@ class AngleVAE(nn.Module):
 
     def classify(self, image: Tensor) -> Tensor:
         """The logits [N, K] of `forward` alone."""
-        orientation, _, encoded, _ = self._encode(image)
-        return self.fuse_logits(self.encoder_logits(encoded, self.mu(encoded)), orientation.logits)
+        orientation, _, encoded, maps = self._encode(image)
+        return self.fuse_logits(self.encoder_logits(maps.mean((2, 3)), self.mu(encoded)), orientation.logits)
 
     def _encode(self, image: Tensor) -> tuple[Orientation, Tensor, Tensor, Tensor]:
-        """The orientation, the derotated image, the encoder's features, and its feature maps for the score."""
+        """The orientation, the derotated image, the encoder's features, and the maps of its feature layer."""
         image = self.apply_mask(image)
         orientation = self.predict_angle(image)
         upright = image
@@ -421,10 +390,10 @@ class AngleVAE(nn.Module):
             noisy_sin = orientation.sin * noise.cos() + orientation.cos * noise.sin()
             upright = rotate(image, noisy_cos, -noisy_sin, self.config.fill)
 
-        encoded, _ = self.encoder(upright)
+        encoded, maps = self.encoder(upright)
         mu, logvar = self.mu(encoded).float(), self.logvar(encoded).float().clamp(-10.0, 5.0)
         code, kl = sample_posterior(mu, logvar, seed, offset)
-        logits = self.fuse_logits(self.encoder_logits(encoded, mu), orientation.logits)
+        logits = self.fuse_logits(self.encoder_logits(maps.mean((2, 3)), mu), orientation.logits)
 
         weights = classes if classes.is_floating_point() else F.one_hot(classes, self.config.classes)
         reconstruction = self.decoder(code, weights.to(code.dtype))

@@ -236,10 +236,15 @@ class _ContentHead(NamedTuple):
 
         # Latent mean and classifier.
         mu = linear(self.features, self.weights, params, net, Fc.MU, prequantized=True)
-        source = self.features if net.pooled else mu
-        hidden = linear(source, self.weights, params, net, Fc.CLASSIFIER_HIDDEN, prequantized=net.pooled).relu()
-        if net.int8 and not net.pooled:
-            mu = fake_quantize(mu, params, fc_layout(net, Fc.CLASSIFIER_HIDDEN))
+        means = self.feature_means
+        if net.pooled:
+            hidden = means
+            if net.int8:
+                means = fake_quantize(means, params, fc_layout(net, Fc.CLASSIFIER_LOGITS))
+        else:
+            hidden = linear(mu, self.weights, params, net, Fc.CLASSIFIER_HIDDEN).relu()
+            if net.int8:
+                mu = fake_quantize(mu, params, fc_layout(net, Fc.CLASSIFIER_HIDDEN))
         logits = linear(hidden, self.weights, params, net, Fc.CLASSIFIER_LOGITS) + (self.logits if net.bins else 0.0)
         class_weights = logits.softmax(1)
         probabilities = (logits * params[net.inverse_temperature]).softmax(1)
@@ -248,7 +253,7 @@ class _ContentHead(NamedTuple):
         columns = score.components + 1
         projected = params[score.offset : score.offset + columns]
         regressors = [
-            (score.project_features, self.feature_means),
+            (score.project_features, means),
             (score.project_mu, mu),
             (score.project_classes, class_weights),
         ]

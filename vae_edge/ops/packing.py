@@ -132,12 +132,12 @@ def config_layout(
         classes=config.classes,
         bins=config.angle_bins if config.orientation else 0,
         latent=config.latent,
-        hidden=config.hidden,
-        pooled=config.head == "pooled",
+        hidden=0 if config.pooled else config.hidden,
+        pooled=config.pooled,
         fill=config.fill,
         circular_mask=config.circular_mask and config.orientation,
         orientation=config.convolutions(config.orientation_widths),
-        encoder=config.convolutions(config.widths),
+        encoder=config.convolutions(config.widths, config.pooled),
         feature_layer=config.feature_layer(),
         components=components,
         clusters=clusters,
@@ -159,7 +159,7 @@ def pack(model: Any, quantized: QuantizedNetwork | None = None, score: ScoreMode
         KernelError: a layer is missing, or a scale is not above 0.
     """
     int8 = quantized is not None
-    layers = fold_batchnorm(model.with_folded_pooling()) if quantized is None else quantized.layers
+    layers = fold_batchnorm(model) if quantized is None else quantized.layers
     return pack_layers(
         network_layout(model, score, int8), layers, _constants(model, quantized or QuantizedNetwork({}), score)
     )
@@ -287,14 +287,16 @@ class _Packer:
         PyTorch flattens the last feature maps as [C, h, w]; the kernels have them as [h, w, C].
         """
         layout = self.layout
-        last = layout.layers[layout.orientation_layers + layout.encoder_layers - 1]
-        of_features = [(Fc.ORIENTATION, ["orientation.classifier", "orientation.angle_bins"]), (Fc.MU, ["mu"])]
-        of_vectors = [(Fc.CLASSIFIER_LOGITS, "classifier.2")]
+        orientation_last = layout.layers[layout.orientation_layers - 1]
+        encoder_last = layout.layers[layout.orientation_layers + layout.encoder_layers - 1]
+        of_features = [
+            (Fc.ORIENTATION, ["orientation.classifier", "orientation.angle_bins"], orientation_last),
+            (Fc.MU, ["mu"], encoder_last),
+        ]
+        of_vectors = [(Fc.CLASSIFIER_HIDDEN, "classifier.0"), (Fc.CLASSIFIER_LOGITS, "classifier.2")]
         if layout.pooled:
-            of_features.append((Fc.CLASSIFIER_HIDDEN, ["classifier.0"]))
-        else:
-            of_vectors.insert(0, (Fc.CLASSIFIER_HIDDEN, "classifier.0"))
-        for index, names in of_features:
+            of_vectors = [(Fc.CLASSIFIER_LOGITS, "classifier")]
+        for index, names, last in of_features:
             layer = layout.linears[index]
             if layer is not None:
                 order = (
