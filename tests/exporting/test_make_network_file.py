@@ -26,6 +26,7 @@ from vae_edge.exporting import network_file
 from vae_edge.exporting.bundle import load_onnx
 from vae_edge.exporting.network_file import build_bundle_network, check_answers, default_precision, read_network
 from vae_edge.exporting.onnx_file import ClassifierGraph, to_fp16, to_onnx
+from vae_edge.exporting.probes import expect
 from vae_edge.exporting.quantize import read_qdq_layers
 from vae_edge.model import AngleVAE, create_config
 from vae_edge.ops.network import FusedModel
@@ -236,6 +237,18 @@ def test_the_default_is_int8_where_there_is_one_and_fp16_of_the_fp32_file_otherw
     made = build_bundle_network(own, ["87"], ctas_per_image=4)
     assert (made.precision, made.onnx, made.file) == ("fp16", "classifier.fp32.onnx", "classifier.fp16.sm_87.ve")
     assert dict(read_network_file(own / made.file).ctas_per_image) == {"sm_87": 4}
+
+    # It is held against the answers of the fp16 file that export would make, here and on the device.
+    bundle = load_bundle(own)
+    fp32, native = bundle.find(precision="fp32"), bundle.find("classifier", "native", "fp16", "sm_87")
+    probes = load_probes(bundle.file(bundle.probes))
+    fp16 = to_fp16(load_onnx(bundle.file(fp32)))
+    expected = expect(fp16, "fp16", probes.images)
+    assert set(probes.models) <= {entry.sha256 for entry in bundle.models}
+    for name, tolerance in probes.models[native.sha256].tolerance.items():
+        assert tolerance.mean == pytest.approx(expected.tolerance[name].mean, rel=1e-6)
+        assert tolerance.mean == pytest.approx(made.differences[name]["allowed_mean"], rel=1e-6)
+        assert tolerance.mean > 2 * probes.models[fp32.sha256].tolerance[name].mean
 
 
 def test_a_second_build_replaces_the_first(own: Path, compiled: list[dict[str, Any]]) -> None:

@@ -125,8 +125,8 @@ def test_a_pooled_classifier_reads_the_means_of_the_encoders_last_maps(size: Siz
     image = torch.rand(3, 1, model.config.height, model.config.width)
     with torch.no_grad():
         found = model(image)
-        maps = model.encoder(found.upright)[0].unflatten(1, (model.config.widths[-1], *model.config.resolutions(True)[-1]))
-        means = maps.mean((2, 3))
+        shape = (model.config.widths[-1], *model.config.resolutions(True)[-1])
+        means = model.encoder(found.upright)[0].unflatten(1, shape).mean((2, 3))
         torch.testing.assert_close(model.classifier(means) + found.orientation.logits, found.logits)
         assert torch.equal(model.classify(image), found.logits)
         before = model.orientation.backbone.map_channels

@@ -29,19 +29,23 @@ from onnx import numpy_helper
 from vae_edge_kernels import aot
 
 from vae_edge import __version__
-from vae_edge.bundle import Bundle, ModelEntry, add_model, load_bundle
+from vae_edge.bundle import Bundle, ModelEntry, add_models, load_bundle
 from vae_edge.engine import gpus
 from vae_edge.engine.devices import find_architectures
 from vae_edge.errors import ConfigError, EngineError, ExportError, KernelError
 from vae_edge.exporting.bundle import load_onnx
+from vae_edge.exporting.onnx_file import to_fp16
+from vae_edge.exporting.probes import expect
 from vae_edge.exporting.quantize import LAYER_OPS, PREFIX, read_qdq_layers
+from vae_edge.files import sha256
 from vae_edge.model.config import ModelConfig
 from vae_edge.model.network import current_name
 from vae_edge.ops.network import FusedModel
 from vae_edge.ops.packing import LayerParams, NetworkConstants, PackedNetwork, config_layout, pack_layers
 from vae_edge.preprocess import InputSpec
-from vae_edge.probes import Expected, compare, without_outliers
+from vae_edge.probes import Expected, Probes, compare, without_outliers
 from vae_edge.probes import load as load_probes
+from vae_edge.probes import save as save_probes
 from vae_edge.spec import CLASSIFIER_OUTPUTS, UNCERTAINTY_OUTPUTS
 
 PRECISIONS = ("fp16", "int8")
@@ -129,7 +133,7 @@ def build_bundle_network(
     precision = default_precision(bundle) if precision is None else precision
     names = _check_targets(targets)
     source = _source(bundle, precision)
-    images, answers = _probes(bundle, source)
+    probes = _probes(bundle, source)
 
     def show(phase: str, step: int) -> None:
         if progress is not None:
@@ -137,10 +141,13 @@ def build_bundle_network(
 
     show(f"reading {source.file}", 0)
     try:
-        packed = read_network(load_onnx(bundle.file(source), source.sha256), bundle.input)
-        fused = FusedModel(packed, ctas_per_image)
+        model = load_onnx(bundle.file(source), source.sha256)
+        fused = FusedModel(read_network(model, bundle.input), ctas_per_image)
         show("answering the probe images", 1)
-        differences = check_answers(fused, images, answers, source.file)
+        answers = probes.models[source.sha256]
+        if precision != source.precision:  # of the fp16 file that is not there; fp32's allow less
+            answers = expect(to_fp16(model), precision, probes.images)
+        differences = check_answers(fused, probes.images, answers, source.file)
         show(f"compiling for {', '.join(names)}", 2)
         done = iter(range(3, 3 + len(names)))
         with tempfile.TemporaryDirectory(prefix="vae-edge-") as folder:
@@ -169,7 +176,12 @@ def build_bundle_network(
                 },
             )
             size = file.stat().st_size
-            added = add_model(bundle_path, file, entry)
+            probes_file = None
+            if precision != source.precision:
+                probes_file, digests = Path(folder) / "probes.npz", {entry.sha256 for entry in bundle.models}
+                known = {digest: probes.models[digest] for digest in probes.models if digest in digests}
+                save_probes(probes_file, Probes(probes.images, {**known, sha256(file): answers}))
+            added = add_models(bundle_path, [(file, entry)], probes_file)
     except KernelError as error:
         raise EngineError(f"No network file can be made of {bundle.file(source)}: {error}") from error
     except ExportError as error:
@@ -222,17 +234,16 @@ def _source(bundle: Bundle, precision: str) -> ModelEntry:
     )
 
 
-def _probes(bundle: Bundle, source: ModelEntry) -> tuple[NDArray[np.uint8], Expected]:
-    """The bundle's probe images and the exact answers of an ONNX file."""
+def _probes(bundle: Bundle, source: ModelEntry) -> Probes:
+    """The bundle's probe images, with the exact answers of an ONNX file among others."""
     probes = None if bundle.probes is None else load_probes(bundle.file(bundle.probes))
-    answers = None if probes is None else probes.models.get(source.sha256)
-    if probes is None or answers is None:
+    if probes is None or source.sha256 not in probes.models:
         what = "no probe images" if probes is None else f"no exact answers of {source.file} to its probe images"
         raise EngineError(
             f"The bundle {bundle.path} has {what}, and a network file that nothing proves is not added: "
             f"`vae-edge quantize {bundle.path} --precision int8 --data PATH` adds them."
         )
-    return probes.images, answers
+    return probes
 
 
 def _versions() -> dict[str, str]:
