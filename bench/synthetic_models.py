@@ -33,7 +33,8 @@ def untrained(preset: str, **changes: object) -> AngleVAE:
     classifier = [layer for layer in model.classifier.modules() if isinstance(layer, torch.nn.Linear)]
     last = [model.mu, *classifier, model.decoder.first, model.decoder.last]
     if model.orientation is not None:
-        last += [model.orientation.classifier, model.orientation.angle_bins]
+        last += [model.orientation.angle_bins]
+        last += [] if model.orientation.classifier is None else [model.orientation.classifier]
     with torch.no_grad():
         for layer in last:
             layer.weight.mul_(GAIN)

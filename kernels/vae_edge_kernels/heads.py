@@ -122,25 +122,27 @@ def decode_angle(
         confidence = |sum over all bins of p · axis|                the mean resultant length
         second = the same sum around the best bin at least NMS_BINS + 1 away; its probability is the window's
 
-    The class logits are the first `classes` elements of a vector [SIZE]; behind them are those of the bins.
+    The class logits are the first `classes` elements of a vector [SIZE]; behind them are those of the bins. With
+    NET.pooled there are those of the bins alone, and the class logits are 0.
     """
     column = tl.arange(0, SIZE)
-    column_mask = column < NET.classes + NET.bins
+    FIRST_BIN: tl.constexpr = 0 if NET.pooled else NET.classes
+    column_mask = column < FIRST_BIN + NET.bins
     logits = vecmat_global(features_ptr, weights_ptr, NET, ORIENTATION, column, BLOCK_FC)
     logits = dequant_bias(logits, params_ptr, NET, ORIENTATION, column, column_mask)
 
     # Softmax over the bins, in place behind the class logits.
-    bin = column - NET.classes
+    bin = column - FIRST_BIN
     is_bin = (bin >= 0) & (bin < NET.bins)
     bin_logits = tl.where(is_bin, logits, float("-inf"))
-    best = tl.argmax(bin_logits, 0) - NET.classes
+    best = tl.argmax(bin_logits, 0) - FIRST_BIN
     probability = tl.exp(bin_logits - tl.max(bin_logits, 0))
     probability = probability / tl.sum(probability, 0)
 
     # The runner-up, with non-maximum suppression.
     distance = tl.abs(bin - best)
     distance = tl.minimum(distance, NET.bins - distance)
-    second = tl.argmax(tl.where(is_bin & (distance > NMS_BINS), bin_logits, float("-inf")), 0) - NET.classes
+    second = tl.argmax(tl.where(is_bin & (distance > NMS_BINS), bin_logits, float("-inf")), 0) - FIRST_BIN
 
     axis_cos = tl.load(params_ptr + NET.bin_axes + bin, mask=is_bin, other=0.0)
     axis_sin = tl.load(params_ptr + NET.bin_axes + NET.bins + bin, mask=is_bin, other=0.0)
@@ -151,6 +153,8 @@ def decode_angle(
 
     length = tl.sqrt(cos * cos + sin * sin + 1e-12)
     confidence = tl.sqrt(all_cos * all_cos + all_sin * all_sin)
+    if NET.pooled:
+        logits = tl.zeros((SIZE,), dtype=tl.float32)
     return logits, cos / length, sin / length, confidence, second_cos, second_sin, second_probability
 
 

@@ -38,7 +38,9 @@ class Fc(IntEnum):
     MU = 0  # encoder's features to the latent mean
     CLASSIFIER_HIDDEN = 1  # latent mean to the classifier's hidden layer; not there in a pooled classifier
     CLASSIFIER_LOGITS = 2  # hidden layer, or the average pool of the encoder's feature layer, to class logits
-    ORIENTATION = 3  # orientation features to class logits and, behind them, logits of the angle bins
+    ORIENTATION = (
+        3  # orientation features to class logits and, behind them, logits of the bins; to these alone if pooled
+    )
     DECODER = 4  # latent mean and class weights to the decoder's grid
 
 
@@ -193,7 +195,7 @@ class NetworkLayout:
         inverse_temperature: offset into params of 1 / temperature.
         zero: offset into params of a 0; see `network.opaque_zero`.
         pooled: whether the classifier is one layer that reads the average pool of the encoder's feature layer, which is
-            its last layer then; else it is two layers that read mu.
+            its last layer then, and the orientation encoder gives no class logits; else it is two layers that read mu.
         noinline: whether the machine code has each step as a function; see `network.network`.
         split_n: whether a tile of 8-bit operands is two products; see `accumulate`.
         ctas_per_image: programs that work on one image; a power of two.
@@ -435,7 +437,7 @@ def make_layout(
             builder.linear(_features(encoder_layers), latent),
             None if pooled else builder.linear(latent, hidden),
             builder.linear(feature_channels if pooled else hidden, classes),
-            builder.linear(_features(orientation_layers), classes + bins) if bins else None,
+            builder.linear(_features(orientation_layers), bins if pooled else classes + bins) if bins else None,
             builder.linear(latent + classes, cells * decoder_width) if decoder else None,
         ),
         grid_height=grid[0],

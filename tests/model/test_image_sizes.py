@@ -125,9 +125,10 @@ def test_a_pooled_classifier_reads_the_means_of_the_encoders_last_maps(size: Siz
     image = torch.rand(3, 1, model.config.height, model.config.width)
     with torch.no_grad():
         found = model(image)
-        shape = (model.config.widths[-1], *model.config.resolutions(True)[-1])
+        shape = (model.encoder.map_channels, *model.config.resolutions(True)[-1])
         means = model.encoder(found.upright)[0].unflatten(1, shape).mean((2, 3))
-        torch.testing.assert_close(model.classifier(means) + found.orientation.logits, found.logits)
+        torch.testing.assert_close(model.classifier(means), found.logits)
+        assert found.orientation.logits is None and model.orientation.classifier is None
         assert torch.equal(model.classify(image), found.logits)
         before = model.orientation.backbone.map_channels
         assert torch.equal(found.features[:, before : before + means.shape[1]], means)
@@ -139,8 +140,8 @@ def test_an_encoder_whose_maps_are_pooled_has_a_convolution_a_resolution_and_end
     config = create_config(preset, size=size, head="pooled")
     assert config.widths == POOLED_WIDTHS[preset]
     layers, sizes = config.convolutions(config.widths, True), config.resolutions(True)
-    assert 4 < max(sizes[-1]) <= 8 and len(layers) == len(sizes) - 1 + max(1, config.halvings)
-    assert all(stride == 2 for _, stride in layers[1:])
+    assert 4 < max(sizes[-1]) <= 8 and len(layers) == len(sizes)
+    assert [stride for _, stride in layers] == [2 if config.halvings == 2 else 1] + [2] * (len(layers) - 1)
     assert config.feature_layer(True) == len(layers) - 1
     assert config.features(config.widths, True) == layers[-1][0] * math.prod(sizes[-1])
 

@@ -323,7 +323,7 @@ def read_network(model: onnx.ModelProto, image: InputSpec) -> PackedNetwork:
     int8 = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
     layers = dict(read_qdq_layers(model).layers) if int8 else _float_layers(model, constants)
     stored = _read_constants(model, constants)
-    config, decoder = _config(layers, image, _stem_halvings(model, image, "classifier" in layers))
+    config, decoder = _config(layers, image, _stem_halvings(model, layers, image))
     layout = config_layout(
         config,
         components=stored.nearest.shape[0],
@@ -393,19 +393,22 @@ def _tensor(constants: Mapping[str, onnx.TensorProto], name: str) -> torch.Tenso
     return torch.tensor(numpy_helper.to_array(constants[name]).astype(np.float32))
 
 
-def _stem_halvings(model: onnx.ModelProto, image: InputSpec, pooled: bool) -> int:
-    """How often the stem halves, by the strides of the encoder's convolutions.
+def _stem_halvings(model: onnx.ModelProto, layers: Mapping[str, LayerParams], image: InputSpec) -> int:
+    """How often the stem halves, by the strides of a backbone's first convolutions: one more halves in the trunk.
 
-    One more halves in the trunk at once. Of a pooled encoder all but perhaps the first halve: there it is the pool that
-    makes the decoder's target, or, in a file without a decoder, where it does not matter, the size of the image.
+    A pooled encoder halves with all convolutions but perhaps the first. Without an orientation encoder it is then the
+    pool that makes the decoder's target, or, without a decoder, where it does not matter, the size of the image.
     """
-    prefix = f"{PREFIX}encoder.layers."
-    encoder = [node for node in model.graph.node if node.op_type == "Conv" and node.input[1].startswith(prefix)]
-    steep = list(itertools.takewhile(lambda node: _pair(node, "strides") == (2, 2), encoder))
-    if not pooled or not steep:
-        return max(0, len(steep) - 1)
-    pools = [_pair(node, "kernel_shape")[0] for node in model.graph.node if node.op_type == "AveragePool"]
-    return pools[0].bit_length() - 1 if pools else ModelConfig(size=image.size).halvings
+    pooled, rotated = "classifier" in layers, "orientation.angle_bins" in layers
+    if pooled and not rotated:
+        if "decoder.first" not in layers:
+            return ModelConfig(size=image.size).halvings
+        pools = [_pair(node, "kernel_shape")[0] for node in model.graph.node if node.op_type == "AveragePool"]
+        return pools[0].bit_length() - 1 if pools else 0
+    prefix = f"{PREFIX}orientation.backbone.layers." if pooled else f"{PREFIX}encoder.layers."
+    backbone = [node for node in model.graph.node if node.op_type == "Conv" and node.input[1].startswith(prefix)]
+    steep = list(itertools.takewhile(lambda node: _pair(node, "strides") == (2, 2), backbone))
+    return max(0, len(steep) - 1)
 
 
 def _pair(node: onnx.NodeProto, name: str) -> tuple[int, ...]:
@@ -427,16 +430,18 @@ def _config(
     try:
         pooled = "classifier" in layers
         given = ModelConfig(size=image.size, stem_halvings=halvings)
-        levels, stem = len(given.resolutions()), given.feature_layer() - 2
+        levels, stem = (None, 0) if pooled else (len(given.resolutions()), given.feature_layer() - 2)
         config = ModelConfig(
             "of a file",
             classes=shape("classifier" if pooled else "classifier.2")[0],
             size=image.size,
             channels=image.channels,
             orientation=rotated,
-            orientation_widths=_widths(layers, "orientation.backbone.layers", levels, stem)
+            orientation_widths=_widths(
+                layers, "orientation.backbone.layers", len(given.resolutions()), given.feature_layer() - 2
+            )
             or unused.orientation_widths,
-            widths=_widths(layers, "encoder.layers", None if pooled else levels, stem),
+            widths=_widths(layers, "encoder.layers", levels, stem),
             latent=shape("mu")[0],
             hidden=unused.hidden if pooled else shape("classifier.0")[0],
             angle_bins=shape("orientation.angle_bins")[0] if rotated else unused.angle_bins,

@@ -154,10 +154,11 @@ class ModelConfig:
     def resolutions(self, pooled: bool = False) -> list[tuple[int, int]]:
         """Heights and widths of a trunk's feature maps, halved (rounded up) until both are at most 4.
 
-        28, 14, 7, 4 for an image of 28×28; 48, 24, 12, 6, 3 for one of 96×96. Of an encoder whose maps are pooled
-        (`pooled`) until both are at most 8: what is pooled must have seen a part of the image only.
+        28, 14, 7, 4 for an image of 28×28; 48, 24, 12, 6, 3 for one of 96×96. An encoder whose maps are pooled
+        (`pooled`) needs fine textures, and what is pooled must have seen a part of the image only: its trunk begins one
+        halving earlier, and ends where both are at most 8. 96, 48, 24, 12, 6 for an image of 96×96.
         """
-        sizes = [self.decoded_size]
+        sizes = [_halved((self.height, self.width), self._halvings_before(pooled))]
         while max(sizes[-1]) > (MAX_POOLED if pooled else 4):
             sizes.append(_halved(sizes[-1], 1))
         return sizes
@@ -168,12 +169,17 @@ class ModelConfig:
         The stem, one convolution at the trunk's full resolution (two for the largest images). Then for each further
         resolution one that halves, and, unless `pooled`, a second one while the channels still grow by level.
         """
-        layers = [(widths[0], 2 if self.halvings else 1)]
-        layers += [(widths[0], 2)] * (self.halvings - 1)
+        before = self._halvings_before(pooled)
+        layers = [(widths[0], 2 if before else 1)]
+        layers += [(widths[0], 2)] * (before - 1)
         for level in range(1, len(self.resolutions(pooled))):
             width = widths[min(level, len(widths) - 1)]
             layers += [(width, 2), (width, 1)] if level < len(widths) and not pooled else [(width, 2)]
         return layers
+
+    def _halvings_before(self, pooled: bool) -> int:
+        """Halvings of the image before the trunk of a backbone."""
+        return max(0, self.halvings - 1) if pooled else self.halvings
 
     def feature_layer(self, pooled: bool = False) -> int:
         """Index of the convolution whose feature maps are averaged, for the anomaly score and a pooled classifier.
@@ -261,7 +267,12 @@ LARGE_IMAGE_WIDTHS = {
 }
 """`orientation_widths` and `widths` of the presets for images with a stem that halves: four levels, not three."""
 
-POOLED_WIDTHS = {"tiny": (16, 32, 64), "small": (32, 64, 128), "base": (48, 96, 192), "large": (64, 128, 256)}
+POOLED_WIDTHS = {
+    "tiny": (16, 16, 32, 64),
+    "small": (16, 32, 64, 128),
+    "base": (32, 64, 128, 192),
+    "large": (48, 96, 192, 256),
+}
 """`widths` of the presets where the head is `pooled`."""
 
 

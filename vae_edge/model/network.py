@@ -118,7 +118,11 @@ class AngleUncertainty:
 
 
 class OrientationEncoder(nn.Module):
-    """Image to class logits and to logits of angle bins. Bin k is centred on 2πk / K radians."""
+    """Image to class logits and to logits of angle bins. Bin k is centred on 2πk / K radians.
+
+    Where the classifier is pooled there are no class logits of the orientation encoder: made of features that know
+    places they cost 6 points on photographs of unseen regions.
+    """
 
     window: Tensor
     nms_penalty: Tensor
@@ -127,7 +131,7 @@ class OrientationEncoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.backbone = Backbone(config, config.orientation_widths)
-        self.classifier = nn.Linear(self.backbone.features, config.classes)
+        self.classifier = None if config.pooled else nn.Linear(self.backbone.features, config.classes)
         self.angle_bins = nn.Linear(self.backbone.features, config.angle_bins)
         count = config.angle_bins
         index = torch.arange(count)
@@ -140,10 +144,11 @@ class OrientationEncoder(nn.Module):
         self.register_buffer("nms_penalty", (distance <= NMS_BINS).float() * -1e6, persistent=False)  # added to logits
         self.register_buffer("bin_axes", bin_axes, persistent=False)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Image [N, C, H, W] to class logits [N, classes], bin logits [N, bins] and the backbone's feature maps."""
+    def forward(self, image: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Image [N, C, H, W] to class logits [N, classes] or None, bin logits [N, bins] and the feature layer's maps."""
         features, maps = self.backbone(image)
-        return self.classifier(features), self.angle_bins(features), maps
+        logits = None if self.classifier is None else self.classifier(features)
+        return logits, self.angle_bins(features), maps
 
     def decode_angle(self, bin_logits: Tensor) -> tuple[Tensor, Tensor, AngleUncertainty]:
         """Bin logits [N, K] to (cos θ [N], sin θ [N], uncertainty).
@@ -180,7 +185,8 @@ class Decoder(nn.Module):
         self.size, self.grid, self.block = config.decoded_size, config.decoder_grid, config.decoder_block
         self.width = config.widths[0]
         self.first = nn.Linear(config.latent + config.classes, self.width * math.prod(self.grid))
-        width = max(config.widths[-1], MIN_DECODER_WIDTH)
+        encoded = config.convolutions(config.widths, True)[-1][0] if config.pooled else config.widths[-1]
+        width = max(encoded, MIN_DECODER_WIDTH)
         self.middle = conv_bn_relu(self.width, width)
         self.last = nn.Conv2d(width, config.channels * self.block**2, 1)
 
@@ -199,7 +205,7 @@ class Orientation:
     Attributes:
         cos: cos θ [N].
         sin: sin θ [N].
-        logits: class logits of the orientation encoder [N, K].
+        logits: class logits of the orientation encoder [N, K]; None where the classifier is pooled.
         bin_logits: logits of the angle bins [N, bins].
         uncertainty: how certain θ is.
         maps: feature maps [N, W, h, w], for the score.
@@ -501,11 +507,13 @@ def compute_losses(
     terms = {"reconstruction": reconstruction, "kl": kl, "classes": classes}
     total = reconstruction + weights.beta * kl + weights.gamma * classes
     orientation = output.orientation
-    if orientation.bin_logits is not None and orientation.logits is not None and angle_rad is not None:
+    if orientation.bin_logits is not None and angle_rad is not None:
         soft = angle_targets(angle_rad, orientation.bin_logits.shape[1])
         terms["angle"] = F.cross_entropy(orientation.bin_logits.float(), soft)
-        terms["orientation_classes"] = cross_entropy(orientation.logits)
-        total = total + weights.delta * terms["angle"] + 0.5 * weights.gamma * terms["orientation_classes"]
+        total = total + weights.delta * terms["angle"]
+        if orientation.logits is not None:
+            terms["orientation_classes"] = cross_entropy(orientation.logits)
+            total = total + 0.5 * weights.gamma * terms["orientation_classes"]
     terms["total"] = total / weights.gamma
     return terms
 

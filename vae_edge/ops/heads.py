@@ -128,7 +128,8 @@ avg_pool = register_operator("avg_pool", _AvgPool)
 class _OrientationHead(NamedTuple):
     """Features [N, F] of the orientation encoder to class logits [N, K] and orientation [N, 6], float32.
 
-    The orientation is cos θ, sin θ, θ in radians, angle confidence, second angle, second angle probability.
+    The orientation is cos θ, sin θ, θ in radians, angle confidence, second angle, second angle probability. Where the
+    classifier is pooled the class logits are 0.
     """
 
     features: Tensor
@@ -149,7 +150,10 @@ class _OrientationHead(NamedTuple):
     def reference(self) -> tuple[Tensor, Tensor]:
         net = parse_layout(self.layout)
         both = linear(self.features, self.weights, self.params, net, Fc.ORIENTATION, prequantized=True)
-        logits, bins = both[:, : net.classes].contiguous(), both[:, net.classes :]
+        if net.pooled:
+            logits, bins = both.new_zeros((len(both), net.classes)), both
+        else:
+            logits, bins = both[:, : net.classes].contiguous(), both[:, net.classes :]
         axes = self.params[net.bin_axes : net.bin_axes + 2 * net.bins].reshape(2, -1)
         index = torch.arange(net.bins, device=bins.device)
 

@@ -289,8 +289,9 @@ class _Packer:
         layout = self.layout
         orientation_last = layout.layers[layout.orientation_layers - 1]
         encoder_last = layout.layers[layout.orientation_layers + layout.encoder_layers - 1]
+        orientation = ["orientation.classifier", "orientation.angle_bins"][1 if layout.pooled else 0 :]
         of_features = [
-            (Fc.ORIENTATION, ["orientation.classifier", "orientation.angle_bins"], orientation_last),
+            (Fc.ORIENTATION, orientation, orientation_last),
             (Fc.MU, ["mu"], encoder_last),
         ]
         of_vectors = [(Fc.CLASSIFIER_HIDDEN, "classifier.0"), (Fc.CLASSIFIER_LOGITS, "classifier.2")]
