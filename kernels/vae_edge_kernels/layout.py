@@ -38,9 +38,7 @@ class Fc(IntEnum):
     MU = 0  # encoder's features to the latent mean
     CLASSIFIER_HIDDEN = 1  # latent mean to the classifier's hidden layer; not there in a pooled classifier
     CLASSIFIER_LOGITS = 2  # hidden layer, or the average pool of the encoder's feature layer, to class logits
-    ORIENTATION = (
-        3  # orientation features to class logits and, behind them, logits of the bins; to these alone if pooled
-    )
+    ORIENTATION = 3  # orientation features to class logits, if not pooled, and, behind them, logits of the angle bins
     DECODER = 4  # latent mean and class weights to the decoder's grid
 
 

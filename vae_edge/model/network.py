@@ -145,7 +145,7 @@ class OrientationEncoder(nn.Module):
         self.register_buffer("bin_axes", bin_axes, persistent=False)
 
     def forward(self, image: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        """Image [N, C, H, W] to class logits [N, classes] or None, bin logits [N, bins] and the feature layer's maps."""
+        """Image [N, C, H, W] to class logits [N, classes] or None, bin logits [N, bins], maps of the feature layer."""
         features, maps = self.backbone(image)
         logits = None if self.classifier is None else self.classifier(features)
         return logits, self.angle_bins(features), maps
