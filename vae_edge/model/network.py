@@ -3,7 +3,8 @@
     image ─► OrientationEncoder ─► class logits, angle bins ─► θ
       └────► rotated by −θ ─► Backbone ─► mu, logvar ─► class logits;  Decoder(code, class) ─► reconstruction
 
-The encoder's class logits come from mu, or from the backbone's pooled features (`ModelConfig.head`).
+The encoder's class logits come from mu, or from the backbone's pooled features (`ModelConfig.head`). With a pretrained
+network (`ModelConfig.backbone`) both encoders share its weights.
 
 Loss: reconstruction + β · KL + γ · cross-entropy + δ · angle, each term apart.
 """
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from vae_edge_kernels.layout import NMS_BINS, WINDOW_BINS, NetworkLayout
 
 from vae_edge.errors import ConfigError
+from vae_edge.model.backbone import PretrainedBackbone
 from vae_edge.model.config import ModelConfig, create_config
 from vae_edge.model.score import AnomalyScore
 from vae_edge.ops.packing import ScoreMode, network_layout
@@ -29,6 +31,7 @@ from vae_edge.ops.rotate import circular_mask, rotate
 from vae_edge.spec import parse_size
 
 MIN_DECODER_WIDTH = 48  # input channels of the decoder's last layer, at least
+PRETRAINED_ORIENTATION_WIDTH = 96  # channels to which a pretrained network's last feature maps are reduced for the angle
 ANGLE_NOISE_DEG = 4.0  # std of the noise added to the angle in training, so that the encoder tolerates small errors
 
 SCHEMA_1_NAMES = {
@@ -50,10 +53,10 @@ def current_name(name: str) -> str:
     return name
 
 
-def conv_bn_relu(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
+def conv_bn_relu(in_channels: int, out_channels: int, stride: int = 1, kernel_size: int = 3) -> nn.Sequential:
     """3×3 convolution, batch normalization, ReLU. It folds into one fused kernel and one int8 layer."""
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False),
+        nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False),
         nn.BatchNorm2d(out_channels),
         nn.ReLU(inplace=True),
     )
@@ -130,17 +133,28 @@ class AngleUncertainty:
 
 
 class OrientationEncoder(nn.Module):
-    """Image to class logits and to logits of angle bins. Bin k is centred on 2πk / K radians."""
+    """Image to class logits and to logits of angle bins. Bin k is centred on 2πk / K radians.
+
+    Without `shared` it has convolutions of its own. With a pretrained network, whose weights belong to the encoder, it
+    reads that network's last feature maps, reduced to fewer channels (`read_maps`).
+    """
 
     window: Tensor
     nms_penalty: Tensor
     bin_axes: Tensor
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, shared: PretrainedBackbone | None = None) -> None:
         super().__init__()
-        self.backbone = Backbone(config, config.orientation_widths)
-        self.classifier = nn.Linear(self.backbone.features, config.classes)
-        self.angle_bins = nn.Linear(self.backbone.features, config.angle_bins)
+        self.backbone: Backbone | None = None
+        if shared is None:
+            self.backbone = Backbone(config, config.orientation_widths)
+            features, self.map_channels = self.backbone.features, self.backbone.map_channels
+        else:
+            self.reduction = conv_bn_relu(shared.channels, PRETRAINED_ORIENTATION_WIDTH, kernel_size=1)
+            features = PRETRAINED_ORIENTATION_WIDTH * math.prod(shared.last_size)
+            self.map_channels = shared.map_channels
+        self.classifier = nn.Linear(features, config.classes)
+        self.angle_bins = nn.Linear(features, config.angle_bins)
         count = config.angle_bins
         index = torch.arange(count)
         distance = (index[:, None] - index[None, :]).abs()
@@ -154,8 +168,14 @@ class OrientationEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Image [N, C, H, W] to class logits [N, classes], bin logits [N, bins] and the backbone's feature maps."""
+        assert self.backbone is not None
         features, maps = self.backbone(image)
         return self.classifier(features), self.angle_bins(features), maps
+
+    def read_maps(self, last: Tensor) -> tuple[Tensor, Tensor]:
+        """The last feature maps [N, C, h, w] of a pretrained network to class logits and bin logits."""
+        features = self.reduction(last).flatten(1)
+        return self.classifier(features), self.angle_bins(features)
 
     def decode_angle(self, bin_logits: Tensor) -> tuple[Tensor, Tensor, AngleUncertainty]:
         """Bin logits [N, K] to (cos θ [N], sin θ [N], uncertainty).
@@ -269,22 +289,23 @@ class AngleVAE(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.orientation = OrientationEncoder(config) if config.orientation else None
-        self.encoder = Backbone(config, config.widths)
+        shared = None if config.backbone is None else PretrainedBackbone(config)
+        self.orientation = OrientationEncoder(config, shared) if config.orientation else None
+        self.encoder = Backbone(config, config.widths) if shared is None else shared
         self.mu = nn.Linear(self.encoder.features, config.latent)
         self.logvar = nn.Linear(self.encoder.features, config.latent)
         self.pooling: nn.Module | None = None
         inputs = config.latent
         if config.head == "pooled":
             inputs = self.encoder.channels
-            self.pooling = FeaturePooling(inputs)
+            self.pooling = FeaturePooling(inputs) if shared is None else nn.Identity()  # its features are pooled
         self.classifier = nn.Sequential(
             nn.Linear(inputs, config.hidden), nn.ReLU(inplace=True), nn.Linear(config.hidden, config.classes)
         )
         self.decoder = Decoder(config)
         features = self.encoder.map_channels + config.latent + config.classes
         if self.orientation is not None:
-            features += self.orientation.backbone.map_channels + 1
+            features += self.orientation.map_channels + 1
         self.score = AnomalyScore(config.classes, config.latent, features, angle=config.orientation)
         self.register_buffer("temperature", torch.ones(()))
         masked = config.circular_mask and config.orientation
@@ -354,7 +375,11 @@ class AngleVAE(nn.Module):
         if self.orientation is None:
             zero = image.flatten(1).sum(1) * 0.0  # of the batch's size in an exported graph
             return Orientation(zero + 1.0, zero)
-        logits, bin_logits, maps = self.orientation(image)
+        if isinstance(self.encoder, PretrainedBackbone):
+            last, maps = self.encoder.feature_maps(image)
+            logits, bin_logits = self.orientation.read_maps(last)
+        else:
+            logits, bin_logits, maps = self.orientation(image)
         cos, sin, uncertainty = self.orientation.decode_angle(bin_logits.float().detach())
         return Orientation(cos, sin, logits, bin_logits, uncertainty, maps)
 

@@ -19,6 +19,7 @@ WARM_STEPS, MEASURED_STEPS = 3, 10
 MEASURE_S = 3.0  # no more steps are timed after this time
 DEFAULT_MINUTES = 10.0  # that training on a small set takes at most, where neither epochs nor minutes are given
 MIN_EPOCHS = 10  # but for a time that was asked for
+PRETRAINED_EPOCHS = 20  # at most, of a pretrained backbone
 VALIDATION_RATIO = 0.03  # of the steps' time
 
 
@@ -66,6 +67,8 @@ def choose_epochs(splits: DataSplits, config: RunConfig, minutes: float | None =
     step_s = measure_step(splits, config)
     epoch_s = schedule.per_epoch * step_s * (1 + VALIDATION_RATIO)
     documented = config.training.documented_epochs(images)
+    if config.model.backbone is not None:
+        documented = min(documented, PRETRAINED_EPOCHS)
 
     epochs, why = documented, f"the default for {images:,} images"
     if minutes is not None:
@@ -91,7 +94,7 @@ def measure_step(splits: DataSplits, config: RunConfig, steps: int = MEASURED_ST
     use_threads()
     accelerator = make_accelerator()
     with tempfile.TemporaryDirectory(prefix="vae-edge-measure-") as folder, keep_freed_memory():
-        trainer = Trainer(splits, config, Path(folder), accelerator)
+        trainer = Trainer(splits, config, Path(folder), accelerator, pretrained=False)
         seconds: list[float] = []
         began = time.perf_counter()
         while len(seconds) < WARM_STEPS + steps:

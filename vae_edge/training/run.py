@@ -82,9 +82,11 @@ def repeatable(config: RunConfig, options: Mapping[str, Any]) -> tuple[RunConfig
         bf16=fast_bf16(make_accelerator().device) if training.bf16 is None else training.bf16,
     )
     spec = config.input
+    if training.backbone_weights is not None:
+        chosen = replace(chosen, backbone_weights=_source(training.backbone_weights))
     image = {"size": spec.size, "channels": spec.channels, "fit": spec.fit, "alpha_background": spec.alpha_background}
     sources = {name: _source(options.get(name)) for name in ("data", "val")}
-    return replace(config, training=chosen), {**options, **image, **sources}
+    return replace(config, training=chosen), {**options, **image, **sources, "backbone": config.model.backbone}
 
 
 def _source(data: str | os.PathLike[str] | None) -> str | None:
