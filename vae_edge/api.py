@@ -352,6 +352,7 @@ def export(
         reject_rate=result.reject_rate,
         score_mode=score_mode,
         data=_data_of_bundle(checkpoint),
+        backbone=config.model.backbone,
     )
     provenance = {
         "checkpoint_sha256": sha256(run / MODEL),

@@ -34,6 +34,7 @@ from vae_edge.engine import gpus
 from vae_edge.engine.devices import find_architectures
 from vae_edge.errors import ConfigError, EngineError, ExportError, KernelError
 from vae_edge.exporting.bundle import load_onnx
+from vae_edge.exporting.onnx_file import get_metadata
 from vae_edge.exporting.quantize import LAYER_OPS, PREFIX, read_qdq_layers
 from vae_edge.model.config import ModelConfig
 from vae_edge.model.network import current_name
@@ -121,8 +122,8 @@ def build_bundle_network(
 
     Raises:
         BundleError: the bundle is damaged or cannot be written.
-        EngineError: the bundle has no such ONNX file or no answers to compare with, the answers are wrong, or the
-            network does not compile.
+        EngineError: the bundle has no such ONNX file or no answers to compare with, the answers are wrong, the
+            network does not compile, or its encoder is a pretrained network.
     """
     start = time.monotonic()
     bundle = load_bundle(bundle_path)
@@ -137,7 +138,15 @@ def build_bundle_network(
 
     show(f"reading {source.file}", 0)
     try:
-        packed = read_network(load_onnx(bundle.file(source), source.sha256), bundle.input)
+        model = load_onnx(bundle.file(source), source.sha256)
+        backbone = get_metadata(model, source.file).get("backbone")
+        if backbone is not None:
+            raise EngineError(
+                f"The encoder of {bundle.path} is the pretrained network {backbone}, for which there are no kernels of "
+                "ours: build an engine with TensorRT or TensorRT-RTX instead, or run the bundle with onnxruntime or "
+                "openvino."
+            )
+        packed = read_network(model, bundle.input)
         fused = FusedModel(packed, ctas_per_image)
         show("answering the probe images", 1)
         differences = check_answers(fused, images, answers, source.file)

@@ -311,11 +311,13 @@ def reference(graph: nn.Module, images: NDArray[np.uint8], names: Sequence[str])
 
 COMPUTE_OPS = ("Conv", "ConvTranspose", "Gemm")  # in fp16 if their weights are constant
 DATA_MOVEMENT_OPS = ("Relu", "Resize", "Reshape", "Slice", "Flatten")  # in fp16 if their data already is
+ELEMENTWISE_OPS = ("Clip", "Add")  # in fp16 if all inputs are constant or already in fp16, and one is the latter
 MAX_FP16 = 65504.0
 
 
 def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of an fp32 model whose convolutions and matrix products with constant weights run in fp16.
+    """A copy of an fp32 model whose convolutions and matrix products with constant weights run in fp16, and so do the
+    bounds and sums of what they give.
 
     A value is cast at most once in each direction. The graph's inputs and outputs keep their types.
 
@@ -346,6 +348,11 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
 
     for node in model.graph.node:
         is_compute = node.op_type in COMPUTE_OPS and node.input[1] in weights
+        is_compute |= (
+            node.op_type in ELEMENTWISE_OPS
+            and all(not name or name in weights or name in made_in_fp16 for name in node.input)
+            and any(name in made_in_fp16 for name in node.input)
+        )
         if not is_compute and not (node.op_type in DATA_MOVEMENT_OPS and node.input[0] in made_in_fp16):
             for name in node.input:
                 cast_fp32(name)

@@ -6,6 +6,7 @@ library, which downloads them. A checkpoint holds all weights, so that reading o
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import os
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from vae_edge.errors import ConfigError
 from vae_edge.files import read_bytes
@@ -41,6 +43,7 @@ class PretrainedBackbone(nn.Module):
     with rotation the weights see images both as they came and derotated.
 
     Attributes:
+        size: height and width of the images.
         channels: C of the last feature maps; `features`: the same, since they are averaged.
         last_size: rows and columns of the last feature maps.
         map_channels: of the stage that the anomaly score averages.
@@ -52,7 +55,7 @@ class PretrainedBackbone(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         assert config.backbone is not None
-        self.name = config.backbone
+        self.name, self.size = config.backbone, (config.height, config.width)
         self.library = self.name.partition("/")[0]
         complete = create_network(self.name)
         mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in normalization(self.name, complete))
@@ -293,6 +296,74 @@ class _ShapeRecorder(fx.Interpreter):
         if isinstance(value, Tensor):
             self.shapes[n] = tuple(value.shape)
         return value
+
+
+# Batch normalization
+
+
+@torch.no_grad()
+def fold_batchnorm(backbone: PretrainedBackbone) -> None:
+    """Fold each batch normalization that follows a convolution into it, in place, for inference.
+
+    The pairs are found by running an image: a normalization whose input is a convolution's output. Folding is done in
+    float64. A layer of timm that also activates (BatchNormAct2d) keeps its activation. A network that then computes
+    something else, since it also uses a convolution's output otherwise, is left as it was.
+    """
+    backbone.eval()
+    image = torch.rand(1, 3, *backbone.size, generator=torch.Generator().manual_seed(0))
+    original = backbone.network
+    backbone.network = copy.deepcopy(original)
+    _fold(backbone, image)
+    after = backbone.feature_maps(image)
+    folded, backbone.network = backbone.network, original
+    before = backbone.feature_maps(image)
+    if all(torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max())) for a, b in zip(after, before, strict=True)):
+        backbone.network = folded
+
+
+def _fold(backbone: PretrainedBackbone, image: Tensor) -> None:
+    made: list[tuple[Tensor, nn.Conv2d]] = []  # the outputs are kept, so that no other one gets their identity
+    pairs: dict[nn.BatchNorm2d, nn.Conv2d] = {}
+
+    def after_conv(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        assert isinstance(module, nn.Conv2d)
+        made.append((output, module))
+
+    def before_norm(module: nn.Module, inputs: Any) -> None:
+        assert isinstance(module, nn.BatchNorm2d)
+        pairs.update({module: conv for output, conv in made if output is inputs[0]})
+
+    handles = []
+    for module in backbone.network.modules():
+        if isinstance(module, nn.Conv2d):
+            handles.append(module.register_forward_hook(after_conv))
+        elif isinstance(module, nn.BatchNorm2d):
+            handles.append(module.register_forward_pre_hook(before_norm))
+    try:
+        backbone.feature_maps(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+    once = {norm: conv for norm, conv in pairs.items() if list(pairs.values()).count(conv) == 1}
+    for norm, conv in once.items():
+        assert norm.running_mean is not None and norm.running_var is not None
+        weight, bias = fuse_conv_bn_weights(
+            conv.weight.double(), None if conv.bias is None else conv.bias.double(), norm.running_mean.double(),
+            norm.running_var.double(), norm.eps, norm.weight.double(), norm.bias.double(),
+        )  # fmt: skip
+        conv.weight = nn.Parameter(weight.float(), requires_grad=False)
+        conv.bias = nn.Parameter(bias.float(), requires_grad=False)
+
+    def replace(module: nn.Module) -> None:
+        for name, child in module.named_children():
+            if child in once:
+                rest = [part for part in (getattr(child, "drop", None), getattr(child, "act", None)) if part is not None]
+                setattr(module, name, nn.Sequential(*rest) if rest else nn.Identity())
+            else:
+                replace(child)
+
+    replace(backbone.network)
 
 
 # The weights

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from vae_edge_kernels.layout import NMS_BINS, WINDOW_BINS, NetworkLayout
 
 from vae_edge.errors import ConfigError
-from vae_edge.model.backbone import PretrainedBackbone
+from vae_edge.model.backbone import PretrainedBackbone, fold_batchnorm
 from vae_edge.model.config import ModelConfig, create_config
 from vae_edge.model.score import AnomalyScore
 from vae_edge.ops.packing import ScoreMode, network_layout
@@ -321,8 +321,14 @@ class AngleVAE(nn.Module):
         """A model that computes the same, whose classifier reads the features [N, F] at once.
 
         Pooling and the layer behind it are one matrix. What is exported and quantized so has one layer less, and reads
-        the features in the one scale that they have.
+        the features in the one scale that they have. A pretrained network's batch normalization is folded into its
+        convolutions, so that a graph that runs it twice holds its weights once.
         """
+        if isinstance(self.encoder, PretrainedBackbone):
+            exported = copy.deepcopy(self)
+            assert isinstance(exported.encoder, PretrainedBackbone)
+            fold_batchnorm(exported.encoder)
+            return exported
         if not isinstance(self.pooling, FeaturePooling):
             return self
         folded, first = copy.deepcopy(self), self.classifier[0]
