@@ -144,8 +144,8 @@ def train(
         model = {**(model or {}), **({} if backbone is None else {"backbone": backbone})}
         shape = create_config(preset, **{**model, **({} if size is None else {"size": size})})
         if shape.backbone is not None:
-            begun = (out / STATE).exists()
-            check_pretrained(replace(shape, size=shape.size if size else CHECKED_PIXELS), None if begun else config.backbone_weights)
+            weights = None if (out / STATE).exists() else config.backbone_weights  # a state holds all weights
+            check_pretrained(shape if size else replace(shape, size=CHECKED_PIXELS), weights)
         elif config.backbone_weights is not None:
             raise ConfigError("--backbone-weights belongs to --backbone, which says of which network they are")
         if minutes is not None and (config.epochs is not None or not 0 < minutes < float("inf")):

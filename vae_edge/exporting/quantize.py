@@ -32,7 +32,15 @@ from vae_edge.spec import EXPORTED_PRECISIONS
 PRECISIONS = EXPORTED_PRECISIONS[1:]
 QUANTIZED_OPS = ("Conv", "ConvTranspose", "Gemm")
 ACTIVATION_OPS = ("Relu", "Clip")  # which engines fuse into the convolution before them
-QDQ_OPS = (*QUANTIZED_OPS, "Add", "Relu", "Clip", "Reshape", "Sigmoid", "Flatten")  # whose outputs get no Q/DQ of their own
+QDQ_OPS = (
+    *QUANTIZED_OPS,
+    "Add",
+    "Relu",
+    "Clip",
+    "Reshape",
+    "Sigmoid",
+    "Flatten",
+)  # whose outputs get no Q/DQ of their own
 CALIBRATION_IMAGES = 512
 CALIBRATION_BATCH = 64
 MIN_CALIBRATION_IMAGES = 16
@@ -365,10 +373,12 @@ def with_unsigned_activations(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in which the Q/DQ pairs of tensors that cannot be negative are uint8, with the same scale and zero point.
 
     Values above 127 steps are kept up to 255, where int8 saturates. Where a Clip bounds the tensor (ReLU6), 255 steps
-    end at its bound at most: the steps are finer, and ONNX Runtime fuses such a Clip into the convolution. ONNX Runtime's CPU kernels take uint8 activations.
-    Its own rewrite of int8 (QDQS8ToU8Transformer, on by default on x86) moves the zero point to 128, which leaves the
-    ReLU between convolution and Q: 13 convolutions stay float, at 1.7 times the latency of this file and 1.9 times that
-    of fp32 (ONNX Runtime 1.32, x86 with AVX2, one image, one thread).
+    end at its bound at most: the steps are finer, and ONNX Runtime fuses such a Clip into the convolution.
+
+    ONNX Runtime's CPU kernels take uint8 activations. Its own rewrite of int8 (QDQS8ToU8Transformer, on by default on
+    x86) moves the zero point to 128, which leaves the ReLU between convolution and Q: 13 convolutions stay float, at
+    1.7 times the latency of this file and 1.9 times that of fp32 (ONNX Runtime 1.32, x86 with AVX2, one image, one
+    thread).
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)

@@ -69,7 +69,8 @@ class PretrainedBackbone(nn.Module):
         image = torch.zeros(1, config.channels, config.height, config.width)
         last, maps = self._dry_run(image)
         if self.library == "timm":
-            _drop_unused(self.network, last.sum() + maps.sum())
+            with torch.enable_grad():
+                _drop_unused(self.network, last.sum() + maps.sum())
             self._dry_run(image)
         self.features = self.channels = last.shape[1]
         self.last_size = (last.shape[2], last.shape[3])
@@ -88,7 +89,8 @@ class PretrainedBackbone(nn.Module):
         if self.training:
             x = x.contiguous(memory_format=torch.channels_last)
         if self.library == "timm":
-            last, stages = self.network.forward_intermediates(x, indices=[self.stage])
+            forward: Any = self.network.forward_intermediates
+            last, stages = forward(x, indices=[self.stage])
             return last, stages[0]
         return self.network(x)
 
@@ -205,7 +207,7 @@ def normalization(name: str, network: nn.Module) -> tuple[Sequence[float], Seque
     """Mean and standard deviation of each channel that the pretrained network expects, for images in [0, 1]."""
     library, _, model = name.partition("/")
     if library == "timm":
-        given = network.pretrained_cfg
+        given: Any = network.pretrained_cfg
         return tuple(given.get("mean") or IMAGENET_MEAN), tuple(given.get("std") or IMAGENET_STD)
     weights = list(import_library(library).models.get_model_weights(model))
     if not weights:
@@ -218,7 +220,8 @@ def _score_stage(name: str, network: nn.Module) -> int:
     """Index of the last stage of a timm network that is smaller than the image by at most `SCORE_REDUCTION`."""
     if not hasattr(network, "forward_intermediates") or not hasattr(network, "feature_info"):
         raise ConfigError(f"the backbone {name} cannot give its feature maps in timm: choose another one")
-    reductions = [stage["reduction"] for stage in network.feature_info]
+    stages: Any = network.feature_info
+    reductions = [stage["reduction"] for stage in stages]
     return max((k for k, factor in enumerate(reductions) if factor <= SCORE_REDUCTION), default=0)
 
 
@@ -317,7 +320,9 @@ def fold_batchnorm(backbone: PretrainedBackbone) -> None:
     after = backbone.feature_maps(image)
     folded, backbone.network = backbone.network, original
     before = backbone.feature_maps(image)
-    if all(torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max())) for a, b in zip(after, before, strict=True)):
+    if all(
+        torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max())) for a, b in zip(after, before, strict=True)
+    ):
         backbone.network = folded
 
 
@@ -331,7 +336,9 @@ def _fold(backbone: PretrainedBackbone, image: Tensor) -> None:
 
     def before_norm(module: nn.Module, inputs: Any) -> None:
         assert isinstance(module, nn.BatchNorm2d)
-        pairs.update({module: conv for output, conv in made if output is inputs[0]})
+        for output, conv in made:
+            if output is inputs[0]:
+                pairs[module] = conv
 
     handles = []
     for module in backbone.network.modules():
@@ -358,7 +365,9 @@ def _fold(backbone: PretrainedBackbone, image: Tensor) -> None:
     def replace(module: nn.Module) -> None:
         for name, child in module.named_children():
             if child in once:
-                rest = [part for part in (getattr(child, "drop", None), getattr(child, "act", None)) if part is not None]
+                rest = [
+                    part for part in (getattr(child, "drop", None), getattr(child, "act", None)) if part is not None
+                ]
                 setattr(module, name, nn.Sequential(*rest) if rest else nn.Identity())
             else:
                 replace(child)
@@ -422,7 +431,9 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
     if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ConfigError(f"{path} holds no state dict: expected tensors by name, as torch.save(model.state_dict()) has")
+        raise ConfigError(
+            f"{path} holds no state dict: expected tensors by name, as torch.save(model.state_dict()) has"
+        )
     return dict(found)
 
 
@@ -481,7 +492,9 @@ def _misfit(
     missing: Sequence[str],
 ) -> str:
     """Why weights fit neither by name nor by order."""
-    place = next((k for k, (a, b) in enumerate(zip(ours, theirs, strict=False)) if _form(expected, a) != _form(given, b)), None)
+    place = next(
+        (k for k, (a, b) in enumerate(zip(ours, theirs, strict=False)) if _form(expected, a) != _form(given, b)), None
+    )
     if place is None:
         why = f"{len(ours)} tensors are expected, {len(theirs)} came"
     else:

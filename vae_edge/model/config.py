@@ -265,7 +265,8 @@ LARGE_IMAGE_WIDTHS = {
 def create_config(preset: str, **overrides: Any) -> ModelConfig:
     """Take a preset and override some of its numbers, as in `create_config("small", classes=26, size=32)`.
 
-    With a pretrained backbone the head is `pooled`. Where the stem halves the image the preset has the channels of `LARGE_IMAGE_WIDTHS`.
+    With a pretrained backbone the head is `pooled`. Where the stem halves the image the preset has the channels of
+    `LARGE_IMAGE_WIDTHS`.
 
     Raises:
         ConfigError: for an unknown preset, an unknown name or a value out of range.

@@ -31,7 +31,7 @@ from vae_edge.ops.rotate import circular_mask, rotate
 from vae_edge.spec import parse_size
 
 MIN_DECODER_WIDTH = 48  # input channels of the decoder's last layer, at least
-PRETRAINED_ORIENTATION_WIDTH = 96  # channels to which a pretrained network's last feature maps are reduced for the angle
+PRETRAINED_ORIENTATION_WIDTH = 96  # channels that a pretrained network's last maps are reduced to for the angle
 ANGLE_NOISE_DEG = 4.0  # std of the noise added to the angle in training, so that the encoder tolerates small errors
 
 SCHEMA_1_NAMES = {
