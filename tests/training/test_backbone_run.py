@@ -12,7 +12,7 @@ import vae_edge
 from vae_edge import api
 from vae_edge.cli import main
 from vae_edge.data import Dataset, LabelledImages
-from vae_edge.deployment import build
+from vae_edge.deployment import build_engine
 from vae_edge.errors import CheckpointError, ConfigError, EngineError
 from vae_edge.model.backbone import create_network, import_library
 from vae_edge.training.checkpoint import load_checkpoint, read_tensors
@@ -161,7 +161,7 @@ def test_every_file_gives_the_exact_answers_to_the_probe_images(bundle: Path):
 
 def test_no_network_file_is_made(bundle: Path):
     with pytest.raises(EngineError, match=rf"pretrained network {NAME}.*TensorRT.*onnxruntime"):
-        build(bundle, kind="native", targets=["sm_87"])
+        build_engine(bundle, kind="native", targets=("sm_87",), precision="int8")
 
 
 def test_the_command_trains_and_refuses(dataset: Dataset, weights: Path, tmp_path: Path, capsys, caplog):

@@ -103,7 +103,7 @@ def to_int8(model: onnx.ModelProto, images: NDArray[np.uint8]) -> dict[str, onnx
         source, ready, result = (Path(folder) / name for name in ("fp32.onnx", "ready.onnx", "int8.onnx"))
         onnx.save(model, source)
         quant_pre_process(str(source), str(ready), skip_symbolic_shape=True)
-        onnx.save(with_own_biases(onnx.load(ready)), ready)
+        onnx.save(with_own_parameters(onnx.load(ready)), ready)
         quantize_static(
             str(ready),
             str(result),
@@ -136,24 +136,25 @@ def to_int8(model: onnx.ModelProto, images: NDArray[np.uint8]) -> dict[str, onnx
     }
 
 
-def with_own_biases(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which no two layers share a bias, as they do where a graph runs an encoder twice.
+def with_own_parameters(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which no two layers share a weight or a bias, as they do where a graph runs an encoder twice.
 
-    Each is corrected by itself. ONNX Runtime 1.32 does not load a file in which two quantized convolutions share one.
+    Each bias is corrected by itself. ONNX Runtime 1.32 does not load a file in which two quantized convolutions share a
+    weight or a bias: it rewrites both, and gives both results one name.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     taken: set[str] = set()
     for node in copy.graph.node:
-        if node.op_type not in QUANTIZED_OPS or len(node.input) < 3 or node.input[2] not in constants:
-            continue
-        name = node.input[2]
-        if name in taken:
-            own = copy.graph.initializer.add()
-            own.CopyFrom(constants[name])
-            own.name = node.input[2] = f"{name}_of_{node.name}"
-        taken.add(name)
+        for index, name in enumerate(node.input):
+            if node.op_type not in QUANTIZED_OPS or index == 0 or name not in constants:
+                continue
+            if name in taken:
+                own = copy.graph.initializer.add()
+                own.CopyFrom(constants[name])
+                own.name = node.input[index] = f"{name}_of_{node.name}"
+            taken.add(name)
     return copy
 
 

@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load as load_safetensors
@@ -28,7 +28,8 @@ from vae_edge.spec import MAX_CHECKPOINT_BYTES, size_text
 log = logging.getLogger(__name__)
 
 MAX_PARAMETERS = 200_000_000  # of a pretrained network
-SCORE_REDUCTION = 16  # the score averages the last feature maps that are smaller than the image by at most this
+SCORE_REDUCTIONS = (16, 8, 32)  # the score averages the stages that are smaller than the image by these factors,
+MAX_SCORE_CHANNELS = 1024  # in this order, up to so many channels in all: its fit takes the third power of their number
 MAX_CLASSIFIER_LAYERS = 4  # with parameters, behind the last feature maps
 TRACED_PIXELS = 224  # side of the image by which the stages of a torchvision network are found
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -46,7 +47,7 @@ class PretrainedBackbone(nn.Module):
         size: height and width of the images.
         channels: C of the last feature maps; `features`: the same, since they are averaged.
         last_size: rows and columns of the last feature maps.
-        map_channels: of the stage that the anomaly score averages.
+        map_channels: M, of the stages that the anomaly score averages.
     """
 
     scale: Tensor
@@ -62,9 +63,9 @@ class PretrainedBackbone(nn.Module):
         self.register_buffer("scale", 1.0 / std)
         self.register_buffer("offset", -mean / std)
         if self.library == "timm":
-            self.network, self.stage = complete, _score_stage(self.name, complete)
+            self.network, self.stages = complete, _score_stages(self.name, complete)
         else:
-            self.network, self.stage = _trace(self.name, complete), 0
+            self.network, self.stages = _trace(self.name, complete), []
 
         image = torch.zeros(1, config.channels, config.height, config.width)
         last, maps = self._dry_run(image)
@@ -77,12 +78,12 @@ class PretrainedBackbone(nn.Module):
         self.map_channels = maps.shape[1]
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [N, C], averaged over the pixels, and the feature maps [N, M, h, w] of the score's stage."""
+        """Features [N, C], averaged over the pixels, and the means [N, M, 1, 1] of the score's stages."""
         last, maps = self.feature_maps(image)
         return last.mean((2, 3)), maps
 
     def feature_maps(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The last feature maps [N, C, h, w], and those of the score's stage [N, M, h', w']."""
+        """The last feature maps [N, C, h, w], and the means [N, M, 1, 1] of the score's stages over their pixels."""
         if image.shape[1] == 1:
             image = image.expand(-1, 3, -1, -1)
         x = image * self.scale + self.offset
@@ -90,9 +91,10 @@ class PretrainedBackbone(nn.Module):
             x = x.contiguous(memory_format=torch.channels_last)
         if self.library == "timm":
             forward: Any = self.network.forward_intermediates
-            last, stages = forward(x, indices=[self.stage])
-            return last, stages[0]
-        return self.network(x)
+            last, stages = forward(x, indices=self.stages)
+        else:
+            last, stages = self.network(x)
+        return last, torch.cat([maps.mean((2, 3), keepdim=True) for maps in stages], 1)
 
     def train(self, mode: bool = True) -> PretrainedBackbone:
         """Training mode, but for batch normalization."""
@@ -216,13 +218,27 @@ def normalization(name: str, network: nn.Module) -> tuple[Sequence[float], Seque
     return tuple(transforms.mean), tuple(transforms.std)
 
 
-def _score_stage(name: str, network: nn.Module) -> int:
-    """Index of the last stage of a timm network that is smaller than the image by at most `SCORE_REDUCTION`."""
+def _score_stages(name: str, network: nn.Module) -> list[int]:
+    """Indices of a timm network's stages that the score averages."""
     if not hasattr(network, "forward_intermediates") or not hasattr(network, "feature_info"):
         raise ConfigError(f"the backbone {name} cannot give its feature maps in timm: choose another one")
     stages: Any = network.feature_info
-    reductions = [stage["reduction"] for stage in stages]
-    return max((k for k, factor in enumerate(reductions) if factor <= SCORE_REDUCTION), default=0)
+    last = {int(stage["reduction"]): (k, int(stage["num_chs"])) for k, stage in enumerate(stages)}
+    return sorted(_choose(last))
+
+
+T = TypeVar("T")
+
+
+def _choose(stages: Mapping[int, tuple[T, int]]) -> list[T]:
+    """Of the stages (what, channels), by how much smaller than the image they are, those that the score averages; where
+    there is none of these sizes, the last one."""
+    chosen, channels = [], 0
+    for reduction in SCORE_REDUCTIONS:
+        if reduction in stages and (not chosen or channels + stages[reduction][1] <= MAX_SCORE_CHANNELS):
+            chosen.append(stages[reduction][0])
+            channels += stages[reduction][1]
+    return chosen or [list(stages.values())[-1][0]]
 
 
 def _drop_unused(network: nn.Module, used: Tensor) -> None:
@@ -243,7 +259,7 @@ def _drop_unused(network: nn.Module, used: Tensor) -> None:
 
 
 def _trace(name: str, network: nn.Module) -> fx.GraphModule:
-    """A torchvision network as a graph from images to its last feature maps and those of the score's stage.
+    """A torchvision network as a graph from images to its last feature maps and those of the score's stages.
 
     The last ones are those before the pooling that leaves one pixel: of a larger image, the last of more than one.
     """
@@ -257,7 +273,7 @@ def _trace(name: str, network: nn.Module) -> fx.GraphModule:
         raise ConfigError(f"the backbone {name} cannot be cut into stages ({error}): choose another one") from error
     modules = dict(traced.named_modules())
     stages = [
-        (node, TRACED_PIXELS // shape[2])
+        (node, TRACED_PIXELS // shape[2], shape[1])
         for node, shape in recorder.shapes.items()
         if len(shape) == 4 and shape[2] > 1 and node.op != "placeholder"
         if not (node.op == "call_module" and isinstance(modules[str(node.target)], nn.AdaptiveAvgPool2d))
@@ -272,10 +288,10 @@ def _trace(name: str, network: nn.Module) -> fx.GraphModule:
             f"the backbone {name} has {len(behind)} layers behind its last feature maps [N, C, h, w]: choose a "
             "convolutional network"
         )
-    maps = [node for node, factor in stages if factor <= SCORE_REDUCTION][-1]
-    for node in traced.graph.nodes:
+    maps = _choose({factor: (node, channels) for node, factor, channels in stages})
+    for node in nodes:
         if node.op == "output":
-            node.args = ((last, maps),)
+            node.args = ((last, tuple(maps)),)
     traced.graph.eliminate_dead_code()
     traced.delete_all_unused_submodules()
     traced.recompile()
