@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from doubles.torchvision_operators import make_torchvision_importable
 from safetensors.torch import save_file
 
 from vae_edge.errors import ConfigError, KernelError
@@ -31,6 +32,7 @@ def torchvision() -> object:
 
 
 def library(name: str) -> object:
+    make_torchvision_importable()
     try:
         return import_library(name)
     except ConfigError as error:

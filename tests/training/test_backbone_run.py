@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from doubles.torchvision_operators import make_torchvision_importable
 
 import vae_edge
 from vae_edge import api
@@ -20,10 +21,11 @@ from vae_edge.training.config import TrainConfig
 from vae_edge.training.evaluate import predict
 from vae_edge.training.run_file import run_arguments
 
-NAME = "timm/mobilenetv2_035"
+NAME = "timm/mobilenetv2_035"  # depthwise convolutions, ReLU6, residual additions
 SIZE = 40
 SETTINGS = {"rotation": "none", "epochs": 2, "batch": 20}
 
+make_torchvision_importable()
 try:
     import_library("timm")
 except ConfigError as error:

@@ -236,7 +236,13 @@ def run_inner(
     """The values of float tensors inside a model, by ONNX Runtime, for one batch of images [N, H, W, C] at a time."""
     opened = onnx.ModelProto()
     opened.CopyFrom(model)
-    del opened.graph.output[:]
+    del opened.graph.output[:], opened.graph.node[:]
+    needed, kept = set(tensors), []
+    for node in reversed(model.graph.node):  # only those that lead to the tensors
+        if needed & set(node.output):
+            needed |= set(node.input)
+            kept.append(node)
+    opened.graph.node.extend(reversed(kept))
     opened.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in tensors)
     session = open_session(opened)
     image = session.get_inputs()[0].name

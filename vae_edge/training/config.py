@@ -30,6 +30,8 @@ MIN_EPOCHS, MAX_EPOCHS = 10, 120
 MIN_IMAGES_SEEN = 60_000  # shown to the smallest sets, beyond MAX_EPOCHS
 SMALL_SET = 10_000
 MIN_BATCH, MAX_SMALL_BATCH, MAX_BATCH = 16, 128, 256
+PRETRAINED_BATCH = 32  # of a pretrained backbone: more steps for few epochs
+PRETRAINED_EPOCHS = 20  # at most, of a pretrained backbone
 
 AUGMENTATIONS: dict[str, Augmentation] = {
     "none": Augmentation(),
@@ -125,7 +127,7 @@ class TrainConfig:
     compile: bool = False
     seed: int = 0
     backbone_weights: str | None = None
-    backbone_lr_ratio: float = 0.1
+    backbone_lr_ratio: float = 0.01
     weights: LossWeights = field(default_factory=LossWeights)
 
     def __post_init__(self) -> None:

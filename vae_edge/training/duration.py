@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vae_edge.errors import ConfigError
 from vae_edge.progress import duration_words
-from vae_edge.training.config import SMALL_SET, RunConfig, Schedule
+from vae_edge.training.config import PRETRAINED_EPOCHS, SMALL_SET, RunConfig, Schedule
 from vae_edge.training.data import DataSplits
 from vae_edge.training.distributed import keep_freed_memory, make_accelerator, mean_over_processes, use_threads
 from vae_edge.training.trainer import Trainer
@@ -19,7 +19,6 @@ WARM_STEPS, MEASURED_STEPS = 3, 10
 MEASURE_S = 3.0  # no more steps are timed after this time
 DEFAULT_MINUTES = 10.0  # that training on a small set takes at most, where neither epochs nor minutes are given
 MIN_EPOCHS = 10  # but for a time that was asked for
-PRETRAINED_EPOCHS = 20  # at most, of a pretrained backbone
 VALIDATION_RATIO = 0.03  # of the steps' time
 
 
@@ -49,8 +48,9 @@ class Duration:
 def choose_epochs(splits: DataSplits, config: RunConfig, minutes: float | None = None) -> Duration:
     """Choose the number of epochs by the time of a step on this machine.
 
-    Without `minutes` it is the documented number (`TrainConfig.epochs_for`), but of sets under 10,000 images no more
-    than fit into 10 minutes, and at least 10. All processes of a run choose the same.
+    Without `minutes` it is the documented number (`TrainConfig.epochs_for`), with a pretrained backbone at most 20; but
+    of sets under 10,000 images no more than fit into 10 minutes, and at least 10. All processes of a run choose the
+    same.
 
     Args:
         splits: of `make_splits`.

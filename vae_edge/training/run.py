@@ -12,7 +12,7 @@ from typing import Any
 from vae_edge.data import Dataset
 from vae_edge.progress import Progress, phase
 from vae_edge.training.checkpoint import CONFIG, Checkpoint, load_checkpoint, read_config
-from vae_edge.training.config import RunConfig, TrainConfig
+from vae_edge.training.config import PRETRAINED_BATCH, RunConfig, TrainConfig
 from vae_edge.training.data import describe_run, make_run_config, make_splits
 from vae_edge.training.distributed import make_accelerator
 from vae_edge.training.duration import choose_epochs
@@ -47,6 +47,8 @@ def train_dataset(
     Raises:
         as `vae_edge.train`.
     """
+    if training.batch is None and model.get("backbone") is not None:
+        training = replace(training, batch=PRETRAINED_BATCH)
     with phase("looking for duplicates"):
         splits = make_splits(dataset, training)
         config = make_run_config(dataset, splits, options["preset"], training, **model)
