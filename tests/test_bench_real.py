@@ -185,7 +185,7 @@ def test_a_budget_becomes_epochs_by_the_time_of_a_step(
     real, clock = bench["real"], [0.0]
     monkeypatch.setattr(real.time, "process_time", lambda: clock[0])
 
-    def train(dataset: Any, out: Path, config: TrainConfig, *, preset: str, progress: Any) -> None:
+    def train(dataset: Any, out: Path, config: TrainConfig, *, preset: str, backbone: Any, progress: Any) -> None:
         clock[0] += 1.5
         for step in range(1, 1000):
             clock[0] += 0.5
@@ -193,8 +193,9 @@ def test_a_budget_becomes_epochs_by_the_time_of_a_step(
 
     monkeypatch.setattr(real.api, "train", train)
     config = TrainConfig(rotation="none", batch=16)
-    assert real.epochs_for(2 + 5 * 11 + 1, few_digits, config, "tiny") == 5
-    assert real.epochs_for(1, few_digits, config, "tiny") == 1
+    row = replace(bench["real_rows"].CHARACTERS, preset="tiny")
+    assert real.epochs_for(2 + 5 * 11 + 1, few_digits, config, row) == 5
+    assert real.epochs_for(1, few_digits, config, row) == 1
 
 
 def test_figures_are_counted_as_they_say(bench: dict[str, ModuleType]) -> None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CHECKED_PIXELS = 224  # side of the images that a backbone is tried on while the images' own size is not known
 PARITY_IMAGES = 256  # real images on which an exported file is compared with PyTorch
 
 
@@ -77,6 +78,7 @@ def train(
     config: TrainConfig | None = None,
     *,
     preset: str = "small",
+    backbone: str | None = None,
     model: Mapping[str, Any] | None = None,
     size: Size | None = None,
     channels: int | None = None,
@@ -99,6 +101,8 @@ def train(
         config: rotation, epochs, loss weights, seed, ... (`vae_edge.TrainConfig`); by default all defaults. Without
             epochs their number is chosen by the time of a step (`vae_edge.training.duration.choose_epochs`).
         preset: `tiny`, `small`, `base` or `large`.
+        backbone: a pretrained network as encoder, `timm/MODEL` or `torchvision/MODEL`. Its weights come from the file
+            `config.backbone_weights`, or its library downloads them.
         model: numbers of the network that shall differ from the preset, such as `{"latent": 32}`.
         size: of the images in pixels, 28 to 224: the side of a square, or (height, width); None keeps or chooses it
             (`vae_edge.data.load_dataset`).
@@ -129,14 +133,21 @@ def train(
         from vae_edge.data import rotation_range
         from vae_edge.evaluation.findings import all_warnings
         from vae_edge.model import create_config
-        from vae_edge.training.checkpoint import check_folder_free
+        from vae_edge.model.backbone import check_pretrained
+        from vae_edge.training.checkpoint import STATE, check_folder_free
         from vae_edge.training.config import TrainConfig
         from vae_edge.training.distributed import use_threads
         from vae_edge.training.run import train_dataset
 
         check_folder_free(out, resume)
-        create_config(preset, **{**(model or {}), **({} if size is None else {"size": size})})
         config = TrainConfig() if config is None else config
+        model = {**(model or {}), **({} if backbone is None else {"backbone": backbone})}
+        shape = create_config(preset, **{**model, **({} if size is None else {"size": size})})
+        if shape.backbone is not None:
+            weights = None if (out / STATE).exists() else config.backbone_weights  # a state holds all weights
+            check_pretrained(shape if size else replace(shape, size=CHECKED_PIXELS), weights)
+        elif config.backbone_weights is not None:
+            raise ConfigError("--backbone-weights belongs to --backbone, which says of which network they are")
         if minutes is not None and (config.epochs is not None or not 0 < minutes < float("inf")):
             raise ConfigError(f"minutes {minutes}: expected a number above 0, and no number of epochs beside it")
         threads = use_threads(threads)
@@ -155,7 +166,7 @@ def train(
             "tensorboard": tensorboard,
             "threads": threads,
         }
-        run = train_dataset(dataset, out, config, model or {}, minutes, resume, {"data": source, **options}, show)
+        run = train_dataset(dataset, out, config, model, minutes, resume, {"data": source, **options}, show)
         if os.environ.get("RANK", "0") == "0":  # of the processes that a launcher started together
             _write_learning_curves(out)
         for sentence in all_warnings(run.result.validation, rotation_range(config.rotation)):
@@ -341,10 +352,12 @@ def export(
         reject_rate=result.reject_rate,
         score_mode=score_mode,
         data=_data_of_bundle(checkpoint),
+        backbone=config.model.backbone,
     )
     provenance = {
         "checkpoint_sha256": sha256(run / MODEL),
         "preset": config.model.preset,
+        **({} if config.model.backbone is None else {"backbone": config.model.backbone}),
         "steps": result.step,
         "seed": config.training.seed,
     }

@@ -93,7 +93,7 @@ def test_the_file_says_everything_and_the_number_of_epochs_that_was_chosen(few_d
     assert content["training"]["epochs"] == read_config(run.path).training.epochs == 1
     assert "# epochs: what fits into 0.001 minutes" in text and "data" not in content
     assert content["model"]["latent"] == 8 and content["size"] == 28 and content["channels"] == 1
-    none_by_default = {"labels_per_class", "patience", "group_by"}
+    none_by_default = {"labels_per_class", "patience", "group_by", "backbone_weights"}
     assert set(content["training"]) - {"weights"} == set(TABLES["training"]) - none_by_default
     assert set(content["training"]["weights"]) == set(TABLES["training.weights"])
     assert run_arguments(run.path / RUN_FILE)["config"].epochs == 1

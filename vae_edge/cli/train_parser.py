@@ -63,6 +63,16 @@ def _train(commands: Commands) -> None:
     parser = add_command(commands, "train", "train")
     parser.add_argument("--data", help=DATA_HELP)
     parser.add_argument("--preset", help="tiny, small (default) or base")
+    parser.add_argument(
+        "--backbone",
+        metavar="NAME",
+        help="a pretrained network as encoder, for photographs: timm/MODEL or torchvision/MODEL",
+    )
+    parser.add_argument(
+        "--backbone-weights",
+        metavar="FILE",
+        help="its weights, safetensors or a PyTorch state dict (default: its library downloads them)",
+    )
     parser.add_argument("--rotation", help="none, full (default), or the largest angle in degrees")
     parser.add_argument("--out", metavar="RUN", help="folder of the training run")
     parser.add_argument(

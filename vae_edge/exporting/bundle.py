@@ -63,6 +63,7 @@ class BundleMetadata:
     reject_rate: float
     data: Mapping[str, Any]
     score_mode: str = "full"
+    backbone: str | None = None
 
 
 def export_bundle(
@@ -135,6 +136,7 @@ def _metadata(about: BundleMetadata, role: str) -> dict[str, Any]:
         "score_mode": about.score_mode,
         "input": asdict(about.input),
         "rotation": about.rotation,
+        **({} if about.backbone is None else {"backbone": about.backbone}),
     }
 
 

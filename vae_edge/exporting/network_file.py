@@ -34,7 +34,7 @@ from vae_edge.engine import gpus
 from vae_edge.engine.devices import find_architectures
 from vae_edge.errors import ConfigError, EngineError, ExportError, KernelError
 from vae_edge.exporting.bundle import load_onnx
-from vae_edge.exporting.onnx_file import to_fp16
+from vae_edge.exporting.onnx_file import get_metadata, to_fp16
 from vae_edge.exporting.probes import expect
 from vae_edge.exporting.quantize import LAYER_OPS, PREFIX, read_qdq_layers
 from vae_edge.files import sha256
@@ -125,8 +125,8 @@ def build_bundle_network(
 
     Raises:
         BundleError: the bundle is damaged or cannot be written.
-        EngineError: the bundle has no such ONNX file or no answers to compare with, the answers are wrong, or the
-            network does not compile.
+        EngineError: the bundle has no such ONNX file or no answers to compare with, the answers are wrong, the
+            network does not compile, or its encoder is a pretrained network.
     """
     start = time.monotonic()
     bundle = load_bundle(bundle_path)
@@ -142,6 +142,13 @@ def build_bundle_network(
     show(f"reading {source.file}", 0)
     try:
         model = load_onnx(bundle.file(source), source.sha256)
+        backbone = get_metadata(model, source.file).get("backbone")
+        if backbone is not None:
+            raise EngineError(
+                f"The encoder of {bundle.path} is the pretrained network {backbone}, for which there are no kernels of "
+                "ours: build an engine with TensorRT or TensorRT-RTX instead, or run the bundle with onnxruntime or "
+                "openvino."
+            )
         fused = FusedModel(read_network(model, bundle.input), ctas_per_image)
         show("answering the probe images", 1)
         answers = probes.models[source.sha256]

@@ -60,7 +60,7 @@ class ClassifierGraph(nn.Module):
 
     def __init__(self, model: AngleVAE, score_mode: str = "full") -> None:
         super().__init__()
-        self.model, self.score_mode = model, score_mode
+        self.model, self.score_mode = model.for_export(), score_mode
         self.outputs = (
             (*CLASSIFIER_OUTPUTS,) if model.orientation is None else (*CLASSIFIER_OUTPUTS, *UNCERTAINTY_OUTPUTS)
         )
@@ -93,7 +93,7 @@ class ReconstructionGraph(nn.Module):
 
     def __init__(self, model: AngleVAE) -> None:
         super().__init__()
-        self.model = model
+        self.model = model.for_export()
 
     def forward(self, image: Tensor) -> Tensor:
         """The reconstruction, as bytes."""
@@ -236,7 +236,13 @@ def run_inner(
     """The values of float tensors inside a model, by ONNX Runtime, for one batch of images [N, H, W, C] at a time."""
     opened = onnx.ModelProto()
     opened.CopyFrom(model)
-    del opened.graph.output[:]
+    del opened.graph.output[:], opened.graph.node[:]
+    needed, kept = set(tensors), []
+    for node in reversed(model.graph.node):  # only those that lead to the tensors
+        if needed & set(node.output):
+            needed |= set(node.input)
+            kept.append(node)
+    opened.graph.node.extend(reversed(kept))
     opened.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in tensors)
     session = open_session(opened)
     image = session.get_inputs()[0].name
@@ -311,11 +317,13 @@ def reference(graph: nn.Module, images: NDArray[np.uint8], names: Sequence[str])
 
 COMPUTE_OPS = ("Conv", "ConvTranspose", "Gemm")  # in fp16 if their weights are constant
 DATA_MOVEMENT_OPS = ("Relu", "Resize", "Reshape", "Slice", "Flatten")  # in fp16 if their data already is
+ELEMENTWISE_OPS = ("Clip", "Add")  # in fp16 if all inputs are constant or already in fp16, and one is the latter
 MAX_FP16 = 65504.0
 
 
 def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of an fp32 model whose convolutions and matrix products with constant weights run in fp16.
+    """A copy of an fp32 model whose convolutions and matrix products with constant weights run in fp16, and so do the
+    bounds and sums of what they give.
 
     A value is cast at most once in each direction. The graph's inputs and outputs keep their types.
 
@@ -346,6 +354,11 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
 
     for node in model.graph.node:
         is_compute = node.op_type in COMPUTE_OPS and node.input[1] in weights
+        is_compute |= (
+            node.op_type in ELEMENTWISE_OPS
+            and all(not name or name in weights or name in made_in_fp16 for name in node.input)
+            and any(name in made_in_fp16 for name in node.input)
+        )
         if not is_compute and not (node.op_type in DATA_MOVEMENT_OPS and node.input[0] in made_in_fp16):
             for name in node.input:
                 cast_fp32(name)

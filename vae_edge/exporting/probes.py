@@ -276,7 +276,8 @@ def evaluate(
 def inner_tensor_names(model: onnx.ModelProto) -> list[str]:
     """Tensors inside a graph, in its order, that show where an engine goes wrong.
 
-    Those that every engine keeps: the dequantized activations of a quantized graph, or else the outputs of ReLUs;
+    Those that every engine keeps: the dequantized activations of a quantized graph, or else the outputs of ReLUs and
+    Clips;
     resampled images; and the outputs of linear layers.
     """
     producers = {name: node for node in model.graph.node for name in node.output}
@@ -286,7 +287,7 @@ def inner_tensor_names(model: onnx.ModelProto) -> list[str]:
     def is_kept(node: onnx.NodeProto) -> bool:
         if node.op_type == "DequantizeLinear":
             return node.input[0] in producers and producers[node.input[0]].op_type == "QuantizeLinear"
-        return node.op_type in ("GridSample", "Gemm") or (node.op_type == "Relu" and not quantized)
+        return node.op_type in ("GridSample", "Gemm") or (node.op_type in ("Relu", "Clip") and not quantized)
 
     return [node.output[0] for node in model.graph.node if is_kept(node) and node.output[0] not in outputs]
 
@@ -313,10 +314,15 @@ def _operators(noise: Noise | None) -> list[type[OpRun]]:
             if auto_pad not in ("NOTSET", None):
                 raise ExportError(f"a Conv with auto_pad {auto_pad} is not evaluated exactly")
             top, left, bottom, right = pads or (0, 0, 0, 0)
-            padded = F.pad(_float64(x), (left, right, top, bottom))
-            sums = F.conv2d(
-                padded, _float64(weight), None, list(strides or (1, 1)), 0, list(dilations or (1, 1)), group or 1
-            ).numpy()
+            padded, step, spread = (
+                F.pad(_float64(x), (left, right, top, bottom)),
+                list(strides or (1, 1)),
+                list(dilations or (1, 1)),
+            )
+            if group == x.shape[1] == weight.shape[0] > 1:
+                sums = _depthwise(padded, _float64(weight), step, spread).numpy()
+            else:
+                sums = F.conv2d(padded, _float64(weight), None, step, 0, spread, group or 1).numpy()
             return (finish(sums if bias is None else sums + bias.astype(np.float64)[None, :, None, None], x.dtype),)
 
     class Gemm(OpRun):
@@ -374,6 +380,23 @@ def _operators(noise: Noise | None) -> list[type[OpRun]]:
 
     operators: list[type[OpRun]] = [Conv, Gemm, MatMul, GridSample, AveragePool]
     return [*operators, QuantizeLinear] if noise is not None and noise.rounding else operators
+
+
+def _depthwise(x: torch.Tensor, weight: torch.Tensor, strides: list[int], dilations: list[int]) -> torch.Tensor:
+    """A depthwise convolution of x [N, C, H, W], already padded, with weight [C, 1, R, S], tap by tap.
+
+    PyTorch's own in float64 goes channel by channel, which takes many times as long.
+    """
+    rows, columns = weight.shape[2:]
+    height = (x.shape[2] - dilations[0] * (rows - 1) - 1) // strides[0] + 1
+    width = (x.shape[3] - dilations[1] * (columns - 1) - 1) // strides[1] + 1
+    sums = x.new_zeros(x.shape[0], x.shape[1], height, width)
+    for r in range(rows):
+        for s in range(columns):
+            top, left = r * dilations[0], s * dilations[1]
+            seen = x[:, :, top :: strides[0], left :: strides[1]][:, :, :height, :width]
+            sums.addcmul_(seen, weight[:, 0, r, s][:, None, None])
+    return sums
 
 
 def _float64(values: Array) -> torch.Tensor:

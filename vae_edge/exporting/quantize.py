@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +31,16 @@ from vae_edge.spec import EXPORTED_PRECISIONS
 
 PRECISIONS = EXPORTED_PRECISIONS[1:]
 QUANTIZED_OPS = ("Conv", "ConvTranspose", "Gemm")
-QDQ_OPS = (*QUANTIZED_OPS, "Add", "Relu", "Reshape", "Sigmoid", "Flatten")  # whose outputs get no Q/DQ of their own
+ACTIVATION_OPS = ("Relu", "Clip")  # which engines fuse into the convolution before them
+QDQ_OPS = (
+    *QUANTIZED_OPS,
+    "Add",
+    "Relu",
+    "Clip",
+    "Reshape",
+    "Sigmoid",
+    "Flatten",
+)  # whose outputs get no Q/DQ of their own
 CALIBRATION_IMAGES = 512
 CALIBRATION_BATCH = 64
 MIN_CALIBRATION_IMAGES = 16
@@ -71,8 +81,10 @@ def convert(model: onnx.ModelProto, precision: str, images: NDArray[np.uint8]) -
 def to_int8(model: onnx.ModelProto, images: NDArray[np.uint8]) -> dict[str, onnx.ModelProto]:
     """Static int8, by target.
 
-    - `any`, which TensorRT takes: symmetric, weights per channel, zero points 0, float biases, no Q/DQ before a ReLU.
-    - `cpu`: activations that cannot be negative are uint8 (`with_unsigned_activations`).
+    - `any`, which TensorRT takes: symmetric, weights per channel, zero points 0, float biases, no Q/DQ before a ReLU,
+      nor between a convolution and the residual addition that it is fused with.
+    - `cpu`: both inputs of a residual addition are int8; activations that cannot be negative are uint8
+      (`with_unsigned_activations`).
     - `cpu_reduced_range`: the same with weights of 7 bits (`with_reduced_range`) and biases corrected for them.
 
     Ranges hold 99.99% of the values that the calibration images give.
@@ -91,12 +103,13 @@ def to_int8(model: onnx.ModelProto, images: NDArray[np.uint8]) -> dict[str, onnx
         source, ready, result = (Path(folder) / name for name in ("fp32.onnx", "ready.onnx", "int8.onnx"))
         onnx.save(model, source)
         quant_pre_process(str(source), str(ready), skip_symbolic_shape=True)
+        onnx.save(with_own_parameters(onnx.load(ready)), ready)
         quantize_static(
             str(ready),
             str(result),
             CalibrationReader(images),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(QUANTIZED_OPS),
+            op_types_to_quantize=[*QUANTIZED_OPS, "Add"],
             nodes_to_quantize=nodes_to_quantize(model),
             per_channel=True,
             activation_type=QuantType.QInt8,
@@ -114,12 +127,35 @@ def to_int8(model: onnx.ModelProto, images: NDArray[np.uint8]) -> dict[str, onnx
         reduced = with_reduced_range(quantized, prepared)
         for each in (quantized, reduced):
             correct_biases(each, prepared, images)
-    validate_qdq(quantized)
+    fused = with_fused_additions(quantized)
+    validate_qdq(fused)
     return {
-        "any": quantized,
+        "any": fused,
         "cpu": with_unsigned_activations(quantized),
         "cpu_reduced_range": with_unsigned_activations(reduced),
     }
+
+
+def with_own_parameters(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which no two layers share a weight or a bias, as they do where a graph runs an encoder twice.
+
+    Each bias is corrected by itself. ONNX Runtime 1.32 does not load a file in which two quantized convolutions share a
+    weight or a bias: it rewrites both, and gives both results one name.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    taken: set[str] = set()
+    for node in copy.graph.node:
+        for index, name in enumerate(node.input):
+            if node.op_type not in QUANTIZED_OPS or index == 0 or name not in constants:
+                continue
+            if name in taken:
+                own = copy.graph.initializer.add()
+                own.CopyFrom(constants[name])
+                own.name = node.input[index] = f"{name}_of_{node.name}"
+            taken.add(name)
+    return copy
 
 
 class CalibrationReader:
@@ -146,13 +182,57 @@ def calibration_subset(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def nodes_to_quantize(model: onnx.ModelProto) -> list[str]:
-    """Names of the convolutions and linear layers; the sums and distances of scores and angles stay fp32.
+    """Names of the convolutions, linear layers and residual additions; the sums and distances of scores and angles stay
+    fp32.
 
     Those are `MatMul` in the exported model. ONNX Runtime's preparation for quantization fuses a product and a sum into
     a `Gemm`, but keeps the names of the layers: so they are found by name, before it.
     """
     constants = {initializer.name for initializer in model.graph.initializer}
-    return [n.name for n in model.graph.node if n.op_type in QUANTIZED_OPS and n.input[1] in constants]
+    names = [n.name for n in model.graph.node if n.op_type in QUANTIZED_OPS and n.input[1] in constants]
+    return names + [node.name for node in residual_additions(model)]
+
+
+def residual_additions(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Sums of two feature maps, at least one of which is a convolution's output, perhaps behind Q/DQ."""
+    producers = _producers(model.graph)
+    constants = {initializer.name for initializer in model.graph.initializer}
+    return [
+        node
+        for node in model.graph.node
+        if node.op_type == "Add" and not constants & set(node.input)
+        if any(_conv_before(name, producers) is not None for name in node.input)
+    ]
+
+
+def _conv_before(name: str, producers: Mapping[str, onnx.NodeProto]) -> onnx.NodeProto | None:
+    """The convolution whose output a tensor is, but for a Q/DQ pair."""
+    node = producers.get(name)
+    while node is not None and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        node = producers.get(node.input[0])
+    return node if node is not None and node.op_type == "Conv" else None
+
+
+def with_fused_additions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy without the Q/DQ pair between a convolution and the residual addition behind it, so that TensorRT fuses
+    them. Of an addition of two convolutions' outputs the other one keeps its pair.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    producers = _producers(copy.graph)
+    for node in residual_additions(copy):
+        for index, name in enumerate(node.input):
+            conv = _conv_before(name, producers)
+            if conv is not None and conv.output[0] != name:
+                node.input[index] = conv.output[0]
+                break
+    used = {name for node in copy.graph.node for name in node.input} | {output.name for output in copy.graph.output}
+    for kind in ("DequantizeLinear", "QuantizeLinear"):
+        unused = [n for n in copy.graph.node if n.op_type == kind and n.output[0] not in used]
+        for node in unused:
+            copy.graph.node.remove(node)
+        used = {name for node in copy.graph.node for name in node.input} | {output.name for output in copy.graph.output}
+    return copy
 
 
 # TensorRT's rules
@@ -162,7 +242,7 @@ def validate_qdq(model: onnx.ModelProto) -> None:
     """Check TensorRT's rules for explicit quantization, as far as our graphs can break them.
 
     Something is quantized. Zero points are 0 and of type int8 or fp8. Weights are quantized per channel along axis 0 (1
-    for ConvTranspose, the output's for Gemm). There is no Q/DQ between a convolution and its ReLU.
+    for ConvTranspose, the output's for Gemm). There is no Q/DQ between a convolution and its ReLU or Clip.
 
     Raises:
         ExportError: naming the first node that breaks a rule.
@@ -202,8 +282,8 @@ def _check_relu_fusion(
         return
     dequantized = [user.output[0] for name in node.output for user in consumers.get(name, [])]
     after = [user.op_type for name in dequantized for user in consumers.get(name, [])]
-    if after == ["Relu"]:
-        raise ExportError(f"{node.name}: Q/DQ between {source.op_type} and Relu keeps TensorRT from fusing them")
+    if len(after) == 1 and after[0] in ACTIVATION_OPS:
+        raise ExportError(f"{node.name}: Q/DQ between {source.op_type} and {after[0]} keeps TensorRT from fusing them")
 
 
 def _check_axis(node: onnx.NodeProto, consumers: Mapping[str, list[onnx.NodeProto]]) -> None:
@@ -293,10 +373,13 @@ MAX_REDUCED_WEIGHT = 64
 def with_unsigned_activations(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in which the Q/DQ pairs of tensors that cannot be negative are uint8, with the same scale and zero point.
 
-    Values above 127 steps are kept up to 255, where int8 saturates. ONNX Runtime's CPU kernels take uint8 activations.
-    Its own rewrite of int8 (QDQS8ToU8Transformer, on by default on x86) moves the zero point to 128, which leaves the
-    ReLU between convolution and Q: 13 convolutions stay float, at 1.7 times the latency of this file and 1.9 times that
-    of fp32 (ONNX Runtime 1.32, x86 with AVX2, one image, one thread).
+    Values above 127 steps are kept up to 255, where int8 saturates. Where a Clip bounds the tensor (ReLU6), 255 steps
+    end at its bound at most: the steps are finer, and ONNX Runtime fuses such a Clip into the convolution.
+
+    ONNX Runtime's CPU kernels take uint8 activations. Its own rewrite of int8 (QDQS8ToU8Transformer, on by default on
+    x86) moves the zero point to 128, which leaves the ReLU between convolution and Q: 13 convolutions stay float, at
+    1.7 times the latency of this file and 1.9 times that of fp32 (ONNX Runtime 1.32, x86 with AVX2, one image, one
+    thread).
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -314,8 +397,15 @@ def with_unsigned_activations(model: onnx.ModelProto) -> onnx.ModelProto:
         users = consumers[quantized]
         if quantized in used_elsewhere or not all(_dequantizes(user, quantized, constants) for user in users):
             continue
-        if not _cannot_be_negative(node.input[0], producers):
+        if not _cannot_be_negative(node.input[0], producers, constants):
             continue
+        bound = _upper_bound(node.input[0], producers, constants)
+        scale = numpy_helper.to_array(constants[node.input[1]])
+        finer = np.nextafter(np.float32(bound / 255), np.float32(0))
+        if bound < math.inf and float(scale) > float(finer):
+            graph.initializer.append(numpy_helper.from_array(finer, f"{quantized}_unsigned_scale"))
+            for each in (node, *users):
+                each.input[1] = f"{quantized}_unsigned_scale"
         for each in (node, *users):
             each.input[2] = zero_point
         changed.add(quantized)
@@ -378,12 +468,27 @@ def _dequantizes(user: onnx.NodeProto, quantized: str, constants: Constants) -> 
     return same and _has_int8_zero(user, constants)
 
 
-def _cannot_be_negative(name: str, producers: Mapping[str, onnx.NodeProto]) -> bool:
+def _cannot_be_negative(name: str, producers: Mapping[str, onnx.NodeProto], constants: Constants) -> bool:
     """Follow a tensor back through operators that keep the sign, to one whose result is never negative."""
     node = producers.get(name)
     while node is not None and node.op_type in SIGN_PRESERVING_OPS:
         node = producers.get(node.input[0])
-    return node is not None and node.op_type in NON_NEGATIVE_OPS and node.domain in ("", "ai.onnx")
+    if node is None or node.domain not in ("", "ai.onnx"):
+        return False
+    return node.op_type in NON_NEGATIVE_OPS or (node.op_type == "Clip" and _clip_bound(node, 1, constants) >= 0)
+
+
+def _upper_bound(name: str, producers: Mapping[str, onnx.NodeProto], constants: Constants) -> float:
+    """The largest value of a Clip's output; infinite for any other tensor."""
+    node = producers.get(name)
+    return _clip_bound(node, 2, constants) if node is not None and node.op_type == "Clip" else math.inf
+
+
+def _clip_bound(node: onnx.NodeProto, index: int, constants: Constants) -> float:
+    """The constant lower (index 1) or upper bound (2) of a Clip; infinite where it has none."""
+    if len(node.input) <= index or node.input[index] not in constants:
+        return math.inf if index == 2 else -math.inf
+    return float(numpy_helper.to_array(constants[node.input[index]]))
 
 
 def _used_in_subgraphs(graph: onnx.GraphProto) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from types import UnionType
@@ -29,11 +30,12 @@ MAX_HALVED_PIXELS = 128 * 128  # of an image that it halves once; others it halv
 MAX_STEM_HALVINGS = 2
 HEADS = ("code", "pooled")
 MAX_POOLED = 8  # rows and columns of the feature maps that are pooled, at most
+BACKBONE = re.compile(r"(?:timm|torchvision)/[A-Za-z0-9_.\-]{1,100}", re.ASCII)
 MAX_DECODED_PIXELS = 32 * 32  # of a decoder whose cells become 4×4 pixels, not 8×8
 
 SCHEMA_1_MODEL = {"pose": "orientation", "pose_widths": "orientation_widths", "window": "circular_mask"}
 """Fields of `ModelConfig` in files of schema 1, and what they are called now."""
-EARLIER_MODEL = {"head": "code", "stem_halvings": None}
+EARLIER_MODEL = {"head": "code", "stem_halvings": None, "backbone": None}
 """Fields that earlier files do not have, and what they mean there."""
 
 
@@ -62,6 +64,9 @@ class ModelConfig:
             as often.
         circular_mask: set the pixels outside the circle inscribed in the shorter side to `fill`. The corners of a
             photograph then do not matter, nor what rotation brings into them.
+        backbone: a pretrained network in place of the encoder's and the orientation encoder's own convolutions:
+            `timm/MODEL` or `torchvision/MODEL` (`vae_edge.model.backbone`). The head is then `pooled`, of `widths` only
+            the decoder reads the first and the last, and `orientation_widths` are not used.
     """
 
     preset: str = "small"
@@ -78,6 +83,7 @@ class ModelConfig:
     circular_mask: bool = False
     head: str = "code"
     stem_halvings: int | None = None
+    backbone: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.size, int):
@@ -106,6 +112,11 @@ class ModelConfig:
             raise ConfigError(f"fill {self.fill}: expected a number from 0 to 1")
         if self.head not in HEADS:
             raise ConfigError(f"head {self.head!r}: expected one of {', '.join(HEADS)}")
+        if self.backbone is not None:
+            if not BACKBONE.fullmatch(self.backbone):
+                raise ConfigError(f"backbone {self.backbone[:100]!r}: expected timm/MODEL or torchvision/MODEL")
+            if self.head != "pooled":
+                raise ConfigError(f"head {self.head!r} with a pretrained backbone: expected 'pooled'")
         if self.stem_halvings is not None and not 0 <= self.stem_halvings <= MAX_STEM_HALVINGS:
             raise ConfigError(f"stem_halvings {self.stem_halvings}: expected 0 to {MAX_STEM_HALVINGS}")
         if not MIN_ANGLE_BINS <= self.angle_bins <= MAX_ANGLE_BINS:
@@ -279,8 +290,8 @@ POOLED_WIDTHS = {
 def create_config(preset: str, **overrides: Any) -> ModelConfig:
     """Take a preset and override some of its numbers, as in `create_config("small", classes=26, size=32)`.
 
-    Where the stem halves the image the preset has the channels of `LARGE_IMAGE_WIDTHS`, and where feature maps are
-    pooled those of `POOLED_WIDTHS`.
+    With a pretrained backbone the head is `pooled`. Where the stem halves the image the preset has the channels of
+    `LARGE_IMAGE_WIDTHS`, and where feature maps are pooled those of `POOLED_WIDTHS`.
 
     Raises:
         ConfigError: for an unknown preset, an unknown name or a value out of range.
@@ -290,6 +301,8 @@ def create_config(preset: str, **overrides: Any) -> ModelConfig:
     unknown = set(overrides) - {field.name for field in fields(ModelConfig)}
     if unknown:
         raise ConfigError(f"unknown model option {', '.join(sorted(unknown))}")
+    if overrides.get("backbone") is not None:
+        overrides = {"head": "pooled", **overrides}
     config = replace(PRESETS[preset], **overrides)
     if config.halvings:
         orientation, encoder = LARGE_IMAGE_WIDTHS[preset]

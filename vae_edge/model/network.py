@@ -3,7 +3,8 @@
     image ─► OrientationEncoder ─► class logits, angle bins ─► θ
       └────► rotated by −θ ─► Backbone ─► mu, logvar ─► class logits;  Decoder(code, class) ─► reconstruction
 
-The encoder's class logits come from mu, or from its pooled feature maps (`ModelConfig.head`).
+The encoder's class logits come from mu, or from its pooled feature maps (`ModelConfig.head`). With a pretrained network
+(`ModelConfig.backbone`) both encoders share its weights.
 
 Loss: reconstruction + β · KL + γ · cross-entropy + δ · angle, each term apart.
 """
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from vae_edge_kernels.layout import NMS_BINS, WINDOW_BINS, NetworkLayout
 
 from vae_edge.errors import ConfigError
+from vae_edge.model.backbone import PretrainedBackbone, fold_batchnorm
 from vae_edge.model.config import ModelConfig, create_config
 from vae_edge.model.score import AnomalyScore
 from vae_edge.ops.packing import ScoreMode, network_layout
@@ -28,6 +30,7 @@ from vae_edge.ops.rotate import circular_mask, rotate
 from vae_edge.spec import parse_size
 
 MIN_DECODER_WIDTH = 48  # input channels of the decoder's last layer, at least
+PRETRAINED_ORIENTATION_WIDTH = 96  # channels that a pretrained network's last maps are reduced to for the angle
 ANGLE_NOISE_DEG = 4.0  # std of the noise added to the angle in training, so that the encoder tolerates small errors
 
 SCHEMA_1_NAMES = {
@@ -49,10 +52,10 @@ def current_name(name: str) -> str:
     return name
 
 
-def conv_bn_relu(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
+def conv_bn_relu(in_channels: int, out_channels: int, stride: int = 1, kernel_size: int = 3) -> nn.Sequential:
     """3×3 convolution, batch normalization, ReLU. It folds into one fused kernel and one int8 layer."""
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False),
+        nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False),
         nn.BatchNorm2d(out_channels),
         nn.ReLU(inplace=True),
     )
@@ -84,7 +87,7 @@ class Backbone(nn.Module):
             layers.append(conv_bn_relu(channels, width, stride))
             channels = width
         self.layers = nn.ModuleList(layers)
-        self.features = config.features(widths, pooled)
+        self.features, self.channels = config.features(widths, pooled), channels
         self.feature_layer = config.feature_layer(pooled)
         self.map_channels = convolutions[self.feature_layer][0]
 
@@ -121,18 +124,27 @@ class OrientationEncoder(nn.Module):
     """Image to class logits and to logits of angle bins. Bin k is centred on 2πk / K radians.
 
     Where the classifier is pooled there are no class logits of the orientation encoder: made of features that know
-    places they cost 6 points on photographs of unseen regions.
+    places they cost 6 points on photographs of unseen regions. Without `shared` it has convolutions of its own. With a
+    pretrained network, whose weights belong to the encoder, it reads that network's last feature maps, reduced to fewer
+    channels (`read_maps`).
     """
 
     window: Tensor
     nms_penalty: Tensor
     bin_axes: Tensor
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, shared: PretrainedBackbone | None = None) -> None:
         super().__init__()
-        self.backbone = Backbone(config, config.orientation_widths)
-        self.classifier = None if config.pooled else nn.Linear(self.backbone.features, config.classes)
-        self.angle_bins = nn.Linear(self.backbone.features, config.angle_bins)
+        self.backbone: Backbone | None = None
+        if shared is None:
+            self.backbone = Backbone(config, config.orientation_widths)
+            features, self.map_channels = self.backbone.features, self.backbone.map_channels
+        else:
+            self.reduction = conv_bn_relu(shared.channels, PRETRAINED_ORIENTATION_WIDTH, kernel_size=1)
+            features = PRETRAINED_ORIENTATION_WIDTH * math.prod(shared.last_size)
+            self.map_channels = shared.map_channels
+        self.classifier = None if config.pooled else nn.Linear(features, config.classes)
+        self.angle_bins = nn.Linear(features, config.angle_bins)
         count = config.angle_bins
         index = torch.arange(count)
         distance = (index[:, None] - index[None, :]).abs()
@@ -146,9 +158,14 @@ class OrientationEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         """Image [N, C, H, W] to class logits [N, classes] or None, bin logits [N, bins], maps of the feature layer."""
+        assert self.backbone is not None
         features, maps = self.backbone(image)
         logits = None if self.classifier is None else self.classifier(features)
         return logits, self.angle_bins(features), maps
+
+    def read_maps(self, last: Tensor) -> Tensor:
+        """The last feature maps [N, C, h, w] of a pretrained network to logits of the angle bins."""
+        return self.angle_bins(self.reduction(last).flatten(1))
 
     def decode_angle(self, bin_logits: Tensor) -> tuple[Tensor, Tensor, AngleUncertainty]:
         """Bin logits [N, K] to (cos θ [N], sin θ [N], uncertainty).
@@ -263,20 +280,21 @@ class AngleVAE(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.orientation = OrientationEncoder(config) if config.orientation else None
-        self.encoder = Backbone(config, config.widths, config.pooled)
+        shared = None if config.backbone is None else PretrainedBackbone(config)
+        self.orientation = OrientationEncoder(config, shared) if config.orientation else None
+        self.encoder = Backbone(config, config.widths, config.pooled) if shared is None else shared
         self.mu = nn.Linear(self.encoder.features, config.latent)
         self.logvar = nn.Linear(self.encoder.features, config.latent)
         self.classifier: nn.Module
         if config.pooled:
-            self.classifier = nn.Linear(self.encoder.map_channels, config.classes)
+            self.classifier = nn.Linear(self.encoder.channels, config.classes)
         else:
             first, last = nn.Linear(config.latent, config.hidden), nn.Linear(config.hidden, config.classes)
             self.classifier = nn.Sequential(first, nn.ReLU(inplace=True), last)
         self.decoder = Decoder(config)
         features = self.encoder.map_channels + config.latent + config.classes
         if self.orientation is not None:
-            features += self.orientation.backbone.map_channels + 1
+            features += self.orientation.map_channels + 1
         self.score = AnomalyScore(config.classes, config.latent, features, angle=config.orientation)
         self.register_buffer("temperature", torch.ones(()))
         masked = config.circular_mask and config.orientation
@@ -284,9 +302,29 @@ class AngleVAE(nn.Module):
         nn.init.zeros_(self.logvar.weight)
         nn.init.constant_(self.logvar.bias, -2.0)
 
-    def encoder_logits(self, means: Tensor, mu: Tensor) -> Tensor:
-        """Class logits [N, K] of the encoder's pooled feature maps [N, C], or of mu [N, Z], as `config.head` says."""
-        return self.classifier(means if self.config.pooled else mu)
+    def encoder_logits(self, encoded: Tensor, means: Tensor, mu: Tensor) -> Tensor:
+        """Class logits [N, K] of the encoder's pooled feature maps or of mu [N, Z], as `config.head` says.
+
+        Args:
+            encoded: the encoder's features [N, F]; of a pretrained network they are its pooled feature maps.
+            means: the average pool of its feature layer's maps [N, C].
+        """
+        if not self.config.pooled:
+            return self.classifier(mu)
+        return self.classifier(means if self.config.backbone is None else encoded)
+
+    def for_export(self) -> AngleVAE:
+        """A model that computes the same, as it is exported.
+
+        A pretrained network's batch normalization is folded into its convolutions, so that a graph that runs it twice
+        holds its weights once.
+        """
+        if not isinstance(self.encoder, PretrainedBackbone):
+            return self
+        exported = copy.deepcopy(self)
+        assert isinstance(exported.encoder, PretrainedBackbone)
+        fold_batchnorm(exported.encoder)
+        return exported
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Class logits [N, K] to calibrated probabilities [N, K]."""
@@ -328,7 +366,11 @@ class AngleVAE(nn.Module):
         if self.orientation is None:
             zero = image.flatten(1).sum(1) * 0.0  # of the batch's size in an exported graph
             return Orientation(zero + 1.0, zero)
-        logits, bin_logits, maps = self.orientation(image)
+        if isinstance(self.encoder, PretrainedBackbone):
+            last, maps = self.encoder.feature_maps(image)
+            logits, bin_logits = None, self.orientation.read_maps(last)
+        else:
+            logits, bin_logits, maps = self.orientation(image)
         cos, sin, uncertainty = self.orientation.decode_angle(bin_logits.float().detach())
         return Orientation(cos, sin, logits, bin_logits, uncertainty, maps)
 
@@ -341,7 +383,7 @@ class AngleVAE(nn.Module):
         orientation, upright, encoded, maps = self._encode(image)
         mu, logvar = self.mu(encoded), self.logvar(encoded)
         means = maps.mean((2, 3))
-        logits = self.fuse_logits(self.encoder_logits(means, mu), orientation.logits)
+        logits = self.fuse_logits(self.encoder_logits(encoded, means, mu), orientation.logits)
         weights = logits.softmax(1)
         reconstruction = self.decoder(mu, weights).sigmoid()
 
@@ -355,7 +397,7 @@ class AngleVAE(nn.Module):
     def classify(self, image: Tensor) -> Tensor:
         """The logits [N, K] of `forward` alone."""
         orientation, _, encoded, maps = self._encode(image)
-        return self.fuse_logits(self.encoder_logits(maps.mean((2, 3)), self.mu(encoded)), orientation.logits)
+        return self.fuse_logits(self.encoder_logits(encoded, maps.mean((2, 3)), self.mu(encoded)), orientation.logits)
 
     def _encode(self, image: Tensor) -> tuple[Orientation, Tensor, Tensor, Tensor]:
         """The orientation, the derotated image, the encoder's features, and the maps of its feature layer."""
@@ -399,7 +441,7 @@ class AngleVAE(nn.Module):
         encoded, maps = self.encoder(upright)
         mu, logvar = self.mu(encoded).float(), self.logvar(encoded).float().clamp(-10.0, 5.0)
         code, kl = sample_posterior(mu, logvar, seed, offset)
-        logits = self.fuse_logits(self.encoder_logits(maps.mean((2, 3)), mu), orientation.logits)
+        logits = self.fuse_logits(self.encoder_logits(encoded, maps.mean((2, 3)), mu), orientation.logits)
 
         weights = classes if classes.is_floating_point() else F.one_hot(classes, self.config.classes)
         reconstruction = self.decoder(code, weights.to(code.dtype))

@@ -125,7 +125,16 @@ def network_layout(model: Any, score: ScoreMode = "full", int8: bool = False) ->
 def config_layout(
     config: Any, *, components: int, clusters: int, decoder: tuple[int, int, int] | None, int8: bool
 ) -> NetworkLayout:
-    """The layout of a network whose shape a `vae_edge.model.ModelConfig` says; other arguments as `make_layout`."""
+    """The layout of a network whose shape a `vae_edge.model.ModelConfig` says; other arguments as `make_layout`.
+
+    Raises:
+        KernelError: the encoder is a pretrained network.
+    """
+    if config.backbone is not None:
+        raise KernelError(
+            f"the encoder is the pretrained network {config.backbone}, for which there are no kernels of ours: export "
+            "the model, and run it with onnxruntime, openvino or TensorRT"
+        )
     return make_layout(
         size=(config.height, config.width),
         channels=config.channels,
@@ -156,13 +165,12 @@ def pack(model: Any, quantized: QuantizedNetwork | None = None, score: ScoreMode
         score: "fast" leaves the reconstruction term, and so the decoder, out.
 
     Raises:
-        KernelError: a layer is missing, or a scale is not above 0.
+        KernelError: a layer is missing, a scale is not above 0, or the encoder is a pretrained network.
     """
     int8 = quantized is not None
+    layout = network_layout(model, score, int8)
     layers = fold_batchnorm(model) if quantized is None else quantized.layers
-    return pack_layers(
-        network_layout(model, score, int8), layers, _constants(model, quantized or QuantizedNetwork({}), score)
-    )
+    return pack_layers(layout, layers, _constants(model, quantized or QuantizedNetwork({}), score))
 
 
 def pack_layers(layout: NetworkLayout, layers: Mapping[str, LayerParams], constants: NetworkConstants) -> PackedNetwork:

@@ -30,6 +30,8 @@ MIN_EPOCHS, MAX_EPOCHS = 10, 120
 MIN_IMAGES_SEEN = 60_000  # shown to the smallest sets, beyond MAX_EPOCHS
 SMALL_SET = 10_000
 MIN_BATCH, MAX_SMALL_BATCH, MAX_BATCH = 16, 128, 256
+PRETRAINED_BATCH = 32  # of a pretrained backbone: more steps for few epochs
+PRETRAINED_EPOCHS = 20  # at most, of a pretrained backbone
 
 AUGMENTATIONS: dict[str, Augmentation] = {
     "none": Augmentation(),
@@ -93,6 +95,9 @@ class TrainConfig:
         bf16: bfloat16 arithmetic; None: where the processor or GPU has it in hardware.
         compile: run the step through `torch.compile`.
         seed: of all random numbers.
+        backbone_weights: file of the weights that a pretrained backbone begins with, safetensors or a PyTorch state
+            dict. None: its library downloads them.
+        backbone_lr_ratio: learning rate of the pretrained weights relative to that of the others.
         weights: of the terms of the loss.
     """
 
@@ -121,6 +126,8 @@ class TrainConfig:
     bf16: bool | None = None
     compile: bool = False
     seed: int = 0
+    backbone_weights: str | None = None
+    backbone_lr_ratio: float = 0.01
     weights: LossWeights = field(default_factory=LossWeights)
 
     def __post_init__(self) -> None:
@@ -144,6 +151,8 @@ class TrainConfig:
                 raise ConfigError(f"{name} {value}: expected a number between {low} and {high}")
         if not 0 <= self.synthetic_ratio < 1:
             raise ConfigError(f"synthetic_ratio {self.synthetic_ratio}: expected a fraction from 0 to below 1")
+        if not 0 <= self.backbone_lr_ratio <= 1:
+            raise ConfigError(f"backbone_lr_ratio {self.backbone_lr_ratio}: expected a number from 0 to 1")
         if not 0 <= self.class_balance <= 1:
             raise ConfigError(f"class_balance {self.class_balance}: expected a number from 0 to 1")
         for name in ("pseudo_label_weight", "mutual_info_weight"):

@@ -133,7 +133,7 @@ def make_run_config(
         "orientation": orientation,
         "fill": spec.fill / 255,
         "circular_mask": orientation and spec.background == "none",
-        "head": "pooled" if spec.background == "none" else "code",
+        "head": "pooled" if spec.background == "none" or overrides.get("backbone") is not None else "code",
     }
     model = create_config(preset, **{**shape, **overrides})
     if settings.synthetic_ratio and np.bincount(train.labels).max() < 2:
@@ -498,8 +498,9 @@ def describe_run(dataset: Dataset, config: RunConfig) -> Iterator[str]:
     """What is about to be trained, and what of the data a user should know."""
     data, training = config.data, config.training
     shown = data.trained_on + data.unlabelled
+    network = config.model.preset if config.model.backbone is None else config.model.backbone
     yield (
-        f"training {config.model.preset} on {data.trained_on} images of {dataset.name} ({data.held_out} held "
+        f"training {network} on {data.trained_on} images of {dataset.name} ({data.held_out} held "
         f"out), {len(config.classes)} classes, rotation {training.rotation}, {training.epochs_for(shown)} epochs"
     )
     yield from dataset.notes

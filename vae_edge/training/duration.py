@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vae_edge.errors import ConfigError
 from vae_edge.progress import duration_words
-from vae_edge.training.config import SMALL_SET, RunConfig, Schedule
+from vae_edge.training.config import PRETRAINED_EPOCHS, SMALL_SET, RunConfig, Schedule
 from vae_edge.training.data import DataSplits
 from vae_edge.training.distributed import keep_freed_memory, make_accelerator, mean_over_processes, use_threads
 from vae_edge.training.trainer import Trainer
@@ -48,8 +48,9 @@ class Duration:
 def choose_epochs(splits: DataSplits, config: RunConfig, minutes: float | None = None) -> Duration:
     """Choose the number of epochs by the time of a step on this machine.
 
-    Without `minutes` it is the documented number (`TrainConfig.epochs_for`), but of sets under 10,000 images no more
-    than fit into 10 minutes, and at least 10. All processes of a run choose the same.
+    Without `minutes` it is the documented number (`TrainConfig.epochs_for`), with a pretrained backbone at most 20; but
+    of sets under 10,000 images no more than fit into 10 minutes, and at least 10. All processes of a run choose the
+    same.
 
     Args:
         splits: of `make_splits`.
@@ -66,6 +67,8 @@ def choose_epochs(splits: DataSplits, config: RunConfig, minutes: float | None =
     step_s = measure_step(splits, config)
     epoch_s = schedule.per_epoch * step_s * (1 + VALIDATION_RATIO)
     documented = config.training.documented_epochs(images)
+    if config.model.backbone is not None:
+        documented = min(documented, PRETRAINED_EPOCHS)
 
     epochs, why = documented, f"the default for {images:,} images"
     if minutes is not None:
@@ -91,7 +94,7 @@ def measure_step(splits: DataSplits, config: RunConfig, steps: int = MEASURED_ST
     use_threads()
     accelerator = make_accelerator()
     with tempfile.TemporaryDirectory(prefix="vae-edge-measure-") as folder, keep_freed_memory():
-        trainer = Trainer(splits, config, Path(folder), accelerator)
+        trainer = Trainer(splits, config, Path(folder), accelerator, pretrained=False)
         seconds: list[float] = []
         began = time.perf_counter()
         while len(seconds) < WARM_STEPS + steps:

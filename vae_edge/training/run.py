@@ -12,7 +12,7 @@ from typing import Any
 from vae_edge.data import Dataset
 from vae_edge.progress import Progress, phase
 from vae_edge.training.checkpoint import CONFIG, Checkpoint, load_checkpoint, read_config
-from vae_edge.training.config import RunConfig, TrainConfig
+from vae_edge.training.config import PRETRAINED_BATCH, RunConfig, TrainConfig
 from vae_edge.training.data import describe_run, make_run_config, make_splits
 from vae_edge.training.distributed import make_accelerator
 from vae_edge.training.duration import choose_epochs
@@ -47,6 +47,8 @@ def train_dataset(
     Raises:
         as `vae_edge.train`.
     """
+    if training.batch is None and model.get("backbone") is not None:
+        training = replace(training, batch=PRETRAINED_BATCH)
     with phase("looking for duplicates"):
         splits = make_splits(dataset, training)
         config = make_run_config(dataset, splits, options["preset"], training, **model)
@@ -82,9 +84,11 @@ def repeatable(config: RunConfig, options: Mapping[str, Any]) -> tuple[RunConfig
         bf16=fast_bf16(make_accelerator().device) if training.bf16 is None else training.bf16,
     )
     spec = config.input
+    if training.backbone_weights is not None:
+        chosen = replace(chosen, backbone_weights=_source(training.backbone_weights))
     image = {"size": spec.size, "channels": spec.channels, "fit": spec.fit, "alpha_background": spec.alpha_background}
     sources = {name: _source(options.get(name)) for name in ("data", "val")}
-    return replace(config, training=chosen), {**options, **image, **sources}
+    return replace(config, training=chosen), {**options, **image, **sources, "backbone": config.model.backbone}
 
 
 def _source(data: str | os.PathLike[str] | None) -> str | None:

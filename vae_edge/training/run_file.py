@@ -46,6 +46,7 @@ ARGUMENTS: dict[str, tuple[type, ...]] = {
     "data": (str,),
     "out": (str,),
     "preset": (str,),
+    "backbone": (str,),
     "size": (int, list),
     "channels": (int,),
     "fit": (str,),
@@ -60,7 +61,7 @@ ARGUMENTS: dict[str, tuple[type, ...]] = {
 """Arguments of `vae_edge.train` that a file may give, and their types."""
 TRAINING = tuple(field.name for field in fields(TrainConfig) if field.name != "weights")
 WEIGHTS = tuple(field.name for field in fields(LossWeights))
-OF_DATA = ("preset", "classes", "size", "channels", "orientation", "fill", "circular_mask")
+OF_DATA = ("preset", "classes", "size", "channels", "orientation", "fill", "circular_mask", "backbone")
 """Fields of `ModelConfig` that are given otherwise, or follow from the data."""
 MODEL = tuple(field.name for field in fields(ModelConfig) if field.name not in OF_DATA)
 TABLES = {"": tuple(ARGUMENTS), "training": TRAINING, "training.weights": WEIGHTS, "model": MODEL}

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from vae_edge.errors import CheckpointError, VaeEdgeError
 from vae_edge.files import write_text
 from vae_edge.model import AngleVAE, compute_losses, mutual_information
+from vae_edge.model.backbone import PretrainedBackbone, load_pretrained
 from vae_edge.model.config import rename_keys
 from vae_edge.model.network import current_name
 from vae_edge.progress import Progress, phase
@@ -49,7 +50,7 @@ from vae_edge.training.checkpoint import (
     write_config,
     write_tensors,
 )
-from vae_edge.training.config import SCHEMA, RunConfig, Schedule
+from vae_edge.training.config import SCHEMA, RunConfig, Schedule, TrainConfig
 from vae_edge.training.data import GENERATED as GENERATED_STREAM
 from vae_edge.training.data import (
     LABELLED,
@@ -136,15 +137,19 @@ def train(
 class Trainer:
     """A run in progress: its images, its state, and the loop over steps and epochs."""
 
-    def __init__(self, splits: DataSplits, config: RunConfig, folder: Path, accelerator: Accelerator) -> None:
+    def __init__(
+        self, splits: DataSplits, config: RunConfig, folder: Path, accelerator: Accelerator, pretrained: bool = True
+    ) -> None:
+        """Begin, or go on with the state in `folder`; `pretrained`: whether a backbone gets its pretrained weights."""
         self.splits, self.config, self.folder, self.accelerator = splits, config, folder, accelerator
         settings = config.training
         self.bf16 = settings.bf16 if settings.bf16 is not None else fast_bf16(accelerator.device)
         self.schedule = Schedule.from_config(settings, len(splits.train) + len(splits.unlabelled))
         self._compose(settings.synthetic_ratio)  # refuses a batch that is too small before the first step
 
-        self.state = init_state(config, accelerator, self.bf16)
-        if (folder / STATE).exists():
+        resumed = (folder / STATE).exists()
+        self.state = init_state(config, accelerator, self.bf16, pretrained=pretrained and not resumed)
+        if resumed:
             restore(self.state, folder)
         mean_step = mean_over_processes({"step": float(self.state.step)}, accelerator)["step"]
         if mean_step != self.state.step:
@@ -351,11 +356,13 @@ class TrainState:
     epochs_since_best: int = 0
 
 
-def init_state(config: RunConfig, accelerator: Accelerator, bf16: bool) -> TrainState:
-    """The state before the first step. Its weights are fixed by the seed."""
+def init_state(config: RunConfig, accelerator: Accelerator, bf16: bool, pretrained: bool = True) -> TrainState:
+    """The state before the first step. Its weights are fixed by the seed, and by those of a pretrained backbone."""
     settings = config.training
     torch.manual_seed(settings.seed)
     model = AngleVAE(config.model)
+    if pretrained and isinstance(model.encoder, PretrainedBackbone):
+        load_pretrained(model.encoder, settings.backbone_weights)
     ema_model = copy.deepcopy(model)
     ema_model.requires_grad_(False)
     ema_model.eval().to(accelerator.device)
@@ -367,15 +374,27 @@ def init_state(config: RunConfig, accelerator: Accelerator, bf16: bool) -> Train
     if accelerator.num_processes > 1 or not bf16:
         convert_sync_batchnorm(model)
 
-    decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    plain = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(parameter_groups(model, settings), lr=settings.learning_rate, betas=(0.9, 0.99))
     module: Any = LossModule(model, config, bf16)
     loss_module = accelerator.prepare_model(module)
     if settings.compile:
         loss_module = torch.compile(loss_module)
     return TrainState(model, ema_model, optimizer, loss_module)
+
+
+def parameter_groups(model: AngleVAE, settings: TrainConfig) -> list[dict[str, Any]]:
+    """The optimizer's groups: weights that decay and others, those of a pretrained backbone apart. `lr_ratio` is by how
+    much their learning rate differs."""
+    pretrained = list(model.encoder.parameters()) if isinstance(model.encoder, PretrainedBackbone) else []
+    apart = set(pretrained)
+    own = [parameter for parameter in model.parameters() if parameter not in apart]
+    groups: list[dict[str, Any]] = []
+    for parameters, ratio in ((own, 1.0), (pretrained, settings.backbone_lr_ratio)):
+        if parameters:
+            decayed, plain = ([p for p in parameters if (p.ndim > 1) == wanted] for wanted in (True, False))
+            groups.append({"params": decayed, "weight_decay": settings.weight_decay, "lr_ratio": ratio})
+            groups.append({"params": plain, "weight_decay": 0.0, "lr_ratio": ratio})
+    return groups
 
 
 class LossModule(nn.Module):
@@ -425,7 +444,7 @@ def train_step(
     """
     settings = config.training
     for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group["lr_ratio"]
     state.model.train()
     terms = state.loss_module(batch, state.step * len(batch.labels) * accelerator.num_processes)
 
