@@ -11,6 +11,7 @@ Loss: reconstruction + β · KL + γ · cross-entropy + δ · angle, each term a
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
