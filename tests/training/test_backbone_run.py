@@ -22,6 +22,7 @@ from vae_edge.training.evaluate import predict
 from vae_edge.training.run_file import run_arguments
 
 NAME = "timm/mobilenetv2_035"  # depthwise convolutions, ReLU6, residual additions
+SMALLER = "timm/test_efficientnet"  # SiLU; with rotation a graph runs its network twice
 SIZE = 40
 SETTINGS = {"rotation": "none", "epochs": 2, "batch": 20}
 
@@ -48,34 +49,36 @@ def textures(count: int, seed: int) -> LabelledImages:
 
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
-    return Dataset("textures", "made up", textures(300, 0), textures(90, 1))
+    return Dataset("textures", "made up", textures(180, 0), textures(60, 1))
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_weights(NAME, tmp_path_factory.mktemp("weights") / "weights.pt")
+
+
+def make_weights(name: str, path: Path) -> Path:
     """A file of weights whose batch normalization has seen images, as pretrained ones have."""
     torch.manual_seed(0)
-    network = create_network(NAME).train()
+    network = create_network(name).train()
     with torch.no_grad():
         for _ in range(20):
             network(torch.rand(16, 3, SIZE, SIZE))
-    path = tmp_path_factory.mktemp("weights") / "weights.pt"
     torch.save(network.state_dict(), path)
     return path
 
 
-def fit(dataset: Dataset, out: Path, weights: Path | None, progress=None, resume: bool = False, **changes):
+def fit(dataset: Dataset, out: Path, weights: Path | None, name=NAME, progress=None, resume: bool = False, **changes):
     config = TrainConfig(**{**SETTINGS, "backbone_weights": None if weights is None else str(weights), **changes})
-    return api.train(dataset, out, config, backbone=NAME, preset="tiny", progress=progress, resume=resume)
+    return api.train(dataset, out, config, backbone=name, preset="tiny", progress=progress, resume=resume)
 
 
 @pytest.fixture(scope="module", params=["none", "full"])
-def run(request, dataset: Dataset, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(request, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run, without and with rotation; the file of weights is away when it is read."""
-    folder = tmp_path_factory.mktemp(request.param)
-    own = folder / "own.pt"
-    shutil.copy(weights, own)
-    fit(dataset, folder / "run", own, rotation=request.param)
+    folder, name = tmp_path_factory.mktemp(request.param), NAME if request.param == "none" else SMALLER
+    own = make_weights(name, folder / "own.pt")
+    fit(dataset, folder / "run", own, name, rotation=request.param)
     own.unlink()
     return folder / "run"
 
@@ -89,13 +92,12 @@ def bundle(run: Path, dataset: Dataset) -> Path:
     return path
 
 
-def test_a_run_begins_with_the_files_weights_and_learns(run: Path, weights: Path):
-    model = load_checkpoint(run).model
+def test_a_run_begins_with_the_files_weights_and_learns(dataset: Dataset, weights: Path, tmp_path: Path):
+    fit(dataset, tmp_path / "run", weights)
+    trained = load_checkpoint(tmp_path / "run").model.encoder.network.state_dict()
     given = torch.load(weights, weights_only=True)
-    name = "blocks.0.0.bn1.running_mean"
-    assert torch.equal(model.encoder.network.state_dict()[name], given[name])
-    trained = model.encoder.network.state_dict()["conv_stem.weight"]
-    change = (trained - given["conv_stem.weight"]).abs().max()
+    assert torch.equal(trained["bn1.running_mean"], given["bn1.running_mean"])
+    change = (trained["conv_stem.weight"] - given["conv_stem.weight"]).abs().max()
     assert 0 < change < 0.05  # it was trained, by a lower learning rate, from there
 
 
@@ -103,8 +105,10 @@ def test_pretrained_weights_learn_by_their_own_rate(dataset: Dataset, weights: P
     fit(dataset, tmp_path / "run", weights, backbone_lr_ratio=0.0)
     network = load_checkpoint(tmp_path / "run").model.encoder.network.state_dict()
     given = torch.load(weights, weights_only=True)
-    # AdamW's decay is in proportion to the learning rate: nothing moves. The average starts where it stays
-    assert all(torch.allclose(network[name], given[name], atol=1e-6) for name in network if name in given)
+    same = [name for name in network if not name.endswith("num_batches_tracked")]
+    assert len(same) > 200
+    for name in same:  # AdamW's decay is in proportion to the learning rate too
+        torch.testing.assert_close(network[name], given[name], atol=1e-6, rtol=1e-6, msg=name)
 
 
 def test_a_run_that_died_resumes_without_the_file_to_the_same_weights(dataset: Dataset, weights: Path, tmp_path: Path):
@@ -131,19 +135,19 @@ def test_a_run_that_died_resumes_without_the_file_to_the_same_weights(dataset: D
 
 def test_the_runs_file_repeats_the_backbone(run: Path):
     arguments = run_arguments(run / "run.toml")
-    assert arguments["backbone"] == NAME
+    assert arguments["backbone"] in (NAME, SMALLER)
     assert Path(arguments["config"].backbone_weights).is_absolute()
     assert arguments["config"].backbone_lr_ratio == TrainConfig().backbone_lr_ratio
-    assert load_checkpoint(run).config.model.backbone == NAME
+    assert load_checkpoint(run).config.model.backbone == arguments["backbone"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_the_runtime_says_what_pytorch_says(run: Path, bundle: Path, dataset: Dataset, precision: str, backend: str):
     checkpoint = load_checkpoint(run)
-    reference = predict(checkpoint.model, dataset.test.images[:60])
+    reference = predict(checkpoint.model, dataset.test.images)
     with vae_edge.load(bundle, backend, precision) as classifier:
-        found = classifier(dataset.test.images[:60], color="rgb")
+        found = classifier(dataset.test.images, color="rgb")
     atol = {"fp32": 1e-4, "fp16": 0.02, "int8": 0.15}[precision]
     assert np.mean(np.abs(found.probabilities - reference.probabilities)) < atol
     if precision == "fp32":
@@ -162,7 +166,7 @@ def test_every_file_gives_the_exact_answers_to_the_probe_images(bundle: Path):
 
 
 def test_no_network_file_is_made(bundle: Path):
-    with pytest.raises(EngineError, match=rf"pretrained network {NAME}.*TensorRT.*onnxruntime"):
+    with pytest.raises(EngineError, match=r"pretrained network timm/.*TensorRT.*onnxruntime"):
         build_engine(bundle, kind="native", targets=("sm_87",), precision="int8")
 
 
