@@ -233,7 +233,8 @@ T = TypeVar("T")
 def _choose(stages: Mapping[int, tuple[T, int]]) -> list[T]:
     """Of the stages (what, channels), by how much smaller than the image they are, those that the score averages; where
     there is none of these sizes, the last one."""
-    chosen, channels = [], 0
+    chosen: list[T] = []
+    channels = 0
     for reduction in SCORE_REDUCTIONS:
         if reduction in stages and (not chosen or channels + stages[reduction][1] <= MAX_SCORE_CHANNELS):
             chosen.append(stages[reduction][0])
