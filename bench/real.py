@@ -134,7 +134,7 @@ def about_file(folder: Path) -> Path:
 def rotate(images: LabelledImages, row: Row, seed: int, fill: int) -> LabelledImages:
     """The images, each rotated by an angle of its own where the row rotates."""
     if row.training["rotation"] == "none":
-        return images
+        return images.in_memory()
     return rotate_dataset(images, rotation_range(row.training["rotation"]), seed, fill)
 
 

@@ -13,7 +13,7 @@ import io
 import math
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,11 @@ def to_int8(model: onnx.ModelProto, images: NDArray[np.uint8]) -> dict[str, onnx
         source, ready, result = (Path(folder) / name for name in ("fp32.onnx", "ready.onnx", "int8.onnx"))
         onnx.save(model, source)
         quant_pre_process(str(source), str(ready), skip_symbolic_shape=True)
-        onnx.save(with_own_parameters(onnx.load(ready)), ready)
+        prepared = with_own_parameters(onnx.load(ready))
+        # ONNX Runtime measures the ranges of every node of a type: only residual additions are to be of the type Add.
+        measured = {node.name for node in residual_additions(prepared)}
+        _rename_additions(prepared, "Add", "Sum", measured)
+        onnx.save(prepared, ready)
         quantize_static(
             str(ready),
             str(result),
@@ -123,7 +127,9 @@ def to_int8(model: onnx.ModelProto, images: NDArray[np.uint8]) -> dict[str, onnx
                 "OpTypesToExcludeOutputQuantization": list(QDQ_OPS),
             },
         )
-        quantized, prepared = onnx.load(result), onnx.load(ready)
+        quantized = onnx.load(result)
+        for each in (quantized, prepared):
+            _rename_additions(each, "Sum", "Add", measured)
         reduced = with_reduced_range(quantized, prepared)
         for each in (quantized, reduced):
             correct_biases(each, prepared, images)
@@ -191,6 +197,13 @@ def nodes_to_quantize(model: onnx.ModelProto) -> list[str]:
     constants = {initializer.name for initializer in model.graph.initializer}
     names = [n.name for n in model.graph.node if n.op_type in QUANTIZED_OPS and n.input[1] in constants]
     return names + [node.name for node in residual_additions(model)]
+
+
+def _rename_additions(model: onnx.ModelProto, before: str, after: str, but: Collection[str]) -> None:
+    """Change the type of all nodes of the type `before`, but those of some names. A Sum of two tensors is an Add."""
+    for node in model.graph.node:
+        if node.op_type == before and node.name not in but:
+            node.op_type = after
 
 
 def residual_additions(model: onnx.ModelProto) -> list[onnx.NodeProto]:
