@@ -4,11 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 import torch
 from onnx import numpy_helper
 from test_export import model_of
 
 from vae_edge.data import Dataset
+from vae_edge.errors import ExportError
 from vae_edge.exporting.onnx_file import ClassifierGraph, run, to_onnx
 from vae_edge.exporting.quantize import BIAS_IMAGES, channel_means, convert, correct_biases
 from vae_edge.model import AngleVAE, create_config
@@ -63,3 +65,16 @@ def test_images_that_differ_in_one_pixel_calibrate():
     model = to_onnx(graph, 28, 1, graph.outputs, {})
     fine, coarse = run(model, images), run(convert(model, "int8", images)["any"], images)
     np.testing.assert_allclose(coarse["probabilities"], fine["probabilities"], atol=0.05)
+
+
+def test_activations_that_do_not_vary_are_refused_in_a_sentence():
+    model = AngleVAE(create_config("tiny", orientation=False)).eval()
+    norm = model.encoder.layers[3][1]
+    with torch.no_grad():
+        norm.weight.zero_()
+        norm.bias.fill_(1e-42)
+    graph = ClassifierGraph(model, "fast")
+    exported = to_onnx(graph, 28, 1, graph.outputs, {})
+    images = np.random.default_rng(0).integers(0, 256, (32, 28, 28, 1), dtype=np.uint8)
+    with pytest.raises(ExportError, match="hardly vary over the calibration images.*train it longer"):
+        convert(exported, "int8", images)

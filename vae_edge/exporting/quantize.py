@@ -90,7 +90,8 @@ def to_int8(model: onnx.ModelProto, images: NDArray[np.uint8]) -> dict[str, onnx
     Ranges hold 99.99% of the values that the calibration images give.
 
     Raises:
-        ExportError: there are too few images, or the result breaks a rule of TensorRT.
+        ExportError: there are too few images, activations do not vary over them, or the result breaks a rule of
+            TensorRT.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -108,25 +109,31 @@ def to_int8(model: onnx.ModelProto, images: NDArray[np.uint8]) -> dict[str, onnx
         measured = {node.name for node in residual_additions(prepared)}
         _rename_additions(prepared, "Add", "Sum", measured)
         onnx.save(prepared, ready)
-        quantize_static(
-            str(ready),
-            str(result),
-            CalibrationReader(images),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=[*QUANTIZED_OPS, "Add"],
-            nodes_to_quantize=nodes_to_quantize(model),
-            per_channel=True,
-            activation_type=QuantType.QInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.Percentile,
-            extra_options={
-                "CalibPercentile": RANGE_PERCENTILE,
-                "ActivationSymmetric": True,
-                "WeightSymmetric": True,
-                "QuantizeBias": False,
-                "OpTypesToExcludeOutputQuantization": list(QDQ_OPS),
-            },
-        )
+        try:
+            quantize_static(
+                str(ready),
+                str(result),
+                CalibrationReader(images),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=[*QUANTIZED_OPS, "Add"],
+                nodes_to_quantize=nodes_to_quantize(model),
+                per_channel=True,
+                activation_type=QuantType.QInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=CalibrationMethod.Percentile,
+                extra_options={
+                    "CalibPercentile": RANGE_PERCENTILE,
+                    "ActivationSymmetric": True,
+                    "WeightSymmetric": True,
+                    "QuantizeBias": False,
+                    "OpTypesToExcludeOutputQuantization": list(QDQ_OPS),
+                },
+            )
+        except ValueError as error:  # of NumPy's histogram
+            raise ExportError(
+                f"the ranges of the activations cannot be measured ({error}): some of them hardly vary over the "
+                "calibration images, as in a network that did not learn; train it longer, or export it in fp16"
+            ) from error
         quantized = onnx.load(result)
         for each in (quantized, prepared):
             _rename_additions(each, "Sum", "Add", measured)

@@ -31,7 +31,7 @@ MIN_IMAGES_SEEN = 60_000  # shown to the smallest sets, beyond MAX_EPOCHS
 SMALL_SET = 10_000
 MIN_BATCH, MAX_SMALL_BATCH, MAX_BATCH = 16, 128, 256
 PRETRAINED_BATCH = 32  # of a pretrained backbone: more steps for few epochs
-PRETRAINED_EPOCHS = 20  # at most, of a pretrained backbone
+PRETRAINED_EPOCHS = 8  # at most, of a pretrained backbone
 
 AUGMENTATIONS: dict[str, Augmentation] = {
     "none": Augmentation(),
