@@ -76,5 +76,5 @@ def test_activations_that_do_not_vary_are_refused_in_a_sentence():
     graph = ClassifierGraph(model, "fast")
     exported = to_onnx(graph, 28, 1, graph.outputs, {})
     images = np.random.default_rng(0).integers(0, 256, (32, 28, 28, 1), dtype=np.uint8)
-    with pytest.raises(ExportError, match="hardly vary over the calibration images.*train it longer"):
+    with pytest.raises(ExportError, match=r"hardly vary over the calibration images.*train it longer"):
         convert(exported, "int8", images)
