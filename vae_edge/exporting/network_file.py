@@ -34,7 +34,7 @@ from vae_edge.engine import gpus
 from vae_edge.engine.devices import find_architectures
 from vae_edge.errors import ConfigError, EngineError, ExportError, KernelError
 from vae_edge.exporting.bundle import load_onnx
-from vae_edge.exporting.onnx_file import get_metadata, to_fp16
+from vae_edge.exporting.onnx_file import METADATA_PREFIX, get_metadata, to_fp16
 from vae_edge.exporting.probes import expect
 from vae_edge.exporting.quantize import LAYER_OPS, PREFIX, read_qdq_layers
 from vae_edge.files import sha256
@@ -142,8 +142,8 @@ def build_bundle_network(
     show(f"reading {source.file}", 0)
     try:
         model = load_onnx(bundle.file(source), source.sha256)
-        backbone = get_metadata(model, source.file).get("backbone")
-        if backbone is not None:
+        if any(entry.key == f"{METADATA_PREFIX}backbone" for entry in model.metadata_props):
+            backbone = get_metadata(model, source.file)["backbone"]
             raise EngineError(
                 f"The encoder of {bundle.path} is the pretrained network {backbone}, for which there are no kernels of "
                 "ours: build an engine with TensorRT or TensorRT-RTX instead, or run the bundle with onnxruntime or "
