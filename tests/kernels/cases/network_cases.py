@@ -140,10 +140,12 @@ def answers(net: NetworkLayout, images: int) -> list[Tensor]:
     return [poison(shape, torch.float32) for shape in ((images, net.classes), (images,), (images,), (images, 3))]
 
 
-def assert_same_answers(net: NetworkLayout, made: list[Tensor], expected: tuple[Tensor, ...]) -> None:
+def assert_same_answers(
+    net: NetworkLayout, made: list[Tensor], expected: tuple[Tensor, ...], atol: float = 2e-3
+) -> None:
     """Probabilities, angle, score and uncertainty are those expected, but for roundings."""
     probabilities, angle, score, uncertainty = (tensor.cpu() for tensor in made)
-    torch.testing.assert_close(probabilities, expected[0], rtol=0, atol=2e-3)
+    torch.testing.assert_close(probabilities, expected[0], rtol=0, atol=atol)
     torch.testing.assert_close(score, expected[2], rtol=2e-2, atol=4e-2)
     apart = (angle - expected[1] + math.pi) % (2 * math.pi) - math.pi
     assert apart.abs().max() < 5e-3

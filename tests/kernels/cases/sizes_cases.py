@@ -34,4 +34,5 @@ def test_one_launch_gives_what_the_operators_give_for_images_of_any_size(
     activations, workspace = scratch(net, 1)
     made, barrier = answers(net, 1), torch.zeros(1, dtype=torch.int32, device=DEVICE)
     kernels.forward(net, *(each.to(DEVICE) for each in (images, *buffers)), activations, workspace, barrier, *made)
-    assert_same_answers(net, made, forward_layerwise(net, images, *buffers))
+    # The longer sums of float16 are rounded by the order of their terms, which PyTorch chooses by the processor.
+    assert_same_answers(net, made, forward_layerwise(net, images, *buffers), atol=1e-2)
