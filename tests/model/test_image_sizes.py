@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vae_edge.errors import ConfigError
 from vae_edge.exporting.onnx_file import ClassifierGraph
 from vae_edge.model import AngleVAE, LossWeights, ModelConfig, compute_losses, create_config
-from vae_edge.model.config import LARGE_IMAGE_WIDTHS, POOLED_WIDTHS, PRESETS
+from vae_edge.model.config import HEADS, LARGE_IMAGE_WIDTHS, POOLED_WIDTHS, PRESETS
 from vae_edge.model.network import layout_for_preset
 from vae_edge.ops.rotate import circular_mask, rotate
 from vae_edge.spec import Size
@@ -92,9 +92,10 @@ def test_a_network_takes_images_of_any_shape_and_reconstructs_them(size: Size) -
     assert output.reconstruction.shape == output.target.shape == (2, 3, *config.decoded_size)
 
 
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize(("size", "limit"), [(96, 60e6), (224, 150e6)])
-def test_small_stays_within_its_cost(size: int, limit: float) -> None:
-    model = AngleVAE(create_config("small", size=size, channels=3)).eval()
+def test_small_stays_within_its_cost(size: int, limit: float, head: str) -> None:
+    model = AngleVAE(create_config("small", size=size, channels=3, head=head)).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         ClassifierGraph(model)(torch.zeros(1, size, size, 3, dtype=torch.uint8))
     assert 0.5 * limit < counter.get_total_flops() / 2 <= limit

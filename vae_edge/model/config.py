@@ -284,7 +284,8 @@ POOLED_WIDTHS = {
     "base": (32, 64, 128, 192),
     "large": (48, 96, 192, 256),
 }
-"""`widths` of the presets where the head is `pooled`."""
+"""`widths` of the presets where the head is `pooled`; the orientation encoder, which then gives the angle alone, keeps
+the preset's three levels."""
 
 
 def create_config(preset: str, **overrides: Any) -> ModelConfig:
@@ -304,9 +305,9 @@ def create_config(preset: str, **overrides: Any) -> ModelConfig:
     if overrides.get("backbone") is not None:
         overrides = {"head": "pooled", **overrides}
     config = replace(PRESETS[preset], **overrides)
-    if config.halvings:
-        orientation, encoder = LARGE_IMAGE_WIDTHS[preset]
-        config = replace(config, **{"orientation_widths": orientation, "widths": encoder, **overrides})
     if config.pooled:
         config = replace(config, **{"widths": POOLED_WIDTHS[preset], **overrides})
+    elif config.halvings:
+        orientation, encoder = LARGE_IMAGE_WIDTHS[preset]
+        config = replace(config, **{"orientation_widths": orientation, "widths": encoder, **overrides})
     return replace(config, stem_halvings=config.halvings)  # what a file stores does not hang on a later rule
