@@ -14,7 +14,7 @@ from vae_edge.data import Dataset, LabelledImages
 from vae_edge.errors import ConfigError
 from vae_edge.training import duration
 from vae_edge.training.checkpoint import MODEL, STATE, read_config, read_log
-from vae_edge.training.config import TrainConfig
+from vae_edge.training.config import PRETRAINED_EPOCHS, TrainConfig
 from vae_edge.training.duration import DEFAULT_MINUTES, MIN_EPOCHS, choose_epochs, measure_step
 
 
@@ -43,6 +43,14 @@ def test_a_small_set_takes_the_default_epochs_or_about_ten_minutes(few_digits: D
     assert f"not {documented}" in str(slow) and "about 10 minutes" in str(slow) and "--minutes M" in str(slow)
     step_s[0] = 1e3
     assert choose_epochs(*prepared).epochs == MIN_EPOCHS
+
+
+def test_a_pretrained_backbone_takes_few_epochs_however_slow(few_digits: Dataset, step_s: list[float]) -> None:
+    splits, config = prepare(few_digits, TrainConfig())
+    model = replace(config.model, head="pooled", backbone="timm/tf_efficientnet_lite0")
+    for step_s[0] in (1e-4, 1e3):
+        found = choose_epochs(splits, replace(config, model=model))
+        assert found.epochs == PRETRAINED_EPOCHS < MIN_EPOCHS and "the default for" in str(found)
 
 
 def test_a_large_set_takes_the_default_epochs_however_long(step_s: list[float]) -> None:

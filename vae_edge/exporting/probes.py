@@ -314,11 +314,8 @@ def _operators(noise: Noise | None) -> list[type[OpRun]]:
             if auto_pad not in ("NOTSET", None):
                 raise ExportError(f"a Conv with auto_pad {auto_pad} is not evaluated exactly")
             top, left, bottom, right = pads or (0, 0, 0, 0)
-            padded, step, spread = (
-                F.pad(_float64(x), (left, right, top, bottom)),
-                list(strides or (1, 1)),
-                list(dilations or (1, 1)),
-            )
+            padded = F.pad(_float64(x), (left, right, top, bottom))
+            step, spread = list(strides or (1, 1)), list(dilations or (1, 1))
             if group == x.shape[1] == weight.shape[0] > 1:
                 sums = _depthwise(padded, _float64(weight), step, spread).numpy()
             else:

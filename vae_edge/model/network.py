@@ -124,8 +124,8 @@ class AngleUncertainty:
 class OrientationEncoder(nn.Module):
     """Image to class logits and to logits of angle bins. Bin k is centred on 2πk / K radians.
 
-    Where the classifier is pooled there are no class logits of the orientation encoder: made of features that know
-    places they cost 6 points on photographs of unseen regions. Without `shared` it has convolutions of its own. With a
+    Where the classifier is pooled there are no class logits of the orientation encoder, whose features know places: on
+    photographs they made unseen regions worse. Without `shared` it has convolutions of its own. With a
     pretrained network, whose weights belong to the encoder, it reads that network's last feature maps, reduced to fewer
     channels (`read_maps`).
     """

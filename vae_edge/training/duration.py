@@ -48,9 +48,8 @@ class Duration:
 def choose_epochs(splits: DataSplits, config: RunConfig, minutes: float | None = None) -> Duration:
     """Choose the number of epochs by the time of a step on this machine.
 
-    Without `minutes` it is the documented number (`TrainConfig.epochs_for`), with a pretrained backbone at most 20; but
-    of sets under 10,000 images no more than fit into 10 minutes, and at least 10. All processes of a run choose the
-    same.
+    Without `minutes` it is the documented number (`TrainConfig.epochs_for`), with a pretrained backbone at most 8; but
+    of sets under 10,000 images no more than fit into 10 minutes or than 10. All processes of a run choose the same.
 
     Args:
         splits: of `make_splits`.
@@ -70,12 +69,13 @@ def choose_epochs(splits: DataSplits, config: RunConfig, minutes: float | None =
     if config.model.backbone is not None:
         documented = min(documented, PRETRAINED_EPOCHS)
 
+    fitting = max(MIN_EPOCHS, int(60 * DEFAULT_MINUTES / epoch_s))
     epochs, why = documented, f"the default for {images:,} images"
     if minutes is not None:
         epochs = max(1, int(60 * minutes / epoch_s))
         why = f"what fits into {minutes:g} minutes"
-    elif images < SMALL_SET and documented * epoch_s > 60 * DEFAULT_MINUTES:
-        epochs = min(documented, max(MIN_EPOCHS, int(60 * DEFAULT_MINUTES / epoch_s)))
+    elif images < SMALL_SET and fitting < documented:
+        epochs = fitting
         why = f"not {documented}, since a small set shall take about {DEFAULT_MINUTES:g} minutes"
     return Duration(epochs, epochs * schedule.per_epoch, step_s, why)
 

@@ -257,8 +257,8 @@ def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> 
 
     The negative log-likelihood is convex in 1/T, so it has one minimum over log T, which a golden-section search
     finds. Where no image is wrong there is none, as it falls with T: there is nothing to learn, and 1 comes back. Fewer
-    than 10 wrong images may raise T, and never lower it below 1: one mistake among 240 images that resemble the
-    training images gave 0.22, and images unlike them were then wrong with probabilities near 1.
+    than 10 wrong images may raise T, and never lower it below 1: where the images resemble those trained on, one
+    mistake among hundreds asks for a T near 0.2, and images unlike them are then wrong with probabilities near 1.
     The search is our own: SciPy is no dependency, and its optimizer would change the last digits of stored values.
 
     Args:
