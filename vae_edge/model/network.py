@@ -468,6 +468,7 @@ def sample_posterior(
 
 REFERENCE_PIXELS = 28 * 28
 BIN_SIGMA_DEG = 6.0  # width of the soft target around the true angle
+PART_WEIGHT = 0.5  # of the cross-entropy of each of the two class logits, relative to that of their sum
 
 
 @dataclass(frozen=True)
@@ -524,8 +525,9 @@ def compute_losses(
 
     The reconstruction is the Bernoulli negative log-likelihood of the upright image, at the decoder's size, under the
     decoder's logits, minus the image's own entropy (a perfect copy costs 0), scaled to 28×28 pixels of one channel. So
-    the balance of the terms does not depend on the image's size. The orientation encoder's own class logits are trained
-    at half weight.
+    the balance of the terms does not depend on the image's size. Where the class logits are a sum of two, each part is trained
+    at half weight as well. Without that, the part that learns faster, the orientation encoder, leaves the other nothing
+    to learn: it then classifies hardly better than chance, and the anomaly score knows little of the classes.
 
     Args:
         output: of `AngleVAE.forward_train`.
@@ -556,7 +558,9 @@ def compute_losses(
         total = total + weights.delta * terms["angle"]
         if orientation.logits is not None:
             terms["orientation_classes"] = cross_entropy(orientation.logits)
-            total = total + 0.5 * weights.gamma * terms["orientation_classes"]
+            terms["encoder_classes"] = cross_entropy(output.logits - orientation.logits)
+            parts = terms["orientation_classes"] + terms["encoder_classes"]
+            total = total + PART_WEIGHT * weights.gamma * parts
     terms["total"] = total / weights.gamma
     return terms
 

@@ -37,6 +37,7 @@ from vae_edge.spec import as_size
 from vae_edge.training.augment import Augmentation, augment
 from vae_edge.training.config import RunConfig, TrainConfig, TrainingData
 from vae_edge.training.distributed import shard_slice
+from vae_edge.training.head import choose_head
 
 MIN_IMAGES = 16
 MAX_GROUPS_STORED = 100  # names of held-out groups that a run keeps
@@ -113,6 +114,8 @@ def make_run_config(
 ) -> RunConfig:
     """Fix the configuration of a run.
 
+    Images without a background in common get the head that classifies them better (`vae_edge.training.head`).
+
     Args:
         dataset: the data set.
         splits: of `make_splits(dataset, settings)`.
@@ -133,8 +136,12 @@ def make_run_config(
         "orientation": orientation,
         "fill": spec.fill / 255,
         "circular_mask": orientation and spec.background == "none",
-        "head": "pooled" if spec.background == "none" or overrides.get("backbone") is not None else "code",
+        "head": "code",
     }
+    if overrides.get("backbone") is not None:
+        shape["head"] = "pooled"
+    elif spec.background == "none" and "head" not in overrides:
+        shape["head"] = choose_head(train, spec.fill / 255, settings.seed)
     model = create_config(preset, **{**shape, **overrides})
     if settings.synthetic_ratio and np.bincount(train.labels).max() < 2:
         raise ConfigError(
