@@ -525,9 +525,9 @@ def compute_losses(
 
     The reconstruction is the Bernoulli negative log-likelihood of the upright image, at the decoder's size, under the
     decoder's logits, minus the image's own entropy (a perfect copy costs 0), scaled to 28×28 pixels of one channel. So
-    the balance of the terms does not depend on the image's size. Where the class logits are a sum of two, each part is trained
-    at half weight as well. Without that, the part that learns faster, the orientation encoder, leaves the other nothing
-    to learn: it then classifies hardly better than chance, and the anomaly score knows little of the classes.
+    the balance of the terms does not depend on the image's size. Where the class logits are a sum of two, each
+    of the two is trained at half weight as well. Else the one that learns faster, of the orientation encoder, leaves
+    the other little to learn: the code then says little of the class, and the anomaly score little of what is usual.
 
     Args:
         output: of `AngleVAE.forward_train`.
