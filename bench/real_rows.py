@@ -139,6 +139,14 @@ PHOTOGRAPHS = Row(
     size=64,
     goals={**COMMON, ACCURACY: 94.0},
 )
+PHOTOGRAPHS_96 = replace(PHOTOGRAPHS, name="photographs-96", what="photographs, 96×96, unseen regions", size=96)
+PHOTOGRAPHS_ROTATED = replace(
+    PHOTOGRAPHS,
+    name="photographs-rotated",
+    what="photographs rotated by any angle, 64×64, unseen regions",
+    training={"rotation": "full"},
+    goals=COMMON,
+)
 PRETRAINED = replace(
     PHOTOGRAPHS,
     name="photographs-pretrained",
@@ -166,6 +174,6 @@ def grouped(row: Row) -> Row:
     return replace(row, name=f"{row.name}-grouped", what=f"{row.what}; whole groups held out", training=training)
 
 
-FIRST = (CHARACTERS, ICONS, ICONS_ROTATED, PHOTOGRAPHS, PRETRAINED)
+FIRST = (CHARACTERS, ICONS, ICONS_ROTATED, PHOTOGRAPHS, PHOTOGRAPHS_96, PHOTOGRAPHS_ROTATED, PRETRAINED)
 BOTH = tuple(found for row in FIRST for found in (row, grouped(row)))
 ROWS: dict[str, Row] = {row.name: row for row in (*BOTH, *map(other_variant, BOTH))}

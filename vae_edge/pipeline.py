@@ -86,7 +86,7 @@ def quickstart(
     Args:
         data: as `vae_edge.train`.
         out: folder that gets `run`, `bundle`, `report.html`, `bench.json`, `evaluation.json` and `quickstart.json`.
-        preset: `tiny`, `small` or `base`.
+        preset: `tiny`, `small`, `base` or `large`.
         epochs: passes over the training images; None is what shows about 170,000 images, or as many as this machine
             trains on in about two minutes.
         seed: fixes every random number.

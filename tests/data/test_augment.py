@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from vae_edge.metrics import wrap_degrees
 torch = pytest.importorskip("torch", reason="augmentation is PyTorch's")
 from vae_edge.ops.rotate import rotate  # noqa: E402
 from vae_edge.training.augment import PHOTOMETRIC, RANDOMS_PER_IMAGE, Augmentation, augment  # noqa: E402
-from vae_edge.training.config import AUGMENTATIONS, TrainConfig  # noqa: E402
+from vae_edge.training.config import AUGMENTATIONS, DRAWING_COLORS, TrainConfig  # noqa: E402
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -205,6 +206,17 @@ def test_auto_is_photometric_where_images_have_no_background_in_common() -> None
     turned = TrainConfig(rotation="full", mirror=True).augmentation(500, background="none")
     assert turned.rotation_deg == 180 and turned.mirror and turned.identity > 0 and turned.shear_deg == 0
     assert TrainConfig(rotation="30").augmentation(5000) == Augmentation(rotation_deg=30)
+
+
+def test_drawings_in_colour_are_shown_in_other_colours() -> None:
+    for images, kind in ((5000, "light"), (500, "strong")):
+        grey, color = (TrainConfig(rotation="none").augmentation(images, channels=channels) for channels in (1, 3))
+        assert grey == AUGMENTATIONS[kind] and grey.color == grey.contrast == 0
+        assert color == replace(grey, **DRAWING_COLORS)
+    turned = TrainConfig(rotation="full").augmentation(5000, channels=3)
+    assert turned == Augmentation(rotation_deg=180, **DRAWING_COLORS)
+    assert TrainConfig(rotation="none").augmentation(500, background="none", channels=3) == AUGMENTATIONS["photo"]
+    assert TrainConfig(rotation="none", augment="none").augmentation(500, channels=3) == Augmentation()
 
 
 @pytest.mark.parametrize(

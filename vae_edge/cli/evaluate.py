@@ -25,29 +25,23 @@ if TYPE_CHECKING:
 MAX_CLASSES_PRINTED = 20  # the worst ones
 
 
+def _measuring(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options that evaluate, threshold and report share: which images are measured, and how."""
+    names = ("split", "threads", "device", "trusted", "seed", "strict", "group_by", "val", "cache")
+    return {
+        "unknown": arguments.unknown or (),
+        "rotation": None if arguments.rotation is None else str(arguments.rotation),
+        **{name: getattr(arguments, name) for name in names},
+    }
+
+
 def evaluate(arguments: argparse.Namespace) -> None:
     """`vae-edge evaluate`."""
     from vae_edge.trained import evaluate
 
     with counting_progress("evaluating") as progress:
-        result = evaluate(
-            arguments.model,
-            arguments.data,
-            unknown=arguments.unknown or (),
-            split=arguments.split,
-            rotation=None if arguments.rotation is None else str(arguments.rotation),
-            backend=arguments.backend,
-            precision=arguments.precision,
-            threads=arguments.threads,
-            device=arguments.device,
-            trusted=arguments.trusted,
-            seed=arguments.seed,
-            strict=arguments.strict,
-            group_by=arguments.group_by,
-            val=arguments.val,
-            cache=arguments.cache,
-            progress=progress,
-        )
+        chosen = {"backend": arguments.backend, "precision": arguments.precision}
+        result = evaluate(arguments.model, arguments.data, **chosen, **_measuring(arguments), progress=progress)
     emit(result.to_json(), arguments.json, lambda: evaluation_lines(result.to_json()))
 
 
@@ -152,20 +146,10 @@ def threshold(arguments: argparse.Namespace) -> None:
             arguments.bundle,
             arguments.data,
             arguments.reject_rate,
-            unknown=arguments.unknown or (),
             balance=arguments.balance,
-            split=arguments.split,
-            rotation=None if arguments.rotation is None else str(arguments.rotation),
             force=arguments.force,
             dry_run=arguments.dry_run,
-            threads=arguments.threads,
-            device=arguments.device,
-            trusted=arguments.trusted,
-            seed=arguments.seed,
-            strict=arguments.strict,
-            group_by=arguments.group_by,
-            val=arguments.val,
-            cache=arguments.cache,
+            **_measuring(arguments),
             progress=progress,
         )
     emit(result.to_json(), arguments.json, lambda: _threshold_lines(result))
@@ -198,24 +182,10 @@ def report(arguments: argparse.Namespace) -> None:
     from vae_edge.reporting import write_report
 
     with counting_progress("evaluating") as progress:
+        chosen = {"backend": arguments.backend, "precision": arguments.precision}
+        out = "report.html" if arguments.out is None else arguments.out
         result = write_report(
-            arguments.model,
-            arguments.data,
-            "report.html" if arguments.out is None else arguments.out,
-            unknown=arguments.unknown or (),
-            split=arguments.split,
-            rotation=None if arguments.rotation is None else str(arguments.rotation),
-            backend=arguments.backend,
-            precision=arguments.precision,
-            threads=arguments.threads,
-            device=arguments.device,
-            trusted=arguments.trusted,
-            seed=arguments.seed,
-            strict=arguments.strict,
-            group_by=arguments.group_by,
-            val=arguments.val,
-            cache=arguments.cache,
-            progress=progress,
+            arguments.model, arguments.data, out, **chosen, **_measuring(arguments), progress=progress
         )
     emit(result.to_json(), arguments.json, lambda: _report_lines(result))
 

@@ -30,7 +30,7 @@ def add_train_commands(commands: Commands) -> None:
 def _quickstart(commands: Commands) -> None:
     parser = add_command(commands, "quickstart", "train")
     parser.add_argument("--data", default="digits", help=DATA_HELP)
-    parser.add_argument("--preset", default="small", help="tiny, small (default) or base")
+    parser.add_argument("--preset", default="small", help="tiny, small (default), base or large")
     parser.add_argument("--epochs", type=positive, help="passes over the training images")
     add_strict(parser)
     parser.add_argument("--out", default="runs/quickstart", help="folder of the results (default: runs/quickstart)")
@@ -62,7 +62,7 @@ def _data(commands: Commands) -> None:
 def _train(commands: Commands) -> None:
     parser = add_command(commands, "train", "train")
     parser.add_argument("--data", help=DATA_HELP)
-    parser.add_argument("--preset", help="tiny, small (default) or base")
+    parser.add_argument("--preset", help="tiny, small (default), base or large")
     parser.add_argument(
         "--backbone",
         metavar="NAME",
@@ -198,7 +198,7 @@ def _compare(commands: Commands) -> None:
     parser.add_argument(
         "--images-seen", type=positive, default=240_000, metavar="N", help="images shown in training (default: 240000)"
     )
-    parser.add_argument("--preset", default="small", help="of ours: tiny, small (default) or base")
+    parser.add_argument("--preset", default="small", help="of ours: tiny, small (default), base or large")
     add_image_form(parser)
     add_strict(parser)
     parser.add_argument("--seconds", type=float, default=30.0, help="time for all latencies (default: 30)")

@@ -168,7 +168,7 @@ def fit_network(
     batch = settings.batch_for(len(images))
     steps_per_epoch = len(images) // batch
     pixels, labels = torch.from_numpy(images.images).to(device), torch.from_numpy(images.labels).to(device)
-    augmentation = settings.augmentation(len(images))
+    augmentation = settings.augmentation(len(images), channels=images.images.shape[-1])
 
     order = np.empty(0, np.int64)
     network.train()

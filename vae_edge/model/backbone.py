@@ -322,7 +322,7 @@ class _ShapeRecorder(fx.Interpreter):
 
 
 @torch.no_grad()
-def fold_batchnorm(backbone: PretrainedBackbone) -> None:
+def fold_backbone_batchnorm(backbone: PretrainedBackbone) -> None:
     """Fold each batch normalization that follows a convolution into it, in place, for inference.
 
     The pairs are found by running an image: a normalization whose input is a convolution's output. Folding is done in

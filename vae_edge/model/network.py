@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from vae_edge_kernels.layout import NMS_BINS, WINDOW_BINS, NetworkLayout
 
 from vae_edge.errors import ConfigError
-from vae_edge.model.backbone import PretrainedBackbone, fold_batchnorm
+from vae_edge.model.backbone import PretrainedBackbone, fold_backbone_batchnorm
 from vae_edge.model.config import ModelConfig, create_config
 from vae_edge.model.score import AnomalyScore
 from vae_edge.ops.packing import ScoreMode, network_layout
@@ -324,7 +324,7 @@ class AngleVAE(nn.Module):
             return self
         exported = copy.deepcopy(self)
         assert isinstance(exported.encoder, PretrainedBackbone)
-        fold_batchnorm(exported.encoder)
+        fold_backbone_batchnorm(exported.encoder)
         return exported
 
     def probabilities(self, logits: Tensor) -> Tensor:

@@ -53,6 +53,8 @@ AUGMENTATIONS: dict[str, Augmentation] = {
     ),
 }
 """`light`, `medium` and `strong` are for drawings on an even background; `photo` for all other images."""
+DRAWING_COLORS = {"contrast": 0.4, "brightness": 0.15, "gamma": 0.3, "color": 0.3}
+"""Ranges that drawings in colour get beside these: another hand draws the same thing in other colours."""
 FEW_LABELS = 2_000  # labelled images below which `auto` augments strongly
 
 PSEUDO_LABEL_RAMP = 0.1  # fraction of the steps over which pseudo-labels reach their full weight
@@ -190,7 +192,9 @@ class TrainConfig:
             return "photo"
         return "light" if labelled >= FEW_LABELS else ("medium" if unlabelled else "strong")
 
-    def augmentation(self, labelled: int = SMALL_SET, unlabelled: int = 0, background: str = "dark") -> Augmentation:
+    def augmentation(
+        self, labelled: int = SMALL_SET, unlabelled: int = 0, background: str = "dark", channels: int = 1
+    ) -> Augmentation:
         """The random changes of a run with so many labelled and unlabelled images.
 
         Training with rotation rotates by the whole range. Drawings change their shapes then only where few of them are
@@ -200,14 +204,17 @@ class TrainConfig:
             labelled: number of labelled training images.
             unlabelled: number of those without a label.
             background: of the images, as `InputSpec.background`.
+            channels: of the images.
         """
         kind = self.augmentation_kind(labelled, unlabelled, background)
         ranges = replace(AUGMENTATIONS[kind], mirror=self.mirror)
+        colors = DRAWING_COLORS if channels == 3 and kind in ("light", "medium", "strong") else {}
+        ranges = replace(ranges, **colors)
         if self.rotation == "none":
             return ranges
         rotation_deg = rotation_range(self.rotation)
         if kind == "light":
-            return Augmentation(rotation_deg=rotation_deg, mirror=self.mirror)
+            return Augmentation(rotation_deg=rotation_deg, mirror=self.mirror, **colors)
         return replace(ranges, rotation_deg=rotation_deg, shear_deg=0.0 if kind == "photo" else ranges.shear_deg)
 
     def to_dict(self) -> dict[str, Any]:

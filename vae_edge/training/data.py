@@ -378,7 +378,9 @@ def build_batch(
     """
     settings, fill = config.training, config.model.fill
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
-    augmentation = settings.augmentation(config.data.trained_on, config.data.unlabelled, config.input.background)
+    augmentation = settings.augmentation(
+        config.data.trained_on, config.data.unlabelled, config.input.background, config.model.channels
+    )
     noise = torch.randn(composition.total, generator=generator) * math.radians(ANGLE_NOISE_DEG)
     certain = composition.labelled + composition.generated
     counts = {
