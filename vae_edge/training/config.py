@@ -53,7 +53,7 @@ AUGMENTATIONS: dict[str, Augmentation] = {
     ),
 }
 """`light`, `medium` and `strong` are for drawings on an even background; `photo` for all other images."""
-DRAWING_COLORS = {"contrast": 0.4, "brightness": 0.15, "gamma": 0.3, "color": 0.3}
+DRAWING_COLORS: dict[str, Any] = {"contrast": 0.4, "brightness": 0.15, "gamma": 0.3, "color": 0.3}
 """Ranges that drawings in colour get beside these: another hand draws the same thing in other colours."""
 FEW_LABELS = 2_000  # labelled images below which `auto` augments strongly
 
