@@ -1,0 +1,344 @@
+"""PTX text to a module: functions with parameters, registers, labels and instructions.
+
+Only the syntax is read here. Which opcodes exist, and with which operands, is in `table`. What is not known is
+refused: the error names the text and its line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from .errors import PtxError
+
+# Bits of a register by its declared type; a predicate has one.
+REGISTER_BITS = {"pred": 1} | {f"{kind}{bits}": bits for kind in "busf" for bits in (16, 32, 64) if (kind, bits) != ("f", 16)}
+IGNORED = re.compile(r"\.(version|address_size|pragma|file|noreturn)\b")
+TOKEN = re.compile(r"%?[A-Za-z_$][\w$]*(?:\.[xyz]\b)?")
+LABEL = re.compile(r"^([\w$]+):\s*")
+FUNCTION = re.compile(
+    r"(?:\.visible\s+)?\.(?P<kind>entry|func)\s*(?:\((?P<results>[^)]*)\)\s*)?(?P<name>[\w$]+)\s*\((?P<params>[^)]*)\)\s*"
+    r"(?:\.reqntid\s+(?P<threads>\d+)(?:,\s*1,\s*1)?\s*)?(?:\.maxnreg\s+\d+\s*)?(?:\.minnctapersm\s+\d+\s*)?$",
+    re.DOTALL,
+)
+PARAM = re.compile(r"\.param\s+\.(\w+)(?:\s+\.ptr)?(?:\s+\.global)?(?:\s+\.align\s+\d+)?\s+([\w$]+)$")
+SHARED = re.compile(r"\.extern\s+\.shared\s+\.align\s+(\d+)\s+\.b8\s+([\w$]+)\[\]$")
+CONSTANT = re.compile(r"\.global\s+\.align\s+\d+\s+\.b8\s+[\w$]+\[\d+\]\s*=\s*\{[\d,\s]*\}$")
+LOC = re.compile(r"\.loc\s+(\d+)\s+(\d+)\s+\d+")
+FILE = re.compile(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Param:
+    """A parameter: its name and its type, "b64", "u32", …"""
+
+    name: str
+    type: str
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction.
+
+    Attributes:
+        opcode: with all modifiers, as written: "add.rn.f32".
+        operands: each as written, without spaces around; a vector keeps its braces.
+        guard: name of the predicate in front, or None.
+        negated: whether the guard is `@!`.
+        line: of the PTX text, from 1.
+        source: "file.py:line" of the last `.loc`, or "".
+        text: the statement, for messages.
+    """
+
+    opcode: str
+    operands: tuple[str, ...]
+    guard: str | None
+    negated: bool
+    line: int
+    source: str
+    text: str
+
+
+@dataclass
+class Function:
+    """An entry or a function.
+
+    Attributes:
+        registers: declared name to bits; names of an inner scope carry its number.
+        instructions: in order.
+        labels: name to the index of the instruction that follows.
+        threads: of `.reqntid`, or None.
+    """
+
+    name: str
+    is_entry: bool
+    params: tuple[Param, ...]
+    results: tuple[Param, ...]
+    threads: int | None
+    registers: dict[str, int] = field(default_factory=dict)
+    instructions: list[Instruction] = field(default_factory=list)
+    labels: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def short_name(self) -> str:
+        """The name without Triton's mangled types."""
+        match = re.match(r"vae_edge_kernels_\$_(?:\w+?_\$_)?(\w+?)__[Pciuf]", self.name)
+        return match.group(1) if match else self.name
+
+
+@dataclass
+class Module:
+    """A PTX text.
+
+    Attributes:
+        target: "sm_87", as `.target` says.
+        functions: by name; declarations without a body are left out.
+        shared: name of the dynamic shared memory, or None.
+    """
+
+    target: str
+    functions: dict[str, Function]
+    shared: str | None
+
+    @property
+    def entry(self) -> Function:
+        """The only entry.
+
+        Raises:
+            PtxError: if there is none, or more than one.
+        """
+        entries = [function for function in self.functions.values() if function.is_entry]
+        if len(entries) != 1:
+            raise PtxError(f"The module has {len(entries)} entries, where one is expected.")
+        return entries[0]
+
+
+def parse(text: str) -> Module:
+    """PTX text to a module.
+
+    Raises:
+        PtxError: at a directive, declaration or statement that is not known.
+    """
+    files = {number: path.rsplit("/", 1)[-1] for number, path in FILE.findall(text)}
+    code = re.sub(r"^\s*\.section\s+\.debug.*", "", text, flags=re.DOTALL | re.MULTILINE)
+    code = re.sub(r"//[^\n]*", "", code)
+    parser = _Parser(files)
+    for line, statement in _statements(code):
+        parser.take(line, statement)
+    return parser.module()
+
+
+def split_operands(text: str) -> tuple[str, ...]:
+    """ "{a, b}, [c+4], 1" to its three parts."""
+    parts, depth, start = [], 0, 0
+    for position, character in enumerate(text):
+        if character in "{[(":
+            depth += 1
+        elif character in "}])":
+            depth -= 1
+        elif character == "," and depth == 0:
+            parts.append(text[start:position].strip())
+            start = position + 1
+    last = text[start:].strip()
+    return (*parts, last) if last else tuple(parts)
+
+
+def _statements(code: str) -> Iterator[tuple[int, str]]:
+    """(line, statement): up to a semicolon, or a brace of a block, or a directive of one line."""
+    line, start_line, pending = 1, 1, ""
+    in_vector = False
+    for row in code.split("\n"):
+        stripped = row.strip()
+        if not pending.strip() and re.match(r"\.(loc|file|version|target|address_size)\b", stripped):
+            yield line, stripped
+            line += 1
+            continue
+        for character in row:
+            if not pending.strip():
+                pending, start_line = "", line
+            if character == ";" and not in_vector:
+                yield start_line, pending.strip()
+                pending = ""
+            elif character == "{":
+                before = pending.strip()
+                # A brace opens a block at a statement's start or after a function's head; else it is a vector.
+                if not before or (before.startswith((".visible", ".entry", ".func")) and "=" not in before):
+                    if before:
+                        yield start_line, before
+                    yield line, "{"
+                    pending = ""
+                else:
+                    in_vector = True
+                    pending += character
+            elif character == "}":
+                if in_vector:
+                    in_vector = False
+                    pending += character
+                else:
+                    if pending.strip():
+                        raise PtxError(f"Line {start_line}: the statement {pending.strip()!r} has no end.")
+                    yield line, "}"
+                    pending = ""
+            else:
+                pending += character
+        label = LABEL.match(pending.strip())
+        if label and label.end() == len(pending.strip()) and not in_vector:
+            yield start_line, pending.strip()
+            pending = ""
+        pending += "\n" if pending else ""
+        line += 1
+    if pending.strip():
+        raise PtxError(f"Line {start_line}: the statement {pending.strip()[:80]!r} has no end.")
+
+
+class _Parser:
+    """The state of reading: the function, its scopes of register names, and the source line."""
+
+    def __init__(self, files: dict[str, str]) -> None:
+        self.files = files
+        self.target = ""
+        self.shared: str | None = None
+        self.functions: dict[str, Function] = {}
+        self.head: Function | None = None  # whose body has not begun
+        self.function: Function | None = None
+        self.scopes: list[dict[str, str]] = []
+        self.scope_count = 0
+        self.source = ""
+
+    def module(self) -> Module:
+        if self.function is not None or not self.target:
+            raise PtxError("The text ends within a function, or names no target.")
+        return Module(self.target, self.functions, self.shared)
+
+    def take(self, line: int, statement: str) -> None:
+        if not statement:
+            return
+        if statement == "{":
+            self._open(line)
+        elif statement == "}":
+            self._close(line)
+        elif statement.startswith(".loc"):
+            self._locate(line, statement)
+        elif self.function is None:
+            self._declare(line, statement)
+        else:
+            self._body(line, statement)
+
+    def _open(self, line: int) -> None:
+        if self.function is None:
+            if self.head is None:
+                raise PtxError(f"Line {line}: a block outside a function.")
+            self.function, self.head = self.head, None
+            self.scopes = [{}]
+        else:
+            self.scope_count += 1
+            self.scopes.append({})
+
+    def _close(self, line: int) -> None:
+        if self.function is None:
+            raise PtxError(f"Line {line}: a brace closes nothing.")
+        self.scopes.pop()
+        if not self.scopes:
+            missing = [label for label, at in self.function.labels.items() if at > len(self.function.instructions)]
+            if missing:
+                raise PtxError(f"Line {line}: the labels {missing} stand nowhere.")
+            self.functions[self.function.name] = self.function
+            self.function = None
+
+    def _locate(self, line: int, statement: str) -> None:
+        match = LOC.match(statement)
+        if match is None:
+            raise PtxError(f"Line {line}: {statement!r} is no source line.")
+        self.source = f"{self.files.get(match.group(1), '?')}:{match.group(2)}"
+
+    def _declare(self, line: int, statement: str) -> None:
+        """Outside functions."""
+        if IGNORED.match(statement):
+            return
+        if statement.startswith(".target"):
+            self.target = statement.split()[1].rstrip(",")
+            return
+        flat = " ".join(statement.split())
+        shared = SHARED.match(flat)
+        if shared:
+            self.shared = shared.group(2)
+            return
+        if CONSTANT.match(flat):
+            return  # strings that Triton leaves behind, which no instruction reads
+        match = FUNCTION.match(flat)
+        if match is None:
+            raise PtxError(f"Line {line}: the declaration {flat[:120]!r} is not known.")
+        threads = match.group("threads")
+        self.head = Function(
+            name=match.group("name"),
+            is_entry=match.group("kind") == "entry",
+            params=self._params(line, match.group("params")),
+            results=self._params(line, match.group("results") or ""),
+            threads=None if threads is None else int(threads),
+        )
+
+    def _params(self, line: int, text: str) -> tuple[Param, ...]:
+        params = []
+        for part in split_operands(text):
+            match = PARAM.match(part)
+            if match is None:
+                raise PtxError(f"Line {line}: the parameter {part!r} is not known.")
+            params.append(Param(match.group(2), match.group(1)))
+        return tuple(params)
+
+    def _body(self, line: int, statement: str) -> None:
+        assert self.function is not None
+        label = LABEL.match(statement)
+        if label:
+            if label.group(1) in self.function.labels:
+                raise PtxError(f"Line {line}: the label {label.group(1)} stands twice.")
+            self.function.labels[label.group(1)] = len(self.function.instructions)
+            self.take(line, statement[label.end() :].strip())
+        elif statement.startswith(".reg"):
+            self._registers(line, statement)
+        elif statement.startswith(".param") and PARAM.match(" ".join(statement.split())):
+            return  # the place of an argument or result of a call; `call` names it
+        elif IGNORED.match(statement):
+            return
+        elif statement.startswith("."):
+            raise PtxError(f"Line {line}: the directive {statement!r} is not known.")
+        else:
+            self.function.instructions.append(self._instruction(line, statement))
+
+    def _registers(self, line: int, statement: str) -> None:
+        assert self.function is not None
+        match = re.match(r"\.reg\s+\.(\w+)\s+(.*)", statement, re.DOTALL)
+        bits = REGISTER_BITS.get(match.group(1)) if match else None
+        if match is None or bits is None:
+            raise PtxError(f"Line {line}: the registers of {statement!r} are not known.")
+        for declared in split_operands(match.group(2)):
+            family = re.fullmatch(r"(%?[\w$]+)<(\d+)>", declared)
+            names = [f"{family.group(1)}{i}" for i in range(int(family.group(2)))] if family else [declared]
+            for name in names:
+                unique = name if len(self.scopes) == 1 else f"{name}@{self.scope_count}"
+                self.scopes[-1][name] = unique
+                self.function.registers[unique] = bits
+
+    def _resolve(self, name: str) -> str:
+        for scope in reversed(self.scopes):
+            if name in scope:
+                return scope[name]
+        return name
+
+    def _instruction(self, line: int, statement: str) -> Instruction:
+        text = " ".join(statement.split())
+        match = re.match(r"(?:@(!?)(%?[\w$]+)\s+)?([a-z][\w.:]*)(?:\s+(.*))?$", text)
+        if match is None:
+            raise PtxError(f"Line {line}: the statement {text!r} is not known.")
+        negated, guard, opcode, rest = match.groups()
+        operands = split_operands(rest or "")
+        return Instruction(
+            opcode=opcode,
+            operands=tuple(TOKEN.sub(lambda token: self._resolve(token.group(0)), part) for part in operands),
+            guard=None if guard is None else self._resolve(guard),
+            negated=bool(negated),
+            line=line,
+            source=self.source,
+            text=text if len(text) < 200 else f"{text[:200]}…",
+        )
