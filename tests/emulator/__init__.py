@@ -1,4 +1,1 @@
-"""A GPU for tests: executes the PTX of the library's kernels on NumPy arrays, and checks every access.
-
-`launch.run_kernel` compiles a kernel ahead of time and runs it; `device.Device` runs any PTX text. See README.md.
-"""
+"""The foundations of a GPU for tests: PTX text to a module, and the arithmetic of its instructions on NumPy arrays."""

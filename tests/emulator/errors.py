@@ -8,12 +8,4 @@ class EmulatorError(Exception):
 
 
 class PtxError(EmulatorError):
-    """PTX that the emulator does not know; the sentence names the instruction's text and line."""
-
-
-class DeadlockError(EmulatorError):
-    """No thread can go on: all wait for one another, or spin without end."""
-
-
-class KernelFaultError(EmulatorError):
-    """The kernel did what it must not; the sentences are those of `faults.FaultLog`."""
+    """PTX that the emulator does not know; the sentence names the text and its line."""

@@ -1,11 +1,12 @@
 """PTX text to a module: functions with parameters, registers, labels and instructions.
 
-Only the syntax is read here. Which opcodes exist, and with which operands, is in `table`. What is not known is
+Only the syntax is read here: opcodes and operands are not judged. A directive or declaration that is not known is
 refused: the error names the text and its line.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,7 +14,9 @@ from dataclasses import dataclass, field
 from .errors import PtxError
 
 # Bits of a register by its declared type; a predicate has one.
-REGISTER_BITS = {"pred": 1} | {f"{kind}{bits}": bits for kind in "busf" for bits in (16, 32, 64) if (kind, bits) != ("f", 16)}
+REGISTER_BITS = {"pred": 1} | {
+    f"{kind}{bits}": bits for kind in "busf" for bits in (16, 32, 64) if (kind, bits) != ("f", 16)
+}
 IGNORED = re.compile(r"\.(version|address_size|pragma|file|noreturn)\b")
 TOKEN = re.compile(r"%?[A-Za-z_$][\w$]*(?:\.[xyz]\b)?")
 LABEL = re.compile(r"^([\w$]+):\s*")
@@ -203,7 +206,7 @@ class _Parser:
         self.head: Function | None = None  # whose body has not begun
         self.function: Function | None = None
         self.scopes: list[dict[str, str]] = []
-        self.scope_count = 0
+        self.serial = itertools.count()  # makes the names of inner scopes unique
         self.source = ""
 
     def module(self) -> Module:
@@ -232,7 +235,6 @@ class _Parser:
             self.function, self.head = self.head, None
             self.scopes = [{}]
         else:
-            self.scope_count += 1
             self.scopes.append({})
 
     def _close(self, line: int) -> None:
@@ -240,9 +242,6 @@ class _Parser:
             raise PtxError(f"Line {line}: a brace closes nothing.")
         self.scopes.pop()
         if not self.scopes:
-            missing = [label for label, at in self.function.labels.items() if at > len(self.function.instructions)]
-            if missing:
-                raise PtxError(f"Line {line}: the labels {missing} stand nowhere.")
             self.functions[self.function.name] = self.function
             self.function = None
 
@@ -316,7 +315,7 @@ class _Parser:
             family = re.fullmatch(r"(%?[\w$]+)<(\d+)>", declared)
             names = [f"{family.group(1)}{i}" for i in range(int(family.group(2)))] if family else [declared]
             for name in names:
-                unique = name if len(self.scopes) == 1 else f"{name}@{self.scope_count}"
+                unique = name if len(self.scopes) == 1 else f"{name}@{next(self.serial)}"
                 self.scopes[-1][name] = unique
                 self.function.registers[unique] = bits
 
