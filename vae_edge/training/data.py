@@ -531,5 +531,8 @@ def describe_run(dataset: Dataset, config: RunConfig) -> Iterator[str]:
         yield f"{data.duplicates} images are exact duplicates; the duplicates of an image are all in one split"
     if data.in_test:
         yield f"{data.in_test} images of the test split are training images too: figures on it are too good"
+    if config.input.background == "none" and config.model.backbone is None:
+        told = "what is in them, wherever it is" if config.model.pooled else "what is where in the frame"
+        yield f"the images have no background in common; the classifier goes by {told} (head {config.model.head})"
     if config.model.circular_mask:
         yield "the images have no even background: pixels outside the inscribed circle are set to 0"
