@@ -50,7 +50,7 @@ def train_dataset(
     if training.batch is None and model.get("backbone") is not None:
         training = replace(training, batch=PRETRAINED_BATCH)
     begun = read_config(out) if (out / CONFIG).exists() else None
-    if begun is not None and "head" not in model:
+    if begun is not None and "head" not in model and begun.model.backbone == model.get("backbone"):
         model = {**model, "head": begun.model.head}
     with phase("looking for duplicates"):
         splits = make_splits(dataset, training)
