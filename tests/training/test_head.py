@@ -105,7 +105,7 @@ def test_a_run_that_goes_on_keeps_its_head(
     assert (tmp_path / STATE).exists() and read_config(tmp_path).model.head == "code"
     monkeypatch.setattr("vae_edge.training.data.choose_head", lambda *_: "pooled")  # as another version's answer
     again = {"preset": "tiny", "resume": True, "progress": None}
-    with pytest.raises(CheckpointError, match="model.backbone: None then"):
+    with pytest.raises(CheckpointError, match=r"model\.backbone: None then"):
         vae_edge.train(dataset, tmp_path, settings, backbone="timm/resnet18", **again)
     vae_edge.train(dataset, tmp_path, settings, **again)
     assert read_config(tmp_path).model.head == "code"
