@@ -280,11 +280,13 @@ def test_calibration_is_mended_and_evaluated_on_the_other_half():
 
 
 def test_an_image_does_not_help_to_evaluate_itself():
-    # Two images, one of them wrong: each one's temperature is fitted on the other. The wrong one alone asks for the
-    # hottest, so the right one is judged at 20; the right one alone says nothing, so the wrong one is judged at 1.
+    # Two images, one of them wrong: each one's temperature is fitted on the other. The wrong one alone raises that of
+    # the right one; the right one alone says nothing, so the wrong one is judged at 1.
     logits, labels = np.array([[2.0, 0.0], [2.0, 0.0]]), np.array([0, 1])
-    at_20, at_1 = softmax([0.1, 0.0])[0], softmax([2.0, 0.0])[0]
+    raised = fit_temperature(logits[1:], labels[1:])
+    assert raised > 1.05
+    at_raised, at_1 = softmax([2.0 / raised, 0.0])[0], softmax([2.0, 0.0])[0]
     told = cross_fitted_ece(logits, labels, seed=0)
-    assert told.after == pytest.approx(((1 - at_20) + at_1) / 2, abs=1e-6)
+    assert told.after == pytest.approx(((1 - at_raised) + at_1) / 2, abs=1e-6)
     with pytest.raises(DataError, match="at least two"):
         cross_fitted_ece(logits[:1], labels[:1], seed=0)

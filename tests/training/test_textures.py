@@ -11,8 +11,6 @@ import pytest
 from prepared import prepare
 from scipy.ndimage import gaussian_filter
 
-from prepared import prepare
-
 from vae_edge.data import Dataset, LabelledImages
 from vae_edge.training.checkpoint import load_checkpoint
 from vae_edge.training.config import TrainConfig
