@@ -78,6 +78,8 @@ SHAPES: list[tuple[str, dict[str, Any]]] = [
     ("tiny", {"size": 224}),
     ("tiny", {"head": "pooled"}),
     ("small", {"size": (65, 98), "channels": 3, "head": "pooled", "orientation": False}),
+    ("tiny", {"head": "code+pooled"}),
+    ("small", {"size": (65, 98), "channels": 3, "head": "code+pooled", "orientation": False}),
     ("tiny", {"size": 224, "head": "pooled", "widths": (16, 32)}),
     ("tiny", {"size": 64, "head": "pooled", "stem_halvings": 0, "fill": 1.0}),
     ("tiny", {"size": 40, "widths": (16, 32), "orientation_widths": (32, 16, 48), "angle_bins": 20}),

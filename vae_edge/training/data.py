@@ -115,7 +115,8 @@ def make_run_config(
 ) -> RunConfig:
     """Fix the configuration of a run.
 
-    Images without a background in common get the head that classifies them better (`vae_edge.training.head`).
+    Images without a background in common get the head that classifies them better (`vae_edge.training.head`). What is
+    always upright and in colour gets a second classifier beside that of the code.
 
     Args:
         dataset: the data set.
@@ -144,6 +145,8 @@ def make_run_config(
     elif spec.background == "none" and "head" not in overrides:
         with phase("measuring which head suits the images"):
             shape["head"] = choose_head(train, spec.fill / 255, settings.seed)
+    if shape["head"] == "code" and not orientation and shape["channels"] == 3:
+        shape["head"] = "code+pooled"
     model = create_config(preset, **{**shape, **overrides})
     if settings.synthetic_ratio and np.bincount(train.labels).max() < 2:
         raise ConfigError(
