@@ -251,7 +251,7 @@ def test_the_default_is_int8_where_there_is_one_and_fp16_of_the_fp32_file_otherw
     for name, tolerance in probes.models[native.sha256].tolerance.items():
         assert tolerance.mean == pytest.approx(expected.tolerance[name].mean, rel=1e-6)
         assert tolerance.mean == pytest.approx(made.differences[name]["allowed_mean"], rel=1e-6)
-        assert tolerance.mean > 2 * probes.models[fp32.sha256].tolerance[name].mean
+        assert tolerance.mean > 1.5 * probes.models[fp32.sha256].tolerance[name].mean
 
 
 def test_a_second_build_replaces_the_first(own: Path, compiled: list[dict[str, Any]]) -> None:
