@@ -185,7 +185,7 @@ def test_the_table_says_what_the_files_say(
     with_rows(monkeypatch, bench, {"shapes": replace(rows["shapes"], preset="small")})
     assert bench["real"].main([*measured, "--table"]) == 0
     assert "1 of the one of our size; with other settings)" in capsys.readouterr().out
-    assert all(line.count("|") == 7 for line in lines if line.startswith("|"))
+    assert all(line.count("|") == 8 for line in lines if line.startswith("|"))
 
 
 def test_a_budget_becomes_epochs_by_the_time_of_a_step(
