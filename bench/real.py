@@ -8,8 +8,8 @@ Rows and goals are in bench/real_rows.py, the sets of variant a and b in the fol
 goes the way that a user's does: trained, exported, quantized, and measured through the runtime; the plain CNN is in
 bench/real_cnn.py. It takes our training and held-out images, our batches and augmentation, and the processor seconds
 that our training took, all of them. `cnn-equal` is the same network, as wide as gives it as many weights as ours has.
-Its unknown images are told by the largest probability, and by the Mahalanobis
-distance of its features. Both models' temperature and threshold come from the same held-out images.
+Unknown images are told by the largest probability, and by the Mahalanobis distance of the features. All models'
+temperature and threshold come from the same held-out images.
 
 Measured are the images of unseen groups, and unknown images. `bench/results/real-ROW-MODEL.json` has a row's records,
 one a seed. What is there is not done again, unless `--again` says so or its settings are others. `--budget` chooses the
