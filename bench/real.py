@@ -1,14 +1,15 @@
 """What the model reaches on real pictures, beside a plain CNN that trains as long on the same images.
 
     python bench/real_data.py runs/real-data/a
-    python bench/real.py [--row NAME ...] [--model vae cnn] [--seed N ...] [--budget SECONDS]
+    python bench/real.py [--row NAME ...] [--model vae cnn cnn-equal] [--seed N ...] [--budget SECONDS]
     python bench/real.py --list | --table
 
 Rows and goals are in bench/real_rows.py, the sets of variant a and b in the folders `a` and `b` of `--data`. Our model
 goes the way that a user's does: trained, exported, quantized, and measured through the runtime; the plain CNN is in
 bench/real_cnn.py. It takes our training and held-out images, our batches and augmentation, and the processor seconds
-that our training took, all of them. Its unknown images are told by the largest probability, and by the Mahalanobis
-distance of its features. Both models' temperature and threshold come from the same held-out images.
+that our training took, all of them. `cnn-equal` is the same network, as wide as gives it as many weights as ours has.
+Unknown images are told by the largest probability, and by the Mahalanobis distance of the features. All models'
+temperature and threshold come from the same held-out images.
 
 Measured are the images of unseen groups, and unknown images. `bench/results/real-ROW-MODEL.json` has a row's records,
 one a seed. What is there is not done again, unless `--again` says so or its settings are others. `--budget` chooses the
@@ -38,7 +39,7 @@ import torch
 from command_line import log, natural, positive, progress_lines
 from numpy.typing import NDArray
 from real_archives import unknown_folder
-from real_cnn import Mahalanobis, outputs_of, train_cnn
+from real_cnn import WIDTHS, Mahalanobis, outputs_of, train_cnn, widths_for
 from real_rows import GAIN, MAHALANOBIS, ROWS, Line, Row, lines
 
 from vae_edge import api
@@ -61,9 +62,9 @@ from vae_edge.training.evaluate import fit_temperature
 from vae_edge.training.trainer import Interrupted, Progress
 
 RESULTS = Path(__file__).parent / "results"
-VAE, CNN = "vae", "cnn"
-MODELS = (VAE, CNN)
-NAMES = {VAE: "ours", CNN: "the plain CNN"}
+VAE, CNN, CNN_EQUAL = "vae", "cnn", "cnn-equal"
+MODELS = (VAE, CNN, CNN_EQUAL)
+NAMES = {VAE: "ours", CNN: "the plain CNN", CNN_EQUAL: "the one of our size"}
 PRECISIONS = ("fp32", "int8")
 PACKAGES = ("torch", "onnx", "pillow")  # whose versions a record names
 TEST_SEED, UNKNOWN_SEED, HELD_OUT_SEED = 1, 2, 3  # added to the seed, for the angles of the images
@@ -301,8 +302,12 @@ def run_folder(row: Row, seed: int, options: Options, fingerprint: str) -> Path:
 # ---------------------------------------------------------------------------------------------------- the rival
 
 
-def run_cnn(row: Row, seed: int, options: Options, progress: Progress | None) -> tuple[Record, Record]:
+def run_cnn(
+    row: Row, seed: int, options: Options, progress: Progress | None, equal_size: bool = False
+) -> tuple[Record, Record]:
     """Train the plain CNN for the time that our run took, and measure it; its figures and our run's settings.
+
+    With `equal_size` its layers are as wide as give it as many parameters as our network has at inference.
 
     Raises:
         DataError: our run is not there.
@@ -312,10 +317,14 @@ def run_cnn(row: Row, seed: int, options: Options, progress: Progress | None) ->
     run = run_folder(row, seed, options, dataset.fingerprint())
     if not (run / TRAINING).is_file():
         raise DataError(f"{run} is not there: the plain CNN trains as long as our model did; run --model vae first")
-    config, seconds = load_checkpoint(run).config, read_json(run / TRAINING)["processor_seconds"]
+    checkpoint, seconds = load_checkpoint(run), read_json(run / TRAINING)["processor_seconds"]
+    config, widths = checkpoint.config, WIDTHS
+    if equal_size:
+        parameters = inference_costs(checkpoint.model)["full"]["parameters"]
+        widths = widths_for(parameters, config.model.channels, config.model.classes)
     splits, fill = make_splits(dataset, config.training), config.input.fill
     stopwatch = Stopwatch()
-    network, steps = train_cnn(splits, config, seconds, progress)
+    network, steps = train_cnn(splits, config, seconds, progress, widths)
     took = stopwatch.read()
 
     held_out = rotate(splits.held_out, row, seed + HELD_OUT_SEED, fill)
@@ -395,7 +404,10 @@ def run_trial(row: Row, model: str, seed: int, options: Options) -> None:
     began = time.monotonic()
     use_threads(options.threads)
     with progress_lines(title) as progress:
-        figures, training = (run_vae if model == VAE else run_cnn)(row, seed, options, progress)
+        if model == VAE:
+            figures, training = run_vae(row, seed, options, progress)
+        else:
+            figures, training = run_cnn(row, seed, options, progress, equal_size=model == CNN_EQUAL)
     machine = describe_machine(torch.get_num_threads())
     records[seed] = {
         "seed": seed,
@@ -415,8 +427,8 @@ def run_trial(row: Row, model: str, seed: int, options: Options) -> None:
 
 # ------------------------------------------------------------------------------------------------------- table
 
-COLUMNS = ((VAE, "fp32"), (VAE, "int8"), (CNN, "fp32"), (CNN, MAHALANOBIS))
-HEADINGS = ("ours", "ours, int8", "plain CNN", "its Mahalanobis distance")
+COLUMNS = ((VAE, "fp32"), (VAE, "int8"), (CNN, "fp32"), (CNN, MAHALANOBIS), (CNN_EQUAL, "fp32"))
+HEADINGS = ("ours", "ours, int8", "plain CNN", "its Mahalanobis distance", "plain CNN of our size")
 
 
 def table(results: Path, rows: Mapping[str, Row]) -> str:
@@ -424,9 +436,9 @@ def table(results: Path, rows: Mapping[str, Row]) -> str:
     parts = []
     for row in rows.values():
         found = {model: read_results(result_file(results, row, model)) for model in MODELS}
-        if not found[VAE] and not found[CNN]:
+        if not any(found.values()):
             continue
-        seeds = " and ".join(f"{len(found[model])} of {NAMES[model]}" for model in MODELS if found[model])
+        seeds = ", ".join(f"{len(found[model])} of {NAMES[model]}" for model in MODELS if found[model])
         others = any(
             record["settings"] | of_row(row) != record["settings"] for m in MODELS for record in found[m].values()
         )
@@ -437,7 +449,7 @@ def table(results: Path, rows: Mapping[str, Row]) -> str:
             model: over_seeds([r["figures"] for r in by_seed.values()]) for model, by_seed in found.items() if by_seed
         }
         body = [table_line(line, figures) for line in lines(row)]
-        body.insert(1, gain_line(row, found))
+        body[1:1] = [gain_line(row, found, CNN), gain_line(row, found, CNN_EQUAL)]
         parts.append("\n".join([*head, *body]))
     return "\n\n".join(parts)
 
@@ -457,12 +469,13 @@ def table_line(line: Line, figures: Mapping[str, Mapping[str, Any]]) -> str:
     return f"| {line.goal.what} | {wanted(line.goal)} | {' | '.join(cells)} |"
 
 
-def gain_line(row: Row, found: Mapping[str, Mapping[int, Record]]) -> str:
-    """What our model gains in accuracy, seed by seed."""
-    goal = Goal(GAIN, ("gain",), row.goals.get(GAIN), unit=" points")
-    seeds = sorted(set(found[VAE]) & set(found[CNN]))
-    gains = [{"gain": ours - other} for ours, other in ((_accuracy(found, m, s) for m in MODELS) for s in seeds)]
-    return f"| {GAIN} | {wanted(goal)} | {cell(goal, over_seeds(gains)) if gains else ''} |{' |' * (len(COLUMNS) - 1)}"
+def gain_line(row: Row, found: Mapping[str, Mapping[int, Record]], other: str) -> str:
+    """What our model gains in accuracy over another, seed by seed."""
+    what = GAIN if other == CNN else f"{GAIN} of our size"
+    goal = Goal(what, ("gain",), row.goals.get(GAIN), unit=" points")
+    seeds = sorted(set(found[VAE]) & set(found[other]))
+    gains = [{"gain": _accuracy(found, VAE, seed) - _accuracy(found, other, seed)} for seed in seeds]
+    return f"| {what} | {wanted(goal)} | {cell(goal, over_seeds(gains)) if gains else ''} |{' |' * (len(COLUMNS) - 1)}"
 
 
 def _accuracy(found: Mapping[str, Mapping[int, Record]], model: str, seed: int) -> float:
@@ -491,7 +504,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--row", nargs="+", choices=tuple(ROWS), metavar="NAME", help="default: all; see --list")
-    parser.add_argument("--model", nargs="+", choices=MODELS, default=MODELS, help="default: both")
+    parser.add_argument("--model", nargs="+", choices=MODELS, default=MODELS, help="default: all")
     parser.add_argument("--seed", nargs="+", type=natural, default=[0, 1, 2], metavar="N", help="default: 0 1 2")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--budget", type=positive, metavar="SECONDS", help="of the processor, for our training")

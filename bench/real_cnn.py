@@ -29,17 +29,17 @@ SHRINKAGE = 1e-3  # of the features' covariance towards its mean variance
 class PlainCNN(nn.Module):
     """Four blocks of convolution, normalization, ReLU and pooling, the mean over all places, and a linear layer."""
 
-    def __init__(self, channels: int, classes: int) -> None:
+    def __init__(self, channels: int, classes: int, widths: tuple[int, ...] = WIDTHS) -> None:
         super().__init__()
         blocks: list[nn.Module] = []
-        for inputs, outputs in zip((channels, *WIDTHS), WIDTHS, strict=False):
+        for inputs, outputs in zip((channels, *widths), widths, strict=False):
             convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
             blocks += [convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
         self.blocks = nn.Sequential(*blocks)
-        self.classifier = nn.Linear(WIDTHS[-1], classes)
+        self.classifier = nn.Linear(widths[-1], classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """Images [N, C, H, W] to features [N, 128]."""
+        """Images [N, C, H, W] to features [N, widths[-1]]."""
         return self.blocks(images).mean((2, 3))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -47,8 +47,25 @@ class PlainCNN(nn.Module):
         return self.classifier(self.features(images))
 
 
+def widths_for(parameters: int, channels: int, classes: int) -> tuple[int, ...]:
+    """`WIDTHS` times the factor that brings the network closest to a number of parameters, in multiples of 4."""
+
+    def scaled(factor: int) -> tuple[int, ...]:
+        return tuple(max(4, round(width * factor / 32 / 4) * 4) for width in WIDTHS)
+
+    def distance(factor: int) -> int:
+        network = PlainCNN(channels, classes, scaled(factor))
+        return abs(sum(parameter.numel() for parameter in network.parameters()) - parameters)
+
+    return scaled(min(range(4, 161), key=distance))
+
+
 def train_cnn(
-    splits: DataSplits, config: RunConfig, seconds: float, progress: Progress | None = None
+    splits: DataSplits,
+    config: RunConfig,
+    seconds: float,
+    progress: Progress | None = None,
+    widths: tuple[int, ...] = WIDTHS,
 ) -> tuple[PlainCNN, int]:
     """Train with AdamW on a one-cycle learning rate until the processor seconds are over.
 
@@ -56,13 +73,14 @@ def train_cnn(
         splits, config: of our run: its training images, batches and augmentation are taken.
         seconds: of all threads of this process.
         progress: called after each step with (milliseconds, milliseconds in all, {"total": loss}).
+        widths: output channels of the blocks.
 
     Returns:
         the network in evaluation mode, and the number of steps.
     """
     settings = config.training
     torch.manual_seed(settings.seed)
-    network = PlainCNN(config.model.channels, config.model.classes).to(memory_format=torch.channels_last)
+    network = PlainCNN(config.model.channels, config.model.classes, widths).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     train, bf16 = splits.train, settings.bf16 if settings.bf16 is not None else fast_bf16()
     images = InMemoryDataset.from_arrays(
@@ -90,7 +108,7 @@ def train_cnn(
 
 @torch.no_grad()
 def outputs_of(network: PlainCNN, images: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Logits [N, K] and features [N, 128] of images uint8 [N, H, W, C]."""
+    """Logits [N, K] and features [N, D] of images uint8 [N, H, W, C]."""
     features = [network.features(to_float(images[i : i + PREDICT_BATCH])) for i in range(0, len(images), PREDICT_BATCH)]
     joined = torch.cat(features)
     return network.classifier(joined).double().numpy(), joined.double().numpy()
@@ -113,7 +131,7 @@ class Mahalanobis:
         self.precision = np.linalg.inv(covariance + SHRINKAGE * variance * np.eye(len(covariance)))
 
     def scores(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Squared distances [N] of features [N, 128]."""
+        """Squared distances [N] of features [N, D]."""
         offsets = features[:, None] - self.means[None]
         distances: NDArray[Any] = np.einsum("nkf,fg,nkg->nk", offsets, self.precision, offsets, optimize=True)
         return distances.min(1)

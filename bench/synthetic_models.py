@@ -61,7 +61,7 @@ def _fill_clusters(model: AngleVAE) -> None:
 def quantized(model: AngleVAE) -> QuantizedNetwork:
     """A network's layers in int8, with scales that are not calibrated."""
     layers = {}
-    for name, layer in fold_batchnorm(model).items():
+    for name, layer in fold_batchnorm(model.for_export()).items():
         axes = tuple(range(1, layer.weight.ndim))
         scale = layer.weight.abs().amax(axes).clamp_min(1e-6) / 127
         weight = (layer.weight / scale.reshape(-1, *(1 for _ in axes))).round().to(torch.int8)

@@ -99,7 +99,7 @@ def as_inference(model: AngleVAE, device: str = DEVICE) -> Callable[[Tensor], tu
         upright = F.grid_sample(seen, grid, align_corners=False)
         encoded, maps = model.encoder(upright)
         mu = model.mu(encoded)
-        logits = (model.encoder_logits(encoded, maps.mean((2, 3)), mu) + logits).float()
+        logits = model.class_logits(encoded, maps.mean((2, 3)), mu, logits)[0].float()
         weights = logits.softmax(1)
         decoded = model.decoder(mu, weights.half()).float().sigmoid()
         unsure = (1.001 - uncertainty.confidence).log()[:, None]

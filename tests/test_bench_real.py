@@ -111,22 +111,33 @@ def record(arguments: list[str], model: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_both_models_are_measured_on_the_same_images_and_train_as_long(measured: list[str]) -> None:
-    ours, other = (record(measured, model)["seeds"][0] for model in ("vae", "cnn"))
-    for entry in (ours, other):
+    ours, other, equal = (record(measured, model)["seeds"][0] for model in ("vae", "cnn", "cnn-equal"))
+    for entry in (ours, other, equal):
         assert {"settings", "data", "machine", "versions", "date"} <= set(entry) and entry["seed"] == 0
         assert entry["figures"]["fp32"]["n"] == 45 and entry["figures"]["fp32"]["unknown"]["noise"]["n"] == 20
         assert entry["settings"]["epochs"] == 12 and entry["run"] == ours["run"]
         assert entry["figures"]["fp32"]["accuracy"] > 0.5
     assert set(ours["figures"]) >= {"fp32", "int8", "int8_loss", "inference", "training"}
     assert set(other["figures"]) >= {"fp32", "mahalanobis", "without_temperature", "inference", "training"}
-    seconds = [entry["figures"]["training"]["processor_seconds"] for entry in (ours, other)]
-    assert seconds[1] == pytest.approx(seconds[0], rel=0.25)
+    seconds = [entry["figures"]["training"]["processor_seconds"] for entry in (ours, other, equal)]
+    assert seconds[1:] == pytest.approx([seconds[0]] * 2, rel=0.25)
     int8 = ours["figures"]["int8"]
     for lost, name in (("accuracy", "accuracy"), ("accepted", "rejected")):
         difference = ours["figures"]["fp32"][name] - int8[name]
         expected = difference if name == "accuracy" else -difference
         assert ours["figures"]["int8_loss"][lost] == pytest.approx(expected, abs=1e-5)
     assert other["figures"]["inference"]["parameters"] == pytest.approx(170_000, rel=0.05)
+    parameters = [entry["figures"]["inference"]["parameters"] for entry in (ours, equal)]
+    assert parameters[1] == pytest.approx(parameters[0], rel=0.15)
+
+
+@pytest.mark.parametrize("parameters", [30_000, 170_000, 313_000, 650_000, 3_000_000])
+def test_a_plain_cnn_is_made_as_large_as_asked_for(bench: dict[str, ModuleType], parameters: int) -> None:
+    cnn = bench["real_cnn"]
+    widths = cnn.widths_for(parameters, 3, 20)
+    found = sum(parameter.numel() for parameter in cnn.PlainCNN(3, 20, widths).parameters())
+    assert found == pytest.approx(parameters, rel=0.15)
+    assert all(width % 4 == 0 for width in widths)
 
 
 @pytest.mark.slow
@@ -141,12 +152,12 @@ def test_what_is_there_is_not_done_again(
         raise AssertionError("nothing is to be trained or measured")
 
     with_rows(monkeypatch, bench, rows)
-    before = record(measured, "vae"), record(measured, "cnn")
+    before = [record(measured, model) for model in ("vae", "cnn", "cnn-equal")]
     for name in ("run_vae", "run_cnn"):
         monkeypatch.setattr(bench["real"], name, refuse)
     assert bench["real"].main(measured) == 0
-    assert capsys.readouterr().err.count("done already") == 2
-    assert (record(measured, "vae"), record(measured, "cnn")) == before
+    assert capsys.readouterr().err.count("done already") == 3
+    assert [record(measured, model) for model in ("vae", "cnn", "cnn-equal")] == before
 
 
 @pytest.mark.slow
@@ -160,20 +171,21 @@ def test_the_table_says_what_the_files_say(
     with_rows(monkeypatch, bench, rows)
     assert bench["real"].main([*measured, "--table"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    ours, other = (record(measured, model)["seeds"][0]["figures"] for model in ("vae", "cnn"))
+    ours, other, equal = (record(measured, model)["seeds"][0]["figures"] for model in ("vae", "cnn", "cnn-equal"))
     percent = [f"{100 * value:.1f}%" for value in (ours["fp32"]["accuracy"], ours["int8"]["accuracy"])]
-    assert lines[0] == "Shapes upright (`shapes`; seeds: 1 of ours and 1 of the plain CNN):"
-    rival = f"{100 * other['fp32']['accuracy']:.1f}%"
-    assert f"| accuracy | ≥ 99.5% | {percent[0]} | {percent[1]} | {rival} |  |" in lines
-    points = f"{100 * (ours['fp32']['accuracy'] - other['fp32']['accuracy']) + 0.0:.1f} points"
-    assert f"| accuracy, ours less the plain CNN's | ≥ 1 points | {points} | | | |" in lines
-    areas = [ours["fp32"], ours["int8"], other["fp32"], other["mahalanobis"]]
+    assert lines[0] == "Shapes upright (`shapes`; seeds: 1 of ours, 1 of the plain CNN, 1 of the one of our size):"
+    rivals = [f"{100 * figures['fp32']['accuracy']:.1f}%" for figures in (other, equal)]
+    assert f"| accuracy | ≥ 99.5% | {percent[0]} | {percent[1]} | {rivals[0]} |  | {rivals[1]} |" in lines
+    for figures, name in ((other, "plain CNN's"), (equal, "plain CNN's of our size")):
+        points = f"{100 * (ours['fp32']['accuracy'] - figures['fp32']['accuracy']) + 0.0:.1f} points"
+        assert f"| accuracy, ours less the {name} | ≥ 1 points | {points} | | | | |" in lines
+    areas = [ours["fp32"], ours["int8"], other["fp32"], other["mahalanobis"], equal["fp32"]]
     cells = " | ".join(f"{100 * part['unknown']['noise']['auroc']:.1f}%" for part in areas)
     assert f"| AUROC against noise |  | {cells} |" in lines
     with_rows(monkeypatch, bench, {"shapes": replace(rows["shapes"], preset="small")})
     assert bench["real"].main([*measured, "--table"]) == 0
-    assert "1 of the plain CNN; with other settings)" in capsys.readouterr().out
-    assert all(line.count("|") == 7 for line in lines if line.startswith("|"))
+    assert "1 of the one of our size; with other settings)" in capsys.readouterr().out
+    assert all(line.count("|") == 8 for line in lines if line.startswith("|"))
 
 
 def test_a_budget_becomes_epochs_by_the_time_of_a_step(

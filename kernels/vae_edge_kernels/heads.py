@@ -26,6 +26,7 @@ MU = tl.constexpr(int(Fc.MU))
 CLASSIFIER_HIDDEN = tl.constexpr(int(Fc.CLASSIFIER_HIDDEN))
 CLASSIFIER_LOGITS = tl.constexpr(int(Fc.CLASSIFIER_LOGITS))
 ORIENTATION = tl.constexpr(int(Fc.ORIENTATION))
+SECOND_CLASSIFIER = tl.constexpr(int(Fc.SECOND_CLASSIFIER))
 WINDOW_BINS = tl.constexpr(layout.WINDOW_BINS)
 NMS_BINS = tl.constexpr(layout.NMS_BINS)
 
@@ -169,6 +170,7 @@ def classify_and_score(
 
         mu     = features · W_mu + b
         logits = relu(mu · W_1 + b_1) · W_2 + b_2 + orientation_logits    (NET.pooled: feature means · W_2 + b_2 + …)
+               + features · W_3 + b_3 with NET.second_classifier
         class weights = softmax(logits),   probabilities = softmax(logits / temperature)
         z, predicted error = [feature means, mu, class weights] · projection + offset
         partial score = w_1 · |whitened(z)| + w_2 · energy + w_3 · uncertainty − constant
@@ -206,6 +208,9 @@ def classify_and_score(
         NET.linears[CLASSIFIER_LOGITS].row_stride, klass, class_mask,
     )  # fmt: skip
     logits = dequant_bias(logits, params_ptr, NET, CLASSIFIER_LOGITS, klass, class_mask) + orientation_logits
+    if NET.second_classifier:
+        second = vecmat_global(features_ptr, weights_ptr, NET, SECOND_CLASSIFIER, klass, BLOCK_FC)
+        logits += dequant_bias(second, params_ptr, NET, SECOND_CLASSIFIER, klass, class_mask)
 
     # Two softmaxes of the same logits, and their energy −logsumexp (Liu et al. 2020).
     logits = tl.where(class_mask, logits, float("-inf"))

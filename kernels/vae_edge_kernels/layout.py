@@ -40,6 +40,7 @@ class Fc(IntEnum):
     CLASSIFIER_LOGITS = 2  # hidden layer, or the average pool of the encoder's feature layer, to class logits
     ORIENTATION = 3  # orientation features to class logits, if not pooled, and, behind them, logits of the angle bins
     DECODER = 4  # latent mean and class weights to the decoder's grid
+    SECOND_CLASSIFIER = 5  # encoder's features to class logits that are added to the others
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,8 @@ class NetworkLayout:
         zero: offset into params of a 0; see `network.opaque_zero`.
         pooled: whether the classifier is one layer that reads the average pool of the encoder's feature layer, which is
             its last layer then, and the orientation encoder gives no class logits; else it is two layers that read mu.
+        second_classifier: whether another fully connected layer classifies the encoder's features; its logits are added
+            to the others.
         noinline: whether the machine code has each step as a function; see `network.network`.
         split_n: whether a tile of 8-bit operands is two products; see `accumulate`.
         ctas_per_image: programs that work on one image; a power of two.
@@ -232,6 +235,7 @@ class NetworkLayout:
     weights_size: int
     params_size: int
     pooled: bool = False
+    second_classifier: bool = False
     noinline: int = 0
     split_n: int = 0
     ctas_per_image: int = 1
@@ -372,6 +376,7 @@ def make_layout(
     reduction: int,
     int8: bool,
     pooled: bool = False,
+    second_classifier: bool = False,
 ) -> NetworkLayout:
     """Lay out a network.
 
@@ -383,7 +388,7 @@ def make_layout(
             encoder that is `pooled` it is the last.
         components, clusters: of the anomaly score.
         decoder: (width, width of its middle layer, block), or None for the fast score mode.
-        reduction, pooled: see `NetworkLayout`.
+        reduction, pooled, second_classifier: see `NetworkLayout`.
         int8: whether weights and activations are int8 instead of float16.
     """
     builder = LayoutBuilder()
@@ -437,6 +442,7 @@ def make_layout(
             builder.linear(feature_channels if pooled else hidden, classes),
             builder.linear(_features(orientation_layers), bins if pooled else classes + bins) if bins else None,
             builder.linear(latent + classes, cells * decoder_width) if decoder else None,
+            builder.linear(_features(encoder_layers), classes) if second_classifier else None,
         ),
         grid_height=grid[0],
         grid_width=grid[1],
@@ -471,6 +477,7 @@ def make_layout(
         weights_size=builder.weights_size,
         params_size=builder.params_size,
         pooled=pooled,
+        second_classifier=second_classifier,
     )
 
 

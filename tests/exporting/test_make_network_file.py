@@ -78,6 +78,8 @@ SHAPES: list[tuple[str, dict[str, Any]]] = [
     ("tiny", {"size": 224}),
     ("tiny", {"head": "pooled"}),
     ("small", {"size": (65, 98), "channels": 3, "head": "pooled", "orientation": False}),
+    ("tiny", {"head": "code+pooled"}),
+    ("small", {"size": (65, 98), "channels": 3, "head": "code+pooled", "orientation": False}),
     ("tiny", {"size": 224, "head": "pooled", "widths": (16, 32)}),
     ("tiny", {"size": 64, "head": "pooled", "stem_halvings": 0, "fill": 1.0}),
     ("tiny", {"size": 40, "widths": (16, 32), "orientation_widths": (32, 16, 48), "angle_bins": 20}),
@@ -249,7 +251,7 @@ def test_the_default_is_int8_where_there_is_one_and_fp16_of_the_fp32_file_otherw
     for name, tolerance in probes.models[native.sha256].tolerance.items():
         assert tolerance.mean == pytest.approx(expected.tolerance[name].mean, rel=1e-6)
         assert tolerance.mean == pytest.approx(made.differences[name]["allowed_mean"], rel=1e-6)
-        assert tolerance.mean > 2 * probes.models[fp32.sha256].tolerance[name].mean
+        assert tolerance.mean > 1.5 * probes.models[fp32.sha256].tolerance[name].mean
 
 
 def test_a_second_build_replaces_the_first(own: Path, compiled: list[dict[str, Any]]) -> None:

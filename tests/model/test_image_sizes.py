@@ -135,6 +135,27 @@ def test_a_pooled_classifier_reads_the_means_of_the_encoders_last_maps(size: Siz
         assert torch.equal(found.features[:, before : before + means.shape[1]], means)
 
 
+@pytest.mark.parametrize("size", [28, (64, 97)])
+@pytest.mark.parametrize("orientation", [False, True])
+def test_a_second_classifier_reads_the_means_of_the_last_maps_and_is_one_layer_when_exported(
+    size: Size, orientation: bool
+) -> None:
+    model = filled(AngleVAE(create_config("tiny", size=size, head="code+pooled", orientation=orientation)))
+    image = torch.rand(3, 1, model.config.height, model.config.width)
+    with torch.no_grad():
+        found, exported = model(image), model.for_export()
+        shape = (model.encoder.channels, *model.config.resolutions()[-1])
+        encoded = model.encoder(found.upright)[0]
+        weight, bias = model.second_classifier.weight, model.second_classifier.bias
+        expected = encoded.unflatten(1, shape).mean((2, 3)) @ weight.T + bias
+        torch.testing.assert_close(found.parts["pooled"], expected)
+        assert set(found.parts) == {"code", "pooled"} | ({"orientation"} if orientation else set())
+        torch.testing.assert_close(sum(found.parts.values()), found.logits)
+        assert type(exported.second_classifier) is torch.nn.Linear
+        torch.testing.assert_close(exported(image).logits, found.logits)
+        torch.testing.assert_close(model.classify(image), found.logits)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("size", [28, 65, 96, (64, 97), 128, (28, 224), 224])
 def test_an_encoder_whose_maps_are_pooled_has_a_convolution_a_resolution_and_ends_at_8(preset: str, size: Size) -> None:

@@ -86,9 +86,9 @@ def test_the_terms_of_the_loss_are_what_pytorch_computes():
     torch.testing.assert_close(terms["classes"], F.nll_loss(output.logits.log_softmax(1), labels))
     expected = terms["reconstruction"] + 0.5 * terms["kl"] + 20 * terms["classes"] + 7 * terms["angle"]
     orientation = output.orientation.logits
-    for part, logits in (("orientation_classes", orientation), ("encoder_classes", output.logits - orientation)):
+    for part, logits in (("orientation_classes", orientation), ("code_classes", output.logits - orientation)):
         torch.testing.assert_close(terms[part], F.nll_loss(logits.log_softmax(1), labels))
-    parts = terms["orientation_classes"] + terms["encoder_classes"]
+    parts = terms["orientation_classes"] + terms["code_classes"]
     torch.testing.assert_close(terms["total"], (expected + 10 * parts) / 20)
 
 

@@ -128,6 +128,8 @@ def test_a_run_that_died_resumes_without_the_file_to_the_same_weights(dataset: D
     own.unlink()
     with pytest.raises(CheckpointError, match="other settings"):
         fit(dataset, tmp_path / "died", None, resume=True)
+    with pytest.raises(CheckpointError, match=rf"model\.backbone: '{NAME}' then, None now"):
+        vae_edge.train(dataset, tmp_path / "died", TrainConfig(**SETTINGS), preset="tiny", resume=True, progress=None)
     fit(dataset, tmp_path / "died", own, resume=True)
     one, other = (read_tensors(tmp_path / name / "model.safetensors")[0] for name in ("whole", "died"))
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -18,6 +18,7 @@ from PIL import Image
 from prepared import prepare
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
+from scipy.stats import norm
 
 from vae_edge.data import Dataset, LabelledImages, align_classes, holdout, rotate_dataset
 from vae_edge.errors import CheckpointError, DataError
@@ -206,9 +207,14 @@ def drawn(count: int, temperature: float, seed: int = 0, classes: int = 10) -> t
     return logits.astype(np.float32), labels
 
 
-def likelihood(log_temperature: float, logits: np.ndarray, labels: np.ndarray) -> float:
+def negative_log_posterior(log_temperature: float, logits: np.ndarray, labels: np.ndarray) -> float:
     scaled = log_softmax(logits.astype(np.float64) / np.exp(log_temperature), axis=1)
-    return -scaled[np.arange(len(labels)), labels].mean()
+    return -scaled[np.arange(len(labels)), labels].sum() - norm.logpdf(log_temperature, scale=0.3)
+
+
+def most_likely_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    given = {"bounds": (-3, 3), "method": "bounded", "options": {"xatol": 1e-9}}
+    return np.exp(minimize_scalar(negative_log_posterior, args=(logits, labels), **given).x)
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0, 7.0])
@@ -216,14 +222,21 @@ def test_the_temperature_that_labels_were_drawn_at_is_found(temperature: float):
     logits, labels = drawn(20_000, temperature)
     fitted = fit_temperature(logits, labels)
     assert fitted == pytest.approx(temperature, rel=0.05)
-    best = minimize_scalar(likelihood, bounds=(-3, 3), args=(logits, labels), method="bounded", options={"xatol": 1e-9})
-    assert fitted == pytest.approx(np.exp(best.x), rel=1e-5)
+    assert fitted == pytest.approx(most_likely_temperature(logits, labels), rel=1e-5)
 
 
 def test_logits_of_any_size_are_fitted_within_the_bounds():
     logits, labels = drawn(2000, 1.0)
     assert fit_temperature(logits * 1e4, labels) == pytest.approx(20.0, rel=1e-6)
-    assert fit_temperature(logits * 1e-4, labels) == pytest.approx(0.05, rel=1e-6)
+    assert fit_temperature(logits * 1e-3, labels) == pytest.approx(0.05, rel=1e-6)
+
+
+def test_few_images_move_the_temperature_little():
+    logits, labels = drawn(20_000, 2.5)
+    few = [fit_temperature(logits[i : i + 50], labels[i : i + 50]) for i in range(0, 10_000, 50)]
+    alone = fit_temperature(logits, labels)
+    assert alone == pytest.approx(2.5, rel=0.03)
+    assert 1.2 < np.median(few) < 2.3  # between the prior's 1 and what all images say
 
 
 def test_where_nothing_is_wrong_there_is_nothing_to_fit():
@@ -236,8 +249,11 @@ def test_few_mistakes_do_not_sharpen_the_probabilities():
     labels[0] = 1  # alone it would ask for T = 0.18
     assert fit_temperature(logits, labels) == 1.0
     labels[:10] = 1
-    assert fit_temperature(logits, labels) == pytest.approx(1 / np.log(23), rel=1e-5)
-    assert fit_temperature(4 * logits[:12], labels[8:20]) == pytest.approx(4 / np.log(5), rel=1e-5)
+    fitted = fit_temperature(logits, labels)
+    assert fitted == pytest.approx(most_likely_temperature(logits, labels), rel=1e-5) and fitted < 0.5
+    few = 4 * logits[:12], labels[8:20]  # two mistakes
+    assert fit_temperature(*few) == pytest.approx(most_likely_temperature(*few), rel=1e-5) and few[1].sum() == 2
+    assert 1.0 < fit_temperature(*few) < 4 / np.log(5)
 
 
 @pytest.mark.parametrize(
@@ -264,11 +280,13 @@ def test_calibration_is_mended_and_evaluated_on_the_other_half():
 
 
 def test_an_image_does_not_help_to_evaluate_itself():
-    # Two images, one of them wrong: each one's temperature is fitted on the other. The wrong one alone asks for the
-    # hottest, so the right one is judged at 20; the right one alone says nothing, so the wrong one is judged at 1.
+    # Two images, one of them wrong: each one's temperature is fitted on the other. The wrong one alone raises that of
+    # the right one; the right one alone says nothing, so the wrong one is judged at 1.
     logits, labels = np.array([[2.0, 0.0], [2.0, 0.0]]), np.array([0, 1])
-    at_20, at_1 = softmax([0.1, 0.0])[0], softmax([2.0, 0.0])[0]
+    raised = fit_temperature(logits[1:], labels[1:])
+    assert raised > 1.05
+    at_raised, at_1 = softmax([2.0 / raised, 0.0])[0], softmax([2.0, 0.0])[0]
     told = cross_fitted_ece(logits, labels, seed=0)
-    assert told.after == pytest.approx(((1 - at_20) + at_1) / 2, abs=1e-6)
+    assert told.after == pytest.approx(((1 - at_raised) + at_1) / 2, abs=1e-6)
     with pytest.raises(DataError, match="at least two"):
         cross_fitted_ece(logits[:1], labels[:1], seed=0)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+import vae_edge
 from vae_edge.data import Dataset, LabelledImages, rotate_dataset
 from vae_edge.preprocess import measure_input
+from vae_edge.training.checkpoint import STATE, read_config
 from vae_edge.training.config import TrainConfig
-from vae_edge.training.data import make_run_config, make_splits
+from vae_edge.training.data import describe_run, make_run_config, make_splits
 from vae_edge.training.head import MIN_PROBED_IMAGES, choose_head, probe_accuracies
 
 COUNT = 600
@@ -78,6 +82,26 @@ def test_a_run_gets_the_head_that_was_measured(shapes: LabelledImages):
     for images, head in ((shapes, "code"), (textures(32, 32, 1), "pooled")):
         dataset = Dataset("mine", "mine", images, None)
         splits = make_splits(dataset, settings)
-        assert make_run_config(dataset, splits, "tiny", settings).model.head == head
+        config = make_run_config(dataset, splits, "tiny", settings)
+        assert config.model.head == head
+        assert any(f"head {head}" in line for line in describe_run(dataset, config))
         other = "pooled" if head == "code" else "code"
         assert make_run_config(dataset, splits, "tiny", settings, head=other).model.head == other
+
+
+def test_a_run_that_goes_on_keeps_its_head(
+    shapes: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, settings = Dataset("mine", "mine", shapes, None), TrainConfig(rotation="none", epochs=2, batch=128)
+    monkeypatch.setattr("vae_edge.training.trainer.CHECKPOINT_INTERVAL_S", 0.0)
+
+    def die(step: int, steps: int, terms: dict[str, float]) -> None:
+        if step == steps - 1:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        vae_edge.train(dataset, tmp_path, settings, preset="tiny", progress=die)
+    assert (tmp_path / STATE).exists() and read_config(tmp_path).model.head == "code"
+    monkeypatch.setattr("vae_edge.training.data.choose_head", lambda *_: "pooled")  # as another version's answer
+    vae_edge.train(dataset, tmp_path, settings, preset="tiny", resume=True, progress=None)
+    assert read_config(tmp_path).model.head == "code"

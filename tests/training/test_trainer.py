@@ -62,9 +62,7 @@ def test_a_run_learns_and_writes_what_it_promises(run: Path, checkpoint: Checkpo
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert len(log) == checkpoint.config.training.epochs
     assert log[-1]["total"] < log[0]["total"]
-    assert {"reconstruction", "kl", "classes", "angle", "orientation_classes", "encoder_classes", "total"} <= log[
-        0
-    ].keys()
+    assert {"reconstruction", "kl", "classes", "angle", "orientation_classes", "code_classes", "total"} <= log[0].keys()
     assert not list(run.glob("**/*.pt")) and not list(run.glob("**/*.pkl"))
 
 

@@ -186,6 +186,18 @@ def test_the_mask_is_for_rotated_images_without_an_even_background(even: bool, r
     assert model.head == ("code" if even else "pooled")
 
 
+@pytest.mark.parametrize(
+    ("rotation", "grey", "head"), [("none", False, "code+pooled"), ("none", True, "code"), ("full", False, "code")]
+)
+def test_upright_drawings_in_colour_get_a_second_classifier(rotation: str, grey: bool, head: str):
+    dataset = photographs(even=True)
+    assert dataset.train is not None
+    if grey:
+        images = np.ascontiguousarray(dataset.train.images[..., :1])
+        dataset = replace(dataset, train=replace(dataset.train, images=images))
+    assert prepare(dataset, TrainConfig(rotation=rotation))[1].model.head == head
+
+
 def test_the_exported_graph_does_not_look_at_the_corners():
     torch.manual_seed(0)
     config = prepare(photographs(False), TrainConfig())[1].model

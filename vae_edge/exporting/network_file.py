@@ -454,7 +454,7 @@ def _config(
             angle_bins=shape("orientation.angle_bins")[0] if rotated else unused.angle_bins,
             fill=image.fill / 255,
             circular_mask=rotated and image.background == "none",
-            head="pooled" if pooled else "code",
+            head="pooled" if pooled else "code+pooled" if "second_classifier" in layers else "code",
             stem_halvings=halvings,
         )
     except ConfigError as error:
@@ -490,7 +490,7 @@ def _check_shapes(
     """
     from vae_edge.model.network import AngleVAE
 
-    model = AngleVAE(config)
+    model = AngleVAE(config).for_export()
     for name, module in model.named_modules():
         if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)) and name != "logvar":
             if fast and name.startswith("decoder."):

@@ -28,7 +28,7 @@ MIN_ANGLE_BINS = 12  # with fewer bins there is no room for a second angle outsi
 MAX_TRUNK_PIXELS = 40 * 40  # of an image that the stem does not halve
 MAX_HALVED_PIXELS = 128 * 128  # of an image that it halves once; others it halves twice
 MAX_STEM_HALVINGS = 2
-HEADS = ("code", "pooled")
+HEADS = ("code", "pooled", "code+pooled")
 MAX_POOLED = 8  # rows and columns of the feature maps that are pooled, at most
 BACKBONE = re.compile(r"(?:timm|torchvision)/[A-Za-z0-9_.\-]{1,100}", re.ASCII)
 MAX_DECODED_PIXELS = 32 * 32  # of a decoder whose cells become 4×4 pixels, not 8×8
@@ -58,7 +58,9 @@ class ModelConfig:
         fill: padding value, 0 to 1, for what lies outside the frame of a rotated image.
         head: `code`: two linear layers classify the latent mean. `pooled`: one linear layer classifies the average pool
             of the encoder's last feature maps; the encoder then has one convolution a resolution, and ends at 8 pixels.
-            Where a thing is in the frame tells a drawing's class; a texture's it does not.
+            Where a thing is in the frame tells a drawing's class; a texture's it does not. `code+pooled`: the network
+            of `code`, whose class logits are the sum of its classifier's and those of a linear layer on the average
+            pool of the encoder's last feature maps.
         stem_halvings: how often the stem halves an image before the trunk, 0 to 2. None: not up to 40×40 pixels, once
             up to 128×128, else twice, so that the trunk works on at most 64×64 pixels. The decoder's image is halved
             as often.
@@ -159,8 +161,13 @@ class ModelConfig:
 
     @property
     def pooled(self) -> bool:
-        """Whether the classifier reads pooled feature maps."""
+        """Whether the classifier reads pooled feature maps alone."""
         return self.head == "pooled"
+
+    @property
+    def second_classifier(self) -> bool:
+        """Whether a second classifier reads pooled feature maps."""
+        return self.head == "code+pooled"
 
     def resolutions(self, pooled: bool = False) -> list[tuple[int, int]]:
         """Heights and widths of a trunk's feature maps, halved (rounded up) until both are at most 4.

@@ -3,8 +3,8 @@
     image ─► OrientationEncoder ─► class logits, angle bins ─► θ
       └────► rotated by −θ ─► Backbone ─► mu, logvar ─► class logits;  Decoder(code, class) ─► reconstruction
 
-The encoder's class logits come from mu, or from its pooled feature maps (`ModelConfig.head`). With a pretrained network
-(`ModelConfig.backbone`) both encoders share its weights.
+The encoder's class logits come from mu, its pooled feature maps, or both (`ModelConfig.head`). With a pretrained
+network (`ModelConfig.backbone`) both encoders share its weights.
 
 Loss: reconstruction + β · KL + γ · cross-entropy + δ · angle, each term apart.
 """
@@ -12,6 +12,7 @@ Loss: reconstruction + β · KL + γ · cross-entropy + δ · angle, each term a
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,6 +73,26 @@ def channels_last(image: Tensor) -> Tensor:
     if channels == 1 and image.is_contiguous():
         return image.as_strided((n, 1, height, width), (height * width, 1, width, 1))
     return image.contiguous(memory_format=torch.channels_last)
+
+
+class PooledLinear(nn.Linear):
+    """A linear layer on the average pool of flattened feature maps, [N, channels · area] to [N, out_features]."""
+
+    def __init__(self, channels: int, area: int, out_features: int) -> None:
+        super().__init__(channels, out_features)
+        self.area = area
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The mean over the maps' pixels, then the layer."""
+        return super().forward(features.unflatten(1, (self.in_features, self.area)).mean(2))
+
+    def on_features(self) -> nn.Linear:
+        """One linear layer that computes the same."""
+        layer = nn.Linear(self.in_features * self.area, self.out_features, device=self.weight.device)
+        with torch.no_grad():
+            layer.weight.copy_(self.weight.repeat_interleave(self.area, 1) / self.area)
+            layer.bias.copy_(self.bias)
+        return layer
 
 
 class Backbone(nn.Module):
@@ -253,6 +274,7 @@ class Output:
         reconstruction: decoder's image [N, C, h, w] in [0, 1]; its logits in training.
         orientation: the angle, and what comes with it.
         features: input of the anomaly score [N, F]; None in training.
+        parts: the class logits [N, K] of each classifier, whose sum `logits` is: "code", "pooled", "orientation".
     """
 
     logits: Tensor
@@ -264,6 +286,7 @@ class Output:
     reconstruction: Tensor
     orientation: Orientation
     features: Tensor | None
+    parts: dict[str, Tensor]
 
 
 class AngleVAE(nn.Module):
@@ -292,6 +315,10 @@ class AngleVAE(nn.Module):
         else:
             first, last = nn.Linear(config.latent, config.hidden), nn.Linear(config.hidden, config.classes)
             self.classifier = nn.Sequential(first, nn.ReLU(inplace=True), last)
+        self.second_classifier: nn.Module | None = None
+        if config.second_classifier:
+            area = self.encoder.features // self.encoder.channels
+            self.second_classifier = PooledLinear(self.encoder.channels, area, config.classes)
         self.decoder = Decoder(config)
         features = self.encoder.map_channels + config.latent + config.classes
         if self.orientation is not None:
@@ -303,28 +330,43 @@ class AngleVAE(nn.Module):
         nn.init.zeros_(self.logvar.weight)
         nn.init.constant_(self.logvar.bias, -2.0)
 
-    def encoder_logits(self, encoded: Tensor, means: Tensor, mu: Tensor) -> Tensor:
-        """Class logits [N, K] of the encoder's pooled feature maps or of mu [N, Z], as `config.head` says.
+    def class_logits(
+        self, encoded: Tensor, means: Tensor, mu: Tensor, orientation: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Class logits [N, K], and the parts that they are the sum of (`Output.parts`).
+
+        The orientation encoder saw the image as it came, the encoder the derotated one.
 
         Args:
             encoded: the encoder's features [N, F]; of a pretrained network they are its pooled feature maps.
             means: the average pool of its feature layer's maps [N, C].
+            mu: mean of the code [N, Z].
+            orientation: class logits [N, K] of the orientation encoder, if it gives any.
         """
-        if not self.config.pooled:
-            return self.classifier(mu)
-        return self.classifier(means if self.config.backbone is None else encoded)
+        if self.config.pooled:
+            parts = {"pooled": self.classifier(means if self.config.backbone is None else encoded)}
+        else:
+            parts = {"code": self.classifier(mu)}
+        if self.second_classifier is not None:
+            parts["pooled"] = self.second_classifier(encoded)
+        if orientation is not None:
+            parts["orientation"] = orientation
+        return functools.reduce(torch.add, parts.values()), parts
 
     def for_export(self) -> AngleVAE:
         """A model that computes the same, as it is exported.
 
         A pretrained network's batch normalization is folded into its convolutions, so that a graph that runs it twice
-        holds its weights once.
+        holds its weights once. A second classifier's average pool is folded into its weights, so that it reads the
+        same tensor as mu.
         """
-        if not isinstance(self.encoder, PretrainedBackbone):
+        if not isinstance(self.encoder, PretrainedBackbone) and not isinstance(self.second_classifier, PooledLinear):
             return self
         exported = copy.deepcopy(self)
-        assert isinstance(exported.encoder, PretrainedBackbone)
-        fold_backbone_batchnorm(exported.encoder)
+        if isinstance(exported.encoder, PretrainedBackbone):
+            fold_backbone_batchnorm(exported.encoder)
+        if isinstance(exported.second_classifier, PooledLinear):
+            exported.second_classifier = exported.second_classifier.on_features()
         return exported
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -384,7 +426,7 @@ class AngleVAE(nn.Module):
         orientation, upright, encoded, maps = self._encode(image)
         mu, logvar = self.mu(encoded), self.logvar(encoded)
         means = maps.mean((2, 3))
-        logits = self.fuse_logits(self.encoder_logits(encoded, means, mu), orientation.logits)
+        logits, parts = self.class_logits(encoded, means, mu, orientation.logits)
         weights = logits.softmax(1)
         reconstruction = self.decoder(mu, weights).sigmoid()
 
@@ -393,12 +435,12 @@ class AngleVAE(nn.Module):
             uncertainty = (1.001 - orientation.uncertainty.confidence).log()
             features = [orientation.maps.mean((2, 3)), *features, uncertainty[:, None]]
         target, joined = self.reduce(upright), torch.cat(features, 1)
-        return Output(logits, mu, logvar, None, upright, target, reconstruction, orientation, joined)
+        return Output(logits, mu, logvar, None, upright, target, reconstruction, orientation, joined, parts)
 
     def classify(self, image: Tensor) -> Tensor:
         """The logits [N, K] of `forward` alone."""
         orientation, _, encoded, maps = self._encode(image)
-        return self.fuse_logits(self.encoder_logits(encoded, maps.mean((2, 3)), self.mu(encoded)), orientation.logits)
+        return self.class_logits(encoded, maps.mean((2, 3)), self.mu(encoded), orientation.logits)[0]
 
     def _encode(self, image: Tensor) -> tuple[Orientation, Tensor, Tensor, Tensor]:
         """The orientation, the derotated image, the encoder's features, and the maps of its feature layer."""
@@ -442,16 +484,12 @@ class AngleVAE(nn.Module):
         encoded, maps = self.encoder(upright)
         mu, logvar = self.mu(encoded).float(), self.logvar(encoded).float().clamp(-10.0, 5.0)
         code, kl = sample_posterior(mu, logvar, seed, offset)
-        logits = self.fuse_logits(self.encoder_logits(encoded, maps.mean((2, 3)), mu), orientation.logits)
+        logits, parts = self.class_logits(encoded, maps.mean((2, 3)), mu, orientation.logits)
 
         weights = classes if classes.is_floating_point() else F.one_hot(classes, self.config.classes)
         reconstruction = self.decoder(code, weights.to(code.dtype))
-        return Output(logits, mu, logvar, kl, upright, self.reduce(upright), reconstruction, orientation, None)
-
-    @staticmethod
-    def fuse_logits(code_logits: Tensor, orientation_logits: Tensor | None) -> Tensor:
-        """Sum of both classifiers' logits: one saw the derotated image, the other the image as it came."""
-        return code_logits if orientation_logits is None else code_logits + orientation_logits
+        target = self.reduce(upright)
+        return Output(logits, mu, logvar, kl, upright, target, reconstruction, orientation, None, parts)
 
 
 def sample_posterior(
@@ -468,7 +506,7 @@ def sample_posterior(
 
 REFERENCE_PIXELS = 28 * 28
 BIN_SIGMA_DEG = 6.0  # width of the soft target around the true angle
-PART_WEIGHT = 0.5  # of the cross-entropy of each of the two class logits, relative to that of their sum
+PART_WEIGHT = 0.5  # of the cross-entropy of each classifier's logits, relative to that of their sum
 
 
 @dataclass(frozen=True)
@@ -525,9 +563,9 @@ def compute_losses(
 
     The reconstruction is the Bernoulli negative log-likelihood of the upright image, at the decoder's size, under the
     decoder's logits, minus the image's own entropy (a perfect copy costs 0), scaled to 28×28 pixels of one channel. So
-    the balance of the terms does not depend on the image's size. Where the class logits are a sum of two, each
-    of the two is trained at half weight as well. Else the one that learns faster, of the orientation encoder, leaves
-    the other little to learn: the code then says little of the class, and the anomaly score little of what is usual.
+    the balance of the terms does not depend on the image's size. Where the class logits are a sum, each part
+    is trained at half weight as well. Else the one that learns faster, of the orientation encoder, leaves the other
+    little to learn: the code then says little of the class, and the anomaly score little of what is usual.
 
     Args:
         output: of `AngleVAE.forward_train`.
@@ -551,16 +589,14 @@ def compute_losses(
     classes = cross_entropy(output.logits)
     terms = {"reconstruction": reconstruction, "kl": kl, "classes": classes}
     total = reconstruction + weights.beta * kl + weights.gamma * classes
-    orientation = output.orientation
-    if orientation.bin_logits is not None and angle_rad is not None:
-        soft = angle_targets(angle_rad, orientation.bin_logits.shape[1])
-        terms["angle"] = F.cross_entropy(orientation.bin_logits.float(), soft)
+    bin_logits = output.orientation.bin_logits
+    if bin_logits is not None and angle_rad is not None:
+        terms["angle"] = F.cross_entropy(bin_logits.float(), angle_targets(angle_rad, bin_logits.shape[1]))
         total = total + weights.delta * terms["angle"]
-        if orientation.logits is not None:
-            terms["orientation_classes"] = cross_entropy(orientation.logits)
-            terms["encoder_classes"] = cross_entropy(output.logits - orientation.logits)
-            parts = terms["orientation_classes"] + terms["encoder_classes"]
-            total = total + PART_WEIGHT * weights.gamma * parts
+    if len(output.parts) > 1:
+        parts = {f"{name}_classes": cross_entropy(logits) for name, logits in output.parts.items()}
+        terms.update(parts)
+        total = total + PART_WEIGHT * weights.gamma * sum(parts.values())
     terms["total"] = total / weights.gamma
     return terms
 

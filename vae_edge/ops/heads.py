@@ -250,6 +250,8 @@ class _ContentHead(NamedTuple):
             if net.int8:
                 mu = fake_quantize(mu, params, fc_layout(net, Fc.CLASSIFIER_HIDDEN))
         logits = linear(hidden, self.weights, params, net, Fc.CLASSIFIER_LOGITS) + (self.logits if net.bins else 0.0)
+        if net.second_classifier:
+            logits = logits + linear(self.features, self.weights, params, net, Fc.SECOND_CLASSIFIER, prequantized=True)
         class_weights = logits.softmax(1)
         probabilities = (logits * params[net.inverse_temperature]).softmax(1)
 

@@ -143,6 +143,7 @@ def config_layout(
         latent=config.latent,
         hidden=0 if config.pooled else config.hidden,
         pooled=config.pooled,
+        second_classifier=config.second_classifier,
         fill=config.fill,
         circular_mask=config.circular_mask and config.orientation,
         orientation=config.convolutions(config.orientation_widths),
@@ -169,7 +170,7 @@ def pack(model: Any, quantized: QuantizedNetwork | None = None, score: ScoreMode
     """
     int8 = quantized is not None
     layout = network_layout(model, score, int8)
-    layers = fold_batchnorm(model) if quantized is None else quantized.layers
+    layers = fold_batchnorm(model.for_export()) if quantized is None else quantized.layers
     return pack_layers(layout, layers, _constants(model, quantized or QuantizedNetwork({}), score))
 
 
@@ -301,6 +302,7 @@ class _Packer:
         of_features = [
             (Fc.ORIENTATION, orientation, orientation_last),
             (Fc.MU, ["mu"], encoder_last),
+            (Fc.SECOND_CLASSIFIER, ["second_classifier"], encoder_last),
         ]
         of_vectors = [(Fc.CLASSIFIER_HIDDEN, "classifier.0"), (Fc.CLASSIFIER_LOGITS, "classifier.2")]
         if layout.pooled:

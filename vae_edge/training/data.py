@@ -33,6 +33,7 @@ from vae_edge.errors import ConfigError, DataError
 from vae_edge.model import create_config
 from vae_edge.model.network import ANGLE_NOISE_DEG
 from vae_edge.preprocess import InputSpec, measure_input
+from vae_edge.progress import phase
 from vae_edge.spec import as_size
 from vae_edge.training.augment import Augmentation, augment
 from vae_edge.training.config import RunConfig, TrainConfig, TrainingData
@@ -114,7 +115,8 @@ def make_run_config(
 ) -> RunConfig:
     """Fix the configuration of a run.
 
-    Images without a background in common get the head that classifies them better (`vae_edge.training.head`).
+    Images without a background in common get the head that classifies them better (`vae_edge.training.head`). What is
+    always upright and in colour gets a second classifier beside that of the code.
 
     Args:
         dataset: the data set.
@@ -141,7 +143,10 @@ def make_run_config(
     if overrides.get("backbone") is not None:
         shape["head"] = "pooled"
     elif spec.background == "none" and "head" not in overrides:
-        shape["head"] = choose_head(train, spec.fill / 255, settings.seed)
+        with phase("measuring which head suits the images"):
+            shape["head"] = choose_head(train, spec.fill / 255, settings.seed)
+    if shape["head"] == "code" and not orientation and shape["channels"] == 3:
+        shape["head"] = "code+pooled"
     model = create_config(preset, **{**shape, **overrides})
     if settings.synthetic_ratio and np.bincount(train.labels).max() < 2:
         raise ConfigError(
@@ -531,5 +536,8 @@ def describe_run(dataset: Dataset, config: RunConfig) -> Iterator[str]:
         yield f"{data.duplicates} images are exact duplicates; the duplicates of an image are all in one split"
     if data.in_test:
         yield f"{data.in_test} images of the test split are training images too: figures on it are too good"
+    if config.input.background == "none" and config.model.backbone is None:
+        told = "what is in them, wherever it is" if config.model.pooled else "what is where in the frame"
+        yield f"the images have no even background: the classifier goes by {told} (head {config.model.head})"
     if config.model.circular_mask:
         yield "the images have no even background: pixels outside the inscribed circle are set to 0"

@@ -247,6 +247,7 @@ def stratified_subset(images: LabelledImages, limit: int, seed: int) -> Labelled
 
 
 T_MIN, T_MAX = 0.05, 20.0
+LOG_T_STD = 0.3  # of the prior on log T
 GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 MIN_WRONG = 10  # images that a temperature below 1 asks for
 SEARCH_STEPS = 60  # each shrinks the interval to 0.618 of it: from ln 400 to 2e-12
@@ -255,11 +256,15 @@ SEARCH_STEPS = 60  # each shrinks the interval to 0.618 of it: from ln 400 to 2e
 def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
     """Fit the temperature, 0.05 to 20, that makes the labels most likely (Guo et al. 2017, section 4.2).
 
-    The negative log-likelihood is convex in 1/T, so it has one minimum over log T, which a golden-section search
-    finds. Where no image is wrong there is none, as it falls with T: there is nothing to learn, and 1 comes back. Fewer
-    than 10 wrong images may raise T, and never lower it below 1: where the images resemble those trained on, one
-    mistake among hundreds asks for a T near 0.2, and images unlike them are then wrong with probabilities near 1.
-    The search is our own: SciPy is no dependency, and its optimizer would change the last digits of stored values.
+    The estimate is the maximum a posteriori under a normal prior on log T, of mean 0 and standard deviation 0.3. Among
+    thousands of images it changes nothing to speak of; a few dozen, of which seven are wrong, say little, and without
+    it had asked for a T of 2.6. The negative log-likelihood is convex in 1/T and so has one minimum over log T, and a
+    golden-section search finds the sum's.
+
+    Where no image is wrong there is nothing to learn, and 1 comes back. Fewer than 10 wrong images may raise T, and
+    never lower it below 1: where the images resemble those trained on, one mistake among hundreds asks for a T near
+    0.2, and images unlike them are then wrong with probabilities near 1. The search is our own: SciPy is no
+    dependency, and its optimizer would change the last digits of stored values.
 
     Args:
         logits: [N, K], raw, of images that were not trained on.
@@ -279,24 +284,25 @@ def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> 
     if not wrong:
         return 1.0
 
-    def negative_log_likelihood(log_temperature: float) -> float:
+    def negative_log_posterior(log_temperature: float) -> float:
         scale = math.exp(-log_temperature)
         scaled = logits * scale
         largest = scaled.max(1)
-        return float((largest + np.log(np.exp(scaled - largest[:, None]).sum(1)) - true_logits * scale).mean())
+        likelihood = largest + np.log(np.exp(scaled - largest[:, None]).sum(1)) - true_logits * scale
+        return float(likelihood.sum() + 0.5 * (log_temperature / LOG_T_STD) ** 2)
 
     low, high = math.log(T_MIN), math.log(T_MAX)
     left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
-    at_left, at_right = negative_log_likelihood(left), negative_log_likelihood(right)
+    at_left, at_right = negative_log_posterior(left), negative_log_posterior(right)
     for _ in range(SEARCH_STEPS):
         if at_left <= at_right:
             high, right, at_right = right, left, at_left
             left = high - GOLDEN * (high - low)
-            at_left = negative_log_likelihood(left)
+            at_left = negative_log_posterior(left)
         else:
             low, left, at_left = left, right, at_right
             right = low + GOLDEN * (high - low)
-            at_right = negative_log_likelihood(right)
+            at_right = negative_log_posterior(right)
     temperature = math.exp((low + high) / 2.0)
     return temperature if wrong >= MIN_WRONG else max(1.0, temperature)
 

@@ -49,12 +49,15 @@ def train_dataset(
     """
     if training.batch is None and model.get("backbone") is not None:
         training = replace(training, batch=PRETRAINED_BATCH)
+    begun = read_config(out) if (out / CONFIG).exists() else None
+    if begun is not None and "head" not in model and begun.model.backbone == model.get("backbone"):
+        model = {**model, "head": begun.model.head}
     with phase("looking for duplicates"):
         splits = make_splits(dataset, training)
         config = make_run_config(dataset, splits, options["preset"], training, **model)
     duration = None
-    if training.epochs is None and (out / CONFIG).exists():
-        config = replace(config, training=replace(training, epochs=read_config(out).training.epochs))
+    if training.epochs is None and begun is not None:
+        config = replace(config, training=replace(training, epochs=begun.training.epochs))
     elif training.epochs is None:
         with phase("measuring a training step"):
             duration = choose_epochs(splits, config, minutes)

@@ -173,11 +173,12 @@ def _linear(name: str, net: NetworkLayout, number: int, element: int, outputs: i
 
 
 def _head(net: NetworkLayout, element: int) -> LayerCost:
-    """The content head: linear layers to mu, hidden and logits, and the score's projection (float32) and whitening
-    (float16). The whitening matrix is counted once, as if all images of a batch were nearest to the same cluster."""
+    """The content head: linear layers to mu, hidden and logits (one or two of them), and the score's projection
+    (float32) and whitening (float16). The whitening matrix is counted once, as if all images of a batch were nearest to
+    the same cluster."""
     layers = [
         layer
-        for number in (Fc.MU, Fc.CLASSIFIER_HIDDEN, Fc.CLASSIFIER_LOGITS)
+        for number in (Fc.MU, Fc.CLASSIFIER_HIDDEN, Fc.CLASSIFIER_LOGITS, Fc.SECOND_CLASSIFIER)
         if (layer := net.linears[number]) is not None
     ]
     linear = sum(layer.in_features * layer.out_features for layer in layers)

@@ -109,6 +109,7 @@ def test_the_error_of_a_reconstruction_is_that_of_the_reference(
         ("tiny", {}),
         ("tiny", {"orientation": False}),
         ("tiny", {"head": "pooled"}),
+        ("tiny", {"head": "code+pooled", "orientation": False}),
         ("tiny", {"size": 33, "channels": 3, "circular_mask": True, "fill": 0.5}),
     ],
 )
@@ -187,7 +188,8 @@ def test_no_parameter_could_be_another_unseen(int8: bool) -> None:
         size = layer.kernel_size**2 * layer.in_channels * layer.out_channels
         weights[f"layer {index} weights"] = (layer.weights, size)
     for index, linear in enumerate(net.linears):
-        assert linear is not None
+        if linear is None:
+            continue
         params[f"linear {index} bias"] = (linear.bias, linear.out_features)
         if int8:
             params[f"linear {index} scale"] = (linear.scale, linear.out_features)
