@@ -9,3 +9,11 @@ class EmulatorError(Exception):
 
 class PtxError(EmulatorError):
     """PTX that the emulator does not know; the sentence names the text and its line."""
+
+
+class MemoryFault(EmulatorError):
+    """An access that is out of bounds, misaligned, of unwritten bytes, or a race; the sentence names its place."""
+
+
+class Deadlock(EmulatorError):
+    """Threads wait for what no thread will do."""
