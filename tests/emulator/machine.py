@@ -159,7 +159,7 @@ class Program:
         self.number = number
         count = device.threads
         self.registers = {name: np.zeros(count, UNSIGNED[bits]) for name, bits in device.linked.registers.items()}
-        self.params: dict[str, Array] = {}  # of inlined calls
+        self.params: dict[tuple[str, int], Array] = {}  # of inlined calls, by name and bytes
         self.shared = SharedMemory(device.shared_size)
         self.pc = np.zeros(count, np.int64)
         self.done = np.zeros(count, bool)
@@ -282,7 +282,7 @@ class Device:
             PtxError: it is not known.
         """
         opcode, operands = instruction.opcode, instruction.operands
-        place = self._place(instruction)
+        place, line = self._place(instruction), instruction.line
         operation = OPERATIONS.get(opcode)
         if operation is not None:
             if len(operands) != 1 + len(operation.inputs):
@@ -311,7 +311,7 @@ class Device:
         ):
             match = pattern.match(opcode)
             if match:
-                return build(match, operands, place)
+                return build(match, operands, place, line)
         simple: dict[str, Callable[..., Handler]] = {
             "bra": self._branch,
             "bra.uni": self._branch,
@@ -447,7 +447,7 @@ class Device:
 
     # --------------------------------------------------------------------------------------------------- memory
 
-    def _memory(self, match: re.Match[str], operands: tuple[str, ...], place: str) -> Handler:
+    def _memory(self, match: re.Match[str], operands: tuple[str, ...], place: str, line: int) -> Handler:
         loads, kind, lanes = match.group("what") == "ld", match.group("kind"), int(match.group("lanes") or 1)
         space, ordered = match.group("space"), any(word in match.group("order") for word in ATOMIC_ORDER)
         target, pointer = operands if loads else operands[::-1]
@@ -482,7 +482,7 @@ class Device:
             if space == "global":
                 self._store_global(program, where, raw, place, ordered)
             else:
-                program.shared.store(where, raw, program.warp[mask], program.interval, place)
+                program.shared.store(where, raw, program.warp[mask], program.interval, place, line)
 
         return store
 
@@ -507,20 +507,20 @@ class Device:
         match = ADDRESS.match(pointer)
         if match is None or int(match.group(2) or "0", 0):
             raise PtxError(f"{place}: {pointer!r} is no parameter.")
-        name = match.group(1)
+        name, width = match.group(1), DTYPES[kind].itemsize
         if not loads:
             read = self._reader(register, kind)
 
             def store(program: Program, mask: Array) -> None:
-                held = program.params.setdefault(name, np.zeros(self.threads, DTYPES[kind]))
-                held[mask] = read(program)[mask]
+                held = program.params.setdefault((name, width), np.zeros(self.threads, f"u{width}"))
+                held[mask] = np.ascontiguousarray(read(program)[mask]).view(held.dtype)
 
             return store
         write = self._writer(register, kind)
 
         def load(program: Program, mask: Array) -> None:
-            if name in program.params:
-                values = program.params[name]
+            if (name, width) in program.params:
+                values = program.params[name, width]
             elif name in self.arguments:
                 scalar = np.asarray(self.arguments[name])
                 values = np.full(self.threads, scalar).view(DTYPES[kind])
@@ -530,7 +530,7 @@ class Device:
 
         return load
 
-    def _matrix(self, match: re.Match[str], operands: tuple[str, ...], place: str) -> Handler:
+    def _matrix(self, match: re.Match[str], operands: tuple[str, ...], place: str, line: int) -> Handler:
         """`ldmatrix` and `stmatrix`: 8×8 matrices of 16 bits, whose rows the lanes point at."""
         loads, count, transposed = match.group("what") == "ld", int(match.group("count")), bool(match.group("trans"))
         vector, pointer = operands if loads else operands[::-1]
@@ -567,11 +567,12 @@ class Device:
             if transposed:
                 matrices = matrices.swapaxes(2, 3)
             raw = np.ascontiguousarray(matrices).view(np.uint8).reshape(-1, 16)
-            program.shared.store(where.reshape(-1), raw, np.repeat(warps, 8 * count), program.interval, place)
+            who = np.repeat(warps, 8 * count)
+            program.shared.store(where.reshape(-1), raw, who, program.interval, place, line)
 
         return load if loads else store
 
-    def _copy(self, match: re.Match[str], operands: tuple[str, ...], place: str) -> Handler:
+    def _copy(self, match: re.Match[str], operands: tuple[str, ...], place: str, line: int) -> Handler:
         """`cp.async`: the bytes are in flight until their group was waited for. Beyond src-size they are zeros."""
         del match
         target, source, size = self._address(operands[0], place), self._address(operands[1], place), int(operands[2], 0)
@@ -584,6 +585,8 @@ class Device:
                 index.reshape(-1),
                 np.repeat(program.warp[mask], size),
                 np.full(index.size, program.interval, np.int32),
+                line,
+                np.zeros(index.size, bool),
             )
             if raced.any():
                 raise MemoryFault(
@@ -631,7 +634,7 @@ class Device:
 
         return wait
 
-    def _atomic(self, match: re.Match[str], operands: tuple[str, ...], place: str) -> Handler:
+    def _atomic(self, match: re.Match[str], operands: tuple[str, ...], place: str, line: int) -> Handler:
         kind, returns = match.group("kind"), match.group(0).startswith("atom")
         pointer, value = operands[-2:]
         address, read = self._address(pointer, place), self._reader(value, kind)
@@ -652,7 +655,7 @@ class Device:
 
     # ------------------------------------------------------------------------------------------ warps and control
 
-    def _mma(self, match: re.Match[str], operands: tuple[str, ...], place: str) -> Handler:
+    def _mma(self, match: re.Match[str], operands: tuple[str, ...], place: str, line: int) -> Handler:
         kinds = {match.group("a"), match.group("b")}
         if len(kinds) != 1 or match.group("a") not in MMA_K or int(match.group("k")) != MMA_K[match.group("a")]:
             raise PtxError(f"{place}: {match.group(0)} is not known.")
@@ -677,7 +680,7 @@ class Device:
 
         return multiply
 
-    def _shuffle(self, match: re.Match[str], operands: tuple[str, ...], place: str) -> Handler:
+    def _shuffle(self, match: re.Match[str], operands: tuple[str, ...], place: str, line: int) -> Handler:
         names = operands[0].split("|")
         if len(operands) != 5 or operands[4] not in ("-1", "0xffffffff", "0xFFFFFFFF"):
             raise PtxError(f"{place}: shuffles of whole warps alone are known, not {operands}.")
@@ -697,7 +700,7 @@ class Device:
 
         return run
 
-    def _redux(self, match: re.Match[str], operands: tuple[str, ...], place: str) -> Handler:
+    def _redux(self, match: re.Match[str], operands: tuple[str, ...], place: str, line: int) -> Handler:
         kind, name = match.group("kind") or "b32", match.group("name") or match.group("bits")
         read, write = self._reader(operands[1], kind), self._writer(operands[0], kind)
 

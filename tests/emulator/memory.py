@@ -8,6 +8,7 @@ programs with no synchronization between them. Copies in flight (`cp.async`) own
 from __future__ import annotations
 
 import bisect
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,17 +27,18 @@ def _where(place: str, source: str) -> str:
 
 @dataclass
 class Owners:
-    """Who wrote and read each byte last, and in which interval between barriers."""
+    """Who wrote and read each byte last, in which interval between barriers, and by which instruction."""
 
     writer: Array
     written_in: Array
+    written_by: Array
     reader: Array
     read_in: Array
 
     @classmethod
     def of(cls, size: int) -> Owners:
         """Nobody has touched any byte."""
-        return cls(*(np.full(size, NOBODY, np.int32) for _ in range(4)))
+        return cls(*(np.full(size, NOBODY, np.int32) for _ in range(5)))
 
     def read(self, index: Array, who: Array, interval: Array) -> Array:
         """Note reads of bytes; which of them race with a write."""
@@ -49,12 +51,20 @@ class Owners:
         self.read_in[index] = interval
         return raced
 
-    def write(self, index: Array, who: Array, interval: Array) -> Array:
-        """Note writes of bytes; which of them race with a read or another write."""
-        raced = (self.written_in[index] == interval) & (self.writer[index] != who)
+    def write(self, index: Array, who: Array, interval: Array, by: int, equal: Array) -> Array:
+        """Note writes of bytes; which of them race with a read or another write.
+
+        Several warps may write one byte by the same instruction if the values are `equal`: what a reduction leaves in
+        every warp is stored by each.
+        """
+        other = (self.written_in[index] == interval) & (self.writer[index] != who)
+        shared = other & (self.written_by[index] == by) & equal
+        raced = other & ~shared
         raced |= (self.read_in[index] == interval) & (self.reader[index] != who)
-        self.writer[index], self.written_in[index] = who, interval
-        raced |= self.writer[index] != who  # two warps in one instruction
+        self.writer[index] = np.where(shared, SEVERAL, who)
+        self.written_in[index], self.written_by[index] = interval, by
+        different = (self.writer[index] != who) & ~shared  # two warps in one instruction
+        self.writer[index[different]] = SEVERAL
         return raced
 
 
@@ -133,6 +143,7 @@ class SharedMemory:
         self.defined = np.zeros(size, bool)
         self.in_flight = np.zeros(size, bool)
         self.owners = Owners.of(size)
+        self.disagreements: Counter[str] = Counter()  # places that store different values at one address
 
     def check(self, addresses: Array, size: int, place: str, what: str) -> Array:
         """Offsets of all bytes [N, size].
@@ -164,20 +175,26 @@ class SharedMemory:
         if not self.defined[index].all():
             at = int(index[~self.defined[index]][0])
             raise MemoryFault(f"{place}: a read of byte {at} of shared memory, which was never written.")
-        self._judge(self.owners.read, index, warps, interval, place, "a read")
+        flat, who = index.reshape(-1), np.repeat(warps, size)
+        raced = self.owners.read(flat, who, np.full(len(flat), interval, np.int32))
+        self._refuse(raced, flat, who, place, "a read")
         return self.data[index]
 
-    def store(self, addresses: Array, values: Array, warps: Array, interval: int, place: str) -> None:
-        """Write bytes [N, size]."""
+    def store(self, addresses: Array, values: Array, warps: Array, interval: int, place: str, by: int) -> None:
+        """Write bytes [N, size] by instruction `by`. Different values at one address are counted in `disagreements`."""
         index = self.check(addresses, values.shape[1], place, "a write")
-        self._judge(self.owners.write, index, warps, interval, place, "a write")
-        self.data[index], self.defined[index] = values, True
+        flat, who, given = index.reshape(-1), np.repeat(warps, values.shape[1]), values.reshape(-1)
+        before = self.data[flat]
+        self.data[flat], self.defined[flat] = given, True
+        disagree = self.data[flat] != given
+        if disagree.any():
+            self.disagreements[place] += 1
+        # another warp's value of the same instruction, which came in an earlier step
+        late = (self.owners.written_by[flat] == by) & (before != given)
+        raced = self.owners.write(flat, who, np.full(len(flat), interval, np.int32), by, ~late)
+        self._refuse(raced, flat, who, place, "a write")
 
-    def _judge(self, note: object, index: Array, warps: Array, interval: int, place: str, what: str) -> None:
-        assert callable(note)
-        who = np.repeat(warps, index.shape[1])
-        flat = index.reshape(-1)
-        raced = note(flat, who, np.full(len(flat), interval, np.int32))
+    def _refuse(self, raced: Array, flat: Array, who: Array, place: str, what: str) -> None:
         if raced.any():
             at, by = int(flat[raced][0]), int(who[raced][0])
             raise MemoryFault(
