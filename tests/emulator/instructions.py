@@ -24,11 +24,13 @@ class Operation:
         inputs: PTX types of its operands behind the destination.
         output: PTX type of the destination.
         compute: arrays of the inputs' types to one of the output's.
+        one_more: whether another input of the last one's type may follow (`min` and `max` from sm_100 on).
     """
 
     inputs: tuple[str, ...]
     output: str
     compute: Callable[..., Array]
+    one_more: bool = False
 
 
 FLOATS: dict[str, Any] = {"f16": np.float16, "f32": np.float32, "f64": np.float64}
@@ -136,8 +138,8 @@ def _floats() -> Iterator[tuple[str, Operation]]:
             dtype = FLOATS[kind]
             fma = lambda a, b, c, dtype=dtype: ar.fused_multiply_add(a, b, c, dtype)  # noqa: E731
             yield from both(f"fma.rn.{kind}", Operation((kind, kind, kind), kind, fma))
-        yield from both(f"min.{kind}", Operation(two, kind, _minimum))
-        yield from both(f"max.{kind}", Operation(two, kind, _maximum))
+        yield from both(f"min.{kind}", Operation(two, kind, _minimum, kind == "f32"))
+        yield from both(f"max.{kind}", Operation(two, kind, _maximum, kind == "f32"))
         yield from both(f"neg.{kind}", Operation((kind,), kind, np.negative))
         yield from both(f"abs.{kind}", Operation((kind,), kind, np.abs))
     for name in ("full", "approx", "rn"):

@@ -285,13 +285,16 @@ class Device:
         place, line = self._place(instruction), instruction.line
         operation = OPERATIONS.get(opcode)
         if operation is not None:
-            if len(operands) != 1 + len(operation.inputs):
+            inputs = operation.inputs
+            if operation.one_more and len(operands) == 2 + len(inputs):
+                inputs = (*inputs, inputs[-1])
+            if len(operands) != 1 + len(inputs):
                 if not (opcode.startswith("mov.b") and len(operands) == 2):
                     raise PtxError(f"{place}: {instruction.text!r} has {len(operands)} operands.")
             if opcode.startswith("mov.b") and any(operand.startswith("{") for operand in operands):
                 return self._pack(operands)
             readers = [
-                self._reader(operand, kind) for operand, kind in zip(operands[1:], operation.inputs, strict=True)
+                self._reader(operand, kind) for operand, kind in zip(operands[1:], inputs, strict=True)
             ]
             write, compute = self._writer(operands[0], operation.output), operation.compute
 
