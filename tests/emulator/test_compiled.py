@@ -1,0 +1,135 @@
+"""Kernels of the library, compiled for a GPU and executed without one, against their references on the CPU."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from vae_edge_kernels import network, reparameterize
+from vae_edge_kernels.layout import NetworkLayout
+
+from vae_edge.ops.network import forward_layerwise
+from vae_edge.ops.packing import PackedNetwork, pack
+from vae_edge.ops.reparameterize import reparameterize as reparameterize_reference
+
+from .errors import Deadlock, MemoryFault
+from .launch import Compiled, compile_kernel, run
+from .machine import Device
+
+pytest.importorskip("triton")
+synthetic_models = pytest.importorskip("synthetic_models")
+
+
+@cache
+def sampling(architecture: int, quads: bool) -> Compiled:
+    name = "reparameterize_forward_fp32" + ("_quads" if quads else "")
+    (spec,) = (spec for spec in reparameterize.kernel_specs(architecture) if spec.name == name)
+    return compile_kernel(spec, architecture)
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+@pytest.mark.parametrize(("quads", "offset"), [(False, 3), (True, 4)])
+@pytest.mark.parametrize("architecture", [87, 90, 120])
+def test_codes_are_sampled(architecture: int, quads: bool, offset: int, seed: int | None) -> None:
+    mu, logvar = torch.randn(2, 21, 24, generator=torch.Generator().manual_seed(0))
+    z, kl = torch.empty(21, 24), torch.empty(21)
+    given = {"mu_ptr": mu, "logvar_ptr": logvar, "z_ptr": z, "kl_ptr": kl}
+    numbers = {"rows": 21, "columns": 24, "seed": 7, "offset": offset}
+    run(sampling(architecture, quads), (2, 1, 1), {**given, **numbers}, ("z_ptr", "kl_ptr"), seed=seed)
+    expected = reparameterize_reference(mu, logvar, 7, offset)
+    torch.testing.assert_close(z, expected[0], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(kl, expected[1], rtol=1e-6, atol=1e-5)
+
+
+def test_a_buffer_that_is_too_short_is_told_with_its_line() -> None:
+    mu, logvar = torch.zeros(2, 21, 24)
+    z, kl = torch.empty(20, 24), torch.empty(21)
+    given = {"mu_ptr": mu, "logvar_ptr": logvar, "z_ptr": z, "kl_ptr": kl, "rows": 21, "columns": 24}
+    with pytest.raises(MemoryFault, match=r"line \d+ \(reparameterize.py:\d+\): a write of .* z_ptr, which has 1920"):
+        run(sampling(87, False), (2, 1, 1), given, ("z_ptr", "kl_ptr"))
+
+
+def test_pointers_that_are_less_aligned_than_promised_are_told() -> None:
+    mu, logvar = torch.zeros(2, 21, 24)
+    given = {"mu_ptr": mu, "logvar_ptr": logvar, "z_ptr": torch.empty(21, 24), "kl_ptr": torch.empty(21)}
+    with pytest.raises(MemoryFault, match="misaligned"):
+        run(sampling(87, True), (2, 1, 1), {**given, "rows": 21, "columns": 24}, ("z_ptr", "kl_ptr"), offset=4)
+
+
+@cache
+def packed(preset: str, int8: bool) -> PackedNetwork:
+    model = synthetic_models.untrained(preset)
+    return pack(model, synthetic_models.quantized(model) if int8 else None)
+
+
+@cache
+def compiled_network(preset: str, int8: bool, architecture: int, programs: int) -> Compiled:
+    return compile_kernel(network.kernel_spec(packed(preset, int8).layout, architecture, programs), architecture)
+
+
+def run_network(compiled: Compiled, made: PackedNetwork, programs: int, seed: int | None = None) -> Device:
+    """One image through a network in one launch; its answers are held against those of the operators."""
+    net = made.layout
+    image = synthetic_models.blotches(1, (net.height, net.width), net.channels, seed=1)
+    buffers = (made.weights, made.params, made.whitening)
+    expected = forward_layerwise(net, image, *buffers)
+    answers = [torch.empty_like(answer) for answer in expected]
+    outputs = dict(zip(("probabilities_ptr", "angle_ptr", "score_ptr", "uncertainty_ptr"), answers, strict=True))
+    given = dict(zip(("weights_ptr", "params_ptr", "whitening_ptr"), buffers, strict=True))
+    scratch = scratch_of(net)
+    barrier = torch.zeros(2, dtype=torch.int32)
+    arguments = {"image_ptr": image, **given, **scratch, "barrier_ptr": barrier, **outputs, "n_images": 1}
+    device = run(compiled, (1, programs, 1), arguments, (*scratch, *outputs), seed=seed)
+    rounding = 1e-5 if net.int8 else 2e-3
+    for answer, wanted in zip(answers, expected, strict=True):
+        torch.testing.assert_close(answer, wanted, rtol=rounding, atol=rounding)
+    return device
+
+
+def scratch_of(net: NetworkLayout) -> dict[str, torch.Tensor]:
+    activations = torch.zeros(1, 2, net.activation_size, dtype=torch.int8 if net.int8 else torch.float16)
+    return {"activations_ptr": activations, "workspace_ptr": torch.zeros(1, net.workspace_size)}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "int8", "programs", "seed"),
+    [(87, False, 1, None), (87, True, 1, 3), (87, True, 2, 4), (120, False, 1, None), (120, True, 1, None)],
+)
+def test_a_network_in_one_launch_gives_what_the_operators_give(
+    architecture: int, int8: bool, programs: int, seed: int | None
+) -> None:
+    device = run_network(compiled_network("tiny", int8, architecture, programs), packed("tiny", int8), programs, seed)
+    products = sum(count for opcode, count in device.counts.items() if opcode.startswith("mma."))
+    assert products > 100 and device.counts["barriers"] > 100
+
+
+def without(text: str, opcode: str, number: int) -> str | None:
+    """PTX without the instruction of an opcode that comes after `number` others; None if there are fewer."""
+    lines = text.split("\n")
+    places = [i for i, line in enumerate(lines) if line.strip().startswith(opcode)]
+    if number >= len(places):
+        return None
+    lines[places[number]] = ""
+    return "\n".join(lines)
+
+
+@pytest.mark.slow
+def test_most_barriers_and_waits_that_are_removed_are_missed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Some are redundant: the compiler places them where it does not see that nothing is shared."""
+    found, tried = 0, 0
+    for int8 in (False, True):
+        compiled, made = compiled_network("tiny", int8, 87, 1), packed("tiny", int8)
+        for opcode in ("bar.sync", "cp.async.wait_group"):
+            count = compiled.ptx.count(f"\t{opcode}")
+            for number in range(0, count, max(1, count // 8)):
+                mutant = without(compiled.ptx, opcode, number)
+                assert mutant is not None
+                tried += 1
+                try:
+                    run_network(compiled.changed(mutant), made, 1)
+                except (MemoryFault, Deadlock, AssertionError):
+                    found += 1
+    with capsys.disabled():
+        print(f"\n{found} of {tried} removed barriers and waits were found")
+    assert found >= 0.6 * tried
