@@ -298,10 +298,11 @@ def _onnx_source(bundle: Bundle, role: str, precision: str) -> ModelEntry:
     entries = bundle.select(role=role, format="onnx", precision=precision, target="any")  # other targets are CPUs
     if not entries:
         has = ", ".join(entry.precision for entry in bundle.select(role, "onnx", target="any")) or "none"
-        way = "vae-edge export RUN --out" if precision == "fp32" else f"vae-edge quantize --precision {precision}"
+        exported = f"vae-edge export RUN --out {bundle.path}"
+        quantized = f"vae-edge quantize {bundle.path} --precision {precision} --data PATH"
         raise EngineError(
             f"The bundle {bundle.path} has no {precision} ONNX {role} to build from (it has: {has}): add it with "
-            f"`{way} {bundle.path}`."
+            f"`{exported if precision == 'fp32' else quantized}`."
         )
     return entries[0]
 
