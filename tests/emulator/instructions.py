@@ -128,14 +128,13 @@ def _floats() -> Iterator[tuple[str, Operation]]:
             flushed = Operation(operation.inputs, operation.output, _flushed(operation.compute))
             yield f"{stem}.ftz.{kind}", flushed
 
-    for kind in FLOATS:
+    for kind, dtype in FLOATS.items():
         two = (kind, kind)
         for rounding in ("", ".rn"):
             yield from both(f"add{rounding}.{kind}", Operation(two, kind, np.add))
             yield from both(f"sub{rounding}.{kind}", Operation(two, kind, np.subtract))
             yield from both(f"mul{rounding}.{kind}", Operation(two, kind, np.multiply))
         if kind != "f64":
-            dtype = FLOATS[kind]
             fma = lambda a, b, c, dtype=dtype: ar.fused_multiply_add(a, b, c, dtype)  # noqa: E731
             yield from both(f"fma.rn.{kind}", Operation((kind, kind, kind), kind, fma))
         yield from both(f"min.{kind}", Operation(two, kind, _minimum, kind == "f32"))
@@ -230,8 +229,6 @@ def _conversions() -> Iterator[tuple[str, Operation]]:
 
 
 OPERATIONS: dict[str, Operation] = {
-    opcode: operation
-    for table in (_integers, _floats, _moves, _conversions)
-    for opcode, operation in table()
+    opcode: operation for table in (_integers, _floats, _moves, _conversions) for opcode, operation in table()
 }
 """By opcode."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,9 @@ import numpy as np
 from .arithmetic import DTYPES, Array
 from .errors import Deadlock, MemoryFault, PtxError
 from .instructions import OPERATIONS
+from .linking import link
 from .memory import GlobalMemory, SharedMemory, spread
-from .parser import Function, Instruction, Module
+from .parser import Instruction, Module
 from .warps import LANES, MMA_K, multiply_matrices, reduce_warp, shuffle
 
 UNSIGNED = {1: np.dtype(bool), 16: np.dtype("u2"), 32: np.dtype("u4"), 64: np.dtype("u8")}
@@ -39,7 +40,6 @@ ATOMIC = re.compile(r"(?:atom|red)\.global\.gpu\.(?:relaxed|acq_rel|acquire|rele
 SHFL = re.compile(r"shfl\.sync\.(?P<mode>bfly|idx|up|down)\.b32$")
 REDUX = re.compile(r"redux\.sync\.(?P<name>add|min|max)\.(?P<kind>u32|s32)$|redux\.sync\.(?P<bits>and|or|xor)\.b32$")
 NOTHING = re.compile(r"(?:fence|membar|prefetch|griddepcontrol|discard)[.\w:]*$")
-ATOMIC_ORDER = ("acquire", "relaxed", "release")
 
 
 def bits_of(text: str) -> int | None:
@@ -47,100 +47,6 @@ def bits_of(text: str) -> int | None:
     if re.fullmatch(r"0[fF][0-9a-fA-F]{8}", text) or re.fullmatch(r"0[dD][0-9a-fA-F]{16}", text):
         return int(text[2:], 16)
     return int(text.rstrip("U"), 0) if NUMBER.match(text) else None
-
-
-@dataclass
-class Linked:
-    """An entry with its functions inlined.
-
-    Attributes:
-        instructions: in order; `ret` of an inlined function is a `bra`.
-        labels: unique names to indices.
-        registers: unique names to bits.
-        params: of the entry, (name, type).
-    """
-
-    instructions: list[Instruction]
-    labels: dict[str, int]
-    registers: dict[str, int]
-    params: list[tuple[str, str]]
-
-
-def link(module: Module) -> Linked:
-    """Inline every call of the entry."""
-    linked = Linked([], {}, {}, [(param.name, param.type) for param in module.entry.params])
-    _inline(module, module.entry, "", linked, {}, 0)
-    return linked
-
-
-NAME = re.compile(r"%?[A-Za-z_$][\w$]*(?:@\d+)?")
-
-
-def _inline(
-    module: Module, function: Function, prefix: str, linked: Linked, params: dict[str, str], depth: int
-) -> None:
-    """Append a function's instructions, its names with a prefix; its parameters go by the caller's names."""
-    if depth > 32:
-        raise PtxError(f"{function.name} calls itself.")
-    own = set(function.registers) | set(function.labels)
-    own |= {param.name for param in (*function.params, *function.results)} - set(params)
-
-    def rename(text: str) -> str:
-        def one(match: re.Match[str]) -> str:
-            name = match.group(0)
-            return params.get(name) or (prefix + name if name in own or name.startswith("param") else name)
-
-        return NAME.sub(one, text) if prefix else text
-
-    for name, bits in function.registers.items():
-        linked.registers[prefix + name] = bits
-    places = {place: name for name, place in function.labels.items()}
-    by_place: dict[int, list[str]] = {}
-    for name, place in function.labels.items():
-        by_place.setdefault(place, []).append(name)
-    del places
-    for index, instruction in enumerate(function.instructions):
-        for name in by_place.get(index, ()):
-            linked.labels[prefix + name] = len(linked.instructions)
-        guard = None if instruction.guard is None else prefix + instruction.guard
-        if instruction.opcode == "call.uni":
-            results, name, arguments = _call(instruction)
-            called = module.functions.get(name)
-            if called is None or guard is not None:
-                raise PtxError(f"Line {instruction.line}: {instruction.text!r} calls what is not there.")
-            inner = f"{prefix}{len(linked.instructions)}:".replace(":", "_$")
-            given = [rename(argument) for argument in (*results, *arguments)]
-            wanted = [param.name for param in (*called.results, *called.params)]
-            if len(given) != len(wanted):
-                raise PtxError(f"Line {instruction.line}: {instruction.text!r} has {len(given)} arguments.")
-            start = len(linked.instructions)
-            linked.instructions.append(replace(instruction, opcode="nop", operands=(), guard=None))
-            _inline(module, called, inner, linked, dict(zip(wanted, given, strict=True)), depth + 1)
-            end = f"{inner}end"
-            linked.labels[end] = len(linked.instructions)
-            for place in range(start, len(linked.instructions)):
-                at = linked.instructions[place]
-                if at.opcode == "ret" and at.operands == (inner,):
-                    linked.instructions[place] = replace(at, opcode="bra", operands=(end,))
-        elif instruction.opcode == "ret" and prefix:
-            linked.instructions.append(replace(instruction, operands=(prefix,), guard=guard))
-        else:
-            operands = tuple(rename(operand) for operand in instruction.operands)
-            linked.instructions.append(replace(instruction, operands=operands, guard=guard))
-    for name in by_place.get(len(function.instructions), ()):
-        linked.labels[prefix + name] = len(linked.instructions)
-
-
-def _call(instruction: Instruction) -> tuple[list[str], str, list[str]]:
-    """ "call.uni (r), f, (a, b)" to (results, name, arguments)."""
-    operands = list(instruction.operands)
-    results = operands.pop(0)[1:-1].split(",") if operands[0].startswith("(") else []
-    name = operands.pop(0)
-    arguments = operands.pop(0)[1:-1].split(",") if operands else []
-    if operands:
-        raise PtxError(f"Line {instruction.line}: the call {instruction.text!r} is not known.")
-    strip = lambda names: [name.strip() for name in names if name.strip()]  # noqa: E731
-    return strip(results), name, strip(arguments)
 
 
 @dataclass
@@ -179,7 +85,7 @@ class Program:
         alive = ~self.done.reshape(warps, LANES)
         runnable = np.flatnonzero(alive.any(1) & ~self.waiting)
         if not len(runnable):
-            self._release()
+            self.open_barrier()
             return
         rng = self.device.rng
         if rng is not None:
@@ -193,7 +99,7 @@ class Program:
         mask = np.repeat(selected, LANES) & (self.pc == pc) & ~self.done
         self.device.execute(self, pc, mask)
 
-    def _release(self) -> None:
+    def open_barrier(self) -> None:
         """All living warps wait: the barrier opens."""
         if not self.waiting.any():
             raise Deadlock("No warp can go on.")
@@ -289,13 +195,10 @@ class Device:
             if operation.one_more and len(operands) == 2 + len(inputs):
                 inputs = (*inputs, inputs[-1])
             if len(operands) != 1 + len(inputs):
-                if not (opcode.startswith("mov.b") and len(operands) == 2):
-                    raise PtxError(f"{place}: {instruction.text!r} has {len(operands)} operands.")
+                raise PtxError(f"{place}: {instruction.text!r} has {len(operands)} operands.")
             if opcode.startswith("mov.b") and any(operand.startswith("{") for operand in operands):
                 return self._pack(operands)
-            readers = [
-                self._reader(operand, kind) for operand, kind in zip(operands[1:], inputs, strict=True)
-            ]
+            readers = [self._reader(operand, kind) for operand, kind in zip(operands[1:], inputs, strict=True)]
             write, compute = self._writer(operands[0], operation.output), operation.compute
 
             def run(program: Program, mask: Array) -> None:
@@ -357,7 +260,7 @@ class Device:
             raise PtxError(f"The operand {operand!r} is not known.")
         if kind == "pred":
             fixed = np.full(count, bool(value))
-        elif kind == "f32" and not operand[:2].lower() == "0f":
+        elif kind == "f32" and operand[:2].lower() != "0f":
             raise PtxError(f"The operand {operand!r} is no float.")
         else:
             unsigned = np.dtype(f"u{dtype.itemsize}")
@@ -386,14 +289,17 @@ class Device:
             raise PtxError(f"The register {operand!r} was not declared.")
         target, dtype = UNSIGNED[bits], DTYPES[kind]
         if bits == 1:
+
             def write(program: Program, mask: Array, values: Array) -> None:
                 program.registers[operand][mask] = values[mask]
         elif target.itemsize == dtype.itemsize:
+
             def write(program: Program, mask: Array, values: Array) -> None:
                 typed = np.ascontiguousarray(values.astype(dtype, copy=False)).view(target)
                 program.registers[operand][mask] = typed[mask]
         elif target.itemsize > dtype.itemsize:  # extended by the value's sign
             wide = np.dtype(f"{'i' if dtype.kind == 'i' else 'u'}{target.itemsize}")
+
             def write(program: Program, mask: Array, values: Array) -> None:
                 typed = values.astype(dtype, copy=False)
                 if dtype.kind == "f":
@@ -452,7 +358,7 @@ class Device:
 
     def _memory(self, match: re.Match[str], operands: tuple[str, ...], place: str, line: int) -> Handler:
         loads, kind, lanes = match.group("what") == "ld", match.group("kind"), int(match.group("lanes") or 1)
-        space, ordered = match.group("space"), any(word in match.group("order") for word in ATOMIC_ORDER)
+        space = match.group("space")
         target, pointer = operands if loads else operands[::-1]
         if len(operands) != 2 or len(self._parts(target)) != lanes:
             raise PtxError(f"{place}: {operands} are not the operands of {match.group(0)}.")
@@ -466,7 +372,7 @@ class Device:
             def load(program: Program, mask: Array) -> None:
                 where = address(program)[mask]
                 if space == "global":
-                    raw = self._load_global(program, where, size, place, ordered)
+                    raw = self._load_global(where, size, place)
                 else:
                     raw = program.shared.load(where, size, program.warp[mask], program.interval, place)
                 values = np.ascontiguousarray(raw).view(DTYPES[kind]).reshape(-1, lanes)
@@ -483,27 +389,25 @@ class Device:
             raw = np.ascontiguousarray(values).view(np.uint8).reshape(-1, size)
             where = address(program)[mask]
             if space == "global":
-                self._store_global(program, where, raw, place, ordered)
+                self._store_global(where, raw, place)
             else:
                 program.shared.store(where, raw, program.warp[mask], program.interval, place, line)
 
         return store
 
-    def _load_global(self, program: Program, where: Array, size: int, place: str, ordered: bool) -> Array:
+    def _load_global(self, where: Array, size: int, place: str) -> Array:
         buffer, offsets = self.memory.find(where, size, place, "a read")
         index = spread(offsets, size)
         if not buffer.defined[index].all():
             at = int(index[~buffer.defined[index]][0])
             raise MemoryFault(f"{place}: a read of byte {at} of {buffer.name}, which was never written.")
         self.counts["sectors read"] += len(np.unique((offsets + buffer.base) // 32))
-        del program, ordered
         return buffer.data[index]
 
-    def _store_global(self, program: Program, where: Array, raw: Array, place: str, ordered: bool) -> None:
+    def _store_global(self, where: Array, raw: Array, place: str) -> None:
         buffer, offsets = self.memory.find(where, raw.shape[1], place, "a write")
         index = spread(offsets, raw.shape[1])
         self.counts["sectors written"] += len(np.unique((offsets + buffer.base) // 32))
-        del program, ordered
         buffer.data[index], buffer.defined[index] = raw, True
 
     def _param(self, loads: bool, kind: str, register: str, pointer: str, place: str) -> Handler:
@@ -551,9 +455,7 @@ class Device:
 
         def load(program: Program, mask: Array) -> None:
             warps, where = rows(program, mask)
-            raw = program.shared.load(
-                where.reshape(-1), 16, np.repeat(warps, 8 * count), program.interval, place
-            )
+            raw = program.shared.load(where.reshape(-1), 16, np.repeat(warps, 8 * count), program.interval, place)
             matrices = np.ascontiguousarray(raw).view(np.uint16).reshape(len(warps), count, 8, 8)
             if transposed:
                 matrices = matrices.swapaxes(2, 3)
@@ -601,7 +503,7 @@ class Device:
                 if part:
                     chosen = length[mask] == part
                     values[chosen] = 0
-                    whole = self._load_global(program, source(program)[mask][chosen], int(part), place, False)
+                    whole = self._load_global(source(program)[mask][chosen], int(part), place)
                     values[np.flatnonzero(chosen)[:, None], np.arange(int(part))] = whole
             program.shared.in_flight[index] = True
             for warp in np.unique(program.warp[mask]):
@@ -647,10 +549,10 @@ class Device:
             full = np.zeros(self.threads, DTYPES[kind])
             for thread in np.flatnonzero(mask):
                 where = address(program)[thread : thread + 1]
-                old = np.ascontiguousarray(self._load_global(program, where, 4, place, True)).view(DTYPES[kind])
+                old = np.ascontiguousarray(self._load_global(where, 4, place)).view(DTYPES[kind])
                 full[thread] = old[0, 0]
                 total = np.asarray(old[0, 0] + read(program)[thread], DTYPES[kind])
-                self._store_global(program, where, total.reshape(1, 1).view(np.uint8), place, True)
+                self._store_global(where, total.reshape(1, 1).view(np.uint8), place)
             if write is not None:
                 write(program, mask, full)
 
@@ -731,7 +633,7 @@ class Device:
             _whole_warps(mask, place)
             program.waiting |= mask.reshape(-1, LANES).any(1)
             if (program.waiting | program.done.reshape(-1, LANES).all(1)).all():
-                program._release()  # noqa: SLF001
+                program.open_barrier()
 
         return wait
 
@@ -743,9 +645,3 @@ def _whole_warps(mask: Array, place: str) -> None:
     rows = mask.reshape(-1, LANES)
     if (rows.any(1) != rows.all(1)).any():
         raise Deadlock(f"{place}: threads of a warp are missing that the instruction waits for.")
-
-
-def lines(counter: Counter[str], first: int) -> Iterator[str]:
-    """The commonest entries, one a line."""
-    for name, count in counter.most_common(first):
-        yield f"{count:>10,} {name}"

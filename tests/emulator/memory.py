@@ -1,8 +1,8 @@
 """Memory of the emulated device: global buffers and the shared memory of a program, checked byte by byte.
 
-Every access is checked for bounds, alignment, bytes that were never written, and races. A race is two accesses of one
-byte, at least one of them a write, by different warps of a program with no barrier between them, or by different
-programs with no synchronization between them. Copies in flight (`cp.async`) own their bytes until they are waited for.
+Every access is checked for bounds, alignment and bytes that were never written; those of shared memory for races too. A
+race is two accesses of one byte, at least one of them a write, by different warps with no barrier between them. Copies
+in flight (`cp.async`) own their bytes until they are waited for. Races in global memory are not looked for.
 """
 
 from __future__ import annotations
@@ -19,10 +19,6 @@ from .errors import MemoryFault
 GLOBAL_BASE = 0x7F00_0000_0000  # where the first buffer lies
 GUARD = 1 << 20  # bytes between buffers that no pointer reaches
 NOBODY, SEVERAL = -1, -2
-
-
-def _where(place: str, source: str) -> str:
-    return f"{place} ({source})" if source else place
 
 
 @dataclass
@@ -77,14 +73,12 @@ class Buffer:
         base: its first address.
         data: uint8 [size].
         defined: which bytes were written, by the host or by a kernel.
-        owners: of races between programs.
     """
 
     name: str
     base: int
     data: Array
     defined: Array
-    owners: Owners
 
 
 @dataclass
@@ -100,7 +94,7 @@ class GlobalMemory:
         start = GLOBAL_BASE if last is None else last.base + len(last.data) + GUARD
         base = (start + 255) // 256 * 256 + offset
         flat = np.ascontiguousarray(data).reshape(-1).view(np.uint8).copy()
-        self.buffers.append(Buffer(name, base, flat, np.full(len(flat), defined), Owners.of(len(flat))))
+        self.buffers.append(Buffer(name, base, flat, np.full(len(flat), defined)))
         self.bases.append(base)
         return base
 

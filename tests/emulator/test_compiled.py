@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -57,15 +58,22 @@ def test_pointers_that_are_less_aligned_than_promised_are_told() -> None:
         run(sampling(87, True), (2, 1, 1), {**given, "rows": 21, "columns": 24}, ("z_ptr", "kl_ptr"), offset=4)
 
 
+NETWORKS: dict[str, dict[str, Any]] = {
+    "tiny": {},
+    "pooled": {"head": "pooled"},
+    "upright": {"head": "code+pooled", "orientation": False, "size": 32, "channels": 3},
+}
+
+
 @cache
-def packed(preset: str, int8: bool) -> PackedNetwork:
-    model = synthetic_models.untrained(preset)
+def packed(name: str, int8: bool) -> PackedNetwork:
+    model = synthetic_models.untrained("tiny", **NETWORKS[name])
     return pack(model, synthetic_models.quantized(model) if int8 else None)
 
 
 @cache
-def compiled_network(preset: str, int8: bool, architecture: int, programs: int) -> Compiled:
-    return compile_kernel(network.kernel_spec(packed(preset, int8).layout, architecture, programs), architecture)
+def compiled_network(name: str, int8: bool, architecture: int, programs: int) -> Compiled:
+    return compile_kernel(network.kernel_spec(packed(name, int8).layout, architecture, programs), architecture)
 
 
 def run_network(compiled: Compiled, made: PackedNetwork, programs: int, seed: int | None = None) -> Device:
@@ -93,13 +101,21 @@ def scratch_of(net: NetworkLayout) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "int8", "programs", "seed"),
-    [(87, False, 1, None), (87, True, 1, 3), (87, True, 2, 4), (120, False, 1, None), (120, True, 1, None)],
+    ("name", "architecture", "int8", "programs", "seed"),
+    [
+        ("tiny", 87, False, 1, None),
+        ("tiny", 87, True, 1, 3),
+        ("tiny", 87, True, 2, 4),
+        ("tiny", 120, False, 1, None),
+        ("tiny", 120, True, 1, None),
+        ("pooled", 87, True, 1, None),
+        ("upright", 87, False, 1, None),
+    ],
 )
 def test_a_network_in_one_launch_gives_what_the_operators_give(
-    architecture: int, int8: bool, programs: int, seed: int | None
+    name: str, architecture: int, int8: bool, programs: int, seed: int | None
 ) -> None:
-    device = run_network(compiled_network("tiny", int8, architecture, programs), packed("tiny", int8), programs, seed)
+    device = run_network(compiled_network(name, int8, architecture, programs), packed(name, int8), programs, seed)
     products = sum(count for opcode, count in device.counts.items() if opcode.startswith("mma."))
     assert products > 100 and device.counts["barriers"] > 100
 
