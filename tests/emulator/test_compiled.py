@@ -61,6 +61,7 @@ def test_pointers_that_are_less_aligned_than_promised_are_told() -> None:
 NETWORKS: dict[str, dict[str, Any]] = {
     "tiny": {},
     "pooled": {"head": "pooled"},
+    "large": {"size": 224, "channels": 3},
     "upright": {"head": "code+pooled", "orientation": False, "size": 32, "channels": 3},
 }
 
@@ -89,9 +90,12 @@ def run_network(compiled: Compiled, made: PackedNetwork, programs: int, seed: in
     barrier = torch.zeros(2, dtype=torch.int32)
     arguments = {"image_ptr": image, **given, **scratch, "barrier_ptr": barrier, **outputs, "n_images": 1}
     device = run(compiled, (1, programs, 1), arguments, (*scratch, *outputs), seed=seed)
+    # Among the pixels of a large image some lie on a tie of the quantization, or of the order of sums: the interpreter
+    # gives the same answers as the compiled kernel, and both are this far from the operators.
     rounding = 1e-5 if net.int8 else 2e-3
-    for answer, wanted in zip(answers, expected, strict=True):
-        torch.testing.assert_close(answer, wanted, rtol=rounding, atol=rounding)
+    tolerances = [4e-2 if name == "score_ptr" else 1e-2 for name in outputs] if net.pixels > 64 * 64 else [rounding] * 4
+    for answer, wanted, tolerance in zip(answers, expected, tolerances, strict=True):
+        torch.testing.assert_close(answer, wanted, rtol=tolerance, atol=tolerance)
     return device
 
 
@@ -110,6 +114,7 @@ def scratch_of(net: NetworkLayout) -> dict[str, torch.Tensor]:
         ("tiny", 120, True, 1, None),
         ("pooled", 87, True, 1, None),
         ("upright", 87, False, 1, None),
+        pytest.param("large", 87, True, 1, None, marks=pytest.mark.slow),
     ],
 )
 def test_a_network_in_one_launch_gives_what_the_operators_give(
