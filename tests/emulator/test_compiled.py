@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from synthetic_models import blotches, quantized, untrained
 from vae_edge_kernels import network, reparameterize
 from vae_edge_kernels.layout import NetworkLayout
 
@@ -17,9 +18,6 @@ from vae_edge.ops.reparameterize import reparameterize as reparameterize_referen
 from .errors import Deadlock, MemoryFault
 from .launch import Compiled, compile_kernel, run
 from .machine import Device
-
-pytest.importorskip("triton")
-synthetic_models = pytest.importorskip("synthetic_models")
 
 
 @cache
@@ -68,8 +66,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
 
 @cache
 def packed(name: str, int8: bool) -> PackedNetwork:
-    model = synthetic_models.untrained("tiny", **NETWORKS[name])
-    return pack(model, synthetic_models.quantized(model) if int8 else None)
+    model = untrained("tiny", **NETWORKS[name])
+    return pack(model, quantized(model) if int8 else None)
 
 
 @cache
@@ -80,7 +78,7 @@ def compiled_network(name: str, int8: bool, architecture: int, programs: int) ->
 def run_network(compiled: Compiled, made: PackedNetwork, programs: int, seed: int | None = None) -> Device:
     """One image through a network in one launch; its answers are held against those of the operators."""
     net = made.layout
-    image = synthetic_models.blotches(1, (net.height, net.width), net.channels, seed=1)
+    image = blotches(1, (net.height, net.width), net.channels, seed=1)
     buffers = (made.weights, made.params, made.whitening)
     expected = forward_layerwise(net, image, *buffers)
     answers = [torch.empty_like(answer) for answer in expected]

@@ -1,0 +1,11 @@
+"""The scripts of bench/ are imported as modules; without Triton nothing is compiled."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[2] / "bench"))
+
+collect_ignore = [] if find_spec("triton") else ["test_compiled.py"]
