@@ -130,7 +130,7 @@ except EngineError as error:
         (
             "fp16",
             {},
-            r"no fp16 ONNX classifier to build from \(it has: fp32, int8\).*`vae-edge quantize \S+ --precision fp16 --data PATH`",
+            r"no fp16 ONNX classifier to build from \(it has: fp32, int8\).*quantize \S+ --precision fp16 --data PATH`",
         ),
         ("int5", {}, "'int5' is unknown"),
         ("int8", {"role": "reconstruction"}, r"no int8 ONNX reconstruction .*\(it has: fp32\)"),
