@@ -219,6 +219,10 @@ def _conversions() -> Iterator[tuple[str, Operation]]:
         upper, lower = (convert(x).view(f"u{bits // 8}").astype(wide) for x in (high, low))
         return (upper << wide(bits)) | lower
 
+    def widen(a: Array) -> Array:
+        return np.ascontiguousarray(ar.E4M3_VALUES[a.view(np.uint8)].astype(np.float16)).view(np.uint32)
+
+    yield "cvt.rn.f16x2.e4m3x2", Operation(("e4m3x2",), "f16x2", lambda a: widen(np.ascontiguousarray(a)))
     half = lambda a: np.ascontiguousarray(a.astype(np.float16))  # noqa: E731
     yield "cvt.rn.f16x2.f32", Operation(("f32", "f32"), "f16x2", lambda a, b: pack(a, b, half, 16))
     yield "cvt.rn.bf16x2.f32", Operation(("f32", "f32"), "bf16x2", lambda a, b: pack(a, b, ar.to_bf16, 16))

@@ -21,6 +21,8 @@ from .instructions import OPERATIONS
 from .linking import link
 from .memory import GlobalMemory, SharedMemory, spread
 from .parser import Instruction, Module
+from .warpgroups import Descriptor, operand_addresses, rows_of_registers, to_floats
+from .warpgroups import multiply as multiply_group
 from .warps import LANES, MMA_K, multiply_matrices, reduce_warp, shuffle
 
 UNSIGNED = {1: np.dtype(bool), 16: np.dtype("u2"), 32: np.dtype("u4"), 64: np.dtype("u8")}
@@ -31,6 +33,7 @@ MEMORY = re.compile(
     r"|L1::evict_first|L1::evict_last|L1::no_allocate))*)(?:\.v(?P<lanes>[24]))?\.(?P<kind>[busf](?:8|16|32|64))$"
 )
 SPECIAL = re.compile(r"%(tid|ntid|ctaid|nctaid)\.([xyz])$|%(laneid|warpid)$")
+GROUP = 4  # warps of a `wgmma`
 MMA = re.compile(
     r"mma\.sync\.aligned\.m16n8k(?P<k>\d+)\.row\.col(?P<sat>\.satfinite)?\.(?P<d>f32|s32|f16)\.(?P<a>\w+)\.(?P<b>\w+)\.(?P<c>\w+)$"
 )
@@ -38,8 +41,13 @@ LDMATRIX = re.compile(r"(?P<what>ld|st)matrix\.sync\.aligned\.m8n8\.x(?P<count>[
 CP_ASYNC = re.compile(r"cp\.async\.(?:ca|cg)\.shared\.global$")
 ATOMIC = re.compile(r"(?:atom|red)\.global\.gpu\.(?:relaxed|acq_rel|acquire|release)\.add\.(?P<kind>u32|s32|f32)$")
 SHFL = re.compile(r"shfl\.sync\.(?P<mode>bfly|idx|up|down)\.b32$")
+WGMMA = re.compile(
+    r"wgmma\.mma_async\.sync\.aligned\.m64n(?P<n>\d+)k(?P<k>\d+)\.(?P<d>f32|s32)\.(?P<a>\w+)\.(?P<b>\w+)$"
+)
 REDUX = re.compile(r"redux\.sync\.(?P<name>add|min|max)\.(?P<kind>u32|s32)$|redux\.sync\.(?P<bits>and|or|xor)\.b32$")
-NOTHING = re.compile(r"(?:fence|membar|prefetch|griddepcontrol|discard)[.\w:]*$")
+NOTHING = re.compile(
+    r"(?:fence|membar|prefetch|griddepcontrol|discard)[.\w:]*$|wgmma\.(?:fence|commit_group)\.sync\.aligned$"
+)
 
 
 def bits_of(text: str) -> int | None:
@@ -73,7 +81,7 @@ class Program:
         self.interval = 0  # barriers so far
         self.warp = np.repeat(np.arange(count // LANES), LANES)
         self.copies = [Copies() for _ in range(count // LANES)]
-        self.since_progress = 0
+        self.products: list[tuple[Array, Array]] = []  # what `wgmma` in flight reads: bytes, and their values
 
     @property
     def finished(self) -> bool:
@@ -92,12 +100,27 @@ class Program:
             chosen = rng.choice(runnable, size=rng.integers(1, len(runnable) + 1), replace=False)
         else:
             chosen = runnable
-        pcs = np.where(alive, self.pc.reshape(warps, LANES), np.iinfo(np.int64).max)[chosen].min(1)
-        pc = int(pcs.min())
+        pcs = np.where(alive, self.pc.reshape(warps, LANES), np.iinfo(np.int64).max).min(1)
+        pc = int(pcs[chosen].min())
+        if self.device.of_groups[pc]:
+            chosen = self._whole_groups(pcs, pc, runnable)
+            pc = int(pcs[chosen].min())
         selected = np.zeros(warps, bool)
-        selected[chosen[pcs == pc]] = True
+        selected[chosen[pcs[chosen] == pc]] = True
         mask = np.repeat(selected, LANES) & (self.pc == pc) & ~self.done
         self.device.execute(self, pc, mask)
+
+    def _whole_groups(self, pcs: Array, pc: int, runnable: Array) -> Array:
+        """The warps of groups of four that have all come to instruction `pc`; if there are none, those on their way."""
+        here = np.zeros(len(pcs), bool)
+        here[runnable] = pcs[runnable] == pc
+        complete = np.repeat(here.reshape(-1, GROUP).all(1), GROUP)
+        if complete.any():
+            return np.flatnonzero(complete)
+        late = [warp for warp in runnable if not self.device.of_groups[int(pcs[warp])]]
+        if not late:
+            raise Deadlock("Groups of four warps wait for warps that cannot go on.")
+        return np.array(late)
 
     def open_barrier(self) -> None:
         """All living warps wait: the barrier opens."""
@@ -132,6 +155,7 @@ class Device:
         self.by_line: Counter[str] = Counter()
         self.grid = (1, 1, 1)
         self.arguments: dict[str, Any] = {}
+        self.of_groups = [instruction.opcode.startswith("wgmma.mma") for instruction in self.linked.instructions]
         self.handlers = [self._compile(instruction) for instruction in self.linked.instructions]
 
     def launch(self, grid: tuple[int, int, int], arguments: list[Any], max_steps: int = 50_000_000) -> None:
@@ -210,6 +234,7 @@ class Device:
             (MEMORY, self._memory),
             (LDMATRIX, self._matrix),
             (MMA, self._mma),
+            (WGMMA, self._wgmma),
             (CP_ASYNC, self._copy),
             (ATOMIC, self._atomic),
             (SHFL, self._shuffle),
@@ -226,6 +251,7 @@ class Device:
             "bar.warp.sync": lambda *_: lambda program, mask: None,
             "cp.async.commit_group": self._commit,
             "cp.async.wait_group": self._wait,
+            "wgmma.wait_group.sync.aligned": self._wait_for_products,
         }
         if opcode in simple:
             return simple[opcode](operands, place)
@@ -584,6 +610,65 @@ class Device:
                 write(program, mask, full)
 
         return multiply
+
+    def _wgmma(self, match: re.Match[str], operands: tuple[str, ...], place: str, line: int) -> Handler:
+        """The product is made at once; until it was waited for, what it read must not change."""
+        kind, n, dtype = match.group("a"), int(match.group("n")), DTYPES[match.group("d")]
+        if kind != match.group("b") or kind not in MMA_K or int(match.group("k")) != MMA_K[kind]:
+            raise PtxError(f"{place}: {match.group(0)} is not known.")
+        names = self._parts(operands[0])
+        in_registers = operands[1].startswith("{")
+        immediates = [int(operand, 0) for operand in operands[4:]]
+        transposes = immediates[2:] if in_registers or len(immediates) < 4 else immediates[2:4]
+        if len(names) != n // 2 or immediates[:2] not in ([], [1, 1]) or len(immediates) > (3 if in_registers else 4):
+            raise PtxError(f"{place}: the operands of {match.group(0)} are not known: {operands[1:]}.")
+        transpose_b = bool(transposes and transposes[-1])
+        transpose_a = bool(len(transposes) == 2 and transposes[0])
+        writers, before = [self._writer(name, "b32") for name in names], [self._reader(name, "b32") for name in names]
+        a_parts = [self._reader(part, "b32") for part in self._parts(operands[1])] if in_registers else []
+        a_descriptor = None if in_registers else self._reader(operands[1], "b64")
+        b_descriptor, accumulate = self._reader(operands[2], "b64"), self._reader(operands[3], "pred")
+
+        def matrix(program: Program, described: Array, rows: int, transposed: bool) -> Array:
+            if (described != described[0]).any():
+                raise PtxError(f"{place}: the warps of a group have different matrix descriptors.")
+            where = operand_addresses(Descriptor.of(int(described[0])), rows, kind, transposed)
+            raw = program.shared.observe(where.reshape(-1), program.interval, place)
+            program.products.append((where.reshape(-1), raw))
+            return to_floats(raw.reshape(where.shape), kind)
+
+        def multiply(program: Program, mask: Array) -> None:
+            _whole_warps(mask, place)
+            threads = np.flatnonzero(mask).reshape(-1, GROUP * LANES)
+            results = [np.zeros(self.threads, np.uint32) for _ in names]
+            for group in threads:
+                if a_descriptor is None:
+                    a = rows_of_registers([read(program)[group] for read in a_parts], kind)
+                else:
+                    a = matrix(program, a_descriptor(program)[group], 64, transpose_a)
+                b = matrix(program, b_descriptor(program)[group], n, transpose_b)
+                keep = accumulate(program)[group[0]]
+                held = [read(program)[group] * np.uint32(keep) for read in before]
+                for result, values in zip(results, multiply_group(a, b, held, dtype), strict=True):
+                    result[group] = values
+            for write, result in zip(writers, results, strict=True):
+                write(program, mask, result)
+
+        del line
+        return multiply
+
+    def _wait_for_products(self, operands: tuple[str, ...], place: str) -> Handler:
+        """Of all groups at once: which of them a read belongs to is not followed."""
+        del operands
+
+        def wait(program: Program, mask: Array) -> None:
+            del mask
+            for index, values in program.products:
+                if (program.shared.data[index] != values).any():
+                    raise MemoryFault(f"{place}: shared memory was changed while a product of matrices read it.")
+            program.products.clear()
+
+        return wait
 
     def _shuffle(self, match: re.Match[str], operands: tuple[str, ...], place: str, line: int) -> Handler:
         names = operands[0].split("|")

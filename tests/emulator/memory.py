@@ -188,6 +188,25 @@ class SharedMemory:
         raced = self.owners.write(flat, who, np.full(len(flat), interval, np.int32), by, ~late)
         self._refuse(raced, flat, who, place, "a write")
 
+    def observe(self, index: Array, interval: int, place: str) -> Array:
+        """Bytes that the matrix units read through the asynchronous proxy.
+
+        Raises:
+            MemoryFault: they are out of bounds, unwritten, in flight, or were written since the last barrier.
+        """
+        if (index >= len(self.data)).any():
+            raise MemoryFault(
+                f"{place}: a matrix reaches byte {int(index.max())} of shared memory, which has {len(self.data)}."
+            )
+        for wrong, what in (
+            (self.in_flight[index], "which a copy in flight writes"),
+            (~self.defined[index], "which was never written"),
+            (self.owners.written_in[index] == interval, "which was written since the last barrier"),
+        ):
+            if wrong.any():
+                raise MemoryFault(f"{place}: a matrix reads byte {int(index[wrong][0])} of shared memory, {what}.")
+        return self.data[index]
+
     def _refuse(self, raced: Array, flat: Array, who: Array, place: str, what: str) -> None:
         if raced.any():
             at, by = int(flat[raced][0]), int(who[raced][0])

@@ -108,6 +108,8 @@ def scratch_of(net: NetworkLayout) -> dict[str, torch.Tensor]:
         ("tiny", 87, False, 1, None),
         ("tiny", 87, True, 1, 3),
         ("tiny", 87, True, 2, 4),
+        ("tiny", 90, False, 1, None),
+        ("tiny", 90, True, 1, 6),
         ("tiny", 120, False, 1, None),
         ("tiny", 120, True, 1, None),
         ("pooled", 87, True, 1, None),
@@ -119,7 +121,8 @@ def test_a_network_in_one_launch_gives_what_the_operators_give(
     name: str, architecture: int, int8: bool, programs: int, seed: int | None
 ) -> None:
     device = run_network(compiled_network(name, int8, architecture, programs), packed(name, int8), programs, seed)
-    products = sum(count for opcode, count in device.counts.items() if opcode.startswith("mma."))
+    opcode = "wgmma.mma" if architecture == 90 else "mma."
+    products = sum(count for name, count in device.counts.items() if name.startswith(opcode))
     assert products > 100 and device.counts["barriers"] > 100
 
 
