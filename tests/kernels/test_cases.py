@@ -1,4 +1,4 @@
-"""The cases of the kernels, under Triton's interpreter, and compiled where there is a GPU.
+"""The cases of the kernels, under Triton's interpreter, compiled for an emulated GPU, and compiled where there is one.
 
 Each file of cases runs in a process of its own: the interpreter is chosen when the kernels are imported, and other
 tests need the compiler.
@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -25,6 +26,13 @@ NAMES = [
     for line in path.read_text().splitlines()
     if line.startswith("def test_")
 ]
+EMULATED = [  # architecture and file; what the parser of PTX does not know (local memory) is left out
+    *((architecture, "conv_cases", "") for architecture in (87, 90, 120)),
+    (87, "reparameterize_cases", "not philox"),
+    (87, "network_cases", "not several_ctas"),
+    (87, "network_cases", "several_ctas and changes0"),
+]
+OF_TRITON = (3, 9)  # what the emulator knows; earlier ones emit other instructions
 SLOW = ("sizes_cases",)  # the interpreter takes its time for a large image
 
 
@@ -40,12 +48,18 @@ def outcomes(stem: str, interpreted: bool, folder: Path) -> dict[str, list[str]]
     environment = {**os.environ, "TRITON_INTERPRET": "1" if interpreted else "0", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(path.parent), str(BENCH), environment.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", str(path)]
+    return failures_of(command, environment, report, ("failure", "error", "skipped")[: 3 if interpreted else 2])
+
+
+def failures_of(
+    command: list[str], environment: dict[str, str], report: Path, bad: tuple[str, ...]
+) -> dict[str, list[str]]:
+    """What a run of cases says of each test that is bad."""
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert report.exists(), done.stdout + done.stderr
     found: dict[str, list[str]] = {}
     for case in ElementTree.parse(report).iter("testcase"):
         failures = found.setdefault(case.attrib["name"].split("[")[0], [])
-        bad = ("failure", "error", "skipped") if interpreted else ("failure", "error")
         failures += [child.text or child.tag for child in case if child.tag in bad]
     return found
 
@@ -70,3 +84,23 @@ def test_under_the_interpreter(stem: str, name: str, folder: Path) -> None:
 @pytest.mark.parametrize("stem, name", [cases(*each) for each in NAMES])
 def test_compiled(stem: str, name: str, folder: Path) -> None:
     assert outcomes(stem, False, folder)[name] == []
+
+
+def triton_version() -> tuple[int, int]:
+    major, minor = metadata.version("triton").split(".")[:2]
+    return int(major), int(minor)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.skipif(triton_version() < OF_TRITON, reason="the emulator knows what Triton 3.9 emits")
+@pytest.mark.parametrize("architecture, stem, selected", EMULATED)
+def test_compiled_for_an_emulated_gpu(architecture: int, stem: str, selected: str, tmp_path: Path) -> None:
+    path = next(path for path in FILES if path.stem == stem)
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "EMULATED_ARCHITECTURE": str(architecture)}
+    folders = [str(path.parents[2]), str(path.parent), str(BENCH), environment.get("PYTHONPATH", "")]
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(folders)}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "emulator.launches"]
+    command += ["-k", selected, f"--junitxml={tmp_path / 'report.xml'}", str(path)]
+    found = failures_of(command, environment, tmp_path / "report.xml", ("failure", "error"))
+    assert found and not {name: failures for name, failures in found.items() if failures}

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from vae_edge_kernels import conv as kernels
 from vae_edge_kernels.conv import ConvParams
-from where import DEVICE, INTERPRETED, poison
+from where import DEVICE, INTERPRETED, capability, poison
 
 HALF = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -181,7 +181,7 @@ def test_a_first_int8_layer_has_the_bits_of_the_integer_reference(
 
 
 def fp8_runs() -> bool:
-    return INTERPRETED or torch.cuda.get_device_capability() >= (8, 9)
+    return INTERPRETED or capability() >= (8, 9)
 
 
 @pytest.mark.skipif(not fp8_runs(), reason="needs a GPU with fp8")

@@ -1,4 +1,4 @@
-"""Where the cases run: under the interpreter on the CPU, or compiled on a GPU."""
+"""Where the cases run: under the interpreter on the CPU, or compiled, on a GPU or an emulated one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ import os
 import torch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
+EMULATED = "EMULATED_ARCHITECTURE" in os.environ
+DEVICE = "cpu" if INTERPRETED or EMULATED else "cuda"
+
+
+def capability() -> tuple[int, int]:
+    """Of the GPU, or the emulated one."""
+    if EMULATED:
+        major, minor = divmod(int(os.environ["EMULATED_ARCHITECTURE"]), 10)
+        return major, minor
+    return torch.cuda.get_device_capability()
 
 
 def poison(shape: list[int] | torch.Size | tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
