@@ -130,7 +130,7 @@ def test_symmetric_shapes_of_either_polarity_are_found_and_others_are_not(tmp_pa
     labels = np.arange(120 * len(NAMES)) % len(NAMES)
     images = LabelledImages(np.stack([drawn_shape(rng, NAMES[k]) for k in labels]), labels.astype(np.int64), NAMES)
     data = Dataset("shapes", "shapes", images, None)
-    settings = TrainConfig(epochs=35, batch=64, augment="light")
+    settings = TrainConfig(epochs=28, batch=64, augment="light")
     splits = make_splits(data, settings)
     train(splits, make_run_config(data, splits, "tiny", settings, head="code"), tmp_path / "run")
 
