@@ -88,12 +88,12 @@ def run_network(compiled: Compiled, made: PackedNetwork, programs: int, seed: in
     barrier = torch.zeros(2, dtype=torch.int32)
     arguments = {"image_ptr": image, **given, **scratch, "barrier_ptr": barrier, **outputs, "n_images": 1}
     device = run(compiled, (1, programs, 1), arguments, (*scratch, *outputs), seed=seed)
-    # Among the pixels of a large image some lie on a tie of the quantization, or of the order of sums: the interpreter
-    # gives the same answers as the compiled kernel, and both are this far from the operators.
-    rounding = 1e-5 if net.int8 else 2e-3
-    tolerances = [4e-2 if name == "score_ptr" else 1e-2 for name in outputs] if net.pixels > 64 * 64 else [rounding] * 4
-    for answer, wanted, tolerance in zip(answers, expected, tolerances, strict=True):
-        torch.testing.assert_close(answer, wanted, rtol=tolerance, atol=tolerance)
+    # As in the interpreter's cases. Among the pixels of a large image some lie on a tie of the quantization, or of the
+    # order of sums: the interpreter gives the compiled kernel's answers there, and both are as far from the operators.
+    rounding = 1e-2 if net.pixels > 64 * 64 else 2e-3
+    tolerances = {"probabilities_ptr": rounding, "angle_ptr": 5e-3, "score_ptr": 4e-2, "uncertainty_ptr": rounding}
+    for (name, answer), wanted in zip(outputs.items(), expected, strict=True):
+        torch.testing.assert_close(answer, wanted, rtol=2e-2 if name == "score_ptr" else 0, atol=tolerances[name])
     return device
 
 
