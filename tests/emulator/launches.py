@@ -21,9 +21,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 from vae_edge_kernels.config import KernelSpec
-
-from .launch import Compiled, compile_kernel
-from .machine import Device
+from vae_edge_kernels.emulator.launch import Compiled, compile_kernel
+from vae_edge_kernels.emulator.machine import Device
 
 ARCHITECTURE = int(os.environ.get("EMULATED_ARCHITECTURE", "87"))
 OPTIONS = {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": True}

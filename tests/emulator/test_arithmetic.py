@@ -7,8 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-
-from . import arithmetic as ar
+from vae_edge_kernels.emulator import arithmetic as ar
 
 RNG = np.random.default_rng(1)
 

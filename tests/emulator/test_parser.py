@@ -1,9 +1,8 @@
 from __future__ import annotations
 
 import pytest
-
-from .errors import PtxError
-from .parser import Param, parse, split_operands
+from vae_edge_kernels.emulator.errors import PtxError
+from vae_edge_kernels.emulator.parser import Param, parse, split_operands
 
 HEAD = ".version 8.8\n.target sm_87\n.address_size 64\n"
 KERNEL = (

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-from .errors import PtxError
-from .warpgroups import Descriptor, multiply, operand_addresses, to_floats
+from vae_edge_kernels.emulator.errors import PtxError
+from vae_edge_kernels.emulator.warpgroups import Descriptor, multiply, operand_addresses, to_floats
 
 
 def test_a_descriptor_is_taken_apart() -> None:

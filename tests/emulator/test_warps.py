@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-from . import warps
+from vae_edge_kernels.emulator import warps
 
 RNG = np.random.default_rng(2)
 ELEMENTS = {"f16": (np.float16, 2), "s8": (np.int8, 4), "u8": (np.uint8, 4)}

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
 from vae_edge_kernels.aot.worker import compile_spec
 from vae_edge_kernels.config import KernelSpec
-
-from .machine import Device
-from .parser import Module, parse
+from vae_edge_kernels.emulator.machine import Device
+from vae_edge_kernels.emulator.parser import Module, parse
 
 AS_INTEGERS = {torch.bfloat16: torch.int16, torch.float8_e4m3fn: torch.uint8}
 

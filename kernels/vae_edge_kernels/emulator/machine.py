@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from .arithmetic import DTYPES, Array
-from .errors import Deadlock, MemoryFault, PtxError
-from .instructions import OPERATIONS
-from .linking import link
-from .memory import GlobalMemory, SharedMemory, spread
-from .parser import Instruction, Module
-from .warpgroups import Descriptor, operand_addresses, rows_of_registers, to_floats
-from .warpgroups import multiply as multiply_group
-from .warps import LANES, MMA_K, multiply_matrices, reduce_warp, shuffle
+from vae_edge_kernels.emulator.arithmetic import DTYPES, Array
+from vae_edge_kernels.emulator.errors import Deadlock, MemoryFault, PtxError
+from vae_edge_kernels.emulator.instructions import OPERATIONS
+from vae_edge_kernels.emulator.linking import link
+from vae_edge_kernels.emulator.memory import GlobalMemory, SharedMemory, spread
+from vae_edge_kernels.emulator.parser import Instruction, Module
+from vae_edge_kernels.emulator.warpgroups import Descriptor, operand_addresses, rows_of_registers, to_floats
+from vae_edge_kernels.emulator.warpgroups import multiply as multiply_group
+from vae_edge_kernels.emulator.warps import LANES, MMA_K, multiply_matrices, reduce_warp, shuffle
 
 UNSIGNED = {1: np.dtype(bool), 16: np.dtype("u2"), 32: np.dtype("u4"), 64: np.dtype("u8")}
 NUMBER = re.compile(r"-?(?:0[xX][0-9a-fA-F]+|\d+)U?$")

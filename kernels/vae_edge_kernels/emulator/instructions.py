@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from . import arithmetic as ar
-from .arithmetic import DTYPES, Array
+from vae_edge_kernels.emulator import arithmetic as ar
+from vae_edge_kernels.emulator.arithmetic import DTYPES, Array
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,9 @@ def _integers() -> Iterator[tuple[str, Operation]]:
             yield f"shf.{side}.{mode}.b32", Operation(("b32", "b32", "u32"), "b32", compute)
     for a in "us":
         for b in "us":
-            compute = lambda x, y, z, a=DTYPES[f"{a}8"], b=DTYPES[f"{b}8"]: ar.dp4a(x, y, z, a, b)  # noqa: E731
+            dot = lambda x, y, z, a=DTYPES[f"{a}8"], b=DTYPES[f"{b}8"]: ar.dp4a(x, y, z, a, b)  # noqa: E731
             sum_kind = "s32" if "s" in (a, b) else "u32"
-            yield f"dp4a.{a}32.{b}32", Operation(("b32", "b32", sum_kind), sum_kind, compute)
+            yield f"dp4a.{a}32.{b}32", Operation(("b32", "b32", sum_kind), sum_kind, dot)
 
 
 def _floats() -> Iterator[tuple[str, Operation]]:
@@ -215,9 +215,9 @@ def _conversions() -> Iterator[tuple[str, Operation]]:
     yield "cvt.rna.tf32.f32", Operation(("f32",), "tf32", ar.to_tf32)
 
     def pack(high: Array, low: Array, convert: Callable[[Array], Array], bits: int) -> Array:
-        wide = np.uint32 if bits == 16 else np.uint16
+        wide: Any = np.uint32 if bits == 16 else np.uint16
         upper, lower = (convert(x).view(f"u{bits // 8}").astype(wide) for x in (high, low))
-        return (upper << wide(bits)) | lower
+        return np.left_shift(upper, wide(bits)) | lower
 
     def widen(a: Array) -> Array:
         return np.ascontiguousarray(ar.E4M3_VALUES[a.view(np.uint8)].astype(np.float16)).view(np.uint32)

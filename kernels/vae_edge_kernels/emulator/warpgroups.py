@@ -10,9 +10,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .arithmetic import Array
-from .errors import PtxError
-from .warps import LANES, MMA_K, accumulators_to_matrix, fragment_a, matrix_to_accumulators, unpack
+from vae_edge_kernels.emulator.arithmetic import Array
+from vae_edge_kernels.emulator.errors import PtxError
+from vae_edge_kernels.emulator.warps import (
+    LANES,
+    MMA_K,
+    accumulators_to_matrix,
+    fragment_a,
+    matrix_to_accumulators,
+    unpack,
+)
 
 WARPS = 4
 ROWS = 64  # of A and D

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from .errors import PtxError
-from .parser import Function, Instruction, Module
+from vae_edge_kernels.emulator.errors import PtxError
+from vae_edge_kernels.emulator.parser import Function, Instruction, Module
 
 MAX_DEPTH = 32  # of calls
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .arithmetic import Array
-from .errors import MemoryFault
+from vae_edge_kernels.emulator.arithmetic import Array
+from vae_edge_kernels.emulator.errors import MemoryFault
 
 GLOBAL_BASE = 0x7F00_0000_0000  # where the first buffer lies
 GUARD = 1 << 20  # bytes between buffers that no pointer reaches

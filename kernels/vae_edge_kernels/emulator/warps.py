@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .arithmetic import E4M3_VALUES, Array, from_bf16
+from vae_edge_kernels.emulator.arithmetic import E4M3_VALUES, Array, from_bf16
 
 LANES = 32
 LANE = np.arange(LANES)

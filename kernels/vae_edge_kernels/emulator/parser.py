@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from .errors import PtxError
+from vae_edge_kernels.emulator.errors import PtxError
 
 # Bits of a register by its declared type; a predicate has one.
 REGISTER_BITS = {"pred": 1} | {
