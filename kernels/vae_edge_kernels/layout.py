@@ -146,6 +146,9 @@ class ScoreLayout:
 class WorkspaceLayout:
     """Offsets into a slot's float32 workspace.
 
+    Every program of an image computes the heads, and keeps what they give in a region of its own: program r finds
+    orientation_means to partial_score at `r * private_size` behind the offset.
+
     Attributes:
         upright: the derotated image [height, width, channels], 0 to 1.
         target: the same at the decoder's size; the same place where that is the image's.
@@ -156,6 +159,7 @@ class WorkspaceLayout:
         code: latent mean and, behind it, class weights.
         partial_score: the score without the reconstruction term, and the predicted reconstruction error.
         errors: sum of squared errors of the reconstruction, one of each CTA, [MAX_CTAS_PER_IMAGE].
+        private_size: elements of a program's own region.
     """
 
     upright: int
@@ -169,6 +173,7 @@ class WorkspaceLayout:
     code: int
     partial_score: int
     errors: int
+    private_size: int
 
 
 @dataclass(frozen=True)
@@ -408,19 +413,15 @@ def make_layout(
     orientation_feature_channels = _feature_channels(orientation_layers)
     upright = builder.workspace(size[0] * size[1] * channels)
     has_target = decoder is not None and reduction > 1
-    workspace = WorkspaceLayout(
-        upright=upright,
-        target=builder.workspace(decoded[0] * decoded[1] * channels) if has_target else upright,
-        orientation_sums=builder.workspace(_partial_sums(orientation_layers)),
-        feature_sums=builder.workspace(_partial_sums(encoder_layers)),
-        orientation_means=builder.workspace(orientation_feature_channels),
-        feature_means=builder.workspace(feature_channels),
-        logits=builder.workspace(classes),
-        orientation=builder.workspace(3),
-        code=builder.workspace(latent + classes),
-        partial_score=builder.workspace(2),
-        errors=builder.workspace(MAX_CTAS_PER_IMAGE),
-    )
+    target = builder.workspace(decoded[0] * decoded[1] * channels) if has_target else upright
+    sums = [builder.workspace(_partial_sums(part)) for part in (orientation_layers, encoder_layers)]
+    shared_size = builder.workspace_size
+    private = (orientation_feature_channels, feature_channels, classes, 3, latent + classes, 2)
+    private_offsets = [builder.workspace(size) for size in private]
+    private_size = builder.workspace_size - shared_size
+    builder.workspace((MAX_CTAS_PER_IMAGE - 1) * private_size)
+    errors = builder.workspace(MAX_CTAS_PER_IMAGE)
+    workspace = WorkspaceLayout(upright, target, *sums, *private_offsets, errors, private_size)
 
     projected = padded(components + 1)
     return NetworkLayout(

@@ -230,10 +230,11 @@ def rotate_upright(
     image: uint8 [height, width, channels].  cos θ and sin θ are in the workspace.  QUANTIZED: fake-quantize the image
     first, as the int8 graph does. Without an orientation encoder the image is only scaled.
     """
+    own_ptr = workspace_ptr + cta_rank * NET.workspace.private_size
     SIZE: tl.constexpr = NET.height * NET.width * NET.channels
     scale = 1.0 / 255.0
-    cos = tl.load(workspace_ptr + NET.workspace.orientation)
-    sin = tl.load(workspace_ptr + NET.workspace.orientation + 1)
+    cos = tl.load(own_ptr + NET.workspace.orientation)
+    sin = tl.load(own_ptr + NET.workspace.orientation + 1)
     inv_input_scale, input_scale = 1.0, 1.0
     if QUANTIZED:
         inv_input_scale = tl.load(params_ptr + NET.image_scale)
@@ -261,18 +262,19 @@ def head_orientation(
     """Orientation features to class logits, cos θ, sin θ and log(1.001 − confidence) in the workspace, and to the
     outputs angle and uncertainty [3] (confidence, second angle, second angle probability).
 
-    Every program of the image computes it all: a barrier would cost more than the arithmetic. They store the same
-    values into the workspace; the first one stores the outputs.
+    Every program of the image computes it all: a barrier would cost more than the arithmetic. Each keeps
+    it in its own region of the workspace; the first one stores the outputs.
     """
+    own_ptr = workspace_ptr + cta_rank * NET.workspace.private_size
     logits, cos, sin, confidence, second_cos, second_sin, second_probability = decode_angle(
         features_ptr, weights_ptr, params_ptr, NET, PAD.orientation, BLOCK_FC
     )
 
     klass = tl.arange(0, PAD.orientation)
-    tl.store(workspace_ptr + NET.workspace.logits + klass, logits, mask=klass < NET.classes)
-    tl.store(workspace_ptr + NET.workspace.orientation, cos)
-    tl.store(workspace_ptr + NET.workspace.orientation + 1, sin)
-    tl.store(workspace_ptr + NET.workspace.orientation + 2, tl.log(1.001 - confidence))
+    tl.store(own_ptr + NET.workspace.logits + klass, logits, mask=klass < NET.classes)
+    tl.store(own_ptr + NET.workspace.orientation, cos)
+    tl.store(own_ptr + NET.workspace.orientation + 1, sin)
+    tl.store(own_ptr + NET.workspace.orientation + 2, tl.log(1.001 - confidence))
 
     is_first = cta_rank == 0
     tl.store(angle_ptr, atan2(sin, cos), mask=is_first)
@@ -284,13 +286,14 @@ def head_orientation(
 @triton.jit
 def identity_orientation(workspace_ptr, angle_ptr, uncertainty_ptr, cta_rank, NET: tl.constexpr, PAD: tl.constexpr):
     """θ = 0, logits 0 and uncertainty 0, where no orientation is estimated, or not yet."""
+    own_ptr = workspace_ptr + cta_rank * NET.workspace.private_size
     CLASSES: tl.constexpr = PAD.classes
     klass = tl.arange(0, CLASSES)
     zeros = tl.zeros((CLASSES,), dtype=tl.float32)
-    tl.store(workspace_ptr + NET.workspace.logits + klass, zeros, mask=klass < NET.classes)
-    tl.store(workspace_ptr + NET.workspace.orientation, 1.0)
-    tl.store(workspace_ptr + NET.workspace.orientation + 1, 0.0)
-    tl.store(workspace_ptr + NET.workspace.orientation + 2, 0.0)
+    tl.store(own_ptr + NET.workspace.logits + klass, zeros, mask=klass < NET.classes)
+    tl.store(own_ptr + NET.workspace.orientation, 1.0)
+    tl.store(own_ptr + NET.workspace.orientation + 1, 0.0)
+    tl.store(own_ptr + NET.workspace.orientation + 2, 0.0)
 
     is_first = cta_rank == 0
     tl.store(angle_ptr, 0.0, mask=is_first)
@@ -311,22 +314,23 @@ def head_content(
     In the full mode mu, class weights, partial score and predicted reconstruction error go into the workspace, for the
     decoder. Every program of the image computes it all, as in `head_orientation`.
     """
+    own_ptr = workspace_ptr + cta_rank * NET.workspace.private_size
     # The average pools of both feature layers; the barrier makes them visible to all threads of the program.
     finish_avg_pool(
-        workspace_ptr + NET.workspace.orientation_sums, workspace_ptr + NET.workspace.orientation_means, NET, PAD,
+        workspace_ptr + NET.workspace.orientation_sums, own_ptr + NET.workspace.orientation_means, NET, PAD,
         0, NET.orientation_layers,
     )  # fmt: skip
     finish_avg_pool(
-        workspace_ptr + NET.workspace.feature_sums, workspace_ptr + NET.workspace.feature_means, NET, PAD,
+        workspace_ptr + NET.workspace.feature_sums, own_ptr + NET.workspace.feature_means, NET, PAD,
         NET.orientation_layers, NET.encoder_layers,
     )  # fmt: skip
     tl.debug_barrier()
 
     klass, code = tl.arange(0, PAD.classes), tl.arange(0, PAD.latent)
-    logits = tl.load(workspace_ptr + NET.workspace.logits + klass, mask=klass < NET.classes, other=0.0)
-    uncertainty = tl.load(workspace_ptr + NET.workspace.orientation + 2)
+    logits = tl.load(own_ptr + NET.workspace.logits + klass, mask=klass < NET.classes, other=0.0)
+    uncertainty = tl.load(own_ptr + NET.workspace.orientation + 2)
     probabilities, mu, class_weights, score, error = classify_and_score(
-        features_ptr, workspace_ptr + NET.workspace.orientation_means, workspace_ptr + NET.workspace.feature_means,
+        features_ptr, own_ptr + NET.workspace.orientation_means, own_ptr + NET.workspace.feature_means,
         logits, uncertainty, weights_ptr, params_ptr, whitening_ptr, NET, PAD.classes, PAD.latent, PAD.hidden,
         PAD.features, PAD.components, PAD.clusters, BLOCK_FC,
     )  # fmt: skip
@@ -335,11 +339,11 @@ def head_content(
     if NET.score.fast:
         tl.store(score_ptr, score, mask=cta_rank == 0)
     else:
-        tl.store(workspace_ptr + NET.workspace.code + code, mu, mask=code < NET.latent)
-        code_ptr = workspace_ptr + NET.workspace.code + NET.latent
+        tl.store(own_ptr + NET.workspace.code + code, mu, mask=code < NET.latent)
+        code_ptr = own_ptr + NET.workspace.code + NET.latent
         tl.store(code_ptr + klass, class_weights, mask=klass < NET.classes)
-        tl.store(workspace_ptr + NET.workspace.partial_score, score)
-        tl.store(workspace_ptr + NET.workspace.partial_score + 1, error)
+        tl.store(own_ptr + NET.workspace.partial_score, score)
+        tl.store(own_ptr + NET.workspace.partial_score + 1, error)
 
 
 @triton.jit
@@ -375,11 +379,10 @@ def decoder_fc(
     BLOCK_FC: tl.constexpr,
 ):  # fmt: skip
     """The decoder's first layer: relu([mu, class weights] · W + b) into an activation buffer [rows, columns, width]."""
+    own_ptr = workspace_ptr + cta_rank * NET.workspace.private_size
     code, klass = tl.arange(0, PAD.latent), tl.arange(0, PAD.classes)
-    mu = tl.load(workspace_ptr + NET.workspace.code + code, mask=code < NET.latent, other=0.0)
-    class_weights = tl.load(
-        workspace_ptr + NET.workspace.code + NET.latent + klass, mask=klass < NET.classes, other=0.0
-    )
+    mu = tl.load(own_ptr + NET.workspace.code + code, mask=code < NET.latent, other=0.0)
+    class_weights = tl.load(own_ptr + NET.workspace.code + NET.latent + klass, mask=klass < NET.classes, other=0.0)
     mu = quantize(mu, params_ptr, NET, DECODER)
     class_weights = quantize(class_weights, params_ptr, NET, DECODER)
 
@@ -447,6 +450,7 @@ def full_score(workspace_ptr, params_ptr, score_ptr, cta_rank, NET: tl.constexpr
     The target is the upright image at the decoder's size. See `vae_edge.model.score`. The mean is taken first: the
     variance as a difference of two sums would cancel.
     """
+    own_ptr = workspace_ptr + cta_rank * NET.workspace.private_size
     HEIGHT: tl.constexpr = (NET.height + NET.reduction - 1) // NET.reduction
     WIDTH: tl.constexpr = (NET.width + NET.reduction - 1) // NET.reduction
     SIZE: tl.constexpr = HEIGHT * WIDTH * NET.channels
@@ -468,6 +472,6 @@ def full_score(workspace_ptr, params_ptr, score_ptr, cta_rank, NET: tl.constexpr
     for i in tl.static_range(CTAS_PER_IMAGE):
         error += tl.load(workspace_ptr + NET.workspace.errors + i)
 
-    error = error / (contrast * contrast) - tl.load(workspace_ptr + NET.workspace.partial_score + 1)
-    score = tl.load(workspace_ptr + NET.workspace.partial_score) + tl.load(params_ptr + NET.score.terms) * error
+    error = error / (contrast * contrast) - tl.load(own_ptr + NET.workspace.partial_score + 1)
+    score = tl.load(own_ptr + NET.workspace.partial_score) + tl.load(params_ptr + NET.score.terms) * error
     tl.store(score_ptr, score, mask=cta_rank == 0)

@@ -121,8 +121,8 @@ def test_a_network_in_one_launch_gives_what_the_operators_give(
 ) -> None:
     device = run_network(compiled_network(name, int8, architecture, programs), packed(name, int8), programs, seed)
     opcode = "wgmma.mma" if architecture == 90 else "mma."
-    products = sum(count for name, count in device.counts.items() if name.startswith(opcode))
-    assert products > 100 and device.counts["barriers"] > 100
+    products = sum(count for name, count in device.counts.opcodes.items() if name.startswith(opcode))
+    assert products > 100 and device.counts.totals["barriers"] > 100
 
 
 def without(text: str, opcode: str, number: int) -> str | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from vae_edge_kernels import KernelError
 
-class EmulatorError(Exception):
+
+class EmulatorError(KernelError):
     """The base of all errors of the emulator."""
 
 

@@ -178,6 +178,9 @@ def _moves() -> Iterator[tuple[str, Operation]]:
         yield f"mov.{kind}", Operation((kind,), kind, lambda a: a)
         if kind != "pred":
             yield f"selp.{kind}", Operation((kind, kind, "pred"), kind, _select)
+    for direction in ("", "to."):  # addresses of every space are those of the generic one here
+        for space in ("local", "global"):
+            yield f"cvta.{direction}{space}.u64", Operation(("u64",), "u64", lambda a: a)
     for kind in (*INTEGERS, "b16", "b32", "b64", *FLOATS):
         names = FLOAT_COMPARISONS if kind in FLOATS else COMPARISONS[kind[0]]
         for name in names.split():

@@ -7,12 +7,13 @@ the caller's names, and the registers and labels of each copy have a prefix of t
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from vae_edge_kernels.emulator.errors import PtxError
 from vae_edge_kernels.emulator.parser import Function, Instruction, Module
 
 MAX_DEPTH = 32  # of calls
+LOCAL_BASE = 0x6F00_0000_0000  # address of local memory: the same in every thread
 
 
 @dataclass
@@ -24,17 +25,23 @@ class Linked:
         labels: unique names to indices.
         registers: unique names to bits.
         params: of the entry, (name, type).
+        variables: addresses of the variables in shared and local memory, by unique name.
+        local_size: bytes of local memory of a thread.
     """
 
     instructions: list[Instruction]
     labels: dict[str, int]
     registers: dict[str, int]
     params: list[tuple[str, str]]
+    variables: dict[str, int] = field(default_factory=dict)
+    local_size: int = 0
 
 
 def link(module: Module) -> Linked:
     """Inline every call of the entry."""
     linked = Linked([], {}, {}, [(param.name, param.type) for param in module.entry.params])
+    if module.shared is not None:
+        linked.variables[module.shared] = 0
     _inline(module, module.entry, "", linked, {}, 0)
     return linked
 
@@ -48,7 +55,7 @@ def _inline(
     """Append a function's instructions, its names with a prefix; its parameters go by the caller's names."""
     if depth > MAX_DEPTH:
         raise PtxError(f"{function.name} calls itself.")
-    own = set(function.registers) | set(function.labels)
+    own = set(function.registers) | set(function.labels) | set(function.locals)
     own |= {param.name for param in (*function.params, *function.results)} - set(params)
 
     def rename(text: str) -> str:
@@ -60,6 +67,10 @@ def _inline(
 
     for name, bits in function.registers.items():
         linked.registers[prefix + name] = bits
+    for name, (size, alignment) in function.locals.items():
+        start = -(-linked.local_size // alignment) * alignment
+        linked.variables[prefix + name] = LOCAL_BASE + start
+        linked.local_size = start + size
     by_place: dict[int, list[str]] = {}
     for name, place in function.labels.items():
         by_place.setdefault(place, []).append(name)

@@ -1,8 +1,9 @@
 """Memory of the emulated device: global buffers and the shared memory of a program, checked byte by byte.
 
-Every access is checked for bounds, alignment and bytes that were never written; those of shared memory for races too. A
-race is two accesses of one byte, at least one of them a write, by different warps with no barrier between them. Copies
-in flight (`cp.async`) own their bytes until they are waited for. Races in global memory are not looked for.
+Every access is checked for bounds, alignment, bytes that were never written, and races. A race is two accesses of one
+byte, at least one of them a write, by different warps with nothing between them that orders them: a barrier, or for
+warps of different programs an acquire of what a release has published (`ordering`). Copies in flight (`cp.async`) own
+their bytes until they are waited for.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vae_edge_kernels.emulator.arithmetic import Array
+from vae_edge_kernels.emulator.counting import SECTOR_BYTES
 from vae_edge_kernels.emulator.errors import MemoryFault
+from vae_edge_kernels.emulator.linking import LOCAL_BASE
+from vae_edge_kernels.emulator.ordering import Accesses, Agent
 
 GLOBAL_BASE = 0x7F00_0000_0000  # where the first buffer lies
 GUARD = 1 << 20  # bytes between buffers that no pointer reaches
@@ -73,12 +77,27 @@ class Buffer:
         base: its first address.
         data: uint8 [size].
         defined: which bytes were written, by the host or by a kernel.
+        accesses: who touched which byte, during a launch.
     """
 
     name: str
     base: int
     data: Array
     defined: Array
+    accesses: Accesses | None = None
+    sectors: Array | None = None
+
+    def touched(self, inside: Array) -> Array:
+        """Which sectors were touched before; from now on all of them are. They count from the one of the base."""
+        if self.sectors is None:
+            self.sectors = np.zeros(len(self.data) // SECTOR_BYTES + 2, bool)
+        before = self.sectors[inside]
+        self.sectors[inside] = True
+        return before
+
+    def touched_bytes(self) -> int:
+        """Bytes of all sectors that were touched."""
+        return 0 if self.sectors is None else int(self.sectors.sum()) * SECTOR_BYTES
 
 
 @dataclass
@@ -87,6 +106,7 @@ class GlobalMemory:
 
     buffers: list[Buffer] = field(default_factory=list)
     bases: list[int] = field(default_factory=list)
+    repeated: Counter[str] = field(default_factory=Counter)  # places that store equal values which others have stored
 
     def add(self, name: str, data: Array, defined: bool = True, offset: int = 0) -> int:
         """Add a buffer; the address of its first byte, which is aligned to 256 bytes plus `offset`."""
@@ -98,17 +118,73 @@ class GlobalMemory:
         self.bases.append(base)
         return base
 
-    def find(self, addresses: Array, size: int, place: str, what: str) -> tuple[Buffer, Array]:
-        """The buffer that all addresses lie in, and their offsets.
+    def begin(self, programs: int) -> None:
+        """A launch begins: what was done before is ordered before it."""
+        for buffer in self.buffers:
+            buffer.accesses = Accesses(len(buffer.data), programs)
+
+    def load(self, addresses: Array, size: int, who: Agent | None, place: str) -> Array:
+        """Bytes [N, size], read by one thread each.
+
+        Args:
+            addresses: uint64 [N].
+            size: of an access.
+            who: makes the accesses; None for atomic ones and those that are ordered by themselves.
+            place: for messages.
 
         Raises:
-            MemoryFault: an access is out of bounds, misaligned, or of several buffers.
+            MemoryFault: an access is out of bounds, misaligned, of unwritten bytes, or a race.
         """
-        first = int(addresses[0])
-        at = bisect.bisect_right(self.bases, first) - 1
+        buffer, offsets = self._check(addresses, size, place, "a read")
+        index = spread(offsets, size)
+        if not buffer.defined[index].all():
+            at = int(index[~buffer.defined[index]][0])
+            raise MemoryFault(f"{place}: a read of byte {at} of {buffer.name}, which was never written.")
+        if who is not None and buffer.accesses is not None:
+            self._refuse(buffer, buffer.accesses.read(index, who), index, who, place, "a read")
+        return buffer.data[index]
+
+    def store(self, addresses: Array, values: Array, who: Agent | None, place: str, by: int = 0) -> None:
+        """Write bytes [N, size] by instruction `by`, one thread each. The rest is as in `load`."""
+        buffer, offsets = self._check(addresses, values.shape[1], place, "a write")
+        index = spread(offsets, values.shape[1])
+        if who is not None and buffer.accesses is not None:
+            raced, repeated = buffer.accesses.write(index, who, by, buffer.data[index] == values)
+            if repeated:
+                self.repeated[place] += 1
+            self._refuse(buffer, raced, index, who, place, "a write")
+        buffer.data[index], buffer.defined[index] = values, True
+        if (buffer.data[index] != values).any():
+            at = int(index[buffer.data[index] != values][0])
+            raise MemoryFault(f"{place}: threads write different values to byte {at} of {buffer.name} at once.")
+
+    def _refuse(self, buffer: Buffer, raced: Array, index: Array, who: Agent, place: str, what: str) -> None:
+        if raced.any():
+            row, column = (int(i[0]) for i in np.nonzero(raced))
+            assert buffer.accesses is not None
+            raise MemoryFault(
+                f"{place}: {what} of byte {int(index[row, column])} of {buffer.name} by program {who.program}, warp "
+                f"{int(who.warps[row])} races with {buffer.accesses.last(int(index[row, column]), what)}: nothing "
+                "orders them."
+            )
+
+    def find(self, address: int) -> tuple[Buffer, int]:
+        """The last buffer that begins at an address or before it, and its base.
+
+        Raises:
+            MemoryFault: there is none.
+        """
+        at = bisect.bisect_right(self.bases, address) - 1
         if at < 0:
+            raise MemoryFault(f"The address {address:#x} is in no buffer.")
+        return self.buffers[at], self.bases[at]
+
+    def _check(self, addresses: Array, size: int, place: str, what: str) -> tuple[Buffer, Array]:
+        """The buffer that all addresses lie in, and their offsets."""
+        first = int(addresses[0])
+        if not self.bases or first < self.bases[0]:
             raise MemoryFault(f"{place}: {what} of {size} bytes at {first:#x} is in no buffer.")
-        buffer = self.buffers[at]
+        buffer, _ = self.find(first)
         offsets = addresses.astype(np.int64) - buffer.base
         beyond = (offsets < 0) | (offsets + size > len(buffer.data))
         if beyond.any():
@@ -127,6 +203,42 @@ class GlobalMemory:
 def spread(offsets: Array, size: int) -> Array:
     """Offsets [N] to those of all bytes [N, size]."""
     return offsets[:, None] + np.arange(size)
+
+
+class LocalMemory:
+    """The local memory of a program's threads: each has its own at the same addresses."""
+
+    def __init__(self, threads: int, size: int) -> None:
+        self.data = np.zeros((threads, size), np.uint8)
+        self.defined = np.zeros((threads, size), bool)
+
+    def load(self, addresses: Array, size: int, mask: Array, place: str) -> Array:
+        """Bytes [N, size] of the threads of a mask.
+
+        Raises:
+            MemoryFault: an access is out of bounds, misaligned or of unwritten bytes.
+        """
+        where = self._check(addresses, size, mask, place, "a read")
+        if not self.defined[where].all():
+            raise MemoryFault(f"{place}: a read of local memory that was never written.")
+        return self.data[where]
+
+    def store(self, addresses: Array, values: Array, mask: Array, place: str) -> None:
+        """Write bytes [N, size]; errors as in `load`."""
+        where = self._check(addresses, values.shape[1], mask, place, "a write")
+        self.data[where], self.defined[where] = values, True
+
+    def _check(self, addresses: Array, size: int, mask: Array, place: str, what: str) -> tuple[Array, Array]:
+        offsets = addresses.astype(np.int64) - LOCAL_BASE
+        wrong = (offsets < 0) | (offsets + size > self.data.shape[1])
+        if wrong.any():
+            raise MemoryFault(
+                f"{place}: {what} of {size} bytes at byte {int(offsets[wrong][0])} of local memory, which has "
+                f"{self.data.shape[1]}."
+            )
+        if (offsets % size != 0).any():
+            raise MemoryFault(f"{place}: {what} of {size} bytes of local memory is misaligned.")
+        return np.flatnonzero(mask)[:, None], spread(offsets, size)
 
 
 class SharedMemory:
@@ -187,6 +299,26 @@ class SharedMemory:
         late = (self.owners.written_by[flat] == by) & (before != given)
         raced = self.owners.write(flat, who, np.full(len(flat), interval, np.int32), by, ~late)
         self._refuse(raced, flat, who, place, "a write")
+
+    def begin_copy(self, addresses: Array, size: int, warps: Array, interval: int, place: str, by: int) -> Array:
+        """An asynchronous copy begins: the offsets of its bytes [N, size], which nobody may touch until `end_copy`."""
+        index = self.check(addresses, size, place, "an asynchronous copy")
+        flat = index.reshape(-1)
+        times, unequal = np.full(len(flat), interval, np.int32), np.zeros(len(flat), bool)
+        raced = self.owners.write(flat, np.repeat(warps, size), times, by, unequal)
+        if raced.any():
+            raise MemoryFault(
+                f"{place}: an asynchronous copy to byte {int(flat[raced][0])} of shared memory races with an access of "
+                "another warp: no barrier lies between."
+            )
+        self.in_flight[index] = True
+        return index
+
+    def end_copy(self, parts: list[tuple[Array, Array]], warp: int, interval: int) -> None:
+        """The copies of a warp have arrived: offsets [N, size], and the bytes that they bring."""
+        for index, values in parts:
+            self.data[index], self.defined[index], self.in_flight[index] = values, True, False
+            self.owners.writer[index], self.owners.written_in[index] = warp, interval
 
     def observe(self, index: Array, interval: int, place: str) -> Array:
         """Bytes that the matrix units read through the asynchronous proxy.

@@ -27,6 +27,7 @@ FUNCTION = re.compile(
 )
 PARAM = re.compile(r"\.param\s+\.(\w+)(?:\s+\.ptr)?(?:\s+\.global)?(?:\s+\.align\s+\d+)?\s+([\w$]+)$")
 SHARED = re.compile(r"\.extern\s+\.shared\s+\.align\s+(\d+)\s+\.b8\s+([\w$]+)\[\]$")
+LOCAL = re.compile(r"\.local\s+\.align\s+(\d+)\s+\.b8\s+([\w$]+)\[(\d+)\]$")
 CONSTANT = re.compile(r"\.global\s+\.align\s+\d+\s+\.b8\s+[\w$]+\[\d+\]\s*=\s*\{[\d,\s]*\}$")
 LOC = re.compile(r"\.loc\s+(\d+)\s+(\d+)\s+\d+")
 FILE = re.compile(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', re.MULTILINE)
@@ -72,6 +73,7 @@ class Function:
         instructions: in order.
         labels: name to the index of the instruction that follows.
         threads: of `.reqntid`, or None.
+        locals: variables in local memory, name to (bytes, alignment).
     """
 
     name: str
@@ -82,12 +84,7 @@ class Function:
     registers: dict[str, int] = field(default_factory=dict)
     instructions: list[Instruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def short_name(self) -> str:
-        """The name without Triton's mangled types."""
-        match = re.match(r"vae_edge_kernels_\$_(?:\w+?_\$_)?(\w+?)__[Pciuf]", self.name)
-        return match.group(1) if match else self.name
+    locals: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass
@@ -300,10 +297,19 @@ class _Parser:
             return  # the place of an argument or result of a call; `call` names it
         elif IGNORED.match(statement):
             return
+        elif LOCAL.match(" ".join(statement.split())):
+            self._local(line, " ".join(statement.split()))
         elif statement.startswith("."):
             raise PtxError(f"Line {line}: the directive {statement!r} is not known.")
         else:
             self.function.instructions.append(self._instruction(line, statement))
+
+    def _local(self, line: int, statement: str) -> None:
+        match = LOCAL.match(statement)
+        assert self.function is not None and match is not None
+        if len(self.scopes) > 1:
+            raise PtxError(f"Line {line}: the variable {match.group(2)} of an inner scope is not known.")
+        self.function.locals[match.group(2)] = int(match.group(3)), int(match.group(1))
 
     def _registers(self, line: int, statement: str) -> None:
         assert self.function is not None

@@ -1,0 +1,121 @@
+"""Which accesses of global memory are ordered: vector clocks of programs, and who touched each byte.
+
+Time within a program is the number of barriers so far. A warp knows of every other program up to which time its
+accesses are ordered before its own; it learns that by acquiring an address that the other program has released, and
+the warps of its program learn it at their next barrier. After: Flanagan and Freund, "FastTrack: Efficient and Precise
+Dynamic Race Detection" (2009).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vae_edge_kernels.emulator.arithmetic import Array
+
+NOBODY, SEVERAL = -1, -2
+MAX_PROGRAMS = 64  # whose reads are told apart; of more, a write after reads by several programs is not judged
+
+
+@dataclass(frozen=True)
+class Agent:
+    """Who makes accesses: some warps of one program.
+
+    Attributes:
+        program: its number in the grid.
+        time: of the program.
+        warps: of each access [N].
+        known: by warp and program, the time before which that program's accesses are ordered before this warp's.
+    """
+
+    program: int
+    time: int
+    warps: Array
+    known: Array
+
+
+class Accesses:
+    """Who wrote and who read each byte of a buffer last."""
+
+    def __init__(self, size: int, programs: int) -> None:
+        self.size, self.programs = size, programs
+        self.writer = _Last(size)
+        self.reader = _Last(size)
+        self.by = np.zeros(size, np.int32)  # the instruction that wrote
+        self.reads: Array | None = None  # time of each program's last read, once several have read
+
+    def read(self, index: Array, who: Agent) -> Array:
+        """Note reads of bytes [N, size]; which of them race with a write."""
+        raced = self.writer.unordered(index, who)
+        before = self.reader.program[index]
+        others = (before != who.program) & (before != NOBODY)
+        if self.reads is None and others.any() and self.programs <= MAX_PROGRAMS:
+            self.reads = np.full((self.programs, self.size), NOBODY, np.int32)
+            known = self.reader.program >= 0
+            self.reads[self.reader.program[known], np.flatnonzero(known)] = self.reader.time[known]
+        if self.reads is not None:
+            self.reads[who.program, index] = who.time
+        self.reader.note(index, who)
+        self.reader.program[index[others]] = SEVERAL
+        return raced
+
+    def write(self, index: Array, who: Agent, by: int, equal: Array) -> tuple[Array, bool]:
+        """Note writes of bytes [N, size] by instruction `by`; which race, and whether any repeat another warp's.
+
+        Several warps may write one byte by the same instruction if the values are `equal`: what a reduction leaves in
+        every warp, or a program in each of its copies, is stored by each.
+        """
+        raced = self.writer.unordered(index, who)
+        repeats = raced & equal & (self.by[index] == by)
+        raced &= ~repeats
+        raced |= self.reader.unordered(index, who)
+        if self.reads is not None:
+            several = index[self.reader.program[index] == SEVERAL]
+            if len(several):
+                latest = self.reads[:, several]  # [programs, bytes]
+                known = who.known[who.warps[0]][:, None]
+                late = (latest >= known) & (latest != NOBODY)
+                late[who.program] = False
+                raced[self.reader.program[index] == SEVERAL] |= late.any(0)
+        self.writer.note(index, who)
+        self.by[index] = by
+        return raced, bool(repeats.any())
+
+    def last(self, byte: int, what: str) -> str:
+        """Who touched a byte before, for messages."""
+        sides = (self.writer,) if what == "a read" else (self.reader, self.writer)
+        for side, verb in zip(sides, ("the read", "the write") if len(sides) == 2 else ("the write",), strict=True):
+            program, warp = int(side.program[byte]), int(side.warp[byte])
+            if program == SEVERAL:
+                return f"{verb}s of several programs"
+            if program >= 0:
+                return f"{verb} by program {program}" + (f", warp {warp}" if warp >= 0 else "")
+        return "another access"
+
+
+class _Last:
+    """The last access of each byte: program, warp (or `SEVERAL`), time."""
+
+    def __init__(self, size: int) -> None:
+        self.program = np.full(size, NOBODY, np.int32)
+        self.warp = np.full(size, NOBODY, np.int32)
+        self.time = np.zeros(size, np.int32)
+
+    def unordered(self, index: Array, who: Agent) -> Array:
+        """Bytes [N, size] whose last access is not ordered before one by these warps."""
+        program, warps = self.program[index], who.warps[:, None]
+        own = (program == who.program) & (self.time[index] == who.time) & (self.warp[index] != warps)
+        foreign = (program >= 0) & (program != who.program)
+        if foreign.any():
+            foreign &= self.time[index] >= who.known[warps, np.maximum(program, 0)]
+        return own | foreign
+
+    def note(self, index: Array, who: Agent) -> None:
+        """These warps access bytes [N, size]; several warps of one program in one interval are `SEVERAL`."""
+        warps = np.broadcast_to(who.warps[:, None], index.shape)
+        again = (self.program[index] == who.program) & (self.time[index] == who.time) & (self.warp[index] != warps)
+        self.warp[index] = np.where(again, SEVERAL, warps)
+        different = self.warp[index] != np.where(again, SEVERAL, warps)  # two warps in one instruction
+        self.warp[index[different]] = SEVERAL
+        self.program[index], self.time[index] = who.program, who.time

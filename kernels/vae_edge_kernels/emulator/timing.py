@@ -1,0 +1,211 @@
+"""A machine model: how long a launch would take, from what the emulator executes. Modelled, not measured.
+
+Each warp issues its instructions in order, one a cycle, and each waits until its operands are there: a scoreboard with
+the latencies below. Barriers and spinning on global memory wait for the other side's time. What a program cannot hide
+shows in this way. What the whole GPU can do bounds it from below: warp instructions a cycle, wavefronts of shared
+memory, sectors of the second-level cache, bytes of DRAM, products of matrices.
+
+Latencies in cycles: Abdelkhalik, Arafa, Santhi and Badawy, "Demystifying the Nvidia Ampere Architecture through
+Microbenchmarking and Instruction-level Analysis" (2022), for an A100: arithmetic 4, shared memory 23 (load) and 19
+(store), first-level cache 33, second-level cache 200, DRAM 290. Products: Sun et al., "Dissecting Tensor Cores via
+Microbenchmarks" (2022): m16n8k16 takes 25 cycles on an A100. Where no figure was found it is an assumption, and says
+so.
+
+The model is of PTX: the assembler may issue fewer instructions, or more. Conflicts between the warps of one scheduler
+count in the bounds alone; the first-level cache never evicts; launch overhead is not included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vae_edge_kernels.emulator.arithmetic import Array
+from vae_edge_kernels.emulator.counting import SECTOR_BYTES
+from vae_edge_kernels.emulator.operands import registers_in
+from vae_edge_kernels.emulator.parser import Instruction
+
+if TYPE_CHECKING:
+    from vae_edge_kernels.emulator.machine import Device
+
+ARITHMETIC, SPECIAL_FUNCTION = 4, 18  # the latter: an assumption
+SHARED_LOAD, SHARED_STORE = 23, 19
+L1_HIT, L2_HIT, DRAM = 33, 200, 290
+PRODUCT = 25
+SHUFFLE = 23  # an assumption: it goes through the shared memory's crossbar
+BARRIER = 20  # from the last warp's arrival; an assumption
+SCHEDULERS = 4  # of a multiprocessor; each issues one warp instruction a cycle
+L2_BYTES_PER_CYCLE = 64  # into one multiprocessor, CUDA Programming Guide
+FUNCTIONS = ("ex2", "lg2", "sin", "cos", "rcp", "rsqrt", "sqrt", "tanh", "div")
+
+
+@dataclass(frozen=True)
+class MachineModel:
+    """A GPU's figures.
+
+    Attributes:
+        name: as on the command line.
+        architecture: 87 is sm_87.
+        multiprocessors: their number.
+        clock_hz: of the multiprocessors.
+        bytes_per_s: of DRAM.
+        fp16_macs_per_s: multiply-accumulates of the tensor cores, dense, in float16.
+        int8_macs_per_s: the same in int8.
+    """
+
+    name: str
+    architecture: int
+    multiprocessors: int
+    clock_hz: float
+    bytes_per_s: float
+    fp16_macs_per_s: float
+    int8_macs_per_s: float
+
+    def product_cycles(self, opcode: str) -> float:
+        """Cycles for which one product of a warp occupies its scheduler's tensor core, at the published rate."""
+        shape = opcode.rsplit("m16n8k", maxsplit=1)[-1].rsplit("m64n", maxsplit=1)[-1]
+        if opcode.startswith("mma."):
+            macs = 16 * 8 * int(shape.split(".")[0])
+        else:  # wgmma: the group of four warps is counted as four instructions
+            n, k = shape.split(".")[0].split("k")
+            macs = 64 * int(n) * int(k) // 4
+        eight_bits = ".s8." in opcode or ".u8." in opcode or ".e4m3." in opcode
+        rate = self.int8_macs_per_s if eight_bits else self.fp16_macs_per_s
+        rate *= 0.5 if ".tf32." in opcode else 1.0
+        return macs / (rate / self.multiprocessors / self.clock_hz / SCHEDULERS)
+
+
+MODELS = {
+    model.name: model
+    for model in (
+        # Jetson AGX Orin Series technical brief: 2048 CUDA cores (16 multiprocessors) at 1.3 GHz, 204.8 GB/s, 85 dense
+        # INT8 TOPS and half of it in FP16.
+        MachineModel("orin", 87, 16, 1.3e9, 204.8e9, 42.5e12 / 2, 85e12 / 2),
+        # Jetson Thor (T5000) datasheet: 2560 CUDA cores (20 multiprocessors) at 1.575 GHz, 273 GB/s, 258 dense FP16
+        # TFLOPS; INT8 as FP8.
+        MachineModel("thor", 110, 20, 1.575e9, 273e9, 258e12 / 2, 517e12 / 2),
+        # H100 SXM5 datasheet and architecture white paper: 132 multiprocessors at 1.83 GHz, 3.35 TB/s, 989 dense FP16
+        # TFLOPS, 1979 INT8 TOPS.
+        MachineModel("h100", 90, 132, 1.83e9, 3.35e12, 989e12 / 2, 1979e12 / 2),
+    )
+}
+
+
+class Scoreboard:
+    """When each warp of a program issues its next instruction, and when its registers are there. In cycles.
+
+    Attributes:
+        now: by warp.
+    """
+
+    def __init__(self, warps: int, registers: int) -> None:
+        self.now = np.zeros(warps)
+        self.ready = np.zeros((registers, warps))
+        self.copied = np.zeros(warps)  # when the asynchronous copies so far have arrived
+        self.multiplied = np.zeros(warps)  # when the asynchronous products so far are made
+
+    def issue(self, cost: Cost, warps: Array) -> None:
+        """Warps issue an instruction: they wait for its operands."""
+        start = self.now[warps]
+        if len(cost.reads):
+            start = np.maximum(start, self.ready[cost.reads[:, None], warps].max(0))
+        self.now[warps] = start + cost.issue
+        if len(cost.writes):
+            self.ready[cost.writes[:, None], warps] = start + cost.latency
+
+    def delay(self, cost: Cost, warps: Array, latency: float, busy: Array | float) -> None:
+        """What memory has added to an instruction just issued: the load's latency, and cycles of the pipeline."""
+        start = self.now[warps] - cost.issue
+        self.now[warps] += np.maximum(busy, 1) - 1
+        if len(cost.writes):
+            self.ready[cost.writes[:, None], warps] = start + latency + busy
+
+    def open_barrier(self) -> None:
+        """All warps go on when the last one has come."""
+        self.now[:] = self.now.max() + BARRIER
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an instruction costs by itself: registers that it reads and writes, by number, and cycles."""
+
+    reads: Array
+    writes: Array
+    issue: float
+    latency: float
+
+
+def cost_of(instruction: Instruction, registers: dict[str, int], model: MachineModel) -> Cost:
+    """The cost of an instruction; `registers` are numbered by name."""
+    opcode, operands = instruction.opcode, instruction.operands
+    stores = opcode.startswith(("st.", "red.", "cp.", "stmatrix", "bra", "bar", "ret"))
+    writes = [] if stores or not operands else [name for name in registers_in(operands[0]) if name in registers]
+    reads = [name for operand in operands[len(operands[:1]) * (not stores) :] for name in registers_in(operand)]
+    if instruction.guard is not None:
+        reads.append(instruction.guard)
+    numbers = [registers[name] for name in reads if name in registers]
+    issue, latency = 1.0, float(ARITHMETIC)
+    if opcode.startswith(("mma.", "wgmma.mma_async")):
+        issue, latency = 1.0, PRODUCT + model.product_cycles(opcode)
+        numbers += [registers[name] for name in writes]
+    elif opcode.startswith(("shfl", "redux")):
+        latency = SHUFFLE
+    elif opcode.split(".")[0] in FUNCTIONS:
+        issue, latency = 2.0, SPECIAL_FUNCTION
+    elif opcode.startswith(("mov.", "ld.param", "st.param", "nop", "cvta")):
+        issue, latency = 0.0 if opcode.startswith(("mov.", "nop", "cvta", "st.param")) else 1.0, ARITHMETIC
+        latency = 0.0 if issue == 0.0 else latency  # the assembler renames
+    return Cost(np.array(numbers, np.int64), np.array([registers[name] for name in writes], np.int64), issue, latency)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Modelled microseconds of a launch on one GPU.
+
+    Attributes:
+        bounds: by what limits: "latency" (the slowest program, with what it cannot hide, times the rounds that the
+            grid takes), "issue", "shared memory", "L2", "DRAM", "tensor cores".
+    """
+
+    bounds: dict[str, float]
+
+    @property
+    def us(self) -> float:
+        """The largest bound."""
+        return max(self.bounds.values())
+
+    @property
+    def limit(self) -> str:
+        """What limits."""
+        return max(self.bounds, key=lambda name: self.bounds[name])
+
+
+def estimate(device: Device, resident: int = 1) -> Estimate:
+    """The time of the launches that a device with a model has run.
+
+    Args:
+        device: after its launches.
+        resident: programs that a multiprocessor holds at a time (`analysis.roofline.occupancy`).
+    """
+    model, totals = device.model, device.counts.totals
+    assert model is not None
+    programs = device.grid[0] * device.grid[1] * device.grid[2]
+    used = min(model.multiprocessors, programs)
+    rounds = -(-programs // (model.multiprocessors * resident))
+    product_cycles = sum(
+        count * model.product_cycles(opcode)
+        for opcode, count in device.counts.opcodes.items()
+        if opcode.startswith(("mma.", "wgmma.mma_async"))
+    )
+    sectors = totals["sectors read"] + totals["sectors written"]
+    cycles = {
+        "latency": device.longest * rounds,
+        "issue": totals["instructions"] / (SCHEDULERS * used),
+        "shared memory": totals["wavefronts"] / used,
+        "L2": sectors * SECTOR_BYTES / (L2_BYTES_PER_CYCLE * used),
+        "tensor cores": product_cycles / (SCHEDULERS * used),
+    }
+    bounds = {name: 1e6 * value / model.clock_hz for name, value in cycles.items()}
+    return Estimate({**bounds, "DRAM": 1e6 * device.touched_bytes() / model.bytes_per_s})
