@@ -414,14 +414,29 @@ def make_layout(
     upright = builder.workspace(size[0] * size[1] * channels)
     has_target = decoder is not None and reduction > 1
     target = builder.workspace(decoded[0] * decoded[1] * channels) if has_target else upright
-    sums = [builder.workspace(_partial_sums(part)) for part in (orientation_layers, encoder_layers)]
-    shared_size = builder.workspace_size
-    private = (orientation_feature_channels, feature_channels, classes, 3, latent + classes, 2)
-    private_offsets = [builder.workspace(size) for size in private]
-    private_size = builder.workspace_size - shared_size
-    builder.workspace((MAX_CTAS_PER_IMAGE - 1) * private_size)
+    orientation_sums = builder.workspace(_partial_sums(orientation_layers))
+    feature_sums = builder.workspace(_partial_sums(encoder_layers))
     errors = builder.workspace(MAX_CTAS_PER_IMAGE)
-    workspace = WorkspaceLayout(upright, target, *sums, *private_offsets, errors, private_size)
+    start = builder.workspace_size
+    private = {
+        "orientation_means": builder.workspace(orientation_feature_channels),
+        "feature_means": builder.workspace(feature_channels),
+        "logits": builder.workspace(classes),
+        "orientation": builder.workspace(3),
+        "code": builder.workspace(latent + classes),
+        "partial_score": builder.workspace(2),
+    }
+    private_size = builder.workspace_size - start
+    builder.workspace((MAX_CTAS_PER_IMAGE - 1) * private_size)
+    workspace = WorkspaceLayout(
+        upright=upright,
+        target=target,
+        orientation_sums=orientation_sums,
+        feature_sums=feature_sums,
+        errors=errors,
+        private_size=private_size,
+        **private,
+    )
 
     projected = padded(components + 1)
     return NetworkLayout(

@@ -71,3 +71,19 @@ def test_an_unfinished_text_is_refused() -> None:
         parse(KERNEL.split("ret;")[0])
     with pytest.raises(PtxError):
         parse(HEAD + ".texref a;\n")
+
+
+def test_inline_assembly_has_the_line_that_it_stands_at() -> None:
+    body = """
+        .loc 1 7 3
+        // begin inline asm
+        .loc 1 7 3
+        mov.u32 %r1, 0x0;
+        .loc 1 8 3
+        mov.u32 %r2, 0x0;
+        // end inline asm
+        .loc 1 9 1
+        ret;
+    """
+    text = f'.version 8.7\n.target sm_87\n.visible .entry f()\n.reqntid 32\n{{\n.reg .b32 %r<3>;\n{body}}}\n.file 1 "/a/b.py"'
+    assert [instruction.source for instruction in parse(text).entry.instructions] == ["b.py:7", "b.py:7", "b.py:9"]

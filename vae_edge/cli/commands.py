@@ -39,7 +39,7 @@ SUMMARIES = {
     "kit": "add what a kit built and measured on a device to its bundle",
     "devices": "list the devices that `vae-edge build --target` knows",
     "inspect": "show what a run, a bundle, an ONNX file, an engine or a network file holds",
-    "kernels": "compile the GPU kernels, and check what the compiler made of them",
+    "kernels": "compile GPU kernels, run them without a GPU, and see what they cost",
     "predict": "classify image files, and folders of them",
     "verify": "check each backend's answers on this machine",
     "bench": "measure latency, throughput and memory of a bundle on this machine",
@@ -47,6 +47,8 @@ SUMMARIES = {
     "data fetch": "download mnist or fashion-mnist, checked by their SHA-256",
     "data show": "show what a data set holds, as training would see it",
     "kernels check": "compare each kernel's machine code with its budget; needs no GPU",
+    "kernels run": "run kernels on an emulated GPU against the right answers; needs no GPU",
+    "kernels profile": "count what kernels cost, by source line, and model their time; needs no GPU",
     "kernels roofline": "print a lower bound of each launch's time, from published rates; needs no GPU",
 }
 EXAMPLES = {
@@ -70,6 +72,11 @@ EXAMPLES = {
     "devices": ("vae-edge devices",),
     "inspect": ("vae-edge inspect digits.bundle",),
     "kernels check": ("vae-edge kernels check --arch 87 --only 'rotate*' --networks none",),
+    "kernels run": ("vae-edge kernels run softmax.py --arch 87,90",),
+    "kernels profile": (
+        "vae-edge kernels profile softmax.py --device h100",
+        "vae-edge kernels profile --networks small --programs 8",
+    ),
     "kernels roofline": ("vae-edge kernels roofline --networks small",),
     "predict": (
         "vae-edge predict digits.bundle generated/3/*.png",

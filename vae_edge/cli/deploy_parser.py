@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from vae_edge.cli.arguments import listed, positive, precision, whole
-from vae_edge.cli.commands import Commands, add_command, add_command_group
+from vae_edge.cli.commands import Commands, add_command
 from vae_edge.cli.options import DATA_HELP, add_held_out, add_json, add_list, add_seed, add_strict
 
 
@@ -17,7 +17,6 @@ def add_deploy_commands(commands: Commands) -> None:
     _kit(commands)
     _devices(commands)
     _inspect(commands)
-    _kernels(commands)
 
 
 def _export(commands: Commands) -> None:
@@ -152,20 +151,3 @@ def _inspect(commands: Commands) -> None:
     parser = add_command(commands, "inspect", "deploy")
     parser.add_argument("path", metavar="PATH")
     add_json(parser)
-
-
-def _kernels(commands: Commands) -> None:
-    parts = add_command_group(commands, "kernels")
-    check = add_command(parts, "kernels check", "deploy")
-    add_list(check, "--arch", "N,N", "architectures: 87 is Jetson Orin (default: 87,90)")
-    check.add_argument("--only", default="*", help="kernels whose names fit this pattern")
-    add_list(
-        check,
-        "--networks",
-        "A,B",
-        "presets whose network is compiled, such as small or small@96x64, or none (default: small)",
-    )
-    add_json(check)
-    roofline = add_command(parts, "kernels roofline", "deploy")
-    add_list(roofline, "--networks", "A,B", "presets, such as small or small@96x64 (default: tiny, small, base)")
-    add_json(roofline)

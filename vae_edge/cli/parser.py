@@ -10,6 +10,7 @@ from vae_edge.cli.commands import GROUPS, SUMMARIES
 from vae_edge.cli.deploy_parser import add_deploy_commands
 from vae_edge.cli.device_parser import add_device_commands
 from vae_edge.cli.evaluate_parser import add_evaluate_commands
+from vae_edge.cli.kernels_parser import add_kernel_commands
 from vae_edge.cli.train_parser import add_train_commands
 
 
@@ -32,5 +33,6 @@ def build_parser() -> argparse.ArgumentParser:
     add_train_commands(commands)
     add_evaluate_commands(commands)
     add_deploy_commands(commands)
+    add_kernel_commands(commands)
     add_device_commands(commands)
     return parser

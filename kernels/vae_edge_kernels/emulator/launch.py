@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from vae_edge_kernels.analysis.sass import SassStats, read_stats
 from vae_edge_kernels.aot.worker import compile_spec
 from vae_edge_kernels.config import KernelSpec
 from vae_edge_kernels.emulator.machine import Device
 from vae_edge_kernels.emulator.parser import Module, parse
+from vae_edge_kernels.emulator.timing import MachineModel
 
 AS_INTEGERS = {torch.bfloat16: torch.int16, torch.float8_e4m3fn: torch.uint8}
 
@@ -26,6 +31,9 @@ class Compiled:
         module: the text, parsed.
         arguments: names, in order.
         shared_size: bytes of shared memory.
+        architecture: 87 is sm_87.
+        warps: of a program.
+        cubin: machine code of the same compilation.
     """
 
     name: str
@@ -33,17 +41,33 @@ class Compiled:
     module: Module
     arguments: tuple[str, ...]
     shared_size: int
+    architecture: int
+    warps: int
+    cubin: bytes
 
     def changed(self, ptx: str) -> Compiled:
-        """The same kernel with another text."""
-        return Compiled(self.name, ptx, parse(ptx), self.arguments, self.shared_size)
+        """The same kernel with another text; its machine code stays."""
+        return replace(self, ptx=ptx, module=parse(ptx))
+
+    @cached_property
+    def stats(self) -> SassStats:
+        """Registers, spills and the like of the machine code.
+
+        Raises:
+            KernelError: it cannot be read.
+        """
+        with tempfile.TemporaryDirectory(prefix="vae-edge-kernels-") as folder:
+            cubin = Path(folder) / "kernel.cubin"
+            cubin.write_bytes(self.cubin)
+            cubin.with_suffix(".ptx").write_text(self.ptx, encoding="utf-8")
+            return read_stats(cubin.with_suffix(".ptx"), cubin, self.architecture, self.warps, self.shared_size)
 
 
 def compile_kernel(spec: KernelSpec, architecture: int) -> Compiled:
     """Compile one kernel of the library for an architecture (87 is sm_87)."""
-    entry, _, ptx = compile_spec(spec, architecture)
-    names = tuple(argument["name"] for argument in entry["arguments"])
-    return Compiled(spec.name, ptx, parse(ptx), names, entry["cubin"]["shared_bytes"])
+    entry, cubin, ptx = compile_spec(spec, architecture)
+    names, made = tuple(argument["name"] for argument in entry["arguments"]), entry["cubin"]
+    return Compiled(spec.name, ptx, parse(ptx), names, made["shared_bytes"], architecture, made["warps"], cubin)
 
 
 def run(
@@ -54,6 +78,7 @@ def run(
     *,
     seed: int | None = None,
     offset: int = 0,
+    model: MachineModel | None = None,
     max_steps: int = 5_000_000,
 ) -> Device:
     """Launch a kernel; `outputs` among the tensors hold nothing before and get what it wrote.
@@ -65,6 +90,7 @@ def run(
         outputs: names of tensors of which the kernel must write what it reads.
         seed: of the order in which warps and programs make their steps; None: in lock step.
         offset: bytes by which every tensor is off an alignment of 256.
+        model: of the time, or None.
         max_steps: after which a deadlock is assumed.
 
     Returns:
@@ -77,7 +103,7 @@ def run(
     unknown = set(arguments) - set(compiled.arguments)
     if unknown:
         raise KeyError(f"{compiled.name} has no argument {', '.join(sorted(unknown))}")
-    device = Device(compiled.module, compiled.shared_size, seed)
+    device = Device(compiled.module, compiled.shared_size, seed, model)
     values: list[int | float] = []
     places: dict[str, int] = {}
     for name in compiled.arguments:

@@ -29,6 +29,7 @@ PARAM = re.compile(r"\.param\s+\.(\w+)(?:\s+\.ptr)?(?:\s+\.global)?(?:\s+\.align
 SHARED = re.compile(r"\.extern\s+\.shared\s+\.align\s+(\d+)\s+\.b8\s+([\w$]+)\[\]$")
 LOCAL = re.compile(r"\.local\s+\.align\s+(\d+)\s+\.b8\s+([\w$]+)\[(\d+)\]$")
 CONSTANT = re.compile(r"\.global\s+\.align\s+\d+\s+\.b8\s+[\w$]+\[\d+\]\s*=\s*\{[\d,\s]*\}$")
+INLINE = re.compile(r"// begin inline asm.*?// end inline asm", re.DOTALL)
 LOC = re.compile(r"\.loc\s+(\d+)\s+(\d+)\s+\d+")
 FILE = re.compile(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', re.MULTILINE)
 
@@ -122,6 +123,8 @@ def parse(text: str) -> Module:
     """
     files = {number: path.rsplit("/", 1)[-1] for number, path in FILE.findall(text)}
     code = re.sub(r"^\s*\.section\s+\.debug.*", "", text, flags=re.DOTALL | re.MULTILINE)
+    # LLVM counts the lines of inline assembly on from the source line that it stands at.
+    code = INLINE.sub(lambda block: re.sub(r"(?m)^\s*\.loc\b.*$", "", block.group(0)), code)
     code = re.sub(r"//[^\n]*", "", code)
     parser = _Parser(files)
     for line, statement in _statements(code):

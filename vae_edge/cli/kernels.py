@@ -1,0 +1,278 @@
+"""`vae-edge kernels`: what the compiler made of kernels, what they compute, and what they cost; without a GPU."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from vae_edge.cli.console import emit, say, working
+from vae_edge.environment import available_cpus
+from vae_edge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vae_edge_kernels.emulator.checks import Outcome
+    from vae_edge_kernels.emulator.launch import Compiled
+    from vae_edge_kernels.emulator.machine import Device
+
+COUNTED = (
+    ("instructions", "warp instructions"),
+    ("products", "products of matrices"),
+    ("shuffles", "shuffles"),
+    ("barriers", "barriers"),
+    ("sectors read", "sectors read"),
+    ("sectors written", "sectors written"),
+    ("wavefronts", "wavefronts of shared memory"),
+    ("conflicts", "of them by conflicts of banks"),
+)
+BY_LINE = (
+    ("instructions", ("instructions",)),
+    ("products", ("products",)),
+    ("shuffles", ("shuffles",)),
+    ("barriers", ("barriers",)),
+    ("sectors", ("sectors read", "sectors written")),
+    ("wavefronts", ("wavefronts",)),
+    ("conflicts", ("conflicts",)),
+)
+HEADINGS = ("kernel", "sm", "registers", "shared", "spills", "occupancy", "matrix", "loop", "16-byte", "code", "")
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """`vae-edge kernels check`: 0 when every kernel is within its budget, else 2. A user's kernels have no budgets."""
+    from vae_edge_kernels import aot
+    from vae_edge_kernels.analysis import sass
+
+    architectures = aot.parse_architectures(",".join(arguments.arch or ["87", "90"]))
+    if arguments.file is not None:
+        outcomes = [outcome for number in architectures for outcome in _outcomes(arguments, number)]
+        _print_machine_code(outcomes, arguments.json)
+        return _told(outcomes)
+    networks = _networks(",".join(arguments.networks or ["small"]))
+    reports = sass.collect_reports(architectures, arguments.only, networks, say, available_cpus())
+    result = [asdict(report) for report in reports]
+    emit(result, arguments.json, lambda: _lines(reports))
+    faults = [report for report in reports if report.fault]
+    for report in faults:
+        say(f"sm_{report.architecture}: {report.fault}")
+    if faults:
+        say(f"{len(faults)} of {len(reports)} are over their budget")
+    return 2 if faults else 0
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """`vae-edge kernels run`: 0 when every check of a file is right on the emulated GPU, else 2."""
+    from vae_edge_kernels import aot
+
+    outcomes = [
+        (architecture, outcome)
+        for architecture in aot.parse_architectures(",".join(arguments.arch or ["87"]))
+        for outcome in _outcomes(arguments, architecture, arguments.seed, arguments.rtol, arguments.atol)
+    ]
+    result = [
+        {
+            "check": outcome.name,
+            "architecture": architecture,
+            "right": outcome.fault is None,
+            "fault": outcome.fault,
+            "largest_difference": outcome.differences,
+            "launches": len(outcome.launches),
+            "warp_instructions": sum(each.device.counts.totals["instructions"] for each in outcome.launches),
+        }
+        for architecture, outcome in outcomes
+    ]
+    emit(result, arguments.json, lambda: _run_lines(result))
+    return _told([outcome for _, outcome in outcomes])
+
+
+def profile(arguments: argparse.Namespace) -> int:
+    """`vae-edge kernels profile`: what launches cost, by source line, and the time that a machine model gives them."""
+    from vae_edge_kernels.emulator.timing import MODELS
+
+    model = MODELS[arguments.device]
+    launches: list[tuple[str, Compiled, Device]] = []
+    outcomes: list[Outcome] = []
+    if (arguments.file is None) == (arguments.networks is None):
+        raise ConfigError("give either a file with checks, or --networks")
+    if arguments.file is not None:
+        outcomes = _outcomes(arguments, model.architecture, model=model)
+        for outcome in outcomes:
+            launches += [
+                (f"{outcome.name}: {each.compiled.name}", each.compiled, each.device) for each in outcome.launches
+            ]
+    else:
+        from vae_edge_kernels.emulator.networks import profile_network
+
+        for name, layout in _layouts(",".join(arguments.networks)).items():
+            with working(f"{name} on sm_{model.architecture}"):
+                launches.append((name, *profile_network(layout, model.architecture, model, arguments.programs)))
+    result = [_profile(name, compiled, device) for name, compiled, device in launches]
+    emit(result, arguments.json, lambda: _profile_lines(result, model.name, arguments.lines))
+    return _told(outcomes)
+
+
+def _outcomes(
+    arguments: argparse.Namespace,
+    architecture: int,
+    seed: int | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    model: Any = None,
+) -> list[Outcome]:
+    """All checks of the file."""
+    from vae_edge_kernels.emulator.checks import load_checks, run_check
+
+    outcomes = []
+    for name, function in load_checks(arguments.file).items():
+        with working(f"{name} on sm_{architecture}"):
+            outcomes.append(run_check(name, function, architecture, seed=seed, model=model, rtol=rtol, atol=atol))
+    return outcomes
+
+
+def _told(outcomes: Sequence[Outcome]) -> int:
+    faults = [outcome for outcome in outcomes if outcome.fault is not None]
+    for outcome in faults:
+        say(f"{outcome.name}: {outcome.fault}")
+    return 2 if faults else 0
+
+
+def _run_lines(result: Sequence[dict[str, Any]]) -> Iterator[str]:
+    for each in result:
+        apart = ", ".join(f"{name} {value:.3g}".strip() for name, value in each["largest_difference"].items())
+        yield (
+            f"{each['check']} on sm_{each['architecture']}: {'right' if each['right'] else 'WRONG'}"
+            + (f", largest difference {apart}" if apart else "")
+            + f"; {each['launches']} launch{'es' * (each['launches'] != 1)}, "
+            f"{each['warp_instructions']:,} warp instructions"
+        )
+
+
+def _print_machine_code(outcomes: Sequence[Outcome], as_json: bool) -> None:
+    from vae_edge_kernels.analysis.sass import KernelReport
+
+    compiled = {id(each.compiled): each.compiled for outcome in outcomes for each in outcome.launches}
+    reports = [
+        KernelReport(each.name, "", each.architecture, each.warps, each.stats, None) for each in compiled.values()
+    ]
+    emit([asdict(report) for report in reports], as_json, lambda: _lines(reports))
+
+
+def _profile(name: str, compiled: Compiled, device: Device) -> dict[str, Any]:
+    """A launch's counts and modelled time."""
+    from vae_edge_kernels.analysis.roofline import LIMITS
+    from vae_edge_kernels.emulator.timing import estimate
+
+    occupied = compiled.stats.occupancy
+    resident = max(1, round(occupied * LIMITS[compiled.architecture].warps / compiled.warps))
+    modelled = estimate(device, resident)
+    return {
+        "launch": name,
+        "architecture": compiled.architecture,
+        "grid": list(device.grid),
+        "warps": compiled.warps,
+        "registers": compiled.stats.registers,
+        "programs_a_multiprocessor": resident,
+        "counts": dict(device.counts.totals),
+        "opcodes": dict(device.counts.opcodes.most_common()),
+        "lines": {line: dict(counts) for line, counts in device.counts.by_line.items()},
+        "modelled_us": modelled.bounds,
+        "limit": modelled.limit,
+    }
+
+
+def _profile_lines(result: Sequence[dict[str, Any]], model: str, lines: int) -> Iterator[str]:
+    for each in result:
+        counts = each["counts"]
+        yield (
+            f"{each['launch']}: sm_{each['architecture']}, grid {' x '.join(map(str, each['grid']))}, "
+            f"{each['warps']} warps, {each['registers']} registers, "
+            f"{each['programs_a_multiprocessor']} programs a multiprocessor"
+        )
+        yield "  " + ", ".join(f"{counts.get(name, 0):,} {text}" for name, text in COUNTED)
+        bounds = sorted(each["modelled_us"].items(), key=lambda pair: -pair[1])
+        yield (
+            f"  modelled on {model}, not measured: {bounds[0][1]:.1f} us, limited by {bounds[0][0]}; "
+            + ", ".join(f"{name} {value:.1f}" for name, value in bounds[1:])
+        )
+        rows = [("line", *(name for name, _ in BY_LINE))]
+        most = sorted(each["lines"].items(), key=lambda pair: -pair[1].get("instructions", 0))
+        for line, numbers in most[:lines]:
+            rows.append((line, *(f"{sum(numbers.get(part, 0) for part in parts):,}" for _, parts in BY_LINE)))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for first, *others in rows:
+            cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+            yield "  " + "  ".join((first.ljust(widths[0]), *cells))
+        if len(most) > lines:
+            yield f"  and {len(most) - lines} more lines (--lines)"
+        yield ""
+
+
+def roofline(arguments: argparse.Namespace) -> int:
+    """`vae-edge kernels roofline`: the lower bound of each launch's time, on paper."""
+    from vae_edge_kernels.analysis import roofline as paper
+
+    layouts = _layouts(",".join(arguments.networks or ["tiny", "small", "base"]))
+    emit(
+        {name: [asdict(step) for step in paper.layer_costs(layout)] for name, layout in layouts.items()},
+        arguments.json,
+        lambda: _tables(layouts),
+    )
+    return 0
+
+
+def _tables(layouts: dict[str, Any]) -> Iterator[str]:
+    from vae_edge_kernels.analysis import roofline as paper
+
+    for name, layout in layouts.items():
+        yield f"{name}: microseconds at batch {' and '.join(map(str, paper.BATCHES))}"
+        yield ""
+        yield from paper.table(layout).splitlines()
+        yield ""
+    yield from paper.savings(layouts).splitlines()
+
+
+def _layouts(names: str) -> dict[str, Any]:
+    """Layouts of presets, in fp16 and int8, by name."""
+    if names == "none":
+        return {}
+    from vae_edge.model.network import layout_for_preset
+
+    return {
+        f"{name}_{'int8' if int8 else 'fp16'}": layout_for_preset(name, int8=int8)
+        for name in map(str.strip, names.split(","))
+        for int8 in (False, True)
+    }
+
+
+def _networks(names: str) -> dict[str, str]:
+    """The same layouts as JSON."""
+    from vae_edge_kernels.layout import to_json
+
+    return {name: to_json(layout) for name, layout in _layouts(names).items()}
+
+
+def _lines(reports: Sequence[Any]) -> Iterator[str]:
+    rows = [HEADINGS, *map(_row, reports)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    for row in rows:
+        first, *others = (cell.ljust(width) if i in (0, 6, 10) else cell.rjust(width)
+                          for i, (cell, width) in enumerate(zip(row, widths, strict=True)))  # fmt: skip
+        yield "  ".join((first, *others)).rstrip()
+
+
+def _row(report: Any) -> tuple[str, ...]:
+    code = report.code
+    wide = f"{code.load_bits.get(128, 0)} + {code.store_bits.get(128, 0)}"
+    return (
+        report.kernel,
+        str(report.architecture),
+        str(code.registers),
+        f"{code.shared_bytes:,}",
+        str(code.spill_store_bytes),
+        f"{code.occupancy:.0%}",
+        " ".join(f"{count} {name}" for name, count in code.matrix.items()) or "–",
+        f"{code.loop_matrix} of {code.loop}" if code.loop else "–",
+        wide,
+        f"{code.code_bytes:,}",
+        "" if report.fault is None else "over",
+    )

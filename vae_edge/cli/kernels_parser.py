@@ -1,0 +1,66 @@
+"""Arguments of `vae-edge kernels`."""
+
+from __future__ import annotations
+
+import argparse
+
+from vae_edge.cli.arguments import number, positive, seed
+from vae_edge.cli.commands import Commands, add_command, add_command_group
+from vae_edge.cli.options import add_json, add_list
+
+FILE_HELP = (
+    "Python file with kernels written in Triton and functions check_...() that launch them and return what they wrote "
+    "and what is right, as a pair of tensors; FILE::check_name takes one of them"
+)
+MODELS = ("orin", "thor", "h100")
+
+
+def add_kernel_commands(commands: Commands) -> None:
+    """Add `kernels` with its sub-commands."""
+    parts = add_command_group(commands, "kernels")
+    _check(parts)
+    _run(parts)
+    _profile(parts)
+    _roofline(parts)
+
+
+def _check(parts: Commands) -> None:
+    parser = add_command(parts, "kernels check", "kernels")
+    parser.add_argument("file", metavar="FILE", nargs="?", help=f"{FILE_HELP} (default: the kernels of VAE Edge)")
+    add_list(parser, "--arch", "N,N", "architectures: 87 is Jetson Orin (default: 87,90)")
+    parser.add_argument("--only", default="*", help="kernels whose names fit this pattern")
+    add_list(
+        parser,
+        "--networks",
+        "A,B",
+        "presets whose network is compiled, such as small or small@96x64, or none (default: small)",
+    )
+    add_json(parser)
+
+
+def _run(parts: Commands) -> None:
+    parser = add_command(parts, "kernels run", "kernels")
+    parser.add_argument("file", metavar="FILE", help=FILE_HELP)
+    add_list(parser, "--arch", "N,N", "architectures that are emulated: 80 to 90 and 120 (default: 87, Jetson Orin)")
+    parser.add_argument(
+        "--seed", type=seed, metavar="N", help="let warps and programs take turns at random (default: in lock step)"
+    )
+    parser.add_argument("--rtol", type=number, metavar="X", help="relative tolerance (default: PyTorch's)")
+    parser.add_argument("--atol", type=number, metavar="X", help="absolute tolerance (default: PyTorch's)")
+    add_json(parser)
+
+
+def _profile(parts: Commands) -> None:
+    parser = add_command(parts, "kernels profile", "kernels")
+    parser.add_argument("file", metavar="FILE", nargs="?", help=FILE_HELP)
+    add_list(parser, "--networks", "A,B", "in place of a file: whole networks of presets, such as small or small@96x64")
+    parser.add_argument("--programs", type=positive, default=1, metavar="N", help="that work on one image of a network")
+    parser.add_argument("--device", default="orin", choices=MODELS, help="whose machine model is taken (default: orin)")
+    parser.add_argument("--lines", type=positive, default=12, metavar="N", help="source lines shown (default: 12)")
+    add_json(parser)
+
+
+def _roofline(parts: Commands) -> None:
+    parser: argparse.ArgumentParser = add_command(parts, "kernels roofline", "kernels")
+    add_list(parser, "--networks", "A,B", "presets, such as small or small@96x64 (default: tiny, small, base)")
+    add_json(parser)
