@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,7 @@ def test_every_example_is_understood(example: str) -> None:
 def test_every_example_runs_word_for_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the order in which they stand, in an empty folder; a shell would expand the wildcards."""
     monkeypatch.chdir(tmp_path)
+    shutil.copy(Path(__file__).parents[1] / "fixtures/softmax.py", tmp_path)
     for name, examples in EXAMPLES.items():
         if name in NEEDS_NETWORK_OR_GPU:
             continue

@@ -85,5 +85,6 @@ def test_inline_assembly_has_the_line_that_it_stands_at() -> None:
         .loc 1 9 1
         ret;
     """
-    text = f'.version 8.7\n.target sm_87\n.visible .entry f()\n.reqntid 32\n{{\n.reg .b32 %r<3>;\n{body}}}\n.file 1 "/a/b.py"'
+    head = ".version 8.7\n.target sm_87\n.visible .entry f()\n.reqntid 32\n{\n.reg .b32 %r<3>;\n"
+    text = head + body + '}\n.file 1 "/a/b.py"'
     assert [instruction.source for instruction in parse(text).entry.instructions] == ["b.py:7", "b.py:7", "b.py:9"]

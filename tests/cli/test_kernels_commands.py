@@ -1,0 +1,69 @@
+"""`vae-edge kernels run`, `profile` and `check` on a user's file, and a profile of a whole network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vae_edge.cli import main
+
+pytest.importorskip("triton")
+SOFTMAX = str(Path(__file__).parents[1] / "fixtures/softmax.py")
+FAULTY = str(Path(__file__).parents[1] / "fixtures/faulty_kernels.py")
+
+
+def test_run_tells_what_is_right(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kernels", "run", SOFTMAX, "--arch", "87,90", "--seed", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    names = ["check_softmax", "check_narrow_rows"]
+    assert [(each["check"], each["architecture"]) for each in found] == [(n, a) for a in (87, 90) for n in names]
+    assert all(each["right"] and each["launches"] == 1 and each["warp_instructions"] > 300 for each in found)
+
+
+def test_run_fails_where_one_check_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kernels", "run", f"{FAULTY}::check_out_of_bounds"]) == 2
+    printed = capsys.readouterr()
+    assert "check_out_of_bounds on sm_87: WRONG" in printed.out
+    assert "(faulty_kernels.py:27): a write of 4 bytes at byte 400 of y_ptr, which has 400." in printed.err
+    assert main(["kernels", "run", f"{FAULTY}::check_nothing"]) == 2
+    assert "has no check check_nothing; it has check_race_between_threads" in capsys.readouterr().err
+
+
+def test_a_stricter_tolerance_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kernels", "run", f"{SOFTMAX}::check_narrow_rows", "--rtol", "0", "--atol", "1e-12"]) == 2
+    assert "WRONG, largest difference three columns" in capsys.readouterr().out
+
+
+def test_profile_counts_by_line_and_says_modelled(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kernels", "profile", SOFTMAX, "--device", "h100", "--lines", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "modelled on h100, not measured" in printed and "more lines (--lines)" in printed
+    assert main(["kernels", "profile", f"{SOFTMAX}::check_softmax", "--json"]) == 0
+    (launch,) = json.loads(capsys.readouterr().out)
+    assert launch["architecture"] == 87 and launch["grid"] == [3, 1, 1] and launch["registers"] > 8
+    assert sum(launch["opcodes"].values()) == launch["counts"]["instructions"]
+    by_line = sum(counts.get("instructions", 0) for counts in launch["lines"].values())
+    assert by_line == launch["counts"]["instructions"]
+    assert launch["modelled_us"][launch["limit"]] == max(launch["modelled_us"].values())
+
+
+def test_profile_wants_a_file_or_networks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kernels", "profile"]) == 2
+    assert "give either a file with checks, or --networks" in capsys.readouterr().err
+
+
+def test_profile_of_a_network(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kernels", "profile", "--networks", "tiny", "--programs", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [launch["launch"] for launch in found] == ["tiny_fp16", "tiny_int8"]
+    assert all(launch["grid"] == [1, 2, 1] and launch["counts"]["barriers"] > 50 for launch in found)
+    assert all("network_steps.py" in " ".join(launch["lines"]) for launch in found)
+
+
+def test_check_lists_the_machine_code_of_a_users_kernels(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kernels", "check", SOFTMAX, "--arch", "87", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [each["kernel"] for each in found] == ["softmax_kernel", "softmax_kernel"]
+    assert all(each["code"]["registers"] > 8 and each["code"]["spill_store_bytes"] == 0 for each in found)
