@@ -13,7 +13,7 @@ from emulator.programs import element, execute, program
 from emulator.references import Reference, reference, width_of
 from vae_edge_kernels.emulator.instructions import OPERATIONS
 
-PAIRS, TRIPLES, RANDOM = 256, 224, 320  # cases of two and three edge values, and random ones, for each instruction
+PAIRS, TRIPLES, RANDOM = 400, 300, 400  # cases of two and three edge values, and random ones, for each instruction
 COUNTS = (0, 1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 40, 47, 63, 64, 65, 127, 255, 256, 257, 288, 1 << 31, (1 << 32) - 1)
 FLOATS = {"f16": exact.F16, "bf16": exact.BF16, "f32": exact.F32, "f64": exact.F64}
 SHIFTS = ("shl", "shr", "shf", "bfe")
@@ -97,7 +97,8 @@ def random_value(rng: random.Random, kind: str, opcode: str) -> int:
         return random_value(rng, kind[:-2], opcode) | random_value(rng, kind[:-2], opcode) << half
     if kind in FLOATS:
         parts = opcode.split(".")
-        return random_float(rng, FLOATS[kind], DROPPED.get(parts[-2], 0) if parts[0] == "cvt" else 0)
+        dropped = DROPPED.get(parts[-2], 0) if parts[0] == "cvt" else 0
+        return random_float(rng, FLOATS[kind], dropped if dropped < FLOATS[kind].fraction_bits else 0)
     width = width_of(kind)
     value = rng.getrandbits(rng.randint(1, width))
     return value if rng.getrandbits(1) else value ^ ((1 << width) - 1)
