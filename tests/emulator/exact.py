@@ -58,6 +58,10 @@ def special(x: Number) -> bool:
     return isinstance(x, float) and not math.isfinite(x)
 
 
+def is_nan(x: Number) -> bool:
+    return isinstance(x, float) and math.isnan(x)
+
+
 def with_sign(magnitude: float, minus: bool) -> float:
     return -magnitude if minus else magnitude
 
@@ -86,7 +90,7 @@ def bits_of(x: Number, form: Format, ties: str = "even", saturate: bool = False)
         ties: "even", or "away" from zero.
         saturate: whether what is beyond the finite numbers becomes the largest of them (`.satfinite`).
     """
-    if x != x:
+    if is_nan(x):
         return form.nan
     sign = int(negative(x)) << (form.width - 1)
     if isinstance(x, float):
@@ -112,7 +116,7 @@ def bits_of(x: Number, form: Format, ties: str = "even", saturate: bool = False)
 
 def add(x: Number, y: Number) -> Number:
     if special(x) or special(y):
-        if x != x or y != y or (special(x) and special(y) and x != y):
+        if is_nan(x) or is_nan(y) or (special(x) and special(y) and x != y):
             return math.nan
         return x if special(x) else y
     total = Fraction(x) + Fraction(y)
@@ -121,7 +125,7 @@ def add(x: Number, y: Number) -> Number:
 
 def multiply(x: Number, y: Number) -> Number:
     minus = negative(x) != negative(y)
-    if x != x or y != y:
+    if is_nan(x) or is_nan(y):
         return math.nan
     if special(x) or special(y):
         return math.nan if x == 0 or y == 0 else with_sign(math.inf, minus)
@@ -130,7 +134,7 @@ def multiply(x: Number, y: Number) -> Number:
 
 def divide(x: Number, y: Number) -> Number:
     minus = negative(x) != negative(y)
-    if x != x or y != y or (special(x) and special(y)) or (x == 0 and y == 0):
+    if is_nan(x) or is_nan(y) or (special(x) and special(y)) or (x == 0 and y == 0):
         return math.nan
     if special(x) or y == 0:
         return with_sign(math.inf, minus)
@@ -138,8 +142,8 @@ def divide(x: Number, y: Number) -> Number:
 
 
 def root(x: Number) -> Number:
-    """The square root to 200 bits, of which the last says whether it is inexact."""
-    if x != x or (x < 0 and x != 0):
+    """The square root to 400 bits behind the point, of which the last says whether it is inexact."""
+    if is_nan(x) or x < 0:
         return math.nan
     if isinstance(x, float):
         return x
@@ -160,8 +164,8 @@ def absolute(x: Number) -> Number:
 
 def least(x: Number, y: Number) -> Number:
     """A number wins over NaN, and -0 is less than +0."""
-    if x != x or y != y:
-        return y if x != x else x
+    if is_nan(x) or is_nan(y):
+        return y if is_nan(x) else x
     if x == 0 and y == 0:
         return x if negative(x) else y
     return x if x < y else y

@@ -56,6 +56,4 @@ def execute(text: str, inputs: Sequence[Array], outputs: Sequence[Array], seed: 
     written = device.memory.buffers[len(inputs) :]
     for buffer in written:
         assert buffer.defined.all(), f"{buffer.name} was not written everywhere"
-    return [
-        buffer.data.view(like.dtype).reshape(like.shape) for buffer, like in zip(written, outputs, strict=True)
-    ]
+    return [buffer.data.view(like.dtype).reshape(like.shape) for buffer, like in zip(written, outputs, strict=True)]

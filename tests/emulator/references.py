@@ -35,8 +35,8 @@ class Within:
     def holds(self, bits: int) -> bool:
         """Whether a result is near enough."""
         got, value = float(number(bits, exact.F32)), self.value
-        if value != value:
-            return got != got
+        if math.isnan(value):
+            return math.isnan(got)
         if got == math.copysign(math.inf, value):
             return abs(value) + self.error >= 2.0**128 - 2.0**103
         if value == 0:
@@ -91,8 +91,7 @@ def same_nans(kind: str, a: int, b: int) -> bool:
         a, b, form = a >> 13, b >> 13, exact.TF32
     if form is None:
         return False
-    x, y = number(a, form), number(b, form)
-    return x != x and y != y
+    return exact.is_nan(number(a, form)) and exact.is_nan(number(b, form))
 
 
 def read(kind: str, bits: int) -> Any:
@@ -305,7 +304,7 @@ def logarithm(x: float) -> float:
 
 # Function, and the error that the ISA allows at x for an exact result.
 APPROXIMATE: dict[str, tuple[Callable[[float], float], Callable[[float, float], float]]] = {
-    "ex2": (lambda x: 2.0 ** max(min(x, 1000.0), -1000.0) if x == x else x, in_ulps(2)),
+    "ex2": (lambda x: 2.0 ** max(min(x, 1000.0), -1000.0) if not math.isnan(x) else x, in_ulps(2)),
     "lg2": (logarithm, lambda x, value: 2.0**-22 * (1 if 0.5 < x < 2 else abs(value))),
     "sqrt": (lambda x: math.nan if x < 0 else math.sqrt(x), relative(2.0**-23)),
     "rsqrt": (reciprocal_root, relative(2.0**-22.9)),
@@ -337,7 +336,7 @@ def approximate_quotient(mode: str) -> Reference:
     def compute(a: int, b: int) -> Within | None:
         x, y = (number(bits, exact.F32) for bits in (a, b))
         value = exact.divide(x, y)
-        if mode == "approx" and not exact.special(y) and y != 0 and value == value:
+        if mode == "approx" and not exact.special(y) and y != 0 and not exact.is_nan(value):
             if abs(y) < SMALLEST_NORMAL:
                 return None
             if abs(y) > 2.0**126:
@@ -381,7 +380,7 @@ def float_reference(name: str, mods: list[str]) -> Reference | None:
             return None
     made: Reference | None = None
     if name in ARITHMETIC:
-        if mods == ["rn"] and name in ROUNDED or (not mods and name != "fma"):
+        if (mods == ["rn"] and name in ROUNDED) or (not mods and name != "fma"):
             made = typed((element,) * OPERANDS.get(name, 2), element, ARITHMETIC[name])
     elif kind == "f32" and mods == ["rn"]:
         rounded: dict[str, tuple[int, Callable[..., Number]]] = {
@@ -418,11 +417,11 @@ def comparison(name: str, kind: str) -> Callable[[Any, Any], bool] | None:
     """`setp`'s."""
     if kind[0] == "f":
         if name in ("num", "nan"):
-            return lambda a, b: (a == a and b == b) == (name == "num")
+            return lambda a, b: (exact.is_nan(a) or exact.is_nan(b)) == (name == "nan")
         base = COMPARISONS.get(name[:2])
         if base is None or name[2:] not in ("", "u"):
             return None
-        return lambda a, b: base(a, b) if a == a and b == b else name.endswith("u")
+        return lambda a, b: name.endswith("u") if exact.is_nan(a) or exact.is_nan(b) else base(a, b)
     if kind[0] == "u":
         name = UNSIGNED.get(name, name)
     return None if kind[0] == "b" and name not in ("eq", "ne") else COMPARISONS.get(name)
@@ -451,7 +450,7 @@ def float_to_integer(mode: str, target: str) -> Callable[[Number], int]:
     low, high = (-(1 << (width - 1)), (1 << (width - 1)) - 1) if signed else (0, (1 << width) - 1)
 
     def compute(x: Number) -> int:
-        if x != x:
+        if exact.is_nan(x):
             return 0
         if exact.special(x):
             return high if x > 0 else low
@@ -508,9 +507,7 @@ def conversion_reference(name: str, mods: list[str]) -> Reference | None:
         ),
         "rn.f16x2.f32": Reference(("f32", "f32"), "f16x2", packed(narrowed(exact.F16), 16)),
         "rn.bf16x2.f32": Reference(("f32", "f32"), "bf16x2", packed(narrowed(exact.BF16), 16)),
-        "rn.satfinite.e4m3x2.f32": Reference(
-            ("f32", "f32"), "e4m3x2", packed(narrowed(exact.E4M3, saturate=True), 8)
-        ),
+        "rn.satfinite.e4m3x2.f32": Reference(("f32", "f32"), "e4m3x2", packed(narrowed(exact.E4M3, saturate=True), 8)),
         "rn.f16x2.e4m3x2": Reference(
             ("e4m3x2",),
             "f16x2",

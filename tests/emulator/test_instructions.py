@@ -58,7 +58,7 @@ def edges(kind: str) -> list[int]:
 def conversion_edges(opcode: str) -> list[int]:
     """Ties and limits of what an instruction rounds."""
     *mods, target, source = opcode.split(".")[1:]
-    if source not in FLOATS or target in ("f64", source) and not mods:
+    if source not in FLOATS or (target == "f64" and not mods):
         return []
     form = FLOATS[source]
     halves = [n + half for n in (-3, -2, -1, 0, 1, 2) for half in (0.25, 0.5, 0.75)]
@@ -107,7 +107,8 @@ def random_value(rng: random.Random, kind: str, opcode: str) -> int:
 def cases(opcode: str, inputs: tuple[str, ...]) -> list[tuple[int, ...]]:
     """Bits of the operands."""
     rng = random.Random(opcode)  # the same in every run
-    is_count = [opcode.split(".")[0] in SHIFTS and kind == "u32" and n > 0 for n, kind in enumerate(inputs)]
+    shifts = opcode.startswith(SHIFTS)
+    is_count = [shifts and kind == "u32" and n > 0 for n, kind in enumerate(inputs)]
     pools = [list(COUNTS) if count else edges(kind) for kind, count in zip(inputs, is_count, strict=True)]
     if opcode.startswith("cvt"):
         pools = [pool + conversion_edges(opcode) for pool in pools]
@@ -185,7 +186,9 @@ def hold(opcode: str, wanted: Reference, given: list[tuple[int, ...]], immediate
         if not wanted.holds(got, *operands, *immediate):
             told = ", ".join(f"{value:#x}" for value in (*operands, *immediate))
             wish = wanted.compute(*operands, *immediate)
-            raise AssertionError(f"{opcode} {told}: {got:#x} came, {hex(wish) if isinstance(wish, int) else wish} holds")
+            raise AssertionError(
+                f"{opcode} {told}: {got:#x} came, {hex(wish) if isinstance(wish, int) else wish} holds"
+            )
 
 
 def test_every_instruction_has_a_reference_with_the_types_of_its_operands() -> None:
@@ -223,3 +226,93 @@ def test_min_and_max_of_three(opcode: str) -> None:
 
     three = Reference(("f32", "f32", "f32"), "f32", compute)
     hold(opcode, three, cases(f"{opcode} of three", three.inputs))
+
+
+# Worked out by hand, or examples of the ISA: the references too must give them.
+BY_HAND: list[tuple[str, tuple[int, ...], int]] = [
+    ("prmt.b32", (0x33221180, 0x77665544, 0x7770), 0x77777780),
+    ("prmt.b32", (0x33221180, 0x77665544, 0x0008), 0x808080FF),
+    ("bfe.u32", (0xABCD, 4, 8), 0xBC),
+    ("bfe.s32", (0xABCD, 4, 8), 0xFFFFFFBC),
+    ("bfe.s32", (0x80000000, 40, 1), 0xFFFFFFFF),
+    ("bfe.s32", (0x80000000, 40, 0), 0),
+    ("shl.b32", (1, 32), 0),
+    ("shl.b16", (0xFFFF, 4), 0xFFF0),
+    ("shr.s32", (0x80000000, 40), 0xFFFFFFFF),
+    ("shr.u32", (0x80000000, 40), 0),
+    ("shf.l.wrap.b32", (0x11111111, 0x22222222, 8), 0x22222211),
+    ("shf.l.clamp.b32", (0x11111111, 0x22222222, 40), 0x11111111),
+    ("shf.r.wrap.b32", (0x11111111, 0x22222222, 40), 0x22111111),
+    ("shf.r.clamp.b32", (0x11111111, 0x22222222, 40), 0x22222222),
+    ("dp4a.s32.s32", (0xFF020304, 0x01010101, 10), 18),
+    ("dp4a.u32.u32", (0xFF020304, 0x01010101, 10), 274),
+    ("dp4a.s32.u32", (0xFF000000, 0xFF000000, 0), 0xFFFFFF01),
+    ("mul.hi.u32", (0x80000000, 2), 1),
+    ("mul.hi.s32", (0xFFFFFFFF, 1), 0xFFFFFFFF),
+    ("mul.wide.s16", (0x8000, 0x8000), 0x40000000),
+    ("mad.wide.s32", (0xFFFFFFFF, 2, 5), 3),
+    ("mad.wide.u32", (0xFFFFFFFF, 2, 5), 0x200000003),
+    ("div.s32", (0xFFFFFFF9, 2), 0xFFFFFFFD),
+    ("rem.s32", (0xFFFFFFF9, 2), 0xFFFFFFFF),
+    ("div.s32", (0x80000000, 0xFFFFFFFF), 0x80000000),
+    ("cvt.rni.s32.f32", (0x40200000,), 2),  # 2.5
+    ("cvt.rni.s32.f32", (0x40600000,), 4),  # 3.5
+    ("cvt.rmi.s32.f32", (0xC0200000,), 0xFFFFFFFD),  # -2.5
+    ("cvt.rpi.s32.f32", (0xC0200000,), 0xFFFFFFFE),
+    ("cvt.rzi.s16.f32", (0x501502F9,), 0x7FFF),  # 1e10
+    ("cvt.rzi.u8.f32", (0xC0200000,), 0),
+    ("cvt.rzi.s32.f32", (0x7FC00000,), 0),  # NaN
+    ("cvt.u32.s8", (0x80,), 0xFFFFFF80),
+    ("cvt.s32.u8", (0x80,), 0x80),
+    ("cvt.rn.f32.s32", (0x01000001,), 0x4B800000),  # 2^24 + 1, a tie
+    ("cvt.rn.f32.s32", (0x01000003,), 0x4B800002),
+    ("cvt.rn.f16x2.f32", (0x3F800000, 0x40000000), 0x3C004000),  # the first operand is the upper half
+    ("cvt.rn.f16.f32", (0x477FF000,), 0x7C00),  # 65520, a tie that overflows
+    ("cvt.rn.bf16.f32", (0x3F808000,), 0x3F80),  # to even
+    ("cvt.rn.bf16.f32", (0x3F818000,), 0x3F82),
+    ("cvt.rna.tf32.f32", (0x3F801000,), 0x3F802000),  # away from zero
+    ("cvt.rna.tf32.f32", (0x3F800FFF,), 0x3F800000),
+    ("cvt.rn.satfinite.e4m3x2.f32", (0x3F800000, 0xC6000000), 0x38FE),  # 1 and -8192
+    ("cvt.rn.satfinite.e4m3x2.f32", (0x7FC00000, 0x3B800000), 0x7F02),  # NaN and 2^-8
+    ("cvt.rn.f16x2.e4m3x2", (0x3801,), 0x3C001800),  # 1 and 2^-9
+    ("cvt.rni.ftz.f32.f32", (0x80000001,), 0x80000000),
+    ("cvt.rpi.f32.f32", (0x00000001,), 0x3F800000),
+    ("cvt.rpi.ftz.f32.f32", (0x00000001,), 0),
+    # 2^-24 · (1 - 2^-46) on 1 + 2^-23 is below a tie on which float64 falls
+    ("fma.rn.f32", (0x33800001, 0x3F7FFFFE, 0x3F800001), 0x3F800001),
+    ("fma.rn.f32", (0x3F800800, 0x39800000, 0x3F800000), 0x3F800800),  # 1 + 2^-12 + 2^-24, a tie
+    ("fma.rn.f32", (0x3F800000, 0xBF800000, 0x3F800000), 0),  # 0 of a difference is positive
+    ("mul.ftz.f32", (0x80400000, 0x3F800000), 0x80000000),
+    ("min.f32", (0, 0x80000000), 0x80000000),
+    ("max.f32", (0x80000000, 0), 0),
+    ("max.f32", (0x7FC00000, 0xFF800000), 0xFF800000),
+    ("max.f32", (0xFF800000, 0x7FC00000), 0xFF800000),
+    ("setp.lt.f32", (0x7FC00000, 0x3F800000), 0),
+    ("setp.ltu.f32", (0x7FC00000, 0x3F800000), 1),
+    ("setp.ne.f32", (0x7FC00000, 0x7FC00000), 0),
+    ("setp.neu.f32", (0x7FC00000, 0x7FC00000), 1),
+    ("setp.eq.f32", (0x80000000, 0), 1),
+    ("setp.eq.f32", (0x00000001, 0), 0),
+    ("setp.eq.ftz.f32", (0x00000001, 0), 1),
+    ("setp.num.f32", (0x7FC00000, 0), 0),
+    ("setp.nan.f32", (0x7FC00000, 0), 1),
+    ("setp.lt.s32", (0xFFFFFFFF, 0), 1),
+    ("setp.lo.u32", (0xFFFFFFFF, 0), 0),
+    ("div.approx.f32", (0x40000000, 0x7E800001), 0),  # a divisor just beyond 2^126
+    ("div.full.f32", (0x7E800000, 0x7E800000), 0x3F800000),
+]
+
+
+@pytest.mark.parametrize(("opcode", "operands", "answer"), BY_HAND)
+def test_answers_worked_out_by_hand(opcode: str, operands: tuple[int, ...], answer: int) -> None:
+    wanted = reference(opcode)
+    assert wanted is not None
+    assert wanted.holds(answer, *operands)
+    assert run(opcode, wanted.inputs, wanted.output, [[value] for value in operands]) == [answer]
+
+
+def test_the_table_of_lop3_is_the_function_of_f0_cc_aa() -> None:
+    """(a & b) ^ c is 0xF0 & 0xCC ^ 0xAA, as the ISA says."""
+    a, b, c = 0x12345678, 0x9ABCDEF0, 0x0F1E2D3C
+    columns = [[a], [b], [c]]
+    assert run("lop3.b32", ("b32",) * 3, "b32", columns, f", {0xF0 & 0xCC ^ 0xAA}") == [a & b ^ c]

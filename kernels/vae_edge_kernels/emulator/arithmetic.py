@@ -56,7 +56,9 @@ def quotient_of_product(a: Array, b: Array) -> Array:
     """`div.approx.f32`, which is a · (1 / b): the reciprocal of a finite b beyond 2^126 is 0."""
     nothing = np.isfinite(b) & (np.abs(b) > np.float32(2.0**126))
     quotient = a / b
-    return np.where(nothing, np.where(np.isfinite(a), np.copysign(np.float32(0), quotient), np.float32(np.nan)), quotient)
+    return np.where(
+        nothing, np.where(np.isfinite(a), np.copysign(np.float32(0), quotient), np.float32(np.nan)), quotient
+    )
 
 
 def _to_odd(total: Array, error: Array) -> Array:
