@@ -334,14 +334,14 @@ def approximate_quotient(mode: str) -> Reference:
     """`div.full` is within 2 ulp everywhere, `div.approx` for divisors from 2^-126 to 2^126: beyond them 0 or NaN."""
 
     def compute(a: int, b: int) -> Within | None:
-        x, y = (number(bits, exact.F32) for bits in (a, b))
-        value = exact.divide(x, y)
+        x, y = number(a, exact.F32), number(b, exact.F32)
+        value: Number = exact.divide(x, y)
         if mode == "approx" and not exact.special(y) and y != 0 and not exact.is_nan(value):
-            if abs(y) < SMALLEST_NORMAL:
+            if exact.absolute(y) < SMALLEST_NORMAL:
                 return None
-            if abs(y) > 2.0**126:
-                value = math.nan if exact.special(x) else math.copysign(0.0, -1.0 if exact.negative(value) else 1.0)
-        near = float(value) if abs(value) < 2**1000 or exact.special(value) else math.copysign(math.inf, value)
+            if exact.absolute(y) > 2.0**126:
+                value = math.nan if exact.special(x) else exact.with_sign(0.0, exact.negative(value))
+        near = float(value)
         return Within(near, 2 * ulp(near), False)
 
     return Reference(("f32", "f32"), "f32", compute)

@@ -298,6 +298,7 @@ BY_HAND: list[tuple[str, tuple[int, ...], int]] = [
     ("setp.nan.f32", (0x7FC00000, 0), 1),
     ("setp.lt.s32", (0xFFFFFFFF, 0), 1),
     ("setp.lo.u32", (0xFFFFFFFF, 0), 0),
+    ("div.approx.f32", (0x40000000, 0x7E800000), 0x01000000),  # 2 / 2^126
     ("div.approx.f32", (0x40000000, 0x7E800001), 0),  # a divisor just beyond 2^126
     ("div.full.f32", (0x7E800000, 0x7E800000), 0x3F800000),
 ]

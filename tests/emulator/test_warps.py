@@ -321,7 +321,7 @@ def test_ldmatrix_gives_each_thread_two_elements_of_a_row_or_column(count: int, 
     for n in range(count):
         body += [*element("%place", 2 + n, 4), f"st.global.b32 [%place], %o{n}"]
     text = program(body, SHARED_REGISTERS, 2 + count, THREADS)
-    given = [np.array(memory, np.uint16), np.array(where, np.uint32)]
+    given: list[Array] = [np.array(memory, np.uint16), np.array(where, np.uint32)]
     made = execute(text, given, [np.zeros(THREADS, np.uint32) for _ in range(count)])
     for matrix in range(count):
         for thread in range(THREADS):
