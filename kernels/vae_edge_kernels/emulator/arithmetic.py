@@ -34,6 +34,33 @@ def flush(x: Array) -> Array:
     return np.where(np.abs(x) < SMALLEST_NORMAL, np.copysign(np.float32(0), x), x)
 
 
+def minimum(*values: Array) -> Array:
+    """The least float that is a number (`min` without `.NaN`); -0 is less than +0."""
+    result = values[0]
+    for value in values[1:]:
+        equal = np.where(np.signbit(result), result, value)
+        result = np.where(result == value, equal, np.fmin(result, value))
+    return result
+
+
+def maximum(*values: Array) -> Array:
+    """The greatest float that is a number (`max` without `.NaN`); +0 is greater than -0."""
+    result = values[0]
+    for value in values[1:]:
+        equal = np.where(np.signbit(result), value, result)
+        result = np.where(result == value, equal, np.fmax(result, value))
+    return result
+
+
+def quotient_of_product(a: Array, b: Array) -> Array:
+    """`div.approx.f32`, which is a · (1 / b): the reciprocal of a finite b beyond 2^126 is 0."""
+    nothing = np.isfinite(b) & (np.abs(b) > np.float32(2.0**126))
+    quotient = a / b
+    return np.where(
+        nothing, np.where(np.isfinite(a), np.copysign(np.float32(0), quotient), np.float32(np.nan)), quotient
+    )
+
+
 def _to_odd(total: Array, error: Array) -> Array:
     """float64 `total` with the error of its rounding, to the float64 rounded to odd."""
     bits = total.view(np.int64)
@@ -65,9 +92,13 @@ def to_bf16(x: Array) -> Array:
 
 
 def to_tf32(x: Array) -> Array:
-    """float32 to the bits of tf32, to nearest, ties away from zero (`cvt.rna`)."""
+    """float32 to the bits of tf32, to nearest, ties away from zero (`cvt.rna`); NaN becomes 0x7FFFFFFF.
+
+    A NaN whose payload lies in the last 13 bits would else be an infinity to the matrix units, which drop them.
+    """
     bits = np.ascontiguousarray(x).view(np.uint32)
-    return np.where(np.isfinite(x), (bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000), bits)
+    rounded = np.where(np.isfinite(x), (bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000), bits)
+    return np.where(np.isnan(x), np.uint32(0x7FFFFFFF), rounded)
 
 
 def _e4m3_values() -> Array:

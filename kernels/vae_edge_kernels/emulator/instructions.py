@@ -48,21 +48,6 @@ def _select(a: Array, b: Array, predicate: Array) -> Array:
     return np.where(predicate, a, b)
 
 
-def _minimum(*values: Array) -> Array:
-    """The least that is a number (`min` without `.NaN`)."""
-    result = values[0]
-    for value in values[1:]:
-        result = np.fmin(result, value)
-    return result
-
-
-def _maximum(*values: Array) -> Array:
-    result = values[0]
-    for value in values[1:]:
-        result = np.fmax(result, value)
-    return result
-
-
 def _pairs(compute: Callable[..., Array], element: Any) -> Callable[..., Array]:
     """On two elements packed into a register."""
 
@@ -137,12 +122,12 @@ def _floats() -> Iterator[tuple[str, Operation]]:
         if kind != "f64":
             fma = lambda a, b, c, dtype=dtype: ar.fused_multiply_add(a, b, c, dtype)  # noqa: E731
             yield from both(f"fma.rn.{kind}", Operation((kind, kind, kind), kind, fma))
-        yield from both(f"min.{kind}", Operation(two, kind, _minimum, kind == "f32"))
-        yield from both(f"max.{kind}", Operation(two, kind, _maximum, kind == "f32"))
+        yield from both(f"min.{kind}", Operation(two, kind, ar.minimum, kind == "f32"))
+        yield from both(f"max.{kind}", Operation(two, kind, ar.maximum, kind == "f32"))
         yield from both(f"neg.{kind}", Operation((kind,), kind, np.negative))
         yield from both(f"abs.{kind}", Operation((kind,), kind, np.abs))
-    for name in ("full", "approx", "rn"):
-        yield from both(f"div.{name}.f32", Operation(("f32", "f32"), "f32", np.divide))
+    for name, divide in (("full", np.divide), ("approx", ar.quotient_of_product), ("rn", np.divide)):
+        yield from both(f"div.{name}.f32", Operation(("f32", "f32"), "f32", divide))
     one: dict[str, Callable[..., Array]] = {
         "sqrt": np.sqrt,
         "rsqrt": lambda x: np.float32(1) / np.sqrt(x),
@@ -164,7 +149,7 @@ def _floats() -> Iterator[tuple[str, Operation]]:
                 yield f"{name}{rounding}.{kind}", Operation((kind, kind), kind, _pairs(compute, element))
         fma = lambda a, b, c, dtype=element: ar.fused_multiply_add(a, b, c, dtype)  # noqa: E731
         yield f"fma.rn.{kind}", Operation((kind, kind, kind), kind, _pairs(fma, element))
-        for name, compute in (("min", _minimum), ("max", _maximum)):
+        for name, compute in (("min", ar.minimum), ("max", ar.maximum)):
             yield f"{name}.{kind}", Operation((kind, kind), kind, _pairs(compute, element))
     # sm_90 and later: float16 operands of a float32 sum
     wide = lambda a, b, c: ar.fused_multiply_add(a, b, c, np.float32)  # noqa: E731
