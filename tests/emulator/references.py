@@ -490,8 +490,10 @@ def conversion_reference(name: str, mods: list[str]) -> Reference | None:
         return typed((source,), target, lambda a: a)
     if target in ("f16", "f32", "f64") and source in whole and rounding == ["rn"]:
         return typed((source,), target, lambda a: exact.Fraction(a) if a else 0.0)
-    if target in whole and source in ("f16", "f32") and len(rounding) == 1 and rounding[0] in modes:
-        return typed((source,), target, float_to_integer(rounding[0], target))
+    if target in whole and source in ("f16", "f32") and rounding and rounding[0] in modes:
+        made = typed((source,), target, float_to_integer(rounding[0], target))
+        ftz = rounding[1:] == ["ftz"] and source == "f32"
+        return flushed(made) if ftz else made if len(rounding) == 1 else None
     if target == source == "f32" and rounding and rounding[0] in modes:
         made = typed(("f32",), "f32", integral(rounding[0]))
         return flushed(made) if rounding[1:] == ["ftz"] else made if len(rounding) == 1 else None
@@ -524,5 +526,7 @@ def reference(opcode: str) -> Reference | None:
         return move_reference(name, mods)
     if name == "cvt":
         return conversion_reference(name, mods)
+    if name == "cvta" and mods[-1] == "u64":  # an address is the same in every space, as far as it is emulated
+        return Reference(("u64",), "u64", lambda a: a)
     floats = mods[-1].startswith("f")
     return float_reference(name, mods) if floats else integer_reference(name, mods)

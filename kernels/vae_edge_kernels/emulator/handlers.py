@@ -20,6 +20,7 @@ from vae_edge_kernels.emulator.warps import LANES
 if TYPE_CHECKING:
     from vae_edge_kernels.emulator.machine import Program
 
+CARRY = re.compile(r"(?P<what>mad|add)(?P<takes>c?)(?:\.(?P<half>lo|hi))?(?P<gives>\.cc)?\.u32$")
 BY_PATTERN: tuple[tuple[re.Pattern[str], Callable[[re.Match[str], Instruction, Operands], Handler]], ...] = (
     (memory.ACCESS, memory.access),
     (memory.MATRICES, memory.matrices),
@@ -45,7 +46,7 @@ def compile_instruction(instruction: Instruction, operands: Operands) -> Handler
     opcode = instruction.opcode
     if opcode in OPERATIONS:
         return _compute(instruction, operands)
-    for pattern, build in BY_PATTERN:
+    for pattern, build in (*BY_PATTERN, (CARRY, _carry)):
         match = pattern.match(opcode)
         if match:
             return build(match, instruction, operands)
@@ -72,6 +73,29 @@ def _compute(instruction: Instruction, operands: Operands) -> Handler:
     def run(program: Program, mask: Array) -> None:
         with np.errstate(all="ignore"):
             write(program, mask, compute(*(read(program) for read in readers)))
+
+    return run
+
+
+def _carry(match: re.Match[str], instruction: Instruction, operands: Operands) -> Handler:
+    """Sums of 32 bits that set the carry of each thread, or add it."""
+    multiplies, half = match.group("what") == "mad", match.group("half")
+    texts = instruction.operands
+    if len(texts) != (4 if multiplies else 3):
+        raise PtxError(f"{place_of(instruction)}: {instruction.text!r} has {len(texts)} operands.")
+    readers, write = [operands.reader(text, "u32") for text in texts[1:]], operands.writer(texts[0], "u32")
+
+    def run(program: Program, mask: Array) -> None:
+        a, b, *c = (read(program).astype(np.uint64) for read in readers)
+        if multiplies:
+            product = a * b
+            first, second = (product >> np.uint64(32) if half == "hi" else product & np.uint64(0xFFFFFFFF)), c[0]
+        else:
+            first, second = a, b
+        total = first + second + (program.carry.astype(np.uint64) if match.group("takes") else np.uint64(0))
+        write(program, mask, total.astype(np.uint32))
+        if match.group("gives"):
+            program.carry[mask] = (total >> np.uint64(32))[mask] > 0
 
     return run
 

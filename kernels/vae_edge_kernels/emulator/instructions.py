@@ -191,6 +191,8 @@ def _conversions() -> Iterator[tuple[str, Operation]]:
             for source in ("f16", "f32"):
                 compute = lambda a, dtype=DTYPES[target], r=rounding: ar.float_to_integer(a, dtype, r)  # noqa: E731
                 yield f"cvt.{rounding}.{target}.{source}", Operation((source,), target, compute)
+            flushed = lambda a, dtype=DTYPES[target], r=rounding: ar.float_to_integer(ar.flush(a), dtype, r)  # noqa: E731
+            yield f"cvt.{rounding}.ftz.{target}.f32", Operation(("f32",), target, flushed)
     for rounding, function in ar.ROUNDINGS.items():
         yield f"cvt.{rounding}.f32.f32", Operation(("f32",), "f32", function)
         yield f"cvt.{rounding}.ftz.f32.f32", Operation(("f32",), "f32", _flushed(function))

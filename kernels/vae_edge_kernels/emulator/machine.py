@@ -48,6 +48,7 @@ class Program:
         self.params: dict[tuple[str, int], Array] = {}  # of inlined calls, by name and bytes
         self.shared = SharedMemory(device.shared_size)
         self.local = LocalMemory(count, device.linked.local_size)
+        self.carry = np.zeros(count, bool)
         self.pc = np.zeros(count, np.int64)
         self.done = np.zeros(count, bool)
         self.waiting = np.zeros(warps, bool)  # warps at a barrier
@@ -141,6 +142,8 @@ class Device:
         self.module, self.threads, self.shared_size, self.model = module, threads, shared_size, model
         self.linked = link(module)
         self.memory = GlobalMemory()
+        for name, values in module.constants.items():
+            self.linked.variables[name] = self.memory.add(name, np.frombuffer(values, np.uint8))
         self.rng = None if seed is None else np.random.default_rng(seed)
         self.counts = Counts()
         self.grid = (1, 1, 1)

@@ -28,7 +28,7 @@ FUNCTION = re.compile(
 PARAM = re.compile(r"\.param\s+\.(\w+)(?:\s+\.ptr)?(?:\s+\.global)?(?:\s+\.align\s+\d+)?\s+([\w$]+)$")
 SHARED = re.compile(r"\.extern\s+\.shared\s+\.align\s+(\d+)\s+\.b8\s+([\w$]+)\[\]$")
 LOCAL = re.compile(r"\.local\s+\.align\s+(\d+)\s+\.b8\s+([\w$]+)\[(\d+)\]$")
-CONSTANT = re.compile(r"\.global\s+\.align\s+\d+\s+\.b8\s+[\w$]+\[\d+\]\s*=\s*\{[\d,\s]*\}$")
+CONSTANT = re.compile(r"\.global\s+\.align\s+\d+\s+\.b8\s+([\w$]+)\[(\d+)\]\s*=\s*\{([\d,\s]*)\}$")
 INLINE = re.compile(r"// begin inline asm.*?// end inline asm", re.DOTALL)
 LOC = re.compile(r"\.loc\s+(\d+)\s+(\d+)\s+\d+")
 FILE = re.compile(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', re.MULTILINE)
@@ -96,11 +96,13 @@ class Module:
         target: "sm_87", as `.target` says.
         functions: by name; declarations without a body are left out.
         shared: name of the dynamic shared memory, or None.
+        constants: contents of the variables in global memory, by name.
     """
 
     target: str
     functions: dict[str, Function]
     shared: str | None
+    constants: dict[str, bytes]
 
     @property
     def entry(self) -> Function:
@@ -202,6 +204,7 @@ class _Parser:
         self.files = files
         self.target = ""
         self.shared: str | None = None
+        self.constants: dict[str, bytes] = {}
         self.functions: dict[str, Function] = {}
         self.head: Function | None = None  # whose body has not begun
         self.function: Function | None = None
@@ -212,7 +215,7 @@ class _Parser:
     def module(self) -> Module:
         if self.function is not None or not self.target:
             raise PtxError("The text ends within a function, or names no target.")
-        return Module(self.target, self.functions, self.shared)
+        return Module(self.target, self.functions, self.shared, self.constants)
 
     def take(self, line: int, statement: str) -> None:
         if not statement:
@@ -221,7 +224,7 @@ class _Parser:
             self._open(line)
         elif statement == "}":
             self._close(line)
-        elif statement.startswith(".loc"):
+        elif LOC.match(statement):
             self._locate(line, statement)
         elif self.function is None:
             self._declare(line, statement)
@@ -263,8 +266,11 @@ class _Parser:
         if shared:
             self.shared = shared.group(2)
             return
-        if CONSTANT.match(flat):
-            return  # strings that Triton leaves behind, which no instruction reads
+        constant = CONSTANT.match(flat)
+        if constant:
+            values = bytes(int(value) for value in constant.group(3).split(",") if value.strip())
+            self.constants[constant.group(1)] = values.ljust(int(constant.group(2)), b"\0")
+            return
         match = FUNCTION.match(flat)
         if match is None:
             raise PtxError(f"Line {line}: the declaration {flat[:120]!r} is not known.")
