@@ -58,10 +58,11 @@ def atan2(y, x):
 def vecmat_global(x_ptr, weights_ptr, NET: tl.constexpr, I: tl.constexpr, column, BLOCK_FC: tl.constexpr):
     """y[k] = sum over c of x[c] · w[c, k] for the columns k of fully connected layer I, float32; 0 beyond the last.
 
-    x: [in_features] in global memory, read in blocks of BLOCK_FC.
+    x: [in_features] in global memory, read in blocks of BLOCK_FC. What the blocks give is summed at the end: a sum over
+    rows goes through shuffles and barriers.
     """
     ACC_DTYPE: tl.constexpr = tl.int32 if NET.int8 else tl.float32
-    acc = tl.zeros((column.shape[0],), dtype=ACC_DTYPE)
+    acc = tl.zeros((BLOCK_FC, column.shape[0]), dtype=ACC_DTYPE)
     for start in range(0, NET.linears[I].in_features, BLOCK_FC):
         k = start + tl.arange(0, BLOCK_FC)
         x = tl.load(x_ptr + k, mask=k < NET.linears[I].in_features, other=0).to(ACC_DTYPE)
@@ -70,8 +71,8 @@ def vecmat_global(x_ptr, weights_ptr, NET: tl.constexpr, I: tl.constexpr, column
             mask=(k < NET.linears[I].in_features)[:, None] & (column < NET.linears[I].row_stride)[None, :],
             other=0,
         )
-        acc += tl.sum(x[:, None] * w.to(ACC_DTYPE), 0)
-    return acc.to(tl.float32)
+        acc += x[:, None] * w.to(ACC_DTYPE)
+    return tl.sum(acc, 0).to(tl.float32)
 
 
 @triton.jit

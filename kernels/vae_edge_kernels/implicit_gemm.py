@@ -100,9 +100,25 @@ def fma(value, factor, addend):
 def quantize_int8(value):
     """float32 to int8: nearest, half to even, saturated to -128..127; NaN is 0."""
     value = tl.where(value == value, tl.minimum(tl.maximum(value, -128.0), 127.0), 0.0)  # noqa: PLR0124
+    return round_to_int8(value)
 
-    # 1.5 * 2^23: a float32 of this size has no fraction bits, so the addition itself rounds half to even.
-    return ((value + 12582912.0) - 12582912.0).to(tl.int8)
+
+@triton.jit
+def quantize_relu_int8(value):
+    """`quantize_int8` of max(value, 0), in a third of its instructions; NaN is 0 here too."""
+    if INTERPRETED:
+        value = tl.where(value == value, value, 0.0)  # noqa: PLR0124  # the interpreter's maximum keeps NaN
+    return round_to_int8(tl.minimum(tl.maximum(value, 0.0), 127.0))
+
+
+@triton.jit
+def round_to_int8(value):
+    """float32 from -128 to 127 to int8, half to even.
+
+    1.5 * 2^23 is added: a float32 of this size has no fraction bits, so the addition itself rounds, and its lowest byte
+    is the integer.
+    """
+    return (value + 12582912.0).to(tl.int32, bitcast=True).to(tl.int8)
 
 
 @triton.jit

@@ -263,6 +263,7 @@ class PaddedSizes:
     classes: int
     orientation: int  # class logits and bins
     latent: int
+    code: int  # latent mean and class weights
     hidden: int
     features: int
     components: int
@@ -572,6 +573,7 @@ def padded_sizes(layout: NetworkLayout) -> PaddedSizes:
         classes=length(layout.classes),
         orientation=length(layout.classes + layout.bins),
         latent=length(layout.latent),
+        code=length(layout.latent + layout.classes),
         hidden=length(layout.hidden),
         features=length(max(layout.feature_channels, layout.orientation_feature_channels)),
         components=length(layout.score.components),

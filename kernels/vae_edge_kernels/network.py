@@ -238,7 +238,8 @@ def tuned_layout(
     if net.reduction > 1 and not net.int8:  # with 64, ptxas (sm_87) takes 168 registers; with 32, at most 128
         config["BLOCK_K"] = min(config["BLOCK_K"], 32)
     tile = [config.pop(name) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "MAX_TILE", "NOINLINE")]
-    split_n = use_split_n(architecture) if net.int8 else 0
+    # What the split works around is in pipelined loops alone.
+    split_n = use_split_n(architecture) if net.int8 and config["num_stages"] > 1 else 0
     return with_tile_config(net, *tile, split_n, ctas_per_image), config
 
 

@@ -25,6 +25,7 @@ from vae_edge_kernels.implicit_gemm import (
     implicit_gemm_mainloop,
     load_im2col_tile,
     quantize_int8,
+    quantize_relu_int8,
     relu,
 )
 from vae_edge_kernels.layout import Fc
@@ -69,7 +70,8 @@ def image_barrier(barrier_ptr, NET: tl.constexpr):
 
 @triton.jit
 def scale_bias_relu(acc, params_ptr, NET: tl.constexpr, I: tl.constexpr, column, column_mask):
-    """Epilogue of a tile: relu(acc · scale + bias), float32 [BLOCK_M, BLOCK_N]; float16 networks have no scale.
+    """Epilogue of a tile: relu(acc · scale + bias), float32 [BLOCK_M, BLOCK_N]; float16 networks have no scale, and in
+    int8 networks `round_tile` has the ReLU.
 
     An int8 layer's scale is s_x · s_w[k] / s_y and its bias b / s_y, so that the result is in units of the output.
     """
@@ -79,9 +81,18 @@ def scale_bias_relu(acc, params_ptr, NET: tl.constexpr, I: tl.constexpr, column,
         acc = fma(acc.to(tl.float32), scale[None, :], bias)
     else:
         acc = acc + bias
-    if NET.layers[I].relu:
+    if NET.layers[I].relu and not NET.int8:
         acc = relu(acc, 1)
     return acc
+
+
+@triton.jit
+def round_tile(value, NET: tl.constexpr, I: tl.constexpr):
+    """A tile of an int8 network in units of its output, int8, behind its ReLU where it has one."""
+    if NET.layers[I].relu:
+        return quantize_relu_int8(value)
+    else:
+        return quantize_int8(value)
 
 
 @triton.jit
@@ -90,7 +101,7 @@ def store_tile(value, target_ptr, NET: tl.constexpr, I: tl.constexpr, row, colum
     offsets = row[:, None] * NET.layers[I].out_channels + column[None, :]
     mask = (row < NET.layers[I].out_height * NET.layers[I].out_width)[:, None] & column_mask[None, :]
     if NET.int8:
-        value = quantize_int8(value)
+        value = round_tile(value, NET, I)
     tl.store(target_ptr + offsets, value.to(target_ptr.dtype.element_ty), mask=mask)
 
 
@@ -98,7 +109,7 @@ def store_tile(value, target_ptr, NET: tl.constexpr, I: tl.constexpr, row, colum
 def dequantize_stored(value, params_ptr, NET: tl.constexpr, I: tl.constexpr):
     """A tile as the next layer reads it: where the network is int8, rounded and multiplied by s_y."""
     if NET.int8:
-        value = quantize_int8(value).to(tl.float32) * tl.load(params_ptr + NET.layers[I].output_scale)
+        value = round_tile(value, NET, I).to(tl.float32) * tl.load(params_ptr + NET.layers[I].output_scale)
     return value
 
 
@@ -145,7 +156,7 @@ def first_conv(x_ptr, target_ptr, weights_ptr, params_ptr, scale, cta_rank, NET:
 
             # Compute.
             if NET.int8:
-                acc = tl.dot(quantize_int8(x * scale), w, out_dtype=tl.int32)
+                acc = tl.dot(quantize_relu_int8(x * scale), w, out_dtype=tl.int32)  # a pixel is not below 0
             else:
                 acc = tl.dot(as_dot_operand((x * scale).to(w.dtype)), as_dot_operand(w), input_precision="tf32")
 
@@ -380,25 +391,18 @@ def decoder_fc(
 ):  # fmt: skip
     """The decoder's first layer: relu([mu, class weights] · W + b) into an activation buffer [rows, columns, width]."""
     own_ptr = workspace_ptr + cta_rank * NET.workspace.private_size
-    code, klass = tl.arange(0, PAD.latent), tl.arange(0, PAD.classes)
-    mu = tl.load(own_ptr + NET.workspace.code + code, mask=code < NET.latent, other=0.0)
-    class_weights = tl.load(own_ptr + NET.workspace.code + NET.latent + klass, mask=klass < NET.classes, other=0.0)
-    mu = quantize(mu, params_ptr, NET, DECODER)
-    class_weights = quantize(class_weights, params_ptr, NET, DECODER)
+    code = tl.arange(0, PAD.code)
+    x = tl.load(own_ptr + NET.workspace.code + code, mask=code < NET.latent + NET.classes, other=0.0)
+    x = quantize(x, params_ptr, NET, DECODER)
 
     matrix_ptr = weights_ptr + NET.linears[DECODER].weights
     for start in range(cta_rank * BLOCK_FC, NET.linears[DECODER].out_features, BLOCK_FC * NET.ctas_per_image):
         column = start + tl.arange(0, BLOCK_FC)
         column_mask = column < NET.linears[DECODER].out_features
-        x = vecmat(mu, matrix_ptr, NET.latent, NET.linears[DECODER].row_stride, column, column_mask)
-        code_rows = NET.latent * NET.linears[DECODER].row_stride
-        x += vecmat(
-            class_weights, matrix_ptr + code_rows, NET.classes, NET.linears[DECODER].row_stride, column, column_mask
-        )
-        x = relu(dequant_bias(x, params_ptr, NET, DECODER, column, column_mask), 1)
-        if NET.int8:
-            x = quantize_int8(x)
-        tl.store(target_ptr + column, x.to(target_ptr.dtype.element_ty), mask=column_mask)
+        y = vecmat(x, matrix_ptr, NET.latent + NET.classes, NET.linears[DECODER].row_stride, column, column_mask)
+        y = dequant_bias(y, params_ptr, NET, DECODER, column, column_mask)
+        y = quantize_relu_int8(y) if NET.int8 else relu(y, 1)
+        tl.store(target_ptr + column, y.to(target_ptr.dtype.element_ty), mask=column_mask)
 
 
 @triton.jit

@@ -174,11 +174,11 @@ def shift_right(a: int, count: int) -> int:
     return a >> min(count, 64)
 
 
-def bit_field(a: int, start: int, length: int, signed: bool) -> int:
+def bit_field(a: int, start: int, length: int, signed: bool, width: int) -> int:
     """`bfe`, bit by bit as in the ISA's pseudocode."""
     start, length = start & 0xFF, length & 0xFF
-    sign = a >> min(start + length - 1, 31) & 1 if signed and length else 0
-    bits = [a >> (start + i) & 1 if i < length and start + i <= 31 else sign for i in range(32)]
+    sign = a >> min(start + length - 1, width - 1) & 1 if signed and length else 0
+    bits = [a >> (start + i) & 1 if i < length and start + i < width else sign for i in range(width)]
     return sum(bit << i for i, bit in enumerate(bits))
 
 
@@ -236,9 +236,9 @@ def integer_reference(name: str, mods: list[str]) -> Reference | None:
         if kind == "pred" and name == "not":
             compute = lambda a: not a  # noqa: E731
         return typed((kind,) if name == "not" else (kind, kind), kind, compute)
-    if name == "bfe" and not mods and kind in ("u32", "s32"):
-        signed = kind == "s32"
-        return Reference((kind, "u32", "u32"), kind, lambda a, b, c: bit_field(a, b, c, signed))
+    if name == "bfe" and not mods and width_of(kind) in (32, 64):
+        signed, width = kind[0] == "s", width_of(kind)
+        return Reference((kind, "u32", "u32"), kind, lambda a, b, c: bit_field(a, b, c, signed, width))
     if [name, *mods, kind] == ["prmt", "b32"]:
         return typed(("b32", "b32", "b32"), "b32", permuted)
     if [name, *mods, kind] == ["lop3", "b32"]:

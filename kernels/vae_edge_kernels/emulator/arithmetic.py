@@ -174,14 +174,15 @@ def shift_right(a: Array, count: Array) -> Array:
 
 
 def extract_bits(a: Array, start: Array, length: Array) -> Array:
-    """`bfe` of 32 bits: the field's bits; signed ones repeat the field's last bit, or a's last where it ends sooner."""
+    """`bfe`: the field's bits; signed ones repeat the field's last bit, or a's last where it ends sooner."""
     start, length = (start & np.uint32(255)).astype(np.int64), (length & np.uint32(255)).astype(np.int64)
-    field = a.astype(np.int64) >> np.minimum(start, 63)  # sign- or zero-extended by a's type
-    left = 64 - np.minimum(length, 64)
-    if a.dtype.kind == "i":
-        cut = (field << np.minimum(left, 63)) >> np.minimum(left, 63)
-    else:
-        cut = field & ((1 << np.minimum(length, 62)) - 1)
+    if a.dtype.kind == "u":
+        field = np.where(start > 63, np.uint64(0), a.astype(np.uint64) >> np.minimum(start, 63).astype(np.uint64))
+        left = (64 - np.clip(length, 1, 64)).astype(np.uint64)
+        return np.where(length == 0, np.uint64(0), field & (np.uint64(2**64 - 1) >> left)).astype(a.dtype)
+    field = a.astype(np.int64) >> np.minimum(start, 63)
+    left = np.minimum(64 - np.minimum(length, 64), 63)
+    cut = (field << left) >> left
     return np.where(length == 0, 0, cut).astype(a.dtype)
 
 

@@ -78,7 +78,7 @@ def _integers() -> Iterator[tuple[str, Operation]]:
         if kind.startswith("s"):
             yield f"neg.{kind}", Operation((kind,), kind, np.negative)
             yield f"abs.{kind}", Operation((kind,), kind, np.abs)
-    for kind in ("u32", "s32"):
+    for kind in ("u32", "s32", "u64", "s64"):
         yield f"bfe.{kind}", Operation((kind, "u32", "u32"), kind, ar.extract_bits)
     for bits in (16, 32, 64):
         kind = f"b{bits}"

@@ -239,8 +239,12 @@ class Device:
             active = np.unique(warps)
             program.board.delay(self.cost, active, latency, taken[active])
 
-    def touch_global(self, program: Program, addresses: Array, size: int, mask: Array, stores: bool = False) -> None:
-        """Count an access to global memory by the threads of a mask; `addresses` are theirs. Sectors are of a warp."""
+    def touch_global(self, program: Program, addresses: Array, size: int, mask: Array, stores: bool = False) -> float:
+        """Count an access to global memory by the threads of a mask; `addresses` are theirs. Sectors are of a warp.
+
+        Returns:
+            the modelled latency in cycles; 0 without a model.
+        """
         warps = program.warp[mask]
         first, last = (
             addresses.astype(np.int64) // SECTOR_BYTES,
@@ -251,7 +255,7 @@ class Device:
         self.counts.add("requests", len(active), self.source)
         self.counts.add("sectors written" if stores else "sectors read", sectors.shape[1], self.source)
         if program.board is None or self.cost is None:
-            return
+            return 0.0
         buffer, start = self.memory.find(int(addresses[0]))
         inside = sectors[1] - start // SECTOR_BYTES
         cached = program.cached.get(start)
@@ -259,10 +263,11 @@ class Device:
             cached = program.cached[start] = np.zeros(len(buffer.data) // SECTOR_BYTES + 2, bool)
         hit = bool(cached[inside].all())
         fetched = bool(buffer.touched(inside).all())
-        cached[inside] = True
+        cached[inside] = not stores  # a store goes through to the second level; what it leaves in the first is unknown
         latency = L1_HIT if hit else (L2_HIT if fetched or stores else DRAM)
         busy = np.bincount(sectors[0], minlength=len(program.waiting))[active] / 4  # four sectors a cycle
         program.board.delay(self.cost, active, 0.0 if stores else latency, busy)
+        return latency
 
     def touched_bytes(self) -> int:
         """Bytes of global memory that were touched: what DRAM moves at least."""
@@ -287,5 +292,6 @@ class Device:
         published = self.releases.get(address)
         if published is not None:
             program.known[warp] = np.maximum(program.known[warp], published.times)
+            program.cached.clear()
             if program.board is not None:
                 program.board.now[warp] = max(program.board.now[warp], published.at + L2_HIT)

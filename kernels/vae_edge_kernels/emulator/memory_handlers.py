@@ -194,20 +194,21 @@ def async_copy(match: re.Match[str], instruction: Instruction, operands: Operand
         to = target(program)[mask]
         index = program.shared.begin_copy(to, size, program.warp[mask], program.interval, place, instruction.line)
         values = np.zeros((int(mask.sum()), size), np.uint8)
+        latency = 0.0
         for part in np.unique(length[mask]):
             if part:
                 chosen = mask & (length == part)
                 where = source(program)[chosen]
                 whole = program.device.memory.load(where, int(part), program.agent(chosen), place)
                 values[np.flatnonzero(chosen[mask])[:, None], np.arange(int(part))] = whole
-                program.device.touch_global(program, where, int(part), chosen)
+                latency = max(latency, program.device.touch_global(program, where, int(part), chosen))
         program.device.touch_shared(program, to, size, mask, SHARED_STORE)
         board = program.board
         for warp in np.unique(program.warp[mask]):
             chosen = program.warp[mask] == warp
             program.copies[warp].open.append((index[chosen], values[chosen]))
             if board is not None:
-                board.copied[warp] = max(board.copied[warp], board.now[warp] + L2_HIT)
+                board.copied[warp] = max(board.copied[warp], board.now[warp] + latency)
 
     return copy
 
