@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from doubles.cuda_library import build_cuda_double, open_cuda_double
+from doubles.cuda_library import Launch, build_cuda_double, open_cuda_double
 
 ROOT = Path(__file__).parents[2]
 IMAGE, WEIGHTS, PARAMS, WHITENING, OUTPUTS = 0, 1, 2, 3, 7  # arguments of the kernel
@@ -82,25 +82,6 @@ def build_native(folder: Path) -> NativeBuild | None:
 
 
 # ---- In the process that has the double -----------------------------------------------------------------------------
-
-
-class Launch(ctypes.Structure):
-    """double_launch of double.h."""
-
-    _fields_ = (
-        ("entry", ctypes.c_char * 64),
-        ("architecture", ctypes.c_int),
-        ("image", ctypes.c_void_p),
-        ("device", ctypes.c_int),
-        ("cooperative", ctypes.c_int),
-        ("grid", ctypes.c_uint * 3),
-        ("block", ctypes.c_uint * 3),
-        ("shared_bytes", ctypes.c_uint),
-        ("stream", ctypes.c_void_p),
-        ("parameter_count", ctypes.c_int),
-        ("sizes", ctypes.c_int * 40),
-        ("values", ctypes.c_uint64 * 40),
-    )
 
 
 Kernel = Callable[[Launch], None]
