@@ -5,11 +5,10 @@ The driver gets machine code (cubin), and the emulator executes PTX. So whoever 
     with keep_ptx(folder):
         ...                                  # whatever compiles by `vae_edge_kernels.aot`, such as a network file
 
-puts it into `folder`, under the SHA-256 of its machine code. Neither a network file nor a library has it. In the process
-that has the double,
+puts it into `folder`, under the SHA-256 of its machine code. Neither a network file nor a library has it. In the
+process that has the double,
 
-    gpu = EmulatedGpu(folder)
-    run_with(gpu.launch)
+    gpu = EmulatedGpu(folder, open_cuda_double("libcuda.so.1"))
 
 executes each launch, in its stream's order and at each launch of a graph: with the grid, the shared memory and the
 arguments that the driver was given, on its allocations, whose bounds and unwritten bytes are checked. What the emulator
@@ -26,11 +25,12 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from doubles.cuda_library import DeviceMemory, Launch
 from vae_edge_kernels import aot
 from vae_edge_kernels.emulator.arithmetic import DTYPES
 from vae_edge_kernels.emulator.errors import EmulatorError, MemoryFault
@@ -38,12 +38,25 @@ from vae_edge_kernels.emulator.machine import Device
 from vae_edge_kernels.emulator.memory import Buffer
 from vae_edge_kernels.emulator.parser import parse
 
+from doubles.cuda_library import DeviceMemory, Launch
+
+LaunchFunction = ctypes.CFUNCTYPE(None, ctypes.POINTER(Launch))
 LINES = "ptx.json"  # what is in a folder of PTX
+OLDEST_TRITON = (3, 9)
 ILLEGAL_ADDRESS, LAUNCH_FAILED = 700, 719  # of CUDA
 SECTION_WITHOUT_BYTES = 8  # SHT_NOBITS of ELF
 
 
 # ---- Where the kernels are compiled ---------------------------------------------------------------------------------
+
+
+def why_not() -> str:
+    """Why nothing can be compiled for the emulated GPU here; "" if it can."""
+    if find_spec("triton") is None:
+        return "needs Triton, whose PTX the emulator executes"
+    version = metadata.version("triton")
+    parts = tuple(int(part) for part in version.split(".")[:2])
+    return "" if parts >= OLDEST_TRITON else f"the emulator knows the PTX of Triton 3.9; this is Triton {version}"
 
 
 @contextmanager
@@ -90,7 +103,7 @@ class Code:
 
 
 class EmulatedGpu:
-    """Executes launches of the driver's double.
+    """Executes what the driver's double launches, from now on.
 
     Attributes:
         launches: how many were executed, by (kernel, programs along x, programs along y).
@@ -105,6 +118,8 @@ class EmulatedGpu:
         self._lines: dict[str, dict[str, Any]] = json.loads((folder / LINES).read_text())
         self._codes: dict[tuple[str, int], Code] = {}
         self._lock = threading.Lock()
+        self._callback = LaunchFunction(lambda launch: self.launch(launch.contents))
+        driver.double_run_with(self._callback)
 
     def launch(self, launch: Launch) -> None:
         """Execute a launch; what is wrong fails the device, and is told by the double."""

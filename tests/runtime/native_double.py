@@ -8,7 +8,10 @@ followed. So what `reference_kernel` answers comes of the weights that were uplo
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -79,6 +82,56 @@ def build_native(folder: Path) -> NativeBuild | None:
     built.broken_driver.mkdir()
     (built.broken_driver / "libcuda.so.1").write_text("This is not a shared library.\n")
     return built
+
+
+def resign(bundle: Path, name: str, content: bytes) -> None:
+    """Put other content into a bundle under the digest and the sum that belong to it."""
+    plain = re.sub(rb'(?<="sha256":")[0-9a-f]{64}', b"0" * 64, content, count=1)
+    content = plain.replace(b"0" * 64, hashlib.sha256(plain).hexdigest().encode(), 1)
+    place(bundle, name, content)
+
+
+def place(bundle: Path, name: str, content: bytes) -> None:
+    """Put other content into a bundle, and its sum and size into the manifest."""
+    (bundle / name).write_bytes(content)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    for model in manifest["models"]:
+        if model["file"] == name:
+            model["sha256"], model["bytes"] = hashlib.sha256(content).hexdigest(), len(content)
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+
+# Code with images on the GPU: `refused` gives them to the classifier `classify`.
+ON_DEVICE = """
+import ctypes
+from vae_edge.engine import cuda
+d = double()
+own = ctypes.c_void_p()
+with cuda.open_context().current():
+    assert d.cuStreamCreate(ctypes.byref(own), 1) == 0
+
+class OnDevice:  # as CuPy's and Numba's arrays
+    def __init__(self, array, padding=0, stream=None):
+        n, rows, columns, channels = array.shape
+        wide = np.zeros((n, rows, columns * channels + padding), np.uint8)
+        wide[:, :, : columns * channels] = array.reshape(n, rows, -1)
+        pointer = ctypes.c_uint64()
+        with cuda.open_context().current():
+            assert d.cuMemAlloc_v2(ctypes.byref(pointer), wide.nbytes) == 0
+            # Enqueued, and not done yet: whoever reads the array must wait for its stream.
+            assert d.cuMemcpyHtoDAsync_v2(pointer, wide.ctypes.data, wide.nbytes, stream) == 0
+        pitch, self.kept = columns * channels + padding, wide
+        self.__cuda_array_interface__ = {"version": 3, "shape": array.shape, "typestr": "|u1", "stream": stream,
+            "data": (pointer.value, False), "strides": (rows * pitch, pitch, channels, 1)}
+    def __len__(self):
+        return self.__cuda_array_interface__["shape"][0]
+
+def refused(images):
+    try:
+        return classify(images)
+    except VaeEdgeError as error:
+        return type(error).__name__ + " " + str(error)
+"""
 
 
 # ---- In the process that has the double -----------------------------------------------------------------------------
