@@ -44,6 +44,7 @@ LaunchFunction = ctypes.CFUNCTYPE(None, ctypes.POINTER(Launch))
 LINES = "ptx.json"  # what is in a folder of PTX
 OLDEST_TRITON = (3, 9)
 ILLEGAL_ADDRESS, LAUNCH_FAILED = 700, 719  # of CUDA
+APART = 1 << 40  # bytes between the allocations on the emulated device
 SECTION_WITHOUT_BYTES = 8  # SHT_NOBITS of ELF
 
 
@@ -85,8 +86,8 @@ def save_ptx(folder: Path, compiled: Path, manifest: dict[str, Any]) -> None:
             digest = cubin["sha256"]
             ptx = (compiled / cubin["file"]).with_suffix(".ptx").read_text(encoding="utf-8")
             (folder / f"{digest}.ptx").write_text(ptx, encoding="utf-8")
-            names = [argument["name"] for argument in kernel["arguments"]]
-            lines[digest] = {"kernel": kernel["name"], "arguments": names}
+            types = {argument["name"]: argument["type"] for argument in kernel["arguments"]}
+            lines[digest] = {"kernel": kernel["name"], "arguments": types}
     (folder / LINES).write_text(json.dumps(lines))
 
 
@@ -95,10 +96,10 @@ def save_ptx(folder: Path, compiled: Path, manifest: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Code:
-    """One kernel, ready to run: its name, those of its arguments, and the emulated device that has its PTX."""
+    """One kernel, ready to run: its name, the types of its arguments, and the emulated device that has its PTX."""
 
     name: str
-    arguments: tuple[str, ...]
+    arguments: dict[str, str]
     device: Device
 
 
@@ -143,7 +144,13 @@ class EmulatedGpu:
             return
         device = code.device
         memory, values = device.memory, arguments(launch, device)
-        buffers = self._buffers(dict(zip(values, code.arguments, strict=False)))
+        buffers, starts = self._buffers()
+        for number, (name, kind) in enumerate(code.arguments.items()):
+            for buffer, start in zip(buffers, starts, strict=True):
+                if kind.startswith("*") and start <= values[number] < start + len(buffer.data):
+                    values[number] += buffer.base - start
+                    buffer.name = f"{buffer.name} and {name}" if buffer.name in code.arguments else name
+                    break
         memory.buffers[:], memory.bases[:] = buffers, [buffer.base for buffer in buffers]
         device.launch(grid, values)
         self.launches[code.name, grid[0], grid[1]] += 1
@@ -161,22 +168,27 @@ class EmulatedGpu:
         if key not in self._codes:
             module = parse((self._folder / f"{digest}.ptx").read_text(encoding="utf-8"))
             line, device = self._lines[digest], Device(module, launch.shared_bytes)
-            self._codes[key] = Code(line["kernel"], tuple(line["arguments"]), device)
+            self._codes[key] = Code(line["kernel"], line["arguments"], device)
         code = self._codes[key]
         threads = launch.block[0] * launch.block[1] * launch.block[2]
         if threads != code.device.threads or launch.block[0] != threads:
             raise EmulatorError(f"A launch has {threads} threads, where the PTX asks for {code.device.threads}.")
         return code
 
-    def _buffers(self, names: dict[int | float, str]) -> list[Buffer]:
-        """The allocations that the device reaches, in order of their addresses: the double's own memory, not copies."""
-        buffers, found = [], DeviceMemory()
+    def _buffers(self) -> tuple[list[Buffer], list[int]]:
+        """The allocations that the device reaches, and their addresses.
+
+        They are the double's memory itself, not copies. But they have other addresses on the emulated device, far from
+        each other, so that an access beside one is never one of another.
+        """
+        buffers: list[Buffer] = []
+        starts, found = [], DeviceMemory()
         while self._driver.double_memory_at(len(buffers), ctypes.byref(found)):
-            inside = [name for at, name in names.items() if found.address <= at < found.address + found.bytes]
-            told = " and ".join(inside) or f"the allocation at {found.address:#x}"
-            written = bytes_at(found.written, found.bytes).view(np.bool_)
-            buffers.append(Buffer(told, found.address, bytes_at(found.address, found.bytes), written))
-        return sorted(buffers, key=lambda buffer: buffer.base)
+            data, written = bytes_at(found.address, found.bytes), bytes_at(found.written, found.bytes)
+            base = (len(buffers) + 1) * APART
+            buffers.append(Buffer(f"the allocation at {found.address:#x}", base, data, written.view(np.bool_)))
+            starts.append(found.address)
+        return buffers, starts
 
 
 def bytes_at(address: int, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
