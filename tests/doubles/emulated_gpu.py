@@ -63,7 +63,6 @@ def why_not() -> str:
 @contextmanager
 def keep_ptx(folder: Path) -> Iterator[None]:
     """Keep the PTX of all that `aot.compile_all` compiles meanwhile in this process."""
-    folder.mkdir(parents=True, exist_ok=True)
     compile_all = aot.compile_all
 
     def compile_and_keep(out: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
@@ -80,6 +79,7 @@ def keep_ptx(folder: Path) -> Iterator[None]:
 
 def save_ptx(folder: Path, compiled: Path, manifest: dict[str, Any]) -> None:
     """Copy the PTX that `aot.compile_all` left in `compiled`, and the names of the kernels' arguments."""
+    folder.mkdir(parents=True, exist_ok=True)
     lines = json.loads((folder / LINES).read_text()) if (folder / LINES).exists() else {}
     for kernel in manifest["kernels"]:
         for cubin in kernel["cubins"]:
