@@ -107,13 +107,13 @@ class EmulatedGpu:
     """Executes what the driver's double launches, from now on.
 
     Attributes:
-        launches: how many were executed, by (kernel, programs along x, programs along y).
+        launches: how many were executed, by (kernel, architecture of its code, programs along x, programs along y).
         max_programs: a launch of more programs along x is accepted and does nothing. A network file that is opened runs
             200 blank images, whose answers nobody reads, in launches of 1 to 64 programs.
     """
 
     def __init__(self, folder: Path, driver: ctypes.CDLL) -> None:
-        self.launches: Counter[tuple[str, int, int]] = Counter()
+        self.launches: Counter[tuple[str, int, int, int]] = Counter()
         self.max_programs = 1 << 31
         self._folder, self._driver = folder, driver
         self._lines: dict[str, dict[str, Any]] = json.loads((folder / LINES).read_text())
@@ -153,7 +153,7 @@ class EmulatedGpu:
                     break
         memory.buffers[:], memory.bases[:] = buffers, [buffer.base for buffer in buffers]
         device.launch(grid, values)
-        self.launches[code.name, grid[0], grid[1]] += 1
+        self.launches[code.name, launch.architecture, grid[0], grid[1]] += 1
 
     def _code(self, launch: Launch) -> Code:
         """The kernel of a launch.

@@ -6,6 +6,8 @@ network file and of the PTX from which its machine code was assembled. The assem
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -74,19 +76,17 @@ def open_network(path):
     status = library.ve_open(bytes(path), 0, ctypes.byref(network))
     return network, status, library.ve_last_error().decode()
 
-def classify(network, images):
+def classify(network, images, classes=len(bundle.classes)):
     images = np.ascontiguousarray(images)
-    n, classes = len(images), len(bundle.classes)
+    n = len(images)
     probabilities, angle, score, uncertainty = (
         np.full(shape, np.nan, np.float32) for shape in ((n, classes), n, n, (n, 3))
     )
     arrays = (images, probabilities, angle, score, uncertainty)
     pointers = [array.ctypes.data for array in arrays]
     assert library.ve_classify_ex(network, pointers[0], n, *pointers[1:]) == 0, library.ve_last_error()
-    outputs = {"probabilities": probabilities, "angle": angle, "score": score, "angle_confidence": uncertainty[:, 0],
+    return {"probabilities": probabilities, "angle": angle, "score": score, "angle_confidence": uncertainty[:, 0],
         "second_angle": uncertainty[:, 1], "second_angle_probability": uncertainty[:, 2]}
-    return {name: outputs[name] for name in probes.models[bundle.find(precision="int8", format="onnx", target="any")
-        .sha256].outputs}
 """
 
 
@@ -113,14 +113,20 @@ class Emulated:
         return native.run(BEFORE.format(bundle=str(self.bundle), ptx=str(self.ptx)) + code, **more)
 
 
-def emulated(source: Path, folder: Path, ctas_per_image: int = 1, precisions: tuple[str, ...] = ("int8",)) -> Emulated:
-    """A copy of a bundle with network files for an Orin."""
+def emulated(
+    source: Path,
+    folder: Path,
+    ctas_per_image: int = 1,
+    precisions: tuple[str, ...] = ("int8",),
+    targets: tuple[str, ...] = ("orin",),
+) -> Emulated:
+    """A copy of a bundle with network files for some GPUs."""
     from vae_edge.exporting.network_file import build_bundle_network
 
     made = Emulated(Path(shutil.copytree(source, folder / "bundle")), folder / "ptx")
     with emulated_gpu.keep_ptx(made.ptx):
         for precision in precisions:
-            build_bundle_network(made.bundle, ["orin"], precision, ctas_per_image=ctas_per_image)
+            build_bundle_network(made.bundle, targets, precision, ctas_per_image=ctas_per_image)
     return made
 
 
@@ -158,10 +164,10 @@ library.ve_close(network)
 print(dict(gpu.launches), held())
 """
     assert small.run(native, C_INTERFACE + code) == [
-        "0 {('network', 1, 1): 1}",
+        "0 {('network', 87, 1, 1): 1}",
         "[] []",
         "[] []",
-        "{('network', 1, 1): 2, ('network', 3, 1): 1} 0",
+        "{('network', 87, 1, 1): 2, ('network', 87, 3, 1): 1} 0",
     ]
 
 
@@ -181,8 +187,64 @@ print(dict(gpu.launches), held())
 """
     lines = small_multi.run(native, code, DOUBLE_MULTIPROCESSORS="6")
     assert lines[:4] == ["[] []"] * 4, lines
-    several = "('network_multi_cta', 1, 2): 2, ('network_multi_cta', 3, 2): 1"
-    assert lines[4:] == [f"{{{several}, ('network', 4, 1): 1, ('network', 17, 1): 1}} 0"]
+    several = "('network_multi_cta', 87, 1, 2): 2, ('network_multi_cta', 87, 3, 2): 1"
+    assert lines[4:] == [f"{{{several}, ('network', 87, 4, 1): 1, ('network', 87, 17, 1): 1}} 0"]
+
+
+@pytest.mark.slow
+def test_each_gpu_runs_the_code_that_is_for_it(native: NativeBuild, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A file for several GPUs; that of the A100 runs on an RTX 30, too."""
+    several = emulated(SMALL, tmp_path_factory.mktemp("several"), targets=("sm_80", "sm_87", "sm_90", "sm_120"))
+    (file,) = several.bundle.glob("*.ve")
+    code = f"""
+network, status, error = open_network({str(file)!r}.encode())
+print(status, error, wrong(classify(network, images[1:4]), 1, 4), faults(), dict(gpu.launches))
+"""
+    for capability, architecture in ((86, 80), (87, 87), (90, 90), (120, 120)):
+        (line,) = several.run(native, C_INTERFACE + code, DOUBLE_CC=str(capability))
+        launches = f"('network', {architecture}, 1, 1): 1, ('network', {architecture}, 3, 1): 1"
+        assert line == f"0  [] [] {{{launches}}}", (capability, line)
+
+
+SHAPES: dict[str, tuple[bool, dict[str, Any]]] = {
+    "pooled": (True, {"head": "pooled"}),
+    "no angle, color, not square": (False, {"orientation": False, "size": (28, 40), "channels": 3}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", SHAPES)
+def test_networks_of_other_shapes_give_what_the_operators_give(
+    native: NativeBuild, small: Emulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: str
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "bench")
+    from synthetic_models import blotches, quantized, untrained
+
+    from vae_edge.ops.network import forward_layerwise, fuse
+
+    int8, changes = SHAPES[shape]
+    model = untrained("tiny", **changes)
+    fused = fuse(model, quantized(model) if int8 else None)
+    net = fused.layout
+    with emulated_gpu.keep_ptx(tmp_path / "ptx"):
+        fused.save(tmp_path / "network.ve", [str(k) for k in range(net.classes)], 1.0)
+    images = blotches(3, (net.height, net.width), net.channels, seed=1)
+    np.save(tmp_path / "images.npy", images.numpy())
+    code = f"""
+folder = Path({str(tmp_path)!r})
+network, status, error = open_network(folder / "network.ve")
+assert status == 0, (error, faults())
+np.savez(folder / "answers.npz", **classify(network, np.load(folder / "images.npy"), {net.classes}))
+print(faults())
+"""
+    assert Emulated(small.bundle, tmp_path / "ptx").run(native, C_INTERFACE + code) == ["[]"]
+    expected = [part.numpy() for part in forward_layerwise(net, images, fused.weights, fused.params, fused.whitening)]
+    with np.load(tmp_path / "answers.npz") as found:
+        np.testing.assert_allclose(found["probabilities"], expected[0], rtol=0, atol=2e-3)
+        np.testing.assert_allclose(found["angle"], expected[1], rtol=0, atol=5e-3)
+        np.testing.assert_allclose(found["score"], expected[2], rtol=2e-2, atol=4e-2)
+        for number, name in enumerate(("angle_confidence", "second_angle", "second_angle_probability")):
+            np.testing.assert_allclose(found[name], expected[3][:, number], rtol=0, atol=5e-3)
 
 
 @pytest.mark.slow
@@ -232,8 +294,8 @@ with load(verify="off") as classifier:
 np.savez({str(tmp_path / "answers.npz")!r}, **dict(zip(names, map(np.concatenate, zip(*parts)))))
 print(dict(gpu.launches), faults(), held())
 """
-    several = "('network_multi_cta', 1, 2): 2, ('network_multi_cta', 3, 2): 1"
-    launches = f"{{{several}, ('network', 32, 1): 1, ('network', 64, 1): 1}}"
+    several = "('network_multi_cta', 87, 1, 2): 2, ('network_multi_cta', 87, 3, 2): 1"
+    launches = f"{{{several}, ('network', 87, 32, 1): 1, ('network', 87, 64, 1): 1}}"
     assert trained.run(native, code) == [f"{launches} [] 0"]
     with np.load(tmp_path / "answers.npz") as file:
         found = dict(file)
@@ -265,7 +327,7 @@ print(dict(gpu.launches))
     lines = own.run(native, code, DOUBLE_MULTIPROCESSORS="1")
     count = int(lines[1].split()[-1])
     assert lines[:2] == ["native int8", f"0 [] {count}"] and count >= 32
-    assert lines[2] == f"{{('network', 1, 1): {1 + count}, ('network', {count}, 1): 1}}"
+    assert lines[2] == f"{{('network', 87, 1, 1): {1 + count}, ('network', 87, {count}, 1): 1}}"
     assert "gives right answers" in (own.bundle / "verified.json").read_text()
 
 
@@ -299,8 +361,6 @@ def test_one_weight_of_the_other_sign_gives_wrong_answers(native: NativeBuild, s
 
 def tensor(content: bytes | bytearray, name: str) -> slice:
     """Where a tensor of a network file is."""
-    import json
-
     start = 8 + int.from_bytes(content[:8], "little")
     first, last = json.loads(content[8:start])[name]["data_offsets"]
     return slice(start + first, start + last)
@@ -368,3 +428,23 @@ print(*faults(), sep="\\n")
     change_ptx(unknown, lambda ptx: ptx.replace("mma.sync", "mma.unheard_of"))
     error, held, *faults = unknown.run(native, code)
     assert "error 719" in error and held == "0" and "mma.unheard_of" in faults[0], (error, faults)
+
+
+@pytest.mark.slow
+def test_weights_that_were_never_uploaded_are_told(native: NativeBuild, small: Emulated) -> None:
+    code = f"""
+from doubles.cuda_library import DeviceMemory
+network, status, error = open_network(BUNDLE / {NAME!r})
+memory, number = DeviceMemory(), 0
+while double().double_memory_at(number, ctypes.byref(memory)):
+    ctypes.memset(memory.written, 0, memory.bytes)
+    number += 1
+try:
+    classify(network, images[:1])
+except AssertionError as error:
+    print(error)
+print(*faults(), sep="\\n")
+"""
+    error, fault = small.run(native, C_INTERFACE + code)
+    assert "ve_classify: the driver does not run the network: error 700" in error
+    assert re.search(r"a read of byte \d+ of \w+_ptr, which was never written", fault), fault
