@@ -36,7 +36,9 @@ class NativeBuild:
     old_driver: Path
     broken_driver: Path
 
-    def run(self, code: str, driver: Path | None = None, **more: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, code: str, driver: Path | None = None, timeout_s: float = 500, **more: str
+    ) -> subprocess.CompletedProcess[str]:
         """Python code in a process of its own, with one of the drivers."""
         return subprocess.run(
             [sys.executable, "-c", code],
@@ -44,7 +46,7 @@ class NativeBuild:
             capture_output=True,
             text=True,
             check=False,
-            timeout=500,
+            timeout=timeout_s,
         )
 
     def environment(self, driver: Path | None = None, **more: str) -> dict[str, str]:

@@ -30,6 +30,7 @@ pytestmark = pytest.mark.skipif(bool(emulated_gpu.why_not()), reason=emulated_gp
 
 NAME = "classifier.int8.sm_87.ve"
 COUNT = 100  # digits
+TIMEOUT_S = 1200  # each image takes about a second, and two or more on a busy machine
 BEFORE = """
 import ctypes
 from dataclasses import replace
@@ -110,7 +111,7 @@ class Emulated:
 
     def process(self, native: NativeBuild, code: str, **more: str) -> subprocess.CompletedProcess[str]:
         """As `run`; the process that has ended, however it did."""
-        return native.run(BEFORE.format(bundle=str(self.bundle), ptx=str(self.ptx)) + code, **more)
+        return native.run(BEFORE.format(bundle=str(self.bundle), ptx=str(self.ptx)) + code, timeout_s=TIMEOUT_S, **more)
 
 
 def emulated(
@@ -279,7 +280,7 @@ def rotated(digits: Dataset) -> np.ndarray:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # each image takes about a second
+@pytest.mark.timeout(TIMEOUT_S)
 def test_a_hundred_digits_get_the_answers_of_onnxruntime(
     native: NativeBuild, trained: Emulated, rotated: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -313,7 +314,7 @@ print(dict(gpu.launches), faults(), held())
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(TIMEOUT_S)
 def test_the_bundles_own_proof_passes(native: NativeBuild, trained: Emulated, tmp_path: Path) -> None:
     """The probe images one at a time and all at once, on a GPU that has room for one CTA an image."""
     code = """
