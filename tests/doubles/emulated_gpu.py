@@ -106,20 +106,23 @@ class Code:
 class EmulatedGpu:
     """Executes what the driver's double launches, from now on.
 
+    With a `seed` warps and programs make their steps in a random order, else in lock step.
+
     Attributes:
         launches: how many were executed, by (kernel, architecture of its code, programs along x, programs along y).
         max_programs: a launch of more programs along x is accepted and does nothing. A network file that is opened runs
             200 blank images, whose answers nobody reads, in launches of 1 to 64 programs.
     """
 
-    def __init__(self, folder: Path, driver: ctypes.CDLL) -> None:
+    def __init__(self, folder: Path, driver: ctypes.CDLL, seed: int | None = None) -> None:
         self.launches: Counter[tuple[str, int, int, int]] = Counter()
         self.max_programs = 1 << 31
-        self._folder, self._driver = folder, driver
+        self._folder, self._driver, self._seed = folder, driver, seed
         self._lines: dict[str, dict[str, Any]] = json.loads((folder / LINES).read_text())
         self._codes: dict[tuple[str, int], Code] = {}
         self._lock = threading.Lock()
         self._callback = LaunchFunction(lambda launch: self.launch(launch.contents))
+        _kept.append(self)  # the double has the callback's address
         driver.double_run_with(self._callback)
 
     def launch(self, launch: Launch) -> None:
@@ -167,7 +170,7 @@ class EmulatedGpu:
         key = digest, launch.shared_bytes
         if key not in self._codes:
             module = parse((self._folder / f"{digest}.ptx").read_text(encoding="utf-8"))
-            line, device = self._lines[digest], Device(module, launch.shared_bytes)
+            line, device = self._lines[digest], Device(module, launch.shared_bytes, self._seed)
             self._codes[key] = Code(line["kernel"], line["arguments"], device)
         code = self._codes[key]
         threads = launch.block[0] * launch.block[1] * launch.block[2]
@@ -189,6 +192,9 @@ class EmulatedGpu:
             buffers.append(Buffer(f"the allocation at {found.address:#x}", base, data, written.view(np.bool_)))
             starts.append(found.address)
         return buffers, starts
+
+
+_kept: list[EmulatedGpu] = []
 
 
 def bytes_at(address: int, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:

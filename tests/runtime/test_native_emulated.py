@@ -193,6 +193,19 @@ print(dict(gpu.launches), held())
 
 
 @pytest.mark.slow
+def test_the_order_in_which_warps_and_ctas_run_changes_nothing(native: NativeBuild, small_multi: Emulated) -> None:
+    code = """
+gpu = EmulatedGpu(PTX, double(), seed=5)
+with load(verify="off") as classifier:
+    found = classifier.session.infer(images[1:3])
+    print(wrong(dict(zip([info.name for info in classifier.outputs], found)), 1, 3), faults())
+print(dict(gpu.launches))
+"""
+    expected = ["[] []", "{('network_multi_cta', 87, 1, 2): 1, ('network_multi_cta', 87, 2, 2): 1}"]
+    assert small_multi.run(native, code) == expected
+
+
+@pytest.mark.slow
 def test_each_gpu_runs_the_code_that_is_for_it(native: NativeBuild, tmp_path_factory: pytest.TempPathFactory) -> None:
     """A file for several GPUs; that of the A100 runs on an RTX 30, too."""
     several = emulated(SMALL, tmp_path_factory.mktemp("several"), targets=("sm_80", "sm_87", "sm_90", "sm_120"))
