@@ -331,7 +331,6 @@ print(dict(gpu.launches), faults(), held())
 def test_the_bundles_own_proof_passes(native: NativeBuild, trained: Emulated, tmp_path: Path) -> None:
     """The probe images one at a time and all at once, on a GPU that has room for one CTA an image."""
     code = """
-from vae_edge.runtime.probing import verdict
 with load() as classifier:
     print(classifier.backend, classifier.precision)
 print(held(), faults(), len(images))
