@@ -27,6 +27,17 @@ For tests, by the fixtures of `tests/conftest.py`:
     DOUBLE_MULTIPROCESSORS, DOUBLE_MEMORY_BYTES, DOUBLE_DRIVER_VERSION=12060 (by `monkeypatch.setenv`). The default is
     an Orin: capability 8.7, integrated.
 
+`emulated_gpu.EmulatedGpu`, a GPU for the double of the driver: it executes what is launched, by the emulator of
+`vae_edge_kernels.emulator`. The native library gives real answers on it, of about a second an image
+(`tests/runtime/test_native_emulated.py`). The emulator executes PTX, which no product's file has:
+    with keep_ptx(folder): ...    what is compiled meanwhile in this process leaves its PTX in the folder
+    gpu = EmulatedGpu(folder, open_cuda_double("libcuda.so.1"))    in the process that has the double
+    gpu.launches                  how many were executed, by kernel, architecture and grid
+    gpu.max_programs = 1          launches of more programs do nothing: for the warm-up of 200 blank images
+    why_not()                     a reason to skip where Triton is missing or too old
+    What is wrong (bounds, unwritten bytes, races, unknown PTX) fails the context with 700 or 719; faults() has the
+    sentence. A kernel by hand takes its place: double_run_with.
+
 `use_tensorrt(version)` (`loading.TensorRTDouble`):
     module, kind, version    what `import tensorrt` gives, "tensorrt" or "tensorrt_rtx", "10.3.0"
     make_engine(model, batch=, profiles=, capabilities=, version=, plants=, **options) -> bytes

@@ -16,6 +16,31 @@ SONAME = "libcuda.so.1"
 HostFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
+class Launch(ctypes.Structure):
+    """double_launch of double.h."""
+
+    _fields_ = (
+        ("entry", ctypes.c_char * 64),
+        ("architecture", ctypes.c_int),
+        ("image", ctypes.c_void_p),
+        ("device", ctypes.c_int),
+        ("cooperative", ctypes.c_int),
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared_bytes", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("parameter_count", ctypes.c_int),
+        ("sizes", ctypes.c_int * 40),
+        ("values", ctypes.c_uint64 * 40),
+    )
+
+
+class DeviceMemory(ctypes.Structure):
+    """double_memory of double.h."""
+
+    _fields_ = (("address", ctypes.c_uint64), ("bytes", ctypes.c_uint64), ("written", ctypes.c_void_p))
+
+
 def have_compiler() -> bool:
     """Whether the double can be built here."""
     return shutil.which("cc") is not None
@@ -147,6 +172,8 @@ def open_cuda_double(path: str) -> ctypes.CDLL:
     handle.double_launch_host.argtypes = [ctypes.c_void_p, HostFunction, ctypes.c_void_p]
     handle.double_host_address.argtypes = [ctypes.c_uint64, ctypes.c_size_t]
     handle.double_host_address.restype = ctypes.c_void_p
+    handle.double_memory_at.argtypes = [ctypes.c_int, ctypes.POINTER(DeviceMemory)]
+    handle.double_add_fault.argtypes, handle.double_add_fault.restype = [ctypes.c_char_p], None
     handle.double_raise.argtypes, handle.double_raise.restype = [ctypes.c_int], None
     handle.double_lose_device.restype = handle.double_reset.restype = None
     handle.double_set_current.restype = None

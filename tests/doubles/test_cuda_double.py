@@ -10,7 +10,7 @@ import threading
 import numpy as np
 import pytest
 
-from doubles.cuda_library import CudaDouble, HostFunction
+from doubles.cuda_library import CudaDouble, DeviceMemory, HostFunction
 from doubles.device import Device
 
 INVALID_VALUE, OUT_OF_MEMORY, INVALID_CONTEXT, INVALID_HANDLE, NOT_READY = 1, 2, 201, 400, 600
@@ -32,6 +32,27 @@ def test_a_device_address_is_not_one_that_the_host_can_follow(device: Device) ->
     address = device.allocate(8)
     assert address >> 56 == 0x7D
     assert device.library.double_host_address(address, 8) == address & ~(0xFF << 56)
+
+
+def written(device: Device, address: int) -> list[int]:
+    """Of the bytes of an allocation, 1 for those that were written."""
+    found, number = DeviceMemory(), 0
+    while device.library.double_memory_at(number, ctypes.byref(found)):
+        if found.address == address & ~(0xFF << 56):
+            return list(ctypes.string_at(found.written, found.bytes))
+        number += 1
+    raise AssertionError(f"no allocation at {address:#x}")
+
+
+def test_the_bytes_of_an_allocation_that_were_written_are_known(device: Device) -> None:
+    first, second, host = device.allocate(8), device.allocate(8), device.pinned(8)
+    assert written(device, first) == [0] * 8 and written(device, host.ctypes.data) == [1] * 8
+    assert device.library.cuMemcpyHtoD_v2(first + 2, host.ctypes.data, 3) == 0
+    assert written(device, first) == [0, 0, 1, 1, 1, 0, 0, 0]
+    assert device.library.cuMemcpy(second, first, 4) == 0, "what was copied is as written as where it came from"
+    assert written(device, second) == [0, 0, 1, 1, 0, 0, 0, 0]
+    device.library.double_host_address(second + 6, 2)
+    assert written(device, second) == [0, 0, 1, 1, 0, 0, 1, 1]
 
 
 def test_what_is_written_beyond_a_block_shows_when_it_is_freed(device: Device) -> None:

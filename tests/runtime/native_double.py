@@ -8,7 +8,10 @@ followed. So what `reference_kernel` answers comes of the weights that were uplo
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from doubles.cuda_library import build_cuda_double, open_cuda_double
+from doubles.cuda_library import Launch, build_cuda_double, open_cuda_double
 
 ROOT = Path(__file__).parents[2]
 IMAGE, WEIGHTS, PARAMS, WHITENING, OUTPUTS = 0, 1, 2, 3, 7  # arguments of the kernel
@@ -33,7 +36,9 @@ class NativeBuild:
     old_driver: Path
     broken_driver: Path
 
-    def run(self, code: str, driver: Path | None = None, **more: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, code: str, driver: Path | None = None, timeout_s: float = 500, **more: str
+    ) -> subprocess.CompletedProcess[str]:
         """Python code in a process of its own, with one of the drivers."""
         return subprocess.run(
             [sys.executable, "-c", code],
@@ -41,7 +46,7 @@ class NativeBuild:
             capture_output=True,
             text=True,
             check=False,
-            timeout=500,
+            timeout=timeout_s,
         )
 
     def environment(self, driver: Path | None = None, **more: str) -> dict[str, str]:
@@ -81,26 +86,57 @@ def build_native(folder: Path) -> NativeBuild | None:
     return built
 
 
+def resign(bundle: Path, name: str, content: bytes) -> None:
+    """Put other content into a bundle under the digest and the sum that belong to it."""
+    plain = re.sub(rb'(?<="sha256":")[0-9a-f]{64}', b"0" * 64, content, count=1)
+    content = plain.replace(b"0" * 64, hashlib.sha256(plain).hexdigest().encode(), 1)
+    place(bundle, name, content)
+
+
+def place(bundle: Path, name: str, content: bytes) -> None:
+    """Put other content into a bundle, and its sum and size into the manifest."""
+    (bundle / name).write_bytes(content)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    for model in manifest["models"]:
+        if model["file"] == name:
+            model["sha256"], model["bytes"] = hashlib.sha256(content).hexdigest(), len(content)
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+
+# Code with images on the GPU: `refused` gives them to the classifier `classify`.
+ON_DEVICE = """
+import ctypes
+from vae_edge.engine import cuda
+d = double()
+own = ctypes.c_void_p()
+with cuda.open_context().current():
+    assert d.cuStreamCreate(ctypes.byref(own), 1) == 0
+
+class OnDevice:  # as CuPy's and Numba's arrays
+    def __init__(self, array, padding=0, stream=None):
+        n, rows, columns, channels = array.shape
+        wide = np.zeros((n, rows, columns * channels + padding), np.uint8)
+        wide[:, :, : columns * channels] = array.reshape(n, rows, -1)
+        pointer = ctypes.c_uint64()
+        with cuda.open_context().current():
+            assert d.cuMemAlloc_v2(ctypes.byref(pointer), wide.nbytes) == 0
+            # Enqueued, and not done yet: whoever reads the array must wait for its stream.
+            assert d.cuMemcpyHtoDAsync_v2(pointer, wide.ctypes.data, wide.nbytes, stream) == 0
+        pitch, self.kept = columns * channels + padding, wide
+        self.__cuda_array_interface__ = {"version": 3, "shape": array.shape, "typestr": "|u1", "stream": stream,
+            "data": (pointer.value, False), "strides": (rows * pitch, pitch, channels, 1)}
+    def __len__(self):
+        return self.__cuda_array_interface__["shape"][0]
+
+def refused(images):
+    try:
+        return classify(images)
+    except VaeEdgeError as error:
+        return type(error).__name__ + " " + str(error)
+"""
+
+
 # ---- In the process that has the double -----------------------------------------------------------------------------
-
-
-class Launch(ctypes.Structure):
-    """double_launch of double.h."""
-
-    _fields_ = (
-        ("entry", ctypes.c_char * 64),
-        ("architecture", ctypes.c_int),
-        ("image", ctypes.c_void_p),
-        ("device", ctypes.c_int),
-        ("cooperative", ctypes.c_int),
-        ("grid", ctypes.c_uint * 3),
-        ("block", ctypes.c_uint * 3),
-        ("shared_bytes", ctypes.c_uint),
-        ("stream", ctypes.c_void_p),
-        ("parameter_count", ctypes.c_int),
-        ("sizes", ctypes.c_int * 40),
-        ("values", ctypes.c_uint64 * 40),
-    )
 
 
 Kernel = Callable[[Launch], None]

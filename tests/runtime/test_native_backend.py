@@ -6,7 +6,6 @@ In place of a GPU, each launch runs the operators' CPU references on the weights
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -14,7 +13,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from native_double import NativeBuild
+from native_double import ON_DEVICE, NativeBuild, place, resign
 
 from vae_edge.errors import BackendError
 from vae_edge.runtime import native_library
@@ -177,23 +176,6 @@ run_with(reference_kernel(BUNDLE, "int8", same))
 print(told("int8"))
 """
     assert "VerificationError" in (out := run(native, bundle, code).stdout) and "gives wrong answers" in out, out
-
-
-def resign(bundle: Path, name: str, content: bytes) -> None:
-    """Put other content into a bundle under the digest and the sum that belong to it."""
-    plain = re.sub(rb'(?<="sha256":")[0-9a-f]{64}', b"0" * 64, content, count=1)
-    content = plain.replace(b"0" * 64, hashlib.sha256(plain).hexdigest().encode(), 1)
-    place(bundle, name, content)
-
-
-def place(bundle: Path, name: str, content: bytes) -> None:
-    """Put other content into a bundle, and its sum and size into the manifest."""
-    (bundle / name).write_bytes(content)
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    for model in manifest["models"]:
-        if model["file"] == name:
-            model["sha256"], model["bytes"] = hashlib.sha256(content).hexdigest(), len(content)
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
 
 
 # ---- What is refused --------------------------------------------------------------------------------------------
@@ -460,37 +442,6 @@ print(held())
 
 
 # ---- Images on the GPU ------------------------------------------------------------------------------------------
-
-ON_DEVICE = """
-import ctypes
-from vae_edge.engine import cuda
-d = double()
-own = ctypes.c_void_p()
-with cuda.open_context().current():
-    assert d.cuStreamCreate(ctypes.byref(own), 1) == 0
-
-class OnDevice:  # as CuPy's and Numba's arrays
-    def __init__(self, array, padding=0, stream=None):
-        n, rows, columns, channels = array.shape
-        wide = np.zeros((n, rows, columns * channels + padding), np.uint8)
-        wide[:, :, : columns * channels] = array.reshape(n, rows, -1)
-        pointer = ctypes.c_uint64()
-        with cuda.open_context().current():
-            assert d.cuMemAlloc_v2(ctypes.byref(pointer), wide.nbytes) == 0
-            # Enqueued, and not done yet: whoever reads the array must wait for its stream.
-            assert d.cuMemcpyHtoDAsync_v2(pointer, wide.ctypes.data, wide.nbytes, stream) == 0
-        pitch, self.kept = columns * channels + padding, wide
-        self.__cuda_array_interface__ = {"version": 3, "shape": array.shape, "typestr": "|u1", "stream": stream,
-            "data": (pointer.value, False), "strides": (rows * pitch, pitch, channels, 1)}
-    def __len__(self):
-        return self.__cuda_array_interface__["shape"][0]
-
-def refused(images):
-    try:
-        return classify(images)
-    except VaeEdgeError as error:
-        return type(error).__name__ + " " + str(error)
-"""
 
 
 def test_images_on_the_gpu_are_read_where_they_are(native: NativeBuild, native_bundle: Path) -> None:

@@ -6,7 +6,9 @@
 #include "reference.h"
 
 static struct {
+    int (*get_device)(int *device, int ordinal);
     int (*retain)(void **context, int device);
+    int (*give_back)(int device);
     int (*set)(void *context);
     int (*allocate)(uint64_t *pointer, size_t bytes);
     int (*release)(uint64_t pointer);
@@ -19,9 +21,14 @@ static void open_driver(void) {
     const struct {
         void *function;
         const char *name;
-    } wanted[] = {{&cuda.retain, "cuDevicePrimaryCtxRetain"}, {&cuda.set, "cuCtxSetCurrent"},
-                  {&cuda.allocate, "cuMemAlloc_v2"},          {&cuda.release, "cuMemFree_v2"},
-                  {&cuda.to_device, "cuMemcpyHtoD_v2"},       {&cuda.to_host, "cuMemcpyDtoH_v2"},
+    } wanted[] = {{&cuda.get_device, "cuDeviceGet"},
+                  {&cuda.retain, "cuDevicePrimaryCtxRetain"},
+                  {&cuda.give_back, "cuDevicePrimaryCtxRelease_v2"},
+                  {&cuda.set, "cuCtxSetCurrent"},
+                  {&cuda.allocate, "cuMemAlloc_v2"},
+                  {&cuda.release, "cuMemFree_v2"},
+                  {&cuda.to_device, "cuMemcpyHtoD_v2"},
+                  {&cuda.to_host, "cuMemcpyDtoH_v2"},
                   {&cuda.synchronize, "cuCtxSynchronize"}};
     void *library = dlopen("libcuda.so.1", RTLD_NOW);
     CHECK(library != NULL);
@@ -96,13 +103,15 @@ int main(void) {
     }
     CHECK(status == VE_OK);
     void *context;
+    int device_handle;
     open_driver();
-    CHECK(cuda.retain(&context, 0) == 0 && cuda.set(context) == 0);
+    CHECK(cuda.get_device(&device_handle, 0) == 0 && cuda.retain(&context, device_handle) == 0 && cuda.set(context) == 0);
     one_size(1, 1, 0, 0, 0);
     one_size(17, 32, 42, 8, 0);
     one_size(257, 24, 1, (UINT64_C(1) << 40) + 3, 0);
     one_size(300, 37, UINT64_C(0x7fffffffffffffff), 5, 0);
     one_size(64, 128, 3, 16, 4);
+    CHECK(cuda.set(NULL) == 0 && cuda.give_back(device_handle) == 0);
     CHECK(ve_shutdown() == VE_OK);
     return 0;
 }

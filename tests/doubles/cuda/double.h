@@ -63,6 +63,15 @@ void double_raise(int code);
 /* Inside such a function: the memory behind an address that the device can reach, NULL unless `bytes` lie in one live allocation. */
 void *double_host_address(uint64_t address, size_t bytes);
 
+/* Live allocation n, in no order, of those that the device can reach; returns 0 where there are fewer, else 1. `address` is the host's
+ * pointer, as a launched kernel sees it. `written` has a byte for each byte of the allocation: not 0 where a copy, or whoever asked
+ * for its address by double_host_address, has written it. A kernel that keeps account of what it writes does so there. */
+typedef struct double_memory {
+    uint64_t address, bytes;
+    unsigned char *written;
+} double_memory;
+int double_memory_at(int n, double_memory *found);
+
 /* ---- What is held, and what was called ---- */
 
 /* Allocations, streams, events, graphs and graph execs that were not given back; also those that a released context took along. */
@@ -76,6 +85,9 @@ long long double_count(const char *name);
 
 /* Misuse that no return code shows (written beyond a block's end, a stream destroyed with work left, ...): sentence n, or NULL. */
 const char *double_fault(int n);
+
+/* Add a sentence to these, as whoever stands in for a kernel does before double_raise. */
+void double_add_fault(const char *sentence);
 
 /* ---- Faults on demand ---- */
 

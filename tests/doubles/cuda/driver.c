@@ -25,7 +25,7 @@ typedef struct failure {
 } failure;
 
 static failure failures[FUNCTION_COUNT][MAX_FAILURES];
-static char faults[MAX_FAULTS][256];
+static char faults[MAX_FAULTS][512];
 static int fault_count, initialized, lost;
 static int epoch; /* raised by double_reset, which cannot reach the stacks of other threads */
 static _Thread_local context *stack[MAX_CONTEXTS];
@@ -80,6 +80,12 @@ void add_fault(const char *format, ...) {
     va_start(values, format);
     (void)vsnprintf(faults[fault_count++], sizeof faults[0], format, values);
     va_end(values);
+}
+
+EXPORT_NEW void double_add_fault(const char *sentence) {
+    pthread_mutex_lock(&lock);
+    add_fault("%s", sentence);
+    pthread_mutex_unlock(&lock);
 }
 
 EXPORT_NEW const char *double_fault(int n) { return n >= 0 && n < fault_count ? faults[n] : NULL; }

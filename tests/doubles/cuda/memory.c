@@ -12,13 +12,14 @@
 enum { PORTABLE = 1, DEVICE_MAP = 2, WRITE_COMBINED = 4 };
 enum { OF_DEVICE, OF_HOST };
 
-/* `address` is the host's pointer, without the mark. */
+/* `address` is the host's pointer, without the mark; `written` has a byte for each byte, as double_memory has it. */
 typedef struct block {
     uint64_t address;
     size_t bytes;
     int kind;
     unsigned int flags;
     context *of;
+    unsigned char *written;
 } block;
 
 static block *blocks;
@@ -40,6 +41,17 @@ void *reachable(uint64_t address, size_t bytes, int by_device) {
     if (in->kind == OF_DEVICE && !is_marked(address)) return NULL;
     if (by_device && in->kind == OF_HOST && !(in->flags & DEVICE_MAP)) return NULL;
     return (void *)(uintptr_t)(address & ~MARK_BITS);
+}
+
+/* Note that bytes of an allocation of the device's were written, with what was copied from another one, if it was. */
+static void note_written(const void *target, const void *source, size_t bytes) {
+    const block *to = block_at((uint64_t)(uintptr_t)target), *from = block_at((uint64_t)(uintptr_t)source);
+    if (to == NULL || to->kind != OF_DEVICE) return;
+    unsigned char *first = to->written + ((uint64_t)(uintptr_t)target - to->address);
+    if (from != NULL)
+        memmove(first, from->written + ((uint64_t)(uintptr_t)source - from->address), bytes);
+    else
+        memset(first, 1, bytes);
 }
 
 int memory_held(int kind) {
@@ -74,12 +86,17 @@ static int allocate(int kind, size_t bytes, unsigned int flags, context *here, u
         block_room += 64;
     }
     size_t whole = (bytes + CANARY_BYTES + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    unsigned char *memory = aligned_alloc(ALIGNMENT, whole);
-    if (memory == NULL) return OUT_OF_MEMORY;
+    unsigned char *memory = aligned_alloc(ALIGNMENT, whole), *written = calloc(bytes, 1);
+    if (memory == NULL || written == NULL) {
+        free(memory);
+        free(written);
+        return OUT_OF_MEMORY;
+    }
+    if (kind == OF_HOST) memset(written, 1, bytes); /* the host writes it, and nobody sees that */
     memset(memory, FRESH, bytes);
     memset(memory + bytes, CANARY, whole - bytes);
     *address = (uint64_t)(uintptr_t)memory;
-    blocks[block_count++] = (block){*address, bytes, kind, flags, here};
+    blocks[block_count++] = (block){*address, bytes, kind, flags, here, written};
     return 0;
 }
 
@@ -92,6 +109,7 @@ static void release(block *which) {
             break;
         }
     free(memory);
+    free(which->written);
     *which = blocks[--block_count];
     if (block_count == 0) {
         free(blocks);
@@ -200,8 +218,20 @@ EXPORT_NEW int cuPointerGetAttribute(void *value, int attribute, uint64_t pointe
 EXPORT_NEW void *double_host_address(uint64_t address, size_t bytes) {
     pthread_mutex_lock(&lock);
     void *found = reachable(address, bytes, 1);
+    if (found != NULL) note_written(found, NULL, bytes);
     pthread_mutex_unlock(&lock);
     return found;
+}
+
+EXPORT_NEW int double_memory_at(int n, double_memory *found) {
+    pthread_mutex_lock(&lock);
+    for (int i = 0; i < block_count; i++) {
+        if (blocks[i].kind == OF_HOST && !(blocks[i].flags & DEVICE_MAP)) continue;
+        if (n-- > 0) continue;
+        *found = (double_memory){blocks[i].address, blocks[i].bytes, blocks[i].written};
+        return leave(1);
+    }
+    return leave(0);
 }
 
 /* ---- Copies ---- */
@@ -216,8 +246,10 @@ int copy_now(const transfer *what) {
     unsigned char *target = side(what->to, (what->rows - 1) * what->to_pitch + what->bytes);
     const unsigned char *source = side(what->from, (what->rows - 1) * what->from_pitch + what->bytes);
     if (target == NULL || source == NULL) return ILLEGAL_ADDRESS;
-    for (size_t row = 0; row < what->rows; row++)
+    for (size_t row = 0; row < what->rows; row++) {
         memmove(target + row * what->to_pitch, source + row * what->from_pitch, what->bytes);
+        note_written(target + row * what->to_pitch, source + row * what->from_pitch, what->bytes);
+    }
     return 0;
 }
 
