@@ -84,16 +84,17 @@ def classify_image(
     orientation: tl.constexpr = head_orientation_noinline if NET.noinline else head_orientation
     content: tl.constexpr = head_content_noinline if NET.noinline else head_content
     upright_ptr = workspace_ptr + NET.workspace.upright
+    own_ptr = workspace_ptr + cta_rank * NET.workspace.private_size
 
     # 1. Orientation: θ of the image as it is. Behind a circular mask it reads a masked copy, "derotated" by 0.
     if NET.bins == 0 or NET.circular_mask:
-        identity_orientation(workspace_ptr, angle_ptr, uncertainty_ptr, cta_rank, NET, PAD)
+        identity_orientation(own_ptr, angle_ptr, uncertainty_ptr, cta_rank, NET, PAD)
     if NET.bins > 0:
         scale = 1.0 / 255.0
         pixels_ptr = image_ptr
         if NET.circular_mask:
             tl.debug_barrier()
-            derotate(image_ptr, workspace_ptr, params_ptr, cta_rank, NET, BLOCK_SIZE, False)
+            derotate(image_ptr, workspace_ptr, own_ptr, params_ptr, cta_rank, NET, BLOCK_SIZE, False)
             scale = 1.0
             pixels_ptr = upright_ptr
             image_barrier(barrier_ptr, NET)
@@ -104,21 +105,12 @@ def classify_image(
             barrier_ptr, scale, cta_rank, NET, 0, NET.orientation_layers,
         )  # fmt: skip
         orientation(
-            features_ptr,
-            workspace_ptr,
-            angle_ptr,
-            uncertainty_ptr,
-            weights_ptr,
-            params_ptr,
-            cta_rank,
-            NET,
-            PAD,
-            BLOCK_FC,
+            features_ptr, own_ptr, angle_ptr, uncertainty_ptr, weights_ptr, params_ptr, cta_rank, NET, PAD, BLOCK_FC
         )
 
     # 2. Derotation.
     tl.debug_barrier()
-    derotate(image_ptr, workspace_ptr, params_ptr, cta_rank, NET, BLOCK_SIZE, NET.int8 and NET.bins > 0)
+    derotate(image_ptr, workspace_ptr, own_ptr, params_ptr, cta_rank, NET, BLOCK_SIZE, NET.int8 and NET.bins > 0)
     image_barrier(barrier_ptr, NET)
 
     # 3. Encoder and classifier; in the fast score mode this is all.
@@ -130,8 +122,8 @@ def classify_image(
         upright_scale, cta_rank, NET, NET.orientation_layers, NET.encoder_layers,
     )  # fmt: skip
     content(
-        features_ptr, workspace_ptr, probabilities_ptr, score_ptr, weights_ptr, params_ptr, whitening_ptr, cta_rank,
-        NET, PAD, BLOCK_FC,
+        features_ptr, workspace_ptr, own_ptr, probabilities_ptr, score_ptr, weights_ptr, params_ptr, whitening_ptr,
+        cta_rank, NET, PAD, BLOCK_FC,
     )  # fmt: skip
 
     # 4. Decoder, and the score with the reconstruction term.
@@ -145,14 +137,14 @@ def classify_image(
         if NET.reduction > 1:
             reduce: tl.constexpr = reduce_upright_noinline if NET.noinline else reduce_upright
             reduce(workspace_ptr, cta_rank, NET, BLOCK_SIZE)
-        fc(workspace_ptr, activations_ptr, weights_ptr, params_ptr, cta_rank, NET, PAD, BLOCK_FC)
+        fc(own_ptr, activations_ptr, weights_ptr, params_ptr, cta_rank, NET, PAD, BLOCK_FC)
         image_barrier(barrier_ptr, NET)
         decoded_ptr = activations_ptr + NET.activation_size
         layer(activations_ptr, decoded_ptr, workspace_ptr, weights_ptr, params_ptr, cta_rank, NET, MIDDLE)
         image_barrier(barrier_ptr, NET)
         last(workspace_ptr, decoded_ptr, weights_ptr, params_ptr, cta_rank, NET, MIDDLE + 1)
         image_barrier(barrier_ptr, NET)
-        finish(workspace_ptr, params_ptr, score_ptr, cta_rank, NET, BLOCK_SIZE)
+        finish(workspace_ptr, own_ptr, params_ptr, score_ptr, cta_rank, NET, BLOCK_SIZE)
 
 
 @triton.jit(do_not_specialize=["n_images"])

@@ -4,6 +4,7 @@
 
     activations_ptr  this slot's two activation buffers, [2, activation_size], float16 or int8
     workspace_ptr    this slot's float32 workspace; `layout.WorkspaceLayout` has the offsets
+    own_ptr          the same for what each program keeps apart: `cta_rank * private_size` behind it
     weights_ptr, params_ptr, whitening_ptr   the network's constants; `layout.NetworkLayout` has the offsets
     cta_rank         this program's index among the NET.ctas_per_image programs that share the image
     NET              the layout with its tiles, a constexpr; PAD: its vectors' lengths, powers of two
@@ -234,14 +235,14 @@ def finish_avg_pool(sums_ptr, means_ptr, NET: tl.constexpr, PAD: tl.constexpr, F
 
 @triton.jit
 def rotate_upright(
-    image_ptr, workspace_ptr, params_ptr, cta_rank, NET: tl.constexpr, BLOCK_SIZE: tl.constexpr, QUANTIZED: tl.constexpr
-):
+    image_ptr, workspace_ptr, own_ptr, params_ptr, cta_rank, NET: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    QUANTIZED: tl.constexpr,
+):  # fmt: skip
     """upright = rotate(mask(image / 255), −θ) into the workspace, float32 [height, width, channels].
 
     image: uint8 [height, width, channels].  cos θ and sin θ are in the workspace.  QUANTIZED: fake-quantize the image
     first, as the int8 graph does. Without an orientation encoder the image is only scaled.
     """
-    own_ptr = workspace_ptr + cta_rank * NET.workspace.private_size
     SIZE: tl.constexpr = NET.height * NET.width * NET.channels
     scale = 1.0 / 255.0
     cos = tl.load(own_ptr + NET.workspace.orientation)
@@ -267,7 +268,7 @@ def rotate_upright(
 
 @triton.jit
 def head_orientation(
-    features_ptr, workspace_ptr, angle_ptr, uncertainty_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr,
+    features_ptr, own_ptr, angle_ptr, uncertainty_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr,
     PAD: tl.constexpr, BLOCK_FC: tl.constexpr,
 ):  # fmt: skip
     """Orientation features to class logits, cos θ, sin θ and log(1.001 − confidence) in the workspace, and to the
@@ -276,7 +277,6 @@ def head_orientation(
     Every program of the image computes it all: a barrier would cost more than the arithmetic. Each keeps
     it in its own region of the workspace; the first one stores the outputs.
     """
-    own_ptr = workspace_ptr + cta_rank * NET.workspace.private_size
     logits, cos, sin, confidence, second_cos, second_sin, second_probability = decode_angle(
         features_ptr, weights_ptr, params_ptr, NET, PAD.orientation, BLOCK_FC
     )
@@ -295,9 +295,8 @@ def head_orientation(
 
 
 @triton.jit
-def identity_orientation(workspace_ptr, angle_ptr, uncertainty_ptr, cta_rank, NET: tl.constexpr, PAD: tl.constexpr):
+def identity_orientation(own_ptr, angle_ptr, uncertainty_ptr, cta_rank, NET: tl.constexpr, PAD: tl.constexpr):
     """θ = 0, logits 0 and uncertainty 0, where no orientation is estimated, or not yet."""
-    own_ptr = workspace_ptr + cta_rank * NET.workspace.private_size
     CLASSES: tl.constexpr = PAD.classes
     klass = tl.arange(0, CLASSES)
     zeros = tl.zeros((CLASSES,), dtype=tl.float32)
@@ -317,7 +316,8 @@ def identity_orientation(workspace_ptr, angle_ptr, uncertainty_ptr, cta_rank, NE
 
 @triton.jit
 def head_content(
-    features_ptr, workspace_ptr, probabilities_ptr, score_ptr, weights_ptr, params_ptr, whitening_ptr, cta_rank,
+    features_ptr, workspace_ptr, own_ptr, probabilities_ptr, score_ptr, weights_ptr, params_ptr, whitening_ptr,
+    cta_rank,
     NET: tl.constexpr, PAD: tl.constexpr, BLOCK_FC: tl.constexpr,
 ):  # fmt: skip
     """The encoder's features to the output probabilities [classes], and in the fast score mode to the output score.
@@ -325,7 +325,6 @@ def head_content(
     In the full mode mu, class weights, partial score and predicted reconstruction error go into the workspace, for the
     decoder. Every program of the image computes it all, as in `head_orientation`.
     """
-    own_ptr = workspace_ptr + cta_rank * NET.workspace.private_size
     # The average pools of both feature layers; the barrier makes them visible to all threads of the program.
     finish_avg_pool(
         workspace_ptr + NET.workspace.orientation_sums, own_ptr + NET.workspace.orientation_means, NET, PAD,
@@ -386,11 +385,10 @@ def reduce_upright(workspace_ptr, cta_rank, NET: tl.constexpr, BLOCK_SIZE: tl.co
 
 @triton.jit
 def decoder_fc(
-    workspace_ptr, target_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr, PAD: tl.constexpr,
+    own_ptr, target_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr, PAD: tl.constexpr,
     BLOCK_FC: tl.constexpr,
 ):  # fmt: skip
     """The decoder's first layer: relu([mu, class weights] · W + b) into an activation buffer [rows, columns, width]."""
-    own_ptr = workspace_ptr + cta_rank * NET.workspace.private_size
     code = tl.arange(0, PAD.code)
     x = tl.load(own_ptr + NET.workspace.code + code, mask=code < NET.latent + NET.classes, other=0.0)
     x = quantize(x, params_ptr, NET, DECODER)
@@ -446,7 +444,7 @@ def decoder_error(workspace_ptr, source_ptr, weights_ptr, params_ptr, cta_rank, 
 
 
 @triton.jit
-def full_score(workspace_ptr, params_ptr, score_ptr, cta_rank, NET: tl.constexpr, BLOCK_SIZE: tl.constexpr):
+def full_score(workspace_ptr, own_ptr, params_ptr, score_ptr, cta_rank, NET: tl.constexpr, BLOCK_SIZE: tl.constexpr):
     """score = partial score + w_0 · (squared error / contrast² − predicted error), the full score mode's output.
 
         contrast = |target − mean| + sqrt(1e-3 · pixels)
@@ -454,7 +452,6 @@ def full_score(workspace_ptr, params_ptr, score_ptr, cta_rank, NET: tl.constexpr
     The target is the upright image at the decoder's size. See `vae_edge.model.score`. The mean is taken first: the
     variance as a difference of two sums would cancel.
     """
-    own_ptr = workspace_ptr + cta_rank * NET.workspace.private_size
     HEIGHT: tl.constexpr = (NET.height + NET.reduction - 1) // NET.reduction
     WIDTH: tl.constexpr = (NET.width + NET.reduction - 1) // NET.reduction
     SIZE: tl.constexpr = HEIGHT * WIDTH * NET.channels
