@@ -229,6 +229,8 @@ def tuned_layout(
     config = dict(get_config(OPERATOR, key, architecture))
     if net.reduction > 1 and not net.int8:  # with 64, ptxas (sm_87) takes 168 registers; with 32, at most 128
         config["BLOCK_K"] = min(config["BLOCK_K"], 32)
+    if net.reduction > 1 and net.int8 and ctas_per_image == 1:  # with wider tiles, up to 56 bytes are spilled
+        config["BLOCK_N"] = min(config["BLOCK_N"], 32)
     tile = [config.pop(name) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "MAX_TILE", "NOINLINE")]
     # What the split works around is in pipelined loops alone.
     split_n = use_split_n(architecture) if net.int8 and config["num_stages"] > 1 else 0
