@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 
-from vae_edge_kernels.emulator.triton_launches import Emulation, emulated
+from vae_edge.emulation.triton_launches import Emulation, emulated
 
 _launches = ExitStack()
 

@@ -8,9 +8,9 @@ import pytest
 from vae_edge_kernels import KernelError
 from vae_edge_kernels.emulator.budgets import CountBudget, check_counts, load_count_budgets
 from vae_edge_kernels.emulator.counting import Counts
-from vae_edge_kernels.emulator.networks import profile_network
 from vae_edge_kernels.emulator.timing import MODELS
 
+from vae_edge.emulation.networks import profile_network
 from vae_edge.model.network import layout_for_preset
 
 BUDGETS = load_count_budgets()

@@ -10,8 +10,9 @@ import pytest
 import torch
 from vae_edge_kernels import KernelError
 from vae_edge_kernels.analysis.roofline import LIMITS
-from vae_edge_kernels.emulator.checks import Outcome, load_checks, run_check
 from vae_edge_kernels.emulator.timing import MODELS, estimate
+
+from vae_edge.emulation.checks import Outcome, load_checks, run_check
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 

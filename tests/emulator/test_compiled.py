@@ -10,10 +10,10 @@ import torch
 from synthetic_models import blotches, quantized, untrained
 from vae_edge_kernels import network, reparameterize
 from vae_edge_kernels.emulator.errors import Deadlock, MemoryFault
-from vae_edge_kernels.emulator.launch import Compiled, compile_kernel, run
 from vae_edge_kernels.emulator.machine import Device
 from vae_edge_kernels.layout import NetworkLayout
 
+from vae_edge.emulation.launch import Compiled, compile_kernel, run
 from vae_edge.ops.network import forward_layerwise
 from vae_edge.ops.packing import PackedNetwork, pack
 from vae_edge.ops.reparameterize import reparameterize as reparameterize_reference

@@ -12,9 +12,10 @@ from vae_edge.environment import available_cpus
 from vae_edge.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vae_edge_kernels.emulator.checks import Outcome
-    from vae_edge_kernels.emulator.launch import Compiled
     from vae_edge_kernels.emulator.machine import Device
+
+    from vae_edge.emulation.checks import Outcome
+    from vae_edge.emulation.launch import Compiled
 
 COUNTED = (
     ("instructions", "warp instructions"),
@@ -101,7 +102,7 @@ def profile(arguments: argparse.Namespace) -> int:
                 (f"{outcome.name}: {each.compiled.name}", each.compiled, each.device) for each in outcome.launches
             ]
     else:
-        from vae_edge_kernels.emulator.networks import profile_network
+        from vae_edge.emulation.networks import profile_network
 
         for name, layout in _layouts(",".join(arguments.networks)).items():
             with working(f"{name} on sm_{model.architecture}"):
@@ -120,7 +121,7 @@ def _outcomes(
     model: Any = None,
 ) -> list[Outcome]:
     """All checks of the file."""
-    from vae_edge_kernels.emulator.checks import load_checks, run_check
+    from vae_edge.emulation.checks import load_checks, run_check
 
     outcomes = []
     for name, function in load_checks(arguments.file).items():

@@ -26,11 +26,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
 from vae_edge_kernels import KernelError
 from vae_edge_kernels.emulator.errors import EmulatorError
 from vae_edge_kernels.emulator.timing import MachineModel
-from vae_edge_kernels.emulator.triton_launches import Emulation, Launch, emulated
+
+from vae_edge.emulation.triton_launches import Emulation, Launch, emulated
 
 PREFIX = "check_"
 

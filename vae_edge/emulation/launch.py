@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-
 from vae_edge_kernels.analysis.sass import SassStats, read_stats
 from vae_edge_kernels.aot.worker import compile_spec
 from vae_edge_kernels.config import KernelSpec

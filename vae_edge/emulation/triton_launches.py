@@ -20,12 +20,12 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.jit import JITFunction
-
 from vae_edge_kernels import KernelError
 from vae_edge_kernels.config import KernelSpec
-from vae_edge_kernels.emulator.launch import Compiled, compile_kernel
 from vae_edge_kernels.emulator.machine import Device
 from vae_edge_kernels.emulator.timing import MachineModel
+
+from vae_edge.emulation.launch import Compiled, compile_kernel
 
 OPTIONS = {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": True}
 TYPES = {

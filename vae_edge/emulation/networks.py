@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-from vae_edge_kernels.emulator.launch import Compiled, compile_kernel, run
 from vae_edge_kernels.emulator.machine import Device
 from vae_edge_kernels.emulator.timing import MachineModel
 from vae_edge_kernels.layout import NetworkLayout, padded
 from vae_edge_kernels.network import kernel_spec
+
+from vae_edge.emulation.launch import Compiled, compile_kernel, run
 
 SCRATCH = ("activations_ptr", "workspace_ptr")
 
