@@ -1,0 +1,70 @@
+"""Compiled networks with a fault planted in their PTX: how many the emulator finds, by kind.
+
+A mutant that is not found need not be a gap: the compiler places barriers where it does not see that nothing is shared,
+a wait may follow one that has waited for everything, and of a masked load the elements that are masked may be in
+bounds and be thrown away later.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+from test_compiled import compiled_network, packed, run_network
+from vae_edge_kernels.emulator.errors import Deadlock, MemoryFault
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+EACH = 5  # mutants of a kind and a network, spread over the text
+
+Mutation = Callable[[str], str]
+KINDS: dict[str, tuple[str, Mutation, int, float]] = {
+    # kind: lines it applies to, what becomes of one, programs an image, and the fraction that has to be found
+    "barrier removed": (r"bar\.sync", lambda line: "", 1, 0.6),
+    "wait removed": (r"cp\.async\.wait_group", lambda line: "", 2, 0.3),
+    "mask dropped": (r"@!?%p\d+ (?:ld|st)\.global", lambda line: re.sub(r"@!?%p\d+ ", "", line), 1, 0.2),
+    "address in shared memory shifted": (r"(?:ld|st)\.shared", lambda line: shifted(line, 16), 1, 0.8),
+    "address in global memory shifted": (
+        r"(?:@!?%p\d+ )?(?:ld|st)\.global\.[bv]",
+        lambda line: shifted(line, 16),
+        1,
+        0.7,
+    ),
+    "acquire made relaxed": (r".*ld\.global\.gpu\.acquire", lambda line: line.replace("acquire", "relaxed"), 2, 0.75),
+    "release made relaxed": (r".*atom\.global\.gpu\.acq_rel", lambda line: line.replace("acq_rel", "relaxed"), 2, 0.75),
+}
+
+
+def shifted(line: str, by: int) -> str:
+    """The first address of a line, some bytes further."""
+    return re.sub(r"\[\s*(%\w+)(?:\s*\+\s*(\d+))?\s*\]", lambda m: f"[{m[1]}+{int(m[2] or 0) + by}]", line, count=1)
+
+
+def mutants(text: str, kind: str) -> list[str]:
+    """Texts with one fault each."""
+    pattern, mutate, _, _ = KINDS[kind]
+    lines = text.split("\n")
+    places = [number for number, line in enumerate(lines) if re.match(rf"\s*{pattern}", line)]
+    made = []
+    for place in places[:: max(1, len(places) // EACH)]:
+        changed = [*lines[:place], mutate(lines[place]), *lines[place + 1 :]]
+        if changed != lines:
+            made.append("\n".join(changed))
+    return made
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_most_mutants_are_found(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    programs, floor = KINDS[kind][2:]
+    found = tried = 0
+    for int8 in (False, True):
+        compiled, made = compiled_network("tiny", int8, 87, programs), packed("tiny", int8)
+        for text in mutants(compiled.ptx, kind):
+            tried += 1
+            try:
+                run_network(compiled.changed(text), made, programs)
+            except (MemoryFault, Deadlock, AssertionError):
+                found += 1
+    with capsys.disabled():
+        print(f"\n{kind}: {found} of {tried} were found")
+    assert found >= floor * tried
