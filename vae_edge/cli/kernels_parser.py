@@ -41,7 +41,7 @@ def _check(parts: Commands) -> None:
 def _run(parts: Commands) -> None:
     parser = add_command(parts, "kernels run", "kernels")
     parser.add_argument("file", metavar="FILE", help=FILE_HELP)
-    add_list(parser, "--arch", "N,N", "architectures that are emulated: 80 to 90 and 120 (default: 87, Jetson Orin)")
+    add_list(parser, "--arch", "N,N", "architectures, without tensor memory on 100 and 110 (default: 87, Jetson Orin)")
     parser.add_argument(
         "--seed", type=seed, metavar="N", help="let warps and programs take turns at random (default: in lock step)"
     )
