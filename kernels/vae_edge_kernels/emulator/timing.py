@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vae_edge_kernels.analysis.roofline import DEVICES
 from vae_edge_kernels.emulator.arithmetic import Array
 from vae_edge_kernels.emulator.counting import SECTOR_BYTES
 from vae_edge_kernels.emulator.operands import registers_in
@@ -37,7 +38,7 @@ PRODUCT = 25
 SHUFFLE = 23  # an assumption: it goes through the shared memory's crossbar
 BARRIER = 20  # from the last warp's arrival; an assumption
 SCHEDULERS = 4  # of a multiprocessor; each issues one warp instruction a cycle
-L2_BYTES_PER_CYCLE = 64  # into one multiprocessor, CUDA Programming Guide
+L2_BYTES_PER_CYCLE = 64  # into one multiprocessor; an assumption
 FUNCTIONS = ("ex2", "lg2", "sin", "cos", "rcp", "rsqrt", "sqrt", "tanh", "div")
 
 
@@ -77,19 +78,20 @@ class MachineModel:
         return macs / (rate / self.multiprocessors / self.clock_hz / SCHEDULERS)
 
 
+# Multiprocessors and clock; the rest is the roofline's, with its sources. Jetson AGX Orin Series technical brief: 2048
+# CUDA cores at 1.3 GHz. Jetson Thor (T5000) datasheet: 2560 at 1.575 GHz. H100 white paper: 132 multiprocessors; 1.83
+# GHz is the clock at which they give the datasheet's rates.
+CLOCKS = {"Orin": (16, 1.3e9), "Thor": (20, 1.575e9), "H100": (132, 1.83e9)}
 MODELS = {
-    model.name: model
-    for model in (
-        # Jetson AGX Orin Series technical brief: 2048 CUDA cores (16 multiprocessors) at 1.3 GHz, 204.8 GB/s, 85 dense
-        # INT8 TOPS and half of it in FP16.
-        MachineModel("orin", 87, 16, 1.3e9, 204.8e9, 42.5e12 / 2, 85e12 / 2),
-        # Jetson Thor (T5000) datasheet: 2560 CUDA cores (20 multiprocessors) at 1.575 GHz, 273 GB/s, 258 dense FP16
-        # TFLOPS; INT8 as FP8.
-        MachineModel("thor", 110, 20, 1.575e9, 273e9, 258e12 / 2, 517e12 / 2),
-        # H100 SXM5 datasheet and architecture white paper: 132 multiprocessors at 1.83 GHz, 3.35 TB/s, 989 dense FP16
-        # TFLOPS, 1979 INT8 TOPS.
-        MachineModel("h100", 90, 132, 1.83e9, 3.35e12, 989e12 / 2, 1979e12 / 2),
+    each.name.lower(): MachineModel(
+        each.name.lower(),
+        each.architecture,
+        *CLOCKS[each.name],
+        each.bytes_per_s,
+        each.fp16_macs_per_s,
+        each.int8_macs_per_s,
     )
+    for each in DEVICES
 }
 
 
