@@ -58,20 +58,22 @@ def atan2(y, x):
 def vecmat_global(x_ptr, weights_ptr, NET: tl.constexpr, I: tl.constexpr, column, BLOCK_FC: tl.constexpr):
     """y[k] = sum over c of x[c] · w[c, k] for the columns k of fully connected layer I, float32; 0 beyond the last.
 
-    x: [in_features] in global memory, read in blocks of BLOCK_FC. What the blocks give is summed at the end: a sum over
-    rows goes through shuffles and barriers.
+    x: [in_features] in global memory, read in blocks of BLOCK_FC. The product is one of matrices, of whose 16 rows all
+    but the first are 0: it takes a fifth of the instructions that products and sums of vectors take.
     """
     ACC_DTYPE: tl.constexpr = tl.int32 if NET.int8 else tl.float32
-    acc = tl.zeros((BLOCK_FC, column.shape[0]), dtype=ACC_DTYPE)
+    row = tl.arange(0, 16)
+    acc = tl.zeros((16, column.shape[0]), dtype=ACC_DTYPE)
     for start in range(0, NET.linears[I].in_features, BLOCK_FC):
         k = start + tl.arange(0, BLOCK_FC)
-        x = tl.load(x_ptr + k, mask=k < NET.linears[I].in_features, other=0).to(ACC_DTYPE)
+        is_input = (k < NET.linears[I].in_features)[None, :] & (row == 0)[:, None]
+        x = tl.load(x_ptr + k[None, :] + row[:, None] * 0, mask=is_input, other=0)
         w = tl.load(
             weights_ptr + NET.linears[I].weights + k[:, None] * NET.linears[I].row_stride + column[None, :],
             mask=(k < NET.linears[I].in_features)[:, None] & (column < NET.linears[I].row_stride)[None, :],
             other=0,
         )
-        acc += x[:, None] * w.to(ACC_DTYPE)
+        acc = tl.dot(x, w, acc, out_dtype=ACC_DTYPE)
     return tl.sum(acc, 0).to(tl.float32)
 
 
@@ -106,12 +108,17 @@ def quantize(x, params_ptr, NET: tl.constexpr, I: tl.constexpr):
 
 
 @triton.jit
-def window_sum(probability, axis_cos, axis_sin, center, bin, BINS: tl.constexpr):
-    """Sums over the bins at most WINDOW_BINS away from `center`, around the circle: of p, p · cos and p · sin."""
+def window(probability, center, bin, BINS: tl.constexpr):
+    """p of the bins at most WINDOW_BINS away from `center`, around the circle, and 0 of the others."""
     distance = tl.abs(bin - center)
     distance = tl.minimum(distance, BINS - distance)
-    near = tl.where(distance <= WINDOW_BINS, probability, 0.0)
-    return tl.sum(near, 0), tl.sum(near * axis_cos, 0), tl.sum(near * axis_sin, 0)
+    return tl.where(distance <= WINDOW_BINS, probability, 0.0)
+
+
+@triton.jit
+def add_seven(a0, a1, a2, a3, a4, a5, a6, b0, b1, b2, b3, b4, b5, b6):
+    """Combines seven sums of one `tl.reduce`, which shares the barriers among them."""
+    return a0 + b0, a1 + b1, a2 + b2, a3 + b3, a4 + b4, a5 + b5, a6 + b6
 
 
 @triton.jit
@@ -148,10 +155,14 @@ def decode_angle(
 
     axis_cos = tl.load(params_ptr + NET.bin_axes + bin, mask=is_bin, other=0.0)
     axis_sin = tl.load(params_ptr + NET.bin_axes + NET.bins + bin, mask=is_bin, other=0.0)
-    _, cos, sin = window_sum(probability, axis_cos, axis_sin, best, bin, NET.bins)
-    second_probability, second_cos, second_sin = window_sum(probability, axis_cos, axis_sin, second, bin, NET.bins)
-    all_cos = tl.sum(probability * axis_cos, 0)
-    all_sin = tl.sum(probability * axis_sin, 0)
+    near, near_second = window(probability, best, bin, NET.bins), window(probability, second, bin, NET.bins)
+    cos, sin, second_probability, second_cos, second_sin, all_cos, all_sin = tl.reduce(
+        (
+            near * axis_cos, near * axis_sin, near_second, near_second * axis_cos, near_second * axis_sin,
+            probability * axis_cos, probability * axis_sin,
+        ),
+        0, add_seven,
+    )  # fmt: skip
 
     length = tl.sqrt(cos * cos + sin * sin + 1e-12)
     confidence = tl.sqrt(all_cos * all_cos + all_sin * all_sin)
@@ -161,25 +172,47 @@ def decode_angle(
 
 
 @triton.jit
+def load_regressors(orientation_means_ptr, feature_means_ptr, code_ptr, params_ptr, row, NET: tl.constexpr):
+    """Rows of [orientation feature means, feature means, mu, class weights], float32; 0 beyond the last.
+
+    The projection's rows are in this order, one behind the other (`layout.ScoreLayout`).
+    """
+    FEATURES: tl.constexpr = NET.orientation_feature_channels
+    CODE: tl.constexpr = FEATURES + NET.feature_channels
+    is_code = (row >= CODE) & (row < CODE + NET.latent + NET.classes)
+    means = tl.load(feature_means_ptr + row - FEATURES, mask=(row >= FEATURES) & (row < CODE), other=0.0)
+    if NET.int8 and NET.pooled:  # as the classifier reads them
+        scale = tl.load(params_ptr + NET.linears[CLASSIFIER_LOGITS].input_scale + 1)
+        means = quantize(means, params_ptr, NET, CLASSIFIER_LOGITS).to(tl.float32) * scale
+    means += tl.load(code_ptr + row - CODE, mask=is_code, other=0.0)
+    if FEATURES > 0:
+        means += tl.load(orientation_means_ptr + row, mask=row < FEATURES, other=0.0)
+    return means
+
+
+@triton.jit
 def classify_and_score(
-    features_ptr, orientation_means_ptr, feature_means_ptr, orientation_logits, uncertainty, weights_ptr, params_ptr,
-    whitening_ptr, NET: tl.constexpr, CLASSES: tl.constexpr, LATENT: tl.constexpr, HIDDEN: tl.constexpr,
+    features_ptr, orientation_means_ptr, feature_means_ptr, code_ptr, orientation_logits, uncertainty, weights_ptr,
+    params_ptr, whitening_ptr, NET: tl.constexpr, CLASSES: tl.constexpr, LATENT: tl.constexpr, HIDDEN: tl.constexpr,
     FEATURES: tl.constexpr, COMPONENTS: tl.constexpr, CLUSTERS: tl.constexpr, BLOCK_FC: tl.constexpr,
 ):  # fmt: skip
-    """Features of the encoder to (probabilities [CLASSES], mu [LATENT], class weights [CLASSES], partial score,
-    predicted reconstruction error).
+    """Features of the encoder to (probabilities [CLASSES], partial score, predicted reconstruction error), and to
+    code_ptr, where mu and the class weights are stored.
 
         mu     = features · W_mu + b
         logits = relu(mu · W_1 + b_1) · W_2 + b_2 + orientation_logits    (NET.pooled: feature means · W_2 + b_2 + …)
                + features · W_3 + b_3 with NET.second_classifier
         class weights = softmax(logits),   probabilities = softmax(logits / temperature)
-        z, predicted error = [feature means, mu, class weights] · projection + offset
+        z, predicted error = [both feature means, mu, class weights] · projection + offset
         partial score = w_1 · |whitened(z)| + w_2 · energy + w_3 · uncertainty − constant
 
     The partial score is all of the anomaly score but the reconstruction term. `orientation_logits` [CLASSES] come
     from the orientation head; `uncertainty` is log(1.001 − angle confidence); both are 0 without one. The capitals are
     the lengths of the vectors, powers of two.
     """
+    REGRESSORS: tl.constexpr = (
+        NET.orientation_feature_channels + NET.feature_channels + NET.latent + NET.classes
+    )
     code, klass = tl.arange(0, LATENT), tl.arange(0, CLASSES)
     code_mask, class_mask = code < NET.latent, klass < NET.classes
 
@@ -187,11 +220,9 @@ def classify_and_score(
     mu = vecmat_global(features_ptr, weights_ptr, NET, MU, code, BLOCK_FC)
     mu = dequant_bias(mu, params_ptr, NET, MU, code, code_mask)
     channel = tl.arange(0, FEATURES)
-    means = tl.load(feature_means_ptr + channel, mask=channel < NET.feature_channels, other=0.0)
     if NET.pooled:
+        means = tl.load(feature_means_ptr + channel, mask=channel < NET.feature_channels, other=0.0)
         x = quantize(means, params_ptr, NET, CLASSIFIER_LOGITS)
-        if NET.int8:
-            means = x.to(tl.float32) * tl.load(params_ptr + NET.linears[CLASSIFIER_LOGITS].input_scale + 1)
     else:
         hidden_column = tl.arange(0, HIDDEN)
         hidden_mask = hidden_column < NET.hidden
@@ -223,33 +254,27 @@ def classify_and_score(
     probabilities = tl.exp((logits - largest) * tl.load(params_ptr + NET.inverse_temperature))
     probabilities = probabilities / tl.sum(probabilities, 0)
 
-    # Projection of the regressors to whitened components. Its last column, the predicted error, is read alone: a vector
-    # of components + 1 would be twice as long where components are a power of two.
+    # Projection of the regressors to whitened components, and to the predicted error. That is the matrix' last column,
+    # which is read alone: a vector of components + 1 would be twice as long where components are a power of two.
+    tl.store(code_ptr + code, mu, mask=code_mask)
+    tl.store(code_ptr + NET.latent + klass, class_weights, mask=class_mask)
+    tl.debug_barrier()
     ROW_STRIDE: tl.constexpr = (NET.score.components + 16) // 16 * 16
     component = tl.arange(0, COMPONENTS)
     component_mask = component < NET.score.components
-    error_column = tl.full((1,), NET.score.components, dtype=tl.int32)
-    always = error_column >= 0
-
-    matrix_ptr = params_ptr + NET.score.project_mu
-    z = vecmat(mu, matrix_ptr, NET.latent, ROW_STRIDE, component, component_mask)
-    error = vecmat(mu, matrix_ptr, NET.latent, ROW_STRIDE, error_column, always)
-    matrix_ptr = params_ptr + NET.score.project_classes
-    z += vecmat(class_weights, matrix_ptr, NET.classes, ROW_STRIDE, component, component_mask)
-    error += vecmat(class_weights, matrix_ptr, NET.classes, ROW_STRIDE, error_column, always)
-
-    matrix_ptr = params_ptr + NET.score.project_features
-    z += vecmat(means, matrix_ptr, NET.feature_channels, ROW_STRIDE, component, component_mask)
-    error += vecmat(means, matrix_ptr, NET.feature_channels, ROW_STRIDE, error_column, always)
-    if NET.bins > 0:
-        mask = channel < NET.orientation_feature_channels
-        means = tl.load(orientation_means_ptr + channel, mask=mask, other=0.0)
-        matrix_ptr = params_ptr + NET.score.project_orientation
-        z += vecmat(means, matrix_ptr, NET.orientation_feature_channels, ROW_STRIDE, component, component_mask)
-        error += vecmat(means, matrix_ptr, NET.orientation_feature_channels, ROW_STRIDE, error_column, always)
-
-    z += tl.load(params_ptr + NET.score.offset + component, mask=component_mask, other=0.0)
-    error = tl.sum(error, 0) + tl.load(params_ptr + NET.score.offset + NET.score.components)
+    z = tl.load(params_ptr + NET.score.offset + component, mask=component_mask, other=0.0)
+    error = tl.load(params_ptr + NET.score.offset + NET.score.components)
+    products = tl.zeros((BLOCK_FC, COMPONENTS), dtype=tl.float32)
+    error_products = tl.zeros((BLOCK_FC,), dtype=tl.float32)
+    for start in tl.static_range(0, REGRESSORS, BLOCK_FC):
+        row = start + tl.arange(0, BLOCK_FC)
+        x = load_regressors(orientation_means_ptr, feature_means_ptr, code_ptr, params_ptr, row, NET)
+        row_ptr = params_ptr + NET.score.project_orientation + row * ROW_STRIDE
+        mask = (row < REGRESSORS)[:, None] & component_mask[None, :]
+        products += x[:, None] * tl.load(row_ptr[:, None] + component[None, :], mask=mask, other=0.0)
+        error_products += x * tl.load(row_ptr + NET.score.components, mask=row < REGRESSORS, other=0.0)
+    z += tl.sum(products, 0)
+    error += tl.sum(error_products, 0)
     max_error = tl.load(params_ptr + NET.score.max_expected_error)
     error = tl.where(error > max_error, max_error, error)
 
@@ -276,7 +301,7 @@ def classify_and_score(
     terms_ptr = params_ptr + NET.score.terms
     score = tl.load(terms_ptr + 1) * distance + tl.load(terms_ptr + 2) * energy
     score += tl.load(terms_ptr + 3) * uncertainty - tl.load(terms_ptr + 4)
-    return probabilities, mu, class_weights, score, error
+    return probabilities, score, error
 
 
 @triton.jit
@@ -325,17 +350,13 @@ def content_head(
         logits = tl.load(logits_ptr + n * NET.classes + klass, mask=klass < NET.classes, other=0.0)
         uncertainty = tl.log(1.001 - tl.load(orientation_ptr + n * 6 + 3))
 
-    probabilities, mu, class_weights, score, error = classify_and_score(
+    probabilities, score, error = classify_and_score(
         features_ptr + n * NET.linears[MU].in_features, orientation_means_ptr + n * NET.orientation_feature_channels,
-        feature_means_ptr + n * NET.feature_channels, logits, uncertainty, weights_ptr, params_ptr, whitening_ptr, NET,
+        feature_means_ptr + n * NET.feature_channels, code_ptr + n * (NET.latent + NET.classes), logits, uncertainty, weights_ptr, params_ptr, whitening_ptr, NET,
         PAD.classes, PAD.latent, PAD.hidden, PAD.features, PAD.components, PAD.clusters, BLOCK_FC,
     )  # fmt: skip
 
     tl.store(probabilities_ptr + n * NET.classes + klass, probabilities, mask=klass < NET.classes)
-    code = tl.arange(0, PAD.latent)
-    code_ptr += n * (NET.latent + NET.classes)
-    tl.store(code_ptr + code, mu, mask=code < NET.latent)
-    tl.store(code_ptr + NET.latent + klass, class_weights, mask=klass < NET.classes)
     tl.store(score_ptr + n * 2, score)
     tl.store(score_ptr + n * 2 + 1, error)
 

@@ -82,7 +82,7 @@ def as_dot_operand(x):
 def relu(value, enabled):
     """max(value, 0) where `enabled` is not 0, else value. NaN stays NaN, as in PyTorch."""
     lowest = tl.where(enabled != 0, 0.0, float("-inf"))
-    return tl.where(value < lowest, lowest, value)
+    return tl.maximum(value, lowest, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -109,6 +109,14 @@ def quantize_relu_int8(value):
     if INTERPRETED:
         value = tl.where(value == value, value, 0.0)  # noqa: PLR0124  # the interpreter's maximum keeps NaN
     return round_to_int8(tl.minimum(tl.maximum(value, 0.0), 127.0))
+
+
+@triton.jit
+def quantize_pixel(value):
+    """`quantize_relu_int8`, but as float32."""
+    if INTERPRETED:
+        value = tl.where(value == value, value, 0.0)  # noqa: PLR0124  # the interpreter's maximum keeps NaN
+    return (tl.minimum(tl.maximum(value, 0.0), 127.0) + 12582912.0) - 12582912.0
 
 
 @triton.jit
@@ -204,4 +212,62 @@ def implicit_gemm_mainloop(
 
     if SPLIT_N:
         acc = tl.join(acc, acc_odd).reshape(BLOCK_M, BLOCK_N)  # even and odd channels back in turn
+    return acc
+
+
+@triton.jit
+def image_mainloop(
+    x_ptr, w_ptr, oy, ox, row_mask, n_start, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, IN_CHANNELS: tl.constexpr,
+    OUT_CHANNELS: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, KERNEL_ROWS: tl.constexpr, ACC_DTYPE: tl.constexpr,
+    W_K_MAJOR: tl.constexpr,
+):  # fmt: skip
+    """`implicit_gemm_mainloop` of one image whose sizes are known to the compiler, padded by KERNEL // 2.
+
+    A step of the loop is BLOCK_K channels of a kernel position or, with KERNEL_ROWS, a whole row of the kernel: the
+    pixels under it lie side by side in memory, KERNEL · IN_CHANNELS summed indices, at most BLOCK_K. There are a third
+    of the steps then, and a matrix instruction is filled better where the channels are few.
+
+    Returns:
+        acc: [BLOCK_M, BLOCK_N] in ACC_DTYPE.
+    """
+    TAPS: tl.constexpr = KERNEL if KERNEL_ROWS else 1  # kernel positions of a step
+    DEPTH: tl.constexpr = TAPS * IN_CHANNELS
+    CHANNELS: tl.constexpr = 1 if KERNEL_ROWS else IN_CHANNELS  # that a kernel position's steps go over
+    iy0 = tl.where(row_mask, oy * STRIDE - KERNEL // 2, OUT_OF_IMAGE)
+    ix0 = ox * STRIDE - KERNEL // 2
+    k = tl.arange(0, BLOCK_K)
+    column = n_start + tl.arange(0, BLOCK_N)
+
+    # Pointers of the first step; a further one adds a scalar to all of them.
+    x_ptrs = x_ptr + ((iy0 * WIDTH + ix0) * IN_CHANNELS)[:, None] + k[None, :]
+    if W_K_MAJOR:  # [R, S, K, C]
+        w_ptrs = w_ptr + (k // IN_CHANNELS * (OUT_CHANNELS * IN_CHANNELS) + k % IN_CHANNELS)[:, None]
+        w_ptrs += (column * IN_CHANNELS)[None, :]
+        W_CHANNEL: tl.constexpr = 1
+    else:  # [R, S, C, K]
+        w_ptrs = w_ptr + (k * OUT_CHANNELS)[:, None] + column[None, :]
+        W_CHANNEL: tl.constexpr = OUT_CHANNELS
+
+    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC_DTYPE)
+    for r in range(KERNEL):
+        row_in_image = in_bounds(iy0 + r, HEIGHT)
+        for s in range(KERNEL // TAPS):
+            for c in range(0, CHANNELS, BLOCK_K):
+                if KERNEL_ROWS:
+                    a_mask = row_in_image[:, None] & in_bounds(ix0[:, None] + (k // IN_CHANNELS)[None, :], WIDTH)
+                else:
+                    a_mask = (row_in_image & in_bounds(ix0 + s, WIDTH))[:, None]
+                if DEPTH % BLOCK_K:
+                    a_mask = a_mask & (k < DEPTH - c)[None, :]
+                a_ptrs = x_ptrs + ((r * WIDTH + s) * IN_CHANNELS + c)
+                a = as_dot_operand(tl.load(a_ptrs, mask=a_mask, other=0.0))
+
+                b_ptrs = w_ptrs + ((r * KERNEL + s) * (IN_CHANNELS * OUT_CHANNELS) + c * W_CHANNEL)
+                if DEPTH % BLOCK_K or OUT_CHANNELS % BLOCK_N:
+                    b_mask = (k < DEPTH - c)[:, None] & (column < OUT_CHANNELS)[None, :]
+                    b = as_dot_operand(tl.load(b_ptrs, mask=b_mask, other=0.0))
+                else:
+                    b = as_dot_operand(tl.load(b_ptrs))
+                acc = tl.dot(a, b, acc, input_precision="tf32", out_dtype=ACC_DTYPE)
     return acc

@@ -56,6 +56,7 @@ class ConvLayout:
         bias: offset into params, [K]; int8: in units of the output, b / s_y.
         output_scale: offset into params of s_y, the scale of an int8 output.
         block_m, block_n, block_k: tile of the implicit GEMM: output pixels, output channels, input channels.
+        kernel_rows: whether block_k covers a row of the kernel with all its channels; see `kernel_row_mainloop`.
     """
 
     height: int
@@ -75,6 +76,7 @@ class ConvLayout:
     block_m: int = 0
     block_n: int = 0
     block_k: int = 0
+    kernel_rows: bool = False
 
     @property
     def pixels(self) -> int:
@@ -535,6 +537,7 @@ def with_tile_config(
     noinline: int = 0,
     split_n: int = 0,
     ctas_per_image: int = 1,
+    kernel_row: int = 0,
 ) -> NetworkLayout:
     """The layout as it is compiled: each layer gets its tile.
 
@@ -543,19 +546,26 @@ def with_tile_config(
         block_m, block_n, block_k: largest tile. A layer's tile is no larger than the layer.
         max_tile: elements that a tile [block_m, block_n] has at most.
         noinline, split_n, ctas_per_image: see `NetworkLayout`.
+        kernel_row: a layer whose kernel has rows of at most so many inputs goes over them row by row.
     """
     min_block_k = 32 if layout.int8 else 16  # what one matrix instruction takes
 
     def tile(layer: ConvLayout) -> ConvLayout:
         reads_image = layer.in_channels < ALIGNMENT
-        depth = layer.kernel_size**2 * layer.in_channels if reads_image else min(block_k, layer.in_channels)
+        row = layer.kernel_size * layer.in_channels
+        by_rows = not reads_image and layer.kernel_size > 1 and row <= kernel_row
+        if reads_image:
+            depth = layer.kernel_size * row
+        else:
+            depth = row if by_rows else min(block_k, layer.in_channels)
         width = max(16, min(block_n, next_power_of_two(layer.out_channels)))
         height = min(block_m, next_power_of_two(layer.out_pixels), max_tile // width)
         return replace(
             layer,
             block_m=max(MIN_TILE_PIXELS, height),
             block_n=width,
-            block_k=max(min_block_k, next_power_of_two(depth)),
+            block_k=max(16 if reads_image else min_block_k, next_power_of_two(depth)),
+            kernel_rows=by_rows,
         )
 
     layers = tuple(tile(layer) for layer in layout.layers)

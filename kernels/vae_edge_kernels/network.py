@@ -231,10 +231,11 @@ def tuned_layout(
         config["BLOCK_K"] = min(config["BLOCK_K"], 32)
     if net.reduction > 1 and net.int8 and ctas_per_image == 1:  # with wider tiles, up to 56 bytes are spilled
         config["BLOCK_N"] = min(config["BLOCK_N"], 32)
+    kernel_row = config.pop("KERNEL_ROW", 0)
     tile = [config.pop(name) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "MAX_TILE", "NOINLINE")]
     # What the split works around is in pipelined loops alone.
     split_n = use_split_n(architecture) if net.int8 and config["num_stages"] > 1 else 0
-    return with_tile_config(net, *tile, split_n, ctas_per_image), config
+    return with_tile_config(net, *tile, split_n, ctas_per_image, kernel_row), config
 
 
 def kernel_spec(net: NetworkLayout, architecture: int, ctas_per_image: int = 1) -> KernelSpec:

@@ -19,13 +19,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vae_edge_kernels.heads import atan2, classify_and_score, decode_angle, dequant_bias, quantize, vecmat
+from vae_edge_kernels.heads import atan2, classify_and_score, decode_angle, dequant_bias
 from vae_edge_kernels.implicit_gemm import (
+    OUT_OF_IMAGE,
     as_dot_operand,
     fma,
-    implicit_gemm_mainloop,
-    load_im2col_tile,
+    image_mainloop,
+    in_bounds,
     quantize_int8,
+    quantize_pixel,
     quantize_relu_int8,
     relu,
 )
@@ -67,6 +69,14 @@ def image_barrier(barrier_ptr, NET: tl.constexpr):
             pass
         tl.atomic_add(barrier_ptr, 0, sem="acquire", scope="gpu")
         tl.debug_barrier()
+
+
+@triton.jit
+def in_channels_mask(column, CHANNELS: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Whether a tile's output channels are there, [BLOCK_N]; known to the compiler where the tiles fill the layer."""
+    if CHANNELS % BLOCK_N == 0:
+        return tl.full((BLOCK_N,), 1, dtype=tl.int1)
+    return column < CHANNELS
 
 
 @triton.jit
@@ -123,7 +133,8 @@ def first_conv(x_ptr, target_ptr, weights_ptr, params_ptr, scale, cta_rank, NET:
 
     x: [height, width, channels], uint8 or float32, of 1 or 3 channels; for int8, `scale` includes 1 / s_x.
     So few channels do not fill a matrix instruction. Therefore one dot sums over all R · S · C_in inputs of a pixel,
-    gathered side by side (im2col), and the weights stay in registers for all tiles of rows.
+    gathered side by side (im2col), and the weights stay in registers for all tiles of rows. Where an int8 matrix
+    instruction (32 inputs) would be half empty, the whole numbers are multiplied in float16: the sums are the same.
     """
     WIDTH: tl.constexpr = NET.layers[I].out_width
     PIXELS: tl.constexpr = NET.layers[I].out_height * NET.layers[I].out_width
@@ -133,13 +144,20 @@ def first_conv(x_ptr, target_ptr, weights_ptr, params_ptr, scale, cta_rank, NET:
     KERNEL: tl.constexpr = NET.layers[I].kernel_size
     K_SIZE: tl.constexpr = KERNEL * KERNEL * NET.layers[I].in_channels
     OUT_CHANNELS: tl.constexpr = NET.layers[I].out_channels
+    CHANNELS: tl.constexpr = NET.layers[I].in_channels
+    STRIDE: tl.constexpr = NET.layers[I].stride
     zero = opaque_zero(params_ptr, NET)
-    k = zero + tl.arange(0, BLOCK_K)
+
+    # Column k of the im2col matrix is the channel k % C of the kernel position k // C.
+    k = tl.arange(0, BLOCK_K)
+    kernel_y = (k // CHANNELS // KERNEL)[None, :]
+    kernel_x = (k // CHANNELS % KERNEL)[None, :]
+    offset = (kernel_y * NET.layers[I].width + kernel_x) * CHANNELS + (k % CHANNELS)[None, :]
 
     for n_start in tl.static_range(0, OUT_CHANNELS, BLOCK_N):
         # Weights [BLOCK_K, BLOCK_N] of these output channels: stored [K, R·S·C] for int8, [R·S·C, K] for float16.
         column = zero + n_start + tl.arange(0, BLOCK_N)
-        column_mask = column < NET.layers[I].out_channels
+        column_mask = in_channels_mask(column, OUT_CHANNELS, BLOCK_N)
         w_mask = (k < K_SIZE)[:, None] & column_mask[None, :]
         w_ptr = weights_ptr + NET.layers[I].weights
         if NET.int8:
@@ -150,13 +168,17 @@ def first_conv(x_ptr, target_ptr, weights_ptr, params_ptr, scale, cta_rank, NET:
         for start in range(cta_rank * BLOCK_M, PIXELS, BLOCK_M * NET.ctas_per_image):
             # Load.
             row = zero + start + tl.arange(0, BLOCK_M)
-            x = load_im2col_tile(
-                x_ptr, row * 0, row // WIDTH, row % WIDTH, row < PIXELS, NET.layers[I].height, NET.layers[I].width,
-                NET.layers[I].in_channels, KERNEL, KERNEL, NET.layers[I].stride, KERNEL // 2, KERNEL // 2, BLOCK_K,
-            ).to(tl.float32)  # fmt: skip
+            iy0 = tl.where(row < PIXELS, row // WIDTH * STRIDE - KERNEL // 2, OUT_OF_IMAGE)
+            ix0 = row % WIDTH * STRIDE - KERNEL // 2
+            mask = in_bounds(iy0[:, None] + kernel_y, NET.layers[I].height)
+            mask &= in_bounds(ix0[:, None] + kernel_x, NET.layers[I].width) & (k < K_SIZE)[None, :]
+            corner = (iy0 * NET.layers[I].width + ix0) * CHANNELS
+            x = tl.load(x_ptr + (corner[:, None] + offset), mask=mask, other=0).to(tl.float32)
 
             # Compute.
-            if NET.int8:
+            if NET.int8 and BLOCK_K < 32:
+                acc = tl.dot(quantize_pixel(x * scale).to(tl.float16), w.to(tl.float16))
+            elif NET.int8:
                 acc = tl.dot(quantize_relu_int8(x * scale), w, out_dtype=tl.int32)  # a pixel is not below 0
             else:
                 acc = tl.dot(as_dot_operand((x * scale).to(w.dtype)), as_dot_operand(w), input_precision="tf32")
@@ -171,15 +193,14 @@ def conv_tile(source_ptr, weights_ptr, NET: tl.constexpr, I: tl.constexpr, row, 
     """Accumulators of a tile: output pixels `row` and output channels from n_start on, float32 or int32."""
     WIDTH: tl.constexpr = NET.layers[I].out_width
     KERNEL: tl.constexpr = NET.layers[I].kernel_size
-    n = row * 0
     oy = row // WIDTH
     ox = row % WIDTH
     row_mask = row < NET.layers[I].out_height * NET.layers[I].out_width
-    return implicit_gemm_mainloop(
-        source_ptr, weights_ptr + NET.layers[I].weights, n, oy, ox, row_mask, n_start, NET.layers[I].height,
-        NET.layers[I].width, NET.layers[I].in_channels, NET.layers[I].out_channels, KERNEL, KERNEL,
-        NET.layers[I].stride, KERNEL // 2, KERNEL // 2, NET.layers[I].block_m, NET.layers[I].block_n,
-        NET.layers[I].block_k, tl.int32 if NET.int8 else tl.float32, 1 if NET.int8 else 0, NET.split_n,
+    return image_mainloop(
+        source_ptr, weights_ptr + NET.layers[I].weights, oy, ox, row_mask, n_start, NET.layers[I].height,
+        NET.layers[I].width, NET.layers[I].in_channels, NET.layers[I].out_channels, KERNEL, NET.layers[I].stride,
+        NET.layers[I].block_m, NET.layers[I].block_n, NET.layers[I].block_k, NET.layers[I].kernel_rows,
+        tl.int32 if NET.int8 else tl.float32, 1 if NET.int8 else 0,
     )  # fmt: skip
 
 
@@ -204,7 +225,7 @@ def hidden_conv(
         n_start = zero + tile % TILES_N * BLOCK_N
         row = zero + tile // TILES_N * BLOCK_M + tl.arange(0, BLOCK_M)
         column = n_start + tl.arange(0, BLOCK_N)
-        column_mask = column < OUT_CHANNELS
+        column_mask = in_channels_mask(column, OUT_CHANNELS, BLOCK_N)
 
         acc = conv_tile(source_ptr, weights_ptr, NET, I, row, n_start)
         value = scale_bias_relu(acc, params_ptr, NET, I, column, column_mask)
@@ -336,12 +357,12 @@ def head_content(
     )  # fmt: skip
     tl.debug_barrier()
 
-    klass, code = tl.arange(0, PAD.classes), tl.arange(0, PAD.latent)
+    klass = tl.arange(0, PAD.classes)
     logits = tl.load(own_ptr + NET.workspace.logits + klass, mask=klass < NET.classes, other=0.0)
     uncertainty = tl.load(own_ptr + NET.workspace.orientation + 2)
-    probabilities, mu, class_weights, score, error = classify_and_score(
+    probabilities, score, error = classify_and_score(
         features_ptr, own_ptr + NET.workspace.orientation_means, own_ptr + NET.workspace.feature_means,
-        logits, uncertainty, weights_ptr, params_ptr, whitening_ptr, NET, PAD.classes, PAD.latent, PAD.hidden,
+        own_ptr + NET.workspace.code, logits, uncertainty, weights_ptr, params_ptr, whitening_ptr, NET, PAD.classes, PAD.latent, PAD.hidden,
         PAD.features, PAD.components, PAD.clusters, BLOCK_FC,
     )  # fmt: skip
 
@@ -349,9 +370,6 @@ def head_content(
     if NET.score.fast:
         tl.store(score_ptr, score, mask=cta_rank == 0)
     else:
-        tl.store(own_ptr + NET.workspace.code + code, mu, mask=code < NET.latent)
-        code_ptr = own_ptr + NET.workspace.code + NET.latent
-        tl.store(code_ptr + klass, class_weights, mask=klass < NET.classes)
         tl.store(own_ptr + NET.workspace.partial_score, score)
         tl.store(own_ptr + NET.workspace.partial_score + 1, error)
 
@@ -388,16 +406,28 @@ def decoder_fc(
     own_ptr, target_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr, PAD: tl.constexpr,
     BLOCK_FC: tl.constexpr,
 ):  # fmt: skip
-    """The decoder's first layer: relu([mu, class weights] · W + b) into an activation buffer [rows, columns, width]."""
-    code = tl.arange(0, PAD.code)
-    x = tl.load(own_ptr + NET.workspace.code + code, mask=code < NET.latent + NET.classes, other=0.0)
-    x = quantize(x, params_ptr, NET, DECODER)
+    """The decoder's first layer: relu([mu, class weights] · W + b) into an activation buffer [rows, columns, width].
+
+    The code is rounded to the weights' type. It is the first of 16 rows of a matrix, the others of which are 0.
+    """
+    IN_FEATURES: tl.constexpr = NET.latent + NET.classes
+    k, row = tl.arange(0, PAD.code), tl.arange(0, 16)
+    is_code = (k < IN_FEATURES)[None, :] & (row == 0)[:, None]
+    x = tl.load(own_ptr + NET.workspace.code + k[None, :] + row[:, None] * 0, mask=is_code, other=0.0)
+    if NET.int8:
+        x = quantize_int8(x * tl.load(params_ptr + NET.linears[DECODER].input_scale))
+    else:
+        x = x.to(tl.float16)
 
     matrix_ptr = weights_ptr + NET.linears[DECODER].weights
     for start in range(cta_rank * BLOCK_FC, NET.linears[DECODER].out_features, BLOCK_FC * NET.ctas_per_image):
         column = start + tl.arange(0, BLOCK_FC)
         column_mask = column < NET.linears[DECODER].out_features
-        y = vecmat(x, matrix_ptr, NET.latent + NET.classes, NET.linears[DECODER].row_stride, column, column_mask)
+        w = tl.load(
+            matrix_ptr + k[:, None] * NET.linears[DECODER].row_stride + column[None, :],
+            mask=(k < IN_FEATURES)[:, None] & column_mask[None, :], other=0,
+        )  # fmt: skip
+        y = tl.sum(tl.dot(x, w, out_dtype=tl.int32 if NET.int8 else tl.float32), 0).to(tl.float32)
         y = dequant_bias(y, params_ptr, NET, DECODER, column, column_mask)
         y = quantize_relu_int8(y) if NET.int8 else relu(y, 1)
         tl.store(target_ptr + column, y.to(target_ptr.dtype.element_ty), mask=column_mask)
@@ -427,7 +457,7 @@ def decoder_error(workspace_ptr, source_ptr, weights_ptr, params_ptr, cta_rank, 
         n_start = zero + tile % TILES_N * BLOCK_N
         row = zero + tile // TILES_N * BLOCK_M + tl.arange(0, BLOCK_M)
         column = n_start + tl.arange(0, BLOCK_N)
-        column_mask = column < OUT_CHANNELS
+        column_mask = in_channels_mask(column, OUT_CHANNELS, BLOCK_N)
 
         acc = conv_tile(source_ptr, weights_ptr, NET, I, row, n_start)
         decoded = 1.0 / (1.0 + tl.exp(-scale_bias_relu(acc, params_ptr, NET, I, column, column_mask)))

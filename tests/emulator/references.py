@@ -361,6 +361,10 @@ ARITHMETIC: dict[str, Callable[..., Number]] = {
     "neg": exact.negate,
     "abs": exact.absolute,
 }
+NAN_WINS: dict[str, Callable[..., Number]] = {
+    "min": lambda a, b: math.nan if exact.is_nan(a) or exact.is_nan(b) else exact.least(a, b),
+    "max": lambda a, b: math.nan if exact.is_nan(a) or exact.is_nan(b) else exact.greatest(a, b),
+}
 OPERANDS = {"fma": 3, "neg": 1, "abs": 1}
 ROUNDED = ("add", "sub", "mul", "fma")
 
@@ -380,7 +384,9 @@ def float_reference(name: str, mods: list[str]) -> Reference | None:
             return None
     made: Reference | None = None
     if name in ARITHMETIC:
-        if (mods == ["rn"] and name in ROUNDED) or (not mods and name != "fma"):
+        if mods == ["NaN"] and name in ("min", "max") and element != "f64":
+            made = typed((element, element), element, NAN_WINS[name])
+        elif (mods == ["rn"] and name in ROUNDED) or (not mods and name != "fma"):
             made = typed((element,) * OPERANDS.get(name, 2), element, ARITHMETIC[name])
     elif kind == "f32" and mods == ["rn"]:
         rounded: dict[str, tuple[int, Callable[..., Number]]] = {

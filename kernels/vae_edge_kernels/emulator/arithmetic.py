@@ -52,6 +52,22 @@ def maximum(*values: Array) -> Array:
     return result
 
 
+def _canonical_nan(like: Array) -> Array:
+    """PTX's canonical NaN: all bits but the sign."""
+    width = like.dtype.itemsize
+    return np.array(2 ** (8 * width - 1) - 1, f"u{width}").view(like.dtype)
+
+
+def nan_minimum(a: Array, b: Array) -> Array:
+    """`min.NaN`: NaN where either is NaN."""
+    return np.where(np.isnan(a) | np.isnan(b), _canonical_nan(a), minimum(a, b))
+
+
+def nan_maximum(a: Array, b: Array) -> Array:
+    """`max.NaN`: NaN where either is NaN."""
+    return np.where(np.isnan(a) | np.isnan(b), _canonical_nan(a), maximum(a, b))
+
+
 def quotient_of_product(a: Array, b: Array) -> Array:
     """`div.approx.f32`, which is a · (1 / b): the reciprocal of a finite b beyond 2^126 is 0."""
     nothing = np.isfinite(b) & (np.abs(b) > np.float32(2.0**126))

@@ -124,6 +124,12 @@ def _floats() -> Iterator[tuple[str, Operation]]:
             yield from both(f"fma.rn.{kind}", Operation((kind, kind, kind), kind, fma))
         yield from both(f"min.{kind}", Operation(two, kind, ar.minimum, kind == "f32"))
         yield from both(f"max.{kind}", Operation(two, kind, ar.maximum, kind == "f32"))
+        if kind != "f64":
+            yield f"min.NaN.{kind}", Operation(two, kind, ar.nan_minimum)
+            yield f"max.NaN.{kind}", Operation(two, kind, ar.nan_maximum)
+        if kind == "f32":
+            yield "min.ftz.NaN.f32", Operation(two, kind, _flushed(ar.nan_minimum))
+            yield "max.ftz.NaN.f32", Operation(two, kind, _flushed(ar.nan_maximum))
         yield from both(f"neg.{kind}", Operation((kind,), kind, np.negative))
         yield from both(f"abs.{kind}", Operation((kind,), kind, np.abs))
     for name, divide in (("full", np.divide), ("approx", ar.quotient_of_product), ("rn", np.divide)):
@@ -151,6 +157,8 @@ def _floats() -> Iterator[tuple[str, Operation]]:
         yield f"fma.rn.{kind}", Operation((kind, kind, kind), kind, _pairs(fma, element))
         for name, compute in (("min", ar.minimum), ("max", ar.maximum)):
             yield f"{name}.{kind}", Operation((kind, kind), kind, _pairs(compute, element))
+    for name, compute in (("min", ar.nan_minimum), ("max", ar.nan_maximum)):
+        yield f"{name}.NaN.f16x2", Operation(("f16x2", "f16x2"), "f16x2", _pairs(compute, np.float16))
     # sm_90 and later: float16 operands of a float32 sum
     wide = lambda a, b, c: ar.fused_multiply_add(a, b, c, np.float32)  # noqa: E731
     yield "fma.rn.f32.f16", Operation(("f16", "f16", "f32"), "f32", wide)
