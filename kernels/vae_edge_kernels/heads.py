@@ -55,6 +55,22 @@ def atan2(y, x):
 
 
 @triton.jit
+def load_fc_tile(weights_ptr, NET: tl.constexpr, I: tl.constexpr, k, column):
+    """w[k, column] of fully connected layer I, [BLOCK_K, BLOCK_N]; 0 beyond the layer.
+
+    A row of the memory is padded with zeros to a multiple of 16, so that its last vector can be read whole.
+    """
+    STRIDE: tl.constexpr = NET.linears[I].row_stride
+    if NET.int8:
+        offset = k[:, None] + column[None, :] * STRIDE
+        mask = (k < STRIDE)[:, None] & (column < NET.linears[I].out_features)[None, :]
+    else:
+        offset = k[:, None] * STRIDE + column[None, :]
+        mask = (k < NET.linears[I].in_features)[:, None] & (column < STRIDE)[None, :]
+    return tl.load(weights_ptr + NET.linears[I].weights + offset, mask=mask, other=0)
+
+
+@triton.jit
 def vecmat_global(x_ptr, weights_ptr, NET: tl.constexpr, I: tl.constexpr, column, BLOCK_FC: tl.constexpr):
     """y[k] = sum over c of x[c] · w[c, k] for the columns k of fully connected layer I, float32; 0 beyond the last.
 
@@ -68,25 +84,27 @@ def vecmat_global(x_ptr, weights_ptr, NET: tl.constexpr, I: tl.constexpr, column
         k = start + tl.arange(0, BLOCK_FC)
         is_input = (k < NET.linears[I].in_features)[None, :] & (row == 0)[:, None]
         x = tl.load(x_ptr + k[None, :] + row[:, None] * 0, mask=is_input, other=0)
-        w = tl.load(
-            weights_ptr + NET.linears[I].weights + k[:, None] * NET.linears[I].row_stride + column[None, :],
-            mask=(k < NET.linears[I].in_features)[:, None] & (column < NET.linears[I].row_stride)[None, :],
-            other=0,
-        )
-        acc = tl.dot(x, w, acc, out_dtype=ACC_DTYPE)
+        acc = tl.dot(x, load_fc_tile(weights_ptr, NET, I, k, column), acc, out_dtype=ACC_DTYPE)
     return tl.sum(acc, 0).to(tl.float32)
+
+
+@triton.jit
+def vecmat_fc(x, weights_ptr, NET: tl.constexpr, I: tl.constexpr, column):
+    """The same of a vector x in registers, zeros beyond in_features, as float32, or int32 for int8 weights."""
+    w = load_fc_tile(weights_ptr, NET, I, tl.arange(0, x.shape[0]), column)
+    return tl.sum(x[:, None] * w.to(x.dtype), 0).to(tl.float32)
 
 
 @triton.jit
 def vecmat(x, matrix_ptr, rows: tl.constexpr, row_stride: tl.constexpr, column, column_mask):
     """y[k] = sum over c of x[c] · m[c, k] for some columns k of a matrix [rows, row_stride], float32.
 
-    x: a vector in registers, zeros beyond `rows`. Sums are of its type: float32, or int32 where the matrix is int8.
+    x: a vector in registers, float32, zeros beyond `rows`.
     """
     k = tl.arange(0, x.shape[0])
     mask = (k < rows)[:, None] & column_mask[None, :]
     w = tl.load(matrix_ptr + k[:, None] * row_stride + column[None, :], mask=mask, other=0)
-    return tl.sum(x[:, None] * w.to(x.dtype), 0).to(tl.float32)
+    return tl.sum(x[:, None] * w.to(tl.float32), 0)
 
 
 @triton.jit
@@ -229,16 +247,10 @@ def classify_and_score(
         x = quantize(mu, params_ptr, NET, CLASSIFIER_HIDDEN)
         if NET.int8:
             mu = x.to(tl.float32) * tl.load(params_ptr + NET.linears[CLASSIFIER_HIDDEN].input_scale + 1)
-        matrix_ptr = weights_ptr + NET.linears[CLASSIFIER_HIDDEN].weights
-        hidden = vecmat(
-            x, matrix_ptr, NET.latent, NET.linears[CLASSIFIER_HIDDEN].row_stride, hidden_column, hidden_mask
-        )
+        hidden = vecmat_fc(x, weights_ptr, NET, CLASSIFIER_HIDDEN, hidden_column)
         hidden = relu(dequant_bias(hidden, params_ptr, NET, CLASSIFIER_HIDDEN, hidden_column, hidden_mask), 1)
         x = quantize(hidden, params_ptr, NET, CLASSIFIER_LOGITS)
-    logits = vecmat(
-        x, weights_ptr + NET.linears[CLASSIFIER_LOGITS].weights, NET.linears[CLASSIFIER_LOGITS].in_features,
-        NET.linears[CLASSIFIER_LOGITS].row_stride, klass, class_mask,
-    )  # fmt: skip
+    logits = vecmat_fc(x, weights_ptr, NET, CLASSIFIER_LOGITS, klass)
     logits = dequant_bias(logits, params_ptr, NET, CLASSIFIER_LOGITS, klass, class_mask) + orientation_logits
     if NET.second_classifier:
         second = vecmat_global(features_ptr, weights_ptr, NET, SECOND_CLASSIFIER, klass, BLOCK_FC)

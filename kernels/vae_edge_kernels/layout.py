@@ -94,8 +94,10 @@ class LinearLayout:
     """A fully connected layer for one vector.
 
     Attributes:
-        row_stride: elements from one row of the matrix to the next; out_features, padded with zeros.
-        weights: offset into the weight buffer, [in_features, row_stride].
+        row_stride: elements from one row of the matrix to the next: out_features, or in_features of an int8 layer,
+            padded with zeros.
+        weights: offset into the weight buffer. float16: [in_features, row_stride]; int8: [out_features, row_stride],
+            because matrix instructions read 8-bit operands with the summed index contiguous.
         scale, bias: offsets into params, [out_features]; `scale` as in `ConvLayout`.
         input_scale: offset into params of two numbers, 1 / s_x and s_x, by which an int8 layer quantizes its input.
     """
@@ -152,6 +154,8 @@ class WorkspaceLayout:
     orientation_means to partial_score at `r * private_size` behind the offset.
 
     Attributes:
+        pixels: what a backbone's first layer reads: float16 [height + 2, width + 2, channels], the image with a border of
+            zeros, for int8 in whole numbers.
         upright: the derotated image [height, width, channels], 0 to 1.
         target: the same at the decoder's size; the same place where that is the image's.
         orientation_sums, feature_sums: sums over the pixels of each tile of the two feature layers, [tiles, channels].
@@ -164,6 +168,7 @@ class WorkspaceLayout:
         private_size: elements of a program's own region.
     """
 
+    pixels: int
     upright: int
     target: int
     orientation_sums: int
@@ -324,14 +329,15 @@ class LayoutBuilder:
             output_scale=self.params(1),
         )
 
-    def linear(self, in_features: int, out_features: int) -> LinearLayout:
+    def linear(self, in_features: int, out_features: int, int8: bool) -> LinearLayout:
         """A fully connected layer."""
-        row_stride = padded(out_features)
+        rows, row = (out_features, in_features) if int8 else (in_features, out_features)
+        row_stride = padded(row)
         return LinearLayout(
             in_features,
             out_features,
             row_stride,
-            weights=self.weights(in_features * row_stride),
+            weights=self.weights(rows * row_stride),
             scale=self.params(out_features),
             bias=self.params(out_features),
             input_scale=self.params(2),
@@ -414,6 +420,7 @@ def make_layout(
 
     feature_channels = _feature_channels(encoder_layers)
     orientation_feature_channels = _feature_channels(orientation_layers)
+    pixels = builder.workspace(-(-(size[0] + 2) * (size[1] + 2) * channels // 2))
     upright = builder.workspace(size[0] * size[1] * channels)
     has_target = decoder is not None and reduction > 1
     target = builder.workspace(decoded[0] * decoded[1] * channels) if has_target else upright
@@ -432,6 +439,7 @@ def make_layout(
     private_size = builder.workspace_size - start
     builder.workspace((MAX_CTAS_PER_IMAGE - 1) * private_size)
     workspace = WorkspaceLayout(
+        pixels=pixels,
         upright=upright,
         target=target,
         orientation_sums=orientation_sums,
@@ -440,6 +448,9 @@ def make_layout(
         private_size=private_size,
         **private,
     )
+
+    def linear(in_features: int, out_features: int) -> LinearLayout:
+        return builder.linear(in_features, out_features, int8)
 
     projected = padded(components + 1)
     return NetworkLayout(
@@ -456,12 +467,12 @@ def make_layout(
         orientation_layers=len(orientation_layers),
         encoder_layers=len(encoder_layers),
         linears=(
-            builder.linear(_features(encoder_layers), latent),
-            None if pooled else builder.linear(latent, hidden),
-            builder.linear(feature_channels if pooled else hidden, classes),
-            builder.linear(_features(orientation_layers), bins if pooled else classes + bins) if bins else None,
-            builder.linear(latent + classes, cells * decoder_width) if decoder else None,
-            builder.linear(_features(encoder_layers), classes) if second_classifier else None,
+            linear(_features(encoder_layers), latent),
+            None if pooled else linear(latent, hidden),
+            linear(feature_channels if pooled else hidden, classes),
+            linear(_features(orientation_layers), bins if pooled else classes + bins) if bins else None,
+            linear(latent + classes, cells * decoder_width) if decoder else None,
+            linear(_features(encoder_layers), classes) if second_classifier else None,
         ),
         grid_height=grid[0],
         grid_width=grid[1],

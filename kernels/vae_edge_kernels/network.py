@@ -27,6 +27,7 @@ from vae_edge_kernels.network_steps import (
     hidden_conv,
     identity_orientation,
     image_barrier,
+    load_image,
     reduce_upright,
     rotate_upright,
 )
@@ -42,6 +43,7 @@ def _noinline(function: Any) -> Any:
 # order of their names: a name that sorts elsewhere changes the machine code by a few instructions.
 first_conv_noinline = _noinline(first_conv)
 hidden_conv_noinline = _noinline(hidden_conv)
+load_image_noinline = _noinline(load_image)
 rotate_upright_noinline = _noinline(rotate_upright)
 reduce_upright_noinline = _noinline(reduce_upright)
 head_orientation_noinline = _noinline(head_orientation)
@@ -53,16 +55,16 @@ full_score_noinline = _noinline(full_score)
 
 @triton.jit
 def backbone(
-    x_ptr, activations_ptr, sums_ptr, weights_ptr, params_ptr, barrier_ptr, scale, cta_rank, NET: tl.constexpr,
+    workspace_ptr, activations_ptr, sums_ptr, weights_ptr, params_ptr, barrier_ptr, cta_rank, NET: tl.constexpr,
     FROM: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
-    """COUNT convolutions from layer FROM on, from the pixels at x_ptr; returns the address of the last feature maps.
+    """COUNT convolutions from layer FROM on, from the workspace's pixels; returns the address of the last feature maps.
 
     Layer i of the backbone reads activation buffer (i − 1) % 2 and writes i % 2.
     """
     stem: tl.constexpr = first_conv_noinline if NET.noinline else first_conv
     layer: tl.constexpr = hidden_conv_noinline if NET.noinline else hidden_conv
-    stem(x_ptr, activations_ptr, weights_ptr, params_ptr, scale, cta_rank, NET, FROM)
+    stem(workspace_ptr, activations_ptr, weights_ptr, params_ptr, cta_rank, NET, FROM)
     image_barrier(barrier_ptr, NET)
 
     for i in tl.static_range(1, COUNT):
@@ -80,46 +82,48 @@ def classify_image(
     NET: tl.constexpr, PAD: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_FC: tl.constexpr,
 ):  # fmt: skip
     """One image. Image, activations, workspace, barrier and outputs point at what is the image's or its slot's own."""
+    load: tl.constexpr = load_image_noinline if NET.noinline else load_image
     derotate: tl.constexpr = rotate_upright_noinline if NET.noinline else rotate_upright
     orientation: tl.constexpr = head_orientation_noinline if NET.noinline else head_orientation
     content: tl.constexpr = head_content_noinline if NET.noinline else head_content
-    upright_ptr = workspace_ptr + NET.workspace.upright
     own_ptr = workspace_ptr + cta_rank * NET.workspace.private_size
 
     # 1. Orientation: θ of the image as it is. Behind a circular mask it reads a masked copy, "derotated" by 0.
     if NET.bins == 0 or NET.circular_mask:
         identity_orientation(own_ptr, angle_ptr, uncertainty_ptr, cta_rank, NET, PAD)
     if NET.bins > 0:
-        scale = 1.0 / 255.0
-        pixels_ptr = image_ptr
-        if NET.circular_mask:
-            tl.debug_barrier()
-            derotate(image_ptr, workspace_ptr, own_ptr, params_ptr, cta_rank, NET, BLOCK_SIZE, False)
-            scale = 1.0
-            pixels_ptr = upright_ptr
-            image_barrier(barrier_ptr, NET)
+        scale = 1.0 if NET.circular_mask else 1.0 / 255.0
         if NET.int8:
             scale *= tl.load(params_ptr + NET.image_scale)
+        if NET.circular_mask:
+            tl.debug_barrier()
+            derotate(image_ptr, workspace_ptr, own_ptr, params_ptr, scale, cta_rank, NET, BLOCK_SIZE, False)
+        else:
+            load(image_ptr, workspace_ptr, scale, cta_rank, NET, BLOCK_SIZE)
+        image_barrier(barrier_ptr, NET)
         features_ptr = backbone(
-            pixels_ptr, activations_ptr, workspace_ptr + NET.workspace.orientation_sums, weights_ptr, params_ptr,
-            barrier_ptr, scale, cta_rank, NET, 0, NET.orientation_layers,
+            workspace_ptr, activations_ptr, workspace_ptr + NET.workspace.orientation_sums, weights_ptr, params_ptr,
+            barrier_ptr, cta_rank, NET, 0, NET.orientation_layers,
         )  # fmt: skip
         orientation(
             features_ptr, own_ptr, angle_ptr, uncertainty_ptr, weights_ptr, params_ptr, cta_rank, NET, PAD, BLOCK_FC
         )
 
     # 2. Derotation.
-    tl.debug_barrier()
-    derotate(image_ptr, workspace_ptr, own_ptr, params_ptr, cta_rank, NET, BLOCK_SIZE, NET.int8 and NET.bins > 0)
-    image_barrier(barrier_ptr, NET)
-
-    # 3. Encoder and classifier; in the fast score mode this is all.
     upright_scale = 1.0
     if NET.int8:
         upright_scale = tl.load(params_ptr + NET.upright_scale)
+    tl.debug_barrier()
+    derotate(
+        image_ptr, workspace_ptr, own_ptr, params_ptr, upright_scale, cta_rank, NET, BLOCK_SIZE,
+        NET.int8 and NET.bins > 0,
+    )  # fmt: skip
+    image_barrier(barrier_ptr, NET)
+
+    # 3. Encoder and classifier; in the fast score mode this is all.
     features_ptr = backbone(
-        upright_ptr, activations_ptr, workspace_ptr + NET.workspace.feature_sums, weights_ptr, params_ptr, barrier_ptr,
-        upright_scale, cta_rank, NET, NET.orientation_layers, NET.encoder_layers,
+        workspace_ptr, activations_ptr, workspace_ptr + NET.workspace.feature_sums, weights_ptr, params_ptr,
+        barrier_ptr, cta_rank, NET, NET.orientation_layers, NET.encoder_layers,
     )  # fmt: skip
     content(
         features_ptr, workspace_ptr, own_ptr, probabilities_ptr, score_ptr, weights_ptr, params_ptr, whitening_ptr,

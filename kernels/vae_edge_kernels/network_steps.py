@@ -19,9 +19,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vae_edge_kernels.heads import atan2, classify_and_score, decode_angle, dequant_bias
+from vae_edge_kernels.heads import atan2, classify_and_score, decode_angle, dequant_bias, load_fc_tile
 from vae_edge_kernels.implicit_gemm import (
-    OUT_OF_IMAGE,
     as_dot_operand,
     fma,
     image_mainloop,
@@ -128,31 +127,71 @@ def dequantize_stored(value, params_ptr, NET: tl.constexpr, I: tl.constexpr):
 
 
 @triton.jit
-def first_conv(x_ptr, target_ptr, weights_ptr, params_ptr, scale, cta_rank, NET: tl.constexpr, I: tl.constexpr):
-    """A backbone's first layer: y = relu(conv(x · scale, w) + b), from an image to the first activation buffer.
+def pixels_ptr(workspace_ptr, NET: tl.constexpr):
+    """Where `store_pixels` stores the image: float16 [height + 2, width + 2, channels]."""
+    return (workspace_ptr + NET.workspace.pixels).to(tl.pointer_type(tl.float16))
 
-    x: [height, width, channels], uint8 or float32, of 1 or 3 channels; for int8, `scale` includes 1 / s_x.
-    So few channels do not fill a matrix instruction. Therefore one dot sums over all R · S · C_in inputs of a pixel,
-    gathered side by side (im2col), and the weights stay in registers for all tiles of rows. Where an int8 matrix
-    instruction (32 inputs) would be half empty, the whole numbers are multiplied in float16: the sums are the same.
+
+@triton.jit
+def padded_coords(element, NET: tl.constexpr):
+    """Row, column and channel in the image of an element of its padded copy, and whether it lies in the image."""
+    pixel = element // NET.channels
+    row, column = pixel // (NET.width + 2) - 1, pixel % (NET.width + 2) - 1
+    return row, column, element % NET.channels, in_bounds(row, NET.height) & in_bounds(column, NET.width)
+
+
+@triton.jit
+def store_pixels(value, scale, inside, element, workspace_ptr, NET: tl.constexpr):
+    """Elements of the image as a backbone's first layer reads it: value · scale, and 0 around the image.
+
+    For int8, `scale` includes 1 / s_x, and the pixels are rounded to whole numbers, which float16 holds.
+    """
+    PADDED_SIZE: tl.constexpr = (NET.height + 2) * (NET.width + 2) * NET.channels
+    value = tl.where(inside, value * scale, 0.0)
+    if NET.int8:
+        value = quantize_pixel(value)
+    tl.store(pixels_ptr(workspace_ptr, NET) + element, value.to(tl.float16), mask=element < PADDED_SIZE)
+
+
+@triton.jit
+def load_image(image_ptr, workspace_ptr, scale, cta_rank, NET: tl.constexpr, BLOCK_SIZE: tl.constexpr):
+    """The image, uint8 [height, width, channels], to `pixels` in the workspace."""
+    PADDED_SIZE: tl.constexpr = (NET.height + 2) * (NET.width + 2) * NET.channels
+    for start in range(cta_rank * BLOCK_SIZE, PADDED_SIZE, BLOCK_SIZE * NET.ctas_per_image):
+        element = start + tl.arange(0, BLOCK_SIZE)
+        row, column, channel, inside = padded_coords(element, NET)
+        offset = (row * NET.width + column) * NET.channels + channel
+        value = tl.load(image_ptr + offset, mask=inside, other=0).to(tl.float32)
+        store_pixels(value, scale, inside, element, workspace_ptr, NET)
+
+
+@triton.jit
+def first_conv(workspace_ptr, target_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr, I: tl.constexpr):
+    """A backbone's first layer: y = relu(conv(pixels, w) + b), into the first activation buffer.
+
+    The pixels, of 1 or 3 channels, are `store_pixels`'s. So few channels do not fill a matrix instruction. Therefore
+    one dot sums over all R · S · C_in inputs of a pixel, gathered side by side (im2col), and the weights stay in
+    registers for all tiles of rows. Both are float16 in int8 networks too: its products of whole numbers are exact.
     """
     WIDTH: tl.constexpr = NET.layers[I].out_width
     PIXELS: tl.constexpr = NET.layers[I].out_height * NET.layers[I].out_width
+    PADDED_WIDTH: tl.constexpr = NET.width + 2
     BLOCK_M: tl.constexpr = NET.layers[I].block_m
     BLOCK_N: tl.constexpr = NET.layers[I].block_n
     BLOCK_K: tl.constexpr = NET.layers[I].block_k
     KERNEL: tl.constexpr = NET.layers[I].kernel_size
-    K_SIZE: tl.constexpr = KERNEL * KERNEL * NET.layers[I].in_channels
-    OUT_CHANNELS: tl.constexpr = NET.layers[I].out_channels
-    CHANNELS: tl.constexpr = NET.layers[I].in_channels
     STRIDE: tl.constexpr = NET.layers[I].stride
+    CHANNELS: tl.constexpr = NET.layers[I].in_channels
+    K_SIZE: tl.constexpr = KERNEL * KERNEL * CHANNELS
+    OUT_CHANNELS: tl.constexpr = NET.layers[I].out_channels
     zero = opaque_zero(params_ptr, NET)
 
-    # Column k of the im2col matrix is the channel k % C of the kernel position k // C.
+    # Column k of the im2col matrix is the channel k % C of the kernel position k // C. Those behind the last one read
+    # any pixel: their weights are 0.
     k = tl.arange(0, BLOCK_K)
-    kernel_y = (k // CHANNELS // KERNEL)[None, :]
-    kernel_x = (k // CHANNELS % KERNEL)[None, :]
-    offset = (kernel_y * NET.layers[I].width + kernel_x) * CHANNELS + (k % CHANNELS)[None, :]
+    position = k // CHANNELS
+    offset = (position // KERNEL * PADDED_WIDTH + position % KERNEL) * CHANNELS + k % CHANNELS
+    x_ptrs = pixels_ptr(workspace_ptr, NET) + tl.where(k < K_SIZE, offset, 0)[None, :]
 
     for n_start in tl.static_range(0, OUT_CHANNELS, BLOCK_N):
         # Weights [BLOCK_K, BLOCK_N] of these output channels: stored [K, R·S·C] for int8, [R·S·C, K] for float16.
@@ -161,29 +200,17 @@ def first_conv(x_ptr, target_ptr, weights_ptr, params_ptr, scale, cta_rank, NET:
         w_mask = (k < K_SIZE)[:, None] & column_mask[None, :]
         w_ptr = weights_ptr + NET.layers[I].weights
         if NET.int8:
-            w = tl.load(w_ptr + column[None, :] * K_SIZE + k[:, None], mask=w_mask, other=0)
+            w = tl.load(w_ptr + column[None, :] * K_SIZE + k[:, None], mask=w_mask, other=0).to(tl.float16)
         else:
-            w = tl.load(w_ptr + k[:, None] * NET.layers[I].out_channels + column[None, :], mask=w_mask, other=0.0)
+            w = tl.load(w_ptr + k[:, None] * OUT_CHANNELS + column[None, :], mask=w_mask, other=0.0)
+        w = as_dot_operand(w)
 
         for start in range(cta_rank * BLOCK_M, PIXELS, BLOCK_M * NET.ctas_per_image):
-            # Load.
             row = zero + start + tl.arange(0, BLOCK_M)
-            iy0 = tl.where(row < PIXELS, row // WIDTH * STRIDE - KERNEL // 2, OUT_OF_IMAGE)
-            ix0 = row % WIDTH * STRIDE - KERNEL // 2
-            mask = in_bounds(iy0[:, None] + kernel_y, NET.layers[I].height)
-            mask &= in_bounds(ix0[:, None] + kernel_x, NET.layers[I].width) & (k < K_SIZE)[None, :]
-            corner = (iy0 * NET.layers[I].width + ix0) * CHANNELS
-            x = tl.load(x_ptr + (corner[:, None] + offset), mask=mask, other=0).to(tl.float32)
+            read = tl.minimum(row, PIXELS - 1)
+            corner = (read // WIDTH * PADDED_WIDTH + read % WIDTH) * (STRIDE * CHANNELS)
+            acc = tl.dot(as_dot_operand(tl.load(x_ptrs + corner[:, None])), w, input_precision="tf32")
 
-            # Compute.
-            if NET.int8 and BLOCK_K < 32:
-                acc = tl.dot(quantize_pixel(x * scale).to(tl.float16), w.to(tl.float16))
-            elif NET.int8:
-                acc = tl.dot(quantize_relu_int8(x * scale), w, out_dtype=tl.int32)  # a pixel is not below 0
-            else:
-                acc = tl.dot(as_dot_operand((x * scale).to(w.dtype)), as_dot_operand(w), input_precision="tf32")
-
-            # Store.
             value = scale_bias_relu(acc, params_ptr, NET, I, column, column_mask)
             store_tile(value, target_ptr, NET, I, row, column, column_mask)
 
@@ -256,35 +283,38 @@ def finish_avg_pool(sums_ptr, means_ptr, NET: tl.constexpr, PAD: tl.constexpr, F
 
 @triton.jit
 def rotate_upright(
-    image_ptr, workspace_ptr, own_ptr, params_ptr, cta_rank, NET: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    QUANTIZED: tl.constexpr,
+    image_ptr, workspace_ptr, own_ptr, params_ptr, input_scale, cta_rank, NET: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, QUANTIZED: tl.constexpr,
 ):  # fmt: skip
-    """upright = rotate(mask(image / 255), −θ) into the workspace, float32 [height, width, channels].
+    """upright = rotate(mask(image / 255), −θ) into the workspace, float32 [height, width, channels], and times
+    input_scale to `pixels`.
 
     image: uint8 [height, width, channels].  cos θ and sin θ are in the workspace.  QUANTIZED: fake-quantize the image
     first, as the int8 graph does. Without an orientation encoder the image is only scaled.
     """
-    SIZE: tl.constexpr = NET.height * NET.width * NET.channels
+    PADDED_SIZE: tl.constexpr = (NET.height + 2) * (NET.width + 2) * NET.channels
     scale = 1.0 / 255.0
     cos = tl.load(own_ptr + NET.workspace.orientation)
     sin = tl.load(own_ptr + NET.workspace.orientation + 1)
-    inv_input_scale, input_scale = 1.0, 1.0
+    inv_image_scale, image_scale = 1.0, 1.0
     if QUANTIZED:
-        inv_input_scale = tl.load(params_ptr + NET.image_scale)
-        input_scale = tl.load(params_ptr + NET.image_scale + 1)
+        inv_image_scale = tl.load(params_ptr + NET.image_scale)
+        image_scale = tl.load(params_ptr + NET.image_scale + 1)
 
-    for start in range(cta_rank * BLOCK_SIZE, SIZE, BLOCK_SIZE * NET.ctas_per_image):
+    for start in range(cta_rank * BLOCK_SIZE, PADDED_SIZE, BLOCK_SIZE * NET.ctas_per_image):
         element = start + tl.arange(0, BLOCK_SIZE)
+        row, column, channel, inside = padded_coords(element, NET)
+        offset = (row * NET.width + column) * NET.channels + channel
         if NET.bins > 0:
-            pixel = element // NET.channels
-            row, column = (pixel // NET.width).to(tl.float32), (pixel % NET.width).to(tl.float32)
             value = rotate_bilinear(
-                image_ptr, row, column, element % NET.channels, cos, -sin, NET.height, NET.width, NET.channels, scale,
-                NET.fill, inv_input_scale, input_scale, NET.circular_mask, QUANTIZED, NET.fill != 0.0,
+                image_ptr, row.to(tl.float32), column.to(tl.float32), channel, cos, -sin, NET.height, NET.width,
+                NET.channels, scale, NET.fill, inv_image_scale, image_scale, NET.circular_mask, QUANTIZED,
+                NET.fill != 0.0,
             )  # fmt: skip
         else:
-            value = tl.load(image_ptr + element, mask=element < SIZE, other=0).to(tl.float32) * scale
-        tl.store(workspace_ptr + NET.workspace.upright + element, value, mask=element < SIZE)
+            value = tl.load(image_ptr + offset, mask=inside, other=0).to(tl.float32) * scale
+        tl.store(workspace_ptr + NET.workspace.upright + offset, value, mask=inside)
+        store_pixels(value, input_scale, inside, element, workspace_ptr, NET)
 
 
 @triton.jit
@@ -419,14 +449,10 @@ def decoder_fc(
     else:
         x = x.to(tl.float16)
 
-    matrix_ptr = weights_ptr + NET.linears[DECODER].weights
     for start in range(cta_rank * BLOCK_FC, NET.linears[DECODER].out_features, BLOCK_FC * NET.ctas_per_image):
         column = start + tl.arange(0, BLOCK_FC)
         column_mask = column < NET.linears[DECODER].out_features
-        w = tl.load(
-            matrix_ptr + k[:, None] * NET.linears[DECODER].row_stride + column[None, :],
-            mask=(k < IN_FEATURES)[:, None] & column_mask[None, :], other=0,
-        )  # fmt: skip
+        w = load_fc_tile(weights_ptr, NET, DECODER, k, column)
         y = tl.sum(tl.dot(x, w, out_dtype=tl.int32 if NET.int8 else tl.float32), 0).to(tl.float32)
         y = dequant_bias(y, params_ptr, NET, DECODER, column, column_mask)
         y = quantize_relu_int8(y) if NET.int8 else relu(y, 1)

@@ -76,8 +76,7 @@ def linear(
 ) -> Tensor:
     """A fully connected layer, float32 [N, out_features]; with `prequantized` an int8 layer's x is int8 already."""
     layer = fc_layout(net, index)
-    matrix = weights[layer.weights : layer.weights + layer.in_features * layer.row_stride]
-    matrix = matrix.reshape(layer.in_features, -1)[:, : layer.out_features]
+    matrix = fc_matrix(weights, net, index)
     bias = params[layer.bias : layer.bias + layer.out_features]
     if not net.int8:
         return x.float() @ matrix.float() + bias
@@ -86,6 +85,16 @@ def linear(
     quantized = x if prequantized else quantize_int8(x * params[layer.input_scale])
     total = (quantized.double() @ matrix.double()).float()
     return fma(total, params[layer.scale : layer.scale + layer.out_features], bias)
+
+
+def fc_matrix(weights: Tensor, net: NetworkLayout, index: Fc) -> Tensor:
+    """The matrix of a fully connected layer, a view [in_features, out_features]."""
+    layer = fc_layout(net, index)
+    rows, columns = layer.in_features, layer.out_features
+    if net.int8:
+        rows, columns = columns, rows
+    matrix = weights[layer.weights : layer.weights + rows * layer.row_stride].reshape(rows, -1)[:, :columns]
+    return matrix.T if net.int8 else matrix
 
 
 def fake_quantize(x: Tensor, params: Tensor, layer: LinearLayout) -> Tensor:

@@ -27,6 +27,7 @@ from vae_edge.ops.heads import (
     check_whitening,
     content_head,
     fc_layout,
+    fc_matrix,
     orientation_head,
     parse_layout,
     reconstruction_error,
@@ -332,8 +333,7 @@ class _Layers:
     def _decoder_fc(self, code: Tensor) -> Tensor:
         """The decoder's first layer, as a 1×1 conv of an image of one pixel."""
         layer = fc_layout(self.net, Fc.DECODER)
-        matrix = self.weights[layer.weights : layer.weights + layer.in_features * layer.row_stride]
-        matrix = matrix.reshape(layer.in_features, -1)[:, : layer.out_features]
+        matrix = fc_matrix(self.weights, self.net, Fc.DECODER)
         bias = self.params[layer.bias : layer.bias + layer.out_features]
         is_short = layer.in_features <= MAX_STEM_K
         x = code[:, None, None, :].contiguous()

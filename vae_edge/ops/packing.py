@@ -265,7 +265,8 @@ class _Packer:
         weight = torch.cat([one.weight for one in found])
         if order is not None:
             weight = weight[:, order]
-        self.write_weights(layer.weights, F.pad(weight.T, (0, layer.row_stride - layer.out_features)))
+        matrix = weight if self.int8 else weight.T
+        self.write_weights(layer.weights, F.pad(matrix, (0, layer.row_stride - matrix.shape[1])))
         self.write(layer.bias, torch.cat([one.bias.double() / output_scale for one in found]))
         if self.int8:
             self.write(layer.scale, torch.cat([_requantization_scale(one, output_scale) for one in found]))
