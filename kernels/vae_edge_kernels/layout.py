@@ -210,7 +210,6 @@ class NetworkLayout:
         second_classifier: whether another fully connected layer classifies the encoder's features; its logits are added
             to the others.
         noinline: whether the machine code has each step as a function; see `network.network`.
-        split_n: whether a tile of 8-bit operands is two products; see `accumulate`.
         ctas_per_image: programs that work on one image; a power of two.
     """
 
@@ -249,7 +248,6 @@ class NetworkLayout:
     pooled: bool = False
     second_classifier: bool = False
     noinline: int = 0
-    split_n: int = 0
     ctas_per_image: int = 1
 
     @property
@@ -546,9 +544,9 @@ def with_tile_config(
     block_k: int,
     max_tile: int,
     noinline: int = 0,
-    split_n: int = 0,
-    ctas_per_image: int = 1,
     kernel_row: int = 0,
+    first_block_m: int = 1024,
+    ctas_per_image: int = 1,
 ) -> NetworkLayout:
     """The layout as it is compiled: each layer gets its tile.
 
@@ -556,8 +554,9 @@ def with_tile_config(
         layout: as `make_layout` made it.
         block_m, block_n, block_k: largest tile. A layer's tile is no larger than the layer.
         max_tile: elements that a tile [block_m, block_n] has at most.
-        noinline, split_n, ctas_per_image: see `NetworkLayout`.
+        noinline, ctas_per_image: see `NetworkLayout`.
         kernel_row: a layer whose kernel has rows of at most so many inputs goes over them row by row.
+        first_block_m: largest block_m of a backbone's first layer.
     """
     min_block_k = 32 if layout.int8 else 16  # what one matrix instruction takes
 
@@ -571,6 +570,7 @@ def with_tile_config(
             depth = row if by_rows else min(block_k, layer.in_channels)
         width = max(16, min(block_n, next_power_of_two(layer.out_channels)))
         height = min(block_m, next_power_of_two(layer.out_pixels), max_tile // width)
+        height = min(height, first_block_m) if reads_image else height
         return replace(
             layer,
             block_m=max(MIN_TILE_PIXELS, height),
@@ -580,7 +580,7 @@ def with_tile_config(
         )
 
     layers = tuple(tile(layer) for layer in layout.layers)
-    return replace(layout, layers=layers, noinline=noinline, split_n=split_n, ctas_per_image=ctas_per_image)
+    return replace(layout, layers=layers, noinline=noinline, ctas_per_image=ctas_per_image)
 
 
 @lru_cache(maxsize=256)

@@ -15,7 +15,6 @@ import triton
 import triton.language as tl
 
 from vae_edge_kernels.config import KernelSpec, current_architecture, get_config
-from vae_edge_kernels.implicit_gemm import use_split_n
 from vae_edge_kernels.layout import NetworkLayout, padded_sizes, with_tile_config
 from vae_edge_kernels.network_steps import (
     decoder_error,
@@ -33,6 +32,7 @@ from vae_edge_kernels.network_steps import (
 )
 
 OPERATOR = "network"
+TENSOR_MEMORY = (100, 110)  # architectures where a float16 tile of 64 rows or more lies in tensor memory
 
 
 def _noinline(function: Any) -> Any:
@@ -235,11 +235,11 @@ def tuned_layout(
         config["BLOCK_K"] = min(config["BLOCK_K"], 32)
     if net.reduction > 1 and net.int8 and ctas_per_image == 1:  # with wider tiles, up to 56 bytes are spilled
         config["BLOCK_N"] = min(config["BLOCK_N"], 32)
-    kernel_row = config.pop("KERNEL_ROW", 0)
-    tile = [config.pop(name) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "MAX_TILE", "NOINLINE")]
-    # What the split works around is in pipelined loops alone.
-    split_n = use_split_n(architecture) if net.int8 and config["num_stages"] > 1 else 0
-    return with_tile_config(net, *tile, split_n, ctas_per_image, kernel_row), config
+    tile = {name.lower(): config.pop(name) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "MAX_TILE", "NOINLINE")}
+    first_block_m = min(tile["block_m"], 32) if architecture in TENSOR_MEMORY and tile["noinline"] else tile["block_m"]
+    return with_tile_config(
+        net, **tile, kernel_row=config.pop("KERNEL_ROW", 0), first_block_m=first_block_m, ctas_per_image=ctas_per_image
+    ), config
 
 
 def kernel_spec(net: NetworkLayout, architecture: int, ctas_per_image: int = 1) -> KernelSpec:

@@ -248,6 +248,9 @@ def integer_reference(name: str, mods: list[str]) -> Reference | None:
     if name == "dp4a" and mods and mods[0] in ("u32", "s32") and kind in ("u32", "s32"):
         total = "u32" if mods[0] == kind == "u32" else "s32"
         return typed(("b32", "b32", total), total, dot(mods[0] == "s32", kind == "s32"))
+    if kind in ("u16x2", "s16x2") and name in ("add", "min", "max") and not mods:
+        one = integer_reference(name, [kind[:-2]])
+        return None if one is None else of_pairs(one, kind)
     if kind not in INTEGERS:
         return None
     two, width = (kind, kind), width_of(kind)

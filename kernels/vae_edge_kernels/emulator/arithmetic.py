@@ -23,7 +23,7 @@ DTYPES: dict[str, Any] = {
     },
     **{"f16": np.dtype("f2"), "f32": np.dtype("f4"), "f64": np.dtype("f8")},
     **{"bf16": np.dtype("u2"), "f16x2": np.dtype("u4"), "bf16x2": np.dtype("u4"), "tf32": np.dtype("u4")},
-    **{"e4m3x2": np.dtype("u2"), "f32x2": np.dtype("u8")},
+    **{"e4m3x2": np.dtype("u2"), "f32x2": np.dtype("u8"), "u16x2": np.dtype("u4"), "s16x2": np.dtype("u4")},
 }
 SMALLEST_NORMAL = np.float32(2.0**-126)
 MAX_E4M3 = 448.0
