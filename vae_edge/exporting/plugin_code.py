@@ -1,4 +1,4 @@
-"""An ONNX model for the TensorRT plugin in C++ (kernels/native/tensorrt): its `VaeEdgeNetwork` nodes bring machine code.
+"""An ONNX model for the TensorRT plugin in C++ (kernels/native/tensorrt): its `VaeEdgeNetwork` nodes have machine code.
 
 The plugin has no compiler, and takes no file beside the engine: the node has the code in the attribute `machine_code`,
 and the engine that TensorRT builds keeps it. Such a model is for the plugin alone: TensorRT gives no uint8 tensor to a
@@ -13,8 +13,8 @@ import onnx
 from vae_edge_kernels import KernelError as CompileError
 from vae_edge_kernels.aot.network_file import pack_machine_code
 
-from vae_edge.engine.devices import find_architectures
 from vae_edge.errors import EngineError, ExportError
+from vae_edge.exporting.network_file import check_targets
 from vae_edge.text import printable
 
 OP_TYPE, DOMAIN = "VaeEdgeNetwork", "vae_edge"
@@ -31,15 +31,16 @@ def make_plugin_model(
 
     Args:
         model: with one such node or several, whose attribute `layout` has the JSON of the network's layout.
-        targets: devices or architectures, as `vae-edge build --target` takes them: "orin", ["sm_86", "sm_89"].
+        targets: devices or architectures, as `vae-edge build --target` takes them: "orin", ["sm_86", "sm_89"]. None of
+            them is this machine's GPU.
         progress: called with a line when an architecture is done.
 
     Raises:
-        ConfigError: a target is unknown.
         ExportError: the model has no such node, or one without a layout, or one whose image is not the graph's input.
-        EngineError: a network does not compile.
+        EngineError: a target is unknown or not compiled for, or a network does not compile.
     """
-    architectures = tuple(int(name.removeprefix("sm_")) for name in find_architectures(targets))
+    names = check_targets([targets] if isinstance(targets, str) else list(targets), "model for the plugin")
+    architectures = tuple(int(name.removeprefix("sm_")) for name in names)
     made = onnx.ModelProto()
     made.CopyFrom(model)
     nodes = [node for node in made.graph.node if _is_ours(node.op_type, node.domain)]
@@ -68,11 +69,15 @@ def make_plugin_model(
 def _declare_int8(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
     """Declare a node's image, which must be the graph's input and nobody else's, int8 instead of uint8."""
     image = next((value for value in graph.input if node.input and value.name == node.input[0]), None)
-    others = [other for other in graph.node if image and image.name in other.input and not _is_ours(other.op_type, other.domain)]
+    others = [
+        other
+        for other in graph.node
+        if image and image.name in other.input and not _is_ours(other.op_type, other.domain)
+    ]
     if image is None or others:
         raise ExportError(
-            f"the image of node {_name(node)} must be an input of the graph that no other node reads: TensorRT gives the "
-            "plugin no uint8 tensor, so the input is declared int8"
+            f"the image of node {_name(node)} must be an input of the graph that no other node reads: it is declared "
+            "int8, since TensorRT gives no uint8 tensor to a plugin"
         )
     kind = image.type.tensor_type
     if kind.elem_type not in (onnx.TensorProto.UINT8, onnx.TensorProto.INT8):

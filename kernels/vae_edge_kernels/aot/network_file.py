@@ -22,9 +22,9 @@ Every key stands once, and no other may stand there. The metadata are `format` a
 file as it is with 64 zeros in the digest's place. (In format 2, which is still read, it was the digest of everything
 behind the header.) The limits are those of `vae_edge.h`. The names in the file are those of its first version.
 
-`pack_machine_code` gives the machine code without the weights, for an engine that has them itself: a safetensors file of
-cubin.NN and `about`, whose description has the keys of sizes and machine code, and two of its own: `int8`, whether the
-weights are int8, and `layout_sha256`, the digest of the layout's JSON.
+`pack_machine_code` gives the machine code without the weights, for an engine that has them itself: a safetensors file
+of cubin.NN and `about`, whose description has the keys of sizes and machine code, and two of its own: `int8`, whether
+the weights are int8, and `layout_sha256`, the digest of the layout's JSON.
 """
 
 from __future__ import annotations

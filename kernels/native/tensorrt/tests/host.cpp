@@ -189,11 +189,11 @@ Bytes bytes_of(const void *data, int64_t size) {
 }  // namespace
 
 /* Build with a node's attributes, then run from the fields that were kept. sizes: height, width, channels, elements of weights and
- * params, the three dimensions of whitening, whether int8. `allocate` gives device memory for the workspace. 0, or the step that failed;
- * what was logged is in `text`. */
+ * params, the three dimensions of whitening, whether int8. `allocate` gives device memory for the workspace; `wait` waits for the
+ * stream, before the code is unloaded. 0, or the step that failed; what was logged is in `text`. */
 extern "C" int host_run(const char *path, const void *layout, int64_t layout_size, const void *code, int64_t code_size,
                         const int64_t *sizes, int64_t max_batch, int64_t batch, const void *const *inputs, void *const *outputs,
-                        void *(*allocate)(std::size_t), void *stream, char *text, std::size_t text_size) {
+                        void *(*allocate)(std::size_t), int (*wait)(void *), void *stream, char *text, std::size_t text_size) {
     int step = 0;
     try {
         const Library library(path);
@@ -214,10 +214,12 @@ extern "C" int host_run(const char *path, const void *layout, int64_t layout_siz
         } else if (runtime_of(*attached).enqueue(descs.data(), nullptr, inputs, outputs, allocate(workspace),
                                                  static_cast<cudaStream_t>(stream)) != 0) {
             step = 3;
+        } else if (wait(stream) != 0) {
+            step = 4;
         }
     } catch (const std::exception &error) {
         logged += error.what();
-        step = 4;
+        step = 5;
     }
     const std::string log = take_log();
     std::strncpy(text, log.c_str(), text_size - 1);

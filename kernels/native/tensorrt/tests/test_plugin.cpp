@@ -166,6 +166,15 @@ void check_refused_attributes(const Library &library, const Node &node) {
         damaged.code[at] ^= 1;
         CHECK(create(library, damaged.attributes(), TensorRTPhase::kRUNTIME) == nullptr && logged("the attribute machine_code"));
     }
+    /* Nothing of the header can be another, and no length: under a sanitizer, nothing beyond the end is read. */
+    const auto header = static_cast<std::size_t>(node.code[0] | node.code[1] << 8) + 8;
+    for (std::size_t at = 0; at < node.code.size(); at += at < header + 64 ? 1 : 997) {
+        Node damaged = node, cut = node;
+        damaged.code[at] ^= static_cast<unsigned char>(1u << at % 8);
+        cut.code.resize(at);
+        for (const Node &wrong : {damaged, cut}) CHECK(create(library, wrong.attributes(), TensorRTPhase::kRUNTIME) == nullptr);
+    }
+    (void)take_log();
     Node other = node;
     other.code.resize(node.code.size() - 1);
     CHECK(create(library, other.attributes(), TensorRTPhase::kBUILD) == nullptr && logged("is damaged"));
