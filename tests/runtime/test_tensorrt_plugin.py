@@ -25,6 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 ROOT = Path(__file__).parents[2]
 SMALL = ROOT / "tests/fixtures/schema1/bundle"
 IMAGES = 3
+PRECISIONS = ["int8", pytest.param("fp16", marks=pytest.mark.slow)]
 OUTPUTS = ("probabilities", "angle", "score", "uncertainty")
 
 
@@ -52,6 +53,30 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> PluginBuild:
     subprocess.run(["cmake", "-S", ROOT, "-B", build, *options], check=True, capture_output=True)
     subprocess.run(["cmake", "--build", build], check=True, capture_output=True)
     return PluginBuild(build / "lib/libvae_edge_tensorrt.so", build / "lib/libplugin_host.so")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "The TensorRT plugins are left out: -DTENSORRT_ROOT=... or -DTENSORRT_RTX_ROOT=... names a folder"),
+        (["-DTENSORRT_RTX_ROOT={empty}"], "vae_edge_tensorrt_rtx is left out: {empty} has no NvInferRuntime.h"),
+        (
+            ["-DTENSORRT_ROOT={double}", "-DCUDA_INCLUDE_DIR=CUDA_INCLUDE_DIR-NOTFOUND", "-DCMAKE_PREFIX_PATH={empty}"],
+            "vae_edge_tensorrt is left out: there is no cuda_runtime_api.h",
+        ),
+    ],
+)
+def test_without_headers_the_plugin_is_left_out_and_it_is_said(tmp_path: Path, options: list[str], said: str) -> None:
+    if shutil.which("cmake") is None or shutil.which("c++") is None:
+        pytest.skip("needs CMake and a C++ compiler")
+    if "cuda_runtime_api.h" in said and Path("/usr/local/cuda").exists():
+        pytest.skip("this machine has a CUDA toolkit, which is found")
+    places = {"empty": tmp_path / "empty", "double": ROOT / "tests/doubles/nvinfer"}
+    places["empty"].mkdir()
+    given = [option.format(**places) for option in options]
+    command = ["cmake", "-S", ROOT, "-B", tmp_path / "build", "-DVAE_EDGE_KERNELS=OFF", *given]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert said.format(**places) in done.stdout
 
 
 def packed_network(precision: str) -> Any:
@@ -127,7 +152,7 @@ print(step, text.value.decode(), faults(), dict(gpu.launches), d.double_count(b"
 
 
 @pytest.mark.skipif(bool(emulated_gpu.why_not()), reason=emulated_gpu.why_not())
-@pytest.mark.parametrize("precision", ["int8", "fp16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_plugins_answers_are_the_references(
     native: NativeBuild, plugin: PluginBuild, tmp_path: Path, precision: str
 ) -> None:
@@ -170,7 +195,6 @@ def test_the_plugins_answers_are_the_references(
     with np.load(tmp_path / "found.npz") as found:
         for number, (name, exact) in enumerate(zip(OUTPUTS, expected, strict=True)):
             difference = np.abs(found[f"arr_{number}"] - exact.numpy()).max()
-            print(name, difference)
             assert difference < 2e-3 * max(1.0, np.abs(exact.numpy()).max()), name
 
 
@@ -227,7 +251,7 @@ def build_with_rtx(model: onnx.ModelProto, library: Path, folder: Path) -> subpr
     )
 
 
-@pytest.mark.parametrize("precision", ["int8", "fp16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_tensorrt_rtx_builds_an_engine_of_one_layer_that_has_the_code(
     plugin: PluginBuild, tmp_path: Path, precision: str
 ) -> None:
