@@ -157,12 +157,12 @@ bool Plugin::supportsFormatCombination(int32_t position, const DynamicPluginTens
 
 int32_t Plugin::getNbOutputs() const noexcept { return OUTPUTS; }
 
-/* For the largest batch of the profile, as far as its images run at a time. */
+/* For the largest batch of the profile, as far as its images run at a time; for any batch where the profile does not say. */
 std::size_t Plugin::getWorkspaceSize(const DynamicPluginTensorDesc *inputs, int32_t input_count, const DynamicPluginTensorDesc *,
                                      int32_t) const noexcept {
     if (input_count != INPUTS) return 0;
     const int64_t batch = std::max(inputs[IMAGE].max.d[0], inputs[IMAGE].desc.dims.d[0]);
-    return workspace_bytes(code_->description(), std::clamp<int64_t>(batch, 1, max_slots_));
+    return workspace_bytes(code_->description(), batch < 0 ? max_slots_ : std::clamp<int64_t>(batch, 1, max_slots_));
 }
 
 /* ---- Running ---- */

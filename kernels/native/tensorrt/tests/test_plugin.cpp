@@ -137,6 +137,7 @@ void check_what_is_built(const Library &library, const Node &node) {
         CHECK(size >= least && size < least + 512);
     }
     CHECK(configure(*plugin, node.shapes, 1000) == configure(*plugin, node.shapes, SLOTS));
+    CHECK(configure(*plugin, node.shapes, -1) == configure(*plugin, node.shapes, SLOTS));
 
     Node other = node;
     other.shapes.width = 29;
