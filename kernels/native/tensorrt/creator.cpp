@@ -36,7 +36,8 @@ bool is_of_layout(const Code &code, const PluginField *layout) {
     const auto *text = static_cast<const char *>(layout->data);
     ve_sha256(static_cast<const unsigned char *>(layout->data), strnlen(text, static_cast<std::size_t>(layout->length)), digest);
     if (std::strcmp(digest, code.description().layout_sha256) == 0) return true;
-    log_error("the attribute '%s' was compiled for another layout than the node has: make the model again (vae_edge.exporting.plugin_code.make_plugin_model).",
+    log_error("the attribute '%s' was compiled for another layout than the node has: make the model again "
+              "(vae_edge.exporting.plugin_code.make_plugin_model).",
               MACHINE_CODE);
     return false;
 }
