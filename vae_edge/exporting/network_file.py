@@ -131,7 +131,7 @@ def build_bundle_network(
     start = time.monotonic()
     bundle = load_bundle(bundle_path)
     precision = default_precision(bundle) if precision is None else precision
-    names = _check_targets(targets)
+    names = check_targets(targets)
     source = _source(bundle, precision)
     probes = _probes(bundle, source)
 
@@ -204,20 +204,24 @@ def build_bundle_network(
     )
 
 
-def _check_targets(targets: Sequence[str]) -> tuple[str, ...]:
-    """The architectures to compile for, each of which the kernels' compiler knows."""
+def check_targets(targets: Sequence[str], what: str = "network file") -> tuple[str, ...]:
+    """The architectures to compile for, each of which the kernels' compiler knows; this machine's GPU if none is named.
+
+    Raises:
+        EngineError: a target is unknown, or none is named and there is no GPU; `what` could not be made.
+    """
     names = find_architectures(targets)
     if not names:
         driver = gpus.probe()
         if not driver.devices:
             raise EngineError(
-                f"A network file needs to be told its targets, since this machine has no GPU ({driver.problem}): name "
+                f"A {what} needs to be told its targets, since this machine has no GPU ({driver.problem}): name "
                 f"one or more of {_known()}."
             )
         names = (driver.devices[0].target,)
     for name in names:
         if int(name.removeprefix("sm_")) not in aot.ARCHITECTURES:
-            raise EngineError(f"No network file can be made for {name} ({gpus.DEVICES[name]}): choose of {_known()}.")
+            raise EngineError(f"No {what} can be made for {name} ({gpus.DEVICES[name]}): choose of {_known()}.")
     return names
 
 

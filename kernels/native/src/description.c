@@ -14,7 +14,8 @@
 #define MAX_WARPS 32u
 #define SHOWN 64 /* bytes of a value in a message */
 
-/* The numbers, each of which stands once; WIDTH only where images are not square, and SIDE is their height then. */
+/* The numbers, each of which stands once; WIDTH only where images are not square, and SIDE is their height then. `kinds` has a bit for
+ * each ve_kind in which the number stands. */
 enum {
     SIDE,
     WIDTH,
@@ -27,28 +28,35 @@ enum {
     WEIGHTS_BYTES,
     PARAMS_BYTES,
     WHITENING_BYTES,
+    INT8,
     FIELDS
 };
+#define NETWORK (1u << VE_NETWORK_FILE)
+#define BOTH (NETWORK | 1u << VE_MACHINE_CODE)
+#define DIGEST 64
 static const struct {
     const char *key;
     uint32_t min, max;
+    unsigned int kinds;
 } fields[FIELDS] = {
-    [SIDE] = {"side", 1, VE_MAX_SIDE},
-    [WIDTH] = {"width", 1, VE_MAX_SIDE},
-    [CHANNELS] = {"channels", 1, VE_MAX_CHANNELS},
-    [CLASSES] = {"classes", 2, VE_MAX_CLASSES},
-    [HAS_ANGLE] = {"has_angle", 0, 1},
-    [THRESHOLD_BITS] = {"threshold_bits", 0, UINT32_MAX}, /* of a float, so that no locale matters */
-    [ACTIVATION_BYTES] = {"area_bytes", 1, VE_MAX_SCRATCH_BYTES},
-    [WORKSPACE_SIZE] = {"floats", 1, VE_MAX_SCRATCH_BYTES / 4},
-    [WEIGHTS_BYTES] = {"weights_bytes", 1, VE_MAX_FILE_BYTES},
-    [PARAMS_BYTES] = {"numbers_bytes", 1, VE_MAX_FILE_BYTES},
-    [WHITENING_BYTES] = {"whitenings_bytes", 1, VE_MAX_FILE_BYTES},
+    [SIDE] = {"side", 1, VE_MAX_SIDE, BOTH},
+    [WIDTH] = {"width", 1, VE_MAX_SIDE, BOTH},
+    [CHANNELS] = {"channels", 1, VE_MAX_CHANNELS, BOTH},
+    [CLASSES] = {"classes", 2, VE_MAX_CLASSES, BOTH},
+    [HAS_ANGLE] = {"has_angle", 0, 1, NETWORK},
+    [THRESHOLD_BITS] = {"threshold_bits", 0, UINT32_MAX, NETWORK}, /* of a float, so that no locale matters */
+    [ACTIVATION_BYTES] = {"area_bytes", 1, VE_MAX_SCRATCH_BYTES, BOTH},
+    [WORKSPACE_SIZE] = {"floats", 1, VE_MAX_SCRATCH_BYTES / 4, BOTH},
+    [WEIGHTS_BYTES] = {"weights_bytes", 1, VE_MAX_FILE_BYTES, BOTH},
+    [PARAMS_BYTES] = {"numbers_bytes", 1, VE_MAX_FILE_BYTES, BOTH},
+    [WHITENING_BYTES] = {"whitenings_bytes", 1, VE_MAX_FILE_BYTES, BOTH},
+    [INT8] = {"int8", 0, 1, 1u << VE_MACHINE_CODE},
 };
 
 /* The lines while they are parsed. `values` of fields that have not been read yet are UNSET. */
 typedef struct lines {
     const char *path;
+    unsigned int kind; /* bit of the ve_kind */
     ve_description *to;
     uint64_t values[FIELDS];
     int names; /* how many have been read */
@@ -98,6 +106,14 @@ static ve_status parse_class_name(lines *l, const char *key, const char *number,
     return VE_OK;
 }
 
+static ve_status parse_layout_digest(lines *l, const char *value) {
+    if (l->to->layout_sha256 != NULL) return damaged(l, "a key of its description stands twice", "layout_sha256");
+    if (strlen(value) != DIGEST || strspn(value, "0123456789abcdef") != DIGEST)
+        return damaged(l, "the digest of its layout is no SHA-256", value);
+    l->to->layout_sha256 = value;
+    return VE_OK;
+}
+
 /* Split a line at single spaces into an entry and three numbers; 0 where it has anything else. */
 static int split_code_line(const char *value, ve_code_line *code) {
     unsigned int *const numbers[] = {&code->warps, &code->shared_bytes, &code->ctas_per_image};
@@ -140,8 +156,9 @@ static ve_status parse_line(lines *l, char *line) {
     if (value == NULL) return damaged(l, "a line of its description is not key=value", line);
     *value++ = 0;
     for (int i = 0; i < FIELDS; i++)
-        if (strcmp(line, fields[i].key) == 0) return parse_number(l, i, value);
-    if (strncmp(line, "class.", 6) == 0) return parse_class_name(l, line, line + 6, value);
+        if ((fields[i].kinds & l->kind) != 0 && strcmp(line, fields[i].key) == 0) return parse_number(l, i, value);
+    if (l->kind != NETWORK && strcmp(line, "layout_sha256") == 0) return parse_layout_digest(l, value);
+    if (l->kind == NETWORK && strncmp(line, "class.", 6) == 0) return parse_class_name(l, line, line + 6, value);
     for (int multi_cta = 0; multi_cta < 2; multi_cta++) {
         int architecture = ve_architecture_of(line, multi_cta ? "spread" : "kernel");
         if (architecture > 0) return parse_code_line(l, multi_cta, line, architecture, value);
@@ -166,7 +183,9 @@ static ve_status parse_lines(lines *l, const ve_tensor *about) {
 
 static ve_status check_fields(const lines *l) {
     for (int i = 0; i < FIELDS; i++)
-        if (l->values[i] == UNSET && i != WIDTH) return out_of_range(l->path, i, "missing");
+        if (l->values[i] == UNSET && i != WIDTH && (fields[i].kinds & l->kind) != 0) return out_of_range(l->path, i, "missing");
+    if (l->kind != NETWORK)
+        return l->to->layout_sha256 != NULL ? VE_OK : damaged(l, "its description lacks a key", "layout_sha256");
     int classes = (int)l->values[CLASSES];
     for (int i = 0; i < classes; i++)
         if (l->to->names[i] == NULL) return ve_fail(VE_ERROR_FILE, "ve_open: %s is damaged: class %d has no name.", l->path, i);
@@ -227,30 +246,45 @@ static ve_status find_codes(const lines *l, const ve_tensors *file) {
                    l->path, codes, l->to->code_count);
 }
 
+static ve_status find_buffers(const lines *l, const ve_tensors *file) {
+    ve_description *to = l->to;
+    ve_status status = find_buffer(l, file, "weights", WEIGHTS_BYTES, 1 << VE_F16 | 1 << VE_I8, &to->weights);
+    if (status == VE_OK) status = find_buffer(l, file, "numbers", PARAMS_BYTES, 1 << VE_F32, &to->params);
+    if (status == VE_OK) status = find_buffer(l, file, "whitenings", WHITENING_BYTES, 1 << VE_F16, &to->whitening);
+    return status;
+}
+
 static ve_status read_fields(lines *l, const ve_tensors *file, const ve_tensor *about) {
     ve_description *to = l->to;
     ve_status status = parse_lines(l, about);
     if (status == VE_OK) status = check_fields(l);
-    if (status == VE_OK) status = find_buffer(l, file, "weights", WEIGHTS_BYTES, 1 << VE_F16 | 1 << VE_I8, &to->weights);
-    if (status == VE_OK) status = find_buffer(l, file, "numbers", PARAMS_BYTES, 1 << VE_F32, &to->params);
-    if (status == VE_OK) status = find_buffer(l, file, "whitenings", WHITENING_BYTES, 1 << VE_F16, &to->whitening);
+    if (status == VE_OK && l->kind == NETWORK) status = find_buffers(l, file);
     if (status == VE_OK) status = find_codes(l, file);
+    if (status == VE_OK && l->kind != NETWORK && file->count != to->code_count + 1)
+        status = damaged(l, "it has a tensor that is no machine code", file->tensors[0].name);
     if (status != VE_OK) return status;
-    uint32_t threshold = (uint32_t)l->values[THRESHOLD_BITS];
-    memcpy(&to->threshold, &threshold, sizeof threshold);
+    if (l->kind == NETWORK) {
+        uint32_t threshold = (uint32_t)l->values[THRESHOLD_BITS];
+        memcpy(&to->threshold, &threshold, sizeof threshold);
+        to->has_angle = (int)l->values[HAS_ANGLE];
+    } else {
+        to->int8 = (int)l->values[INT8];
+    }
     to->height = (int)l->values[SIDE];
     to->width = l->values[WIDTH] == UNSET ? to->height : (int)l->values[WIDTH];
     to->channels = (int)l->values[CHANNELS];
     to->classes = (int)l->values[CLASSES];
-    to->has_angle = (int)l->values[HAS_ANGLE];
     to->activation_bytes = (size_t)l->values[ACTIVATION_BYTES];
     to->workspace_size = (size_t)l->values[WORKSPACE_SIZE];
+    to->weights_bytes = (size_t)l->values[WEIGHTS_BYTES];
+    to->params_bytes = (size_t)l->values[PARAMS_BYTES];
+    to->whitening_bytes = (size_t)l->values[WHITENING_BYTES];
     return VE_OK;
 }
 
 ve_status ve_description_read(const char *path, const ve_tensors *file, ve_description *description) {
     memset(description, 0, sizeof *description);
-    lines l = {.path = path, .to = description};
+    lines l = {.path = path, .kind = 1u << file->kind, .to = description};
     for (int i = 0; i < FIELDS; i++) l.values[i] = UNSET;
     const ve_tensor *about = ve_tensors_find(file, "about");
     if (about == NULL || about->element != VE_U8 || about->bytes > VE_MAX_DESCRIPTION_BYTES)

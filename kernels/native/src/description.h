@@ -1,4 +1,5 @@
-/* The description in a network file: the tensor "about", lines of key=value. Keys and tensors keep the names of the first version. */
+/* The description in a network file, or in a container of machine code: the tensor "about", lines of key=value. Keys and tensors keep
+ * the names of the first version. A container has no buffers, class names, threshold and has_angle; it has int8 and layout_sha256. */
 #ifndef VE_DESCRIPTION_H
 #define VE_DESCRIPTION_H
 
@@ -25,7 +26,10 @@ typedef struct ve_description {
     float threshold;
     size_t activation_bytes; /* of a slot: key area_bytes */
     size_t workspace_size;   /* floats of a slot: key floats */
-    const ve_tensor *weights, *params, *whitening; /* tensors weights, numbers, whitenings */
+    size_t weights_bytes, params_bytes, whitening_bytes;
+    const ve_tensor *weights, *params, *whitening; /* tensors weights, numbers, whitenings; NULL in a container */
+    int int8;                                      /* of a container: whether the weights are int8, else float16 */
+    const char *layout_sha256;                     /* of a container: digest of the layout that the code was compiled for */
     ve_code_line codes[VE_MAX_CODES];
 } ve_description;
 

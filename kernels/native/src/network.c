@@ -6,22 +6,13 @@
 #include "description.h"
 #include "device.h"
 #include "error.h"
+#include "network_code.h"
 #include "sizes.h"
 
 #define MAX_BATCH 64           /* images in one launch; a larger batch is split */
 #define MAX_GRAPHS 16          /* batches of up to this size have a CUDA graph each */
 #define UNCERTAINTY_VALUES 3   /* angle confidence, second angle, second angle probability */
-#define KERNEL_ARGUMENTS 14    /* eleven pointers, the number of images, and two of Triton's scratch memory */
-#define STATIC_LIMIT_BYTES 49152
 #define OUTPUTS 4
-
-/* Loaded machine code with which ctas_per_image CTAs work on an image; `kernel` is NULL where the file has none. */
-typedef struct loaded_code {
-    CUlibrary library;
-    CUkernel kernel;
-    unsigned int threads, shared_bytes, ctas_per_image;
-    void *memory;
-} loaded_code;
 
 struct ve_network {
     const ve_driver *driver;
@@ -29,7 +20,7 @@ struct ve_network {
     CUcontext context;
     CUstream stream;
     int multiprocessors;
-    loaded_code single_cta, multi_cta;
+    ve_network_code single_cta, multi_cta;
     ve_network_info info;
     ve_description description; /* in which class_names point; its tensors are there until ve_open returns */
     size_t image_bytes;
@@ -57,67 +48,27 @@ static size_t outputs_per_image(const ve_network *network) { return (size_t)netw
 
 /* ---- Machine code ---- */
 
-/* Load the machine code of a line of the description. */
-static ve_status load_code(ve_network *network, const char *path, const ve_code_line *line, loaded_code *code) {
-    size_t bytes = line->tensor->bytes, size = (bytes / 64 + 2) * 64;
-    code->threads = 32 * line->warps;
-    code->shared_bytes = line->shared_bytes;
-    code->ctas_per_image = line->ctas_per_image;
-    /* The driver gets no length, and wants the code aligned: it gets a copy with zeros behind it. */
-    unsigned char *copy = aligned_alloc(64, size);
-    if (copy == NULL) return ve_fail(VE_ERROR_OUT_OF_MEMORY, "ve_open: no memory for the machine code of %s.", path);
-    memset(copy + bytes, 0, size - bytes);
-    memcpy(copy, line->tensor->data, bytes);
-    code->memory = copy;
-
-    const ve_driver *driver = network->driver;
-    CUresult result = driver->library_load(&code->library, copy, NULL, NULL, 0, NULL, NULL, 0);
-    if (result == CUDA_SUCCESS) result = driver->library_get_kernel(&code->kernel, code->library, line->entry);
-    if (result == CUDA_SUCCESS && code->shared_bytes > STATIC_LIMIT_BYTES)
-        result = driver->kernel_set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, (int)code->shared_bytes, code->kernel,
-                                              network->device);
-    return result == CUDA_SUCCESS ? VE_OK : driver_error(network, "ve_open", "load the network's machine code", result);
-}
-
-/* The architectures that a file has machine code for, as "sm_80, sm_87". */
-static void list_architectures(const ve_description *description, char *text, size_t size) {
-    size_t used = 0;
-    for (int i = 0; i < description->code_count; i++) {
-        if (description->codes[i].multi_cta || used + 16 > size) continue;
-        int more = snprintf(text + used, size - used, "%ssm_%d", used > 0 ? ", " : "", description->codes[i].architecture);
-        used += more > 0 ? (size_t)more : 0;
-    }
-}
-
 /* Load what suits the device: code with one CTA an image, and where the file has it, code with several. */
 static ve_status load_codes(ve_network *network, const char *path) {
     const ve_driver *driver = network->driver;
-    int major = 0, minor = 0;
-    CUresult result = driver->device_attribute(&major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, network->device);
-    if (result == CUDA_SUCCESS)
-        result = driver->device_attribute(&minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, network->device);
-    if (result == CUDA_SUCCESS)
-        result = driver->device_attribute(&network->multiprocessors, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, network->device);
+    ve_device_info device = {0};
+    CUresult result = ve_device_query(driver, network->device, &device);
     if (result != CUDA_SUCCESS) return driver_error(network, "ve_open", "tell what the device is", result);
+    network->multiprocessors = device.multiprocessors;
 
-    int device = major * 10 + minor;
-    const ve_code_line *single_cta = ve_description_code(&network->description, 0, device);
-    const ve_code_line *multi_cta = ve_description_code(&network->description, 1, device);
-    if (single_cta == NULL) {
-        char have[1024] = "no architecture";
-        list_architectures(&network->description, have, sizeof have);
-        return ve_fail(VE_ERROR_UNSUPPORTED_DEVICE, "ve_open: %s has machine code for %s; the device is sm_%d: save it for that too.",
-                       path, have, device);
-    }
-    ve_status status = load_code(network, path, single_cta, &network->single_cta);
-    return status == VE_OK && multi_cta != NULL ? load_code(network, path, multi_cta, &network->multi_cta) : status;
+    const ve_code_line *single_cta = NULL, *multi_cta = ve_description_code(&network->description, 1, device.architecture);
+    ve_status status = ve_network_code_find("ve_open", path, &network->description, device.architecture, &single_cta);
+    if (status == VE_OK) status = ve_network_code_load("ve_open", driver, network->device, single_cta, path, &network->single_cta);
+    if (status == VE_OK && multi_cta != NULL)
+        status = ve_network_code_load("ve_open", driver, network->device, multi_cta, path, &network->multi_cta);
+    return status;
 }
 
 /* ---- Launching ---- */
 
 /* The machine code for n images: several CTAs an image where each of them has a multiprocessor of its own. */
-static const loaded_code *code_for(const ve_network *network, int n) {
-    const loaded_code *multi = &network->multi_cta;
+static const ve_network_code *code_for(const ve_network *network, int n) {
+    const ve_network_code *multi = &network->multi_cta;
     int fits = multi->kernel != NULL && (unsigned int)n * multi->ctas_per_image <= (unsigned int)network->multiprocessors;
     return fits ? multi : &network->single_cta;
 }
@@ -129,24 +80,11 @@ static CUresult launch_network(const ve_network *network, CUdeviceptr images, in
     CUdeviceptr angles = probabilities + count * classes * sizeof(float);
     CUdeviceptr scores = angles + count * sizeof(float);
     CUdeviceptr uncertainty = scores + count * sizeof(float);
-
-    CUdeviceptr weights = network->weights, params = network->params, whitening = network->whitening;
-    CUdeviceptr activations = network->activations, workspace = network->workspace, barrier = network->barrier;
-    CUdeviceptr no_scratch = 0;
-    int32_t n_images = n;
-    void *arguments[KERNEL_ARGUMENTS] = {
-        &images,        &weights, &params, &whitening,   &activations, &workspace,  &barrier,
-        &probabilities, &angles,  &scores, &uncertainty, &n_images,    &no_scratch, &no_scratch,
+    const ve_network_buffers buffers = {
+        images,         network->weights, network->params, network->whitening, network->activations, network->workspace,
+        network->barrier, probabilities,  angles,          scores,             uncertainty,
     };
-
-    const ve_driver *driver = network->driver;
-    const loaded_code *code = code_for(network, n);
-    CUfunction function = (CUfunction)code->kernel;
-    unsigned int slots = (unsigned int)n;
-    if (code->ctas_per_image > 1)
-        return driver->launch_cooperative(function, slots, code->ctas_per_image, 1, code->threads, 1, 1, code->shared_bytes,
-                                          network->stream, arguments);
-    return driver->launch(function, slots, 1, 1, code->threads, 1, 1, code->shared_bytes, network->stream, arguments, NULL);
+    return ve_network_code_launch(network->driver, code_for(network, n), &buffers, n, (unsigned int)n, network->stream);
 }
 
 /* Copy n images from pinned memory to the device, launch, copy the outputs back: all on the stream. */
@@ -338,13 +276,11 @@ ve_status ve_close(ve_network *network) {
         if (network->host_images != NULL) (void)driver->host_free(network->host_images);
         if (network->host_outputs != NULL) (void)driver->host_free(network->host_outputs);
         if (network->stream != NULL) (void)driver->stream_destroy(network->stream);
-        if (network->single_cta.library != NULL) (void)driver->library_unload(network->single_cta.library);
-        if (network->multi_cta.library != NULL) (void)driver->library_unload(network->multi_cta.library);
+        ve_network_code_unload(driver, &network->single_cta);
+        ve_network_code_unload(driver, &network->multi_cta);
         if (pushed) pop_context(network);
         (void)driver->primary_release(network->device);
     }
-    free(network->single_cta.memory);
-    free(network->multi_cta.memory);
     ve_description_free(&network->description);
     free(network);
     return VE_OK;

@@ -12,6 +12,7 @@
 
 #define FORMAT "vae-edge-network-3"
 #define FORMAT_BEFORE "vae-edge-network-2" /* its digest is of the tensors' bytes alone */
+#define FORMAT_OF_CODE "vae-edge-code-1"
 #define PREFIX 8                           /* bytes that hold the header's length */
 #define DIGEST 64
 #define MAX_DIMENSIONS 8
@@ -209,17 +210,34 @@ static ve_status check_digest(const char *path, ve_tensors *tensors, size_t size
     char digest[DIGEST + 1];
     unsigned char *in_file = tensors->file + tensors->sha256_at;
     if (strlen(tensors->sha256) != DIGEST) return ve_fail(VE_ERROR_FILE, "ve_open: %s is damaged: its header has no SHA-256.", path);
-    if (strcmp(tensors->format, FORMAT) == 0) {
+    if (strcmp(tensors->format, FORMAT_BEFORE) == 0) {
+        ve_sha256(tensors->file + data_at, size - data_at, digest);
+    } else {
         memset(in_file, '0', DIGEST);
         ve_sha256(tensors->file, size, digest);
-    } else {
-        ve_sha256(tensors->file + data_at, size - data_at, digest);
+        memcpy(in_file, tensors->sha256, DIGEST);
     }
     if (strcmp(digest, tensors->sha256) == 0) return VE_OK;
     return ve_fail(VE_ERROR_FILE, "ve_open: %s is damaged: its SHA-256 is %s, its header says %s.", path, digest, tensors->sha256);
 }
 
-static ve_status read_tensors(const char *path, ve_tensors *tensors, size_t size) {
+/* Refuse what is of another format than its kind's. Without a format the header is damaged, which is told later. */
+static ve_status check_format(const char *path, const ve_tensors *tensors) {
+    const char *format = tensors->format;
+    if (format[0] == 0) return VE_OK;
+    if (tensors->kind == VE_MACHINE_CODE) {
+        if (strcmp(format, FORMAT_OF_CODE) == 0) return VE_OK;
+        return ve_fail(VE_ERROR_FILE, "ve_open: %s is no machine code of this version: its format is '%s', this library reads '%s'.", path,
+                       format, FORMAT_OF_CODE);
+    }
+    if (strcmp(format, FORMAT) == 0 || strcmp(format, FORMAT_BEFORE) == 0) return VE_OK;
+    return ve_fail(VE_ERROR_FILE, "ve_open: %s is no network file of this version: its format is '%s', this library reads '%s' and '%s'.",
+                   path, format, FORMAT, FORMAT_BEFORE);
+}
+
+/* Read what is in `file`, of `size` bytes. */
+static ve_status read_tensors(const char *path, ve_tensors *tensors) {
+    size_t size = tensors->size;
     uint64_t header = 0;
     for (int i = PREFIX - 1; i >= 0; i--) header = header << 8 | tensors->file[i];
     if (header < 2 || header > VE_MAX_HEADER_BYTES || header > size - PREFIX)
@@ -230,11 +248,9 @@ static ve_status read_tensors(const char *path, ve_tensors *tensors, size_t size
     const char *text = (const char *)tensors->file + PREFIX;
     reader r = {text, text, (const char *)data, NULL};
     read_header(&r, tensors, data, size - data_at);
-    const char *format = tensors->format;
-    if (format[0] != 0 && strcmp(format, FORMAT) != 0 && strcmp(format, FORMAT_BEFORE) != 0)
-        return ve_fail(VE_ERROR_FILE, "ve_open: %s is no network file of this version: its format is '%s', this library reads '%s' and '%s'.",
-                       path, format, FORMAT, FORMAT_BEFORE);
-    if (r.why == NULL && format[0] == 0) r.why = "the metadata do not say a format";
+    ve_status status = check_format(path, tensors);
+    if (status != VE_OK) return status;
+    if (r.why == NULL && tensors->format[0] == 0) r.why = "the metadata do not say a format";
     if (r.why != NULL)
         return ve_fail(VE_ERROR_FILE, "ve_open: %s is damaged: its header is not one of a network file: at byte %zu, %s.", path,
                        (size_t)(r.at - text) + PREFIX, r.why);
@@ -243,9 +259,23 @@ static ve_status read_tensors(const char *path, ve_tensors *tensors, size_t size
 
 ve_status ve_tensors_read(const char *path, ve_tensors *tensors) {
     memset(tensors, 0, sizeof *tensors);
-    size_t size = 0;
-    ve_status status = ve_file_read(path, PREFIX, VE_MAX_FILE_BYTES, &tensors->file, &size);
-    if (status == VE_OK) status = read_tensors(path, tensors, size);
+    tensors->kind = VE_NETWORK_FILE;
+    ve_status status = ve_file_read(path, PREFIX, VE_MAX_FILE_BYTES, &tensors->file, &tensors->size);
+    if (status == VE_OK) status = read_tensors(path, tensors);
+    if (status != VE_OK) ve_tensors_free(tensors);
+    return status;
+}
+
+ve_status ve_tensors_copy(const char *name, const void *bytes, size_t size, ve_tensors *tensors) {
+    memset(tensors, 0, sizeof *tensors);
+    tensors->kind = VE_MACHINE_CODE;
+    if (bytes == NULL || size < PREFIX || size > VE_MAX_FILE_BYTES)
+        return ve_fail(VE_ERROR_FILE, "ve_open: %s has %zu bytes, where %d to %d are possible.", name, size, PREFIX, VE_MAX_FILE_BYTES);
+    tensors->file = malloc(size);
+    if (tensors->file == NULL) return ve_fail(VE_ERROR_OUT_OF_MEMORY, "ve_open: no memory for the %zu bytes of %s.", size, name);
+    memcpy(tensors->file, bytes, size);
+    tensors->size = size;
+    ve_status status = read_tensors(name, tensors);
     if (status != VE_OK) ve_tensors_free(tensors);
     return status;
 }

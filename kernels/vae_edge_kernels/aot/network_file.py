@@ -21,6 +21,10 @@ and the keys of the description:
 Every key stands once, and no other may stand there. The metadata are `format` and `sha256`: the digest of the whole
 file as it is with 64 zeros in the digest's place. (In format 2, which is still read, it was the digest of everything
 behind the header.) The limits are those of `vae_edge.h`. The names in the file are those of its first version.
+
+`pack_machine_code` gives the machine code without the weights, for an engine that has them itself: a safetensors file
+of cubin.NN and `about`, whose description has the keys of sizes and machine code, and two of its own: `int8`, whether
+the weights are int8, and `layout_sha256`, the digest of the layout's JSON.
 """
 
 from __future__ import annotations
@@ -33,9 +37,10 @@ from pathlib import Path
 from typing import Any
 
 from vae_edge_kernels import KernelError, aot, layout
-from vae_edge_kernels.layout import NetworkLayout, padded, to_json
+from vae_edge_kernels.layout import NetworkLayout, from_json, padded, to_json
 
 FORMAT = "vae-edge-network-3"
+FORMAT_OF_CODE = "vae-edge-code-1"
 NO_DIGEST = "0" * 64
 MAX_CLASSES = 4096  # this and what follows: as vae_edge.h has it
 MAX_CLASS_NAME_BYTES = 1024
@@ -77,14 +82,54 @@ def write_network(
         KernelError: names do not fit the network, a number is not finite or beyond what such a file may have, or the
             network does not compile for an architecture.
     """
-    import numpy as np
-
     if ctas_per_image not in CTA_COUNTS:
         raise KernelError(f"ctas_per_image must be a power of two up to {CTA_COUNTS[-1]}; got {ctas_per_image}")
     tensors = {"weights": weights, "numbers": params, "whitenings": whitening}
     _check_buffers(net, weights, params, whitening)
     _check_names(net, classes)
     about = _description(net, tensors, classes, threshold)
+    _compile(net, tensors, about, architectures, ctas_per_image, progress)
+    Path(path).write_bytes(_pack(tensors, about, FORMAT))
+
+
+def pack_machine_code(
+    network: str, architectures: Sequence[int] = ORIN, progress: Callable[[str], None] | None = None
+) -> bytes:
+    """Compile a network for some GPUs, one CTA an image, and pack the machine code without any weights.
+
+    Args:
+        network: JSON of the network's layout, as `vae_edge_kernels.layout.to_json` writes it.
+        architectures: 87 is Jetson Orin; see `vae_edge_kernels.aot.ARCHITECTURES`.
+        progress: called with a line when an architecture is done.
+
+    Raises:
+        KernelError: the network is beyond what a network file may have, or does not compile for an architecture.
+    """
+    net = from_json(network)
+    score = net.score
+    about: dict[str, int | float | str] = {
+        **_sizes(net),
+        "weights_bytes": net.weights_size * (1 if net.int8 else 2),
+        "numbers_bytes": net.params_size * 4,
+        "whitenings_bytes": score.clusters * score.components * padded(score.components) * 2,
+        "int8": int(net.int8),
+        "layout_sha256": hashlib.sha256(network.encode()).hexdigest(),
+    }
+    tensors: dict[str, Any] = {}
+    _compile(net, tensors, about, architectures, 1, progress)
+    return _pack(tensors, about, FORMAT_OF_CODE)
+
+
+def _compile(
+    net: NetworkLayout,
+    tensors: dict[str, Any],
+    about: dict[str, int | float | str],
+    architectures: Sequence[int],
+    ctas_per_image: int,
+    progress: Callable[[str], None] | None,
+) -> None:
+    """Add the machine code to the tensors, and the lines about it to the description."""
+    import numpy as np
 
     with tempfile.TemporaryDirectory(prefix="vae-edge-network-") as folder:
         pattern = "network*" if ctas_per_image > 1 else "network"
@@ -101,11 +146,16 @@ def write_network(
                 code = np.frombuffer((Path(folder) / cubin["file"]).read_bytes(), np.uint8)
                 tensors[f"{tensor}.{number}"] = code
 
-    tensors["about"] = np.frombuffer("".join(f"{key}={value}\n" for key, value in about.items()).encode(), np.uint8)
-    content = _with_digest(tensors)
+
+def _pack(tensors: dict[str, Any], about: dict[str, int | float | str], file_format: str) -> bytes:
+    """The file's bytes, with the description among the tensors."""
+    import numpy as np
+
+    lines = "".join(f"{key}={value}\n" for key, value in about.items())
+    content = _with_digest({**tensors, "about": np.frombuffer(lines.encode(), np.uint8)}, file_format)
     if len(content) > MAX_FILE_BYTES:
         raise KernelError(f"a network file may have {MAX_FILE_BYTES} bytes; this one would have {len(content)}")
-    Path(path).write_bytes(content)
+    return content
 
 
 def _check_buffers(net: NetworkLayout, weights: Any, params: Any, whitening: Any) -> None:
@@ -155,6 +205,17 @@ def _description(
         rounded = np.float32(threshold)
     if not np.isfinite(rounded):
         raise KernelError(f"the threshold must be a finite float32; got {threshold}")
+    return {
+        **_sizes(net),
+        "has_angle": int(net.bins > 0),
+        "threshold_bits": int(rounded.view(np.uint32)),
+        **{f"{name}_bytes": buffer.nbytes for name, buffer in buffers.items()},
+        **{f"class.{number}": name for number, name in enumerate(classes)},
+    }
+
+
+def _sizes(net: NetworkLayout) -> dict[str, int | float | str]:
+    """The part of the description that the layout alone tells, within its limits."""
     limited = {
         "side": (net.height, MAX_SIDE),
         **({"width": (net.width, MAX_SIDE)} if net.width != net.height else {}),
@@ -166,20 +227,14 @@ def _description(
     for name, (value, limit) in limited.items():
         if value > limit:
             raise KernelError(f"a network file may have {name} up to {limit}; the network's is {value}")
-    return {
-        **{name: value for name, (value, _) in limited.items()},
-        "has_angle": int(net.bins > 0),
-        "threshold_bits": int(rounded.view(np.uint32)),
-        **{f"{name}_bytes": buffer.nbytes for name, buffer in buffers.items()},
-        **{f"class.{number}": name for number, name in enumerate(classes)},
-    }
+    return {name: value for name, (value, _) in limited.items()}
 
 
-def _with_digest(tensors: dict[str, Any]) -> bytes:
+def _with_digest(tensors: dict[str, Any], file_format: str) -> bytes:
     """The file's bytes, their digest in the metadata."""
     from safetensors.numpy import save
 
-    plain = save(tensors, {"format": FORMAT, "sha256": NO_DIGEST})
+    plain = save(tensors, {"format": file_format, "sha256": NO_DIGEST})
     before, zeros, after = plain.partition(NO_DIGEST.encode())  # the first such zeros: the header comes before the rest
     assert zeros
     return before + hashlib.sha256(plain).hexdigest().encode() + after
