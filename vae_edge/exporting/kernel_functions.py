@@ -7,10 +7,10 @@ instead, whose body is standard operators and computes what the CPU reference in
 A function has one body, whatever the attributes: not even ONNX Runtime tells overloads of a function apart. So a body
 chooses with `If` on an attribute. The condition is a constant of each node, and runtimes drop the other branch.
 
-int8: a sum of products is a float32 Conv of whole numbers, exact where no partial sum exceeds 2^24. That is so for up to
+int8: a sum of products is a float32 Conv of whole numbers, exact where no partial sum exceeds 2^24. So it is for up to
 1,024 summands (|x| and |w| are at most 128), and for more where 128 · Σ|w| of each output channel is at most 2^24
-(`kernel_file.inexact_layers`). Requantization goes by way of float64, as the reference's, and rounds half to
-even. A NaN, which only a parameter that is not finite could make, is not treated as the kernels treat it.
+(`kernel_file.inexact_layers`). Requantization goes by way of float64, as the reference's, and rounds half to even. A
+NaN, which only a parameter that is not finite could make, is not treated as the kernels treat it.
 """
 
 from __future__ import annotations
@@ -46,19 +46,22 @@ class Ref(NamedTuple):
 class Nodes:
     """Nodes of a graph or a function's body, in order; each method appends some and gives the names of their outputs.
 
-    The nodes of a branch share the numbering of those around it, since names are unique over both.
+    The nodes of a branch share the numbering of those around it, since names are unique over both. `scope` begins the
+    names: TensorRT's parser confuses a function's names with the same names outside.
     """
 
-    def __init__(self, around: Nodes | None = None) -> None:
+    def __init__(self, scope: str = "", around: Nodes | None = None) -> None:
         self.nodes: list[onnx.NodeProto] = []
+        self._scope: str = scope if around is None else around._scope
         self._count: list[int] = [0] if around is None else around._count
 
     def ops(self, op_type: str, *inputs: str, count: int, domain: str = "", **attributes: Any) -> tuple[str, ...]:
         """A node with `count` outputs. A value `Ref` refers to an attribute of the function."""
         self._count[0] += 1
-        outputs = [f"{op_type.lower()}_{self._count[0]}{f'_{k}' if count > 1 else ''}" for k in range(count)]
+        name = f"{self._scope}{op_type}_{self._count[0]}"
+        outputs = [f"{name}_{k}" if count > 1 else name for k in range(count)]
         given = {name: value for name, value in attributes.items() if not isinstance(value, Ref)}
-        node = helper.make_node(op_type, list(inputs), outputs, domain=domain or None, **given)
+        node = helper.make_node(op_type, list(inputs), outputs, name=name, domain=domain or None, **given)
         for name, value in attributes.items():
             if isinstance(value, Ref):
                 node.attribute.append(AttributeProto(name=name, type=value.type, ref_attr_name=value.name))
@@ -153,10 +156,14 @@ def make_function(
     write: Callable[..., str | tuple[str, ...]],
 ) -> onnx.FunctionProto:
     """A model-local function. `write(nodes, *inputs)` appends its body and gives the names of the results."""
-    body = Nodes()
+    scope = op_type.removeprefix("VaeEdge")
+    body = Nodes(f"{scope}.")
     results = write(body, *inputs)
     results = (results,) if isinstance(results, str) else results
-    ends = [helper.make_node("Identity", [result], [name]) for result, name in zip(results, outputs, strict=True)]
+    ends = [
+        helper.make_node("Identity", [result], [name], name=f"{scope}.{name}")
+        for result, name in zip(results, outputs, strict=True)
+    ]
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)]
     nodes = [*body.nodes, *ends]
     return helper.make_function(DOMAIN, op_type, list(inputs), list(outputs), nodes, opsets, list(attributes))

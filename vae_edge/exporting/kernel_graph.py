@@ -3,7 +3,9 @@
 TensorRT takes a plugin for each node of the domain `vae_edge`; ONNX Runtime runs the node's model-local function, whose
 body is standard operators (`kernel_functions`, `kernel_heads`). A runtime that knows no functions takes what `inline`
 makes of the file. The form `network` is one node, whose function reads every layer from its inputs; the form
-`operators` is the sequence of `vae_edge.ops.network.forward_layerwise`. Both hold each weight once.
+`operators` is the sequence of `vae_edge.ops.network.forward_layerwise`. There the filters of each convolution are a
+constant of their own, beside the packed buffers for the heads: TensorRT takes int8 constants straight into a plugin
+only, not by way of a Slice. The form `network` holds each weight once.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from vae_edge_kernels.layout import ConvLayout, Fc, NetworkLayout, to_json
+from vae_edge_kernels.layout import ConvLayout, Fc, LinearLayout, NetworkLayout, to_json
 
 from vae_edge.errors import ExportError
 from vae_edge.exporting import kernel_functions as functions
@@ -57,18 +59,19 @@ def kernel_graph(
         raise ExportError(
             f"a kernel graph has the form {' or '.join(get_args(Form))}, not {form!r}: choose one of these"
         )
-    net, body = packed.layout, Nodes()
+    net, body, constants = packed.layout, Nodes(), list[onnx.TensorProto]()
     if form == "network":
         found = body.ops("VaeEdgeNetwork", *NETWORK_INPUTS, count=4, domain=DOMAIN, layout=to_json(net))
     else:
-        found = _Network(net, body, *NETWORK_INPUTS, packed.params.cpu()).classify()
+        operators = _Network(net, body, *NETWORK_INPUTS, packed)
+        found, constants = operators.classify(), list(operators.constants.values())
     probabilities, angle, score, uncertainty = found
     results = dict(zip(CLASSIFIER_OUTPUTS, (probabilities, angle, score), strict=True))
     if net.bins:
         for column, name in enumerate(UNCERTAINTY_OUTPUTS):
             results[name] = body.op("Gather", uncertainty, body.const(column, np.int64), axis=1)
     for name, result in results.items():
-        body.nodes.append(helper.make_node("Identity", [result], [name]))
+        body.nodes.append(helper.make_node("Identity", [result], [name], name=name))
 
     image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", net.height, net.width, net.channels])
     shapes = {name: ["batch"] for name in results} | {"probabilities": ["batch", net.classes]}
@@ -79,7 +82,7 @@ def kernel_graph(
     ]
     precision = "int8" if net.int8 else "fp16"
     return finish(
-        helper.make_graph(body.nodes, "classifier", [image], outputs, buffers),
+        helper.make_graph(body.nodes, "classifier", [image], outputs, [*buffers, *constants]),
         network_functions(net),
         {**(metadata or {}), "kernel_graph": {"form": form, "precision": precision}},
     )
@@ -153,8 +156,9 @@ def _network_function(net: NetworkLayout) -> onnx.FunctionProto:
 class _Network:
     """`forward_layerwise` as nodes.
 
-    Some operators take a parameter as an attribute. With `host`, the parameters' values, it is written there. Without,
-    the nodes around the operator compute with the parameter, which gives the same bits.
+    Without `packed` every weight and parameter is cut out of the inputs. With it, those of single layers are constants,
+    which `constants` collects, and what an operator takes as an attribute is written there; without, the nodes around
+    the operator compute with the parameter, which gives the same bits.
     """
 
     def __init__(
@@ -165,9 +169,10 @@ class _Network:
         weights: str,
         params: str,
         whitening: str,
-        host: torch.Tensor | None = None,
+        packed: PackedNetwork | None = None,
     ) -> None:
-        self.net, self.b, self.image, self.host = net, b, image, host
+        self.net, self.b, self.image, self.packed = net, b, image, packed
+        self.constants: dict[str, onnx.TensorProto] = {}
         self.weights, self.params, self.whitening = weights, params, whitening
         self.layout = to_json(net)
         self.batch = b.cut(b.op("Shape", image), 0, 1)
@@ -229,17 +234,35 @@ class _Network:
 
     def param(self, offset: int, count: int = 1) -> str:
         """Parameters, float32 [count]."""
+        if self.packed is not None:
+            return self.store(f"params_{offset}_{count}", self.packed.params[offset : offset + count])
         return self.b.cut(self.params, offset, offset + count)
 
     def value(self, offset: int) -> float:
         """A parameter for an attribute; 1 where the nodes around the operator compute with it instead."""
-        return 1.0 if self.host is None else float(self.host[offset])
+        return 1.0 if self.packed is None else float(self.packed.params[offset])
 
-    def filters(self, layer: ConvLayout) -> tuple[str, str]:
-        """A layer's flat weights, and its bias."""
-        size = layer.kernel_size**2 * layer.in_channels * layer.out_channels
-        weights = self.b.cut(self.weights, layer.weights, layer.weights + size)
-        return weights, self.param(layer.bias, layer.out_channels)
+    def filters(self, layer: ConvLayout, *shape: int) -> str:
+        """A convolution's weights."""
+        stop = layer.weights + layer.kernel_size**2 * layer.in_channels * layer.out_channels
+        if self.packed is not None:
+            return self.store(f"weights_{layer.weights}", self.packed.weights[layer.weights : stop].reshape(shape))
+        return self.b.reshape(self.b.cut(self.weights, layer.weights, stop), *shape)
+
+    def matrix(self, layer: LinearLayout, *shape: int) -> str:
+        """A fully connected layer's weights as filters of 1×1: int8 [out, in] in this shape, float16 [in, out]."""
+        rows, columns, int8 = layer.in_features, layer.out_features, self.net.int8
+        if self.packed is not None:
+            stop = layer.weights + rows * layer.row_stride
+            stored = self.packed.weights[layer.weights : stop].reshape(rows, -1)[:, :columns]
+            return self.store(f"weights_{layer.weights}", (stored.T if int8 else stored).reshape(shape))
+        found = self.b.matrix(self.weights, layer.weights, rows, layer.row_stride, columns)
+        return self.b.reshape(self.b.transpose(found, [1, 0]) if int8 else found, *shape)
+
+    def store(self, name: str, tensor: torch.Tensor) -> str:
+        """A constant of the graph."""
+        self.constants[name] = numpy_helper.from_array(tensor.detach().cpu().contiguous().numpy(), name)
+        return name
 
     def constant(self, shape: tuple[int, ...], value: float = 0.0) -> str:
         """One value, float32 [N, *shape]."""
@@ -252,7 +275,7 @@ class _Network:
         """The image's pixels, rotated; with `scale`, the offset of 1 / s and s, fake-quantized before."""
         net, b, image, scaled, masked = self.net, self.b, self.image, 1.0 / 255.0, self.net.circular_mask
         input_scale = 0.0
-        if scale is not None and self.host is not None:
+        if scale is not None and self.packed is not None:
             input_scale = self.value(scale + 1)
         elif scale is not None:
             pixels = b.op("Mul", b.transpose(b.cast(image, FLOAT), functions.TO_CHANNELS_FIRST), b.const(scaled))
@@ -282,7 +305,7 @@ class _Network:
             x = self.stem_layer(layer, x, scale, input_scale) if index == first else self.conv_layer(layer, x)
             if layer.is_feature_layer:
                 means = b.call("VaeEdgeAvgPool", x, scale=self.value(layer.output_scale) if self.net.int8 else 1.0)
-                if self.net.int8 and self.host is None:
+                if self.net.int8 and self.packed is None:
                     means = b.op("Mul", means, self.param(layer.output_scale))
         last = self.net.layers[first + count - 1]
         return b.reshape(x, -1, last.out_pixels * last.out_channels), means
@@ -290,11 +313,11 @@ class _Network:
     def stem_layer(self, layer: ConvLayout, x: str, scale: float, input_scale: int) -> str:
         """A backbone's first layer, from pixels."""
         b, size = self.b, (layer.kernel_size, layer.kernel_size)
-        weights, bias = self.filters(layer)
+        bias = self.param(layer.bias, layer.out_channels)
         if not self.net.int8:
-            weight = b.reshape(weights, *size, layer.in_channels, layer.out_channels)
+            weight = self.filters(layer, *size, layer.in_channels, layer.out_channels)
             return b.call("VaeEdgeStemConv", x, weight, bias, **_geometry(layer), scale=scale)
-        weight = b.reshape(weights, layer.out_channels, *size, layer.in_channels)
+        weight = self.filters(layer, layer.out_channels, *size, layer.in_channels)
         requantize = self.param(layer.scale, layer.out_channels)
         return self.stem_conv_int8(x, weight, requantize, bias, _geometry(layer), scale, input_scale)
 
@@ -303,8 +326,8 @@ class _Network:
     ) -> str:
         """A `stem_conv_int8` that quantizes x · scale by the parameter 1 / s_x at an offset."""
         b, inverse = self.b, 1.0
-        if self.host is not None:
-            inverse = float(torch.tensor(scale) * self.host[at])  # in float32, as the kernel does
+        if self.packed is not None:
+            inverse = float(torch.tensor(scale) * self.packed.params[at].cpu())  # in float32, as the kernel does
         else:
             x = b.op("Mul", b.cast(x, FLOAT), b.op("Mul", b.const(scale), self.param(at)))
         return b.call("VaeEdgeStemConvInt8", x, weight, requantize, bias, **geometry, inv_x_scale=inverse)
@@ -312,11 +335,11 @@ class _Network:
     def conv_layer(self, layer: ConvLayout, x: str, dtype: int = INT8) -> str:
         """Any other convolution; `dtype` is the output's where the network is int8."""
         b, size = self.b, (layer.kernel_size, layer.kernel_size)
-        weights, bias = self.filters(layer)
+        bias = self.param(layer.bias, layer.out_channels)
         if not self.net.int8:
-            weight = b.reshape(weights, *size, layer.in_channels, layer.out_channels)
+            weight = self.filters(layer, *size, layer.in_channels, layer.out_channels)
             return b.call("VaeEdgeConv", x, weight, bias, **_geometry(layer))
-        weight = b.reshape(weights, *size, layer.out_channels, layer.in_channels)
+        weight = self.filters(layer, *size, layer.out_channels, layer.in_channels)
         requantize = self.param(layer.scale, layer.out_channels)
         attributes = {**_geometry(layer), "residual_scale": 1.0, "dtype": dtype}
         return b.call("VaeEdgeConvInt8", x, weight, requantize, bias, **attributes)
@@ -332,23 +355,21 @@ class _Network:
         """The decoder's first layer, as a 1×1 convolution of an image of one pixel."""
         net, b = self.net, self.b
         layer = fc_layout(net, Fc.DECODER)
-        matrix = b.matrix(self.weights, layer.weights, layer.in_features, layer.row_stride, layer.out_features)
-        bias = self.param(layer.bias, layer.out_features)
-        is_short = layer.in_features <= MAX_STEM_K
-        x = b.reshape(code, -1, 1, 1, layer.in_features)
+        rows, columns = layer.in_features, layer.out_features
+        bias, is_short = self.param(layer.bias, columns), rows <= MAX_STEM_K
+        x = b.reshape(code, -1, 1, 1, rows)
         geometry = {"stride": 1, "pad_top": 0, "pad_left": 0, "relu": 1}
         if not net.int8:
-            weight = b.reshape(matrix, 1, 1, layer.in_features, layer.out_features)
+            weight = self.matrix(layer, 1, 1, rows, columns)
             if is_short:
                 return b.call("VaeEdgeStemConv", x, weight, bias, **geometry, scale=1.0)
             return b.call("VaeEdgeConv", b.cast(x, FLOAT16), weight, bias, **geometry)
 
-        transposed = b.transpose(matrix, [1, 0])
-        scale = self.param(layer.scale, layer.out_features)
+        scale = self.param(layer.scale, columns)
         if is_short:
-            weight = b.reshape(transposed, layer.out_features, 1, 1, layer.in_features)
+            weight = self.matrix(layer, columns, 1, 1, rows)
             return self.stem_conv_int8(x, weight, scale, bias, geometry, 1.0, layer.input_scale)
-        weight = b.reshape(transposed, 1, 1, layer.out_features, layer.in_features)
+        weight = self.matrix(layer, 1, 1, columns, rows)
         quantized = b.quantize_int8(b.op("Mul", x, self.param(layer.input_scale)))
         return b.call("VaeEdgeConvInt8", quantized, weight, scale, bias, **geometry, residual_scale=1.0, dtype=INT8)
 
