@@ -17,6 +17,12 @@ def onnx(arguments: argparse.Namespace) -> None:
     classify = arguments.graph == "classify"
     if not classify and (arguments.precision or arguments.form):
         raise ConfigError(f"--graph {arguments.graph} is float32, and takes neither --precision nor --form")
+    if arguments.inline and arguments.graph in ("sample", "resample"):
+        raise ConfigError(
+            f"--inline --graph {arguments.graph}: OpenVINO, for which files are inlined, computes 64-bit numbers in 32 "
+            "bits and would draw other noise. Leave --inline out and run the file with ONNX Runtime, or write --graph "
+            "decode and draw the codes yourself"
+        )
     if Path(arguments.out).is_dir():
         raise ConfigError(f"--out {arguments.out} is a folder: expected the name of a file, such as classifier.onnx")
     with working(f"making the graph {arguments.graph}"):
