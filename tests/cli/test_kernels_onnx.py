@@ -32,6 +32,19 @@ def test_the_classifier_of_a_bundle_is_written_and_compared(
     assert not onnx.load(out).functions and [path.name for path in out.parent.iterdir()] == [out.name]
 
 
+def test_a_file_for_plugins_has_no_functions_and_casts_the_image(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "plugins.onnx"
+    words = ["kernels", "onnx", str(bundle), "--out", str(out), "--image-type", "float16", "--no-functions"]
+    assert main(words) == 0
+    assert "operators of ours: VaeEdgeNetwork; TensorRT takes plugins" in capsys.readouterr().out
+    model = onnx.load(out)
+    assert next(node.op_type for node in model.graph.node) == "Cast" and not model.functions
+    with pytest.raises(SystemExit):
+        main([*words, "--inline"])
+
+
 @pytest.mark.parametrize("graph", ["encode", "sample"])
 def test_other_graphs_are_of_a_training_run(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], graph: str
@@ -52,7 +65,7 @@ def test_what_does_not_fit_is_refused_in_a_sentence_and_nothing_is_written(
         ([str(bundle), "--graph", "decode"], "is a bundle, which has no decoder of codes: give --graph decode the"),
         ([str(tmp_path / "nothing")], "is not there: give the folder that `vae-edge export` wrote"),
         ([str(tmp_path / "nothing"), "--graph", "encode"], "is not a folder: expected a training run"),
-        ([str(run), "--graph", "sample", "--form", "network"], "takes neither --precision nor --form"),
+        ([str(run), "--graph", "sample", "--form", "network"], "takes none of --precision, --form and --image-type"),
         ([str(run), "--graph", "resample", "--inline"], "OpenVINO, for which files are inlined, computes 64-bit"),
     ):
         assert main(["kernels", "onnx", *words, "--out", str(out)]) == 2

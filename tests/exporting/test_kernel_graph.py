@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +21,18 @@ from onnx import TensorProto, helper, numpy_helper
 
 from vae_edge.bundle import load_bundle
 from vae_edge.data import Dataset, rotate_dataset
+from vae_edge.engine.build import build_engine
+from vae_edge.engine.tensorrt import BuildConfig
 from vae_edge.errors import BundleError, EngineError, ExportError
 from vae_edge.exporting import kernel_file, network_file
 from vae_edge.exporting.bundle import load_onnx
-from vae_edge.exporting.kernel_file import bundle_kernel_graph, inexact_layers, inline, write_kernel_graph
+from vae_edge.exporting.kernel_file import (
+    bundle_kernel_graph,
+    inexact_layers,
+    inline,
+    without_functions,
+    write_kernel_graph,
+)
 from vae_edge.exporting.kernel_functions import DOMAIN
 from vae_edge.exporting.kernel_graph import finish, kernel_graph, network_functions
 from vae_edge.exporting.onnx_file import get_metadata, open_session, run
@@ -225,9 +238,19 @@ def test_without_optimizations_the_functions_give_the_same() -> None:
         assert_close(found, answer(packed, images), "int8")
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_an_image_that_is_cast_gives_the_same(form: Any) -> None:
+    packed, images = make_network(VARIANTS["masked"], "int8")
+    bytes_read = run(kernel_graph(packed, form), images.numpy())
+    for name, value in run(kernel_graph(packed, form, None, "float16"), images.numpy()).items():
+        np.testing.assert_array_equal(value, bytes_read[name])
+
+
 def test_an_unknown_form_is_refused() -> None:
     packed, _ = make_network({}, "fp16")
-    with pytest.raises(ExportError, match="has the form network or operators, not 'layers'"):
+    with pytest.raises(ExportError, match="read the image as uint8 or float16, not 'int8'"):
+        kernel_graph(packed, "network", None, "int8")
+    with pytest.raises(ExportError, match=r"has the form network or operators, not 'layers'"):
         kernel_graph(packed, "layers")
 
 
@@ -412,6 +435,65 @@ def test_the_strict_reader_of_bundles_refuses_functions(tmp_path: Path) -> None:
         load_onnx(tmp_path / "own.onnx")
     write_kernel_graph(inline(model), tmp_path / "plain.onnx")
     assert len(load_onnx(tmp_path / "plain.onnx").graph.input) == 1
+
+
+class TestWithRtx:
+    """TensorRT-RTX parses and builds; nothing is run. Its plugins here compute nothing."""
+
+    @pytest.fixture(autouse=True)
+    def rtx(self) -> None:
+        pytest.importorskip(
+            "tensorrt_rtx_bindings",
+            reason='TensorRT-RTX is not installed: pip install "vae-edge[rtx]"',
+            exc_type=ImportError,
+        )
+
+    def build(self, model: onnx.ModelProto, folder: Path) -> dict[str, Any]:
+        """What `plugin_stubs.py` says of the file."""
+        libraries = Path(importlib.util.find_spec("tensorrt_rtx_libs").submodule_search_locations[0])
+        link = folder / "libtensorrt_rtx.so"
+        if not link.exists():
+            link.symlink_to(next(libraries.rglob("libtensorrt_rtx.so.*")))
+        write_kernel_graph(model, folder / "own.onnx")
+        command = [sys.executable, str(Path(__file__).with_name("plugin_stubs.py")), str(folder / "own.onnx")]
+        environment = {**os.environ, "LD_LIBRARY_PATH": str(folder)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    @pytest.mark.parametrize("form", FORMS)
+    @pytest.mark.parametrize("precision", ["fp16", "int8"])
+    def test_a_plugin_goes_before_the_function_of_its_node(self, tmp_path: Path, precision: str, form: Any) -> None:
+        packed, _ = make_network({}, precision)
+        model = kernel_graph(packed, form, None, "float16")
+        nodes = sum(node.domain == DOMAIN for node in model.graph.node)
+        for file in (model, without_functions(model)):
+            found = self.build(file, tmp_path)
+            assert found["plugins"] == nodes and found["engine"] > 10_000
+
+    def test_without_its_attributes_a_node_is_its_function_there(self, tmp_path: Path) -> None:
+        packed, _ = make_network({}, "fp16")
+        model = kernel_graph(packed, "network", None, "float16")
+        node = next(node for node in model.graph.node if node.domain == DOMAIN)
+        kept = [attribute for attribute in node.attribute if not attribute.name.startswith("plugin_")]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+        found = self.build(model, tmp_path)
+        assert found["plugins"] == 0 and found["layers"] > 1000
+        assert self.build(without_functions(model), tmp_path)["plugins"] == 1
+
+    def test_bytes_are_given_to_no_plugin(self, tmp_path: Path) -> None:
+        packed, _ = make_network({}, "fp16")
+        assert self.build(kernel_graph(packed), tmp_path) == {"layers": 19, "plugins": 1, "engine": 0}
+
+    def test_an_inlined_file_builds_in_fp16_and_not_in_int8(self, bundle: Path, tmp_path: Path) -> None:
+        config = BuildConfig("fp32", targets=("sm_89",))  # what the bodies of functions compute in
+        for precision in ("fp16", "int8"):
+            model, _ = bundle_kernel_graph(bundle, precision)
+            write_kernel_graph(inline(model), tmp_path / f"{precision}.onnx")
+        assert build_engine(tmp_path / "fp16.onnx", config).engine
+        with pytest.raises(EngineError, match=r"Quantized constant .* is only allowed before DQ or PLUGIN"):
+            build_engine(tmp_path / "int8.onnx", config)
 
 
 # ---- A trained network ----------------------------------------------------------------------------------------------

@@ -15,8 +15,10 @@ from vae_edge.errors import ConfigError
 def onnx(arguments: argparse.Namespace) -> None:
     """`vae-edge kernels onnx`."""
     classify = arguments.graph == "classify"
-    if not classify and (arguments.precision or arguments.form):
-        raise ConfigError(f"--graph {arguments.graph} is float32, and takes neither --precision nor --form")
+    if not classify and (arguments.precision or arguments.form or arguments.image_type):
+        raise ConfigError(
+            f"--graph {arguments.graph} is float32, and takes none of --precision, --form and --image-type"
+        )
     if arguments.inline and arguments.graph in ("sample", "resample"):
         raise ConfigError(
             f"--inline --graph {arguments.graph}: OpenVINO, for which files are inlined, computes 64-bit numbers in 32 "
@@ -27,10 +29,12 @@ def onnx(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--out {arguments.out} is a folder: expected the name of a file, such as classifier.onnx")
     with working(f"making the graph {arguments.graph}"):
         model, result = (_classifier if classify else _of_run)(arguments)
-        from vae_edge.exporting.kernel_file import inline, write_kernel_graph
+        from vae_edge.exporting.kernel_file import inline, without_functions, write_kernel_graph
 
         if arguments.inline:
             model = inline(model)
+        if arguments.no_functions:
+            model = without_functions(model)
         result["operators"] = sorted({node.op_type for node in model.graph.node if node.domain})
         result["inputs"] = [value.name for value in model.graph.input]
         result["outputs"] = [value.name for value in model.graph.output]
@@ -44,7 +48,8 @@ def _classifier(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     from vae_edge.exporting.onnx_file import get_metadata
 
     form: Any = arguments.form or "network"
-    model, differences = bundle_kernel_graph(arguments.model, arguments.precision, form)
+    image_type: Any = arguments.image_type or "uint8"
+    model, differences = bundle_kernel_graph(arguments.model, arguments.precision, form, image_type)
     precision = get_metadata(model)["kernel_graph"]["precision"]
     return model, {**_about(arguments), "precision": precision, "form": form, "differences": differences}
 
@@ -71,7 +76,12 @@ def _of_run(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
 
 
 def _about(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {"file": str(arguments.out), "graph": arguments.graph, "inlined": arguments.inline}
+    return {
+        "file": str(arguments.out),
+        "graph": arguments.graph,
+        "inlined": arguments.inline,
+        "functions": not (arguments.inline or arguments.no_functions),
+    }
 
 
 def _lines(result: dict[str, Any]) -> Iterator[str]:
@@ -80,7 +90,7 @@ def _lines(result: dict[str, Any]) -> Iterator[str]:
     yield f"  {', '.join(result['inputs'])} to {', '.join(result['outputs'])}"
     own = ", ".join(result["operators"])
     yield f"  operators of ours: {own or 'none'}" + (
-        "; ONNX Runtime runs their functions, TensorRT takes plugins of these names" if own else ""
+        "" if not own else f"; {'ONNX Runtime runs their functions, ' * result['functions']}TensorRT takes plugins"
     )
     if result.get("differences"):
         yield "  differences from the exact answers to the probe images, in the mean and at most (allowed):"

@@ -87,8 +87,19 @@ def _onnx(parts: Commands) -> None:
         help="of classify: one node for the whole network (default), or a node for each operator",
     )
     parser.add_argument(
+        "--image-type",
+        choices=("uint8", "float16"),
+        help="what our nodes read of classify's image (default: uint8); float16: TensorRT gives no plugin bytes",
+    )
+    functions = parser.add_mutually_exclusive_group()
+    functions.add_argument(
         "--inline",
         action="store_true",
         help="write standard operators alone, for runtimes that expand no functions, such as OpenVINO",
+    )
+    functions.add_argument(
+        "--no-functions",
+        action="store_true",
+        help="leave the functions out: TensorRT before 10.7 runs them even where it has plugins",
     )
     add_json(parser)

@@ -2,7 +2,7 @@
 
 `bundle_kernel_graph` reads the weights out of a bundle's ONNX file, as a network file is made, and has ONNX Runtime
 answer the bundle's probe images by the graph's functions: a graph whose answers are wrong is not given out. `inline`
-makes the file for runtimes that expand no functions.
+makes the file for runtimes that expand no functions, `without_functions` the one for TensorRT before 10.7.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vae_edge_kernels.layout import ALIGNMENT
 from vae_edge.bundle import load_bundle
 from vae_edge.errors import EngineError, ExportError, KernelError
 from vae_edge.exporting.kernel_functions import DOMAIN
-from vae_edge.exporting.kernel_graph import Form, check_graph, kernel_graph
+from vae_edge.exporting.kernel_graph import Form, ImageType, check_graph, kernel_graph
 from vae_edge.exporting.network_file import (
     compare_answers,
     default_precision,
@@ -44,14 +44,17 @@ _CONDITIONS: dict[str, Callable[..., Any]] = {"Equal": np.equal, "Greater": np.g
 
 
 def bundle_kernel_graph(
-    path: str | os.PathLike[str], precision: str | None = None, form: Form = "network"
+    path: str | os.PathLike[str],
+    precision: str | None = None,
+    form: Form = "network",
+    image_type: ImageType = "uint8",
 ) -> tuple[onnx.ModelProto, dict[str, dict[str, float]]]:
     """A bundle's classifier as a kernel graph, compared with the bundle's probe images on ONNX Runtime.
 
     Args:
         path: of the bundle.
         precision: fp16 or int8; None is int8 if the bundle has an int8 ONNX file, else fp16.
-        form: as `kernel_graph.kernel_graph` takes it.
+        form, image_type: as `kernel_graph.kernel_graph` takes them.
 
     Returns:
         The model, and how far its answers lie from the exact ones (`network_file.check_answers`); empty where the
@@ -60,7 +63,7 @@ def bundle_kernel_graph(
     Raises:
         BundleError: the bundle is damaged.
         EngineError: the bundle has no such ONNX file, its encoder is a pretrained network, or the answers are wrong.
-        ExportError: the form is unknown.
+        ExportError: the form or the type is unknown.
     """
     bundle = load_bundle(path)
     precision = default_precision(bundle) if precision is None else precision
@@ -74,7 +77,7 @@ def bundle_kernel_graph(
 
     metadata.pop("version")
     metadata |= {"threshold": bundle.threshold_of(source)}
-    made = kernel_graph(packed, form, metadata)
+    made = kernel_graph(packed, form, metadata, image_type)
     probes = None if bundle.probes is None else load_probes(bundle.file(bundle.probes))
     if probes is None or source.sha256 not in probes.models:
         return made, {}
@@ -133,6 +136,18 @@ def inline(model: onnx.ModelProto) -> onnx.ModelProto:
     opsets = [opset for opset in result.opset_import if opset.domain != DOMAIN]
     del result.opset_import[:]
     result.opset_import.extend(opsets)
+    check_graph(result)
+    return result
+
+
+def without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same nodes without their functions: for plugins alone.
+
+    TensorRT before 10.7 runs a function even where it has a plugin of the node's op type.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    del result.functions[:]
     check_graph(result)
     return result
 

@@ -1,8 +1,9 @@
 """The toolkit's operators as ONNX nodes, with a model-local function for each: what a runtime without our kernels runs.
 
 A node of the domain `vae_edge` has the tensors of the PyTorch operator as inputs, in its order, and the other fields as
-attributes of the same names. A TensorRT plugin of the same op type replaces the node. ONNX Runtime runs the function
-instead, whose body is standard operators and computes what the CPU reference in `vae_edge.ops` computes.
+attributes of the same names. A TensorRT plugin of the same op type replaces the node; the two attributes of
+`PLUGIN_ATTRIBUTES` say so to its parser, which from 10.15 on takes a function before a plugin without them. ONNX
+Runtime runs the function, whose body is standard operators and computes what the CPU reference in `vae_edge.ops` does.
 
 A function has one body, whatever the attributes: not even ONNX Runtime tells overloads of a function apart. So a body
 chooses with `If` on an attribute. The condition is a constant of each node, and runtimes drop the other branch.
@@ -28,6 +29,7 @@ from vae_edge.exporting.onnx_file import OPSET
 
 DOMAIN = "vae_edge"
 VERSION = 1
+PLUGIN_ATTRIBUTES = {"plugin_version": "1", "plugin_namespace": ""}  # as REGISTER_TENSORRT_PLUGIN registers plugins
 FLOAT, FLOAT16, DOUBLE = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE
 INT8, INT32, INT64 = TensorProto.INT8, TensorProto.INT32, TensorProto.INT64
 TO_CHANNELS_FIRST, TO_CHANNELS_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
@@ -61,6 +63,7 @@ class Nodes:
         name = f"{self._scope}{op_type}_{self._count[0]}"
         outputs = [f"{name}_{k}" if count > 1 else name for k in range(count)]
         given = {name: value for name, value in attributes.items() if not isinstance(value, Ref)}
+        given |= PLUGIN_ATTRIBUTES if domain == DOMAIN else {}
         node = helper.make_node(op_type, list(inputs), outputs, name=name, domain=domain or None, **given)
         for name, value in attributes.items():
             if isinstance(value, Ref):

@@ -30,6 +30,7 @@ from vae_edge.ops.packing import PackedNetwork
 from vae_edge.spec import CLASSIFIER_OUTPUTS, UNCERTAINTY_OUTPUTS
 
 Form = Literal["network", "operators"]
+ImageType = Literal["uint8", "float16"]
 IR_VERSION = 10
 NETWORK_INPUTS = ("image", "weights", "params", "whitening")
 NETWORK_OUTPUTS = ("probabilities", "angle", "score", "uncertainty")
@@ -39,7 +40,10 @@ NETWORK_OUTPUTS = ("probabilities", "angle", "score", "uncertainty")
 
 
 def kernel_graph(
-    packed: PackedNetwork, form: Form = "network", metadata: Mapping[str, Any] | None = None
+    packed: PackedNetwork,
+    form: Form = "network",
+    metadata: Mapping[str, Any] | None = None,
+    image_type: ImageType = "uint8",
 ) -> onnx.ModelProto:
     """A classifier as a graph of the toolkit's own operators, with a function for each.
 
@@ -51,19 +55,26 @@ def kernel_graph(
         packed: the network, float16 or int8.
         form: one node `VaeEdgeNetwork`, or a node for each operator.
         metadata: stored in the file, as `onnx_file.set_metadata` does.
+        image_type: what our nodes read. With float16, which holds bytes exactly, a Cast stands between the graph's
+            input and them: TensorRT gives no plugin bytes.
 
     Raises:
-        ExportError: an unknown form, or the graph does not pass ONNX's own checker.
+        ExportError: an unknown form or type, or the graph does not pass ONNX's own checker.
     """
     if form not in get_args(Form):
         raise ExportError(
             f"a kernel graph has the form {' or '.join(get_args(Form))}, not {form!r}: choose one of these"
         )
+    if image_type not in get_args(ImageType):
+        known = " or ".join(get_args(ImageType))
+        raise ExportError(f"the nodes of a kernel graph read the image as {known}, not {image_type!r}")
     net, body, constants = packed.layout, Nodes(), list[onnx.TensorProto]()
+    read = "image" if image_type == "uint8" else body.cast("image", FLOAT16)
     if form == "network":
-        found = body.ops("VaeEdgeNetwork", *NETWORK_INPUTS, count=4, domain=DOMAIN, layout=to_json(net))
+        inputs = read, *NETWORK_INPUTS[1:]
+        found = body.ops("VaeEdgeNetwork", *inputs, count=4, domain=DOMAIN, layout=to_json(net))
     else:
-        operators = _Network(net, body, *NETWORK_INPUTS, packed)
+        operators = _Network(net, body, read, *NETWORK_INPUTS[1:], packed)
         found, constants = operators.classify(), list(operators.constants.values())
     probabilities, angle, score, uncertainty = found
     results = dict(zip(CLASSIFIER_OUTPUTS, (probabilities, angle, score), strict=True))
