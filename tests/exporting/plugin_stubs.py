@@ -51,9 +51,10 @@ OUTPUTS: dict[str, Callable[[list[list[int]], dict[str, Any]], Outputs]] = {
     "VaeEdgeAvgPool": lambda s, given: [(FLOAT, [None, s[0][3]])],
     "VaeEdgeOrientationHead": lambda s, given: [(FLOAT, [None, given["net"].classes]), (FLOAT, [None, 6])],
     "VaeEdgeContentHead": content,
+    "VaeEdgeReparameterize": lambda s, given: [(FLOAT, [None, s[0][1]]), (FLOAT, [None])],
     "VaeEdgeReconstructionError": lambda s, given: [(FLOAT, [None])],
 }
-COUNTS = {"VaeEdgeNetwork": 4, "VaeEdgeOrientationHead": 2, "VaeEdgeContentHead": 3}
+COUNTS = {"VaeEdgeNetwork": 4, "VaeEdgeOrientationHead": 2, "VaeEdgeContentHead": 3, "VaeEdgeReparameterize": 2}
 
 
 class Stub(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime):
@@ -140,8 +141,10 @@ def main(path: str) -> None:
     config, profile = builder.create_builder_config(), builder.create_optimization_profile()
     config.num_compute_capabilities = 1
     config.set_compute_capability(trt.ComputeCapability.SM89, 0)
-    sides = list(network.get_input(0).shape)[1:]
-    profile.set_shape("image", [1, *sides], [2, *sides], [8, *sides])
+    for index in range(network.num_inputs):
+        first, *sides = network.get_input(index).shape
+        if first == -1:
+            profile.set_shape(network.get_input(index).name, [1, *sides], [2, *sides], [8, *sides])
     config.add_optimization_profile(profile)
     engine = builder.build_serialized_network(network, config)
     kinds = [network.get_layer(k).type.name for k in range(network.num_layers)]

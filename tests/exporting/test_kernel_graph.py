@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +13,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from stub_builds import build
 
 from vae_edge.bundle import load_bundle
 from vae_edge.data import Dataset, rotate_dataset
@@ -185,7 +181,9 @@ def test_the_operator_itself_is_what_the_node_stands_for() -> None:
     packed, images = make_network({}, "int8")
     model = kernel_graph(packed)
     node = next(node for node in model.graph.node if node.op_type == "VaeEdgeNetwork")
-    (layout,) = (attribute.s.decode() for attribute in node.attribute)
+    given = {attribute.name: attribute.s.decode() for attribute in node.attribute}
+    layout = given.pop("layout")
+    assert given == {"plugin_namespace": "", "plugin_version": "1"}
     assert layout == to_json(packed.layout) and list(node.input) == ["image", "weights", "params", "whitening"]
     buffers = [torch.from_numpy(numpy_helper.to_array(value).copy()) for value in model.graph.initializer]
     outputs = torch.ops.vae_edge.network(images, *buffers, layout)
@@ -448,19 +446,6 @@ class TestWithRtx:
             exc_type=ImportError,
         )
 
-    def build(self, model: onnx.ModelProto, folder: Path) -> dict[str, Any]:
-        """What `plugin_stubs.py` says of the file."""
-        libraries = Path(importlib.util.find_spec("tensorrt_rtx_libs").submodule_search_locations[0])
-        link = folder / "libtensorrt_rtx.so"
-        if not link.exists():
-            link.symlink_to(next(libraries.rglob("libtensorrt_rtx.so.*")))
-        write_kernel_graph(model, folder / "own.onnx")
-        command = [sys.executable, str(Path(__file__).with_name("plugin_stubs.py")), str(folder / "own.onnx")]
-        environment = {**os.environ, "LD_LIBRARY_PATH": str(folder)}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.splitlines()[-1])
-
     @pytest.mark.parametrize("form", FORMS)
     @pytest.mark.parametrize("precision", ["fp16", "int8"])
     def test_a_plugin_goes_before_the_function_of_its_node(self, tmp_path: Path, precision: str, form: Any) -> None:
@@ -468,7 +453,7 @@ class TestWithRtx:
         model = kernel_graph(packed, form, None, "float16")
         nodes = sum(node.domain == DOMAIN for node in model.graph.node)
         for file in (model, without_functions(model)):
-            found = self.build(file, tmp_path)
+            found = build(file, tmp_path)
             assert found["plugins"] == nodes and found["engine"] > 10_000
 
     def test_without_its_attributes_a_node_is_its_function_there(self, tmp_path: Path) -> None:
@@ -478,13 +463,13 @@ class TestWithRtx:
         kept = [attribute for attribute in node.attribute if not attribute.name.startswith("plugin_")]
         del node.attribute[:]
         node.attribute.extend(kept)
-        found = self.build(model, tmp_path)
+        found = build(model, tmp_path)
         assert found["plugins"] == 0 and found["layers"] > 1000
-        assert self.build(without_functions(model), tmp_path)["plugins"] == 1
+        assert build(without_functions(model), tmp_path)["plugins"] == 1
 
     def test_bytes_are_given_to_no_plugin(self, tmp_path: Path) -> None:
         packed, _ = make_network({}, "fp16")
-        assert self.build(kernel_graph(packed), tmp_path) == {"layers": 19, "plugins": 1, "engine": 0}
+        assert build(kernel_graph(packed), tmp_path) == {"layers": 19, "plugins": 1, "engine": 0}
 
     def test_an_inlined_file_builds_in_fp16_and_not_in_int8(self, bundle: Path, tmp_path: Path) -> None:
         config = BuildConfig("fp32", targets=("sm_89",))  # what the bodies of functions compute in
@@ -519,8 +504,19 @@ def test_a_bundle_s_kernel_graph_answers_as_its_onnx_file_on_a_hundred_digits(
     wrong = {**found, "probabilities": np.roll(found["probabilities"], 1, axis=1)}
     assert [mismatch.output for mismatch in compare(allowed, wrong)] == ["probabilities"]
 
+    openvino = pytest.importorskip("openvino")
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    core = openvino.Core()
+    outputs = core.compile_model(core.read_model(inline(model).SerializeToString()), "CPU", settings)(images)
+    assert compare(allowed, {name: outputs[name] for name in found}) == []
+
+
+def test_the_metadata_are_those_of_the_bundle_s_file(bundle: Path) -> None:
+    opened = load_bundle(bundle)
+    source = opened.find("classifier", "onnx", "int8", "any")
+    model, _ = bundle_kernel_graph(bundle, "int8", "operators")
     metadata, ours = get_metadata(load_onnx(opened.file(source))), get_metadata(model)
-    assert ours.pop("kernel_graph") == {"form": form, "precision": precision}
+    assert ours.pop("kernel_graph") == {"form": "operators", "precision": "int8"}
     assert ours == {**metadata, "threshold": opened.threshold_of(source)}
 
 

@@ -10,13 +10,14 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
+from stub_builds import build
 
 from vae_edge.data import Dataset
 from vae_edge.errors import ExportError
 from vae_edge.exporting.kernel_file import write_kernel_graph
 from vae_edge.exporting.kernel_functions import DOMAIN
 from vae_edge.exporting.kernel_graph import finish
-from vae_edge.exporting.kernel_sampling import SAMPLING_FUNCTIONS, sampling_graph
+from vae_edge.exporting.kernel_sampling import SAMPLING_FUNCTIONS, Graph, sampling_graph
 from vae_edge.exporting.onnx_file import get_metadata, open_session
 from vae_edge.model import AngleVAE, create_config
 from vae_edge.onnx_graph import read_graph
@@ -216,6 +217,18 @@ def test_a_trained_network_draws_digits_that_it_recognizes(run: Path, digits: Da
         logits = trained(torch.from_numpy(images).permute(0, 3, 1, 2) / 255.0).logits
     assert (logits.argmax(1).numpy() == labels).mean() > 0.7
     assert get_metadata(graph)["role"] == "sample" and get_metadata(graph)["classes"] == list(digits.classes)
+
+
+@pytest.mark.parametrize("graph", ["sample", "resample"])
+def test_tensorrt_rtx_takes_a_plugin_for_the_sampler(model: AngleVAE, tmp_path: Path, graph: Graph) -> None:
+    """It builds an engine whose seed and offset are inputs; nothing is run."""
+    pytest.importorskip(
+        "tensorrt_rtx_bindings",
+        reason='TensorRT-RTX is not installed: pip install "vae-edge[rtx]"',
+        exc_type=ImportError,
+    )
+    found = build(sampling_graph(model, graph), tmp_path)
+    assert found["plugins"] == 1 and found["engine"] > 10_000
 
 
 def test_operators_have_names_of_their_own_and_an_unknown_graph_is_refused(model: AngleVAE) -> None:

@@ -140,9 +140,8 @@ def _sample(model: AngleVAE, metadata: Mapping[str, Any]) -> onnx.ModelProto:
 
 def _resample(model: AngleVAE, metadata: Mapping[str, Any]) -> onnx.ModelProto:
     """The posterior of an image, a code drawn from it, and the decoder, which rotates as the image is."""
-    encoder, b = compose.add_prefix(_encoder(model, {}), "encoder_").graph, Nodes()
+    encoder, b = compose.add_prefix(_encoder(model, {}), "encoder_", rename_inputs=False).graph, Nodes()
     image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", *_image_shape(model)])
-    b.nodes.append(helper.make_node("Identity", ["image"], [encoder.input[0].name], name="image"))
     b.nodes.extend(encoder.node)
     mu, logvar, class_weights, angle = (output.name for output in encoder.output)
     z, _ = b.ops("VaeEdgeReparameterize", mu, logvar, "seed", "offset", count=2, domain=DOMAIN)
@@ -157,12 +156,14 @@ def _drawn(
     decoder: onnx.ModelProto,
     metadata: Mapping[str, Any],
 ) -> onnx.ModelProto:
-    """Nodes that make the decoder's inputs, and the decoder behind them."""
-    graph = compose.add_prefix(decoder, "decoder_").graph
+    """Nodes that make the decoder's inputs, and the decoder behind them.
+
+    No Identity passes bytes on: TensorRT has them at a network's ends only.
+    """
+    graph = compose.add_prefix(decoder, "decoder_", rename_outputs=False).graph
     for source, target in zip(to_decoder, graph.input, strict=True):
         b.nodes.append(helper.make_node("Identity", [source], [target.name], name=target.name))
     b.nodes.extend(graph.node)
-    b.nodes.append(helper.make_node("Identity", [graph.output[0].name], ["generated"], name="generated"))
     shape = ["batch", *(side.dim_value for side in graph.output[0].type.tensor_type.shape.dim[1:])]
     output = helper.make_tensor_value_info("generated", TensorProto.UINT8, shape)
     counters = [helper.make_tensor_value_info(name, INT64, [1]) for name in ("seed", "offset")]
