@@ -52,8 +52,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "upright, pooled": {"head": "pooled", "orientation": False},
     "second classifier": {"head": "code+pooled"},
 }
-CLOSE = {"fp16": 3e-3, "int8": 2e-5}  # fp16 rounds each feature map, and sums in another order may fall elsewhere
-FAR, MAX_FAR = 0.03, 0.4  # int8: where a value next to a tie falls to its other side; fraction of such images
+CLOSE = {"fp16": 1.5e-3, "int8": 1e-5}  # fp16 rounds each feature map, and sums in another order may fall elsewhere
+FAR, MAX_FAR = 0.01, 0.2  # int8: where a value next to a tie falls to its other side; fraction of such images
 
 
 def small_model(changes: dict[str, Any]) -> AngleVAE:
@@ -139,7 +139,9 @@ def answer(packed: PackedNetwork, images: torch.Tensor) -> dict[str, np.ndarray]
     return named | (dict(zip(UNCERTAINTY_OUTPUTS, uncertainty.T, strict=True)) if packed.layout.bins else {})
 
 
-def assert_close(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], precision: str) -> None:
+def assert_close(
+    found: dict[str, np.ndarray], expected: dict[str, np.ndarray], precision: str, max_far: float = MAX_FAR
+) -> None:
     assert list(found) == list(expected)
     far = np.zeros(len(expected["score"]), bool)
     for name, value in expected.items():
@@ -152,7 +154,7 @@ def assert_close(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], 
         apart = apart.reshape(len(apart), -1).max(1)
         assert apart.max() <= (FAR if precision == "int8" else CLOSE[precision]), (name, apart)
         far |= apart > CLOSE[precision]
-    assert far.mean() <= MAX_FAR, far
+    assert far.mean() <= max_far, far
 
 
 # ---- The classifier -------------------------------------------------------------------------------------------------
@@ -422,7 +424,8 @@ def test_openvino_runs_the_inlined_file_and_refuses_functions(variant: str, prec
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     compiled = core.compile_model(core.read_model(plain.SerializeToString()), "CPU", settings)
     outputs = compiled(images.numpy())
-    assert_close({name: outputs[name] for name in same}, answer(packed, images), precision)
+    # It computes float64 in float32, so that a requantization is rounded twice.
+    assert_close({name: outputs[name] for name in same}, answer(packed, images), precision, max_far=2 * MAX_FAR)
 
 
 def test_the_strict_reader_of_bundles_refuses_functions(tmp_path: Path) -> None:
