@@ -50,6 +50,7 @@ SUMMARIES = {
     "kernels run": "run kernels on an emulated GPU against the right answers; needs no GPU",
     "kernels profile": "count what kernels cost, by source line, and model their time; needs no GPU",
     "kernels roofline": "print a lower bound of each launch's time, from published rates; needs no GPU",
+    "kernels onnx": "write ONNX graphs of our own operators, for TensorRT plugins and ONNX Runtime",
 }
 EXAMPLES = {
     "quickstart": ("vae-edge quickstart", "vae-edge quickstart --preset tiny --epochs 5 --out runs/tiny"),
@@ -78,6 +79,10 @@ EXAMPLES = {
         "vae-edge kernels profile --networks small --programs 8",
     ),
     "kernels roofline": ("vae-edge kernels roofline --networks small",),
+    "kernels onnx": (
+        "vae-edge kernels onnx digits.bundle --out classifier.onnx",
+        "vae-edge kernels onnx runs/digits --graph sample --out sampler.onnx",
+    ),
     "predict": (
         "vae-edge predict digits.bundle generated/3/*.png",
         "vae-edge predict digits.bundle generated --csv predictions.csv",

@@ -22,6 +22,7 @@ def add_kernel_commands(commands: Commands) -> None:
     _run(parts)
     _profile(parts)
     _roofline(parts)
+    _onnx(parts)
 
 
 def _check(parts: Commands) -> None:
@@ -63,4 +64,42 @@ def _profile(parts: Commands) -> None:
 def _roofline(parts: Commands) -> None:
     parser: argparse.ArgumentParser = add_command(parts, "kernels roofline", "kernels")
     add_list(parser, "--networks", "A,B", "presets, such as small or small@96x64 (default: tiny, small, base)")
+    add_json(parser)
+
+
+def _onnx(parts: Commands) -> None:
+    parser = add_command(parts, "kernels onnx", "kernel_graphs")
+    parser.add_argument("model", metavar="BUNDLE", help="folder of a bundle; for the other graphs, of a training run")
+    parser.add_argument("--out", required=True, metavar="FILE", help="the ONNX file; one that is there is replaced")
+    parser.add_argument(
+        "--graph",
+        default="classify",
+        choices=("classify", "encode", "decode", "sample", "resample"),
+        help="classify (default): image to class, angle and score; encode: image to code; decode: code to image; "
+        "sample: new images of classes; resample: new images like one image",
+    )
+    parser.add_argument(
+        "--precision", choices=("fp16", "int8"), help="of classify (default: int8 if the bundle has it, else fp16)"
+    )
+    parser.add_argument(
+        "--form",
+        choices=("network", "operators"),
+        help="of classify: one node for the whole network (default), or a node for each operator",
+    )
+    parser.add_argument(
+        "--image-type",
+        choices=("uint8", "float16"),
+        help="what our nodes read of classify's image (default: uint8); float16: TensorRT gives no plugin bytes",
+    )
+    functions = parser.add_mutually_exclusive_group()
+    functions.add_argument(
+        "--inline",
+        action="store_true",
+        help="write standard operators alone, for runtimes that expand no functions, such as OpenVINO",
+    )
+    functions.add_argument(
+        "--no-functions",
+        action="store_true",
+        help="leave the functions out: TensorRT before 10.7 runs them even where it has plugins",
+    )
     add_json(parser)

@@ -132,7 +132,7 @@ def build_bundle_network(
     bundle = load_bundle(bundle_path)
     precision = default_precision(bundle) if precision is None else precision
     names = check_targets(targets)
-    source = _source(bundle, precision)
+    source = find_source(bundle, precision)
     probes = _probes(bundle, source)
 
     def show(phase: str, step: int) -> None:
@@ -141,19 +141,10 @@ def build_bundle_network(
 
     show(f"reading {source.file}", 0)
     try:
-        model = load_onnx(bundle.file(source), source.sha256)
-        if any(entry.key == f"{METADATA_PREFIX}backbone" for entry in model.metadata_props):
-            backbone = get_metadata(model, source.file)["backbone"]
-            raise EngineError(
-                f"The encoder of {bundle.path} is the pretrained network {backbone}, for which there are no kernels of "
-                "ours: build an engine with TensorRT or TensorRT-RTX instead, or run the bundle with onnxruntime or "
-                "openvino."
-            )
+        model = load_source(bundle, source)
         fused = FusedModel(read_network(model, bundle.input), ctas_per_image)
         show("answering the probe images", 1)
-        answers = probes.models[source.sha256]
-        if precision != source.precision:  # of the fp16 file that is not there; fp32's allow less
-            answers = expect(to_fp16(model), precision, probes.images)
+        answers = exact_answers(model, source, precision, probes)
         differences = check_answers(fused, probes.images, answers, source.file)
         show(f"compiling for {', '.join(names)}", 2)
         done = iter(range(3, 3 + len(names)))
@@ -230,19 +221,48 @@ def _known() -> str:
     return f"{architectures}, or a device that `vae-edge devices` lists"
 
 
-def _source(bundle: Bundle, precision: str) -> ModelEntry:
-    """The ONNX file that a network file of a precision is made from."""
+def find_source(bundle: Bundle, precision: str, made: str = "network file") -> ModelEntry:
+    """The ONNX file that a network file, or what `made` names, of a precision is made from.
+
+    Raises:
+        EngineError: an unknown precision, or the bundle has no such file.
+    """
     if precision not in PRECISIONS:
-        raise EngineError(f"A network file is {' or '.join(PRECISIONS)}, not {precision}: choose one of these.")
+        raise EngineError(f"A {made} is {' or '.join(PRECISIONS)}, not {precision}: choose one of these.")
     for source in _SOURCES[precision]:
         found = bundle.select("classifier", "onnx", source, "any")
         if found:
             return found[0]
     has = ", ".join(entry.precision for entry in bundle.select("classifier", "onnx", target="any")) or "none"
     raise EngineError(
-        f"The bundle {bundle.path} has no {precision} ONNX classifier to make a network file of (it has: {has}): add "
+        f"The bundle {bundle.path} has no {precision} ONNX classifier to make a {made} of (it has: {has}): add "
         f"it with `vae-edge quantize {bundle.path} --precision {precision} --data PATH`."
     )
+
+
+def load_source(bundle: Bundle, source: ModelEntry) -> onnx.ModelProto:
+    """The ONNX file, checked by its SHA-256.
+
+    Raises:
+        BundleError: it is not the file of the manifest.
+        EngineError: its encoder is a pretrained network, for which there are no kernels.
+    """
+    model = load_onnx(bundle.file(source), source.sha256)
+    if any(entry.key == f"{METADATA_PREFIX}backbone" for entry in model.metadata_props):
+        backbone = get_metadata(model, source.file)["backbone"]
+        raise EngineError(
+            f"The encoder of {bundle.path} is the pretrained network {backbone}, for which there are no kernels of "
+            "ours: build an engine with TensorRT or TensorRT-RTX instead, or run the bundle with onnxruntime or "
+            "openvino."
+        )
+    return model
+
+
+def exact_answers(model: onnx.ModelProto, source: ModelEntry, precision: str, probes: Probes) -> Expected:
+    """The answers to the probe images with which a network of a precision, made of a file, is compared."""
+    if precision != source.precision:  # of the fp16 file that is not there; fp32's allow less
+        return expect(to_fp16(model), precision, probes.images)
+    return probes.models[source.sha256]
 
 
 def _probes(bundle: Bundle, source: ModelEntry) -> Probes:
@@ -281,11 +301,20 @@ def check_answers(
     Raises:
         EngineError: an output is further away than the probes allow.
     """
-    outputs = answer(fused, images)
+    return compare_answers(answer(fused, images), answers, f"The network file made of {source}", "added")
+
+
+def compare_answers(
+    outputs: Mapping[str, NDArray[np.float32]], answers: Expected, what: str, done: str
+) -> dict[str, dict[str, float]]:
+    """Compare outputs for the probe images with the exact ones; `what` gave them, and was not `done` if they are wrong.
+
+    Returns and raises as `check_answers`.
+    """
     wrong = compare(answers, outputs)
     if wrong:
         raise EngineError(
-            f"The network file made of {source} would give wrong answers: {wrong[0].sentence()}. Nothing was added: "
+            f"{what} would give wrong answers: {wrong[0].sentence()}. Nothing was {done}: "
             "export and quantize the bundle again, or choose another precision."
         )
     found = {}

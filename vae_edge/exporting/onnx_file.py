@@ -50,6 +50,11 @@ def to_pixels(image: Tensor) -> Tensor:
     return image.to(torch.float32).permute(0, 3, 1, 2) * (1.0 / 255.0)
 
 
+def quantize_pixels(image: Tensor) -> Tensor:
+    """float [N, C, H, W] in 0..1 to uint8 [N, H, W, C]."""
+    return (image * 255.0).round().clamp(0.0, 255.0).permute(0, 2, 3, 1).to(torch.uint8)
+
+
 class ClassifierGraph(nn.Module):
     """`image` uint8 [N, H, W, C] to `probabilities` [N, K], `angle` [N] in radians and `score` [N].
 
@@ -101,7 +106,7 @@ class ReconstructionGraph(nn.Module):
         decoded = self.model.enlarge(output.reconstruction)
         if self.model.orientation is not None:
             decoded = rotate(decoded, output.orientation.cos, output.orientation.sin, self.model.config.fill)
-        return (decoded * 255.0).round().clamp(0.0, 255.0).permute(0, 2, 3, 1).to(torch.uint8)
+        return quantize_pixels(decoded)
 
 
 # The file
@@ -120,17 +125,33 @@ def to_onnx(
         ExportError: the exporter fails, or the model does not pass ONNX's own checker.
     """
     example = torch.zeros(2, *height_and_width(size), channels, dtype=torch.uint8)
+    return trace(graph, {"image": example}, outputs, metadata)
+
+
+def trace(
+    graph: nn.Module, examples: Mapping[str, Tensor], outputs: Sequence[str], metadata: Mapping[str, Any]
+) -> onnx.ModelProto:
+    """Trace `graph` with inputs [batch, ...] into a model of opset 20.
+
+    Args:
+        examples: of the graph's inputs, by the names that they get, in order; two of a batch each.
+        outputs: the names of the graph's outputs.
+        metadata: stored in the file under `vae_edge.<key>`, as JSON.
+
+    Raises:
+        ExportError: as `to_onnx`.
+    """
     batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
     try:
         with suppress_logs("torch.onnx"):
             program = torch.onnx.export(
                 graph.eval(),
-                (example,),
+                tuple(examples.values()),
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=["image"],
+                input_names=list(examples),
                 output_names=list(outputs),
-                dynamic_shapes=({0: batch},),
+                dynamic_shapes=tuple({0: batch} for _ in examples),
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:

@@ -33,6 +33,7 @@ from vae_edge.spec import parse_size
 
 MIN_DECODER_WIDTH = 48  # input channels of the decoder's last layer, at least
 PRETRAINED_ORIENTATION_WIDTH = 96  # channels that a pretrained network's last maps are reduced to for the angle
+MIN_LOGVAR, MAX_LOGVAR = -10.0, 5.0  # of the posterior from which codes are drawn
 ANGLE_NOISE_DEG = 4.0  # std of the noise added to the angle in training, so that the encoder tolerates small errors
 
 SCHEMA_1_NAMES = {
@@ -482,7 +483,7 @@ class AngleVAE(nn.Module):
             upright = rotate(image, noisy_cos, -noisy_sin, self.config.fill)
 
         encoded, maps = self.encoder(upright)
-        mu, logvar = self.mu(encoded).float(), self.logvar(encoded).float().clamp(-10.0, 5.0)
+        mu, logvar = self.mu(encoded).float(), self.logvar(encoded).float().clamp(MIN_LOGVAR, MAX_LOGVAR)
         code, kl = sample_posterior(mu, logvar, seed, offset)
         logits, parts = self.class_logits(encoded, maps.mean((2, 3)), mu, orientation.logits)
 

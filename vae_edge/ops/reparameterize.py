@@ -30,15 +30,16 @@ from vae_edge.ops.registration import kernel_module, register_operator
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 LANES = 4
-_MULTIPLIER_0 = np.uint64(0xD2511F53)
-_MULTIPLIER_1 = np.uint64(0xCD9E8D57)
-_WEYL_0 = 0x9E3779B9
-_WEYL_1 = 0xBB67AE85
-_LOW = np.uint64(0xFFFFFFFF)
+MULTIPLIER_0 = np.uint64(0xD2511F53)
+MULTIPLIER_1 = np.uint64(0xCD9E8D57)
+WEYL_0 = 0x9E3779B9
+WEYL_1 = 0xBB67AE85
+LOW_WORD = 0xFFFFFFFF
+_LOW = np.uint64(LOW_WORD)
 _HALF_WORD = np.uint64(32)
-_UNIFORM_SCALE = np.float32(4.6566127342e-10)
-_MIN_UNIFORM = np.float32(1.0e-7)
-_TWO_PI = np.float32(6.283185307179586)
+UNIFORM_SCALE = np.float32(4.6566127342e-10)
+MIN_UNIFORM = np.float32(1.0e-7)
+TWO_PI = np.float32(6.283185307179586)
 # Minimax polynomials of sine and cosine on [-pi/4, pi/4], from the Cephes library (sinf.c, S. L. Moshier).
 SINE = (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
 COSINE = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
@@ -218,30 +219,30 @@ def philox4x32(counter: NDArray[np.uint64], key: tuple[int, int], rounds: int = 
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(rounds):
-        product_0 = c0 * _MULTIPLIER_0
-        product_1 = c2 * _MULTIPLIER_1
+        product_0 = c0 * MULTIPLIER_0
+        product_1 = c2 * MULTIPLIER_1
         c0 = (product_1 >> _HALF_WORD) ^ c1 ^ np.uint64(k0)
         c2 = (product_0 >> _HALF_WORD) ^ c3 ^ np.uint64(k1)
         c1 = product_1 & _LOW
         c3 = product_0 & _LOW
-        k0 = (k0 + _WEYL_0) & 0xFFFFFFFF
-        k1 = (k1 + _WEYL_1) & 0xFFFFFFFF
+        k0 = (k0 + WEYL_0) & 0xFFFFFFFF
+        k1 = (k1 + WEYL_1) & 0xFFFFFFFF
     return np.stack((c0, c1, c2, c3)).astype(np.uint32)
 
 
 def uniform(words: NDArray[np.uint32]) -> NDArray[np.float32]:
     """Random words to float32 in [0, 1), by the mapping of Triton's `tl.rand`: the sign folded away, then scaled."""
     signed = words.view(np.int32)
-    return np.where(signed < 0, ~signed, signed).astype(np.float32) * _UNIFORM_SCALE
+    return np.where(signed < 0, ~signed, signed).astype(np.float32) * UNIFORM_SCALE
 
 
 def box_muller(u1: NDArray[np.float32], u2: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
     """Two arrays of uniforms to two arrays of independent standard normals, float32 (Box and Muller, 1958)."""
-    radius = np.sqrt(np.float32(-2.0) * np.log(np.maximum(u1, _MIN_UNIFORM)))
+    radius = np.sqrt(np.float32(-2.0) * np.log(np.maximum(u1, MIN_UNIFORM)))
 
     # Reduce to [-pi/4, pi/4] around the nearest multiple of pi/2.
     nearest = np.floor(np.float32(4.0) * u2 + np.float32(0.5))
-    x = (u2 - np.float32(0.25) * nearest) * _TWO_PI
+    x = (u2 - np.float32(0.25) * nearest) * TWO_PI
     square = x * x
     s0, s1, s2 = map(np.float32, SINE)
     c0, c1, c2 = map(np.float32, COSINE)
