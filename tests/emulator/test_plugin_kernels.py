@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from synthetic_models import blotches, quantized, untrained
+from plugin_cases import (
+    OUTPUTS,
+    check_network,
+    network_inputs,
+    network_kernel,
+    network_types,
+    packed,
+    type_of,
+)
+from synthetic_models import blotches
 from torch import Tensor
 from vae_edge_kernels import KernelError
 from vae_edge_kernels.aot.plugin_ptx import assemble, in_tensorrt_order
@@ -20,59 +29,12 @@ from vae_edge_kernels.emulator.parser import parse
 from vae_edge_kernels.layout import to_json
 
 import vae_edge.ops.conv
-import vae_edge.ops.network
 import vae_edge.ops.reparameterize
 import vae_edge.ops.rotate  # noqa: F401
 from vae_edge.emulation.launch import compile_kernel
 from vae_edge.emulation.plugins import run_plugin
 from vae_edge.engine.plugins.kernel_file import Code, Kernel, evaluate, read_kernel
 from vae_edge.errors import EngineError
-from vae_edge.ops.packing import PackedNetwork, pack
-
-TYPES = {torch.uint8: "u8", torch.int8: "i8", torch.float16: "fp16", torch.float32: "fp32", torch.int64: "i64"}
-OUTPUTS = ("probabilities", "angle", "score", "uncertainty")
-
-
-def type_of(tensor: Tensor, *, batch: bool) -> TensorType:
-    shape: list[int | None] = list(tensor.shape)
-    return TensorType(TYPES[tensor.dtype], (None, *shape[1:]) if batch else (*shape,))
-
-
-@cache
-def packed(int8: bool) -> PackedNetwork:
-    model = untrained("tiny")
-    return pack(model, quantized(model) if int8 else None)
-
-
-@cache
-def network_kernel(int8: bool, architecture: int, dtype: str = "fp16", variants: bool = False) -> Kernel:
-    made = packed(int8)
-    net = made.layout
-    constants = (made.weights, made.params, made.whitening)
-    types = [TensorType(dtype, (None, net.height, net.width, net.channels))]
-    types += [type_of(each, batch=False) for each in constants]
-    content = compile_plugin(
-        "VaeEdgeNetwork", types, {"layout": to_json(net)}, [architecture], variants=variants, cubins=not variants
-    )
-    return read_kernel(content, "the network's")
-
-
-def network_inputs(int8: bool, count: int, dtype: str = "fp16") -> tuple[list[np.ndarray], list[Tensor]]:
-    """The inputs of the plugin, and the answers of the operators."""
-    made = packed(int8)
-    net = made.layout
-    image = blotches(count, (net.height, net.width), net.channels, seed=1)
-    buffers = (made.weights, made.params, made.whitening)
-    expected = torch.ops.vae_edge.network(image, *buffers, to_json(net), 1)
-    pixels = image.numpy() if dtype == "u8" else image.numpy().astype(np.float16)
-    return [pixels, *(each.numpy() for each in buffers)], list(expected)
-
-
-def check_network(answers: dict[str, np.ndarray], expected: Sequence[Tensor]) -> None:
-    tolerances = {"probabilities": 2e-3, "angle": 5e-3, "score": 4e-2, "uncertainty": 2e-3}
-    for name, wanted in zip(OUTPUTS, expected, strict=True):
-        rtol = 2e-2 if name == "score" else 0
-        torch.testing.assert_close(torch.from_numpy(answers[name]), wanted, rtol=rtol, atol=tolerances[name])
 
 
 @pytest.mark.parametrize(
@@ -108,7 +70,7 @@ def test_pixels_may_be_bytes_too_and_give_the_same_bits() -> None:
 
 
 def test_each_variant_gives_the_same_answers() -> None:
-    kernel = network_kernel(False, 87, variants=True)
+    kernel = network_kernel(False, 87, quick=True)
     codes = kernel.for_architecture(87)
     inputs, expected = network_inputs(False, 1)
     assert [(code.variant, code.warps) for code in codes] == [(0, 8), (1, 4)]
@@ -210,11 +172,7 @@ def test_functions_have_short_names_in_the_same_order() -> None:
 
 
 def describe_network(int8: bool) -> Any:
-    made = packed(int8)
-    net = made.layout
-    types = [TensorType("fp16", (None, net.height, net.width, net.channels))]
-    types += [type_of(each, batch=False) for each in (made.weights, made.params, made.whitening)]
-    return describe("VaeEdgeNetwork", types, {"layout": to_json(net)})
+    return describe("VaeEdgeNetwork", network_types(int8), {"layout": to_json(packed(int8).layout)})
 
 
 def test_ptxas_refuses_in_a_sentence() -> None:
@@ -316,11 +274,8 @@ def test_first_layers() -> None:
 
 
 def test_nodes_that_do_not_fit_are_refused_with_their_names() -> None:
-    net = packed(False).layout
-    layout = {"layout": to_json(net)}
-    image = TensorType("fp16", (None, 28, 28, 1))
-    rest = [type_of(each, batch=False) for each in (packed(False).weights, packed(False).params)]
-    whitening = type_of(packed(False).whitening, batch=False)
+    layout = {"layout": to_json(packed(False).layout)}
+    image, *rest, whitening = network_types(False)
     with pytest.raises(KernelError, match="There is no plugin Softmax: there are VaeEdgeNetwork"):
         describe("Softmax", [image], {})
     with pytest.raises(KernelError, match="VaeEdgeNetwork has at least 4 inputs; the node has 1"):

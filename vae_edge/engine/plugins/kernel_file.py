@@ -225,20 +225,19 @@ def evaluate(
     return minimum(*values) if name == "min" else _OPERATIONS[name](*values)
 
 
-def open_kernel(folder: Path, digest: str) -> Kernel:
-    """The kernel of a folder that a node names.
+def read_folder(folder: Path) -> dict[str, Kernel]:
+    """The kernels of a folder by their plugins' names, which are the files' without the suffix.
 
     Raises:
-        EngineError: the folder has no such file, or it cannot be read.
+        EngineError: it has none, or one cannot be read.
     """
-    path = folder / f"{digest}{SUFFIX}"
-    if not digest.isalnum() or not path.is_file():
-        raise EngineError(
-            f"The node asks for the kernel {digest!r}, which {folder} does not have: build the engine with "
-            "`vae-edge build --kernels network`."
-        )
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise EngineError(f"The kernel file {path} cannot be read ({error.strerror}): build again.") from error
-    return read_kernel(content, str(path))
+    kernels = {}
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise EngineError(f"The kernel file {path} cannot be read ({error.strerror}): build again.") from error
+        kernels[path.stem] = read_kernel(content, str(path))
+    if not kernels:
+        raise EngineError(f"There are no kernel files in {folder}: build with `vae-edge build --kernels network`.")
+    return kernels
