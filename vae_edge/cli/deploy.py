@@ -110,7 +110,8 @@ def build(arguments: argparse.Namespace) -> None:
         for device in plan.on_device
     ]
     here = {**options, "targets": plan.here, "kind": arguments.kind, "device": arguments.device}
-    here["kernels"] = arguments.kernels
+    if arguments.kernels != "tensorrt":
+        here["kernels"] = arguments.kernels
     for precision in precisions if plan.builds_here else ():
         with fraction_progress() as show:
             made.append(
