@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from vae_edge_kernels.aot.plugins import TensorType, compile_plugin
+from vae_edge_kernels.aot.plugin_operators import TensorType
+from vae_edge_kernels.aot.plugins import compile_plugin
 from vae_edge_kernels.layout import to_json
 
 import vae_edge.ops.network

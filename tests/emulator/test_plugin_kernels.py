@@ -22,15 +22,17 @@ from plugin_cases import (
 from synthetic_models import blotches
 from torch import Tensor
 from vae_edge_kernels import KernelError
+from vae_edge_kernels.aot.plugin_operators import TensorType, describe
 from vae_edge_kernels.aot.plugin_ptx import assemble, in_tensorrt_order
-from vae_edge_kernels.aot.plugins import TensorType, compile_plugin, describe
+from vae_edge_kernels.aot.plugins import compile_plugin
 from vae_edge_kernels.emulator.errors import EmulatorError, MemoryFault, PtxError
 from vae_edge_kernels.emulator.parser import parse
 from vae_edge_kernels.layout import to_json
 
 import vae_edge.ops.conv
+import vae_edge.ops.heads
 import vae_edge.ops.reparameterize
-import vae_edge.ops.rotate  # noqa: F401
+import vae_edge.ops.rotate
 from vae_edge.emulation.launch import compile_kernel
 from vae_edge.emulation.plugins import run_plugin
 from vae_edge.engine.plugins.kernel_file import Code, Kernel, evaluate, read_kernel
@@ -268,6 +270,42 @@ def test_first_layers() -> None:
     answers = run_operator("VaeEdgeStemConvInt8", (x.half(), weight, scale, bias), 1, **PLACE, inv_x_scale=0.4)
     wanted = torch.ops.vae_edge.stem_conv_int8(x, weight, scale, bias, 2, 1, 1, True, 0.4)
     np.testing.assert_array_equal(answers["y"], wanted.numpy())
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_heads_one_after_the_other(int8: bool) -> None:
+    """As a graph of operators has them: each on what the operators before it gave."""
+    made = packed(int8)
+    net, layout = made.layout, to_json(made.layout)
+    n, generator = 2, torch.Generator().manual_seed(0)
+    maps = torch.randn(n, 4, 4, 16, generator=generator)
+    features = (maps * 20).to(torch.int8) if int8 else maps.half()
+    rtol, atol = (1e-4, 1e-4) if int8 else (2e-3, 2e-3)
+
+    pooled = run_operator("VaeEdgeAvgPool", (features,), 1, scale=0.5)["y"]
+    means = vae_edge.ops.heads.avg_pool(features, 0.5)
+    torch.testing.assert_close(torch.from_numpy(pooled), means, rtol=1e-5, atol=1e-5)
+
+    flat = features.flatten(1)
+    found = run_operator("VaeEdgeOrientationHead", (flat, made.weights, made.params), 1, layout=layout)
+    logits, orientation = vae_edge.ops.heads.orientation_head(flat, made.weights, made.params, layout)
+    for name, wanted in (("logits", logits), ("orientation", orientation)):
+        torch.testing.assert_close(torch.from_numpy(found[name]), wanted, rtol=rtol, atol=atol)
+
+    given = (flat, means, means, logits, orientation, made.weights, made.params, made.whitening)
+    found = run_operator("VaeEdgeContentHead", given, 5, layout=layout)
+    wanted_of = dict(
+        zip(("probabilities", "code", "score"), vae_edge.ops.heads.content_head(*given, layout), strict=True)
+    )
+    for name, wanted in wanted_of.items():
+        torch.testing.assert_close(torch.from_numpy(found[name]), wanted, rtol=2e-2, atol=2e-2)
+
+    decoded = torch.randn(n, net.grid_height, net.grid_width, net.block**2, generator=generator)
+    upright, weight = torch.rand(n, net.height, net.width, 1, generator=generator), torch.tensor([0.7])
+    given = (decoded, upright, wanted_of["score"], weight)
+    found = run_operator("VaeEdgeReconstructionError", given, 3, block=net.block)
+    wanted = vae_edge.ops.heads.reconstruction_error(*given, net.block)
+    torch.testing.assert_close(torch.from_numpy(found["total"]), wanted, rtol=1e-4, atol=1e-4)
 
 
 # ---- What does not fit ----------------------------------------------------------------------------------------------

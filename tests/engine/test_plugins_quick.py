@@ -32,7 +32,8 @@ Answer = tuple[dict[str, Any], dict[str, Kernel]]
 
 def rotation() -> tuple[bytes, list[list[int | None]]]:
     """The kernel file of a rotation, and the shapes of its inputs."""
-    from vae_edge_kernels.aot.plugins import TensorType, compile_plugin
+    from vae_edge_kernels.aot.plugin_operators import TensorType
+    from vae_edge_kernels.aot.plugins import compile_plugin
 
     shapes: list[list[int | None]] = [[None, 20, 28, 3], [None], [None]]
     types = [TensorType(dtype, tuple(shape)) for dtype, shape in zip(("fp16", "fp32", "fp32"), shapes, strict=True)]

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from vae_edge_kernels.aot.plugins import TensorType, compile_plugin
+from vae_edge_kernels.aot.plugin_operators import TensorType
+from vae_edge_kernels.aot.plugins import compile_plugin
 from vae_edge_kernels.config import DTYPE_NAMES
 from vae_edge_kernels.layout import to_json
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from vae_edge_kernels import KernelError
+from vae_edge_kernels.aot.plugin_operators import PluginKernel, TensorType, describe
 from vae_edge_kernels.aot.plugin_ptx import assemble, in_tensorrt_order
-from vae_edge_kernels.aot.plugins import MAX_SHARED_BYTES, PluginKernel, TensorType, describe
+from vae_edge_kernels.aot.plugins import MAX_SHARED_BYTES
 from vae_edge_kernels.aot.worker import compile_spec
 
 
