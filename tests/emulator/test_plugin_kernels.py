@@ -23,7 +23,7 @@ from synthetic_models import blotches
 from torch import Tensor
 from vae_edge_kernels import KernelError
 from vae_edge_kernels.aot.plugin_operators import TensorType, describe
-from vae_edge_kernels.aot.plugin_ptx import assemble, in_tensorrt_order
+from vae_edge_kernels.aot.plugin_ptx import assemble, in_tensorrt_order, with_oldest_version
 from vae_edge_kernels.aot.plugins import compile_plugin
 from vae_edge_kernels.emulator.errors import EmulatorError, MemoryFault, PtxError
 from vae_edge_kernels.emulator.parser import parse
@@ -175,6 +175,20 @@ def test_functions_have_short_names_in_the_same_order() -> None:
 
 def describe_network(int8: bool) -> Any:
     return describe("VaeEdgeNetwork", network_types(int8), {"layout": to_json(packed(int8).layout)})
+
+
+@pytest.mark.parametrize(("architecture", "int8", "newest"), [(87, False, "7.8"), (120, True, "8.8")])
+def test_the_text_asks_for_no_newer_ptx_than_it_needs(architecture: int, int8: bool, newest: str) -> None:
+    """Of CUDA 11.8 for sm_87 (the oldest that knows it) and of CUDA 12.9 for sm_120; Triton wrote its own ptxas's."""
+    (code,) = network_kernel(int8, architecture).for_architecture(architecture)
+    assert re.findall(rb"^\.version (\S+)", code.ptx, re.MULTILINE) == [newest.encode()]
+
+
+def test_a_text_that_ptxas_takes_in_no_version_is_refused() -> None:
+    with pytest.raises(KernelError, match="says no version"):
+        with_oldest_version("no PTX", 87)
+    with pytest.raises(KernelError, match="ptxas refuses the PTX"):
+        with_oldest_version(".version 8.0\n.target sm_87\nnonsense", 87)
 
 
 def test_ptxas_refuses_in_a_sentence() -> None:

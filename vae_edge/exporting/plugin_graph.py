@@ -7,6 +7,7 @@ such node the kernel that it runs: it compiles it, and fits the node to what Ten
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -131,16 +132,21 @@ def with_plugins(
     made.CopyFrom(model)
     del made.functions[:]  # what the nodes compute elsewhere
     kernels: dict[str, bytes] = {}
+    compiled: dict[str, bytes] = {}
     nodes = [node for node in made.graph.node if node.domain == DOMAIN]
     for number, node in enumerate(nodes):
         if progress is not None:
             progress(f"compiling {node.name or node.op_type} ({number + 1} of {len(nodes)})")
-        known = _tensors(onnx.shape_inference.infer_shapes(made))
+        known = _tensors(onnx.shape_inference.infer_shapes(made, data_prop=True))
         _cast_bytes(made.graph, node, known)
         given = [_tensor_type(node, name, known) for name in node.input if name]
-        content = compile_plugin(
-            node.op_type, given, _attributes(node), architectures, cubins=not quick, variants=quick
-        )
+        attributes = _attributes(node)
+        same = json.dumps([node.op_type, [[each.dtype, each.shape] for each in given], attributes], sort_keys=True)
+        if same not in compiled:
+            compiled[same] = compile_plugin(
+                node.op_type, given, attributes, architectures, cubins=not quick, variants=quick
+            )
+        content = compiled[same]
         kernel = read_kernel(content, node.op_type)
         name = f"{node.op_type}_{hashlib.sha256(content).hexdigest()[:16]}"
         kernels[name] = content

@@ -20,6 +20,9 @@ from pathlib import Path
 
 from vae_edge_kernels import KernelError
 
+PTX_VERSIONS = ("7.8", "8.0", "8.3", "8.5", "8.6", "8.7", "8.8", "9.0", "9.1", "9.2", "9.3")
+
+_VERSION = re.compile(r"^\.version\s+(\d+\.\d+)", re.MULTILINE)
 _ENTRY = re.compile(r"\.visible\s+\.entry\s+([\w$]+)\s*\(([^)]*)\)")
 _PARAMETER = re.compile(r"\.param\b.*?([\w$]+)\s*$", re.DOTALL)
 _FUNCTION = re.compile(r"^\s*(?:\.\w+\s+)*\.func\s+(?:\([^)]*\)\s*)?([\w$]+)", re.MULTILINE)
@@ -130,6 +133,35 @@ def _with_short_names(ptx: str) -> str:
         return short[part[1]] + part[2] if part[1] in short else token.group()
 
     return _TOKEN.sub(rename, ptx)
+
+
+def with_oldest_version(ptx: str, architecture: int) -> str:
+    """The PTX under the oldest version of the language in which ptxas takes it.
+
+    Triton writes the version of its own ptxas (9.4 for sm_90 and later, with Triton 3.9), which an assembler of an
+    older CUDA refuses whatever the text uses: JetPack 7.0 has CUDA 13.0, which knows PTX 9.0.
+
+    Raises:
+        KernelError: ptxas takes it in no version.
+    """
+    declared = _VERSION.search(ptx)
+    if declared is None:
+        raise KernelError("The PTX says no version; is this PTX of Triton?")
+    number = tuple(map(int, declared[1].split(".")))
+    for version in (each for each in PTX_VERSIONS if tuple(map(int, each.split("."))) < number):
+        older = ptx[: declared.start(1)] + version + ptx[declared.end(1) :]
+        if _assembles(older, architecture):
+            return older
+    assemble(ptx, architecture)
+    return ptx
+
+
+def _assembles(ptx: str, architecture: int) -> bool:
+    try:
+        assemble(ptx, architecture)
+    except KernelError:
+        return False
+    return True
 
 
 def assemble(ptx: str, architecture: int) -> bytes:

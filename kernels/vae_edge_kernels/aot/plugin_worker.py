@@ -15,7 +15,7 @@ from typing import Any
 
 from vae_edge_kernels import KernelError
 from vae_edge_kernels.aot.plugin_operators import PluginKernel, TensorType, describe
-from vae_edge_kernels.aot.plugin_ptx import assemble, in_tensorrt_order
+from vae_edge_kernels.aot.plugin_ptx import assemble, in_tensorrt_order, with_oldest_version
 from vae_edge_kernels.aot.plugins import MAX_SHARED_BYTES
 from vae_edge_kernels.aot.worker import compile_spec
 
@@ -45,6 +45,7 @@ def compile_code(
         fp_fusion=spec.fp_fusion,
         aliases=dict(kernel.aliases),
     )
+    text = with_oldest_version(made.text, architecture)
     code = {
         "architecture": architecture,
         "variant": variant,
@@ -53,7 +54,7 @@ def compile_code(
         "shared_bytes": entry["cubin"]["shared_bytes"],
         "grid": grid,
     }
-    return code, made.text, assemble(made.text, architecture) if cubin else b""
+    return code, text, assemble(text, architecture) if cubin else b""
 
 
 def main(folder: Path) -> int:
