@@ -132,6 +132,7 @@ def build_bundle_network(
     bundle = load_bundle(bundle_path)
     precision = default_precision(bundle) if precision is None else precision
     names = _check_targets(targets)
+    source = _source(bundle, precision)
 
     def show(phase: str, step: int) -> None:
         if progress is not None:
@@ -139,7 +140,7 @@ def build_bundle_network(
 
     try:
         checked = read_checked(bundle, precision, ctas_per_image, show)
-        fused, source, differences = checked.fused, checked.source, checked.differences
+        fused, differences = checked.fused, checked.differences
         show(f"compiling for {', '.join(names)}", 2)
         done = iter(range(3, 3 + len(names)))
         with tempfile.TemporaryDirectory(prefix="vae-edge-") as folder:
@@ -286,7 +287,7 @@ def _source(bundle: Bundle, precision: str) -> ModelEntry:
             return found[0]
     has = ", ".join(entry.precision for entry in bundle.select("classifier", "onnx", target="any")) or "none"
     raise EngineError(
-        f"The bundle {bundle.path} has no {precision} ONNX classifier to make a network file of (it has: {has}): add "
+        f"The bundle {bundle.path} has no {precision} ONNX classifier for the kernels (it has: {has}): add "
         f"it with `vae-edge quantize {bundle.path} --precision {precision} --data PATH`."
     )
 
@@ -297,7 +298,7 @@ def _probes(bundle: Bundle, source: ModelEntry) -> Probes:
     if probes is None or source.sha256 not in probes.models:
         what = "no probe images" if probes is None else f"no exact answers of {source.file} to its probe images"
         raise EngineError(
-            f"The bundle {bundle.path} has {what}, and a network file that nothing proves is not added: "
+            f"The bundle {bundle.path} has {what}, and a network that nothing proves is not added: "
             f"`vae-edge quantize {bundle.path} --precision int8 --data PATH` adds them."
         )
     return probes
@@ -331,7 +332,7 @@ def check_answers(
     wrong = compare(answers, outputs)
     if wrong:
         raise EngineError(
-            f"The network file made of {source} would give wrong answers: {wrong[0].sentence()}. Nothing was added: "
+            f"The network read out of {source} would give wrong answers: {wrong[0].sentence()}. Nothing was added: "
             "export and quantize the bundle again, or choose another precision."
         )
     found = {}
