@@ -76,6 +76,12 @@ def build_engine(
         from vae_edge.exporting.network_file import build_bundle_network
 
         return build_bundle_network(bundle, chosen.targets, chosen.precision, progress=progress)
+    if chosen.kernels != "tensorrt":
+        from vae_edge.exporting.plugin_engine import build_plugin_engine
+
+        if mark_outputs:
+            raise ConfigError("An engine with the toolkit's kernels has no tensors inside to mark: leave that out.")
+        return build_plugin_engine(bundle, chosen, progress=progress, notice=notice, timeout_s=timeout_s)
     if mark_outputs is True:
         names = inner_tensor_names(load_bundle(bundle), chosen.role, chosen.precision)
         chosen = dataclasses.replace(chosen, mark_outputs=names)

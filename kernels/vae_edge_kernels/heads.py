@@ -228,9 +228,7 @@ def classify_and_score(
     from the orientation head; `uncertainty` is log(1.001 − angle confidence); both are 0 without one. The capitals are
     the lengths of the vectors, powers of two.
     """
-    REGRESSORS: tl.constexpr = (
-        NET.orientation_feature_channels + NET.feature_channels + NET.latent + NET.classes
-    )
+    REGRESSORS: tl.constexpr = NET.orientation_feature_channels + NET.feature_channels + NET.latent + NET.classes
     code, klass = tl.arange(0, LATENT), tl.arange(0, CLASSES)
     code_mask, class_mask = code < NET.latent, klass < NET.classes
 
@@ -364,8 +362,9 @@ def content_head(
 
     probabilities, score, error = classify_and_score(
         features_ptr + n * NET.linears[MU].in_features, orientation_means_ptr + n * NET.orientation_feature_channels,
-        feature_means_ptr + n * NET.feature_channels, code_ptr + n * (NET.latent + NET.classes), logits, uncertainty, weights_ptr, params_ptr, whitening_ptr, NET,
-        PAD.classes, PAD.latent, PAD.hidden, PAD.features, PAD.components, PAD.clusters, BLOCK_FC,
+        feature_means_ptr + n * NET.feature_channels, code_ptr + n * (NET.latent + NET.classes), logits, uncertainty,
+        weights_ptr, params_ptr, whitening_ptr, NET, PAD.classes, PAD.latent, PAD.hidden, PAD.features,
+        PAD.components, PAD.clusters, BLOCK_FC,
     )  # fmt: skip
 
     tl.store(probabilities_ptr + n * NET.classes + klass, probabilities, mask=klass < NET.classes)

@@ -233,6 +233,7 @@ def image_mainloop(
     """
     TAPS: tl.constexpr = KERNEL if KERNEL_ROWS else 1  # kernel positions of a step
     DEPTH: tl.constexpr = TAPS * IN_CHANNELS
+    W_CHANNEL: tl.constexpr = 1 if W_K_MAJOR else OUT_CHANNELS  # from a channel's weight to the next one's
     CHANNELS: tl.constexpr = 1 if KERNEL_ROWS else IN_CHANNELS  # that a kernel position's steps go over
     iy0 = tl.where(row_mask, oy * STRIDE - KERNEL // 2, OUT_OF_IMAGE)
     ix0 = ox * STRIDE - KERNEL // 2
@@ -244,10 +245,8 @@ def image_mainloop(
     if W_K_MAJOR:  # [R, S, K, C]
         w_ptrs = w_ptr + (k // IN_CHANNELS * (OUT_CHANNELS * IN_CHANNELS) + k % IN_CHANNELS)[:, None]
         w_ptrs += (column * IN_CHANNELS)[None, :]
-        W_CHANNEL: tl.constexpr = 1
     else:  # [R, S, C, K]
         w_ptrs = w_ptr + (k * OUT_CHANNELS)[:, None] + column[None, :]
-        W_CHANNEL: tl.constexpr = OUT_CHANNELS
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC_DTYPE)
     for r in range(KERNEL):

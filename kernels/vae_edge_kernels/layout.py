@@ -154,8 +154,8 @@ class WorkspaceLayout:
     orientation_means to partial_score at `r * private_size` behind the offset.
 
     Attributes:
-        pixels: what a backbone's first layer reads: float16 [height + 2, width + 2, channels], the image with a border of
-            zeros, for int8 in whole numbers.
+        pixels: what a backbone's first layer reads: float16 [height + 2, width + 2, channels], the image with a border
+            of zeros, for int8 in whole numbers.
         upright: the derotated image [height, width, channels], 0 to 1.
         target: the same at the decoder's size; the same place where that is the image's.
         orientation_sums, feature_sums: sums over the pixels of each tile of the two feature layers, [tiles, channels].

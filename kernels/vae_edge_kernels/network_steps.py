@@ -392,8 +392,8 @@ def head_content(
     uncertainty = tl.load(own_ptr + NET.workspace.orientation + 2)
     probabilities, score, error = classify_and_score(
         features_ptr, own_ptr + NET.workspace.orientation_means, own_ptr + NET.workspace.feature_means,
-        own_ptr + NET.workspace.code, logits, uncertainty, weights_ptr, params_ptr, whitening_ptr, NET, PAD.classes, PAD.latent, PAD.hidden,
-        PAD.features, PAD.components, PAD.clusters, BLOCK_FC,
+        own_ptr + NET.workspace.code, logits, uncertainty, weights_ptr, params_ptr, whitening_ptr, NET, PAD.classes,
+        PAD.latent, PAD.hidden, PAD.features, PAD.components, PAD.clusters, BLOCK_FC,
     )  # fmt: skip
 
     tl.store(probabilities_ptr + klass, probabilities, mask=klass < NET.classes * (1 - cta_rank))

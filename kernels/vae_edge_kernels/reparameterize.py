@@ -127,6 +127,15 @@ def reparameterize_forward(
     tl.store(kl_ptr + row, 0.5 * kl, mask=row < rows)
 
 
+@triton.jit
+def reparameterize_from_memory(
+    mu_ptr, logvar_ptr, seed_ptr, offset_ptr, z_ptr, kl_ptr, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """`reparameterize_forward` with seed and offset from memory, int64 [1] each: of an engine, which has no scalars."""
+    seed, offset = tl.load(seed_ptr), tl.load(offset_ptr)
+    reparameterize_forward(mu_ptr, logvar_ptr, z_ptr, kl_ptr, rows, columns, seed, offset, ROWS, COLUMNS, False)
+
+
 @triton.jit(do_not_specialize=["seed", "offset"])
 def reparameterize_backward(
     grad_z_ptr, grad_kl_ptr, mu_ptr, logvar_ptr, grad_mu_ptr, grad_logvar_ptr, rows, columns, seed, offset,

@@ -162,7 +162,7 @@ def forward(
     n, height, width, channels = x.shape
     if n == 0:
         return
-    chosen = get_config(OPERATOR, _config_key(dtype_name(y)), current_architecture())
+    chosen = get_config(OPERATOR, config_key(dtype_name(y)), current_architecture())
     size = height * width * channels
     grid = (n, triton.cdiv(size, chosen["BLOCK_SIZE"]))
     rotate[grid](
@@ -172,14 +172,14 @@ def forward(
     )  # fmt: skip
 
 
-def _config_key(output: str) -> str:
+def config_key(output: str) -> str:
     """The configuration's key for a type of output."""
     return f"rotate_{output}" if output in ("i8", "fp32") else "rotate"
 
 
 def kernel_specs(architecture: int) -> list[KernelSpec]:
     """What the ahead-of-time compiler makes of this operator: each of AOT_VARIANTS, for any memory and aligned."""
-    configs = {output: get_config(OPERATOR, _config_key(output), architecture) for _, output, _ in AOT_VARIANTS}
+    configs = {output: get_config(OPERATOR, config_key(output), architecture) for _, output, _ in AOT_VARIANTS}
     return [
         KernelSpec(
             name=f"rotate_{given}_{output}{'_masked' if masked else ''}{'_aligned' if aligned else ''}",

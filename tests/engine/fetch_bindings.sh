@@ -1,7 +1,8 @@
 #!/bin/sh
 # Fetch the Python bindings of four TensorRT versions (1 MB each, no libraries) into a folder, for the API-surface tests:
 #     tests/engine/fetch_bindings.sh FOLDER [PYTHON]
-#     VAE_EDGE_TENSORRT_WHEELS=FOLDER pytest tests/engine/test_tensorrt_api.py tests/doubles/test_against_bindings.py
+#     VAE_EDGE_TENSORRT_WHEELS=FOLDER pytest tests/engine/test_tensorrt_api.py tests/engine/test_plugins_quick.py \
+#         tests/doubles/test_against_bindings.py
 # A version without a wheel for this Python is left out, and its tests are skipped.
 set -u
 folder=${1:?usage: fetch_bindings.sh FOLDER [PYTHON]}

@@ -8,26 +8,16 @@ The wheels come by `tests/engine/fetch_bindings.sh FOLDER`; VAE_EDGE_TENSORRT_WH
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from bindings import HERE, VERSIONS, bindings_environment, needs_wheels
 
-HERE = Path(__file__).parent
-REPOSITORY = HERE.parents[1]
-WHEELS = os.environ.get("VAE_EDGE_TENSORRT_WHEELS", "")
-VERSIONS = {"10.3.0": 10, "10.13.3.9": 10, "11.4.0.106": 11}
-
-pytestmark = pytest.mark.skipif(
-    not WHEELS or shutil.which("cc") is None,
-    reason="set VAE_EDGE_TENSORRT_WHEELS to a folder filled by tests/engine/fetch_bindings.sh (and have a C compiler)",
-)
+pytestmark = needs_wheels
 
 # What NVIDIA's release notes and documents say of each version, by the names that the adapter asks for.
 EXPECTED = {
@@ -75,23 +65,7 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, A
 
 
 def _ask(version: str, folder: Path) -> dict[str, Any]:
-    wheels = sorted(Path(WHEELS).glob(f"tensorrt_cu*_bindings-{version}-*.whl"))
-    tag = f"cp{sys.version_info[0]}{sys.version_info[1]}"
-    fitting = [wheel for wheel in wheels if f"-{tag}-" in wheel.name]
-    if not fitting:
-        pytest.skip(f"{WHEELS} has no bindings of TensorRT {version} for {tag}")
-    with zipfile.ZipFile(fitting[0]) as wheel:
-        wheel.extractall(folder)
-    major = VERSIONS[version]
-    for name in ("nvinfer", "nvinfer_plugin", "nvonnxparser"):
-        library = f"lib{name}.so.{major}"
-        command = ["cc", "-shared", "-fPIC", "-Wall", "-Werror", f"-Wl,-soname,{library}", "-o", str(folder / library)]
-        subprocess.run([*command, str(HERE / "stubs" / "tensorrt_stub.c")], check=True)
-    environment = {
-        **os.environ,
-        "LD_LIBRARY_PATH": str(folder),
-        "PYTHONPATH": os.pathsep.join([str(folder), str(REPOSITORY)]),
-    }
+    environment = bindings_environment(version, folder)
     command = [sys.executable, HERE / "api_surface_probe.py", *EXPECTED]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr

@@ -288,7 +288,7 @@ def test_a_bundle_without_the_precision_or_without_probes_says_what_to_do(
     with pytest.raises(EngineError, match=r"has no int8 ONNX classifier .*`vae-edge quantize .* --precision int8"):
         build_bundle_network(own, ["orin"], "int8")
     (own / "manifest.json").write_text(json.dumps({k: v for k, v in manifest.items() if k != "probes"}))
-    with pytest.raises(EngineError, match=r"has no probe images, and a network file that nothing proves is not added"):
+    with pytest.raises(EngineError, match=r"has no probe images, and a network that nothing proves is not added"):
         build_bundle_network(own, ["orin"], "int8")
     assert compiled == []
 
@@ -306,7 +306,7 @@ def test_a_network_whose_answers_are_wrong_is_not_added(
     before = state(own)
     monkeypatch.setattr(network_file, "read_network", planted)
     with pytest.raises(
-        EngineError, match=r"made of classifier\.int8\.onnx would give wrong answers: .* is off by .* at most"
+        EngineError, match=r"read out of classifier\.int8\.onnx would give wrong answers: .* is off by .* at most"
     ):
         build_bundle_network(own, ["orin"])
     assert state(own) == before and compiled == []

@@ -89,6 +89,8 @@ def build(arguments: argparse.Namespace) -> None:
     if arguments.kit is not None and not plan.on_device:
         plan = deployment.BuildPlan((), (kit_device(",".join(arguments.target or ())),))
     _check_kit_options(arguments, plan)
+    if arguments.kernels != "tensorrt":
+        _check_kernels(arguments, plan)
     made: list[BundleEngine | BundleNetwork] = []
     for device in plan.on_device:
         with fraction_progress() as show:
@@ -108,6 +110,8 @@ def build(arguments: argparse.Namespace) -> None:
         for device in plan.on_device
     ]
     here = {**options, "targets": plan.here, "kind": arguments.kind, "device": arguments.device}
+    if arguments.kernels != "tensorrt":
+        here["kernels"] = arguments.kernels
     for precision in precisions if plan.builds_here else ():
         with fraction_progress() as show:
             made.append(
@@ -142,8 +146,24 @@ def _check_kit_options(arguments: argparse.Namespace, plan: BuildPlan) -> None:
         raise ConfigError(f"--kit {arguments.kit}: a kit is for one device, but {names} were named; name one of them")
 
 
+def _check_kernels(arguments: argparse.Namespace, plan: BuildPlan) -> None:
+    """Refuse kernels of the toolkit where no engine of TensorRT is built here.
+
+    Raises:
+        ConfigError: with what to do instead.
+    """
+    if arguments.kind == "native":
+        raise ConfigError("--kernels is for engines of TensorRT; a network file has the toolkit's kernels always")
+    if plan.on_device:
+        names = ", ".join(device.name for device in plan.on_device)
+        raise ConfigError(
+            f"--kernels {arguments.kernels}: the kernels are compiled with Triton where the engine is built, and a kit "
+            f"for {names} brings none: run `vae-edge build` there, or make a network file here (--kind native)"
+        )
+
+
 def _default_precision(arguments: argparse.Namespace) -> str:
-    if arguments.kind != "native":
+    if arguments.kind != "native" and arguments.kernels == "tensorrt":
         return "fp32"
     from vae_edge.bundle import load_bundle
     from vae_edge.exporting.network_file import default_precision

@@ -83,6 +83,13 @@ def _build(commands: Commands) -> None:
         help="which TensorRT, or native: a network file, which any machine can make for any GPU",
     )
     parser.add_argument(
+        "--kernels",
+        default="tensorrt",
+        choices=("tensorrt", "network", "auto"),
+        help="whose kernels the engine runs: TensorRT's own (default), network: the toolkit's one for the whole "
+        "network, or auto: both are built and measured on this machine's GPU",
+    )
+    parser.add_argument(
         "--batch",
         action="extend",
         type=listed(positive),

@@ -11,13 +11,13 @@ import datetime
 import os
 import platform
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vae_edge import __version__, files
-from vae_edge.bundle import Bundle, ModelEntry, add_model, load_bundle
+from vae_edge.bundle import Bundle, ModelEntry, add_models, load_bundle
 from vae_edge.engine import gpus
 from vae_edge.engine.builder import Notice, Progress
 from vae_edge.engine.dla import DlaLayers
@@ -39,6 +39,7 @@ __all__ = [
     "BuildConfig",
     "BuildResult",
     "BundleEngine",
+    "add_engine",
     "build_bundle_engine",
     "build_engine",
     "inner_tensor_names",
@@ -86,7 +87,9 @@ class BuildResult:
         """What was built, in a sentence or two."""
         compute = sum(layer.is_compute for layer in self.layers)
         runs = (
-            "the log does not tell which precision its layers run in"
+            "its network is one kernel of the toolkit"
+            if self.config.kernels != "tensorrt"
+            else "the log does not tell which precision its layers run in"
             if self.fraction is None
             else f"{self.fraction:.0%} of its {compute} convolutions and matrix products run in {self.precision}"
         )
@@ -150,18 +153,25 @@ def build_engine(
     progress: Progress | None = None,
     notice: Notice | None = None,
     timeout_s: float | None = None,
+    plugins: Path | None = None,
 ) -> BuildResult:
     """Build an engine in a process of its own. Nothing is written but the timing cache.
 
     Args:
-        onnx_path: a file that `vae-edge export` or `vae-edge quantize` wrote.
+        onnx_path: a file that `vae-edge export` or `vae-edge quantize` wrote, or with `plugins` one of kernels.
         progress: called with (phase, steps done, steps in all).
         notice: called with lines for the user before the build is over: which layers a DLA would take.
         timeout_s: how long the build may take.
+        plugins: folder of the kernels that the file's nodes name; `vae_edge.exporting.plugin_engine` makes both.
 
     Raises:
         EngineError: the engine cannot be built; the sentence says what to do.
     """
+    if (config.kernels == "tensorrt") != (plugins is None):
+        raise EngineError(
+            f"An engine with the kernels {config.kernels!r} is built from a bundle: "
+            f"`vae-edge build BUNDLE --kernels {config.kernels}`."
+        )
     path = Path(onnx_path)
     if not path.is_file():
         raise EngineError(f"There is no ONNX file at {path}: make one with `vae-edge export`.")
@@ -173,7 +183,8 @@ def build_engine(
     config = dataclasses.replace(config, kind=kind, targets=targets if kind == "tensorrt_rtx" else config.targets)
     open_adapter(kind).config_calls(config)  # refuses what this TensorRT cannot do before a process is started
 
-    request = BuildRequest(str(path.resolve()), config, progress is not None)
+    folder = None if plugins is None else str(plugins.resolve())
+    request = BuildRequest(str(path.resolve()), config, progress is not None, folder)
     answer = run_worker(request, progress, timeout_s, notice=notice)
     if config.timing_cache is not None:
         _save_timing_cache(config.timing_cache, answer.built.timing_cache)
@@ -253,13 +264,34 @@ def build_bundle_engine(
             f"The file {bundle.file(source)} changed while the engine was built: nothing was added; build again."
         )
 
+    return add_engine(bundle, source, result)
+
+
+def add_engine(
+    bundle: Bundle,
+    source: ModelEntry,
+    result: BuildResult,
+    more: Mapping[str, Any] | None = None,
+    probes: Callable[[Path, Path], Path | None] = lambda folder, engine: None,
+) -> BundleEngine:
+    """Add an engine to the bundle from whose ONNX model `source` it was built.
+
+    Args:
+        more: of its provenance, for the manifest.
+        probes: called with a folder and the engine's file, writes a new file of probe images there, if there is one.
+
+    Raises:
+        BundleError: the bundle is damaged or cannot be written.
+        EngineError: there is no place for the engine.
+    """
+    config = result.config
     from_onnx = {"file": source.file, "sha256": source.sha256, "accuracy": dict(source.accuracy)}
     entry = ModelEntry(
         role=config.role,
         precision=config.precision,
         format=result.kind,
         target=result.target,
-        provenance={**result.provenance(), "onnx": from_onnx},
+        provenance={**result.provenance(), "onnx": from_onnx, **(more or {})},
         threshold=source.threshold,
     )
     with tempfile.TemporaryDirectory(prefix="vae-edge-") as folder:
@@ -271,7 +303,7 @@ def build_bundle_engine(
                 f"The engine was built but cannot be written to {folder} ({error.strerror}): free some space there, or "
                 "name another folder in TMPDIR. The bundle is as it was."
             ) from error
-        added = add_model(bundle_path, engine_file, entry)
+        added = add_models(bundle.path, [(engine_file, entry)], probes(Path(folder), engine_file))
     file = added.find(config.role, result.kind, config.precision, result.target).file
     return BundleEngine(bundle.path, file, result)
 

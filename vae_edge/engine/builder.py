@@ -15,6 +15,8 @@ from typing import Any
 
 from vae_edge.engine.dla import DlaLayers, ask_dla
 from vae_edge.engine.inspection import HEADER_BYTES, LayerInfo, parse_header, parse_layers, requested_precisions
+from vae_edge.engine.plugins import layered, quick
+from vae_edge.engine.plugins.kernel_file import read_folder
 from vae_edge.engine.tensorrt import Adapter, BuildConfig, ConfigCall, Log, describe_errors, parser_errors
 from vae_edge.errors import EngineError
 from vae_edge.files import read_bytes
@@ -64,8 +66,11 @@ def build_in_process(
     progress: Progress | None = None,
     notice: Notice | None = None,
     timing_cache: bytes = b"",
+    plugins: Path | None = None,
 ) -> BuiltEngine:
     """Build an engine with this adapter; `timing_cache` is the content of an earlier cache.
+
+    `plugins` is the folder of the kernels that the nodes of the ONNX file name.
 
     `notice` is called, before TensorRT builds for a DLA, with the lines of a table of what the DLA can run.
 
@@ -74,6 +79,8 @@ def build_in_process(
     """
     model = _read_model(onnx_path)
     calls = adapter.config_calls(config)
+    if plugins is not None:
+        register_plugins(adapter, plugins)
 
     builder, logger = adapter.builder(log)
     network = builder.create_network(adapter.network_flags())
@@ -82,10 +89,12 @@ def build_in_process(
         raise EngineError(_parse_error(adapter, builder, logger, parser, model, onnx_path))
 
     check_io(network, config.role, onnx_path)
-    for sentence in fix_grid_samples(adapter.module, network, requested_grid_samples(model), onnx_path, adapter.name):
+    samples = [] if plugins is not None else requested_grid_samples(model)  # kernels of ours rotate themselves
+    for sentence in fix_grid_samples(adapter.module, network, samples, onnx_path, adapter.name):
         log.add("WARNING", sentence)
     requested = requested_precisions(network)
-    check_requested_precision(requested, config.precision, onnx_path)
+    if plugins is None:  # with kernels of ours, the precision is the kernel's
+        check_requested_precision(requested, config.precision, onnx_path)
     mark_outputs(adapter, network, config.mark_outputs, onnx_path)
 
     builder_config = builder.create_builder_config()
@@ -124,6 +133,19 @@ def build_in_process(
         timing_cache=bytes(cache.serialize()) if cache is not None else b"",
         dla=None if dla is None else dla.after(text for _, text in log.messages),
     )
+
+
+def register_plugins(adapter: Adapter, folder: Path) -> None:
+    """Register the toolkit's kernels with this TensorRT, before the file is parsed whose nodes name them.
+
+    Raises:
+        EngineError: this TensorRT does not take them, or a kernel file cannot be read.
+    """
+    kernels = read_folder(folder)
+    if adapter.installation.kind == "tensorrt_rtx":
+        layered.register(adapter.module, kernels, kernels)
+    else:
+        quick.register(adapter.module, kernels, adapter.installation.version)
 
 
 def _read_model(path: Path) -> bytes:

@@ -12,7 +12,7 @@ import gc
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_ulonglong, c_void_p
 from typing import Any
 
@@ -35,6 +35,7 @@ _EVENT_NO_TIMING = 2
 _CAPTURE_THREAD_LOCAL = 1
 _MEMORY_DEVICE = 2  # CU_MEMORYTYPE_DEVICE
 _DEVICE_ORDINAL = 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 
 
 class _Copy2D(ctypes.Structure):
@@ -69,6 +70,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuDeviceGetAttribute": (POINTER(c_int), c_int, c_int),
     "cuDevicePrimaryCtxRetain": (_HANDLE, c_int),
     "cuCtxGetCurrent": (_HANDLE,),
+    "cuCtxGetDevice": (POINTER(c_int),),
     "cuCtxSetCurrent": (c_void_p,),
     "cuCtxPushCurrent_v2": (c_void_p,),
     "cuCtxPopCurrent_v2": (_HANDLE,),
@@ -96,6 +98,10 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuGraphLaunch": (c_void_p, c_void_p),
     "cuGraphExecDestroy": (c_void_p,),
     "cuGraphDestroy": (c_void_p,),
+    "cuLibraryLoadData": (_HANDLE, c_char_p, c_void_p, c_void_p, c_uint, c_void_p, c_void_p, c_uint),
+    "cuLibraryUnload": (c_void_p,),
+    "cuLibraryGetKernel": (_HANDLE, c_void_p, c_char_p),
+    "cuLaunchKernel": (c_void_p, *[c_uint] * 7, c_void_p, c_void_p, c_void_p),
 }
 
 
@@ -439,3 +445,81 @@ def wait_for(context: CudaContext, event: c_void_p, stream: c_void_p, other: int
     """Let `stream` wait for what is on another stream now, by its handle (1 is the default stream)."""
     context.call("cuEventRecord", event, c_void_p(other))
     context.call("cuStreamWaitEvent", stream, event, 0)
+
+
+# Kernels
+
+
+def current_architecture() -> int:
+    """The architecture of the GPU whose context is current in this thread; 87 is sm_87.
+
+    Raises:
+        CudaError: no context is current, or the driver fails.
+    """
+    functions = _functions(LIBRARY)
+    device, major, minor = c_int(), c_int(), c_int()
+    _call(functions, "cuCtxGetDevice", ctypes.byref(device))
+    for value, attribute in ((major, _CAPABILITY_MAJOR), (minor, _CAPABILITY_MINOR)):
+        _call(functions, "cuDeviceGetAttribute", ctypes.byref(value), attribute, device)
+    return 10 * major.value + minor.value
+
+
+class KernelCode:
+    """A kernel of machine code, which may be launched in every context and thread until this object is gone.
+
+    Attributes:
+        cubin: the machine code, which the driver goes on reading.
+        entry: name of the kernel.
+    """
+
+    def __init__(self, cubin: bytes, entry: str) -> None:
+        """Load the code and find the kernel in it.
+
+        Raises:
+            CudaError: there is no driver, or the code is not for the GPU whose context is current, or is damaged.
+        """
+        self.cubin, self.entry = cubin, entry
+        self._functions = _functions(LIBRARY)
+        library, self._kernel = c_void_p(), c_void_p()
+        _call(self._functions, "cuLibraryLoadData", ctypes.byref(library), cubin, None, None, 0, None, None, 0)
+        self._unload = weakref.finalize(self, _unload_library, self._functions, library, cubin)
+        self._unload.atexit = False  # the driver takes it back with the process
+        _call(self._functions, "cuLibraryGetKernel", ctypes.byref(self._kernel), library, entry.encode())
+
+    def launch(
+        self,
+        grid: tuple[int, int, int],
+        threads: int,
+        shared_bytes: int,
+        stream: int,
+        arguments: Sequence[c_uint64 | c_int],
+    ) -> None:
+        """Put a launch of `grid` programs of so many threads on a stream, by its handle.
+
+        Args:
+            grid: programs along each axis.
+            threads: of a program.
+            shared_bytes: of dynamic shared memory, at most 48 KiB.
+            stream: its handle.
+            arguments: in the kernel's order and of its types.
+
+        Raises:
+            CudaError: the driver refuses it.
+        """
+        values = (c_void_p * len(arguments))(*[ctypes.addressof(each) for each in arguments])
+        _call(
+            self._functions, "cuLaunchKernel", self._kernel, *grid, threads, 1, 1, shared_bytes, stream, values, None
+        )  # fmt: skip
+
+
+def _unload_library(functions: dict[str, Callable[..., int]], library: c_void_p, cubin: bytes) -> None:
+    del cubin  # held until now, since the driver reads it
+    code = functions["cuLibraryUnload"](library)
+    if code:
+        log.info("%s", error(functions, "cuLibraryUnload", code))
+
+
+def _call(functions: dict[str, Callable[..., int]], name: str, *arguments: Any) -> None:
+    code = functions[name](*arguments)
+    if code:
+        raise error(functions, name, code)

@@ -10,11 +10,12 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vae_edge.engine.inspection import MAGIC, parse_header
+from vae_edge.engine.plugins import layered
 from vae_edge.engine.refit import refit
 from vae_edge.engine.tensorrt import KINDS, Log, describe_errors, discover, install_hint, make_logger
 from vae_edge.environment import import_package
@@ -178,6 +179,7 @@ def load_plan(
     dla_core: int | None = None,
     version_compatible: bool = False,
     weights: bytes | None = None,
+    plugins: Sequence[str] = (),
 ) -> Plan:
     """Deserialize an engine. The GPU's primary context must be current.
 
@@ -189,6 +191,8 @@ def load_plan(
         dla_core: the DLA core that it was built for.
         version_compatible: whether the manifest says that it carries such code.
         weights: of an engine that was built without any, the ONNX file that has them.
+        plugins: names of the toolkit's plugins in it, which TensorRT-RTX must know before it reads the engine; full
+            TensorRT has their kernels in the engine.
 
     Raises:
         BackendError: there is no such TensorRT, or it does not start.
@@ -216,6 +220,8 @@ def load_plan(
         runtime.DLA_core = dla_core
     if version_compatible:
         runtime.engine_host_code_allowed = True
+    if plugins and kind == "tensorrt_rtx":
+        layered.register(module, plugins)
 
     _check_validity(module, runtime, content, name, f"{_product(kind)} {version}")
     engine = runtime.deserialize_cuda_engine(content)

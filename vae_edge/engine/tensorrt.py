@@ -22,6 +22,7 @@ from vae_edge.errors import EngineError
 from vae_edge.spec import PRECISIONS, ROLES
 
 KINDS = ("tensorrt", "tensorrt_rtx")
+KERNELS = ("tensorrt", "network", "auto")
 DEFAULT_BATCH = (1, 8, 64)
 DEFAULT_WORKSPACE_BYTES = 256 << 20
 MIN_WORKSPACE_BYTES = 1 << 20
@@ -59,6 +60,8 @@ class BuildConfig:
         strip_weights: leave the weights out of the engine; whoever loads it puts them in from the ONNX file.
         mark_outputs: names of tensors inside the graph that become outputs too, to be compared with the probes.
         device: number of the GPU that full TensorRT builds on, and for.
+        kernels: whose kernels run: "tensorrt" for TensorRT's own, "network" for the toolkit's one for the whole
+            network, as a plugin (docs/kernels.md), "auto" for the faster of both, which is measured.
 
     Raises:
         EngineError: a value that no TensorRT takes.
@@ -80,6 +83,7 @@ class BuildConfig:
     strip_weights: bool = False
     mark_outputs: tuple[str, ...] = ()
     device: int = 0
+    kernels: str = "tensorrt"
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -95,8 +99,33 @@ class BuildConfig:
             raise EngineError(f"The role {self.role!r} is unknown: it is {' or '.join(ROLES)}.")
         if self.kind != "native":
             _check_kind(self.kind)
+        self._check_kernels()
         self._check_builder_options()
         self._check_batch()
+
+    def _check_kernels(self) -> None:
+        if self.kernels not in KERNELS:
+            raise EngineError(f"The kernels {self.kernels!r} are unknown: choose one of {', '.join(KERNELS)}.")
+        if self.kernels == "tensorrt":
+            return
+        if self.role != "classifier" or self.precision not in ("fp16", "int8"):
+            raise EngineError(
+                f"The toolkit's kernels are for classifiers in fp16 or int8, but {self.precision} of the role "
+                f"{self.role} was asked for: build it with TensorRT's kernels (`--kernels tensorrt`)."
+            )
+        options = {
+            "a DLA": self.dla_core is not None,
+            "version compatibility": self.version_compatible,
+            "hardware compatibility levels": self.hardware_compatibility != "none",
+            "refit or stripped weights": self.refit or self.strip_weights,
+            "marked outputs": bool(self.mark_outputs),
+        }
+        requested = [option for option, is_set in options.items() if is_set]
+        if requested:
+            raise EngineError(
+                f"An engine with the toolkit's kernels has no use for {', nor for '.join(requested)}: leave it out, or "
+                "build with TensorRT's kernels (`--kernels tensorrt`)."
+            )
 
     def _check_builder_options(self) -> None:
         if not _is_int(self.workspace_bytes) or self.workspace_bytes < MIN_WORKSPACE_BYTES:

@@ -27,6 +27,7 @@ from typing import IO, Any, BinaryIO
 from vae_edge.engine.builder import BuiltEngine, Notice, build_in_process
 from vae_edge.engine.dla import DlaLayers
 from vae_edge.engine.inspection import LayerInfo
+from vae_edge.engine.plugins.layered import linked_library
 from vae_edge.engine.tensorrt import BuildConfig, ConfigCall, Log, error_hint, open_adapter
 from vae_edge.errors import EngineError
 from vae_edge.files import read_bytes
@@ -39,20 +40,32 @@ MAX_TAIL_LINE_CHARS = 300
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What the worker is asked to do. `progress`: whether it writes progress lines."""
+    """What the worker is asked to do.
+
+    Attributes:
+        onnx: path of the file.
+        progress: whether it writes progress lines.
+        plugins: folder of the kernels that nodes of the file name; None if there are no such nodes.
+    """
 
     onnx: str
     config: BuildConfig
     progress: bool = False
+    plugins: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As the worker reads it."""
-        return {"onnx": self.onnx, "config": self.config.to_json(), "progress": self.progress}
+        return {
+            "onnx": self.onnx,
+            "config": self.config.to_json(),
+            "progress": self.progress,
+            "plugins": self.plugins,
+        }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> BuildRequest:
         """The inverse of `to_json`."""
-        return cls(value["onnx"], BuildConfig.from_json(value["config"]), value["progress"])
+        return cls(value["onnx"], BuildConfig.from_json(value["config"]), value["progress"], value["plugins"])
 
 
 @dataclass(frozen=True)
@@ -79,12 +92,28 @@ def run_worker(
     Raises:
         EngineError: with the worker's own sentence; or, if it crashed or took too long, with its last lines.
     """
+    with contextlib.ExitStack() as stack:
+        environment = _environment(request.config.device)
+        if request.plugins is not None and request.config.kind == "tensorrt_rtx":
+            folder = stack.enter_context(linked_library())
+            environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("LD_LIBRARY_PATH")]))
+        return _run_worker(request, progress, timeout_s, command, notice, environment)
+
+
+def _run_worker(
+    request: BuildRequest,
+    progress: Callable[[str, int, int], None] | None,
+    timeout_s: float | None,
+    command: Sequence[str],
+    notice: Notice | None,
+    environment: dict[str, str],
+) -> WorkerResult:
     worker = subprocess.Popen(
         list(command),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=_environment(request.config.device),
+        env=environment,
         start_new_session=True,  # Ctrl-C in the terminal reaches us, and we end it
     )
     assert worker.stdin is not None and worker.stdout is not None and worker.stderr is not None
@@ -267,6 +296,7 @@ def _serve(value: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         progress=_write_progress if request.progress else None,
         notice=_write_notice,
         timing_cache=cache,
+        plugins=None if request.plugins is None else Path(request.plugins),
     )
     header = {
         "version": adapter.installation.version,

@@ -262,13 +262,14 @@ class _Network:
 
     def matrix(self, layer: LinearLayout, *shape: int) -> str:
         """A fully connected layer's weights as filters of 1×1: int8 [out, in] in this shape, float16 [in, out]."""
-        rows, columns, int8 = layer.in_features, layer.out_features, self.net.int8
+        rows, columns = layer.in_features, layer.out_features
+        if self.net.int8:
+            rows, columns = columns, rows
         if self.packed is not None:
             stop = layer.weights + rows * layer.row_stride
             stored = self.packed.weights[layer.weights : stop].reshape(rows, -1)[:, :columns]
-            return self.store(f"weights_{layer.weights}", (stored.T if int8 else stored).reshape(shape))
-        found = self.b.matrix(self.weights, layer.weights, rows, layer.row_stride, columns)
-        return self.b.reshape(self.b.transpose(found, [1, 0]) if int8 else found, *shape)
+            return self.store(f"weights_{layer.weights}", stored.reshape(shape))
+        return self.b.reshape(self.b.matrix(self.weights, layer.weights, rows, layer.row_stride, columns), *shape)
 
     def store(self, name: str, tensor: torch.Tensor) -> str:
         """A constant of the graph."""

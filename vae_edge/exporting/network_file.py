@@ -133,19 +133,14 @@ def build_bundle_network(
     precision = default_precision(bundle) if precision is None else precision
     names = check_targets(targets)
     source = find_source(bundle, precision)
-    probes = _probes(bundle, source)
 
     def show(phase: str, step: int) -> None:
         if progress is not None:
             progress(phase, step, 2 + len(names))
 
-    show(f"reading {source.file}", 0)
     try:
-        model = load_source(bundle, source)
-        fused = FusedModel(read_network(model, bundle.input), ctas_per_image)
-        show("answering the probe images", 1)
-        answers = exact_answers(model, source, precision, probes)
-        differences = check_answers(fused, probes.images, answers, source.file)
+        checked = read_checked(bundle, precision, ctas_per_image, show)
+        fused, differences = checked.fused, checked.differences
         show(f"compiling for {', '.join(names)}", 2)
         done = iter(range(3, 3 + len(names)))
         with tempfile.TemporaryDirectory(prefix="vae-edge-") as folder:
@@ -174,12 +169,7 @@ def build_bundle_network(
                 },
             )
             size = file.stat().st_size
-            probes_file = None
-            if precision != source.precision:
-                probes_file, digests = Path(folder) / "probes.npz", {entry.sha256 for entry in bundle.models}
-                known = {digest: probes.models[digest] for digest in probes.models if digest in digests}
-                save_probes(probes_file, Probes(probes.images, {**known, sha256(file): answers}))
-            added = add_models(bundle_path, [(file, entry)], probes_file)
+            added = add_models(bundle_path, [(file, entry)], checked.save_probes(Path(folder), file))
     except KernelError as error:
         raise EngineError(f"No network file can be made of {bundle.file(source)}: {error}") from error
     except ExportError as error:
@@ -193,6 +183,67 @@ def build_bundle_network(
     return BundleNetwork(
         bundle.path, name, precision, entry.target, source.file, size, round(seconds, 3), differences, versions
     )
+
+
+@dataclass(frozen=True)
+class CheckedNetwork:
+    """A bundle's network for the kernels, whose answers to the probe images were found right.
+
+    Attributes:
+        bundle: that it is of.
+        precision: fp16 or int8.
+        source: the ONNX file that it was read from.
+        model: its content.
+        fused: the network.
+        probes: of the bundle.
+        answers: the exact ones to the probe images, and what is allowed.
+        differences: of the CPU reference's answers, as of `BundleNetwork`.
+    """
+
+    bundle: Bundle
+    precision: str
+    source: ModelEntry
+    model: onnx.ModelProto
+    fused: FusedModel
+    probes: Probes
+    answers: Expected
+    differences: dict[str, dict[str, float]]
+
+    def save_probes(self, folder: Path, file: Path) -> Path | None:
+        """Write a file of probe images that knows a new model, where the ONNX file's answers are not the model's."""
+        if self.precision == self.source.precision:
+            return None
+        path, digests = folder / "probes.npz", {entry.sha256 for entry in self.bundle.models}
+        known = {digest: self.probes.models[digest] for digest in self.probes.models if digest in digests}
+        save_probes(path, Probes(self.probes.images, {**known, sha256(file): self.answers}))
+        return path
+
+
+def read_checked(
+    bundle: Bundle, precision: str, ctas_per_image: int = 1, show: Callable[[str, int], None] = lambda phase, step: None
+) -> CheckedNetwork:
+    """Read a bundle's network of a precision, and compare the CPU reference's answers to the probe images.
+
+    Args:
+        ctas_per_image: programs that work on a single image.
+        show: called with (phase, steps done), of two.
+
+    Raises:
+        BundleError: the bundle is damaged.
+        EngineError: it has no such ONNX file or no answers to compare with, or the answers are wrong, or its encoder is
+            a pretrained network.
+        ExportError: the ONNX file is no network of ours.
+        KernelError: its weights do not fit.
+    """
+    source = find_source(bundle, precision)
+    probes = _probes(bundle, source)
+    show(f"reading {source.file}", 0)
+    model = load_source(bundle, source)
+    fused = FusedModel(read_network(model, bundle.input), ctas_per_image)
+    show("answering the probe images", 1)
+    answers = exact_answers(model, source, precision, probes)
+    differences = check_answers(fused, probes.images, answers, source.file)
+    return CheckedNetwork(bundle, precision, source, model, fused, probes, answers, differences)
 
 
 def check_targets(targets: Sequence[str], what: str = "network file") -> tuple[str, ...]:
@@ -271,7 +322,7 @@ def _probes(bundle: Bundle, source: ModelEntry) -> Probes:
     if probes is None or source.sha256 not in probes.models:
         what = "no probe images" if probes is None else f"no exact answers of {source.file} to its probe images"
         raise EngineError(
-            f"The bundle {bundle.path} has {what}, and a network file that nothing proves is not added: "
+            f"The bundle {bundle.path} has {what}, and a network that nothing proves is not added: "
             f"`vae-edge quantize {bundle.path} --precision int8 --data PATH` adds them."
         )
     return probes

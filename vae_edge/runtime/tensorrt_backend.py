@@ -95,6 +95,7 @@ class TensorRTBackend:
                     dla_core=settings.get("dla_core"),
                     version_compatible=bool(settings.get("version_compatible")),
                     weights=source_of(file, entry) if is_stripped(entry) else None,
+                    plugins=_plugins(entry),
                 )
                 self._plan, self._cache = plan, RuntimeCache(plan, file, content, self.device)
             self.version = plan.version
@@ -213,6 +214,17 @@ def _tensors(plan: Plan, inner: Sequence[str]) -> tuple[Tensor, ...]:
     order = {name: index for index, name in enumerate(_OUTPUTS)}
     outputs.sort(key=lambda tensor: order.get(output_name(tensor.name), len(order)))
     return (image, *outputs)
+
+
+def _plugins(entry: ModelEntry) -> tuple[str, ...]:
+    """The names of the plugins that the manifest says are in an engine."""
+    names = entry.provenance.get("plugins", ())
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name.isidentifier() for name in names):
+        raise BundleError(
+            f"The manifest says that {entry.file} has the plugins {names!r}, where names are expected: build it again, "
+            "with `vae-edge build --kernels network`."
+        )
+    return tuple(names)
 
 
 def _info(tensor: Tensor) -> TensorInfo:

@@ -183,7 +183,7 @@ def _compile_architecture(
 
         done = subprocess.run(
             command + ["--ptx"] * ptx,
-            env=_worker_environment(Path(scratch) / "cache"),
+            env=compiler_environment(Path(scratch) / "cache"),
             capture_output=True,
             text=True,
             encoding="utf-8",
@@ -208,7 +208,7 @@ def _compile_architecture(
     return entries
 
 
-def _worker_environment(cache: Path) -> dict[str, str]:
+def compiler_environment(cache: Path) -> dict[str, str]:
     """The environment of a compiling process: no interpreter, no source paths in the code, no cache from elsewhere."""
     root = str(Path(__file__).resolve().parents[2])
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}

@@ -81,8 +81,9 @@ def _integers() -> Iterator[tuple[str, Operation]]:
     for kind in ("u32", "s32", "u64", "s64"):
         yield f"bfe.{kind}", Operation((kind, "u32", "u32"), kind, ar.extract_bits)
     for kind, element in (("u16x2", np.uint16), ("s16x2", np.int16)):  # sm_90 and later
-        for name, compute in (("add", np.add), ("min", np.minimum), ("max", np.maximum)):
-            yield f"{name}.{kind}", Operation((kind, kind), kind, _pairs(compute, element))
+        yield f"add.{kind}", Operation((kind, kind), kind, _pairs(np.add, element))
+        yield f"min.{kind}", Operation((kind, kind), kind, _pairs(np.minimum, element))
+        yield f"max.{kind}", Operation((kind, kind), kind, _pairs(np.maximum, element))
     for bits in (16, 32, 64):
         kind = f"b{bits}"
         yield f"shl.{kind}", Operation((kind, "u32"), kind, ar.shift_left)

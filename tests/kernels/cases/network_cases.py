@@ -193,7 +193,8 @@ def test_no_parameter_could_be_another_unseen(int8: bool) -> None:
         params[f"linear {index} bias"] = (linear.bias, linear.out_features)
         if int8:
             params[f"linear {index} scale"] = (linear.scale, linear.out_features)
-        weights[f"linear {index} weights"] = (linear.weights, (linear.out_features if net.int8 else linear.in_features) * linear.row_stride)
+        rows = linear.out_features if int8 else linear.in_features
+        weights[f"linear {index} weights"] = (linear.weights, rows * linear.row_stride)
     unseen = []
     whitening = {"whitening": (0, packed.whitening.numel())}
     flat = packed.whitening.view(-1)
