@@ -352,7 +352,7 @@ def check_answers(
     Raises:
         EngineError: an output is further away than the probes allow.
     """
-    return compare_answers(answer(fused, images), answers, f"The network file made of {source}", "added")
+    return compare_answers(answer(fused, images), answers, f"The network read out of {source}", "added")
 
 
 def compare_answers(
