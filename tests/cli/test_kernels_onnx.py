@@ -45,6 +45,22 @@ def test_a_file_for_plugins_has_no_functions_and_casts_the_image(
         main([*words, "--inline"])
 
 
+def test_a_file_for_the_plugin_in_cpp_carries_its_machine_code(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "plugin.onnx"
+    words = ["kernels", "onnx", str(bundle), "--out", str(out), "--machine-code", "orin"]
+    assert main(words) == 0
+    assert "operators of ours: VaeEdgeNetwork; TensorRT takes plugins" in capsys.readouterr().out
+    model = onnx.load(out)
+    (node,) = (node for node in model.graph.node if node.domain == "vae_edge")
+    code = {attribute.name: attribute.s for attribute in node.attribute}["machine_code"]
+    assert b"cubin.87" in code and b"cubin.90" not in code
+    assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.INT8 and not model.functions
+    assert main([*words, "--form", "operators"]) == 2
+    assert "--machine-code is for --graph classify in the form network" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("graph", ["encode", "sample"])
 def test_other_graphs_are_of_a_training_run(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], graph: str

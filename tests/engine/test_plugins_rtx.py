@@ -33,8 +33,6 @@ trt = pytest.importorskip(
 )
 pytestmark = pytest.mark.skipif(bool(emulated_gpu.why_not()), reason=emulated_gpu.why_not())
 
-NAMES = ("probabilities", "angle", "score", "angle_confidence", "second_angle", "second_angle_probability")
-
 
 # ---- Builds ---------------------------------------------------------------------------------------------------------
 
@@ -43,10 +41,10 @@ def write_graph(folder: Path, int8: bool, architectures: tuple[int, ...]) -> Pat
     """A graph of the network `tiny` in one node, and its kernel."""
     from plugin_cases import packed
 
-    from vae_edge.exporting.plugin_graph import network_graph, with_plugins
-    from vae_edge.ops.network import FusedModel
+    from vae_edge.exporting.kernel_graph import kernel_graph
+    from vae_edge.exporting.plugin_graph import with_plugins
 
-    graph = with_plugins(network_graph(FusedModel(packed(int8)), NAMES), architectures, quick=False)
+    graph = with_plugins(kernel_graph(packed(int8)), architectures, quick=False)
     for name, content in graph.kernels.items():
         (folder / f"{name}{SUFFIX}").write_bytes(content)
     onnx.save(graph.model, str(folder / "network.onnx"))
@@ -60,9 +58,8 @@ def test_an_engine_with_the_network_in_one_kernel_builds(
     path = write_graph(tmp_path, precision == "int8", tuple(int(each[3:]) for each in targets))
     config = BuildConfig(precision, targets=targets, kind="tensorrt_rtx", kernels="network", batch=(1, 4, 16))
     result = build_engine(path, config, plugins=tmp_path)
-    layers = {layer.name.partition("_myl")[0]: layer for layer in result.layers}
-    assert layers["network"].type == "custom_layer"
-    assert layers["network"].inputs == ("fp16",) and layers["network"].outputs[:4] == ("fp32",) * 4
+    (layer,) = (layer for layer in result.layers if layer.type == "custom_layer")
+    assert layer.inputs == ("fp16",) and layer.outputs[:4] == ("fp32",) * 4
     assert parse_header(result.engine[:64], len(result.engine)).targets == targets
     assert "its network is one kernel of the toolkit" in result.summary()
     assert result.provenance()["settings"]["kernels"] == "network"
@@ -140,7 +137,7 @@ def test_a_node_without_its_kernel_is_refused_in_a_sentence(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"kernels": "triton"}, "'triton' are unknown: choose one of tensorrt, network, auto"),
+        ({"kernels": "triton"}, "'triton' are unknown: choose one of tensorrt, network, operators, auto"),
         ({"precision": "fp32"}, "are for classifiers in fp16 or int8, but fp32 of the role classifier"),
         ({"role": "reconstruction"}, "but fp16 of the role reconstruction"),
         ({"dla_core": 0, "batch": (1, 1, 1)}, "no use for a DLA"),

@@ -60,6 +60,17 @@ def test_the_command_adds_an_engine_of_the_networks_kernel(own: Path, capsys: py
     assert main(["inspect", str(own), "--json"]) == 0
 
 
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_an_engine_of_the_operators_kernels_has_one_for_each(own: Path, precision: str) -> None:
+    built = build_plugin_engine(own, BuildConfig(precision, targets=("sm_86",), kernels="operators"))
+    assert "its operators are kernels of the toolkit" in built.build.summary()
+    provenance = load_bundle(own).find("classifier", "tensorrt_rtx", precision, "sm_86").provenance
+    kinds = {name.rpartition("_")[0] for name in provenance["plugins"]}
+    conv = "VaeEdgeConvInt8" if precision == "int8" else "VaeEdgeConv"
+    assert {conv, "VaeEdgeRotate", "VaeEdgeOrientationHead", "VaeEdgeContentHead"} <= kinds
+    assert [layer["type"] for layer in provenance["layers"]].count("custom_layer") > 15
+
+
 def test_fp16_is_made_of_an_fp32_file_too_and_proved_by_its_own_answers(own: Path) -> None:
     manifest = own / "manifest.json"
     content = json.loads(manifest.read_text())

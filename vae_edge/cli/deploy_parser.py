@@ -85,9 +85,10 @@ def _build(commands: Commands) -> None:
     parser.add_argument(
         "--kernels",
         default="tensorrt",
-        choices=("tensorrt", "network", "auto"),
+        choices=("tensorrt", "network", "operators", "auto"),
         help="whose kernels the engine runs: TensorRT's own (default), network: the toolkit's one for the whole "
-        "network, or auto: both are built and measured on this machine's GPU",
+        "network, operators: one for each operator, or auto: TensorRT's and the network's are built and measured on "
+        "this machine's GPU",
     )
     parser.add_argument(
         "--batch",

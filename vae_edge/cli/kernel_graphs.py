@@ -19,6 +19,8 @@ def onnx(arguments: argparse.Namespace) -> None:
         raise ConfigError(
             f"--graph {arguments.graph} is float32, and takes none of --precision, --form and --image-type"
         )
+    if arguments.machine_code and (not classify or arguments.form == "operators" or arguments.image_type):
+        raise ConfigError("--machine-code is for --graph classify in the form network, and takes no --image-type")
     if arguments.inline and arguments.graph in ("sample", "resample"):
         raise ConfigError(
             f"--inline --graph {arguments.graph}: OpenVINO, for which files are inlined, computes 64-bit numbers in 32 "
@@ -35,6 +37,10 @@ def onnx(arguments: argparse.Namespace) -> None:
             model = inline(model)
         if arguments.no_functions:
             model = without_functions(model)
+        if arguments.machine_code:
+            from vae_edge.exporting.plugin_code import make_plugin_model
+
+            model = make_plugin_model(without_functions(model), arguments.machine_code)
         result["operators"] = sorted({node.op_type for node in model.graph.node if node.domain})
         result["inputs"] = [value.name for value in model.graph.input]
         result["outputs"] = [value.name for value in model.graph.output]
@@ -80,7 +86,8 @@ def _about(arguments: argparse.Namespace) -> dict[str, Any]:
         "file": str(arguments.out),
         "graph": arguments.graph,
         "inlined": arguments.inline,
-        "functions": not (arguments.inline or arguments.no_functions),
+        "functions": not (arguments.inline or arguments.no_functions or arguments.machine_code),
+        "machine_code": arguments.machine_code or [],
     }
 
 

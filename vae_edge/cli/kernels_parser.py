@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from vae_edge.cli.arguments import number, positive, seed
+from vae_edge.cli.arguments import listed, number, positive, seed
 from vae_edge.cli.commands import Commands, add_command, add_command_group
 from vae_edge.cli.options import add_json, add_list
 
@@ -101,5 +101,13 @@ def _onnx(parts: Commands) -> None:
         "--no-functions",
         action="store_true",
         help="leave the functions out: TensorRT before 10.7 runs them even where it has plugins",
+    )
+    functions.add_argument(
+        "--machine-code",
+        action="extend",
+        type=listed(str),
+        metavar="NAME,NAME",
+        help="of classify's form network: for the plugin in C++, with machine code for these devices or architectures, "
+        "as `vae-edge build --target` takes them; the image is int8 then, with the bytes of uint8",
     )
     add_json(parser)

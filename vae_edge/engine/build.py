@@ -47,6 +47,12 @@ __all__ = [
 ]
 
 
+_OWN_KERNELS = {
+    "network": "its network is one kernel of the toolkit",
+    "operators": "its operators are kernels of the toolkit",
+}
+
+
 @dataclass(frozen=True)
 class BuildResult:
     """An engine, and how it was built.
@@ -86,10 +92,8 @@ class BuildResult:
     def summary(self) -> str:
         """What was built, in a sentence or two."""
         compute = sum(layer.is_compute for layer in self.layers)
-        runs = (
-            "its network is one kernel of the toolkit"
-            if self.config.kernels != "tensorrt"
-            else "the log does not tell which precision its layers run in"
+        runs = _OWN_KERNELS.get(self.config.kernels) or (
+            "the log does not tell which precision its layers run in"
             if self.fraction is None
             else f"{self.fraction:.0%} of its {compute} convolutions and matrix products run in {self.precision}"
         )

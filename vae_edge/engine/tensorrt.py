@@ -22,7 +22,7 @@ from vae_edge.errors import EngineError
 from vae_edge.spec import PRECISIONS, ROLES
 
 KINDS = ("tensorrt", "tensorrt_rtx")
-KERNELS = ("tensorrt", "network", "auto")
+KERNELS = ("tensorrt", "network", "operators", "auto")
 DEFAULT_BATCH = (1, 8, 64)
 DEFAULT_WORKSPACE_BYTES = 256 << 20
 MIN_WORKSPACE_BYTES = 1 << 20
@@ -61,7 +61,8 @@ class BuildConfig:
         mark_outputs: names of tensors inside the graph that become outputs too, to be compared with the probes.
         device: number of the GPU that full TensorRT builds on, and for.
         kernels: whose kernels run: "tensorrt" for TensorRT's own, "network" for the toolkit's one for the whole
-            network, as a plugin (docs/kernels.md), "auto" for the faster of both, which is measured.
+            network, as a plugin (docs/kernels.md), "operators" for one an operator, "auto" for the faster of
+            TensorRT's and the network's, which is measured.
 
     Raises:
         EngineError: a value that no TensorRT takes.

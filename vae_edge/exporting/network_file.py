@@ -194,6 +194,7 @@ class CheckedNetwork:
         precision: fp16 or int8.
         source: the ONNX file that it was read from.
         model: its content.
+        packed: the network's weights and constants.
         fused: the network.
         probes: of the bundle.
         answers: the exact ones to the probe images, and what is allowed.
@@ -204,6 +205,7 @@ class CheckedNetwork:
     precision: str
     source: ModelEntry
     model: onnx.ModelProto
+    packed: PackedNetwork
     fused: FusedModel
     probes: Probes
     answers: Expected
@@ -239,11 +241,12 @@ def read_checked(
     probes = _probes(bundle, source)
     show(f"reading {source.file}", 0)
     model = load_source(bundle, source)
-    fused = FusedModel(read_network(model, bundle.input), ctas_per_image)
+    packed = read_network(model, bundle.input)
+    fused = FusedModel(packed, ctas_per_image)
     show("answering the probe images", 1)
     answers = exact_answers(model, source, precision, probes)
     differences = check_answers(fused, probes.images, answers, source.file)
-    return CheckedNetwork(bundle, precision, source, model, fused, probes, answers, differences)
+    return CheckedNetwork(bundle, precision, source, model, packed, fused, probes, answers, differences)
 
 
 def check_targets(targets: Sequence[str], what: str = "network file") -> tuple[str, ...]:

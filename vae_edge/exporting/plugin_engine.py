@@ -26,9 +26,9 @@ from vae_edge.engine.plugins.kernel_file import SUFFIX
 from vae_edge.engine.plugins.quick import check_quick_plugins
 from vae_edge.engine.tensorrt import BuildConfig, open_adapter
 from vae_edge.errors import EngineError, ExportError, KernelError
+from vae_edge.exporting.kernel_graph import Form, kernel_graph
 from vae_edge.exporting.network_file import CheckedNetwork, read_checked
-from vae_edge.exporting.plugin_graph import network_graph, with_plugins
-from vae_edge.spec import output_name
+from vae_edge.exporting.plugin_graph import with_plugins
 
 TIMED_CALLS = 50
 _NO_GPU = (
@@ -52,7 +52,7 @@ def build_plugin_engine(
 
     Args:
         bundle_path: the bundle's folder.
-        config: with the kernels "network" or "auto".
+        config: with the kernels "network", "operators" or "auto".
         progress, notice, timeout_s: as of `vae_edge.engine.build.build_engine`.
 
     Raises:
@@ -78,7 +78,7 @@ def _build(
     notice: Notice | None,
     timeout_s: float | None,
 ) -> tuple[CheckedNetwork, BuildResult, tuple[str, ...]]:
-    """An engine of a bundle's network in one kernel, and the names of its plugins."""
+    """An engine of a bundle's network in one kernel, or in one an operator, and the names of its plugins."""
     bundle = load_bundle(bundle_path)
     kind, targets = select_tensorrt(config, gpus.probe())
     config = dataclasses.replace(config, kind=kind, targets=targets)
@@ -93,9 +93,9 @@ def _build(
 
     try:
         checked = read_checked(bundle, config.precision, show=show)
-        outputs = [output_name(output.name) for output in checked.model.graph.output]
         architectures = [int(target.removeprefix("sm_")) for target in targets]
-        graph = with_plugins(network_graph(checked.fused, outputs), architectures, quick=quick, progress=show)
+        form: Form = "operators" if config.kernels == "operators" else "network"
+        graph = with_plugins(kernel_graph(checked.packed, form), architectures, quick=quick, progress=show)
     except KernelError as error:
         raise EngineError(f"No engine of the toolkit's kernels can be made of {bundle.path}: {error}") from error
     except ExportError as error:

@@ -1,7 +1,7 @@
-"""ONNX graphs whose nodes are kernels of the toolkit, as TensorRT takes them.
+"""Kernel graphs (`kernel_graph`) as TensorRT takes them.
 
-`network_graph` makes a graph of one node, the whole network. `with_plugins` gives each
-such node the kernel that it runs: it compiles it, and fits the node to what TensorRT asks of a plugin.
+`with_plugins` gives each node of ours the kernel that it runs: it compiles it, and fits the node to what TensorRT asks
+of a plugin.
 """
 
 from __future__ import annotations
@@ -12,19 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from vae_edge_kernels.aot.plugin_operators import TensorType
 from vae_edge_kernels.aot.plugins import compile_plugin
 from vae_edge_kernels.config import DTYPE_NAMES
-from vae_edge_kernels.layout import to_json
 
 from vae_edge.engine.plugins.kernel_file import read_kernel
 from vae_edge.engine.plugins.quick import NAMESPACE
-from vae_edge.errors import ExportError, KernelError
-from vae_edge.ops.network import FusedModel
-from vae_edge.spec import CLASSIFIER_OUTPUTS, UNCERTAINTY_OUTPUTS
+from vae_edge.errors import KernelError
 
 DOMAIN = "vae_edge"
 OPSET = 20
@@ -53,52 +49,6 @@ class PluginGraph:
 
     model: onnx.ModelProto
     kernels: Mapping[str, bytes]
-
-
-# ---- Graphs of kernels ----------------------------------------------------------------------------------------------
-
-
-def network_graph(fused: FusedModel, outputs: Sequence[str]) -> onnx.ModelProto:
-    """A network as a graph of the one node `VaeEdgeNetwork`: image uint8 [N, H, W, C] to a classifier's outputs.
-
-    Args:
-        fused: the network.
-        outputs: which of the classifier's outputs it gives, in order, by their names of today.
-
-    Raises:
-        ExportError: it has no such output.
-    """
-    net = fused.layout
-    constants = {"weights": fused.weights, "params": fused.params, "whitening": fused.whitening}
-    initializers = [
-        numpy_helper.from_array(value.cpu().contiguous().numpy(), name) for name, value in constants.items()
-    ]
-    node = helper.make_node(
-        "VaeEdgeNetwork",
-        ["image", *constants],
-        ["probabilities", "angle", "score", "uncertainty"],
-        name="network",
-        domain=DOMAIN,
-        layout=to_json(net),
-    )
-    nodes, columns = [node], list(UNCERTAINTY_OUTPUTS)
-    unknown = [name for name in outputs if name not in (*CLASSIFIER_OUTPUTS, *columns)]
-    if unknown:
-        raise ExportError(f"the network has outputs that its kernel does not give: {', '.join(unknown)}")
-    for name in (name for name in columns if name in outputs):
-        index = f"{name}.column"
-        initializers.append(numpy_helper.from_array(np.array(columns.index(name), np.int64), index))
-        nodes.append(helper.make_node("Gather", ["uncertainty", index], [name], name=name, axis=1))
-    shapes = {"probabilities": ["N", net.classes]}
-    graph = helper.make_graph(
-        nodes,
-        "network",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", net.height, net.width, net.channels])],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes.get(name, ["N"])) for name in outputs],
-        initializers,
-    )
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
 
 
 # ---- Kernels for their nodes ----------------------------------------------------------------------------------------
