@@ -10,7 +10,7 @@ import pytest
 import torch
 from vae_edge_kernels import KernelError
 from vae_edge_kernels.analysis.roofline import LIMITS
-from vae_edge_kernels.emulator.timing import MODELS, estimate
+from vae_edge_kernels.emulator.timing import MODELS, estimate, estimate_full
 
 from vae_edge.emulation.checks import Outcome, load_checks, run_check
 
@@ -110,3 +110,6 @@ def test_the_machine_model_follows_the_counts() -> None:
         assert modelled.bounds["issue"] == pytest.approx(1e6 * cycles / model.clock_hz)
         assert device.touched_bytes() == pytest.approx(2 * 7 * 781 * 4, rel=0.02)
         assert device.longest > cycles and model.architecture in LIMITS
+        full = estimate_full(device, resident=2)  # 3 programs
+        assert full.bounds["issue"] == pytest.approx(modelled.bounds["issue"] / model.multiprocessors)
+        assert full.bounds["latency"] == pytest.approx(modelled.bounds["latency"] / (2 * model.multiprocessors))

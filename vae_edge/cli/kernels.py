@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vae_edge.emulation.checks import Outcome
     from vae_edge.emulation.launch import Compiled
 
+LARGE_BATCH = 256  # images, for a network's throughput
 COUNTED = (
     ("instructions", "warp instructions"),
     ("products", "products of matrices"),
@@ -91,7 +92,7 @@ def profile(arguments: argparse.Namespace) -> int:
     from vae_edge_kernels.emulator.timing import MODELS
 
     model = MODELS[arguments.device]
-    launches: list[tuple[str, Compiled, Device]] = []
+    launches: list[tuple[str, Compiled, Device, Any]] = []  # with the layout of a network
     outcomes: list[Outcome] = []
     if (arguments.file is None) == (arguments.networks is None):
         raise ConfigError("give either a file with checks, or --networks")
@@ -99,15 +100,16 @@ def profile(arguments: argparse.Namespace) -> int:
         outcomes = _outcomes(arguments, model.architecture, model=model)
         for outcome in outcomes:
             launches += [
-                (f"{outcome.name}: {each.compiled.name}", each.compiled, each.device) for each in outcome.launches
+                (f"{outcome.name}: {each.compiled.name}", each.compiled, each.device, None) for each in outcome.launches
             ]
     else:
         from vae_edge.emulation.networks import profile_network
 
         for name, layout in _layouts(",".join(arguments.networks)).items():
             with working(f"{name} on sm_{model.architecture}"):
-                launches.append((name, *profile_network(layout, model.architecture, model, arguments.programs)))
-    result = [_profile(name, compiled, device) for name, compiled, device in launches]
+                compiled, device = profile_network(layout, model.architecture, model, arguments.programs)
+                launches.append((name, compiled, device, layout))
+    result = [_profile(*launch) for launch in launches]
     emit(result, arguments.json, lambda: _profile_lines(result, model.name, arguments.lines))
     return _told(outcomes)
 
@@ -158,14 +160,20 @@ def _print_machine_code(outcomes: Sequence[Outcome], as_json: bool) -> None:
     emit([asdict(report) for report in reports], as_json, lambda: _lines(reports))
 
 
-def _profile(name: str, compiled: Compiled, device: Device) -> dict[str, Any]:
-    """A launch's counts and modelled time."""
-    from vae_edge_kernels.analysis.roofline import LIMITS
-    from vae_edge_kernels.emulator.timing import estimate
+def _profile(name: str, compiled: Compiled, device: Device, layout: Any) -> dict[str, Any]:
+    """A launch's counts and modelled time; of a network with one program an image its throughput too."""
+    from vae_edge_kernels.analysis.roofline import DEVICES, LIMITS, fused_cost
+    from vae_edge_kernels.emulator.timing import estimate, estimate_full
 
     occupied = compiled.stats.occupancy
     resident = max(1, round(occupied * LIMITS[compiled.architecture].warps / compiled.warps))
     modelled = estimate(device, resident)
+    throughput = None
+    if layout is not None and device.grid[1] == 1:
+        full = estimate_full(device, resident)
+        paper = next(each for each in DEVICES if each.architecture == compiled.architecture)
+        bound = fused_cost(layout).lower_bound_us(paper, LARGE_BATCH, layout.int8) / LARGE_BATCH
+        throughput = {"us_per_image": full.us, "limit": full.limit, "roofline_us": bound, "share": bound / full.us}
     return {
         "launch": name,
         "architecture": compiled.architecture,
@@ -178,6 +186,7 @@ def _profile(name: str, compiled: Compiled, device: Device) -> dict[str, Any]:
         "lines": {line: dict(counts) for line, counts in device.counts.by_line.items()},
         "modelled_us": modelled.bounds,
         "limit": modelled.limit,
+        "throughput": throughput,
     }
 
 
@@ -195,6 +204,12 @@ def _profile_lines(result: Sequence[dict[str, Any]], model: str, lines: int) -> 
             f"  modelled on {model}, not measured: {bounds[0][1]:.1f} us, limited by {bounds[0][0]}; "
             + ", ".join(f"{name} {value:.1f}" for name, value in bounds[1:])
         )
+        if each["throughput"] is not None:
+            full = each["throughput"]
+            yield (
+                f"  modelled at batch {LARGE_BATCH}, not measured: {full['us_per_image']:.2f} us an image, limited by "
+                f"{full['limit']}; {full['share']:.0%} of the roofline ({full['roofline_us']:.2f} us)"
+            )
         rows = [("line", *(name for name, _ in BY_LINE))]
         most = sorted(each["lines"].items(), key=lambda pair: -pair[1].get("instructions", 0))
         for line, numbers in most[:lines]:

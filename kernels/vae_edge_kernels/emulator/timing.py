@@ -191,23 +191,45 @@ def estimate(device: Device, resident: int = 1) -> Estimate:
         device: after its launches.
         resident: programs that a multiprocessor holds at a time (`analysis.roofline.occupancy`).
     """
-    model, totals = device.model, device.counts.totals
+    model = device.model
     assert model is not None
     programs = device.grid[0] * device.grid[1] * device.grid[2]
     used = min(model.multiprocessors, programs)
     rounds = -(-programs // (model.multiprocessors * resident))
+    cycles = {"latency": device.longest * rounds}
+    cycles |= {name: value / used for name, value in _throughput_cycles(device, model).items()}
+    bounds = {name: 1e6 * value / model.clock_hz for name, value in cycles.items()}
+    return Estimate({**bounds, "DRAM": 1e6 * device.touched_bytes() / model.bytes_per_s})
+
+
+def estimate_full(device: Device, resident: int) -> Estimate:
+    """The time of a program where there are so many that every multiprocessor is always full; without DRAM.
+
+    It is the reciprocal of how many programs the GPU ends a second, not how long one of them takes.
+
+    Args:
+        device, resident: as of `estimate`.
+    """
+    model = device.model
+    assert model is not None
+    programs = device.grid[0] * device.grid[1] * device.grid[2]
+    cycles = {"latency": device.longest / resident}
+    cycles |= {name: value / programs for name, value in _throughput_cycles(device, model).items()}
+    return Estimate({name: 1e6 * value / (model.multiprocessors * model.clock_hz) for name, value in cycles.items()})
+
+
+def _throughput_cycles(device: Device, model: MachineModel) -> dict[str, float]:
+    """Cycles that one multiprocessor would take for all programs, by what limits its throughput."""
+    totals = device.counts.totals
     product_cycles = sum(
         count * model.product_cycles(opcode)
         for opcode, count in device.counts.opcodes.items()
         if opcode.startswith(("mma.", "wgmma.mma_async"))
     )
     sectors = totals["sectors read"] + totals["sectors written"]
-    cycles = {
-        "latency": device.longest * rounds,
-        "issue": totals["instructions"] / (SCHEDULERS * used),
-        "shared memory": totals["wavefronts"] / used,
-        "L2": sectors * SECTOR_BYTES / (L2_BYTES_PER_CYCLE * used),
-        "tensor cores": product_cycles / (SCHEDULERS * used),
+    return {
+        "issue": totals["instructions"] / SCHEDULERS,
+        "shared memory": totals["wavefronts"],
+        "L2": sectors * SECTOR_BYTES / L2_BYTES_PER_CYCLE,
+        "tensor cores": product_cycles / SCHEDULERS,
     }
-    bounds = {name: 1e6 * value / model.clock_hz for name, value in cycles.items()}
-    return Estimate({**bounds, "DRAM": 1e6 * device.touched_bytes() / model.bytes_per_s})
