@@ -106,7 +106,8 @@ def _network(inputs: Inputs, attributes: Attributes) -> PluginKernel:
 
     def launch(architecture: int, variant: int) -> Launch:
         config = get_config(network.OPERATOR, key, architecture)
-        config = {**config, "num_warps": config["num_warps"] if variant == 0 else config["num_warps"] // 2}
+        warps = config["num_warps"]
+        config = {**config, "num_warps": warps if variant == 0 else 8 if warps == 4 else 4}
         with override_config(network.OPERATOR, key, config):
             spec = network.kernel_spec(net, architecture)
         return replace(spec, types={**spec.types, "image_ptr": f"*{inputs[0].dtype}"}), (slots, 1, 1)
