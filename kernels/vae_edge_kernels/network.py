@@ -231,10 +231,11 @@ def tuned_layout(
     """The layout with its tiles, and the rest of the kernel's configuration on an architecture."""
     key = f"{'int8' if net.int8 else 'fp16'}{'_multi_cta' if ctas_per_image > 1 else ''}"
     config = dict(get_config(OPERATOR, key, architecture))
-    if net.reduction > 1 and not net.int8:  # with 64, ptxas (sm_87) takes 168 registers; with 32, at most 128
+    if net.reduction > 1:  # otherwise ptxas spills up to 76 bytes, or takes 168 registers (sm_87)
         config["BLOCK_K"] = min(config["BLOCK_K"], 32)
-    if net.reduction > 1 and net.int8 and ctas_per_image == 1:  # with wider tiles, up to 56 bytes are spilled
-        config["BLOCK_N"] = min(config["BLOCK_N"], 32)
+        if ctas_per_image == 1:
+            config["num_warps"] = 8
+            config |= {"BLOCK_N": min(config["BLOCK_N"], 32), "KERNEL_ROW": 0} if net.int8 else {"BLOCK_FC": 128}
     tile = {name.lower(): config.pop(name) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "MAX_TILE", "NOINLINE")}
     first_block_m = min(tile["block_m"], 32) if architecture in TENSOR_MEMORY and tile["noinline"] else tile["block_m"]
     return with_tile_config(
