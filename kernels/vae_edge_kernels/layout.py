@@ -594,7 +594,7 @@ def padded_sizes(layout: NetworkLayout) -> PaddedSizes:
         classes=length(layout.classes),
         orientation=length(layout.classes + layout.bins),
         latent=length(layout.latent),
-        code=length(layout.latent + layout.classes),
+        code=max(32 if layout.int8 else 16, length(layout.latent + layout.classes)),  # what a matrix product sums over
         hidden=length(layout.hidden),
         features=length(max(layout.feature_channels, layout.orientation_feature_channels)),
         components=length(layout.score.components),
