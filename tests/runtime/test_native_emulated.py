@@ -405,12 +405,12 @@ def test_one_product_less_in_the_code_gives_wrong_answers(native: NativeBuild, s
 def with_short_workspace(content: bytes) -> bytes:
     """A network file that has the library allocate one float of workspace an image."""
     from safetensors.numpy import load
-    from vae_edge_kernels.aot.network_file import _with_digest
+    from vae_edge_kernels.aot.network_file import FORMAT, _with_digest
 
     tensors: dict[str, Any] = load(content)
     lines = bytes(tensors["about"]).decode().splitlines()
     about = "".join(f"{'floats=1' if line.startswith('floats=') else line}\n" for line in lines)
-    return _with_digest({**tensors, "about": np.frombuffer(about.encode(), np.uint8)})
+    return _with_digest({**tensors, "about": np.frombuffer(about.encode(), np.uint8)}, FORMAT)
 
 
 @pytest.mark.slow
