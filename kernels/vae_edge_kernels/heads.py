@@ -75,7 +75,7 @@ def vecmat_global(x_ptr, weights_ptr, NET: tl.constexpr, I: tl.constexpr, column
     """y[k] = sum over c of x[c] · w[c, k] for the columns k of fully connected layer I, float32; 0 beyond the last.
 
     x: [in_features] in global memory, read in blocks of BLOCK_FC. The product is one of matrices, of whose 16 rows all
-    but the first are 0: it takes a fifth of the instructions that products and sums of vectors take.
+    but the first are 0: that takes fewer instructions than products and sums of vectors.
     """
     ACC_DTYPE: tl.constexpr = tl.int32 if NET.int8 else tl.float32
     row = tl.arange(0, 16)
