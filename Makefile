@@ -19,9 +19,10 @@ TORCH := torch>=2.10,<2.14
 OLDEST := $(VENV)-oldest-triton
 PYTEST := -m pytest --numprocesses $(WORKERS) --dist loadfile
 OF_A_GPU := $(wildcard tests/runtime/test_native_*.py tests/runtime/test_tensorrt_*.py tests/runtime/test_engine_probes.py)
+COMPILED_TESTS := tests/emulator tests/runtime/test_native_emulated.py tests/runtime/test_tensorrt_plugin.py tests/engine/test_plugins_quick.py
 KERNEL_TESTS := tests/kernels/test_aot.py tests/kernels/test_cases.py tests/ops/test_conv.py
 
-.PHONY: quickstart test test-fast test-oldest-triton test-avx2 lint format native wheels install clean
+.PHONY: quickstart test test-fast test-compiled test-oldest-triton test-avx2 lint format native wheels install clean
 
 quickstart: install
 	$(BIN)/vae-edge quickstart
@@ -33,6 +34,10 @@ test: install
 
 test-fast: install
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not slow and not alone"
+
+# What executes compiled kernels without a GPU, whole.
+test-compiled: install
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) $(COMPILED_TESTS)
 
 # The kernels' tests once more, with the oldest Triton that is supported. Its interpreter wants NumPy below 2.4.
 test-oldest-triton: $(OLDEST)/.installed

@@ -65,7 +65,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 
 @cache
 def packed(name: str, int8: bool) -> PackedNetwork:
-    model = untrained("tiny", **NETWORKS[name])
+    model = untrained("tiny", **NETWORKS[name]) if name in NETWORKS else untrained(name)
     return pack(model, quantized(model) if int8 else None)
 
 
@@ -89,7 +89,7 @@ def run_network(compiled: Compiled, made: PackedNetwork, programs: int, seed: in
     device = run(compiled, (1, programs, 1), arguments, (*scratch, *outputs), seed=seed)
     # As in the interpreter's cases. Among the pixels of a large image some lie on a tie of the quantization, or of the
     # order of sums: the interpreter gives the compiled kernel's answers there, and both are as far from the operators.
-    rounding = 1e-2 if net.pixels > 64 * 64 else 2e-3
+    rounding = 1e-2 if net.pixels > 64 * 64 else 2e-3 if net.int8 else 5e-3  # float16: the benchmark's limit
     tolerances = {"probabilities_ptr": rounding, "angle_ptr": 5e-3, "score_ptr": 4e-2, "uncertainty_ptr": rounding}
     for (name, answer), wanted in zip(outputs.items(), expected, strict=True):
         torch.testing.assert_close(answer, wanted, rtol=2e-2 if name == "score_ptr" else 0, atol=tolerances[name])
@@ -114,6 +114,11 @@ def scratch_of(net: NetworkLayout) -> dict[str, torch.Tensor]:
         ("pooled", 87, True, 1, None),
         ("upright", 87, False, 1, None),
         pytest.param("large", 87, True, 1, None, marks=pytest.mark.slow),
+        pytest.param("small", 87, False, 1, None, marks=pytest.mark.slow),
+        pytest.param("small", 87, True, 8, 2, marks=pytest.mark.slow),
+        pytest.param("base", 87, True, 1, None, marks=pytest.mark.slow),
+        pytest.param("tiny", 110, False, 1, None, marks=pytest.mark.slow),
+        pytest.param("tiny", 110, True, 1, None, marks=pytest.mark.slow),
     ],
 )
 def test_a_network_in_one_launch_gives_what_the_operators_give(
