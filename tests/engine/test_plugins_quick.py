@@ -102,7 +102,7 @@ def test_tactics_are_the_variants_and_launches_follow_the_batch(ask: Callable[[s
     answer, kernels = ask(version)
     first, second = answer["plugins"]["VaeEdgeNetwork_False"]["kernels"]
     assert (first["tactic"], second["tactic"]) == (1, 2)
-    assert (first["block"], second["block"]) == ([256, 1, 1], [128, 1, 1])
+    assert (first["block"], second["block"]) == ([128, 1, 1], [256, 1, 1])
     assert first["ptx"] != second["ptx"]
     assert first["grid"] == [[1, 1, 1], [3, 1, 1], [256, 1, 1]] and first["scalars"] == [[1], [3], [300]]
     assert first["shared"] == kernels["VaeEdgeNetwork_False"].codes[0].shared_bytes
