@@ -16,6 +16,7 @@ import triton.language as tl
 
 from vae_edge_kernels import layout
 from vae_edge_kernels.config import BLOCK_N_CHOICES, KernelSpec, block_n_for, current_architecture, get_config
+from vae_edge_kernels.fragments import left_operand, right_operand, tile_row, tile_warp, vector_range
 from vae_edge_kernels.implicit_gemm import fma, quantize_int8, relu
 from vae_edge_kernels.layout import Fc, NetworkLayout, padded_sizes
 
@@ -55,43 +56,45 @@ def atan2(y, x):
 
 
 @triton.jit
-def load_fc_tile(weights_ptr, NET: tl.constexpr, I: tl.constexpr, k, column):
-    """w[k, column] of fully connected layer I, [BLOCK_K, BLOCK_N]; 0 beyond the layer.
+def vecmat_global(x_ptr, weights_ptr, NET: tl.constexpr, I: tl.constexpr, SIZE: tl.constexpr):
+    """y[j] = sum over k of x[k] · w[j, k] for the outputs j of fully connected layer I, float32 [SIZE]; beyond the last,
+    that of the last.
 
-    A row of the memory is padded with zeros to a multiple of 16, so that its last vector can be read whole.
+    x: [in_features] in global memory. The outputs are rows of a product of matrices, whose eight columns are all alike;
+    each warp sums over its share of the inputs. See `fragments`.
     """
+    WARPS: tl.constexpr = NET.warps
+    IN_FEATURES: tl.constexpr = NET.linears[I].in_features
     STRIDE: tl.constexpr = NET.linears[I].row_stride
-    if NET.int8:
-        offset = k[:, None] + column[None, :] * STRIDE
-        mask = (k < STRIDE)[:, None] & (column < NET.linears[I].out_features)[None, :]
-    else:
-        offset = k[:, None] * STRIDE + column[None, :]
-        mask = (k < NET.linears[I].in_features)[:, None] & (column < STRIDE)[None, :]
-    return tl.load(weights_ptr + NET.linears[I].weights + offset, mask=mask, other=0)
+    VECTOR: tl.constexpr = 16 if NET.int8 else 8
+    CHUNK: tl.constexpr = 4 * VECTOR
+    k = vector_range(VECTOR)
+    index = tl.arange(0, SIZE * WARPS)
+    out = tl.minimum(tile_row(index, WARPS), NET.linears[I].out_features - 1)
+    w_start = tile_warp(index, WARPS) * CHUNK
+    w_ptrs = weights_ptr + NET.linears[I].weights + (out * STRIDE + w_start)[:, None] + k[None, :]
+    x_start = tile_warp(tl.arange(0, 8 * WARPS), WARPS) * CHUNK
+    x_ptrs = x_ptr + x_start[:, None] + k[None, :]
 
-
-@triton.jit
-def vecmat_global(x_ptr, weights_ptr, NET: tl.constexpr, I: tl.constexpr, column, BLOCK_FC: tl.constexpr):
-    """y[k] = sum over c of x[c] · w[c, k] for the columns k of fully connected layer I, float32; 0 beyond the last.
-
-    x: [in_features] in global memory, read in blocks of BLOCK_FC. The product is one of matrices, of whose 16 rows all
-    but the first are 0: that takes fewer instructions than products and sums of vectors.
-    """
-    ACC_DTYPE: tl.constexpr = tl.int32 if NET.int8 else tl.float32
-    row = tl.arange(0, 16)
-    acc = tl.zeros((16, column.shape[0]), dtype=ACC_DTYPE)
-    for start in range(0, NET.linears[I].in_features, BLOCK_FC):
-        k = start + tl.arange(0, BLOCK_FC)
-        is_input = (k < NET.linears[I].in_features)[None, :] & (row == 0)[:, None]
-        x = tl.load(x_ptr + k[None, :] + row[:, None] * 0, mask=is_input, other=0)
-        acc = tl.dot(x, load_fc_tile(weights_ptr, NET, I, k, column), acc, out_dtype=ACC_DTYPE)
-    return tl.sum(acc, 0).to(tl.float32)
+    sums = tl.zeros((WARPS, SIZE, 8), dtype=tl.int32 if NET.int8 else tl.float32)
+    for start in tl.static_range(0, IN_FEATURES, CHUNK * WARPS):
+        if start + CHUNK * WARPS <= IN_FEATURES:
+            x, w = tl.load(x_ptrs + start), tl.load(w_ptrs + start)
+        else:
+            x = tl.load(x_ptrs + start, mask=(start + x_start)[:, None] + k[None, :] < IN_FEATURES, other=0)
+            w = tl.load(w_ptrs + start, mask=(start + w_start)[:, None] + k[None, :] < STRIDE, other=0)
+        x, w = right_operand(x, 1, WARPS, VECTOR), left_operand(w, SIZE // 8, WARPS, VECTOR)
+        sums = tl.dot(w, x, sums, out_dtype=sums.dtype)
+    return tl.sum(tl.max(sums, 2), 0).to(tl.float32)
 
 
 @triton.jit
 def vecmat_fc(x, weights_ptr, NET: tl.constexpr, I: tl.constexpr, column):
     """The same of a vector x in registers, zeros beyond in_features, as float32, or int32 for int8 weights."""
-    w = load_fc_tile(weights_ptr, NET, I, tl.arange(0, x.shape[0]), column)
+    k = tl.arange(0, x.shape[0])
+    offset = k[:, None] + column[None, :] * NET.linears[I].row_stride
+    mask = (k < NET.linears[I].row_stride)[:, None] & (column < NET.linears[I].out_features)[None, :]
+    w = tl.load(weights_ptr + NET.linears[I].weights + offset, mask=mask, other=0)
     return tl.sum(x[:, None] * w.to(x.dtype), 0).to(tl.float32)
 
 
@@ -141,7 +144,7 @@ def add_seven(a0, a1, a2, a3, a4, a5, a6, b0, b1, b2, b3, b4, b5, b6):
 
 @triton.jit
 def decode_angle(
-    features_ptr, weights_ptr, params_ptr, NET: tl.constexpr, SIZE: tl.constexpr, BLOCK_FC: tl.constexpr,
+    features_ptr, weights_ptr, params_ptr, NET: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     """Orientation features to (class logits, cos θ, sin θ, confidence, second cos, second sin, second probability).
 
@@ -155,7 +158,7 @@ def decode_angle(
     column = tl.arange(0, SIZE)
     FIRST_BIN: tl.constexpr = 0 if NET.pooled else NET.classes
     column_mask = column < FIRST_BIN + NET.bins
-    logits = vecmat_global(features_ptr, weights_ptr, NET, ORIENTATION, column, BLOCK_FC)
+    logits = vecmat_global(features_ptr, weights_ptr, NET, ORIENTATION, SIZE)
     logits = dequant_bias(logits, params_ptr, NET, ORIENTATION, column, column_mask)
 
     # Softmax over the bins, in place behind the class logits.
@@ -233,7 +236,7 @@ def classify_and_score(
     code_mask, class_mask = code < NET.latent, klass < NET.classes
 
     # Latent mean. What the classifier of an int8 network reads, mu or the feature means, is quantized for all readers.
-    mu = vecmat_global(features_ptr, weights_ptr, NET, MU, code, BLOCK_FC)
+    mu = vecmat_global(features_ptr, weights_ptr, NET, MU, LATENT)
     mu = dequant_bias(mu, params_ptr, NET, MU, code, code_mask)
     channel = tl.arange(0, FEATURES)
     if NET.pooled:
@@ -251,7 +254,7 @@ def classify_and_score(
     logits = vecmat_fc(x, weights_ptr, NET, CLASSIFIER_LOGITS, klass)
     logits = dequant_bias(logits, params_ptr, NET, CLASSIFIER_LOGITS, klass, class_mask) + orientation_logits
     if NET.second_classifier:
-        second = vecmat_global(features_ptr, weights_ptr, NET, SECOND_CLASSIFIER, klass, BLOCK_FC)
+        second = vecmat_global(features_ptr, weights_ptr, NET, SECOND_CLASSIFIER, CLASSES)
         logits += dequant_bias(second, params_ptr, NET, SECOND_CLASSIFIER, klass, class_mask)
 
     # Two softmaxes of the same logits, and their energy −logsumexp (Liu et al. 2020).
@@ -325,7 +328,7 @@ def orientation_head(
     """
     n = tl.program_id(0).to(tl.int64)
     logits, cos, sin, confidence, second_cos, second_sin, second_probability = decode_angle(
-        features_ptr + n * NET.linears[ORIENTATION].in_features, weights_ptr, params_ptr, NET, PAD.orientation, BLOCK_FC
+        features_ptr + n * NET.linears[ORIENTATION].in_features, weights_ptr, params_ptr, NET, PAD.orientation
     )
 
     klass = tl.arange(0, PAD.orientation)

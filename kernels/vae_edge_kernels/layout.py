@@ -9,8 +9,8 @@ flat buffers for the whole network:
 
 and two for each slot, that is for each image that is worked on at a time:
 
-    activations  float16 or int8 [2, activation_size]  feature maps; a layer reads one half and writes the other
-    workspace    float32 [workspace_size]              see `WorkspaceLayout`
+    activations  float16 or int8 [activation_size]  feature maps, each at its layer's `output`
+    workspace    float32 [workspace_size]           see `WorkspaceLayout`
 
 An offset counts elements of its buffer. This module imports neither Triton nor PyTorch.
 """
@@ -29,7 +29,8 @@ NMS_BINS = 2 * WINDOW_BINS  # non-maximum suppression: the second angle's bin is
 ALIGNMENT = 16  # elements: every offset, and every row of a matrix, is a multiple of this
 MAX_CLUSTER_BLOCK = 64  # clusters of the score that are compared at once
 MAX_CTAS_PER_IMAGE = 32
-MIN_TILE_PIXELS = 16  # smallest BLOCK_M
+MIN_TILE_PIXELS = 16  # rows of a matrix instruction
+MAX_DOT_N = 32  # columns of a float16 product, of which a thread stores 16 bytes at once; 64 are those of an int8 one
 
 
 class Fc(IntEnum):
@@ -47,16 +48,23 @@ class Fc(IntEnum):
 class ConvLayout:
     """A convolution of an image, kernel_size × kernel_size, zero-padded by kernel_size // 2.
 
+    Feature maps are channels-last. One that a 3×3 layer reads has zeros around it: a row of them above and below, and
+    one column between the rows, which is the right border of one and the left border of the next. Pixel (y, x) is the
+    (y + 1) · (width + 1) + x + 1st then.
+
     Attributes:
         height, width, out_height, out_width: of the input and of the output, in pixels.
         is_feature_layer: whether the anomaly score averages its output over the pixels.
-        weights: offset into the weight buffer. float16: [R, S, C, K]; int8: [R, S, K, C], and [K, R, S, C] for a layer
-            of fewer than 16 input channels.
+        weights: offset into the weight buffer, [K, R, S, C]. For a layer that reads an image: [K, stem_depth], for each
+            row of the kernel `stem_row` weights [S, C], padded with zeros.
         scale: offset into params of the requantization scale s_x · s_w[k] / s_y, [K]; int8 alone.
         bias: offset into params, [K]; int8: in units of the output, b / s_y.
         output_scale: offset into params of s_y, the scale of an int8 output.
-        block_m, block_n, block_k: tile of the implicit GEMM: output pixels, output channels, input channels.
-        kernel_rows: whether block_k covers a row of the kernel with all its channels; see `kernel_row_mainloop`.
+        source, output: offsets into a slot's activations of its input, unless that is an image, and of its output.
+        output_border: whether the output has zeros around it.
+        warps_m, warps_n: how a program's warps share its tile: by output pixels, and by output channels.
+        warp_m: output pixels of a warp's tile.
+        dot_n, dots: a warp's tile has dot_n · dots output channels, dot_n in each `tl.dot`.
     """
 
     height: int
@@ -73,10 +81,44 @@ class ConvLayout:
     scale: int
     bias: int
     output_scale: int
-    block_m: int = 0
-    block_n: int = 0
-    block_k: int = 0
-    kernel_rows: bool = False
+    source: int
+    output: int
+    output_border: bool
+    warps_m: int = 0
+    warps_n: int = 0
+    warp_m: int = 0
+    dot_n: int = 0
+    dots: int = 0
+
+    @property
+    def reads_image(self) -> bool:
+        """Whether it is a backbone's first layer."""
+        return self.in_channels < ALIGNMENT
+
+    @property
+    def block_m(self) -> int:
+        """Output pixels of a program's tile."""
+        return self.warps_m * self.warp_m
+
+    @property
+    def block_n(self) -> int:
+        """Output channels of a program's tile."""
+        return self.warps_n * self.dot_n * self.dots
+
+    @property
+    def pitch(self) -> int:
+        """Pixels from a row of the input to the next one."""
+        return self.width + self.kernel_size // 2
+
+    @property
+    def output_pitch(self) -> int:
+        """The same of the output."""
+        return self.out_width + self.output_border
+
+    @property
+    def output_start(self) -> int:
+        """Where in the activations the output's first pixel is."""
+        return self.output + (self.output_border * (self.output_pitch + 1)) * self.out_channels
 
     @property
     def pixels(self) -> int:
@@ -94,10 +136,8 @@ class LinearLayout:
     """A fully connected layer for one vector.
 
     Attributes:
-        row_stride: elements from one row of the matrix to the next: out_features, or in_features of an int8 layer,
-            padded with zeros.
-        weights: offset into the weight buffer. float16: [in_features, row_stride]; int8: [out_features, row_stride],
-            because matrix instructions read 8-bit operands with the summed index contiguous.
+        row_stride: elements from one row of the matrix to the next: in_features, padded with zeros.
+        weights: offset into the weight buffer, [out_features, row_stride].
         scale, bias: offsets into params, [out_features]; `scale` as in `ConvLayout`.
         input_scale: offset into params of two numbers, 1 / s_x and s_x, by which an int8 layer quantizes its input.
     """
@@ -154,8 +194,8 @@ class WorkspaceLayout:
     orientation_means to partial_score at `r * private_size` behind the offset.
 
     Attributes:
-        pixels: what a backbone's first layer reads: float16 [height + 2, width + 2, channels], the image with a border
-            of zeros, for int8 in whole numbers.
+        pixels: what a backbone's first layer reads: float16 [height + 2, width, stem_row]: around each pixel those that
+            a row of the kernel covers, for int8 in whole numbers. Outside the image, and behind them, are zeros.
         upright: the derotated image [height, width, channels], 0 to 1.
         target: the same at the decoder's size; the same place where that is the image's.
         orientation_sums, feature_sums: sums over the pixels of each tile of the two feature layers, [tiles, channels].
@@ -210,6 +250,7 @@ class NetworkLayout:
         second_classifier: whether another fully connected layer classifies the encoder's features; its logits are added
             to the others.
         noinline: whether the machine code has each step as a function; see `network.network`.
+        warps: of a program.
         ctas_per_image: programs that work on one image; a power of two.
     """
 
@@ -248,12 +289,23 @@ class NetworkLayout:
     pooled: bool = False
     second_classifier: bool = False
     noinline: int = 0
+    warps: int = 0
     ctas_per_image: int = 1
 
     @property
     def pixels(self) -> int:
         """Of the image."""
         return self.height * self.width
+
+    @property
+    def stem_row(self) -> int:
+        """Inputs of a backbone's first layer in a row of its kernel, padded; see `WorkspaceLayout.pixels`."""
+        return stem_row(self.channels)
+
+    @property
+    def stem_depth(self) -> int:
+        """Inputs of an output of a backbone's first layer, padded."""
+        return stem_depth(self.channels)
 
     @property
     def cells(self) -> int:
@@ -282,6 +334,8 @@ class LayoutBuilder:
         self.weights_size = 0
         self.params_size = 0
         self.workspace_size = 0
+        self.activation_size = 0
+        self.maps: dict[tuple[int, tuple[int, int], int, bool], int] = {}
 
     def weights(self, size: int) -> int:
         """The offset of `size` weights."""
@@ -301,17 +355,33 @@ class LayoutBuilder:
         self.workspace_size += padded(size)
         return offset
 
+    def feature_map(self, depth: int, size: tuple[int, int], channels: int, border: bool) -> int:
+        """The offset of a feature map; maps of one depth and shape, of different backbones, share their place."""
+        key = (depth, size, channels, border)
+        if key not in self.maps:
+            self.maps[key] = self.activation_size
+            pixels = (size[0] + 2) * (size[1] + 1) + 1 if border else size[0] * size[1]
+            self.activation_size += padded(pixels * channels)
+        return self.maps[key]
+
     def conv(
         self,
         size: tuple[int, int],
         in_channels: int,
         out_channels: int,
+        source: int,
+        depth: int,
         stride: int = 1,
         kernel_size: int = 3,
         relu: bool = True,
         is_feature_layer: bool = False,
+        output_border: bool = False,
     ) -> ConvLayout:
-        """A convolution of an image of size (height, width), whose output has 1 / stride of both."""
+        """A convolution of an image of size (height, width), whose output has 1 / stride of both.
+
+        `source` is its input's place among the activations, `depth` its place in the backbone.
+        """
+        taps = kernel_size * kernel_size * in_channels
         return ConvLayout(
             *size,
             *reduced(size, stride),
@@ -321,21 +391,23 @@ class LayoutBuilder:
             stride,
             relu,
             is_feature_layer,
-            weights=self.weights(kernel_size * kernel_size * in_channels * out_channels),
+            weights=self.weights(out_channels * (stem_depth(in_channels) if in_channels < ALIGNMENT else taps)),
             scale=self.params(out_channels),
             bias=self.params(out_channels),
             output_scale=self.params(1),
+            source=source,
+            output=self.feature_map(depth, reduced(size, stride), out_channels, output_border),
+            output_border=output_border,
         )
 
-    def linear(self, in_features: int, out_features: int, int8: bool) -> LinearLayout:
+    def linear(self, in_features: int, out_features: int) -> LinearLayout:
         """A fully connected layer."""
-        rows, row = (out_features, in_features) if int8 else (in_features, out_features)
-        row_stride = padded(row)
+        row_stride = padded(in_features)
         return LinearLayout(
             in_features,
             out_features,
             row_stride,
-            weights=self.weights(rows * row_stride),
+            weights=self.weights(out_features * row_stride),
             scale=self.params(out_features),
             bias=self.params(out_features),
             input_scale=self.params(2),
@@ -346,11 +418,21 @@ class LayoutBuilder:
     ) -> tuple[ConvLayout, ...]:
         """The convolutions of a backbone of `vae_edge.model.network`, each (output channels, stride)."""
         layers: list[ConvLayout] = []
+        source = 0
         for out_channels, stride in convolutions:
-            is_feature_layer = len(layers) == feature_layer
-            layer = self.conv(size, channels, out_channels, stride, is_feature_layer=is_feature_layer)
+            depth = len(layers)
+            layer = self.conv(
+                size,
+                channels,
+                out_channels,
+                source,
+                depth,
+                stride,
+                is_feature_layer=depth == feature_layer,
+                output_border=depth + 1 < len(convolutions),
+            )
             layers.append(layer)
-            size, channels = (layer.out_height, layer.out_width), out_channels
+            size, channels, source = (layer.out_height, layer.out_width), out_channels, layer.output
         return tuple(layers)
 
 
@@ -362,6 +444,16 @@ def reduced(size: tuple[int, int], factor: int) -> tuple[int, int]:
 def padded(size: int) -> int:
     """The size rounded up to a multiple of 16."""
     return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def stem_row(channels: int) -> int:
+    """Inputs of a backbone's first layer in a row of its 3×3 kernel, padded."""
+    return 4 if 3 * channels <= 4 else padded(3 * channels)
+
+
+def stem_depth(channels: int) -> int:
+    """Inputs of an output of a backbone's first layer, padded."""
+    return padded(3 * stem_row(channels))
 
 
 def next_power_of_two(size: int) -> int:
@@ -410,15 +502,19 @@ def make_layout(
     decoded = reduced(size, reduction)
     grid = reduced(decoded, block) if decoder else (0, 0)
     cells = grid[0] * grid[1]
-    decoder_layers = (
-        builder.conv(grid, decoder_width, middle_width),
-        builder.conv(grid, middle_width, channels * block**2, kernel_size=1, relu=False),
-    )
-    layers = (*orientation_layers, *encoder_layers, *(decoder_layers if decoder else ()))
+    decoder_layers: tuple[ConvLayout, ...] = ()
+    if decoder:
+        depth = max(len(orientation), len(encoder))
+        source = builder.feature_map(depth, grid, decoder_width, border=True)
+        middle = builder.conv(grid, decoder_width, middle_width, source, depth + 1)
+        # The last layer's output is not stored.
+        last = builder.conv(grid, middle_width, channels * block**2, middle.output, depth + 1, kernel_size=1, relu=False)
+        decoder_layers = (middle, last)
+    layers = (*orientation_layers, *encoder_layers, *decoder_layers)
 
     feature_channels = _feature_channels(encoder_layers)
     orientation_feature_channels = _feature_channels(orientation_layers)
-    pixels = builder.workspace(-(-(size[0] + 2) * (size[1] + 2) * channels // 2))
+    pixels = builder.workspace((size[0] + 2) * size[1] * stem_row(channels) // 2)
     upright = builder.workspace(size[0] * size[1] * channels)
     has_target = decoder is not None and reduction > 1
     target = builder.workspace(decoded[0] * decoded[1] * channels) if has_target else upright
@@ -447,9 +543,7 @@ def make_layout(
         **private,
     )
 
-    def linear(in_features: int, out_features: int) -> LinearLayout:
-        return builder.linear(in_features, out_features, int8)
-
+    linear = builder.linear
     projected = padded(components + 1)
     return NetworkLayout(
         *size,
@@ -495,7 +589,7 @@ def make_layout(
             fast=decoder is None,
         ),
         workspace=workspace,
-        activation_size=_activation_size(layers, cells * decoder_width),
+        activation_size=builder.activation_size,
         workspace_size=builder.workspace_size,
         image_scale=builder.params(2),
         upright_scale=builder.params(2),
@@ -526,61 +620,38 @@ def _partial_sums(layers: Sequence[ConvLayout]) -> int:
     )
 
 
-def _activation_size(layers: Sequence[ConvLayout], grid_size: int) -> int:
-    """Elements of the largest feature map. A layer of fewer than 16 input channels reads an image, which is no one."""
-    sizes = [grid_size]
-    for layer in layers:
-        sizes.append(layer.out_pixels * layer.out_channels)
-        if layer.in_channels >= ALIGNMENT:
-            sizes.append(layer.pixels * layer.in_channels)
-    return padded(max(sizes))
-
-
 @lru_cache(maxsize=256)
 def with_tile_config(
-    layout: NetworkLayout,
-    block_m: int,
-    block_n: int,
-    block_k: int,
-    max_tile: int,
-    noinline: int = 0,
-    kernel_row: int = 0,
-    first_block_m: int = 1024,
-    ctas_per_image: int = 1,
+    layout: NetworkLayout, warps: int, warp_m: int, warp_n: int, noinline: int = 0, ctas_per_image: int = 1
 ) -> NetworkLayout:
     """The layout as it is compiled: each layer gets its tile.
 
     Args:
         layout: as `make_layout` made it.
-        block_m, block_n, block_k: largest tile. A layer's tile is no larger than the layer.
-        max_tile: elements that a tile [block_m, block_n] has at most.
+        warps: of a program.
+        warp_m, warp_n: output pixels and output channels of a warp's tile, at most. A layer's tile is no larger than
+            the layer.
         noinline, ctas_per_image: see `NetworkLayout`.
-        kernel_row: a layer whose kernel has rows of at most so many inputs goes over them row by row.
-        first_block_m: largest block_m of a backbone's first layer.
     """
-    min_block_k = 32 if layout.int8 else 16  # what one matrix instruction takes
 
     def tile(layer: ConvLayout) -> ConvLayout:
-        reads_image = layer.in_channels < ALIGNMENT
-        row = layer.kernel_size * layer.in_channels
-        by_rows = not reads_image and layer.kernel_size > 1 and row <= kernel_row
-        if reads_image:
-            depth = layer.kernel_size * row
-        else:
-            depth = row if by_rows else min(block_k, layer.in_channels)
-        width = max(16, min(block_n, next_power_of_two(layer.out_channels)))
-        height = min(block_m, next_power_of_two(layer.out_pixels), max_tile // width)
-        height = min(height, first_block_m) if reads_image else height
+        warps_m = min(warps, next_power_of_two(-(-layer.out_pixels // MIN_TILE_PIXELS)))
+        warps_n = warps // warps_m
+        columns = -(-layer.out_channels // (warps_n * 8)) * 8  # of a warp; 8 are the fewest of a matrix instruction
+        dot_n = min(columns & -columns, MAX_DOT_N * (2 if layout.int8 else 1))
+        rows = MIN_TILE_PIXELS * next_power_of_two(-(-layer.out_pixels // (warps_m * MIN_TILE_PIXELS)))
+        tiles = -(-columns // max(dot_n, warp_n))
         return replace(
             layer,
-            block_m=max(MIN_TILE_PIXELS, height),
-            block_n=width,
-            block_k=max(16 if reads_image else min_block_k, next_power_of_two(depth)),
-            kernel_rows=by_rows,
+            warps_m=warps_m,
+            warps_n=warps_n,
+            warp_m=min(warp_m, rows),
+            dot_n=dot_n,
+            dots=-(-columns // (tiles * dot_n)),
         )
 
     layers = tuple(tile(layer) for layer in layout.layers)
-    return replace(layout, layers=layers, noinline=noinline, ctas_per_image=ctas_per_image)
+    return replace(layout, layers=layers, warps=warps, noinline=noinline, ctas_per_image=ctas_per_image)
 
 
 @lru_cache(maxsize=256)

@@ -17,6 +17,7 @@ import triton.language as tl
 from vae_edge_kernels.config import KernelSpec, current_architecture, get_config
 from vae_edge_kernels.layout import NetworkLayout, padded_sizes, with_tile_config
 from vae_edge_kernels.network_steps import (
+    clear_borders,
     decoder_error,
     decoder_fc,
     first_conv,
@@ -32,8 +33,6 @@ from vae_edge_kernels.network_steps import (
 )
 
 OPERATOR = "network"
-TENSOR_MEMORY = (100, 110)  # architectures where a float16 tile of 64 rows or more lies in tensor memory
-
 
 def _noinline(function: Any) -> Any:
     return triton.jit(function.fn, noinline=True)
@@ -41,6 +40,7 @@ def _noinline(function: Any) -> Any:
 
 # The same steps, each a function in the machine code. See `network`. ptxas (of CUDA 13.4) lays functions out in the
 # order of their names: a name that sorts elsewhere changes the machine code by a few instructions.
+clear_borders_noinline = _noinline(clear_borders)
 first_conv_noinline = _noinline(first_conv)
 hidden_conv_noinline = _noinline(hidden_conv)
 load_image_noinline = _noinline(load_image)
@@ -58,21 +58,16 @@ def backbone(
     workspace_ptr, activations_ptr, sums_ptr, weights_ptr, params_ptr, barrier_ptr, cta_rank, NET: tl.constexpr,
     FROM: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
-    """COUNT convolutions from layer FROM on, from the workspace's pixels; returns the address of the last feature maps.
-
-    Layer i of the backbone reads activation buffer (i − 1) % 2 and writes i % 2.
-    """
+    """COUNT convolutions from layer FROM on, from the workspace's pixels; returns the address of the last feature map."""
     stem: tl.constexpr = first_conv_noinline if NET.noinline else first_conv
     layer: tl.constexpr = hidden_conv_noinline if NET.noinline else hidden_conv
     stem(workspace_ptr, activations_ptr, weights_ptr, params_ptr, cta_rank, NET, FROM)
     image_barrier(barrier_ptr, NET)
 
     for i in tl.static_range(1, COUNT):
-        source_ptr = activations_ptr + (i - 1) % 2 * NET.activation_size
-        target_ptr = activations_ptr + i % 2 * NET.activation_size
-        layer(source_ptr, target_ptr, sums_ptr, weights_ptr, params_ptr, cta_rank, NET, FROM + i)
+        layer(activations_ptr, sums_ptr, weights_ptr, params_ptr, cta_rank, NET, FROM + i)
         image_barrier(barrier_ptr, NET)
-    return activations_ptr + (COUNT - 1) % 2 * NET.activation_size
+    return activations_ptr + NET.layers[FROM + COUNT - 1].output
 
 
 @triton.jit
@@ -141,12 +136,13 @@ def classify_image(
         if NET.reduction > 1:
             reduce: tl.constexpr = reduce_upright_noinline if NET.noinline else reduce_upright
             reduce(workspace_ptr, cta_rank, NET, BLOCK_SIZE)
-        fc(own_ptr, activations_ptr, weights_ptr, params_ptr, cta_rank, NET, PAD, BLOCK_FC)
+        fc(
+            own_ptr, activations_ptr + NET.layers[MIDDLE].source, weights_ptr, params_ptr, cta_rank, NET, PAD, BLOCK_FC
+        )
         image_barrier(barrier_ptr, NET)
-        decoded_ptr = activations_ptr + NET.activation_size
-        layer(activations_ptr, decoded_ptr, workspace_ptr, weights_ptr, params_ptr, cta_rank, NET, MIDDLE)
+        layer(activations_ptr, workspace_ptr, weights_ptr, params_ptr, cta_rank, NET, MIDDLE)
         image_barrier(barrier_ptr, NET)
-        last(workspace_ptr, decoded_ptr, weights_ptr, params_ptr, cta_rank, NET, MIDDLE + 1)
+        last(workspace_ptr, activations_ptr, weights_ptr, params_ptr, cta_rank, NET, MIDDLE + 1)
         image_barrier(barrier_ptr, NET)
         finish(workspace_ptr, own_ptr, params_ptr, score_ptr, cta_rank, NET, BLOCK_SIZE)
 
@@ -169,7 +165,7 @@ def network(
 
     Args:
         weights_ptr, params_ptr, whitening_ptr: the network's constants, laid out as NET says.
-        activations_ptr: [slots, 2, activation_size], of the weights' type.
+        activations_ptr: [slots, activation_size], of the weights' type.
         workspace_ptr: float32 [slots, workspace_size].
         barrier_ptr: int32 [slots], zeros before the first launch; used if ctas_per_image is above 1.
         n_images: N.
@@ -180,9 +176,11 @@ def network(
     IMAGE_SIZE: tl.constexpr = NET.height * NET.width * NET.channels
     slot, cta_rank = tl.program_id(0), tl.program_id(1)
     slot64 = slot.to(tl.int64)
-    activations_ptr = activations_ptr + slot64 * 2 * NET.activation_size
+    activations_ptr = activations_ptr + slot64 * NET.activation_size
     workspace_ptr = workspace_ptr + slot64 * NET.workspace_size
 
+    clear: tl.constexpr = clear_borders_noinline if NET.noinline else clear_borders
+    clear(activations_ptr, cta_rank, NET)
     for image in range(slot, n_images, tl.num_programs(0)):
         n = slot64 * 0 + image
         classify_image(
@@ -205,7 +203,7 @@ def forward(
         weights: float16 or int8 [net.weights_size].
         params: float32 [net.params_size].
         whitening: float16 [clusters, components, padded(components)].
-        activations: of the weights' dtype, [slots, 2, net.activation_size]; slots is how many images run at a time.
+        activations: of the weights' dtype, [slots, net.activation_size]; slots is how many images run at a time.
         workspace: float32 [slots, net.workspace_size].
         barrier: int32 [slots], zeros when it is used for the first time; read if ctas_per_image is above 1.
         probabilities: float32 [N, K].
@@ -231,15 +229,13 @@ def tuned_layout(
     """The layout with its tiles, and the rest of the kernel's configuration on an architecture."""
     key = f"{'int8' if net.int8 else 'fp16'}{'_multi_cta' if ctas_per_image > 1 else ''}"
     config = dict(get_config(OPERATOR, key, architecture))
-    if net.reduction > 1:  # otherwise ptxas spills up to 76 bytes, or takes 168 registers (sm_87)
-        config["BLOCK_K"] = min(config["BLOCK_K"], 32)
-        if ctas_per_image == 1:
-            config["num_warps"] = 8
-            config |= {"BLOCK_N": min(config["BLOCK_N"], 32), "KERNEL_ROW": 0} if net.int8 else {"BLOCK_FC": 128}
-    tile = {name.lower(): config.pop(name) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "MAX_TILE", "NOINLINE")}
-    first_block_m = min(tile["block_m"], 32) if architecture in TENSOR_MEMORY and tile["noinline"] else tile["block_m"]
     return with_tile_config(
-        net, **tile, kernel_row=config.pop("KERNEL_ROW", 0), first_block_m=first_block_m, ctas_per_image=ctas_per_image
+        net,
+        warps=config["num_warps"],
+        warp_m=config.pop("WARP_M"),
+        warp_n=config.pop("WARP_N"),
+        noinline=config.pop("NOINLINE"),
+        ctas_per_image=ctas_per_image,
     ), config
 
 

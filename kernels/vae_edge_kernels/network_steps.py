@@ -2,7 +2,7 @@
 
 `network` strings them together. All steps share their arguments:
 
-    activations_ptr  this slot's two activation buffers, [2, activation_size], float16 or int8
+    activations_ptr  this slot's feature maps, [activation_size], float16 or int8
     workspace_ptr    this slot's float32 workspace; `layout.WorkspaceLayout` has the offsets
     own_ptr          the same for what each program keeps apart: `cta_rank * private_size` behind it
     weights_ptr, params_ptr, whitening_ptr   the network's constants; `layout.NetworkLayout` has the offsets
@@ -19,11 +19,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vae_edge_kernels.heads import atan2, classify_and_score, decode_angle, dequant_bias, load_fc_tile
+from vae_edge_kernels.fragments import (
+    interleaved_column,
+    left_operand,
+    right_operand,
+    sums_to_tile,
+    tile_row,
+    tile_warp,
+    vector_range,
+)
+from vae_edge_kernels.heads import atan2, classify_and_score, decode_angle, dequant_bias
 from vae_edge_kernels.implicit_gemm import (
-    as_dot_operand,
     fma,
-    image_mainloop,
     in_bounds,
     quantize_int8,
     quantize_pixel,
@@ -71,24 +78,17 @@ def image_barrier(barrier_ptr, NET: tl.constexpr):
 
 
 @triton.jit
-def in_channels_mask(column, CHANNELS: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Whether a tile's output channels are there, [BLOCK_N]; known to the compiler where the tiles fill the layer."""
-    if CHANNELS % BLOCK_N == 0:
-        return tl.full((BLOCK_N,), 1, dtype=tl.int1)
-    return column < CHANNELS
-
-
-@triton.jit
-def scale_bias_relu(acc, params_ptr, NET: tl.constexpr, I: tl.constexpr, column, column_mask):
-    """Epilogue of a tile: relu(acc · scale + bias), float32 [BLOCK_M, BLOCK_N]; float16 networks have no scale, and in
+def scale_bias_relu(acc, params_ptr, NET: tl.constexpr, I: tl.constexpr, column):
+    """Epilogue of a tile: relu(acc · scale + bias), float32 [rows, columns]; float16 networks have no scale, and in
     int8 networks `round_tile` has the ReLU.
 
     An int8 layer's scale is s_x · s_w[k] / s_y and its bias b / s_y, so that the result is in units of the output.
+    `column` [rows or 1, columns] are output channels; those beyond the last read its parameters.
     """
-    bias = tl.load(params_ptr + NET.layers[I].bias + column, mask=column_mask, other=0.0)[None, :]
+    column = tl.minimum(column, NET.layers[I].out_channels - 1) if has_partial_tiles(NET, I) else column
+    bias = tl.load(params_ptr + NET.layers[I].bias + column)
     if NET.int8:
-        scale = tl.load(params_ptr + NET.layers[I].scale + column, mask=column_mask, other=0.0)
-        acc = fma(acc.to(tl.float32), scale[None, :], bias)
+        acc = fma(acc.to(tl.float32), tl.load(params_ptr + NET.layers[I].scale + column), bias)
     else:
         acc = acc + bias
     if NET.layers[I].relu and not NET.int8:
@@ -105,30 +105,12 @@ def round_tile(value, NET: tl.constexpr, I: tl.constexpr):
         return quantize_int8(value)
 
 
-@triton.jit
-def store_tile(value, target_ptr, NET: tl.constexpr, I: tl.constexpr, row, column, column_mask):
-    """Store a tile into the layer's output [out_pixels, out_channels], rounded where the network is int8."""
-    offsets = row[:, None] * NET.layers[I].out_channels + column[None, :]
-    mask = (row < NET.layers[I].out_height * NET.layers[I].out_width)[:, None] & column_mask[None, :]
-    if NET.int8:
-        value = round_tile(value, NET, I)
-    tl.store(target_ptr + offsets, value.to(target_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def dequantize_stored(value, params_ptr, NET: tl.constexpr, I: tl.constexpr):
-    """A tile as the next layer reads it: where the network is int8, rounded and multiplied by s_y."""
-    if NET.int8:
-        value = round_tile(value, NET, I).to(tl.float32) * tl.load(params_ptr + NET.layers[I].output_scale)
-    return value
-
-
 # ---- Convolutions ---------------------------------------------------------------------------------------------------
 
 
 @triton.jit
 def pixels_ptr(workspace_ptr, NET: tl.constexpr):
-    """Where `store_pixels` stores the image: float16 [height + 2, width + 2, channels]."""
+    """Where `store_pixels` stores the image; see `layout.WorkspaceLayout.pixels`."""
     return (workspace_ptr + NET.workspace.pixels).to(tl.pointer_type(tl.float16))
 
 
@@ -141,16 +123,26 @@ def padded_coords(element, NET: tl.constexpr):
 
 
 @triton.jit
-def store_pixels(value, scale, inside, element, workspace_ptr, NET: tl.constexpr):
+def store_pixels(value, scale, inside, row, column, channel, workspace_ptr, NET: tl.constexpr):
     """Elements of the image as a backbone's first layer reads it: value · scale, and 0 around the image.
 
-    For int8, `scale` includes 1 / s_x, and the pixels are rounded to whole numbers, which float16 holds.
+    Each goes to three places, of which it is the right, the middle and the left neighbour. For int8, `scale` includes
+    1 / s_x, and the pixels are rounded to whole numbers, which float16 holds.
     """
-    PADDED_SIZE: tl.constexpr = (NET.height + 2) * (NET.width + 2) * NET.channels
+    ROW: tl.constexpr = NET.stem_row
     value = tl.where(inside, value * scale, 0.0)
     if NET.int8:
         value = quantize_pixel(value)
-    tl.store(pixels_ptr(workspace_ptr, NET) + element, value.to(tl.float16), mask=element < PADDED_SIZE)
+    value = value.to(tl.float16)
+    target_ptr = pixels_ptr(workspace_ptr, NET) + ((row + 1) * NET.width + column) * ROW + channel
+    is_row = row <= NET.height
+    for s in tl.static_range(3):
+        tl.store(target_ptr + ((1 - s) * ROW + s * NET.channels), value, mask=is_row & in_bounds(column + 1 - s, NET.width))
+    UNUSED: tl.constexpr = (ROW + NET.channels - 1) // NET.channels - 3
+    for i in tl.static_range(UNUSED):
+        rest = (3 + i) * NET.channels
+        mask = is_row & in_bounds(column, NET.width) & (channel < ROW - rest)
+        tl.store(target_ptr + rest, tl.zeros_like(value), mask=mask)
 
 
 @triton.jit
@@ -162,105 +154,266 @@ def load_image(image_ptr, workspace_ptr, scale, cta_rank, NET: tl.constexpr, BLO
         row, column, channel, inside = padded_coords(element, NET)
         offset = (row * NET.width + column) * NET.channels + channel
         value = tl.load(image_ptr + offset, mask=inside, other=0).to(tl.float32)
-        store_pixels(value, scale, inside, element, workspace_ptr, NET)
+        store_pixels(value, scale, inside, row, column, channel, workspace_ptr, NET)
 
 
 @triton.jit
-def first_conv(workspace_ptr, target_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr, I: tl.constexpr):
-    """A backbone's first layer: y = relu(conv(pixels, w) + b), into the first activation buffer.
-
-    The pixels, of 1 or 3 channels, are `store_pixels`'s. So few channels do not fill a matrix instruction. Therefore
-    one dot sums over all R · S · C_in inputs of a pixel, gathered side by side (im2col), and the weights stay in
-    registers for all tiles of rows. Both are float16 in int8 networks too: its products of whole numbers are exact.
-    """
-    WIDTH: tl.constexpr = NET.layers[I].out_width
-    PIXELS: tl.constexpr = NET.layers[I].out_height * NET.layers[I].out_width
-    PADDED_WIDTH: tl.constexpr = NET.width + 2
-    BLOCK_M: tl.constexpr = NET.layers[I].block_m
-    BLOCK_N: tl.constexpr = NET.layers[I].block_n
-    BLOCK_K: tl.constexpr = NET.layers[I].block_k
-    KERNEL: tl.constexpr = NET.layers[I].kernel_size
-    STRIDE: tl.constexpr = NET.layers[I].stride
-    CHANNELS: tl.constexpr = NET.layers[I].in_channels
-    K_SIZE: tl.constexpr = KERNEL * KERNEL * CHANNELS
-    OUT_CHANNELS: tl.constexpr = NET.layers[I].out_channels
-    zero = opaque_zero(params_ptr, NET)
-
-    # Column k of the im2col matrix is the channel k % C of the kernel position k // C. Those behind the last one read
-    # any pixel: their weights are 0.
-    k = tl.arange(0, BLOCK_K)
-    position = k // CHANNELS
-    offset = (position // KERNEL * PADDED_WIDTH + position % KERNEL) * CHANNELS + k % CHANNELS
-    x_ptrs = pixels_ptr(workspace_ptr, NET) + tl.where(k < K_SIZE, offset, 0)[None, :]
-
-    for n_start in tl.static_range(0, OUT_CHANNELS, BLOCK_N):
-        # Weights [BLOCK_K, BLOCK_N] of these output channels: stored [K, R·S·C] for int8, [R·S·C, K] for float16.
-        column = zero + n_start + tl.arange(0, BLOCK_N)
-        column_mask = in_channels_mask(column, OUT_CHANNELS, BLOCK_N)
-        w_mask = (k < K_SIZE)[:, None] & column_mask[None, :]
-        w_ptr = weights_ptr + NET.layers[I].weights
-        if NET.int8:
-            w = tl.load(w_ptr + column[None, :] * K_SIZE + k[:, None], mask=w_mask, other=0).to(tl.float16)
-        else:
-            w = tl.load(w_ptr + k[:, None] * OUT_CHANNELS + column[None, :], mask=w_mask, other=0.0)
-        w = as_dot_operand(w)
-
-        for start in range(cta_rank * BLOCK_M, PIXELS, BLOCK_M * NET.ctas_per_image):
-            row = zero + start + tl.arange(0, BLOCK_M)
-            read = tl.minimum(row, PIXELS - 1)
-            corner = (read // WIDTH * PADDED_WIDTH + read % WIDTH) * (STRIDE * CHANNELS)
-            acc = tl.dot(as_dot_operand(tl.load(x_ptrs + corner[:, None])), w, input_precision="tf32")
-
-            value = scale_bias_relu(acc, params_ptr, NET, I, column, column_mask)
-            store_tile(value, target_ptr, NET, I, row, column, column_mask)
+def clear_borders(activations_ptr, cta_rank, NET: tl.constexpr):
+    """Zeros around the feature maps that have them; no layer writes there."""
+    LAYERS: tl.constexpr = len(NET.layers)
+    for i in tl.static_range(LAYERS):
+        if NET.layers[i].output_border:
+            clear_border(
+                activations_ptr + NET.layers[i].output, cta_rank, NET.layers[i].out_height,
+                NET.layers[i].out_width, NET.layers[i].out_channels, NET.ctas_per_image,
+            )  # fmt: skip
+    if not NET.score.fast:
+        clear_border(
+            activations_ptr + NET.layers[len(NET.layers) - 2].source, cta_rank, NET.grid_height, NET.grid_width,
+            NET.decoder_width, NET.ctas_per_image,
+        )  # fmt: skip
 
 
 @triton.jit
-def conv_tile(source_ptr, weights_ptr, NET: tl.constexpr, I: tl.constexpr, row, n_start):
-    """Accumulators of a tile: output pixels `row` and output channels from n_start on, float32 or int32."""
-    WIDTH: tl.constexpr = NET.layers[I].out_width
-    KERNEL: tl.constexpr = NET.layers[I].kernel_size
-    oy = row // WIDTH
-    ox = row % WIDTH
-    row_mask = row < NET.layers[I].out_height * NET.layers[I].out_width
-    return image_mainloop(
-        source_ptr, weights_ptr + NET.layers[I].weights, oy, ox, row_mask, n_start, NET.layers[I].height,
-        NET.layers[I].width, NET.layers[I].in_channels, NET.layers[I].out_channels, KERNEL, NET.layers[I].stride,
-        NET.layers[I].block_m, NET.layers[I].block_n, NET.layers[I].block_k, NET.layers[I].kernel_rows,
-        tl.int32 if NET.int8 else tl.float32, 1 if NET.int8 else 0,
-    )  # fmt: skip
-
-
-@triton.jit
-def hidden_conv(
-    source_ptr, target_ptr, sums_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr, I: tl.constexpr
+def clear_border(
+    map_ptr, cta_rank, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, CTAS: tl.constexpr
 ):
-    """y = relu(conv(x, w) + b) from one activation buffer [height, width, C] into the other [out_height, out_width, K].
+    """Zeros around one feature map; see `layout.ConvLayout`."""
+    PITCH: tl.constexpr = WIDTH + 1
+    PARTS: tl.constexpr = CHANNELS // 16
+    BLOCK: tl.constexpr = 128
+    for start in range(cta_rank * BLOCK, (2 * PITCH + HEIGHT + 1) * PARTS, BLOCK * CTAS):
+        part = start + tl.arange(0, BLOCK)
+        j = part // PARTS
+        # The row above and the first column's first pixel; the other rows' first pixels; the row below.
+        pixel = tl.where(j <= PITCH, j, tl.where(j < PITCH + HEIGHT, (j - PITCH + 1) * PITCH, j - HEIGHT + HEIGHT * PITCH))
+        offset = pixel * CHANNELS + part % PARTS * 16
+        mask = (j < 2 * PITCH + HEIGHT + 1)[:, None]
+        tl.store(map_ptr + offset[:, None] + tl.arange(0, 16)[None, :], tl.zeros((BLOCK, 16), map_ptr.dtype.element_ty), mask=mask)
 
-    The feature layer also stores the sums of each tile by channel, [tiles of rows, K], float32: its average pool needs
-    no second pass over the feature maps.
+
+@triton.jit
+def tiles_m(NET: tl.constexpr, I: tl.constexpr):
+    """A layer's tiles by output pixels."""
+    return (NET.layers[I].out_height * NET.layers[I].out_width + NET.layers[I].block_m - 1) // NET.layers[I].block_m
+
+
+@triton.jit
+def tiles_n(NET: tl.constexpr, I: tl.constexpr):
+    """A layer's tiles by output channels."""
+    return (NET.layers[I].out_channels + NET.layers[I].block_n - 1) // NET.layers[I].block_n
+
+
+@triton.jit
+def has_partial_tiles(NET: tl.constexpr, I: tl.constexpr):
+    """Whether tiles reach beyond the layer's output channels."""
+    return NET.layers[I].out_channels % NET.layers[I].block_n != 0
+
+
+@triton.jit
+def tile_pixels(tile, NET: tl.constexpr, I: tl.constexpr):
+    """A tile's output pixels in the order of its rows, [warp_m · warps]; they may reach beyond the layer."""
+    WARPS_M: tl.constexpr = NET.layers[I].warps_m
+    row = tl.arange(0, NET.layers[I].warp_m * NET.warps)
+    if NET.layers[I].warps_n > 1:
+        row = tile_row(row, NET.warps) // 8 * (8 * WARPS_M) + tile_warp(row, NET.warps) % WARPS_M * 8 + row % 8
+    return tile // tiles_n(NET, I) * NET.layers[I].block_m + row
+
+
+@triton.jit
+def tile_channels(tile, row, NET: tl.constexpr, I: tl.constexpr):
+    """First output channel of a tile for each of its rows, or the weights' rows: that of the warp that has the row."""
+    WARP_N: tl.constexpr = NET.layers[I].dot_n * NET.layers[I].dots
+    first = tile % tiles_n(NET, I) * NET.layers[I].block_n
+    if NET.layers[I].warps_n > 1:
+        return first + tile_warp(row, NET.warps) // NET.layers[I].warps_m * WARP_N
+    return first + row * 0
+
+
+@triton.jit
+def zero_sums(NET: tl.constexpr, I: tl.constexpr, DTYPE: tl.constexpr):
+    """What a tile's products are added to: `dots` of [warps, warp_m, dot_n]."""
+    DOTS: tl.constexpr = NET.layers[I].dots
+    sums = ()
+    for _ in tl.static_range(DOTS):
+        sums = sums + (tl.zeros((NET.warps, NET.layers[I].warp_m, NET.layers[I].dot_n), dtype=DTYPE),)
+    return sums
+
+
+@triton.jit
+def add_products(
+    sums, x_ptrs, w_ptr, tile, k, NET: tl.constexpr, I: tl.constexpr, W_STRIDE: tl.constexpr, REST: tl.constexpr,
+    VECTOR: tl.constexpr,
+):  # fmt: skip
+    """Add to a tile's sums the products with 4 · VECTOR weights of each output channel, of which REST are there.
+
+    Args:
+        x_ptrs: [warp_m · warps, 4 · VECTOR], the inputs.
+        w_ptr: the weights of channel 0 from the same inputs; W_STRIDE further are those of the next.
+        k: `vector_range(VECTOR)`.
     """
+    WARPS: tl.constexpr = NET.warps
+    DOT_N: tl.constexpr = NET.layers[I].dot_n
+    x = left_operand(load_chunk(x_ptrs, k, REST, VECTOR), NET.layers[I].warp_m // 8, WARPS, VECTOR)
+    index = tl.arange(0, DOT_N * WARPS)
+    column = tile_channels(tile, index, NET, I) + interleaved_column(index, DOT_N, WARPS)
+    DOTS: tl.constexpr = NET.layers[I].dots
+    added = ()
+    for d in tl.static_range(DOTS):
+        n = column + d * DOT_N
+        if has_partial_tiles(NET, I):
+            n = tl.minimum(n, NET.layers[I].out_channels - 1)
+        w = load_chunk(w_ptr + (n * W_STRIDE)[:, None] + k[None, :], k, REST, VECTOR)
+        w = right_operand(w.to(x.dtype), DOT_N // 8, WARPS, VECTOR)
+        added = added + (tl.dot(x, w, sums[d], out_dtype=sums[d].dtype),)
+    return added
+
+
+@triton.jit
+def add_chunk(
+    sums, x_ptr, w_ptr, tile, NET: tl.constexpr, I: tl.constexpr, W_STRIDE: tl.constexpr, REST: tl.constexpr,
+    PACK: tl.constexpr,
+):  # fmt: skip
+    """`add_products` of the next inputs, of which REST are there: 64 bytes of each row of x_ptr [warp_m · warps], or 32
+    if these are enough."""
+    VECTOR: tl.constexpr = 2 * PACK if REST <= 8 * PACK else 4 * PACK
+    k = vector_range(VECTOR)
+    return add_products(sums, x_ptr[:, None] + k[None, :], w_ptr, tile, k, NET, I, W_STRIDE, REST, VECTOR)
+
+
+@triton.jit
+def load_chunk(ptrs, k, REST: tl.constexpr, VECTOR: tl.constexpr):
+    """Rows of a tile; 0 for the summed indices k from REST on."""
+    if REST < 4 * VECTOR:
+        return tl.load(ptrs, mask=(k < REST)[None, :], other=0)
+    return tl.load(ptrs)
+
+
+@triton.jit
+def conv_tile(activations_ptr, weights_ptr, tile, row, NET: tl.constexpr, I: tl.constexpr):
+    """Sums of a tile of a layer that reads a feature map, float32 or int32.
+
+    For each row of the kernel the inputs lie side by side, those of its columns with all their channels. They go in
+    chunks of 64 bytes, of which each thread loads 16, or of 32 at the end.
+    """
+    KERNEL: tl.constexpr = NET.layers[I].kernel_size
+    CHANNELS: tl.constexpr = NET.layers[I].in_channels
+    DEPTH: tl.constexpr = KERNEL * CHANNELS
     PIXELS: tl.constexpr = NET.layers[I].out_height * NET.layers[I].out_width
-    BLOCK_M: tl.constexpr = NET.layers[I].block_m
-    BLOCK_N: tl.constexpr = NET.layers[I].block_n
-    OUT_CHANNELS: tl.constexpr = NET.layers[I].out_channels
-    TILES_N: tl.constexpr = (OUT_CHANNELS + BLOCK_N - 1) // BLOCK_N
-    TILES_M: tl.constexpr = (PIXELS + BLOCK_M - 1) // BLOCK_M
-    zero = opaque_zero(params_ptr, NET)
+    WIDTH: tl.constexpr = NET.layers[I].out_width
+    PITCH: tl.constexpr = NET.layers[I].pitch
+    PACK: tl.constexpr = 4 if NET.int8 else 2  # elements in 32 bits
+    read = tl.minimum(row, PIXELS - 1)
+    corner = (read // WIDTH * PITCH + read % WIDTH) * (NET.layers[I].stride * CHANNELS)
+    x_ptr = activations_ptr + NET.layers[I].source + corner
+    w_ptr = weights_ptr + NET.layers[I].weights
 
-    for tile in range(cta_rank, TILES_M * TILES_N, NET.ctas_per_image):
-        n_start = zero + tile % TILES_N * BLOCK_N
-        row = zero + tile // TILES_N * BLOCK_M + tl.arange(0, BLOCK_M)
-        column = n_start + tl.arange(0, BLOCK_N)
-        column_mask = in_channels_mask(column, OUT_CHANNELS, BLOCK_N)
+    sums = zero_sums(NET, I, tl.int32 if NET.int8 else tl.float32)
+    for r in tl.static_range(KERNEL):
+        for start in tl.static_range(0, DEPTH, 16 * PACK):
+            sums = add_chunk(
+                sums, x_ptr + (r * PITCH * CHANNELS + start), w_ptr + (r * DEPTH + start), tile, NET, I,
+                KERNEL * DEPTH, DEPTH - start, PACK,
+            )  # fmt: skip
+    return sums
 
-        acc = conv_tile(source_ptr, weights_ptr, NET, I, row, n_start)
-        value = scale_bias_relu(acc, params_ptr, NET, I, column, column_mask)
-        store_tile(value, target_ptr, NET, I, row, column, column_mask)
 
+@triton.jit
+def stem_tile(workspace_ptr, weights_ptr, tile, row, NET: tl.constexpr, I: tl.constexpr):
+    """Sums of a tile of a layer that reads the image's pixels, float32.
+
+    They and the weights are float16 in int8 networks too: products of whole numbers are exact.
+    """
+    ROW: tl.constexpr = NET.stem_row
+    DEPTH: tl.constexpr = NET.stem_depth
+    PIXELS: tl.constexpr = NET.layers[I].out_height * NET.layers[I].out_width
+    WIDTH: tl.constexpr = NET.layers[I].out_width
+    read = tl.minimum(row, PIXELS - 1)
+    corner = (read // WIDTH * NET.width + read % WIDTH) * (NET.layers[I].stride * ROW)
+    x_ptr = pixels_ptr(workspace_ptr, NET) + corner
+    w_ptr = weights_ptr + NET.layers[I].weights
+
+    sums = zero_sums(NET, I, tl.float32)
+    for start in tl.static_range(0, DEPTH, 16):
+        k = start + tl.arange(0, 16)
+        k = tl.minimum(k // ROW, 2) * (NET.width * ROW) + k % ROW  # behind the last row weights are 0
+        x_ptrs = x_ptr[:, None] + tl.max_contiguous(tl.multiple_of(k, 4), 4)[None, :]
+        sums = add_products(sums, x_ptrs, w_ptr + start, tile, vector_range(4), NET, I, DEPTH, 16, 4)
+    return sums
+
+
+@triton.jit
+def store_layer(sums, activations_ptr, sums_ptr, params_ptr, tile, row, NET: tl.constexpr, I: tl.constexpr):
+    """Epilogue of a tile: into the layer's output; the feature layer also stores each tile's sums by channel."""
+    PIXELS: tl.constexpr = NET.layers[I].out_height * NET.layers[I].out_width
+    WIDTH: tl.constexpr = NET.layers[I].out_width
+    CHANNELS: tl.constexpr = NET.layers[I].out_channels
+    target_ptr = activations_ptr + NET.layers[I].output_start
+    pixel = row // WIDTH * NET.layers[I].output_pitch + row % WIDTH if NET.layers[I].output_border else row
+
+    DOTS: tl.constexpr = NET.layers[I].dots
+    for d in tl.static_range(DOTS):
+        value, column = finish_dot(sums, params_ptr, tile, NET, I, d)
+        if NET.int8:
+            value = round_tile(value, NET, I)
+        value = value.to(target_ptr.dtype.element_ty)
+        mask = (row < PIXELS)[:, None] & (column < CHANNELS)
+        tl.store(target_ptr + (pixel * CHANNELS)[:, None] + column, value, mask=mask)
         if NET.layers[I].is_feature_layer:
-            value = tl.where((row < PIXELS)[:, None], dequantize_stored(value, params_ptr, NET, I), 0.0)
-            tl.store(sums_ptr + tile // TILES_N * OUT_CHANNELS + column, tl.sum(value, 0), mask=column_mask)
+            store_sums(value, sums_ptr, params_ptr, tile, row, NET, I, d)
+
+
+@triton.jit
+def finish_dot(sums, params_ptr, tile, NET: tl.constexpr, I: tl.constexpr, D: tl.constexpr):
+    """A tile's values behind `scale_bias_relu`, [warp_m · warps, dot_n], and their channels [the same or 1, dot_n]."""
+    DOT_N: tl.constexpr = NET.layers[I].dot_n
+    value = sums_to_tile(sums[D], NET.layers[I].warp_m // 8, DOT_N, NET.warps)
+    first = tile % tiles_n(NET, I) * NET.layers[I].block_n
+    column = D * DOT_N + tl.max_contiguous(tl.arange(0, DOT_N), DOT_N // 4)[None, :]
+    if NET.layers[I].warps_n > 1:
+        column = tile_channels(tile, tl.arange(0, NET.layers[I].warp_m * NET.warps), NET, I)[:, None] + column
+    else:
+        column = first + column
+    return scale_bias_relu(value, params_ptr, NET, I, column), column
+
+
+@triton.jit
+def store_sums(value, sums_ptr, params_ptr, tile, row, NET: tl.constexpr, I: tl.constexpr, D: tl.constexpr):
+    """A tile's sums over its pixels, of stored values: [tiles of rows, channels], float32. The average pool needs no
+    second pass over the feature maps then.
+    """
+    WARPS_M: tl.constexpr = NET.layers[I].warps_m
+    WARPS_N: tl.constexpr = NET.layers[I].warps_n
+    DOT_N: tl.constexpr = NET.layers[I].dot_n
+    value = value.to(tl.float32)
+    if NET.int8:
+        value = value * tl.load(params_ptr + NET.layers[I].output_scale)
+    value = tl.where((row < NET.layers[I].out_height * NET.layers[I].out_width)[:, None], value, 0.0)
+    total = tl.sum(value.reshape(NET.layers[I].warp_m // 8, WARPS_N, WARPS_M, 8, DOT_N), 0)
+    total = tl.sum(tl.sum(total, 2), 1)
+    warp = tl.arange(0, WARPS_N)[:, None]
+    column = (tile % tiles_n(NET, I) * WARPS_N + warp) * (DOT_N * NET.layers[I].dots) + D * DOT_N
+    column += tl.arange(0, DOT_N)[None, :]
+    target_ptr = sums_ptr + tile // tiles_n(NET, I) * NET.layers[I].out_channels
+    tl.store(target_ptr + column, total, mask=column < NET.layers[I].out_channels)
+
+
+@triton.jit
+def first_conv(workspace_ptr, activations_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr, I: tl.constexpr):
+    """A backbone's first layer: y = relu(conv(pixels, w) + b)."""
+    for tile in range(cta_rank, tiles_m(NET, I) * tiles_n(NET, I), NET.ctas_per_image):
+        row = tile_pixels(tile, NET, I)
+        sums = stem_tile(workspace_ptr, weights_ptr, tile, row, NET, I)
+        store_layer(sums, activations_ptr, workspace_ptr, params_ptr, tile, row, NET, I)
+
+
+@triton.jit
+def hidden_conv(activations_ptr, sums_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr, I: tl.constexpr):
+    """y = relu(conv(x, w) + b) from one feature map to the next, and a feature layer's `store_sums`."""
+    for tile in range(cta_rank, tiles_m(NET, I) * tiles_n(NET, I), NET.ctas_per_image):
+        row = tile_pixels(tile, NET, I)
+        sums = conv_tile(activations_ptr, weights_ptr, tile, row, NET, I)
+        store_layer(sums, activations_ptr, sums_ptr, params_ptr, tile, row, NET, I)
 
 
 @triton.jit
@@ -314,7 +467,7 @@ def rotate_upright(
         else:
             value = tl.load(image_ptr + offset, mask=inside, other=0).to(tl.float32) * scale
         tl.store(workspace_ptr + NET.workspace.upright + offset, value, mask=inside)
-        store_pixels(value, input_scale, inside, element, workspace_ptr, NET)
+        store_pixels(value, input_scale, inside, row, column, channel, workspace_ptr, NET)
 
 
 @triton.jit
@@ -329,7 +482,7 @@ def head_orientation(
     it in its own region of the workspace; the first one stores the outputs.
     """
     logits, cos, sin, confidence, second_cos, second_sin, second_probability = decode_angle(
-        features_ptr, weights_ptr, params_ptr, NET, PAD.orientation, BLOCK_FC
+        features_ptr, weights_ptr, params_ptr, NET, PAD.orientation
     )
 
     klass = tl.arange(0, PAD.orientation)
@@ -436,31 +589,54 @@ def decoder_fc(
     own_ptr, target_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr, PAD: tl.constexpr,
     BLOCK_FC: tl.constexpr,
 ):  # fmt: skip
-    """The decoder's first layer: relu([mu, class weights] · W + b) into an activation buffer [rows, columns, width].
+    """The decoder's first layer: relu([mu, class weights] · W + b) into its feature map.
 
-    The code is rounded to the weights' type. It is the first of 16 rows of a matrix, the others of which are 0.
+    The code is rounded to the weights' type. As in `heads.vecmat_global`, the outputs are rows of a product of matrices
+    whose eight columns are all alike; each warp has its own outputs, and all inputs.
     """
+    WARPS: tl.constexpr = NET.warps
+    ROWS: tl.constexpr = 32  # of a warp
     IN_FEATURES: tl.constexpr = NET.latent + NET.classes
-    k, row = tl.arange(0, PAD.code), tl.arange(0, 16)
-    is_code = (k < IN_FEATURES)[None, :] & (row == 0)[:, None]
-    x = tl.load(own_ptr + NET.workspace.code + k[None, :] + row[:, None] * 0, mask=is_code, other=0.0)
+    OUT_FEATURES: tl.constexpr = NET.linears[DECODER].out_features
+    STRIDE: tl.constexpr = NET.linears[DECODER].row_stride
+    PACK: tl.constexpr = 4 if NET.int8 else 2
+    index = tl.arange(0, ROWS * WARPS)
+    for start in range(cta_rank * ROWS * WARPS, OUT_FEATURES, ROWS * WARPS * NET.ctas_per_image):
+        out = start + index
+        w_ptr = weights_ptr + NET.linears[DECODER].weights + tl.minimum(out, OUT_FEATURES - 1) * STRIDE
+        sums = tl.zeros((WARPS, ROWS, 8), dtype=tl.int32 if NET.int8 else tl.float32)
+        for first in tl.static_range(0, STRIDE, 16 * PACK):
+            sums = add_code_products(sums, own_ptr, w_ptr, params_ptr, NET, first, STRIDE - first, PACK)
+        y = tl.max(sums, 2).to(tl.float32).reshape(WARPS, ROWS // 8, 8).permute(1, 0, 2).reshape(ROWS * WARPS)
+        out_mask = out < OUT_FEATURES
+        y = dequant_bias(y, params_ptr, NET, DECODER, out, out_mask)
+        y = quantize_relu_int8(y) if NET.int8 else relu(y, 1)
+        cell = out // NET.decoder_width
+        offset = (cell // NET.grid_width + 1) * (NET.grid_width + 1) + cell % NET.grid_width + 1
+        offset = offset * NET.decoder_width + out % NET.decoder_width
+        tl.store(target_ptr + offset, y.to(target_ptr.dtype.element_ty), mask=out_mask)
+
+
+@triton.jit
+def add_code_products(
+    sums, own_ptr, w_ptr, params_ptr, NET: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr, PACK: tl.constexpr
+):
+    """Add the products with the code's numbers from FIRST on, of which the weights have REST."""
+    VECTOR: tl.constexpr = 2 * PACK if REST <= 8 * PACK else 4 * PACK
+    k = FIRST + vector_range(VECTOR)
+    code = tl.arange(0, 8 * NET.warps)[:, None] * 0 + k[None, :]
+    x = tl.load(own_ptr + NET.workspace.code + code, mask=code < NET.latent + NET.classes, other=0.0)
     if NET.int8:
         x = quantize_int8(x * tl.load(params_ptr + NET.linears[DECODER].input_scale))
     else:
         x = x.to(tl.float16)
-
-    for start in range(cta_rank * BLOCK_FC, NET.linears[DECODER].out_features, BLOCK_FC * NET.ctas_per_image):
-        column = start + tl.arange(0, BLOCK_FC)
-        column_mask = column < NET.linears[DECODER].out_features
-        w = load_fc_tile(weights_ptr, NET, DECODER, k, column)
-        y = tl.sum(tl.dot(x, w, out_dtype=tl.int32 if NET.int8 else tl.float32), 0).to(tl.float32)
-        y = dequant_bias(y, params_ptr, NET, DECODER, column, column_mask)
-        y = quantize_relu_int8(y) if NET.int8 else relu(y, 1)
-        tl.store(target_ptr + column, y.to(target_ptr.dtype.element_ty), mask=column_mask)
+    x = right_operand(x, 1, NET.warps, VECTOR)
+    w = load_chunk(w_ptr[:, None] + k[None, :], k - FIRST, REST, VECTOR)
+    return tl.dot(left_operand(w, w.shape[0] // (8 * NET.warps), NET.warps, VECTOR), x, sums, out_dtype=sums.dtype)
 
 
 @triton.jit
-def decoder_error(workspace_ptr, source_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr, I: tl.constexpr):
+def decoder_error(workspace_ptr, activations_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr, I: tl.constexpr):
     """errors[cta_rank] = sum over this program's tiles of (target − sigmoid(conv(x, w) + b))², the decoder's last
     layer. The target is the upright image at the decoder's size.
 
@@ -470,31 +646,23 @@ def decoder_error(workspace_ptr, source_ptr, weights_ptr, params_ptr, cta_rank, 
     CELLS: tl.constexpr = NET.grid_height * NET.grid_width
     HEIGHT: tl.constexpr = (NET.height + NET.reduction - 1) // NET.reduction
     WIDTH: tl.constexpr = (NET.width + NET.reduction - 1) // NET.reduction
-    BLOCK_M: tl.constexpr = NET.layers[I].block_m
-    BLOCK_N: tl.constexpr = NET.layers[I].block_n
-    OUT_CHANNELS: tl.constexpr = NET.layers[I].out_channels
     BLOCK: tl.constexpr = NET.block
-    TILES_N: tl.constexpr = (OUT_CHANNELS + BLOCK_N - 1) // BLOCK_N
-    TILES_M: tl.constexpr = (CELLS + BLOCK_M - 1) // BLOCK_M
-    error = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    zero = opaque_zero(params_ptr, NET)
+    DOTS: tl.constexpr = NET.layers[I].dots
+    error = tl.zeros((NET.layers[I].warp_m * NET.warps, NET.layers[I].dot_n), dtype=tl.float32)
+    for tile in range(cta_rank, tiles_m(NET, I) * tiles_n(NET, I), NET.ctas_per_image):
+        row = tile_pixels(tile, NET, I)
+        sums = conv_tile(activations_ptr, weights_ptr, tile, row, NET, I)
+        for d in tl.static_range(DOTS):
+            value, column = finish_dot(sums, params_ptr, tile, NET, I, d)
+            decoded = 1.0 / (1.0 + tl.exp(-value))
 
-    for tile in range(cta_rank, TILES_M * TILES_N, NET.ctas_per_image):
-        n_start = zero + tile % TILES_N * BLOCK_N
-        row = zero + tile // TILES_N * BLOCK_M + tl.arange(0, BLOCK_M)
-        column = n_start + tl.arange(0, BLOCK_N)
-        column_mask = in_channels_mask(column, OUT_CHANNELS, BLOCK_N)
-
-        acc = conv_tile(source_ptr, weights_ptr, NET, I, row, n_start)
-        decoded = 1.0 / (1.0 + tl.exp(-scale_bias_relu(acc, params_ptr, NET, I, column, column_mask)))
-
-        # Pixel shuffle. The last cells of a row reach beyond an image whose side is no multiple of the block.
-        y = (row // NET.grid_width * BLOCK)[:, None] + (column // BLOCK % BLOCK)[None, :]
-        x = (row % NET.grid_width * BLOCK)[:, None] + (column % BLOCK)[None, :]
-        mask = (row < CELLS)[:, None] & column_mask[None, :] & (y < HEIGHT) & (x < WIDTH)
-        offsets = (y * WIDTH + x) * NET.channels + (column // (BLOCK * BLOCK))[None, :]
-        target = tl.load(workspace_ptr + NET.workspace.target + offsets, mask=mask, other=0.0)
-        error += tl.where(mask, (target - decoded) * (target - decoded), 0.0)
+            # Pixel shuffle. The last cells of a row reach beyond an image whose side is no multiple of the block.
+            y = (row // NET.grid_width * BLOCK)[:, None] + column // BLOCK % BLOCK
+            x = (row % NET.grid_width * BLOCK)[:, None] + column % BLOCK
+            mask = (row < CELLS)[:, None] & (column < NET.layers[I].out_channels) & (y < HEIGHT) & (x < WIDTH)
+            offsets = (y * WIDTH + x) * NET.channels + column // (BLOCK * BLOCK)
+            target = tl.load(workspace_ptr + NET.workspace.target + offsets, mask=mask, other=0.0)
+            error += tl.where(mask, (target - decoded) * (target - decoded), 0.0)
 
     tl.store(workspace_ptr + NET.workspace.errors + cta_rank, tl.sum(tl.sum(error, 1), 0))
 

@@ -42,7 +42,7 @@ def profile_network(
         "weights_ptr": weights if net.int8 else weights / 64,
         "params_ptr": params,
         "whitening_ptr": torch.rand(clusters * components * padded(components), generator=generator).half(),
-        "activations_ptr": torch.zeros(images, 2, net.activation_size, dtype=dtype),
+        "activations_ptr": torch.zeros(images, net.activation_size, dtype=dtype),
         "workspace_ptr": torch.zeros(images, net.workspace_size),
         "barrier_ptr": torch.zeros(images, dtype=torch.int32),
         "probabilities_ptr": torch.empty(images, net.classes),
