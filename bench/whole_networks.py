@@ -43,7 +43,7 @@ def whole(name: str, batch: int, int8: bool, ctas_per_image: int) -> Run:
     images = blotches(batch, net.height, net.channels)
     there = [tensor.to(DEVICE) for tensor in (images, packed.weights, packed.params, packed.whitening)]
     slots = 1 if ctas_per_image > 1 else min(batch, 2 * MULTIPROCESSORS)
-    activations = torch.zeros((slots, 2, net.activation_size), dtype=packed.weights.dtype, device=DEVICE)
+    activations = torch.zeros((slots, net.activation_size), dtype=packed.weights.dtype, device=DEVICE)
     workspace = torch.zeros((slots, net.workspace_size), device=DEVICE)
     barrier = torch.zeros(slots, dtype=torch.int32, device=DEVICE)
     shapes = ((batch, net.classes), (batch,), (batch,), (batch, 3))

@@ -18,7 +18,7 @@ from vae_edge_kernels import layout
 from vae_edge_kernels.config import BLOCK_N_CHOICES, KernelSpec, block_n_for, current_architecture, get_config
 from vae_edge_kernels.fragments import left_operand, right_operand, tile_row, tile_warp, vector_range
 from vae_edge_kernels.implicit_gemm import fma, quantize_int8, relu
-from vae_edge_kernels.layout import Fc, NetworkLayout, padded_sizes
+from vae_edge_kernels.layout import Fc, NetworkLayout, padded_sizes, with_warps
 
 OPERATOR = "heads"
 
@@ -319,8 +319,7 @@ def classify_and_score(
 
 @triton.jit
 def orientation_head(
-    features_ptr, weights_ptr, params_ptr, logits_ptr, orientation_ptr,
-    NET: tl.constexpr, PAD: tl.constexpr, BLOCK_FC: tl.constexpr,
+    features_ptr, weights_ptr, params_ptr, logits_ptr, orientation_ptr, NET: tl.constexpr, PAD: tl.constexpr,
 ):  # fmt: skip
     """features [N, in_features] to class logits [N, classes] and orientation [N, 6], float32. Grid: (N,).
 
@@ -390,7 +389,7 @@ def orientation_forward(
     if features.shape[0]:
         config = get_config(OPERATOR, "orientation_head", current_architecture())
         orientation_head[(features.shape[0],)](
-            features, weights, params, logits, orientation, NET=net, PAD=padded_sizes(net),
+            features, weights, params, logits, orientation, NET=with_warps(net, config["num_warps"]), PAD=padded_sizes(net),
             enable_fp_fusion=not net.int8, **config,
         )  # fmt: skip
 
@@ -415,7 +414,7 @@ def content_forward(
         config = get_config(OPERATOR, "content_head", current_architecture())
         content_head[(features.shape[0],)](
             features, orientation_means, feature_means, logits, orientation, weights, params, whitening,
-            probabilities, code, score, NET=net, PAD=padded_sizes(net), enable_fp_fusion=not net.int8, **config,
+            probabilities, code, score, NET=with_warps(net, config["num_warps"]), PAD=padded_sizes(net), enable_fp_fusion=not net.int8, **config,
         )  # fmt: skip
 
 
@@ -437,7 +436,11 @@ def _variant(function: Any, net: NetworkLayout, architecture: int) -> KernelSpec
         operator=OPERATOR,
         function=function,
         types=types | read,
-        constants={"NET": net, "PAD": padded_sizes(net), "BLOCK_FC": config["BLOCK_FC"]},
+        constants={
+            "NET": with_warps(net, config["num_warps"]),
+            "PAD": padded_sizes(net),
+            **{name: value for name, value in config.items() if name == "BLOCK_FC"},
+        },
         aligned=tuple(read),
         num_warps=config["num_warps"],
         num_stages=config["num_stages"],

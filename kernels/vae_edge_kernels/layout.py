@@ -655,6 +655,12 @@ def with_tile_config(
 
 
 @lru_cache(maxsize=256)
+def with_warps(layout: NetworkLayout, warps: int) -> NetworkLayout:
+    """The layout for kernels of so many warps a program."""
+    return replace(layout, warps=warps)
+
+
+@lru_cache(maxsize=256)
 def padded_sizes(layout: NetworkLayout) -> PaddedSizes:
     """The lengths of the vectors of a network's kernels."""
 

@@ -97,7 +97,7 @@ def run_network(compiled: Compiled, made: PackedNetwork, programs: int, seed: in
 
 
 def scratch_of(net: NetworkLayout) -> dict[str, torch.Tensor]:
-    activations = torch.zeros(1, 2, net.activation_size, dtype=torch.int8 if net.int8 else torch.float16)
+    activations = torch.zeros(1, net.activation_size, dtype=torch.int8 if net.int8 else torch.float16)
     return {"activations_ptr": activations, "workspace_ptr": torch.zeros(1, net.workspace_size)}
 
 

@@ -75,7 +75,7 @@ def test_the_container_has_the_layouts_sizes_and_code_for_each_gpu(int8: bool) -
         "width": "30",
         "channels": "1",
         "classes": "3",
-        "area_bytes": str(2 * net.activation_size * (1 if int8 else 2)),
+        "area_bytes": str(net.activation_size * (1 if int8 else 2)),
         "floats": str(net.workspace_size),
         "weights_bytes": str(net.weights_size * (1 if int8 else 2)),
         "numbers_bytes": str(4 * net.params_size),

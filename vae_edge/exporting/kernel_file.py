@@ -100,11 +100,8 @@ def inexact_layers(packed: PackedNetwork) -> list[int]:
     """
     found = []
     for index, layer in enumerate(packed.layout.layers if packed.layout.int8 else ()):
-        size = layer.kernel_size**2 * layer.in_channels * layer.out_channels
-        weights = packed.weights[layer.weights : layer.weights + size].cpu().numpy().astype(np.int64)
-        reads_image = layer.in_channels < ALIGNMENT
-        shape = (layer.out_channels, -1) if reads_image else (-1, layer.out_channels, layer.in_channels)
-        sums = np.abs(weights.reshape(shape)).sum(1 if reads_image else (0, 2))
+        filters = conv_filters(packed.weights, packed.layout, layer).cpu().numpy().astype(np.int64)
+        sums = np.abs(filters).sum((1, 2, 3))
         if MAX_INT8 * int(sums.max()) > EXACT_SUM:
             found.append(index)
     return found

@@ -26,7 +26,7 @@ from vae_edge.exporting.kernel_functions import DOMAIN, FLOAT, FLOAT16, INT8, VE
 from vae_edge.exporting.onnx_file import OPSET, set_metadata
 from vae_edge.ops.conv import MAX_STEM_K
 from vae_edge.ops.heads import ORIENTATION_VALUES, fc_layout
-from vae_edge.ops.packing import PackedNetwork
+from vae_edge.ops.packing import PackedNetwork, conv_filters
 from vae_edge.spec import CLASSIFIER_OUTPUTS, UNCERTAINTY_OUTPUTS
 
 Form = Literal["network", "operators"]
@@ -253,23 +253,35 @@ class _Network:
         """A parameter for an attribute; 1 where the nodes around the operator compute with it instead."""
         return 1.0 if self.packed is None else float(self.packed.params[offset])
 
-    def filters(self, layer: ConvLayout, *shape: int) -> str:
-        """A convolution's weights."""
-        stop = layer.weights + layer.kernel_size**2 * layer.in_channels * layer.out_channels
+    def filters(self, layer: ConvLayout, order: tuple[int, ...]) -> str:
+        """A convolution's filters, [K, R, S, C] in another order."""
+        net, b = self.net, self.b
         if self.packed is not None:
-            return self.store(f"weights_{layer.weights}", self.packed.weights[layer.weights : stop].reshape(shape))
-        return self.b.reshape(self.b.cut(self.weights, layer.weights, stop), *shape)
+            filters = conv_filters(self.packed.weights, net, layer).permute(order)
+            return self.store(f"weights_{layer.weights}", filters)
+        kernel, channels = layer.kernel_size, layer.in_channels
+        size = layer.out_channels * (net.stem_depth if layer.reads_image else kernel * kernel * channels)
+        filters = b.cut(self.weights, layer.weights, layer.weights + size)
+        if layer.reads_image:
+            filters = b.reshape(filters, layer.out_channels, net.stem_depth)
+            if net.stem_depth > kernel * net.stem_row:
+                filters = b.cut(filters, 0, kernel * net.stem_row, axis=1)
+            filters = b.reshape(filters, layer.out_channels, kernel, net.stem_row)
+            if net.stem_row > kernel * channels:
+                filters = b.cut(filters, 0, kernel * channels, axis=2)
+        filters = b.reshape(filters, layer.out_channels, kernel, kernel, channels)
+        return filters if order == (0, 1, 2, 3) else b.transpose(filters, list(order))
 
-    def matrix(self, layer: LinearLayout, *shape: int) -> str:
-        """A fully connected layer's weights as filters of 1×1: int8 [out, in] in this shape, float16 [in, out]."""
-        rows, columns = layer.in_features, layer.out_features
-        if self.net.int8:
-            rows, columns = columns, rows
+    def matrix(self, layer: LinearLayout, order: tuple[int, ...]) -> str:
+        """A fully connected layer's weights as filters of 1×1, [K, R, S, C] in another order."""
+        shape = (layer.out_features, 1, 1, layer.in_features)
         if self.packed is not None:
-            stop = layer.weights + rows * layer.row_stride
-            stored = self.packed.weights[layer.weights : stop].reshape(rows, -1)[:, :columns]
-            return self.store(f"weights_{layer.weights}", stored.reshape(shape))
-        return self.b.reshape(self.b.matrix(self.weights, layer.weights, rows, layer.row_stride, columns), *shape)
+            stop = layer.weights + layer.out_features * layer.row_stride
+            stored = self.packed.weights[layer.weights : stop].reshape(layer.out_features, -1)[:, : layer.in_features]
+            return self.store(f"weights_{layer.weights}", stored.reshape(shape).permute(order))
+        rows = self.b.matrix(self.weights, layer.weights, layer.out_features, layer.row_stride, layer.in_features)
+        filters = self.b.reshape(rows, *shape)
+        return filters if order == (0, 1, 2, 3) else self.b.transpose(filters, list(order))
 
     def store(self, name: str, tensor: torch.Tensor) -> str:
         """A constant of the graph."""
@@ -324,12 +336,12 @@ class _Network:
 
     def stem_layer(self, layer: ConvLayout, x: str, scale: float, input_scale: int) -> str:
         """A backbone's first layer, from pixels."""
-        b, size = self.b, (layer.kernel_size, layer.kernel_size)
+        b = self.b
         bias = self.param(layer.bias, layer.out_channels)
         if not self.net.int8:
-            weight = self.filters(layer, *size, layer.in_channels, layer.out_channels)
+            weight = self.filters(layer, (1, 2, 3, 0))
             return b.call("VaeEdgeStemConv", x, weight, bias, **_geometry(layer), scale=scale)
-        weight = self.filters(layer, layer.out_channels, *size, layer.in_channels)
+        weight = self.filters(layer, (0, 1, 2, 3))
         requantize = self.param(layer.scale, layer.out_channels)
         return self.stem_conv_int8(x, weight, requantize, bias, _geometry(layer), scale, input_scale)
 
@@ -346,12 +358,12 @@ class _Network:
 
     def conv_layer(self, layer: ConvLayout, x: str, dtype: int = INT8) -> str:
         """Any other convolution; `dtype` is the output's where the network is int8."""
-        b, size = self.b, (layer.kernel_size, layer.kernel_size)
+        b = self.b
         bias = self.param(layer.bias, layer.out_channels)
         if not self.net.int8:
-            weight = self.filters(layer, *size, layer.in_channels, layer.out_channels)
+            weight = self.filters(layer, (1, 2, 3, 0))
             return b.call("VaeEdgeConv", x, weight, bias, **_geometry(layer))
-        weight = self.filters(layer, *size, layer.out_channels, layer.in_channels)
+        weight = self.filters(layer, (1, 2, 0, 3))
         requantize = self.param(layer.scale, layer.out_channels)
         attributes = {**_geometry(layer), "residual_scale": 1.0, "dtype": dtype}
         return b.call("VaeEdgeConvInt8", x, weight, requantize, bias, **attributes)
@@ -372,16 +384,16 @@ class _Network:
         x = b.reshape(code, -1, 1, 1, rows)
         geometry = {"stride": 1, "pad_top": 0, "pad_left": 0, "relu": 1}
         if not net.int8:
-            weight = self.matrix(layer, 1, 1, rows, columns)
+            weight = self.matrix(layer, (1, 2, 3, 0))
             if is_short:
                 return b.call("VaeEdgeStemConv", x, weight, bias, **geometry, scale=1.0)
             return b.call("VaeEdgeConv", b.cast(x, FLOAT16), weight, bias, **geometry)
 
         scale = self.param(layer.scale, columns)
         if is_short:
-            weight = self.matrix(layer, columns, 1, 1, rows)
+            weight = self.matrix(layer, (0, 1, 2, 3))
             return self.stem_conv_int8(x, weight, scale, bias, geometry, 1.0, layer.input_scale)
-        weight = self.matrix(layer, 1, 1, columns, rows)
+        weight = self.matrix(layer, (1, 2, 0, 3))
         quantized = b.quantize_int8(b.op("Mul", x, self.param(layer.input_scale)))
         return b.call("VaeEdgeConvInt8", quantized, weight, scale, bias, **geometry, residual_scale=1.0, dtype=INT8)
 

@@ -31,10 +31,7 @@ def linear(
     """`ops.heads.linear`: a fully connected layer, float32 [N, out_features]."""
     layer = fc_layout(net, index)
     rows, columns = layer.in_features, layer.out_features
-    if net.int8:
-        matrix = b.transpose(b.matrix(weights, layer.weights, columns, layer.row_stride, rows), [1, 0])
-    else:
-        matrix = b.matrix(weights, layer.weights, rows, layer.row_stride, columns)
+    matrix = b.transpose(b.matrix(weights, layer.weights, columns, layer.row_stride, rows), [1, 0])
     bias = b.cut(params, layer.bias, layer.bias + layer.out_features)
     if not net.int8:
         return b.op("Add", b.op("MatMul", b.cast(x, FLOAT), b.cast(matrix, FLOAT)), bias)

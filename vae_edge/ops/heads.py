@@ -90,11 +90,8 @@ def linear(
 def fc_matrix(weights: Tensor, net: NetworkLayout, index: Fc) -> Tensor:
     """The matrix of a fully connected layer, a view [in_features, out_features]."""
     layer = fc_layout(net, index)
-    rows, columns = layer.in_features, layer.out_features
-    if net.int8:
-        rows, columns = columns, rows
-    matrix = weights[layer.weights : layer.weights + rows * layer.row_stride].reshape(rows, -1)[:, :columns]
-    return matrix.T if net.int8 else matrix
+    stored = weights[layer.weights : layer.weights + layer.out_features * layer.row_stride]
+    return stored.reshape(layer.out_features, -1)[:, : layer.in_features].T
 
 
 def fake_quantize(x: Tensor, params: Tensor, layer: LinearLayout) -> Tensor:

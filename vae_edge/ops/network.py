@@ -32,7 +32,7 @@ from vae_edge.ops.heads import (
     parse_layout,
     reconstruction_error,
 )
-from vae_edge.ops.packing import PackedNetwork, QuantizedNetwork, ScoreMode, pack
+from vae_edge.ops.packing import PackedNetwork, QuantizedNetwork, ScoreMode, conv_filters, pack
 from vae_edge.ops.registration import check_tensor, kernel_module, register_operator
 from vae_edge.ops.rotate import rotate_pixels
 
@@ -184,7 +184,7 @@ class _Network(NamedTuple):
             ctas //= 2
         slots = max(1, min(n, (SLOTS_PER_SM if ctas == 1 else 1) * multiprocessors // ctas))
 
-        activations = self.weights.new_empty((slots, 2, net.activation_size))
+        activations = self.weights.new_empty((slots, net.activation_size))
         workspace = self.params.new_empty((slots, net.workspace_size))
         barrier = (self.weights.new_zeros if ctas > 1 else self.weights.new_empty)((slots,), dtype=torch.int32)
         constants = [buffer.contiguous() for buffer in (self.weights, self.params, self.whitening)]
@@ -305,22 +305,20 @@ class _Layers:
     def stem_layer(self, layer: ConvLayout, x: Tensor, scale: float, input_scale: int) -> Tensor:
         """A backbone's first layer, from pixels."""
         bias, padding = self._bias(layer), _padding(layer)
-        size = (layer.kernel_size, layer.kernel_size)
         if not self.net.int8:
-            weight = self._weights(layer).reshape(*size, layer.in_channels, layer.out_channels)
+            weight = self._filters(layer, (1, 2, 3, 0))
             return stem_conv(x, weight, bias, layer.stride, padding, layer.relu, scale)
-        weight = self._weights(layer).reshape(layer.out_channels, *size, layer.in_channels)
+        weight = self._filters(layer, (0, 1, 2, 3))
         quantize = float(torch.tensor(scale) * self.params_on_cpu[input_scale])  # in float32, as the kernel does
         return stem_conv_int8(x, weight, self._scale(layer), bias, layer.stride, padding, layer.relu, quantize)
 
     def conv_layer(self, layer: ConvLayout, x: Tensor, dtype: torch.dtype = torch.int8) -> Tensor:
         """Any other conv; `dtype` is the output's where the network is int8."""
         bias, padding = self._bias(layer), _padding(layer)
-        size = (layer.kernel_size, layer.kernel_size)
         if not self.net.int8:
-            weight = self._weights(layer).reshape(*size, layer.in_channels, layer.out_channels)
+            weight = self._filters(layer, (1, 2, 3, 0))
             return conv(x, weight, bias, None, layer.stride, padding, layer.relu)
-        weight = self._weights(layer).reshape(*size, layer.out_channels, layer.in_channels)
+        weight = self._filters(layer, (1, 2, 0, 3))
         return conv_int8(x, weight, self._scale(layer), bias, None, layer.stride, padding, layer.relu, dtype=dtype)
 
     def decode(self, code: Tensor) -> Tensor:
@@ -352,9 +350,9 @@ class _Layers:
         x = quantize_int8(x * self.params[layer.input_scale])
         return conv_int8(x, weight[None, None], scale, bias, None, 1, (0, 0), True)
 
-    def _weights(self, layer: ConvLayout) -> Tensor:
-        size = layer.kernel_size**2 * layer.in_channels * layer.out_channels
-        return self.weights[layer.weights : layer.weights + size]
+    def _filters(self, layer: ConvLayout, order: tuple[int, ...]) -> Tensor:
+        """[K, R, S, C] in the order that an operator wants."""
+        return conv_filters(self.weights, self.net, layer).permute(order).contiguous()
 
     def _scale(self, layer: ConvLayout) -> Tensor:
         return self.params[layer.scale : layer.scale + layer.out_channels]

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
-from vae_edge_kernels.layout import ALIGNMENT, ConvLayout, Fc, LinearLayout, NetworkLayout, make_layout, padded
+from vae_edge_kernels.layout import ConvLayout, Fc, LinearLayout, NetworkLayout, make_layout, padded
 
 from vae_edge.errors import KernelError
 
@@ -246,13 +246,14 @@ class _Packer:
         """A convolution; `output_scale` is s_y of an int8 output, else 1."""
         found = self.named(name)
         if self.int8:
-            reads_image = layer.in_channels < ALIGNMENT
-            order = (0, 2, 3, 1) if reads_image else (2, 3, 0, 1)  # [K, R, S, C] or [R, S, K, C]
             self.write(layer.scale, _requantization_scale(found, output_scale))
             self.write(layer.output_scale, output_scale)
-        else:
-            order = (2, 3, 1, 0)  # [R, S, C, K]
-        self.write_weights(layer.weights, found.weight.permute(order))
+        filters = found.weight.permute(0, 2, 3, 1)
+        if layer.reads_image:
+            rows = filters.flatten(2)
+            rows = F.pad(rows, (0, self.layout.stem_row - rows.shape[2])).flatten(1)
+            filters = F.pad(rows, (0, self.layout.stem_depth - rows.shape[1]))
+        self.write_weights(layer.weights, filters)
         self.write(layer.bias, found.bias.double() / output_scale)
 
     def linear(
@@ -265,8 +266,7 @@ class _Packer:
         weight = torch.cat([one.weight for one in found])
         if order is not None:
             weight = weight[:, order]
-        matrix = weight if self.int8 else weight.T
-        self.write_weights(layer.weights, F.pad(matrix, (0, layer.row_stride - matrix.shape[1])))
+        self.write_weights(layer.weights, F.pad(weight, (0, layer.row_stride - weight.shape[1])))
         self.write(layer.bias, torch.cat([one.bias.double() / output_scale for one in found]))
         if self.int8:
             self.write(layer.scale, torch.cat([_requantization_scale(one, output_scale) for one in found]))
@@ -364,6 +364,17 @@ class _Packer:
         weights = F.pad(constants.weights, (1, 0)) if layout.fast else constants.weights
         self.write(layout.terms, F.pad(weights, (0, TERMS - len(weights))))
         self.write(layout.terms + TERMS, constants.subtracted)
+
+
+def conv_filters(weights: Tensor, net: NetworkLayout, layer: ConvLayout) -> Tensor:
+    """The filters of a convolution, a view [K, R, S, C] of a network's packed weights."""
+    kernel, channels = layer.kernel_size, layer.in_channels
+    if not layer.reads_image:
+        size = layer.out_channels * kernel * kernel * channels
+        return weights[layer.weights : layer.weights + size].reshape(layer.out_channels, kernel, kernel, channels)
+    stored = weights[layer.weights : layer.weights + layer.out_channels * net.stem_depth]
+    rows = stored.reshape(layer.out_channels, -1)[:, : kernel * net.stem_row].unflatten(1, (kernel, net.stem_row))
+    return rows[:, :, : kernel * channels].unflatten(2, (kernel, channels))
 
 
 def inverse_and_scale(scale: float) -> Tensor:

@@ -12,7 +12,7 @@ and the keys of the description:
     side, channels, classes, has_angle   of images and answers; where images are not square, `side` is the height
     width                                only where images are not square
     threshold_bits                       the threshold of the score, as the bits of a float32
-    area_bytes                           of a slot's two activation buffers
+    area_bytes                           of a slot's activations
     floats                               of a slot's workspace
     weights_bytes, numbers_bytes, whitenings_bytes
     class.0, class.1, ...                names
@@ -221,7 +221,7 @@ def _sizes(net: NetworkLayout) -> dict[str, int | float | str]:
         **({"width": (net.width, MAX_SIDE)} if net.width != net.height else {}),
         "channels": (net.channels, MAX_CHANNELS),
         "classes": (net.classes, MAX_CLASSES),
-        "area_bytes": (2 * net.activation_size * (1 if net.int8 else 2), MAX_SCRATCH_BYTES),
+        "area_bytes": (net.activation_size * (1 if net.int8 else 2), MAX_SCRATCH_BYTES),
         "floats": (net.workspace_size, MAX_SCRATCH_BYTES // 4),
     }
     for name, (value, limit) in limited.items():

@@ -121,7 +121,7 @@ def _network(inputs: Inputs, attributes: Attributes) -> PluginKernel:
             Buffer("uncertainty_ptr", "fp32", (n, 3)),
         ),
         scratch=(
-            Buffer("activations_ptr", weights, (slots, 2 * net.activation_size)),
+            Buffer("activations_ptr", weights, (slots, net.activation_size)),
             Buffer("workspace_ptr", "fp32", (slots, net.workspace_size)),
         ),
         scalars=(("n_images", n),),

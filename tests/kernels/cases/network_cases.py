@@ -132,7 +132,7 @@ def test_one_launch_gives_what_the_operators_give(
 
 def scratch(net: NetworkLayout, slots: int) -> tuple[Tensor, Tensor]:
     """Poisoned activations and workspace."""
-    activations = poison((slots, 2, net.activation_size), torch.int8 if net.int8 else torch.float16)
+    activations = poison((slots, net.activation_size), torch.int8 if net.int8 else torch.float16)
     return activations, poison((slots, net.workspace_size), torch.float32)
 
 
@@ -186,6 +186,7 @@ def test_no_parameter_could_be_another_unseen(int8: bool) -> None:
         if int8:
             params[f"layer {index} scale"] = (layer.scale, layer.out_channels)
         size = layer.kernel_size**2 * layer.in_channels * layer.out_channels
+        size = net.stem_depth * layer.out_channels if layer.reads_image else size
         weights[f"layer {index} weights"] = (layer.weights, size)
     for index, linear in enumerate(net.linears):
         if linear is None:
@@ -193,8 +194,7 @@ def test_no_parameter_could_be_another_unseen(int8: bool) -> None:
         params[f"linear {index} bias"] = (linear.bias, linear.out_features)
         if int8:
             params[f"linear {index} scale"] = (linear.scale, linear.out_features)
-        rows = linear.out_features if int8 else linear.in_features
-        weights[f"linear {index} weights"] = (linear.weights, rows * linear.row_stride)
+        weights[f"linear {index} weights"] = (linear.weights, linear.out_features * linear.row_stride)
     unseen = []
     whitening = {"whitening": (0, packed.whitening.numel())}
     flat = packed.whitening.view(-1)
