@@ -6,16 +6,22 @@ depend on the order of its summed index, though, nor the memory on the order of 
 ordered such that each thread loads, 16 bytes at once, just what it multiplies. No shared memory, no barriers: the warps
 of a program do not wait for one another.
 
-`mma.m16n8k16` (PTX ISA, "Matrix fragments"): of an operand, thread 4 · g + t of a warp holds rows g and g + 8 at the
-summed indices 2t, 2t + 1, 2t + 8 and 2t + 9, in pairs of 32 bits; m16n8k32 holds four bytes for each two here. A
-thread that has loaded VECTOR neighbours of row g takes them for these. Both operands do, so that the sum is the same.
+`mma.m16n8k16` (PTX ISA, "Matrix fragments"): thread 4 · g + t of a warp holds
+    of the right operand, column g at the summed indices 2t, 2t + 1, 2t + 8 and 2t + 9, in two registers;
+    of the left one, the same of row g and of row g + 8, in four;
+    of the sums, rows g and g + 8 at columns 2t and 2t + 1.
+m16n8k32 holds four bytes for each two elements here. A thread that has loaded neighbours of column g takes them for
+these summed indices, whatever they are; the left operand, the weights, is stored so that its order is the same, with
+what a thread needs in one piece. So inputs are columns, and outputs rows.
 
-    tile     as it is loaded: [GROUPS · WARPS · 8, 4 · VECTOR]; row i belongs to warp i // 8 % WARPS
-    operand  as `tl.dot` takes it: [WARPS, GROUPS · 8, 4 · VECTOR], or transposed on the right
-    sums     of `tl.dot`: [WARPS, rows, columns], a product of its own for each warp
+    PACK    elements in 32 bits: 2 in float16, 4 in int8
+    STEPS   matrix instructions, one behind the other, that a thread's neighbours are for: 2 of 16 bytes, 1 of 8
+    x tile  [GROUPS · WARPS · 8, 8 · STEPS · PACK], a row for each column of the product; row i is warp i // 8 % WARPS's
+    w tile  [STEPS · J · WARPS · 8, 16 · PACK], for 16 · J rows of the product
+    sums    [WARPS, 16 · J, GROUPS · 8], a product of its own for each warp
 
-Whatever the compiler makes of it, the answers are right. It takes no shared memory where VECTOR is what one access
-loads, and the tile's rows are loaded in order: `tests/emulator/test_budgets.py` holds the counts.
+Whatever the compiler makes of it, the answers are right. That it takes no shared memory is held by the budgets of
+barriers and wavefronts (`tests/emulator/test_budgets.py`).
 """
 
 from __future__ import annotations
@@ -25,9 +31,9 @@ import triton.language as tl
 
 
 @triton.jit
-def vector_range(VECTOR: tl.constexpr):
-    """0 to 4 · VECTOR − 1 for the columns of a tile: one access loads VECTOR of them, not more."""
-    return tl.max_contiguous(tl.arange(0, 4 * VECTOR), VECTOR)
+def vector_range(LANES: tl.constexpr, VECTOR: tl.constexpr):
+    """0 to LANES · VECTOR − 1 for the columns of a tile: one access loads VECTOR of them, not more."""
+    return tl.max_contiguous(tl.arange(0, LANES * VECTOR), VECTOR)
 
 
 @triton.jit
@@ -43,34 +49,47 @@ def tile_row(index, WARPS: tl.constexpr):
 
 
 @triton.jit
-def left_operand(tile, GROUPS: tl.constexpr, WARPS: tl.constexpr, VECTOR: tl.constexpr):
-    """A tile as `tl.dot`'s left operand."""
-    PACK: tl.constexpr = 32 // tile.dtype.primitive_bitwidth
-    tile = tile.reshape(GROUPS, WARPS, 8, 4, VECTOR // (2 * PACK), 2, PACK)
-    return tile.permute(1, 0, 2, 4, 5, 3, 6).reshape(WARPS, GROUPS * 8, 4 * VECTOR)
+def right_operand(tile, GROUPS: tl.constexpr, WARPS: tl.constexpr, STEPS: tl.constexpr, PACK: tl.constexpr):
+    """An x tile as `tl.dot`'s right operand, [WARPS, 8 · STEPS · PACK, GROUPS · 8]."""
+    tile = tile.reshape(GROUPS, WARPS, 8, 4, STEPS, 2, PACK).permute(1, 4, 5, 3, 6, 0, 2)
+    return tile.reshape(WARPS, 8 * STEPS * PACK, GROUPS * 8)
 
 
 @triton.jit
-def right_operand(tile, GROUPS: tl.constexpr, WARPS: tl.constexpr, VECTOR: tl.constexpr):
-    """A tile whose rows are columns of `tl.dot`'s right operand."""
-    return left_operand(tile, GROUPS, WARPS, VECTOR).permute(0, 2, 1)
-
-
-@triton.jit
-def interleaved_column(index, BLOCK_N: tl.constexpr, WARPS: tl.constexpr):
-    """Which of its warp's BLOCK_N columns a row of a right operand's tile is.
-
-    A thread holds columns 2t and 2t + 1 of each eight sums. In this order they are neighbours, which it stores at once.
+def left_operand(tile, J: tl.constexpr, WARPS: tl.constexpr, STEPS: tl.constexpr, PACK: tl.constexpr):
+    """A w tile as `tl.dot`'s left operand, [WARPS, 16 · J, 8 · STEPS · PACK]. It lies in memory as
+    [STEPS, J, g, t, half of the summed indices, half of the rows, PACK].
     """
-    group, lane = index // (8 * WARPS), index % 8
-    return lane // 2 * (BLOCK_N // 4) + group * 2 + lane % 2
+    tile = tile.reshape(STEPS, J, WARPS, 8, 4, 2, 2, PACK).permute(2, 1, 6, 3, 0, 5, 4, 7)
+    return tile.reshape(WARPS, 16 * J, 8 * STEPS * PACK)
 
 
 @triton.jit
-def sums_to_tile(sums, ROW_GROUPS: tl.constexpr, BLOCK_N: tl.constexpr, WARPS: tl.constexpr):
-    """Sums [WARPS, ROW_GROUPS · 8, BLOCK_N] as a tile [ROW_GROUPS · WARPS · 8, BLOCK_N], its columns in order again.
+def row_channel(J: tl.constexpr):
+    """Which output channel a row of the product is, [16 · J].
 
-    The left operand's tile was loaded in order, the right one's as `interleaved_column` says.
+    A thread's 2 · J rows are neighbours in memory in this order, so that it stores them at once.
     """
-    sums = sums.reshape(WARPS, ROW_GROUPS, 8, BLOCK_N // 8, 4, 2)
-    return sums.permute(1, 0, 2, 4, 3, 5).reshape(ROW_GROUPS * WARPS * 8, BLOCK_N)
+    row = tl.arange(0, 16 * J)
+    return row % 8 * (2 * J) + row // 16 * 2 + row // 8 % 2
+
+
+@triton.jit
+def sums_to_tile(sums, J: tl.constexpr, GROUPS: tl.constexpr, WARPS: tl.constexpr):
+    """Sums as a tile [GROUPS · WARPS · 8, 16 · J] whose rows are columns of the product, as `stored_row` says, and
+    whose columns are output channels in order.
+    """
+    sums = sums.reshape(WARPS, J, 2, 8, GROUPS, 4, 2).permute(4, 6, 0, 5, 3, 1, 2)
+    return sums.reshape(GROUPS * WARPS * 8, 16 * J)
+
+
+@triton.jit
+def stored_warp(index, WARPS: tl.constexpr):
+    """The warp that has a row of `sums_to_tile`."""
+    return index // 4 % WARPS
+
+
+@triton.jit
+def stored_row(index, WARPS: tl.constexpr):
+    """Its place among its warp's columns of the product."""
+    return index // (8 * WARPS) * 8 + index % 4 * 2 + index // (4 * WARPS) % 2

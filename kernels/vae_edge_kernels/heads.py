@@ -16,7 +16,7 @@ import triton.language as tl
 
 from vae_edge_kernels import layout
 from vae_edge_kernels.config import BLOCK_N_CHOICES, KernelSpec, block_n_for, current_architecture, get_config
-from vae_edge_kernels.fragments import left_operand, right_operand, tile_row, tile_warp, vector_range
+from vae_edge_kernels.fragments import right_operand, tile_row, tile_warp, vector_range
 from vae_edge_kernels.implicit_gemm import fma, quantize_int8, relu
 from vae_edge_kernels.layout import Fc, NetworkLayout, padded_sizes, with_warps
 
@@ -68,7 +68,7 @@ def vecmat_global(x_ptr, weights_ptr, NET: tl.constexpr, I: tl.constexpr, SIZE: 
     STRIDE: tl.constexpr = NET.linears[I].row_stride
     VECTOR: tl.constexpr = 16 if NET.int8 else 8
     CHUNK: tl.constexpr = 4 * VECTOR
-    k = vector_range(VECTOR)
+    k = vector_range(4, VECTOR)
     index = tl.arange(0, SIZE * WARPS)
     out = tl.minimum(tile_row(index, WARPS), NET.linears[I].out_features - 1)
     w_start = tile_warp(index, WARPS) * CHUNK
@@ -83,7 +83,8 @@ def vecmat_global(x_ptr, weights_ptr, NET: tl.constexpr, I: tl.constexpr, SIZE: 
         else:
             x = tl.load(x_ptrs + start, mask=(start + x_start)[:, None] + k[None, :] < IN_FEATURES, other=0)
             w = tl.load(w_ptrs + start, mask=(start + w_start)[:, None] + k[None, :] < STRIDE, other=0)
-        x, w = right_operand(x, 1, WARPS, VECTOR), left_operand(w, SIZE // 8, WARPS, VECTOR)
+        x = right_operand(x, 1, WARPS, 2, VECTOR // 4)
+        w = right_operand(w, SIZE // 8, WARPS, 2, VECTOR // 4).permute(0, 2, 1)
         sums = tl.dot(w, x, sums, out_dtype=sums.dtype)
     return tl.sum(tl.max(sums, 2), 0).to(tl.float32)
 

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
 from functools import lru_cache
+from typing import Any
 
 WINDOW_BINS = 2  # bins on either side of the best one from which the angle is decoded
 NMS_BINS = 2 * WINDOW_BINS  # non-maximum suppression: the second angle's bin is farther than this from the best one
@@ -29,8 +30,8 @@ NMS_BINS = 2 * WINDOW_BINS  # non-maximum suppression: the second angle's bin is
 ALIGNMENT = 16  # elements: every offset, and every row of a matrix, is a multiple of this
 MAX_CLUSTER_BLOCK = 64  # clusters of the score that are compared at once
 MAX_CTAS_PER_IMAGE = 32
-MIN_TILE_PIXELS = 16  # rows of a matrix instruction
-MAX_DOT_N = 32  # columns of a float16 product, of which a thread stores 16 bytes at once; 64 are those of an int8 one
+MIN_TILE_PIXELS = 8  # columns of a matrix instruction
+MAX_DOT_M = 64  # output channels of a `tl.dot`, of which a thread stores 8 at once
 
 
 class Fc(IntEnum):
@@ -45,6 +46,50 @@ class Fc(IntEnum):
 
 
 @dataclass(frozen=True)
+class FilterLayout:
+    """How the weights of a convolution lie in memory: in the order in which matrix instructions take them.
+
+    The summed index goes over `rows` rows of `depth` inputs: those of a row of the kernel, [S, C], or all of a layer
+    that reads an image, [R, stem_row]. A row is taken in `full` chunks, for two matrix instructions each, and `half`
+    ones, for one; zeros fill the last. What is needed for `dot_m` output channels lies side by side; `fragments` says
+    in which order. First come the full chunks of all rows, then the half ones:
+
+        [rows, full, dots, 2, dot_m / 16, 8, 4, 2, 2, pack], [rows, half, dots, 1, dot_m / 16, 8, 4, 2, 2, pack]
+
+    Element (s, j, g, t, h, i, p) of a chunk is output channel g · dot_m / 8 + 2j + i at the chunk's input
+    (t · steps + s) · 2 · pack + h · pack + p, of a chunk of 1 or 2 `steps`.
+
+    Attributes:
+        dots: of dot_m output channels each; the last may have fewer, and zeros.
+        pack: elements in 32 bits of a matrix instruction's operand; 2 also for int8 weights of a layer that reads an
+            image, which become float16.
+    """
+
+    rows: int
+    depth: int
+    full: int
+    half: int
+    dots: int
+    dot_m: int
+    pack: int
+
+    @property
+    def step(self) -> int:
+        """Inputs that a matrix instruction sums over."""
+        return 8 * self.pack
+
+    @property
+    def full_size(self) -> int:
+        """Weights in full chunks."""
+        return self.rows * self.full * self.dots * self.dot_m * 2 * self.step
+
+    @property
+    def size(self) -> int:
+        """All weights, with zeros."""
+        return self.full_size + self.rows * self.half * self.dots * self.dot_m * self.step
+
+
+@dataclass(frozen=True)
 class ConvLayout:
     """A convolution of an image, kernel_size × kernel_size, zero-padded by kernel_size // 2.
 
@@ -55,16 +100,16 @@ class ConvLayout:
     Attributes:
         height, width, out_height, out_width: of the input and of the output, in pixels.
         is_feature_layer: whether the anomaly score averages its output over the pixels.
-        weights: offset into the weight buffer, [K, R, S, C]. For a layer that reads an image: [K, stem_depth], for each
-            row of the kernel `stem_row` weights [S, C], padded with zeros.
+        weights: offset into the weight buffer; their order is in `FilterLayout`.
         scale: offset into params of the requantization scale s_x · s_w[k] / s_y, [K]; int8 alone.
         bias: offset into params, [K]; int8: in units of the output, b / s_y.
         output_scale: offset into params of s_y, the scale of an int8 output.
         source, output: offsets into a slot's activations of its input, unless that is an image, and of its output.
         output_border: whether the output has zeros around it.
-        warps_m, warps_n: how a program's warps share its tile: by output pixels, and by output channels.
-        warp_m: output pixels of a warp's tile.
-        dot_n, dots: a warp's tile has dot_n · dots output channels, dot_n in each `tl.dot`.
+        filters: how the weights lie in memory.
+        warps_m, warps_n: how a program's warps share its tile: by output channels, and by output pixels.
+        dots: a warp's tile has so many times `filters.dot_m` output channels.
+        groups: output pixels of a warp's tile in eights, a power of two for each `tl.dot`.
     """
 
     height: int
@@ -84,11 +129,11 @@ class ConvLayout:
     source: int
     output: int
     output_border: bool
+    filters: FilterLayout
     warps_m: int = 0
     warps_n: int = 0
-    warp_m: int = 0
-    dot_n: int = 0
     dots: int = 0
+    groups: tuple[int, ...] = ()
 
     @property
     def reads_image(self) -> bool:
@@ -96,14 +141,19 @@ class ConvLayout:
         return self.in_channels < ALIGNMENT
 
     @property
-    def block_m(self) -> int:
-        """Output pixels of a program's tile."""
-        return self.warps_m * self.warp_m
+    def tile_channels(self) -> int:
+        """Output channels of a program's tile."""
+        return self.warps_m * self.dots * self.filters.dot_m
 
     @property
-    def block_n(self) -> int:
-        """Output channels of a program's tile."""
-        return self.warps_n * self.dot_n * self.dots
+    def group_starts(self) -> tuple[int, ...]:
+        """For each of `groups`, how many eights of the tile's pixels are before it."""
+        return tuple(sum(self.groups[:i]) for i in range(len(self.groups)))
+
+    @property
+    def tile_pixels(self) -> int:
+        """Output pixels of a program's tile."""
+        return self.warps_n * 8 * sum(self.groups)
 
     @property
     def pitch(self) -> int:
@@ -330,7 +380,8 @@ class PaddedSizes:
 class LayoutBuilder:
     """Hands out offsets, one part of a buffer behind the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, int8: bool) -> None:
+        self.int8 = int8
         self.weights_size = 0
         self.params_size = 0
         self.workspace_size = 0
@@ -360,7 +411,7 @@ class LayoutBuilder:
         key = (depth, size, channels, border)
         if key not in self.maps:
             self.maps[key] = self.activation_size
-            pixels = (size[0] + 2) * (size[1] + 1) + 1 if border else size[0] * size[1]
+            pixels = border_pixels(*size) + size[0] * size[1] if border else size[0] * size[1]
             self.activation_size += padded(pixels * channels)
         return self.maps[key]
 
@@ -381,7 +432,7 @@ class LayoutBuilder:
 
         `source` is its input's place among the activations, `depth` its place in the backbone.
         """
-        taps = kernel_size * kernel_size * in_channels
+        filters = self.filters(in_channels, out_channels, kernel_size)
         return ConvLayout(
             *size,
             *reduced(size, stride),
@@ -391,13 +442,28 @@ class LayoutBuilder:
             stride,
             relu,
             is_feature_layer,
-            weights=self.weights(out_channels * (stem_depth(in_channels) if in_channels < ALIGNMENT else taps)),
+            weights=self.weights(filters.size),
             scale=self.params(out_channels),
             bias=self.params(out_channels),
             output_scale=self.params(1),
             source=source,
             output=self.feature_map(depth, reduced(size, stride), out_channels, output_border),
             output_border=output_border,
+            filters=filters,
+        )
+
+    def filters(self, in_channels: int, out_channels: int, kernel_size: int) -> FilterLayout:
+        """The order of a convolution's weights."""
+        channels = padded(out_channels)
+        dot_m = min(channels & -channels, MAX_DOT_M)
+        dots = channels // dot_m
+        if in_channels < ALIGNMENT:  # it reads an image, eight bytes a thread
+            depth = stem_depth(in_channels)
+            return FilterLayout(1, depth, 0, depth // 16, dots, dot_m, 2)
+        pack, depth = 4 if self.int8 else 2, kernel_size * in_channels
+        full, rest = divmod(depth, 16 * pack)
+        return FilterLayout(
+            kernel_size, depth, full + (rest > 8 * pack), int(0 < rest <= 8 * pack), dots, dot_m, pack
         )
 
     def linear(self, in_features: int, out_features: int) -> LinearLayout:
@@ -444,6 +510,11 @@ def reduced(size: tuple[int, int], factor: int) -> tuple[int, int]:
 def padded(size: int) -> int:
     """The size rounded up to a multiple of 16."""
     return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def border_pixels(height: int, width: int) -> int:
+    """Zeros around a feature map, in pixels: two rows, a column, and one behind the last row."""
+    return 2 * (width + 1) + height + 1
 
 
 def stem_row(channels: int) -> int:
@@ -495,7 +566,7 @@ def make_layout(
         reduction, pooled, second_classifier: see `NetworkLayout`.
         int8: whether weights and activations are int8 instead of float16.
     """
-    builder = LayoutBuilder()
+    builder = LayoutBuilder(int8)
     orientation_layers = builder.backbone(size, channels, orientation, feature_layer) if bins else ()
     encoder_layers = builder.backbone(size, channels, encoder, len(encoder) - 1 if pooled else feature_layer)
     decoder_width, middle_width, block = decoder or (0, 0, 0)
@@ -620,35 +691,31 @@ def _partial_sums(layers: Sequence[ConvLayout]) -> int:
     )
 
 
+def _balanced(count: int, most: int) -> int:
+    """How many of `count` each of as few parts as possible has, at most `most`."""
+    return -(-count // -(-count // most))
+
+
 @lru_cache(maxsize=256)
 def with_tile_config(
-    layout: NetworkLayout, warps: int, warp_m: int, warp_n: int, noinline: int = 0, ctas_per_image: int = 1
+    layout: NetworkLayout, warps: int, warp_tiles: int, noinline: int = 0, ctas_per_image: int = 1
 ) -> NetworkLayout:
     """The layout as it is compiled: each layer gets its tile.
 
     Args:
         layout: as `make_layout` made it.
         warps: of a program.
-        warp_m, warp_n: output pixels and output channels of a warp's tile, at most. A layer's tile is no larger than
-            the layer.
+        warp_tiles: tiles of 16 output channels and 8 output pixels that a warp has at a time, at most.
         noinline, ctas_per_image: see `NetworkLayout`.
     """
 
     def tile(layer: ConvLayout) -> ConvLayout:
-        warps_m = min(warps, next_power_of_two(-(-layer.out_pixels // MIN_TILE_PIXELS)))
-        warps_n = warps // warps_m
-        columns = -(-layer.out_channels // (warps_n * 8)) * 8  # of a warp; 8 are the fewest of a matrix instruction
-        dot_n = min(columns & -columns, MAX_DOT_N * (2 if layout.int8 else 1))
-        rows = MIN_TILE_PIXELS * next_power_of_two(-(-layer.out_pixels // (warps_m * MIN_TILE_PIXELS)))
-        tiles = -(-columns // max(dot_n, warp_n))
-        return replace(
-            layer,
-            warps_m=warps_m,
-            warps_n=warps_n,
-            warp_m=min(warp_m, rows),
-            dot_n=dot_n,
-            dots=-(-columns // (tiles * dot_n)),
-        )
+        groups, j = -(-layer.out_pixels // MIN_TILE_PIXELS), layer.filters.dot_m // 16
+        warps_n = min(warps, next_power_of_two(groups))
+        dots = _balanced(-(-layer.filters.dots // (warps // warps_n)), max(1, warp_tiles // j))
+        of_warp = _balanced(-(-groups // warps_n), max(1, warp_tiles // (j * dots)))
+        parts = tuple(1 << bit for bit in reversed(range(of_warp.bit_length())) if of_warp >> bit & 1)
+        return replace(layer, warps_m=warps // warps_n, warps_n=warps_n, dots=dots, groups=parts)
 
     layers = tuple(tile(layer) for layer in layout.layers)
     return replace(layout, layers=layers, warps=warps, noinline=noinline, ctas_per_image=ctas_per_image)
@@ -694,10 +761,14 @@ def from_json(text: str) -> NetworkLayout:
     """
     try:
         values = json.loads(text)
-        values["layers"] = tuple(ConvLayout(**layer) for layer in values["layers"])
+        values["layers"] = tuple(_conv_layout(**layer) for layer in values["layers"])
         values["linears"] = tuple(None if linear is None else LinearLayout(**linear) for linear in values["linears"])
         values["score"] = ScoreLayout(**values["score"])
         values["workspace"] = WorkspaceLayout(**values["workspace"])
         return NetworkLayout(**values)
     except (KeyError, TypeError) as error:
         raise ValueError(f"it lacks something, or has something else: {error}") from error
+
+
+def _conv_layout(filters: dict[str, int], groups: list[int], **values: Any) -> ConvLayout:
+    return ConvLayout(filters=FilterLayout(**filters), groups=tuple(groups), **values)

@@ -232,8 +232,7 @@ def tuned_layout(
     return with_tile_config(
         net,
         warps=config["num_warps"],
-        warp_m=config.pop("WARP_M"),
-        warp_n=config.pop("WARP_N"),
+        warp_tiles=config.pop("WARP_TILES"),
         noinline=config.pop("NOINLINE"),
         ctas_per_image=ctas_per_image,
     ), config

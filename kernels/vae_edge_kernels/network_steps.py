@@ -20,9 +20,11 @@ import triton
 import triton.language as tl
 
 from vae_edge_kernels.fragments import (
-    interleaved_column,
     left_operand,
     right_operand,
+    row_channel,
+    stored_row,
+    stored_warp,
     sums_to_tile,
     tile_row,
     tile_warp,
@@ -78,22 +80,29 @@ def image_barrier(barrier_ptr, NET: tl.constexpr):
 
 
 @triton.jit
-def scale_bias_relu(acc, params_ptr, NET: tl.constexpr, I: tl.constexpr, column):
-    """Epilogue of a tile: relu(acc · scale + bias), float32 [rows, columns]; float16 networks have no scale, and in
-    int8 networks `round_tile` has the ReLU.
+def load_rows(row_ptr, tile, NET: tl.constexpr, I: tl.constexpr, D: tl.constexpr):
+    """A parameter of each output channel, from row_ptr on, for the rows of a tile's part D: [warps or 1, dot_m, 1]."""
+    DOT_M: tl.constexpr = NET.layers[I].filters.dot_m
+    WARPS: tl.constexpr = NET.warps if NET.layers[I].warps_m > 1 else 1
+    warp = tl.arange(0, WARPS)[:, None]
+    value = tl.load(row_ptr + read_dot(tile, warp, NET, I, D) * DOT_M + tl.arange(0, DOT_M)[None, :])
+    return value.reshape(WARPS, 8, DOT_M // 16, 2).permute(0, 2, 3, 1).reshape(WARPS, DOT_M, 1)
+
+
+@triton.jit
+def scale_bias_relu(sums, scale, bias, NET: tl.constexpr, I: tl.constexpr):
+    """Epilogue of a tile: relu(sums · scale + bias), float32; float16 networks have no scale, their sums have the bias
+    already, and in int8 networks `round_tile` has the ReLU.
 
     An int8 layer's scale is s_x · s_w[k] / s_y and its bias b / s_y, so that the result is in units of the output.
-    `column` [rows or 1, columns] are output channels; those beyond the last read its parameters.
     """
-    column = tl.minimum(column, NET.layers[I].out_channels - 1) if has_partial_tiles(NET, I) else column
-    bias = tl.load(params_ptr + NET.layers[I].bias + column)
     if NET.int8:
-        acc = fma(acc.to(tl.float32), tl.load(params_ptr + NET.layers[I].scale + column), bias)
+        value = fma(sums.to(tl.float32), scale, bias)
+    elif NET.layers[I].relu:
+        value = relu(sums, 1)
     else:
-        acc = acc + bias
-    if NET.layers[I].relu and not NET.int8:
-        acc = relu(acc, 1)
-    return acc
+        value = sums
+    return value
 
 
 @triton.jit
@@ -180,240 +189,302 @@ def clear_border(
 ):
     """Zeros around one feature map; see `layout.ConvLayout`."""
     PITCH: tl.constexpr = WIDTH + 1
+    PIXELS: tl.constexpr = 2 * PITCH + HEIGHT + 1
     PARTS: tl.constexpr = CHANNELS // 16
     BLOCK: tl.constexpr = 128
-    for start in range(cta_rank * BLOCK, (2 * PITCH + HEIGHT + 1) * PARTS, BLOCK * CTAS):
+    for start in range(cta_rank * BLOCK, PIXELS * PARTS, BLOCK * CTAS):
         part = start + tl.arange(0, BLOCK)
         j = part // PARTS
         # The row above and the first column's first pixel; the other rows' first pixels; the row below.
         pixel = tl.where(j <= PITCH, j, tl.where(j < PITCH + HEIGHT, (j - PITCH + 1) * PITCH, j - HEIGHT + HEIGHT * PITCH))
         offset = pixel * CHANNELS + part % PARTS * 16
-        mask = (j < 2 * PITCH + HEIGHT + 1)[:, None]
+        mask = (j < PIXELS)[:, None]
         tl.store(map_ptr + offset[:, None] + tl.arange(0, 16)[None, :], tl.zeros((BLOCK, 16), map_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def tiles_m(NET: tl.constexpr, I: tl.constexpr):
-    """A layer's tiles by output pixels."""
-    return (NET.layers[I].out_height * NET.layers[I].out_width + NET.layers[I].block_m - 1) // NET.layers[I].block_m
+    """A layer's tiles by output channels."""
+    return (NET.layers[I].out_channels + NET.layers[I].tile_channels - 1) // NET.layers[I].tile_channels
 
 
 @triton.jit
 def tiles_n(NET: tl.constexpr, I: tl.constexpr):
-    """A layer's tiles by output channels."""
-    return (NET.layers[I].out_channels + NET.layers[I].block_n - 1) // NET.layers[I].block_n
+    """A layer's tiles by output pixels."""
+    PIXELS: tl.constexpr = NET.layers[I].out_height * NET.layers[I].out_width
+    return (PIXELS + NET.layers[I].tile_pixels - 1) // NET.layers[I].tile_pixels
 
 
 @triton.jit
-def has_partial_tiles(NET: tl.constexpr, I: tl.constexpr):
-    """Whether tiles reach beyond the layer's output channels."""
-    return NET.layers[I].out_channels % NET.layers[I].block_n != 0
+def tile_pixel(tile, warp, place, NET: tl.constexpr, I: tl.constexpr, FIRST: tl.constexpr):
+    """Output pixels that are the columns `place` of a warp's product; FIRST groups of its tile are before them."""
+    WARPS_N: tl.constexpr = NET.layers[I].warps_n
+    group = place // 8 * WARPS_N + warp % WARPS_N + FIRST * WARPS_N
+    return tile // tiles_m(NET, I) * NET.layers[I].tile_pixels + group * 8 + place % 8
 
 
 @triton.jit
-def tile_pixels(tile, NET: tl.constexpr, I: tl.constexpr):
-    """A tile's output pixels in the order of its rows, [warp_m · warps]; they may reach beyond the layer."""
-    WARPS_M: tl.constexpr = NET.layers[I].warps_m
-    row = tl.arange(0, NET.layers[I].warp_m * NET.warps)
-    if NET.layers[I].warps_n > 1:
-        row = tile_row(row, NET.warps) // 8 * (8 * WARPS_M) + tile_warp(row, NET.warps) % WARPS_M * 8 + row % 8
-    return tile // tiles_n(NET, I) * NET.layers[I].block_m + row
+def tile_dot(tile, warp, NET: tl.constexpr, I: tl.constexpr, D: tl.constexpr):
+    """Which `dot_m` output channels a warp's part D of a tile is."""
+    WARP_DOTS: tl.constexpr = NET.layers[I].dots
+    dot = tile % tiles_m(NET, I) * (NET.layers[I].warps_m * WARP_DOTS) + D
+    if NET.layers[I].warps_m > 1:
+        dot += warp // NET.layers[I].warps_n * WARP_DOTS
+    return dot
 
 
 @triton.jit
-def tile_channels(tile, row, NET: tl.constexpr, I: tl.constexpr):
-    """First output channel of a tile for each of its rows, or the weights' rows: that of the warp that has the row."""
-    WARP_N: tl.constexpr = NET.layers[I].dot_n * NET.layers[I].dots
-    first = tile % tiles_n(NET, I) * NET.layers[I].block_n
-    if NET.layers[I].warps_n > 1:
-        return first + tile_warp(row, NET.warps) // NET.layers[I].warps_m * WARP_N
-    return first + row * 0
+def read_dot(tile, warp, NET: tl.constexpr, I: tl.constexpr, D: tl.constexpr):
+    """The same for what is read: the last ones instead of those beyond them."""
+    DOTS: tl.constexpr = NET.layers[I].filters.dots
+    dot = tile_dot(tile, warp, NET, I, D)
+    if DOTS % (NET.layers[I].warps_m * NET.layers[I].dots) != 0:
+        dot = tl.minimum(dot, DOTS - 1)
+    return dot
 
 
 @triton.jit
-def zero_sums(NET: tl.constexpr, I: tl.constexpr, DTYPE: tl.constexpr):
-    """What a tile's products are added to: `dots` of [warps, warp_m, dot_n]."""
+def first_sums(params_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
+    """What a tile's products are added to, [warps, dot_m, 8 · group] for each of its parts by channels and, within it,
+    for each group of its pixels: the bias in float16 networks, else 0."""
     DOTS: tl.constexpr = NET.layers[I].dots
+    PARTS: tl.constexpr = len(NET.layers[I].groups)
+    DTYPE: tl.constexpr = tl.int32 if NET.int8 and not NET.layers[I].reads_image else tl.float32
     sums = ()
-    for _ in tl.static_range(DOTS):
-        sums = sums + (tl.zeros((NET.warps, NET.layers[I].warp_m, NET.layers[I].dot_n), dtype=DTYPE),)
+    for d in tl.static_range(DOTS):
+        if not NET.int8:
+            bias = load_rows(params_ptr + NET.layers[I].bias, tile, NET, I, d)
+        for p in tl.static_range(PARTS):
+            part = tl.zeros((NET.warps, NET.layers[I].filters.dot_m, 8 * NET.layers[I].groups[p]), dtype=DTYPE)
+            sums = sums + (part,) if NET.int8 else sums + (part + bias,)
     return sums
 
 
 @triton.jit
-def add_products(
-    sums, x_ptrs, w_ptr, tile, k, NET: tl.constexpr, I: tl.constexpr, W_STRIDE: tl.constexpr, REST: tl.constexpr,
-    VECTOR: tl.constexpr,
-):  # fmt: skip
-    """Add to a tile's sums the products with 4 · VECTOR weights of each output channel, of which REST are there.
-
-    Args:
-        x_ptrs: [warp_m · warps, 4 · VECTOR], the inputs.
-        w_ptr: the weights of channel 0 from the same inputs; W_STRIDE further are those of the next.
-        k: `vector_range(VECTOR)`.
+def load_weights(
+    weights_ptr, tile, NET: tl.constexpr, I: tl.constexpr, D: tl.constexpr, CHUNK: tl.constexpr, STEPS: tl.constexpr
+):
+    """A chunk's weights for part D of a tile's channels, `tl.dot`'s left operand. CHUNK counts the full chunks of all
+    rows, or the half ones.
     """
     WARPS: tl.constexpr = NET.warps
-    DOT_N: tl.constexpr = NET.layers[I].dot_n
-    x = left_operand(load_chunk(x_ptrs, k, REST, VECTOR), NET.layers[I].warp_m // 8, WARPS, VECTOR)
-    index = tl.arange(0, DOT_N * WARPS)
-    column = tile_channels(tile, index, NET, I) + interleaved_column(index, DOT_N, WARPS)
-    DOTS: tl.constexpr = NET.layers[I].dots
-    added = ()
-    for d in tl.static_range(DOTS):
-        n = column + d * DOT_N
-        if has_partial_tiles(NET, I):
-            n = tl.minimum(n, NET.layers[I].out_channels - 1)
-        w = load_chunk(w_ptr + (n * W_STRIDE)[:, None] + k[None, :], k, REST, VECTOR)
-        w = right_operand(w.to(x.dtype), DOT_N // 8, WARPS, VECTOR)
-        added = added + (tl.dot(x, w, sums[d], out_dtype=sums[d].dtype),)
-    return added
+    PACK: tl.constexpr = NET.layers[I].filters.pack
+    J: tl.constexpr = NET.layers[I].filters.dot_m // 16
+    DOTS: tl.constexpr = NET.layers[I].filters.dots
+    index = tl.arange(0, STEPS * J * WARPS * 8)
+    dot = read_dot(tile, tile_warp(index, WARPS), NET, I, D)
+    offset = tile_row(index, WARPS) * (16 * PACK) + dot * (STEPS * J * 8 * 16 * PACK)
+    start = NET.layers[I].weights + (0 if STEPS == 2 else NET.layers[I].filters.full_size)
+    w_ptr = weights_ptr + (start + CHUNK * (DOTS * STEPS * J * 8 * 16 * PACK))
+    w = tl.load(w_ptr + offset[:, None] + vector_range(4, 4 * PACK)[None, :])
+    return left_operand(w, J, WARPS, STEPS, PACK)
 
 
 @triton.jit
 def add_chunk(
-    sums, x_ptr, w_ptr, tile, NET: tl.constexpr, I: tl.constexpr, W_STRIDE: tl.constexpr, REST: tl.constexpr,
-    PACK: tl.constexpr,
-):  # fmt: skip
-    """`add_products` of the next inputs, of which REST are there: 64 bytes of each row of x_ptr [warp_m · warps], or 32
-    if these are enough."""
-    VECTOR: tl.constexpr = 2 * PACK if REST <= 8 * PACK else 4 * PACK
-    k = vector_range(VECTOR)
-    return add_products(sums, x_ptr[:, None] + k[None, :], w_ptr, tile, k, NET, I, W_STRIDE, REST, VECTOR)
-
-
-@triton.jit
-def load_chunk(ptrs, k, REST: tl.constexpr, VECTOR: tl.constexpr):
-    """Rows of a tile; 0 for the summed indices k from REST on."""
-    if REST < 4 * VECTOR:
-        return tl.load(ptrs, mask=(k < REST)[None, :], other=0)
-    return tl.load(ptrs)
-
-
-@triton.jit
-def conv_tile(activations_ptr, weights_ptr, tile, row, NET: tl.constexpr, I: tl.constexpr):
-    """Sums of a tile of a layer that reads a feature map, float32 or int32.
-
-    For each row of the kernel the inputs lie side by side, those of its columns with all their channels. They go in
-    chunks of 64 bytes, of which each thread loads 16, or of 32 at the end.
+    sums, x_ptrs, weights_ptr, tile, NET: tl.constexpr, I: tl.constexpr, CHUNK: tl.constexpr, STEPS: tl.constexpr
+):
+    """Add the products with a chunk of the summed index to a tile's sums. x_ptrs: tensors of pointers to the inputs,
+    [8 · group · warps, 8 · STEPS · pack], for each group of the tile's pixels.
     """
+    DOTS: tl.constexpr = NET.layers[I].dots
+    PARTS: tl.constexpr = len(NET.layers[I].groups)
+    xs = ()
+    for p in tl.static_range(PARTS):
+        x = tl.load(x_ptrs[p])
+        xs = xs + (right_operand(x, NET.layers[I].groups[p], NET.warps, STEPS, NET.layers[I].filters.pack),)
+    added = ()
+    for d in tl.static_range(DOTS):
+        w = load_weights(weights_ptr, tile, NET, I, d, CHUNK, STEPS).to(xs[0].dtype)
+        for p in tl.static_range(PARTS):
+            acc = sums[d * PARTS + p]
+            added = added + (tl.dot(w, xs[p], acc, input_precision="tf32", out_dtype=acc.dtype),)
+    return added
+
+
+@triton.jit
+def read_pixels(tile, NET: tl.constexpr, I: tl.constexpr):
+    """Output pixels of the x tiles, [8 · group · warps] for each group; the last one instead of those beyond it."""
+    PARTS: tl.constexpr = len(NET.layers[I].groups)
+    WARPS: tl.constexpr = NET.warps
+    PIXELS: tl.constexpr = NET.layers[I].out_height * NET.layers[I].out_width
+    pixels = ()
+    for p in tl.static_range(PARTS):
+        index = tl.arange(0, 8 * NET.layers[I].groups[p] * WARPS)
+        pixel = tile_pixel(tile, tile_warp(index, WARPS), tile_row(index, WARPS), NET, I, NET.layers[I].group_starts[p])
+        pixels = pixels + (tl.minimum(pixel, PIXELS - 1),)
+    return pixels
+
+
+@triton.jit
+def offset_all(x_ptrs, offset):
+    """The same offset added to tensors of pointers, each with a second axis that the offset has."""
+    COUNT: tl.constexpr = len(x_ptrs)
+    moved = ()
+    for p in tl.static_range(COUNT):
+        moved = moved + (x_ptrs[p][:, None] + offset[None, :],)
+    return moved
+
+
+@triton.jit
+def input_ptrs(x_ptr, tile, NET: tl.constexpr, I: tl.constexpr, PITCH: tl.constexpr, CHANNELS: tl.constexpr):
+    """Pointers to the first input of each output pixel of the x tiles; PITCH pixels of CHANNELS numbers are a row."""
+    WIDTH: tl.constexpr = NET.layers[I].out_width
+    PARTS: tl.constexpr = len(NET.layers[I].groups)
+    pixels = read_pixels(tile, NET, I)
+    ptrs = ()
+    for p in tl.static_range(PARTS):
+        corner = pixels[p] // WIDTH * PITCH + pixels[p] % WIDTH
+        ptrs = ptrs + (x_ptr + corner * (NET.layers[I].stride * CHANNELS),)
+    return ptrs
+
+
+@triton.jit
+def chunk_inputs(START: tl.constexpr, DEPTH: tl.constexpr, VECTOR: tl.constexpr):
+    """The inputs from START on that a chunk sums over, [4 · VECTOR], of which a thread loads VECTOR. Instead of those
+    from DEPTH on, whose weights are 0, the last ones are read again.
+    """
+    k = START + tl.arange(0, 4 * VECTOR)
+    if START + 4 * VECTOR > DEPTH:
+        k = tl.minimum(k // VECTOR, DEPTH // VECTOR - 1) * VECTOR + k % VECTOR
+    return tl.max_contiguous(tl.multiple_of(k, VECTOR), VECTOR)
+
+
+@triton.jit
+def conv_tile(activations_ptr, weights_ptr, params_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
+    """Sums of a tile of a layer that reads a feature map, float32 or int32, as `first_sums` has them.
+
+    For each row of the kernel the inputs lie side by side, those of its columns with all their channels.
+    """
+    FULL: tl.constexpr = NET.layers[I].filters.full
+    PACK: tl.constexpr = NET.layers[I].filters.pack
+    DEPTH: tl.constexpr = NET.layers[I].filters.depth
     KERNEL: tl.constexpr = NET.layers[I].kernel_size
     CHANNELS: tl.constexpr = NET.layers[I].in_channels
-    DEPTH: tl.constexpr = KERNEL * CHANNELS
-    PIXELS: tl.constexpr = NET.layers[I].out_height * NET.layers[I].out_width
-    WIDTH: tl.constexpr = NET.layers[I].out_width
-    PITCH: tl.constexpr = NET.layers[I].pitch
-    PACK: tl.constexpr = 4 if NET.int8 else 2  # elements in 32 bits
-    read = tl.minimum(row, PIXELS - 1)
-    corner = (read // WIDTH * PITCH + read % WIDTH) * (NET.layers[I].stride * CHANNELS)
-    x_ptr = activations_ptr + NET.layers[I].source + corner
-    w_ptr = weights_ptr + NET.layers[I].weights
-
-    sums = zero_sums(NET, I, tl.int32 if NET.int8 else tl.float32)
+    ROW: tl.constexpr = NET.layers[I].pitch * CHANNELS
+    x_ptrs = input_ptrs(
+        activations_ptr + NET.layers[I].source, tile, NET, I, NET.layers[I].pitch, NET.layers[I].in_channels
+    )
+    sums = first_sums(params_ptr, tile, NET, I)
     for r in tl.static_range(KERNEL):
-        for start in tl.static_range(0, DEPTH, 16 * PACK):
-            sums = add_chunk(
-                sums, x_ptr + (r * PITCH * CHANNELS + start), w_ptr + (r * DEPTH + start), tile, NET, I,
-                KERNEL * DEPTH, DEPTH - start, PACK,
-            )  # fmt: skip
+        for f in tl.static_range(FULL):
+            ptrs = offset_all(x_ptrs, r * ROW + chunk_inputs(f * 16 * PACK, DEPTH, 4 * PACK))
+            sums = add_chunk(sums, ptrs, weights_ptr, tile, NET, I, r * FULL + f, 2)
+        if NET.layers[I].filters.half > 0:
+            ptrs = offset_all(x_ptrs, r * ROW + chunk_inputs(FULL * 16 * PACK, DEPTH, 2 * PACK))
+            sums = add_chunk(sums, ptrs, weights_ptr, tile, NET, I, r, 1)
     return sums
 
 
 @triton.jit
-def stem_tile(workspace_ptr, weights_ptr, tile, row, NET: tl.constexpr, I: tl.constexpr):
+def stem_tile(workspace_ptr, weights_ptr, params_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
     """Sums of a tile of a layer that reads the image's pixels, float32.
 
     They and the weights are float16 in int8 networks too: products of whole numbers are exact.
     """
     ROW: tl.constexpr = NET.stem_row
-    DEPTH: tl.constexpr = NET.stem_depth
-    PIXELS: tl.constexpr = NET.layers[I].out_height * NET.layers[I].out_width
-    WIDTH: tl.constexpr = NET.layers[I].out_width
-    read = tl.minimum(row, PIXELS - 1)
-    corner = (read // WIDTH * NET.width + read % WIDTH) * (NET.layers[I].stride * ROW)
-    x_ptr = pixels_ptr(workspace_ptr, NET) + corner
-    w_ptr = weights_ptr + NET.layers[I].weights
-
-    sums = zero_sums(NET, I, tl.float32)
-    for start in tl.static_range(0, DEPTH, 16):
-        k = start + tl.arange(0, 16)
+    CHUNKS: tl.constexpr = NET.layers[I].filters.half
+    x_ptrs = input_ptrs(pixels_ptr(workspace_ptr, NET), tile, NET, I, NET.width, ROW)
+    sums = first_sums(params_ptr, tile, NET, I)
+    for h in tl.static_range(CHUNKS):
+        k = h * 16 + tl.arange(0, 16)
         k = tl.minimum(k // ROW, 2) * (NET.width * ROW) + k % ROW  # behind the last row weights are 0
-        x_ptrs = x_ptr[:, None] + tl.max_contiguous(tl.multiple_of(k, 4), 4)[None, :]
-        sums = add_products(sums, x_ptrs, w_ptr + start, tile, vector_range(4), NET, I, DEPTH, 16, 4)
+        ptrs = offset_all(x_ptrs, tl.max_contiguous(tl.multiple_of(k, 4), 4))
+        sums = add_chunk(sums, ptrs, weights_ptr, tile, NET, I, h, 1)
     return sums
 
 
 @triton.jit
-def store_layer(sums, activations_ptr, sums_ptr, params_ptr, tile, row, NET: tl.constexpr, I: tl.constexpr):
+def store_layer(sums, activations_ptr, sums_ptr, params_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
     """Epilogue of a tile: into the layer's output; the feature layer also stores each tile's sums by channel."""
-    PIXELS: tl.constexpr = NET.layers[I].out_height * NET.layers[I].out_width
+    DOTS: tl.constexpr = NET.layers[I].dots
+    PARTS: tl.constexpr = len(NET.layers[I].groups)
+    for d in tl.static_range(DOTS):
+        total = tl.zeros((NET.warps, NET.layers[I].filters.dot_m), dtype=tl.float32)
+        scale, bias = load_rows(params_ptr + NET.layers[I].scale, tile, NET, I, d), load_rows(params_ptr + NET.layers[I].bias, tile, NET, I, d)
+        for p in tl.static_range(PARTS):
+            value = scale_bias_relu(sums[d * PARTS + p], scale, bias, NET, I)
+            if NET.int8:
+                value = round_tile(value, NET, I)
+            value = value.to(activations_ptr.dtype.element_ty)
+            store_part(value, activations_ptr, tile, NET, I, d, NET.layers[I].groups[p], NET.layers[I].group_starts[p])
+            if NET.layers[I].is_feature_layer:
+                total += pixel_sums(value, tile, NET, I, NET.layers[I].groups[p], NET.layers[I].group_starts[p])
+        if NET.layers[I].is_feature_layer:
+            store_sums(total, sums_ptr, params_ptr, tile, NET, I, d)
+
+
+@triton.jit
+def store_part(
+    value, activations_ptr, tile, NET: tl.constexpr, I: tl.constexpr, D: tl.constexpr, GROUPS: tl.constexpr,
+    FIRST: tl.constexpr,
+):  # fmt: skip
+    """Values of one product, [warps, dot_m, 8 · GROUPS], into the layer's output."""
+    WARPS: tl.constexpr = NET.warps
+    DOT_M: tl.constexpr = NET.layers[I].filters.dot_m
     WIDTH: tl.constexpr = NET.layers[I].out_width
     CHANNELS: tl.constexpr = NET.layers[I].out_channels
-    target_ptr = activations_ptr + NET.layers[I].output_start
-    pixel = row // WIDTH * NET.layers[I].output_pitch + row % WIDTH if NET.layers[I].output_border else row
-
-    DOTS: tl.constexpr = NET.layers[I].dots
-    for d in tl.static_range(DOTS):
-        value, column = finish_dot(sums, params_ptr, tile, NET, I, d)
-        if NET.int8:
-            value = round_tile(value, NET, I)
-        value = value.to(target_ptr.dtype.element_ty)
-        mask = (row < PIXELS)[:, None] & (column < CHANNELS)
-        tl.store(target_ptr + (pixel * CHANNELS)[:, None] + column, value, mask=mask)
-        if NET.layers[I].is_feature_layer:
-            store_sums(value, sums_ptr, params_ptr, tile, row, NET, I, d)
-
-
-@triton.jit
-def finish_dot(sums, params_ptr, tile, NET: tl.constexpr, I: tl.constexpr, D: tl.constexpr):
-    """A tile's values behind `scale_bias_relu`, [warp_m · warps, dot_n], and their channels [the same or 1, dot_n]."""
-    DOT_N: tl.constexpr = NET.layers[I].dot_n
-    value = sums_to_tile(sums[D], NET.layers[I].warp_m // 8, DOT_N, NET.warps)
-    first = tile % tiles_n(NET, I) * NET.layers[I].block_n
-    column = D * DOT_N + tl.max_contiguous(tl.arange(0, DOT_N), DOT_N // 4)[None, :]
-    if NET.layers[I].warps_n > 1:
-        column = tile_channels(tile, tl.arange(0, NET.layers[I].warp_m * NET.warps), NET, I)[:, None] + column
-    else:
-        column = first + column
-    return scale_bias_relu(value, params_ptr, NET, I, column), column
+    PIXELS: tl.constexpr = NET.layers[I].out_height * NET.layers[I].out_width
+    index = tl.arange(0, 8 * GROUPS * WARPS)
+    warp = stored_warp(index, WARPS)
+    pixel = tile_pixel(tile, warp, stored_row(index, WARPS), NET, I, FIRST)
+    place = pixel // WIDTH * NET.layers[I].output_pitch + pixel % WIDTH if NET.layers[I].output_border else pixel
+    channel = tile_dot(tile, warp, NET, I, D) * DOT_M + index * 0
+    column = tl.max_contiguous(tl.arange(0, DOT_M), DOT_M // 8)
+    offset = (place * CHANNELS + channel)[:, None] + column[None, :]
+    mask = (pixel < PIXELS)[:, None]
+    if CHANNELS % NET.layers[I].tile_channels != 0:
+        mask = mask & (channel[:, None] + column[None, :] < CHANNELS)
+    value = sums_to_tile(value, DOT_M // 16, GROUPS, WARPS)
+    tl.store(activations_ptr + NET.layers[I].output_start + offset, value, mask=mask)
 
 
 @triton.jit
-def store_sums(value, sums_ptr, params_ptr, tile, row, NET: tl.constexpr, I: tl.constexpr, D: tl.constexpr):
-    """A tile's sums over its pixels, of stored values: [tiles of rows, channels], float32. The average pool needs no
+def is_pixel(tile, NET: tl.constexpr, I: tl.constexpr, GROUPS: tl.constexpr, FIRST: tl.constexpr):
+    """Whether the columns of the products are output pixels, [warps, 1, 8 · GROUPS]; and which."""
+    PIXELS: tl.constexpr = NET.layers[I].out_height * NET.layers[I].out_width
+    warp, place = tl.arange(0, NET.warps)[:, None], tl.arange(0, 8 * GROUPS)[None, :]
+    pixel = tile_pixel(tile, warp, place, NET, I, FIRST)[:, None, :]
+    return pixel < PIXELS, pixel
+
+
+@triton.jit
+def pixel_sums(value, tile, NET: tl.constexpr, I: tl.constexpr, GROUPS: tl.constexpr, FIRST: tl.constexpr):
+    """Sums of one product's values over their pixels, float32 [warps, dot_m]."""
+    inside, _ = is_pixel(tile, NET, I, GROUPS, FIRST)
+    return tl.sum(tl.where(inside, value.to(tl.float32), 0.0), 2)
+
+
+@triton.jit
+def store_sums(total, sums_ptr, params_ptr, tile, NET: tl.constexpr, I: tl.constexpr, D: tl.constexpr):
+    """A tile's sums over its pixels, of stored values: [tiles of pixels, channels], float32. The average pool needs no
     second pass over the feature maps then.
     """
     WARPS_M: tl.constexpr = NET.layers[I].warps_m
-    WARPS_N: tl.constexpr = NET.layers[I].warps_n
-    DOT_N: tl.constexpr = NET.layers[I].dot_n
-    value = value.to(tl.float32)
+    DOT_M: tl.constexpr = NET.layers[I].filters.dot_m
     if NET.int8:
-        value = value * tl.load(params_ptr + NET.layers[I].output_scale)
-    value = tl.where((row < NET.layers[I].out_height * NET.layers[I].out_width)[:, None], value, 0.0)
-    total = tl.sum(value.reshape(NET.layers[I].warp_m // 8, WARPS_N, WARPS_M, 8, DOT_N), 0)
-    total = tl.sum(tl.sum(total, 2), 1)
-    warp = tl.arange(0, WARPS_N)[:, None]
-    column = (tile % tiles_n(NET, I) * WARPS_N + warp) * (DOT_N * NET.layers[I].dots) + D * DOT_N
-    column += tl.arange(0, DOT_N)[None, :]
-    target_ptr = sums_ptr + tile // tiles_n(NET, I) * NET.layers[I].out_channels
-    tl.store(target_ptr + column, total, mask=column < NET.layers[I].out_channels)
+        total = total * tl.load(params_ptr + NET.layers[I].output_scale)
+    total = tl.sum(total.reshape(WARPS_M, NET.layers[I].warps_n, DOT_M), 1)
+    dot = tile_dot(tile, tl.arange(0, WARPS_M)[:, None] * NET.layers[I].warps_n, NET, I, D)
+    channel = dot * DOT_M + row_channel(DOT_M // 16)[None, :]
+    target_ptr = sums_ptr + tile // tiles_m(NET, I) * NET.layers[I].out_channels
+    tl.store(target_ptr + channel, total, mask=channel < NET.layers[I].out_channels)
 
 
 @triton.jit
 def first_conv(workspace_ptr, activations_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr, I: tl.constexpr):
     """A backbone's first layer: y = relu(conv(pixels, w) + b)."""
     for tile in range(cta_rank, tiles_m(NET, I) * tiles_n(NET, I), NET.ctas_per_image):
-        row = tile_pixels(tile, NET, I)
-        sums = stem_tile(workspace_ptr, weights_ptr, tile, row, NET, I)
-        store_layer(sums, activations_ptr, workspace_ptr, params_ptr, tile, row, NET, I)
+        sums = stem_tile(workspace_ptr, weights_ptr, params_ptr, tile, NET, I)
+        store_layer(sums, activations_ptr, workspace_ptr, params_ptr, tile, NET, I)
 
 
 @triton.jit
 def hidden_conv(activations_ptr, sums_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr, I: tl.constexpr):
     """y = relu(conv(x, w) + b) from one feature map to the next, and a feature layer's `store_sums`."""
     for tile in range(cta_rank, tiles_m(NET, I) * tiles_n(NET, I), NET.ctas_per_image):
-        row = tile_pixels(tile, NET, I)
-        sums = conv_tile(activations_ptr, weights_ptr, tile, row, NET, I)
-        store_layer(sums, activations_ptr, sums_ptr, params_ptr, tile, row, NET, I)
+        sums = conv_tile(activations_ptr, weights_ptr, params_ptr, tile, NET, I)
+        store_layer(sums, activations_ptr, sums_ptr, params_ptr, tile, NET, I)
 
 
 @triton.jit
@@ -425,7 +496,7 @@ def finish_avg_pool(sums_ptr, means_ptr, NET: tl.constexpr, PAD: tl.constexpr, F
         if NET.layers[i].is_feature_layer:
             PIXELS: tl.constexpr = NET.layers[i].out_height * NET.layers[i].out_width
             total = tl.zeros((FEATURES,), dtype=tl.float32)
-            for tile in range(0, (PIXELS + NET.layers[i].block_m - 1) // NET.layers[i].block_m):
+            for tile in range(0, tiles_n(NET, i)):
                 offsets = tile * NET.layers[i].out_channels + channel
                 total += tl.load(sums_ptr + offsets, mask=channel < NET.layers[i].out_channels, other=0.0)
             tl.store(means_ptr + channel, total * (1.0 / PIXELS), mask=channel < NET.layers[i].out_channels)
@@ -622,17 +693,21 @@ def add_code_products(
     sums, own_ptr, w_ptr, params_ptr, NET: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr, PACK: tl.constexpr
 ):
     """Add the products with the code's numbers from FIRST on, of which the weights have REST."""
-    VECTOR: tl.constexpr = 2 * PACK if REST <= 8 * PACK else 4 * PACK
-    k = FIRST + vector_range(VECTOR)
+    STEPS: tl.constexpr = 1 if REST <= 8 * PACK else 2
+    k = FIRST + vector_range(4, 2 * STEPS * PACK)
     code = tl.arange(0, 8 * NET.warps)[:, None] * 0 + k[None, :]
     x = tl.load(own_ptr + NET.workspace.code + code, mask=code < NET.latent + NET.classes, other=0.0)
     if NET.int8:
         x = quantize_int8(x * tl.load(params_ptr + NET.linears[DECODER].input_scale))
     else:
         x = x.to(tl.float16)
-    x = right_operand(x, 1, NET.warps, VECTOR)
-    w = load_chunk(w_ptr[:, None] + k[None, :], k - FIRST, REST, VECTOR)
-    return tl.dot(left_operand(w, w.shape[0] // (8 * NET.warps), NET.warps, VECTOR), x, sums, out_dtype=sums.dtype)
+    x = right_operand(x, 1, NET.warps, STEPS, PACK)
+    if REST < 8 * STEPS * PACK:
+        w = tl.load(w_ptr[:, None] + k[None, :], mask=(k - FIRST < REST)[None, :], other=0)
+    else:
+        w = tl.load(w_ptr[:, None] + k[None, :])
+    w = right_operand(w, w.shape[0] // (8 * NET.warps), NET.warps, STEPS, PACK).permute(0, 2, 1)
+    return tl.dot(w, x, sums, out_dtype=sums.dtype)
 
 
 @triton.jit
@@ -648,22 +723,29 @@ def decoder_error(workspace_ptr, activations_ptr, weights_ptr, params_ptr, cta_r
     WIDTH: tl.constexpr = (NET.width + NET.reduction - 1) // NET.reduction
     BLOCK: tl.constexpr = NET.block
     DOTS: tl.constexpr = NET.layers[I].dots
-    error = tl.zeros((NET.layers[I].warp_m * NET.warps, NET.layers[I].dot_n), dtype=tl.float32)
+    PARTS: tl.constexpr = len(NET.layers[I].groups)
+    error = tl.zeros((NET.warps, NET.layers[I].filters.dot_m), dtype=tl.float32)
     for tile in range(cta_rank, tiles_m(NET, I) * tiles_n(NET, I), NET.ctas_per_image):
-        row = tile_pixels(tile, NET, I)
-        sums = conv_tile(activations_ptr, weights_ptr, tile, row, NET, I)
+        sums = conv_tile(activations_ptr, weights_ptr, params_ptr, tile, NET, I)
         for d in tl.static_range(DOTS):
-            value, column = finish_dot(sums, params_ptr, tile, NET, I, d)
-            decoded = 1.0 / (1.0 + tl.exp(-value))
+            scale, bias = load_rows(params_ptr + NET.layers[I].scale, tile, NET, I, d), load_rows(params_ptr + NET.layers[I].bias, tile, NET, I, d)
+            warp = tl.arange(0, NET.warps)[:, None]
+            place = tile_dot(tile, warp, NET, I, d) * NET.layers[I].filters.dot_m
+            place += row_channel(NET.layers[I].filters.dot_m // 16)[None, :]
+            for p in tl.static_range(PARTS):
+                value = scale_bias_relu(sums[d * PARTS + p], scale, bias, NET, I)
+                decoded = 1.0 / (1.0 + tl.exp(-value))
 
-            # Pixel shuffle. The last cells of a row reach beyond an image whose side is no multiple of the block.
-            y = (row // NET.grid_width * BLOCK)[:, None] + column // BLOCK % BLOCK
-            x = (row % NET.grid_width * BLOCK)[:, None] + column % BLOCK
-            mask = (row < CELLS)[:, None] & (column < NET.layers[I].out_channels) & (y < HEIGHT) & (x < WIDTH)
-            offsets = (y * WIDTH + x) * NET.channels + column // (BLOCK * BLOCK)
-            target = tl.load(workspace_ptr + NET.workspace.target + offsets, mask=mask, other=0.0)
-            error += tl.where(mask, (target - decoded) * (target - decoded), 0.0)
-
+                # Pixel shuffle. The last cells of a row reach beyond an image whose side is no multiple of the block.
+                inside, cell = is_pixel(tile, NET, I, NET.layers[I].groups[p], NET.layers[I].group_starts[p])
+                column = place[:, :, None]
+                y = cell // NET.grid_width * BLOCK + column // BLOCK % BLOCK
+                x = cell % NET.grid_width * BLOCK + column % BLOCK
+                mask = inside & (column < NET.layers[I].out_channels) & (y < HEIGHT) & (x < WIDTH)
+                offsets = (y * WIDTH + x) * NET.channels + column // (BLOCK * BLOCK)
+                target = tl.load(workspace_ptr + NET.workspace.target + offsets, mask=mask, other=0.0)
+                error += tl.sum(tl.where(mask, (target - decoded) * (target - decoded), 0.0), 2)
+        
     tl.store(workspace_ptr + NET.workspace.errors + cta_rank, tl.sum(tl.sum(error, 1), 0))
 
 

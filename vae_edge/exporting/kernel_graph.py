@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from vae_edge_kernels.layout import ConvLayout, Fc, LinearLayout, NetworkLayout, to_json
+from vae_edge_kernels.layout import ConvLayout, Fc, FilterLayout, LinearLayout, NetworkLayout, to_json
 
 from vae_edge.errors import ExportError
 from vae_edge.exporting import kernel_functions as functions
@@ -26,7 +26,7 @@ from vae_edge.exporting.kernel_functions import DOMAIN, FLOAT, FLOAT16, INT8, VE
 from vae_edge.exporting.onnx_file import OPSET, set_metadata
 from vae_edge.ops.conv import MAX_STEM_K
 from vae_edge.ops.heads import ORIENTATION_VALUES, fc_layout
-from vae_edge.ops.packing import PackedNetwork, conv_filters
+from vae_edge.ops.packing import FULL_ORDER, HALF_ORDER, PackedNetwork, conv_filters, fragment_shapes
 from vae_edge.spec import CLASSIFIER_OUTPUTS, UNCERTAINTY_OUTPUTS
 
 Form = Literal["network", "operators"]
@@ -260,17 +260,26 @@ class _Network:
             filters = conv_filters(self.packed.weights, net, layer).permute(order)
             return self.store(f"weights_{layer.weights}", filters)
         kernel, channels = layer.kernel_size, layer.in_channels
-        size = layer.out_channels * (net.stem_depth if layer.reads_image else kernel * kernel * channels)
-        filters = b.cut(self.weights, layer.weights, layer.weights + size)
+        rows = self.filter_rows(layer.weights, layer.filters)
+        rows = b.cut(rows, 0, layer.out_channels, axis=0)
         if layer.reads_image:
-            filters = b.reshape(filters, layer.out_channels, net.stem_depth)
-            if net.stem_depth > kernel * net.stem_row:
-                filters = b.cut(filters, 0, kernel * net.stem_row, axis=1)
-            filters = b.reshape(filters, layer.out_channels, kernel, net.stem_row)
-            if net.stem_row > kernel * channels:
-                filters = b.cut(filters, 0, kernel * channels, axis=2)
+            rows = b.reshape(b.cut(rows, 0, kernel * net.stem_row, axis=2), -1, kernel, net.stem_row)
+        filters = b.cut(rows, 0, kernel * channels, axis=2)
         filters = b.reshape(filters, layer.out_channels, kernel, kernel, channels)
         return filters if order == (0, 1, 2, 3) else b.transpose(filters, list(order))
+
+    def filter_rows(self, offset: int, filters: FilterLayout) -> str:
+        """`packing.from_fragments` of the weights from an offset on."""
+        b, parts = self.b, []
+        splits = (offset, offset + filters.full_size, offset + filters.size)
+        for start, stop, shape, order in zip(
+            splits, splits[1:], fragment_shapes(filters), (FULL_ORDER, HALF_ORDER), strict=False
+        ):
+            if start < stop:
+                stored = b.reshape(b.cut(self.weights, start, stop), *(shape[axis] for axis in order))
+                rows = b.transpose(stored, sorted(range(len(order)), key=order.__getitem__))
+                parts.append(b.reshape(rows, filters.dots * filters.dot_m, filters.rows, -1))
+        return parts[0] if len(parts) == 1 else b.op("Concat", *parts, axis=2)
 
     def matrix(self, layer: LinearLayout, order: tuple[int, ...]) -> str:
         """A fully connected layer's weights as filters of 1×1, [K, R, S, C] in another order."""

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
-from vae_edge_kernels.layout import ConvLayout, Fc, LinearLayout, NetworkLayout, make_layout, padded
+from vae_edge_kernels.layout import ConvLayout, Fc, FilterLayout, LinearLayout, NetworkLayout, make_layout, padded
 
 from vae_edge.errors import KernelError
 
@@ -248,12 +248,10 @@ class _Packer:
         if self.int8:
             self.write(layer.scale, _requantization_scale(found, output_scale))
             self.write(layer.output_scale, output_scale)
-        filters = found.weight.permute(0, 2, 3, 1)
+        rows = found.weight.permute(0, 2, 3, 1).flatten(2)  # [K, R, S · C]
         if layer.reads_image:
-            rows = filters.flatten(2)
-            rows = F.pad(rows, (0, self.layout.stem_row - rows.shape[2])).flatten(1)
-            filters = F.pad(rows, (0, self.layout.stem_depth - rows.shape[1]))
-        self.write_weights(layer.weights, filters)
+            rows = F.pad(rows, (0, self.layout.stem_row - rows.shape[2])).flatten(1)[:, None]
+        self.write_weights(layer.weights, to_fragments(rows, layer.filters))
         self.write(layer.bias, found.bias.double() / output_scale)
 
     def linear(
@@ -366,14 +364,44 @@ class _Packer:
         self.write(layout.terms + TERMS, constants.subtracted)
 
 
+# How `FilterLayout` splits the axes [K, rows, chunks · chunk] of full and half chunks, and the order it stores them in.
+FULL_ORDER = (4, 5, 0, 7, 2, 1, 6, 8, 3, 9)
+HALF_ORDER = (4, 5, 0, 2, 1, 6, 7, 3, 8)
+
+
+def fragment_shapes(filters: FilterLayout) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The axes of full and of half chunks before they are put in their order."""
+    channels = (filters.dots, 8, filters.dot_m // 16, 2)
+    full = (*channels, filters.rows, filters.full, 4, 2, 2, filters.pack)
+    return full, (*channels, filters.rows, filters.half, 4, 2, filters.pack)
+
+
+def to_fragments(rows: Tensor, filters: FilterLayout) -> Tensor:
+    """Filters [K, rows, depth] in the order in which the network's kernel reads them, [size]."""
+    split, padding = filters.full * 2 * filters.step, filters.dots * filters.dot_m - rows.shape[0]
+    rows = F.pad(rows, (0, split + filters.half * filters.step - rows.shape[2], 0, 0, 0, padding))
+    full, half = fragment_shapes(filters)
+    parts = (rows[..., :split].reshape(full).permute(FULL_ORDER), rows[..., split:].reshape(half).permute(HALF_ORDER))
+    return torch.cat([part.reshape(-1) for part in parts])
+
+
+def from_fragments(stored: Tensor, filters: FilterLayout) -> Tensor:
+    """What `to_fragments` was given, with zeros: [dots · dot_m, rows, chunks]."""
+    parts = []
+    chunks = (stored[: filters.full_size], stored[filters.full_size :])
+    for part, shape, order in zip(chunks, fragment_shapes(filters), (FULL_ORDER, HALF_ORDER), strict=True):
+        inverse = sorted(range(len(order)), key=order.__getitem__)
+        rows = part.reshape([shape[axis] for axis in order]).permute(inverse)
+        parts.append(rows.reshape(filters.dots * filters.dot_m, filters.rows, -1))
+    return torch.cat(parts, 2)
+
+
 def conv_filters(weights: Tensor, net: NetworkLayout, layer: ConvLayout) -> Tensor:
-    """The filters of a convolution, a view [K, R, S, C] of a network's packed weights."""
-    kernel, channels = layer.kernel_size, layer.in_channels
-    if not layer.reads_image:
-        size = layer.out_channels * kernel * kernel * channels
-        return weights[layer.weights : layer.weights + size].reshape(layer.out_channels, kernel, kernel, channels)
-    stored = weights[layer.weights : layer.weights + layer.out_channels * net.stem_depth]
-    rows = stored.reshape(layer.out_channels, -1)[:, : kernel * net.stem_row].unflatten(1, (kernel, net.stem_row))
+    """The filters of a convolution, [K, R, S, C], of a network's packed weights."""
+    kernel, channels, filters = layer.kernel_size, layer.in_channels, layer.filters
+    rows = from_fragments(weights[layer.weights : layer.weights + filters.size], filters)[: layer.out_channels]
+    if layer.reads_image:
+        rows = rows[:, 0, : kernel * net.stem_row].unflatten(1, (kernel, net.stem_row))
     return rows[:, :, : kernel * channels].unflatten(2, (kernel, channels))
 
 

@@ -185,9 +185,7 @@ def test_no_parameter_could_be_another_unseen(int8: bool) -> None:
         params[f"layer {index} bias"] = (layer.bias, layer.out_channels)
         if int8:
             params[f"layer {index} scale"] = (layer.scale, layer.out_channels)
-        size = layer.kernel_size**2 * layer.in_channels * layer.out_channels
-        size = net.stem_depth * layer.out_channels if layer.reads_image else size
-        weights[f"layer {index} weights"] = (layer.weights, size)
+        weights[f"layer {index} weights"] = (layer.weights, layer.filters.size)
     for index, linear in enumerate(net.linears):
         if linear is None:
             continue
