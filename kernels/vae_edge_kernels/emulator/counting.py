@@ -9,6 +9,7 @@ import numpy as np
 from vae_edge_kernels.emulator.arithmetic import Array
 from vae_edge_kernels.emulator.warps import LANES
 
+NEVER = -(1 << 62)  # a time
 BANKS, BANK_BYTES = 32, 4  # of shared memory
 SECTOR_BYTES = 32  # of global memory
 

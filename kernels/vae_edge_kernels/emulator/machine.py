@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 
 from vae_edge_kernels.emulator.arithmetic import DTYPES, Array
-from vae_edge_kernels.emulator.counting import SECTOR_BYTES, Counts, wavefronts
+from vae_edge_kernels.emulator.counting import NEVER, SECTOR_BYTES, Counts, wavefronts
 from vae_edge_kernels.emulator.errors import Deadlock, PtxError
+from vae_edge_kernels.emulator.folding import folded
 from vae_edge_kernels.emulator.handlers import compile_instruction
 from vae_edge_kernels.emulator.linking import link
 from vae_edge_kernels.emulator.memory import GlobalMemory, LocalMemory, SharedMemory
 from vae_edge_kernels.emulator.operands import UNSIGNED, Operands
 from vae_edge_kernels.emulator.ordering import Agent
 from vae_edge_kernels.emulator.parser import Module
-from vae_edge_kernels.emulator.timing import DRAM, L1_HIT, L2_HIT, Cost, MachineModel, Scoreboard, cost_of
+from vae_edge_kernels.emulator.timing import DRAM, L1_HIT, L1_PROGRAMS, L2_HIT, Cost, MachineModel, Scoreboard, cost_of
 from vae_edge_kernels.emulator.warps import LANES
 
 GROUP = 4  # warps of a `wgmma`
@@ -58,7 +59,8 @@ class Program:
         self.products: list[tuple[Array, Array]] = []  # what `wgmma` in flight reads: bytes, and their values
         self.known = np.zeros((warps, device.programs), np.int32)  # see `ordering`
         self.board = None if device.model is None else Scoreboard(warps, len(device.linked.registers))
-        self.cached: dict[int, Array] = {}  # sectors of each buffer in the first-level cache
+        self.cached: dict[int, Array] = {}  # of each buffer's sectors: `fetched` at their last use
+        self.fetched = 0  # sectors that the first-level cache did not have
 
     @property
     def finished(self) -> bool:
@@ -156,7 +158,12 @@ class Device:
         operands = Operands(self.linked, threads)
         self.handlers = [compile_instruction(instruction, operands) for instruction in instructions]
         numbers = {name: number for number, name in enumerate(self.linked.registers)}
-        self.costs: list[Cost] = [] if model is None else [cost_of(each, numbers, model) for each in instructions]
+        self.folded = folded(instructions)
+        self.costs: list[Cost] = []
+        if model is not None:
+            self.costs = [
+                cost_of(each, numbers, model, away) for each, away in zip(instructions, self.folded, strict=True)
+            ]
         self.cost: Cost | None = None  # of the instruction that is executed
         self.source = ""  # its line
 
@@ -207,6 +214,8 @@ class Device:
         active = np.flatnonzero(mask.reshape(-1, LANES).any(1))
         self.counts.opcodes[instruction.opcode] += len(active)
         self.counts.add("instructions", len(active), instruction.source)
+        if self.folded[pc]:
+            self.counts.add("folded", len(active), instruction.source)
         self.source = instruction.source
         if program.board is not None:
             self.cost = self.costs[pc]
@@ -258,16 +267,33 @@ class Device:
             return 0.0
         buffer, start = self.memory.find(int(addresses[0]))
         inside = sectors[1] - start // SECTOR_BYTES
-        cached = program.cached.get(start)
-        if cached is None:
-            cached = program.cached[start] = np.zeros(len(buffer.data) // SECTOR_BYTES + 2, bool)
-        hit = bool(cached[inside].all())
+        misses = self._miss(program, start, len(buffer.data) // SECTOR_BYTES + 2, inside, stores)
         fetched = bool(buffer.touched(inside).all())
-        cached[inside] = not stores  # a store goes through to the second level; what it leaves in the first is unknown
-        latency = L1_HIT if hit else (L2_HIT if fetched or stores else DRAM)
-        busy = np.bincount(sectors[0], minlength=len(program.waiting))[active] / 4  # four sectors a cycle
-        program.board.delay(self.cost, active, 0.0 if stores else latency, busy)
+        latency = L1_HIT if not misses else (L2_HIT if fetched or stores else DRAM)
+        requests = -(-np.bincount(sectors[0], minlength=len(program.waiting))[active] // 4)  # four sectors a cycle
+        self.counts.add("L1 wavefronts", int(requests.sum()), self.source)
+        program.board.delay(self.cost, active, 0.0 if stores else latency, requests)
         return latency
+
+    def _miss(self, program: Program, start: int, size: int, sectors: Array, stores: bool) -> int:
+        """How many sectors of a buffer the first-level cache does not have.
+
+        It keeps what was used since so many others were fetched as it holds: its share of the multiprocessor's. A store
+        goes through to the second level; what it leaves in the first is unknown.
+        """
+        used = program.cached.get(start)
+        if used is None:
+            used = program.cached[start] = np.full(size, NEVER, np.int64)
+        if stores:
+            used[sectors] = NEVER
+            return 0
+        assert self.model is not None
+        absent = program.fetched - used[sectors] > self.model.l1_bytes // L1_PROGRAMS // SECTOR_BYTES
+        misses = len(np.unique(sectors[absent]))
+        program.fetched += misses
+        used[sectors] = program.fetched
+        self.counts.add("sectors fetched", misses, self.source)
+        return misses
 
     def touched_bytes(self) -> int:
         """Bytes of global memory that were touched: what DRAM moves at least."""

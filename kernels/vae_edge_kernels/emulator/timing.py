@@ -39,6 +39,7 @@ SHUFFLE = 23  # an assumption: it goes through the shared memory's crossbar
 BARRIER = 20  # from the last warp's arrival; an assumption
 SCHEDULERS = 4  # of a multiprocessor; each issues one warp instruction a cycle
 L2_BYTES_PER_CYCLE = 64  # into one multiprocessor; an assumption
+L1_PROGRAMS = 4  # that share a multiprocessor's first-level cache; an assumption
 FUNCTIONS = ("ex2", "lg2", "sin", "cos", "rcp", "rsqrt", "sqrt", "tanh", "div")
 
 
@@ -54,12 +55,14 @@ class MachineModel:
         bytes_per_s: of DRAM.
         fp16_macs_per_s: multiply-accumulates of the tensor cores, dense, in float16.
         int8_macs_per_s: the same in int8.
+        l1_bytes: of a multiprocessor's first-level cache and shared memory together.
     """
 
     name: str
     architecture: int
     multiprocessors: int
     clock_hz: float
+    l1_bytes: int
     bytes_per_s: float
     fp16_macs_per_s: float
     int8_macs_per_s: float
@@ -80,13 +83,13 @@ class MachineModel:
 
 # Multiprocessors and clock; the rest is the roofline's, with its sources. Jetson AGX Orin Series technical brief: 2048
 # CUDA cores at 1.3 GHz. Jetson Thor (T5000) datasheet: 2560 at 1.575 GHz. H100 white paper: 132 multiprocessors; 1.83
-# GHz is the clock at which they give the datasheet's rates.
-CLOCKS = {"Orin": (16, 1.3e9), "Thor": (20, 1.575e9), "H100": (132, 1.83e9)}
+# GHz is the clock at which they give the datasheet's rates. Data caches: CUDA Programming Guide, "Compute Capabilities".
+MULTIPROCESSORS = {"Orin": (16, 1.3e9, 192 << 10), "Thor": (20, 1.575e9, 256 << 10), "H100": (132, 1.83e9, 256 << 10)}
 MODELS = {
     each.name.lower(): MachineModel(
         each.name.lower(),
         each.architecture,
-        *CLOCKS[each.name],
+        *MULTIPROCESSORS[each.name],
         each.bytes_per_s,
         each.fp16_macs_per_s,
         each.int8_macs_per_s,
@@ -139,8 +142,8 @@ class Cost:
     latency: float
 
 
-def cost_of(instruction: Instruction, registers: dict[str, int], model: MachineModel) -> Cost:
-    """The cost of an instruction; `registers` are numbered by name."""
+def cost_of(instruction: Instruction, registers: dict[str, int], model: MachineModel, folded: bool) -> Cost:
+    """The cost of an instruction; `registers` are numbered by name; `folded` is what `folding` says of it."""
     opcode, operands = instruction.opcode, instruction.operands
     stores = opcode.startswith(("st.", "red.", "cp.", "stmatrix", "bra", "bar", "ret"))
     writes = [] if stores or not operands else [name for name in registers_in(operands[0]) if name in registers]
@@ -156,9 +159,8 @@ def cost_of(instruction: Instruction, registers: dict[str, int], model: MachineM
         latency = SHUFFLE
     elif opcode.split(".")[0] in FUNCTIONS:
         issue, latency = 2.0, SPECIAL_FUNCTION
-    elif opcode.startswith(("mov.", "ld.param", "st.param", "nop", "cvta")):
-        issue, latency = 0.0 if opcode.startswith(("mov.", "nop", "cvta", "st.param")) else 1.0, ARITHMETIC
-        latency = 0.0 if issue == 0.0 else latency  # the assembler renames
+    if folded:
+        issue, latency = 0.0, 0.0
     return Cost(np.array(numbers, np.int64), np.array([registers[name] for name in writes], np.int64), issue, latency)
 
 
@@ -221,15 +223,16 @@ def estimate_full(device: Device, resident: int) -> Estimate:
 def _throughput_cycles(device: Device, model: MachineModel) -> dict[str, float]:
     """Cycles that one multiprocessor would take for all programs, by what limits its throughput."""
     totals = device.counts.totals
+    issued = totals["instructions"] - totals["folded"]
     product_cycles = sum(
         count * model.product_cycles(opcode)
         for opcode, count in device.counts.opcodes.items()
         if opcode.startswith(("mma.", "wgmma.mma_async"))
     )
-    sectors = totals["sectors read"] + totals["sectors written"]
+    sectors = totals["sectors fetched"] + totals["sectors written"]
     return {
-        "issue": totals["instructions"] / SCHEDULERS,
-        "shared memory": totals["wavefronts"],
+        "issue": issued / SCHEDULERS,
+        "L1 and shared memory": totals["wavefronts"] + totals["L1 wavefronts"],
         "L2": sectors * SECTOR_BYTES / L2_BYTES_PER_CYCLE,
         "tensor cores": product_cycles / SCHEDULERS,
     }
