@@ -82,11 +82,11 @@ def group_product(match: re.Match[str], instruction: Instruction, operands: Oper
     a_descriptor = None if in_registers else operands.reader(texts[1], "b64")
     b_descriptor, accumulate = operands.reader(texts[2], "b64"), operands.reader(texts[3], "pred")
 
-    def matrix(program: Program, described: Array, rows: int, transposed: bool) -> Array:
+    def matrix(program: Program, described: Array, rows: int, transposed: bool, warp: int) -> Array:
         if (described != described[0]).any():
             raise PtxError(f"{place}: the warps of a group have different matrix descriptors.")
         where = operand_addresses(Descriptor.of(int(described[0])), rows, kind, transposed)
-        raw = program.shared.observe(where.reshape(-1), program.interval, place)
+        raw = program.shared.observe(where.reshape(-1), warp, place)
         program.products.append((where.reshape(-1), raw))
         return to_floats(raw.reshape(where.shape), kind)
 
@@ -99,8 +99,8 @@ def group_product(match: re.Match[str], instruction: Instruction, operands: Oper
             if a_descriptor is None:
                 a = rows_of_registers([read(program)[group] for read in a_parts], kind)
             else:
-                a = matrix(program, a_descriptor(program)[group], 64, transpose_a)
-            b = matrix(program, b_descriptor(program)[group], n, transpose_b)
+                a = matrix(program, a_descriptor(program)[group], 64, transpose_a, group[0] // LANES)
+            b = matrix(program, b_descriptor(program)[group], n, transpose_b, group[0] // LANES)
             keep = accumulate(program)[group[0]]
             held = [read(program)[group] * np.uint32(keep) for read in before]
             for result, values in zip(results, multiply_group(a, b, held, dtype), strict=True):
