@@ -8,7 +8,7 @@ least. Functions are inlined at every call.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -141,10 +141,19 @@ class Device:
         counts: what the launches have cost.
         model: of the time that they would take, or None.
         longest: modelled cycles of the slowest program.
+        strict_loads: whether a register of `tcgen05.ld` may not be used before `tcgen05.wait::ld`, as PTX says. Triton
+            moves the wait behind such uses, and trusts the assembler to wait for the register.
+        early_uses: how often each place uses one, where that is not refused.
     """
 
     def __init__(
-        self, module: Module, shared_size: int, seed: int | None = None, model: MachineModel | None = None
+        self,
+        module: Module,
+        shared_size: int,
+        seed: int | None = None,
+        model: MachineModel | None = None,
+        *,
+        strict_loads: bool = False,
     ) -> None:
         threads = module.entry.threads
         if threads is None or threads % LANES:
@@ -156,6 +165,8 @@ class Device:
             self.linked.variables[name] = self.memory.add(name, np.frombuffer(values, np.uint8))
         self.rng = None if seed is None else np.random.default_rng(seed)
         self.counts = Counts()
+        self.strict_loads = strict_loads
+        self.early_uses: Counter[str] = Counter()
         self.grid = (1, 1, 1)
         self.programs = 1
         self.longest = 0.0

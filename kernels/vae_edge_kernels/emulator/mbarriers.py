@@ -96,12 +96,11 @@ def commit(program: Program, address: int, published: Seen, at: float, place: st
 
 def _places(program: Program, mask: Array, addresses: Array) -> list[tuple[int, int, Array]]:
     """(warp, address, threads) of each warp and each address that its threads name."""
-    found = []
-    for warp in np.unique(program.warp[mask]):
-        threads = np.flatnonzero(mask & (program.warp == warp))
-        for address in np.unique(addresses[threads]):
-            found.append((int(warp), int(address), threads[addresses[threads] == address]))
-    return found
+    threads = np.flatnonzero(mask)
+    pairs = {(int(warp), int(at)) for warp, at in zip(program.warp[threads], addresses[threads], strict=True)}
+    return [
+        (warp, at, threads[(program.warp[threads] == warp) & (addresses[threads] == at)]) for warp, at in sorted(pairs)
+    ]
 
 
 def init(match: re.Match[str], instruction: Instruction, operands: Operands) -> Handler:
@@ -150,8 +149,9 @@ def arrival(match: re.Match[str], instruction: Instruction, operands: Operands) 
         for warp, address, threads in _places(program, mask, pointer(program)):
             program.shared.touch_barrier(address, warp, place)
             at = 0.0 if program.board is None else float(program.board.now[warp])
-            count = int(wanted(program)[threads].sum())
-            arrive(program, address, program.clocks.publish(warp), at, place, count)
+            published = program.clocks.publish(warp)
+            for count in wanted(program)[threads]:
+                arrive(program, address, published, at, place, int(count))
 
     return run
 

@@ -44,7 +44,8 @@ class Owners:
     @classmethod
     def of(cls, size: int, makers: int = 0) -> Owners:
         """Nobody has touched any byte; the reads of so many makers are told apart."""
-        return cls(*(np.full(size, NOBODY, np.int32) for _ in range(5)), makers)
+        writer, written_in, written_by, reader, read_in = (np.full(size, NOBODY, np.int32) for _ in range(5))
+        return cls(writer, written_in, written_by, reader, read_in, makers)
 
     def _tell_apart(self) -> None:
         if self.makers and self.reads is None:
@@ -427,8 +428,8 @@ class SharedMemory:
 
     def _other(self, byte: int, what: str = "a write") -> str:
         """Who touched a byte before, for messages."""
-        makers = (self.owners.writer[byte],) if what == "a read" else (self.owners.reader[byte], self.owners.writer[byte])
-        for maker in makers:
+        sides = (self.owners.writer,) if what == "a read" else (self.owners.reader, self.owners.writer)
+        for maker in (int(side[byte]) for side in sides):
             if self.clocks.warps <= maker < 2 * self.clocks.warps:
                 return f"a product in flight, issued by warp {maker - self.clocks.warps}"
             if maker >= 0:

@@ -1,9 +1,9 @@
 """Which accesses of global memory are ordered: vector clocks of programs, and who touched each byte.
 
-Within a program its warps are ordered by `clocks`, whose time also stamps what programs do. A warp knows of every other program up to which time its
-accesses are ordered before its own; it learns that by acquiring an address that the other program has released, and
-the warps of its program learn it at their next barrier. After: Flanagan and Freund, "FastTrack: Efficient and Precise
-Dynamic Race Detection" (2009).
+Within a program its warps are ordered by `clocks`, whose time also stamps what programs do. A warp knows of every other
+program up to which time its accesses are ordered before its own; it learns that by acquiring an address that the other
+program has released, and the warps of its program learn it at their next barrier. After: Flanagan and Freund,
+"FastTrack: Efficient and Precise Dynamic Race Detection" (2009).
 """
 
 from __future__ import annotations

@@ -46,6 +46,7 @@ COMMIT = re.compile(r"tcgen05\.commit\.cta_group::1\.mbarrier::arrive::one\.shar
 ELECT = re.compile(r"elect\.sync$")
 
 K_BYTES = 32  # of a row of A in one product
+MAX_REGISTERS = 128  # of a load or store
 
 
 def memory_of(program: Program) -> TensorMemory:
@@ -129,7 +130,8 @@ class _Access:
         self.names = [parts_of(text) for text in instruction.operands if text.startswith("{")]
         halves = self.shape == "16x32bx2"
         count = SHAPES[self.shape] * self.repetitions
-        if len(texts) != 1 + halves or len(self.names[0]) != count or self.repetitions not in (1, 2, 4, 8, 16, 32, 64, 128):
+        known = self.repetitions & self.repetitions - 1 == 0 and 1 <= count <= MAX_REGISTERS
+        if len(texts) != 1 + halves or len(self.names[0]) != count or not known:
             raise PtxError(f"{self.place}: the operands of {match.group(0)} are not known: {texts}.")
         if self.packed and not self.shape.endswith(("32b", "32bx2")):
             raise PtxError(f"{self.place}: {match.group(0)} is not known.")
@@ -221,13 +223,15 @@ def wait(match: re.Match[str], instruction: Instruction, operands: Operands) -> 
 
 
 def check_loaded(program: Program, names: frozenset[str], warps: Array, place: str) -> None:
-    """Refuse an instruction that uses registers of a load in flight."""
+    """Refuse, or count, an instruction that uses registers of a load in flight."""
     for warp in warps:
         early = program.loading.get(int(warp), frozenset()) & names
         if early:
+            program.device.early_uses[place] += 1
+        if early and program.device.strict_loads:
             raise MemoryFault(
-                f"{place}: the register {min(early)} of warp {warp} is used before tcgen05.wait::ld, while a tcgen05.ld "
-                "writes it."
+                f"{place}: the register {min(early)} of warp {warp} is used before tcgen05.wait::ld, while a "
+                "tcgen05.ld writes it."
             )
 
 
@@ -281,11 +285,11 @@ def product(match: re.Match[str], instruction: Instruction, operands: Operands) 
         program.device.count_product(program, warp, kind, asked.m * asked.n * MMA_K[asked.a])
 
     def run(program: Program, mask: Array) -> None:
-        for thread in np.flatnonzero(mask):
-            try:
+        try:
+            for thread in np.flatnonzero(mask):
                 multiply(program, int(thread))
-            except PtxError as error:  # of a descriptor
-                raise PtxError(f"{place}: {error}") from error
+        except PtxError as error:  # of a descriptor
+            raise PtxError(f"{place}: {error}") from error
 
     return run
 

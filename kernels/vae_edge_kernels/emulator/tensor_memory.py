@@ -107,7 +107,8 @@ class TensorMemory:
         """
         flat = cells.reshape(-1)
         if not self.defined[flat].all():
-            raise MemoryFault(f"{place}: {what} of {self._name(flat[~self.defined[flat]][0])}, which was never written.")
+            unwritten = self._name(int(flat[~self.defined[flat]][0]))
+            raise MemoryFault(f"{place}: {what} of {unwritten}, which was never written.")
         who, rows = np.full(len(flat), maker), np.zeros(len(flat), np.int64)
         raced = self.owners.read(flat, who, rows, row[None], self.clocks.time)
         if raced.any():

@@ -42,8 +42,8 @@ BARRIER = 20  # from the last warp's arrival; an assumption
 SCHEDULERS = 4  # of a multiprocessor; each issues one warp instruction a cycle
 L2_BYTES_PER_CYCLE = 64  # into one multiprocessor; an assumption
 STORES = (
-    "st.", "red.", "cp.", "stmatrix", "bra", "bar", "ret", "tcgen05.st", "tcgen05.mma", "tcgen05.commit", "tcgen05.alloc",
-    "tcgen05.dealloc", "mbarrier.init", "mbarrier.inval", "mbarrier.arrive",
+    "st.", "red.", "cp.", "stmatrix", "bra", "bar", "ret", "tcgen05.st", "tcgen05.mma", "tcgen05.commit",
+    "tcgen05.alloc", "tcgen05.dealloc", "mbarrier.init", "mbarrier.inval", "mbarrier.arrive",
 )  # fmt: skip
 FUNCTIONS = ("ex2", "lg2", "sin", "cos", "rcp", "rsqrt", "sqrt", "tanh", "div")
 
@@ -82,7 +82,6 @@ class MachineModel:
         rate = self.int8_macs_per_s if eight_bits else self.fp16_macs_per_s
         rate *= 0.5 if ".tf32." in opcode else 1.0
         return macs / (rate / self.multiprocessors / self.clock_hz / SCHEDULERS)
-
 
     def tensor_cycles(self, kind: str, macs: int) -> float:
         """Cycles for which a product of tensor memory occupies its multiprocessor, at the published rate."""
