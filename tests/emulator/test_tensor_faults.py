@@ -210,13 +210,6 @@ def handed_over(changes: dict[str, list[str]], seed: int | None = None) -> list[
     return found
 
 
-def test_what_is_left_of_a_warps_arrivals_goes_to_the_next_phase() -> None:
-    init = next(text for text in HANDED_OVER if "init" in text)
-    assert handed_over({init: [init.removesuffix("64") + "60"], ARRIVE: [ARRIVE]}) == [
-        2 * lane + 32 for lane in range(32)
-    ]
-
-
 @pytest.mark.parametrize("seed", [None, *range(6)])
 def test_an_mbarrier_hands_memory_over_to_who_waits(seed: int | None) -> None:
     assert handed_over({}, seed) == [2 * lane + 32 for lane in range(32)]

@@ -1,8 +1,8 @@
 """`mbarrier`: barriers in shared memory that count arrivals, of threads and of what goes on asynchronously.
 
 A phase ends when all its arrivals have come; whoever waits for it has then seen what they have published (`clocks`).
-What goes on by itself arrives as late as it can: when a warp waits for it and nothing else is left to come. With a seed
-it may also arrive at once. PTX ISA 9.0, "Parallel Synchronization and Communication Instructions: mbarrier".
+What goes on by itself arrives as late as it can: when a warp asks for it a second time. With a seed it may also arrive
+at once. PTX ISA 9.0, "Parallel Synchronization and Communication Instructions: mbarrier".
 """
 
 from __future__ import annotations
@@ -180,7 +180,12 @@ def wait(match: re.Match[str], instruction: Instruction, operands: Operands) -> 
 def _ended(program: Program, warp: int, address: int, parity: int, place: str) -> bool:
     """Whether the phase has ended; then the warp has seen what it published."""
     barrier = program.barriers[address]
-    while barrier.phase & 1 == parity & 1 and any(commit.address == address for commit in program.commits):
+    # The first question always comes too early for what goes on by itself: who does not ask again is found.
+    while (
+        program.polls[warp]
+        and barrier.phase & 1 == parity & 1
+        and any(commit.address == address for commit in program.commits)
+    ):
         complete_commit(program, place)
     if barrier.phase & 1 == parity & 1:
         program.polls[warp] += 1
