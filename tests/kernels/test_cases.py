@@ -27,7 +27,7 @@ NAMES = [
     if line.startswith("def test_")
 ]
 EMULATED = [  # architecture, file, and which of its cases
-    *((architecture, "conv_cases", "") for architecture in (87, 90, 120)),
+    *((architecture, "conv_cases", "") for architecture in (87, 90, 110, 120)),
     (87, "reparameterize_cases", ""),
     (87, "network_cases", "not several_ctas"),
     (87, "network_cases", "several_ctas and changes0"),
