@@ -220,3 +220,31 @@ def test_a_fault_with_an_mbarrier_is_found(name: str) -> None:
     changes, error, message = MBARRIER_FAULTS[name]
     with pytest.raises(error, match=message):
         handed_over(changes)
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_an_mbarrier_orders_global_memory_too(waits: bool) -> None:
+    """Each thread of warps 0 and 1 writes its element of a buffer, which warp 2 reads."""
+    in_global = {
+        "@%writes st.shared.b32 [%at+64], %tid": [
+            "mul.wide.u32 %g, %tid, 4",
+            "add.s64 %g, %g, %at1",
+            "@%writes st.global.b32 [%g], %tid",
+        ],
+        "ld.shared.b32 %x, [%at+64]": [
+            "mul.wide.u32 %g, %lane, 4",
+            "add.s64 %g, %g, %at1",
+            "ld.global.b32 %x, [%g]",
+            "ld.global.b32 %y, [%g+128]",
+        ],
+        "ld.shared.b32 %y, [%at+192]": [],
+    }
+    if not waits:
+        in_global |= {text: [] for text in HANDED_OVER[13:15]}
+    text = program(changed(HANDED_OVER, in_global), MBARRIER_REGISTERS, 2, 128)
+    buffers = [np.zeros(32, np.uint32), np.zeros(64, np.uint32)]
+    if waits:
+        assert execute(text, [], buffers, 1)[0].tolist() == [2 * lane + 32 for lane in range(32)]
+        return
+    with pytest.raises(MemoryFault, match="by program 0, warp 2 races with the write by program 0, warp 0"):
+        execute(text, [], buffers)

@@ -1,8 +1,8 @@
 """Which accesses within a program are ordered: vector clocks of its warps and of what they do asynchronously.
 
 Time is one count for the whole program, which goes on at every barrier, arrival and completion. An access notes its
-time and who made it; it is ordered before what a warp does now if the warp has seen its maker up to a later time.
-Makers are columns: the warps, and for each warp the products (`tcgen05.mma`), the loads and the stores of tensor memory
+time and its agent; it is ordered before what a warp does now if the warp has seen that agent up to a later time.
+Agents are columns: the warps, and for each warp the products (`tcgen05.mma`), the loads and the stores of tensor memory
 that it has issued, which go on by themselves until a commit or a wait.
 
 After: Flanagan and Freund, "FastTrack: Efficient and Precise Dynamic Race Detection" (2009); the proxy fence: PTX ISA
@@ -23,21 +23,21 @@ NEVER = np.iinfo(np.int64).max  # a time that every access lies before
 
 @dataclass
 class Seen:
-    """What a warp has published: up to which times makers are seen, also behind a proxy fence.
+    """What a warp has published: up to which times agents are seen, also behind a proxy fence.
 
     Attributes:
-        makers: int64 [columns].
+        agents: int64 [columns].
         fenced: int64 [columns]; writes before it are visible to the asynchronous proxy.
         programs: of other programs, int32 [programs] (see `ordering`).
     """
 
-    makers: Array
+    agents: Array
     fenced: Array
     programs: Array
 
     def join(self, other: Seen) -> None:
         """Also what the other has seen."""
-        np.maximum(self.makers, other.makers, out=self.makers)
+        np.maximum(self.agents, other.agents, out=self.agents)
         np.maximum(self.fenced, other.fenced, out=self.fenced)
         np.maximum(self.programs, other.programs, out=self.programs)
 
@@ -47,9 +47,9 @@ class Clocks:
 
     Attributes:
         warps: their number.
-        columns: of makers, without `SEVERAL` and `NOBODY`.
+        columns: of agents, without `SEVERAL` and `NOBODY`.
         time: now.
-        seen: int64 [warps, columns + 2]: the time before which a maker's accesses are ordered before the warp's next.
+        seen: int64 [warps, columns + 2]: the time before which a agent's accesses are ordered before the warp's next.
             A warp's own are always; `SEVERAL` stands for any other warps.
         fenced: the same of writes that the asynchronous proxy then sees.
         known: int32 [warps, programs]: the same of other programs.
@@ -65,15 +65,15 @@ class Clocks:
         self._settle()
 
     def products(self, warp: int) -> int:
-        """The maker that a warp's products are."""
+        """The agent that a warp's products are."""
         return self.warps + warp
 
     def loads(self, warp: int) -> int:
-        """The maker that a warp's loads of tensor memory are."""
+        """The agent that a warp's loads of tensor memory are."""
         return 2 * self.warps + warp
 
     def stores(self, warp: int) -> int:
-        """The maker that a warp's stores to tensor memory are."""
+        """The agent that a warp's stores to tensor memory are."""
         return 3 * self.warps + warp
 
     def tick(self) -> None:
@@ -90,10 +90,10 @@ class Clocks:
         self.known[:] = self.known.max(0)
         self._settle()
 
-    def complete(self, warp: int, maker: int) -> None:
-        """A warp has waited for all that the maker has begun."""
+    def complete(self, warp: int, agent: int) -> None:
+        """A warp has waited for all that the agent has begun."""
         self.tick()
-        self.seen[warp, maker] = self.time
+        self.seen[warp, agent] = self.time
         self._settle()
 
     def fence(self, warps: Array) -> None:

@@ -1,9 +1,10 @@
 """Memory of the emulated device: global buffers and the shared memory of a program, checked byte by byte.
 
 Every access is checked for bounds, alignment, bytes that were never written, and races. A race is two accesses of one
-byte, at least one of them a write, by different warps with nothing between them that orders them: a barrier, or for
-warps of different programs an acquire of what a release has published (`ordering`). Copies in flight (`cp.async`) own
-their bytes until they are waited for.
+byte, at least one of them a write, by different warps with nothing between them that orders them: a barrier, a phase of
+an mbarrier (`clocks`), or for warps of different programs an acquire of what a release has published (`ordering`).
+Copies in flight (`cp.async`) own their bytes until they are waited for; matrices are read through the asynchronous
+proxy, which sees what was written before a proxy fence.
 """
 
 from __future__ import annotations
@@ -38,18 +39,18 @@ class Owners:
     written_by: Array
     reader: Array
     read_in: Array
-    makers: int = 0
+    agents: int = 0
     reads: Array | None = None
 
     @classmethod
-    def of(cls, size: int, makers: int = 0) -> Owners:
-        """Nobody has touched any byte; the reads of so many makers are told apart."""
+    def of(cls, size: int, agents: int = 0) -> Owners:
+        """Nobody has touched any byte; the reads of so many agents are told apart."""
         writer, written_in, written_by, reader, read_in = (np.full(size, NOBODY, np.int32) for _ in range(5))
-        return cls(writer, written_in, written_by, reader, read_in, makers)
+        return cls(writer, written_in, written_by, reader, read_in, agents)
 
     def _tell_apart(self) -> None:
-        if self.makers and self.reads is None:
-            self.reads = np.full((self.makers, len(self.reader)), NOBODY, np.int32)
+        if self.agents and self.reads is None:
+            self.reads = np.full((self.agents, len(self.reader)), NOBODY, np.int32)
             known = np.flatnonzero(self.reader >= 0)
             self.reads[self.reader[known], known] = self.read_in[known]
 
@@ -58,21 +59,21 @@ class Owners:
 
         Args:
             index: of the bytes [N].
-            who: makers [N].
+            who: agents [N].
             rows: whose knowledge counts, as rows of `clocks` [N].
             clocks: `Clocks.seen`, or a row of it.
             now: the time.
         """
         raced = self.written_in[index] >= clocks[rows, self.writer[index]]
         again = (self.read_in[index] >= clocks[rows, self.reader[index]]) & (self.reader[index] != who)
-        if self.makers and again.any():
+        if self.agents and again.any():
             self._tell_apart()
         self.reader[index] = np.where(again, SEVERAL, who)
         # two warps that read one byte in one instruction
         different = self.reader[index] != who
         self.reader[index[different]] = SEVERAL
         self.read_in[index] = now
-        if self.makers and different.any():
+        if self.agents and different.any():
             self._tell_apart()
         if self.reads is not None:
             self.reads[who, index] = now
@@ -390,9 +391,9 @@ class SharedMemory:
 
     def note_products(self, index: Array, warp: int) -> None:
         """A warp's product in flight reads bytes: until it is waited for, nobody may write them."""
-        maker = self.clocks.products(warp)
+        agent = self.clocks.products(warp)
         flat, rows = index.reshape(-1), np.full(index.size, warp)
-        self.owners.read(flat, np.full(index.size, maker), rows, self.clocks.seen, self.clocks.time)
+        self.owners.read(flat, np.full(index.size, agent), rows, self.clocks.seen, self.clocks.time)
 
     def hold_barrier(self, address: int, warp: int, place: str, by: int) -> None:
         """An mbarrier is made in eight bytes: from now on nobody else may touch them."""
@@ -429,11 +430,11 @@ class SharedMemory:
     def _other(self, byte: int, what: str = "a write") -> str:
         """Who touched a byte before, for messages."""
         sides = (self.owners.writer,) if what == "a read" else (self.owners.reader, self.owners.writer)
-        for maker in (int(side[byte]) for side in sides):
-            if self.clocks.warps <= maker < 2 * self.clocks.warps:
-                return f"a product in flight, issued by warp {maker - self.clocks.warps}"
-            if maker >= 0:
-                return f"warp {maker}"
+        for agent in (int(side[byte]) for side in sides):
+            if self.clocks.warps <= agent < 2 * self.clocks.warps:
+                return f"a product in flight, issued by warp {agent - self.clocks.warps}"
+            if agent >= 0:
+                return f"warp {agent}"
         return "several warps"
 
     def _refuse(self, raced: Array, flat: Array, who: Array, place: str, what: str) -> None:

@@ -170,9 +170,9 @@ def load(match: re.Match[str], instruction: Instruction, operands: Operands) -> 
         check_whole_warps(mask, access.place)
         held = np.zeros((len(writers), operands.threads), np.uint32)
         for warp in (int(number) for number in np.unique(program.warp[mask])):
-            maker = program.clocks.loads(warp)
+            agent = program.clocks.loads(warp)
             cells = access.cells(program, warp)
-            words = memory_of(program).load(cells, maker, program.clocks.seen[warp], access.place)
+            words = memory_of(program).load(cells, agent, program.clocks.seen[warp], access.place)
             if access.packed:
                 words = words[:, ::2] & np.uint32(0xFFFF) | words[:, 1::2] << np.uint32(16)
             held[:, warp * LANES : (warp + 1) * LANES] = words.T
@@ -194,14 +194,14 @@ def store(match: re.Match[str], instruction: Instruction, operands: Operands) ->
     def run(program: Program, mask: Array) -> None:
         check_whole_warps(mask, access.place)
         for warp in (int(number) for number in np.unique(program.warp[mask])):
-            maker = program.clocks.stores(warp)
+            agent = program.clocks.stores(warp)
             cells = access.cells(program, warp)
             words = np.stack([read(program)[warp * LANES : (warp + 1) * LANES] for read in readers], 1)
             if access.packed:
                 halves = np.stack([words & np.uint32(0xFFFF), words >> np.uint32(16)], 2)
                 words = halves.reshape(LANES, -1)
             row = program.clocks.seen[warp]
-            memory_of(program).store(cells, words, maker, row, access.place, instruction.line)
+            memory_of(program).store(cells, words, agent, row, access.place, instruction.line)
 
     return run
 
@@ -265,7 +265,7 @@ def product(match: re.Match[str], instruction: Instruction, operands: Operands) 
     def multiply(program: Program, thread: int) -> None:
         warp, clocks, memory = thread // LANES, program.clocks, memory_of(program)
         asked = Product.of(int(described(program)[thread]), kind)
-        maker, row = clocks.products(warp), clocks.with_own_products(warp)
+        agent, row = clocks.products(warp), clocks.with_own_products(warp)
         program.issued[warp].setdefault(thread, clocks.time)
         source = int(a_operand(program)[thread])
         if in_tensor_memory:
@@ -278,10 +278,10 @@ def product(match: re.Match[str], instruction: Instruction, operands: Operands) 
         cells = memory.cells(lanes[:, None], columns[None, :], place, "a product")
         total = asked.sign * (a @ b.T)
         if accumulate(program)[thread]:
-            before = memory.load(cells, maker, row, place, "a product")
+            before = memory.load(cells, agent, row, place, "a product")
             total = total + _sums(before, asked.d)
         words = _words(total, asked.d)
-        memory.store(cells, words, maker, row, place, instruction.line)
+        memory.store(cells, words, agent, row, place, instruction.line)
         program.device.count_product(program, warp, kind, asked.m * asked.n * MMA_K[asked.a])
 
     def run(program: Program, mask: Array) -> None:
@@ -322,7 +322,7 @@ def commit(match: re.Match[str], instruction: Instruction, operands: Operands) -
             program.issued[warp].pop(thread, None)
             clocks.tick()
             published = clocks.nothing()
-            published.makers[clocks.products(warp)] = min((clocks.time, *program.issued[warp].values()))
+            published.agents[clocks.products(warp)] = min((clocks.time, *program.issued[warp].values()))
             at = 0.0 if program.board is None else program.board.products_end(warp)
             mbarriers.commit(program, address, published, at, place)
 

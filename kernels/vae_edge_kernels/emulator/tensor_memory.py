@@ -99,8 +99,8 @@ class TensorMemory:
             )
         return lanes * COLUMNS + columns
 
-    def load(self, cells: Array, maker: int, row: Array, place: str, what: str = "a read") -> Array:
-        """Words of cells, read by a maker; `row` is what it has seen.
+    def load(self, cells: Array, agent: int, row: Array, place: str, what: str = "a read") -> Array:
+        """Words of cells, read by a agent; `row` is what it has seen.
 
         Raises:
             MemoryFault: they were never written, or by what was not waited for.
@@ -109,38 +109,38 @@ class TensorMemory:
         if not self.defined[flat].all():
             unwritten = self._name(int(flat[~self.defined[flat]][0]))
             raise MemoryFault(f"{place}: {what} of {unwritten}, which was never written.")
-        who, rows = np.full(len(flat), maker), np.zeros(len(flat), np.int64)
+        who, rows = np.full(len(flat), agent), np.zeros(len(flat), np.int64)
         raced = self.owners.read(flat, who, rows, row[None], self.clocks.time)
         if raced.any():
             at = int(flat[raced][0])
             self._refuse(at, int(self.owners.writer[at]), place, what)
         return self.data[cells]
 
-    def store(self, cells: Array, values: Array, maker: int, row: Array, place: str, by: int) -> None:
+    def store(self, cells: Array, values: Array, agent: int, row: Array, place: str, by: int) -> None:
         """Words to cells by instruction `by`; the rest is as in `load`."""
-        self._note_write(cells.reshape(-1), maker, row, place, by, "a write")
+        self._note_write(cells.reshape(-1), agent, row, place, by, "a write")
         self.data[cells], self.defined[cells] = values, True
 
-    def _note_write(self, flat: Array, maker: int, row: Array, place: str, by: int, what: str) -> None:
+    def _note_write(self, flat: Array, agent: int, row: Array, place: str, by: int, what: str) -> None:
         reader, writer = self.owners.reader[flat], self.owners.writer[flat]
-        maker_before = np.where(self.owners.read_in[flat] >= row[reader], reader, writer)
-        who, rows, equal = np.full(len(flat), maker), np.zeros(len(flat), np.int64), np.zeros(len(flat), bool)
+        agent_before = np.where(self.owners.read_in[flat] >= row[reader], reader, writer)
+        who, rows, equal = np.full(len(flat), agent), np.zeros(len(flat), np.int64), np.zeros(len(flat), bool)
         raced = self.owners.write(flat, who, rows, row[None], self.clocks.time, by, equal)
         if raced.any():
-            self._refuse(int(flat[raced][0]), int(maker_before[raced][0]), place, what)
+            self._refuse(int(flat[raced][0]), int(agent_before[raced][0]), place, what)
 
     def _name(self, cell: int) -> str:
         return f"lane {cell // COLUMNS}, column {cell % COLUMNS} of tensor memory"
 
-    def _refuse(self, cell: int, maker: int, place: str, what: str) -> None:
-        other = describe(maker, self.clocks.warps)
+    def _refuse(self, cell: int, agent: int, place: str, what: str) -> None:
+        other = describe(agent, self.clocks.warps)
         raise MemoryFault(f"{place}: {what} of {self._name(cell)} races with {other}.")
 
 
-def describe(maker: int, warps: int) -> str:
+def describe(agent: int, warps: int) -> str:
     """Who made an access to tensor memory, and what it would have had to wait for."""
-    kind, warp = divmod(maker, warps)
-    if maker < 0:
+    kind, warp = divmod(agent, warps)
+    if agent < 0:
         return "accesses of several: nothing orders them"
     if kind == 1:
         return f"a product that warp {warp} has issued: its tcgen05.commit was not waited for"
