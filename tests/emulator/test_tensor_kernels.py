@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import triton.language as tl
 from emulator.tensor_kernels import attention_kernel, matmul_kernel
+from vae_edge_kernels import conv
 from vae_edge_kernels.emulator.errors import Deadlock, MemoryFault
 from vae_edge_kernels.emulator.timing import MODELS, estimate
 
@@ -133,6 +135,70 @@ def test_a_computed_factor_lies_in_tensor_memory(
     torch.testing.assert_close(o.double(), weights.double() @ v.double(), rtol=2e-3, atol=4e-3)
     text = emulation.launches[0].compiled.ptx
     assert re.search(r"tcgen05\.mma\S+ \[[^]]*\], \[", text)
+
+
+# ------------------------------------------------------------------------------------------- the library's convolutions
+
+FP8 = torch.float8_e4m3fn
+ROUNDING = {torch.float32: 2e-3, torch.float16: 2e-3, torch.bfloat16: 2e-2, FP8: 7e-2}  # float32: as tf32
+
+
+def normal(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def convolved(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """x [N, H, W, C] and w [3, 3, C, K], padded by 1: float64 [N, H, W, K]."""
+    sums = F.conv2d(x.double().permute(0, 3, 1, 2), w.double().permute(3, 2, 0, 1), padding=1)
+    return sums.permute(0, 2, 3, 1)
+
+
+def in_tensor_memory(emulation: Emulation) -> bool:
+    return all(products(launch) > 0 for launch in emulation.launches) and len(emulation.launches) == 1
+
+
+@pytest.mark.parametrize("architecture", [110, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("dtype", "outputs"),
+    [*((torch.float16, count) for count in (16, 32, 64)), (torch.bfloat16, 32), (torch.float32, 32)],
+)
+def test_a_convolution_is_that_of_float64(dtype: torch.dtype, outputs: int, architecture: int) -> None:
+    x, w = normal(2, 6, 7, 64, seed=1).to(dtype), (normal(3, 3, 64, outputs, seed=2) / 24).to(dtype)
+    bias, residual = normal(outputs, seed=3), normal(2, 6, 7, outputs, seed=4).to(dtype)
+    y, emulation = torch.zeros(2, 6, 7, outputs, dtype=dtype), Emulation(architecture, seed=1)
+    with emulated(emulation):
+        conv.conv_forward(x, w, bias, residual, y, conv.ConvParams(3, 3, 1, 1, 1), True)
+    expected = (convolved(x, w) + bias.double() + residual.double()).relu()
+    torch.testing.assert_close(y.double(), expected, rtol=4 * ROUNDING[dtype], atol=4 * ROUNDING[dtype])
+    assert in_tensor_memory(emulation)
+
+
+@pytest.mark.parametrize("channels", [64, 63])  # 63: narrow loads and stores
+@pytest.mark.parametrize(("dtype", "outputs"), [(FP8, 16), (FP8, 32), (FP8, 64), (torch.float16, 32)])
+def test_an_fp8_convolution_is_that_of_float64(dtype: torch.dtype, outputs: int, channels: int) -> None:
+    x, w = normal(2, 6, 7, channels, seed=1).to(FP8), normal(3, 3, outputs, channels, seed=2).to(FP8)
+    scale, bias = normal(outputs, seed=3).abs() / 24, normal(outputs, seed=4)
+    y, emulation = torch.zeros(2, 6, 7, outputs, dtype=dtype), Emulation(110)
+    with emulated(emulation):
+        conv.conv_fp8_forward(x, w, scale, bias, None, y, conv.ConvParams(3, 3, 1, 1, 1), False, 1.0)
+    expected = convolved(x.float(), w.float().permute(0, 1, 3, 2)) * scale.double() + bias.double()
+    torch.testing.assert_close(y.double(), expected, rtol=ROUNDING[dtype], atol=1e-2)
+    assert in_tensor_memory(emulation)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "outputs"),
+    [*((torch.float16, count) for count in (16, 32, 64)), (torch.bfloat16, 32), (torch.float32, 32)],
+)
+def test_a_first_layer_is_that_of_float64(dtype: torch.dtype, outputs: int) -> None:
+    x = torch.randint(0, 256, (2, 6, 7, 3), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    w, bias = (normal(3, 3, 3, outputs, seed=2) / 3).to(dtype), normal(outputs, seed=3)
+    y, emulation = torch.zeros(2, 6, 7, outputs, dtype=dtype), Emulation(110)
+    with emulated(emulation):
+        conv.stem_conv_forward(x, w, bias, y, conv.ConvParams(3, 3, 1, 1, 1), True, 1 / 255)
+    expected = (convolved((x.float() / 255).to(dtype), w) + bias.double()).relu()
+    torch.testing.assert_close(y.double(), expected, rtol=4 * ROUNDING[dtype], atol=8 * ROUNDING[dtype])
+    assert in_tensor_memory(emulation)
 
 
 # --------------------------------------------------------------------------------------------------- faults in the PTX
