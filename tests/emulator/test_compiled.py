@@ -29,7 +29,7 @@ def sampling(architecture: int, quads: bool) -> Compiled:
 
 @pytest.mark.parametrize("seed", [None, 0])
 @pytest.mark.parametrize(("quads", "offset"), [(False, 3), (True, 4)])
-@pytest.mark.parametrize("architecture", [87, 90, 120])
+@pytest.mark.parametrize("architecture", [87, 90, 110, 120])
 def test_codes_are_sampled(architecture: int, quads: bool, offset: int, seed: int | None) -> None:
     mu, logvar = torch.randn(2, 21, 24, generator=torch.Generator().manual_seed(0))
     z, kl = torch.empty(21, 24), torch.empty(21)

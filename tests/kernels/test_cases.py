@@ -31,6 +31,7 @@ EMULATED = [  # architecture, file, and which of its cases
     (87, "reparameterize_cases", ""),
     (87, "network_cases", "not several_ctas"),
     (87, "network_cases", "several_ctas and changes0"),
+    (110, "network_cases", "rotated or atan2 or means or reconstruction or heads"),
 ]
 OF_TRITON = (3, 9)  # what the emulator knows; earlier ones emit other instructions
 SLOW = ("sizes_cases",)  # the interpreter takes its time for a large image
