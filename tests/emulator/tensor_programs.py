@@ -121,12 +121,12 @@ class Case:
                 found[self.place(row, byte, transposed, rows)] = value
         return found
 
-    def product(self, a_at: str = "%da") -> list[str]:
+    def product(self) -> list[str]:
         return [
             f"mov.b64 %da, {self.matrix(A_AT, self.transposed[0], self.rows)}",
             f"mov.b64 %db, {self.matrix(B_AT, self.transposed[1], COLUMNS)}",
             "setp.ne.u32 %yes, %tid, %tid",
-            f"@%first tcgen05.mma.cta_group::1.kind::{self.kind} [%tm], {a_at}, %db, {self.instruction()}, %yes",
+            f"@%first tcgen05.mma.cta_group::1.kind::{self.kind} [%tm], %da, %db, {self.instruction()}, %yes",
         ]
 
     def load(self) -> str:

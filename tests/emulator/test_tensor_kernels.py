@@ -13,17 +13,18 @@ import torch.nn.functional as F
 import triton.language as tl
 from emulator.tensor_kernels import attention_kernel, matmul_kernel
 from vae_edge_kernels import conv
-from vae_edge_kernels.emulator.errors import Deadlock, MemoryFault
+from vae_edge_kernels.emulator.errors import Deadlock, MemoryFault, PtxError
 from vae_edge_kernels.emulator.timing import MODELS, estimate
 
 from vae_edge.emulation.launch import Compiled, run
 from vae_edge.emulation.triton_launches import Emulation, Launch, emulated
 
+FP8 = torch.float8_e4m3fn
 PRODUCTS = {
     torch.float16: "kind::f16",
     torch.bfloat16: "kind::f16",
     torch.float32: "kind::tf32",
-    torch.float8_e4m3fn: "kind::f8f6f4",
+    FP8: "kind::f8f6f4",
     torch.float8_e5m2: "kind::f8f6f4",
 }
 
@@ -76,9 +77,9 @@ MATMULS = {
     "tf32": Matmul(torch.float32, (128, 64, 32)),
     "tf32, 64 rows": Matmul(torch.float32, (64, 32, 32), (False, True), stages=1),
     "tf32, both transposed": Matmul(torch.float32, (128, 16, 64), (True, True)),
-    "e4m3": Matmul(torch.float8_e4m3fn, (128, 64, 64)),
-    "e4m3, 64 rows": Matmul(torch.float8_e4m3fn, (64, 128, 128), stages=2, warps=8),
-    "e4m3, both transposed": Matmul(torch.float8_e4m3fn, (128, 128, 32), (True, True), warps=8),
+    "e4m3": Matmul(FP8, (128, 64, 64)),
+    "e4m3, 64 rows": Matmul(FP8, (64, 128, 128), stages=2, warps=8),
+    "e4m3, both transposed": Matmul(FP8, (128, 128, 32), (True, True), warps=8),
     "e5m2": Matmul(torch.float8_e5m2, (128, 64, 64), (False, True), stages=2),
 }
 
@@ -111,6 +112,12 @@ def test_a_product_of_matrices_on_sm_100(name: str) -> None:
     assert products(emulation.launches[0])
 
 
+def test_a_base_offset_is_refused() -> None:
+    """Triton 3.9 sets one for bytes without a swizzle, N contiguous, where the descriptor should have none."""
+    with pytest.raises(PtxError, match=r"line \d+ \(tensor_kernels.py:\d+\): The matrix descriptor .* is not known"):
+        Matmul(FP8, (128, 16, 64)).launch(Emulation(110))
+
+
 def test_bytes_are_multiplied_in_registers() -> None:
     """Triton does not use tensor memory for int8."""
     emulation = Emulation(110)
@@ -139,7 +146,6 @@ def test_a_computed_factor_lies_in_tensor_memory(
 
 # ------------------------------------------------------------------------------------------- the library's convolutions
 
-FP8 = torch.float8_e4m3fn
 ROUNDING = {torch.float32: 2e-3, torch.float16: 2e-3, torch.bfloat16: 2e-2, FP8: 7e-2}  # float32: as tf32
 
 
@@ -201,6 +207,19 @@ def test_a_first_layer_is_that_of_float64(dtype: torch.dtype, outputs: int) -> N
     assert in_tensor_memory(emulation)
 
 
+def test_registers_are_used_before_the_wait_as_triton_has_it() -> None:
+    """PTX forbids it; the assembler waits for the register."""
+    x, w, bias = normal(2, 6, 7, 64, seed=1).half(), normal(3, 3, 64, 32, seed=2).half(), torch.zeros(32)
+    y, emulation = torch.zeros(2, 6, 7, 32).half(), Emulation(110)
+    with emulated(emulation):
+        conv.conv_forward(x, w, bias, None, y, conv.ConvParams(3, 3, 1, 1, 1), True)
+    uses = emulation.launches[0].device.early_uses
+    assert uses and all(re.match(r"line \d+ \(\w+\.py:\d+\)", place) for place in uses)
+    emulation = Emulation(110)
+    MATMULS["fp16"].launch(emulation)
+    assert not emulation.launches[0].device.early_uses
+
+
 # --------------------------------------------------------------------------------------------------- faults in the PTX
 
 REMOVED = {  # lines that are left out, one at a time, and what part of them has to be found
@@ -216,9 +235,9 @@ REMOVED = {  # lines that are left out, one at a time, and what part of them has
 }
 
 
-def compiled_matmul(dtype: torch.dtype = torch.float16) -> Compiled:
-    emulation = Emulation(110)
-    Matmul(dtype, (128, 32, 32)).launch(emulation)
+def compiled_matmul(architecture: int = 110) -> Compiled:
+    emulation = Emulation(architecture)
+    Matmul(torch.float16, (128, 32, 32)).launch(emulation)
     return emulation.launches[0].compiled
 
 
@@ -249,8 +268,15 @@ def faulty(compiled: Compiled) -> bool:
     return not torch.equal(c, a.float() @ b.float())
 
 
-def test_a_right_kernel_is_not_faulty() -> None:
-    assert not faulty(compiled_matmul())
+@pytest.mark.parametrize("architecture", [90, 110])
+def test_a_right_kernel_is_not_faulty(architecture: int) -> None:
+    assert not faulty(compiled_matmul(architecture))
+
+
+def test_the_products_of_sm_90_need_the_proxy_fence_too() -> None:
+    compiled = compiled_matmul(90)
+    mutants = without(compiled.ptx, r"fence\.proxy\.async")
+    assert "wgmma" in compiled.ptx and mutants and all(faulty(compiled.changed(text)) for text in mutants)
 
 
 # ------------------------------------------------------------------------------------------------- counts and the model
