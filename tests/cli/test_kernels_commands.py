@@ -11,6 +11,7 @@ from vae_edge.cli import main
 
 pytest.importorskip("triton")
 SOFTMAX = str(Path(__file__).parents[1] / "fixtures/softmax.py")
+MATMUL = str(Path(__file__).parents[1] / "fixtures/matmul.py")
 FAULTY = str(Path(__file__).parents[1] / "fixtures/faulty_kernels.py")
 
 
@@ -47,6 +48,15 @@ def test_profile_counts_by_line_and_says_modelled(capsys: pytest.CaptureFixture[
     by_line = sum(counts.get("instructions", 0) for counts in launch["lines"].values())
     assert by_line == launch["counts"]["instructions"]
     assert launch["modelled_us"][launch["limit"]] == max(launch["modelled_us"].values())
+
+
+def test_products_in_tensor_memory_run_and_are_profiled(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kernels", "run", MATMUL, "--arch", "90,100,110,120", "--json"]) == 0
+    assert all(each["right"] for each in json.loads(capsys.readouterr().out))
+    assert main(["kernels", "profile", MATMUL, "--device", "thor", "--json"]) == 0
+    (launch,) = json.loads(capsys.readouterr().out)
+    assert launch["architecture"] == 110 and launch["counts"]["products"] == 16  # of 128 by 64 by 16
+    assert launch["modelled_us"]["tensor cores"] > 0
 
 
 def test_profile_wants_a_file_or_networks(capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,9 +47,11 @@ def element(target: str, buffer: int, size: int) -> list[str]:
     return [f"mul.wide.u32 {target}, %tid, {size}", f"add.s64 {target}, {target}, %at{buffer}"]
 
 
-def execute(text: str, inputs: Sequence[Array], outputs: Sequence[Array], seed: int | None = None) -> list[Array]:
+def execute(
+    text: str, inputs: Sequence[Array], outputs: Sequence[Array], seed: int | None = None, shared_size: int = 4096
+) -> list[Array]:
     """Run a program on buffers, first those that it reads; what it wrote into the others."""
-    device = Device(parse(text), 4096, seed)
+    device = Device(parse(text), shared_size, seed, strict_loads=True)
     values = [device.memory.add(f"input {n}", data) for n, data in enumerate(inputs)]
     values += [device.memory.add(f"output {n}", data, defined=False) for n, data in enumerate(outputs)]
     device.launch((1, 1, 1), values)

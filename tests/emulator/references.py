@@ -375,8 +375,8 @@ ROUNDED = ("add", "sub", "mul", "fma")
 def float_reference(name: str, mods: list[str]) -> Reference | None:
     """Arithmetic of floats."""
     mods, kind = list(mods[:-1]), mods[-1]
-    if [*mods, kind] == ["rn", "f32", "f16"] and name in ("add", "sub", "fma"):
-        return typed(("f16",) * (OPERANDS.get(name, 2) - 1) + ("f32",), "f32", ARITHMETIC[name])
+    if mods == ["rn", "f32"] and kind in ("f16", "bf16") and name in ("add", "sub", "fma"):
+        return typed((kind,) * (OPERANDS.get(name, 2) - 1) + ("f32",), "f32", ARITHMETIC[name])
     element = kind[:-2] if kind in ("f16x2", "f32x2") else kind
     if element not in ("f16", "f32", "f64"):
         return None
@@ -537,5 +537,5 @@ def reference(opcode: str) -> Reference | None:
         return conversion_reference(name, mods)
     if name == "cvta" and mods[-1] == "u64":  # an address is the same in every space, as far as it is emulated
         return Reference(("u64",), "u64", lambda a: a)
-    floats = mods[-1].startswith("f")
+    floats = mods[-1].startswith(("f", "bf"))
     return float_reference(name, mods) if floats else integer_reference(name, mods)

@@ -22,7 +22,9 @@ def outcomes(file: str, architecture: int = 87, seed: int | None = None) -> dict
     return {name: run_check(name, function, architecture, seed=seed) for name, function in checks.items()}
 
 
-@pytest.mark.parametrize(("architecture", "seed"), [(80, None), (87, 1), (90, None), (120, None)])
+@pytest.mark.parametrize(
+    ("architecture", "seed"), [(80, None), (87, 1), (90, None), (100, None), (110, 2), (120, None)]
+)
 def test_a_right_kernel_is_right(architecture: int, seed: int | None) -> None:
     found = outcomes("softmax.py", architecture, seed)
     assert {name: outcome.fault for name, outcome in found.items()} == {
@@ -100,8 +102,6 @@ def test_the_machine_model_follows_the_counts() -> None:
     function = load_checks(str(FIXTURES / "softmax.py"))["check_softmax"]
     assert "softmax(x)" in inspect.getsource(function)
     for model in MODELS.values():
-        if model.architecture == 110:
-            continue
         outcome = run_check("softmax", function, model.architecture, model=model)
         device = outcome.launches[0].device
         modelled = estimate(device)

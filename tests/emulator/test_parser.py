@@ -53,6 +53,13 @@ def test_a_register_of_an_inner_scope_is_another() -> None:
     assert inner.startswith("%r1@")
 
 
+def test_a_label_of_an_inner_scope_is_another() -> None:
+    loop = "	{\n	.reg .pred %done;\n	@%done bra over;\n	wait:\n	@!%done bra wait;\n	over:\n	}\n"
+    entry = parse(KERNEL.replace("	ret;", f"{loop}{loop}	ret;")).entry
+    jumps = [entry.labels[each.operands[0]] for each in entry.instructions if each.opcode == "bra"]
+    assert jumps == [1, 6, 5, 8, 7]  # forward out of each scope, and back within it
+
+
 def test_operands_are_split_outside_brackets() -> None:
     assert split_operands("{a, b}, [c+4], 1") == ("{a, b}", "[c+4]", "1")
 

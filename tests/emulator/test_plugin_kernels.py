@@ -41,7 +41,14 @@ from vae_edge.errors import EngineError
 
 @pytest.mark.parametrize(
     ("int8", "architecture", "count", "seed"),
-    [(False, 87, 1, None), (False, 87, 3, 5), (True, 87, 1, 2), (True, 87, 3, None), (True, 120, 1, None)],
+    [
+        (False, 87, 1, None),
+        (False, 87, 3, 5),
+        (True, 87, 1, 2),
+        (True, 87, 3, None),
+        (True, 120, 1, None),
+        (False, 110, 1, None),
+    ],
 )
 def test_a_network_in_tensorrts_order_gives_what_the_operators_give(
     int8: bool, architecture: int, count: int, seed: int | None

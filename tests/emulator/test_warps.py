@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from emulator import exact
 from emulator.programs import Array, element, execute, program
-from emulator.references import read
+from emulator.references import read, reference
 from vae_edge_kernels.emulator.errors import PtxError
 
 LANES, THREADS = 32, 64  # two warps, so that they can be mixed up
@@ -105,6 +105,25 @@ def test_a_reduction_stays_within_its_warp(name: str) -> None:
             for value in mine[1:]:
                 total = REDUCTIONS[name](total, value)
             assert made[32 * warp : 32 * warp + 32] == [total & 0xFFFFFFFF] * 32
+
+
+@pytest.mark.parametrize("name", ["min", "max", "min.NaN", "max.NaN"])
+def test_floats_are_reduced_as_min_and_max_do(name: str) -> None:
+    rng = random.Random(name)
+    special = [0x00000000, 0x80000000, 0x7F800000, 0xFF800000, 0x7FC00000]
+    pairwise = reference(f"{name}.f32")
+    assert pairwise is not None
+    for values in (
+        [rng.getrandbits(32) for _ in range(THREADS)],
+        [rng.choice(special[:2]) for _ in range(THREADS)],
+        [rng.choice(special) for _ in range(THREADS)],
+    ):
+        (made,) = of_registers([f"redux.sync.{name}.f32 %o0, %i0, -1"], [values], 1)
+        for warp in range(2):
+            total = values[32 * warp]
+            for value in values[32 * warp + 1 : 32 * warp + 32]:
+                total = int(pairwise.compute(total, value))
+            assert made[32 * warp : 32 * warp + 32] == [total] * 32
 
 
 # ------------------------------------------------------------------------------------------- products of matrices

@@ -27,10 +27,11 @@ NAMES = [
     if line.startswith("def test_")
 ]
 EMULATED = [  # architecture, file, and which of its cases
-    *((architecture, "conv_cases", "") for architecture in (87, 90, 120)),
+    *((architecture, "conv_cases", "") for architecture in (87, 90, 110, 120)),
     (87, "reparameterize_cases", ""),
     (87, "network_cases", "not several_ctas"),
     (87, "network_cases", "several_ctas and changes0"),
+    (110, "network_cases", "rotated or atan2 or means or reconstruction or heads"),
 ]
 OF_TRITON = (3, 9)  # what the emulator knows; earlier ones emit other instructions
 SLOW = ("sizes_cases",)  # the interpreter takes its time for a large image

@@ -17,7 +17,7 @@ from vae_edge_kernels.emulator.machine import Device
 from vae_edge_kernels.emulator.parser import Module, parse
 from vae_edge_kernels.emulator.timing import MachineModel
 
-AS_INTEGERS = {torch.bfloat16: torch.int16, torch.float8_e4m3fn: torch.uint8}
+AS_INTEGERS = {torch.bfloat16: torch.int16, torch.float8_e4m3fn: torch.uint8, torch.float8_e5m2: torch.uint8}
 
 
 @dataclass(frozen=True)

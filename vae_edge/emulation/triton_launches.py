@@ -30,6 +30,7 @@ from vae_edge.emulation.launch import Compiled, compile_kernel
 OPTIONS = {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": True}
 TYPES = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float8_e4m3fn: "*fp8e4nv",
+    torch.float8_e5m2: "*fp8e5",
     torch.int8: "*i8", torch.uint8: "*u8", torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64",
     torch.bool: "*i1",
 }  # fmt: skip

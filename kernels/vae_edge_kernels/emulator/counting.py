@@ -22,11 +22,13 @@ class Counts:
         totals: warp "instructions", "barriers", "products" (of matrices), "shuffles"; global memory: "requests", and
             "sectors read", "sectors written"; shared memory: "wavefronts", and "conflicts", those beyond the fewest
             that the same bytes need.
+        macs: multiply-accumulates of `tcgen05.mma` by its kind, whose shape no opcode tells.
         by_line: the same as `totals` by source line, as far as the compiler names it.
     """
 
     def __init__(self) -> None:
         self.opcodes: Counter[str] = Counter()
+        self.macs: Counter[str] = Counter()
         self.totals: Counter[str] = Counter()
         self.by_line: defaultdict[str, Counter[str]] = defaultdict(Counter)
 

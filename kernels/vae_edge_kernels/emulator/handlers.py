@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vae_edge_kernels.emulator import memory_handlers as memory
+from vae_edge_kernels.emulator import tensor_handlers as tensor
 from vae_edge_kernels.emulator import warp_handlers as warp
 from vae_edge_kernels.emulator.arithmetic import Array
 from vae_edge_kernels.emulator.errors import PtxError
@@ -30,10 +31,11 @@ BY_PATTERN: tuple[tuple[re.Pattern[str], Callable[[re.Match[str], Instruction, O
     (warp.WGMMA, warp.group_product),
     (warp.SHUFFLE, warp.exchange),
     (warp.REDUX, warp.reduction),
+    *tensor.BY_PATTERN,
 )
 NOTHING = re.compile(
     r"(?:nop$|bar\.warp\.sync$|(?:fence|membar|prefetch|griddepcontrol|discard)[.\w:]*$"
-    r"|wgmma\.(?:fence|commit_group)\.sync\.aligned$)"
+    r"|wgmma\.(?:fence|commit_group)\.sync\.aligned$|tcgen05\.fence::(?:before|after)_thread_sync$)"
 )
 
 
@@ -155,10 +157,13 @@ def _barrier(instruction: Instruction, operands: Operands) -> Handler:
 
 
 def _end(instruction: Instruction, operands: Operands) -> Handler:
-    del instruction, operands
+    del operands
+    place = place_of(instruction)
 
     def end(program: Program, mask: Array) -> None:
         program.done |= mask
+        if program.finished and program.tensor is not None:
+            program.tensor.end(place)
 
     return end
 
@@ -172,5 +177,7 @@ BY_NAME: dict[str, Callable[[Instruction, Operands], Handler]] = {
     "exit": _end,
     "cp.async.commit_group": memory.commit_copies,
     "cp.async.wait_group": memory.wait_for_copies,
+    "fence.proxy.async": memory.proxy_fence,
+    "fence.proxy.async.shared::cta": memory.proxy_fence,
     "wgmma.wait_group.sync.aligned": warp.wait_for_products,
 }

@@ -163,11 +163,14 @@ def _floats() -> Iterator[tuple[str, Operation]]:
             yield f"{name}.{kind}", Operation((kind, kind), kind, _pairs(compute, element))
     for name, compute in (("min", ar.nan_minimum), ("max", ar.nan_maximum)):
         yield f"{name}.NaN.f16x2", Operation(("f16x2", "f16x2"), "f16x2", _pairs(compute, np.float16))
-    # sm_90 and later: float16 operands of a float32 sum
-    wide = lambda a, b, c: ar.fused_multiply_add(a, b, c, np.float32)  # noqa: E731
-    yield "fma.rn.f32.f16", Operation(("f16", "f16", "f32"), "f32", wide)
-    yield "add.rn.f32.f16", Operation(("f16", "f32"), "f32", lambda a, b: a.astype(np.float32) + b)
-    yield "sub.rn.f32.f16", Operation(("f16", "f32"), "f32", lambda a, b: a.astype(np.float32) - b)
+    # sm_90 and later: operands of 16 bits of a float32 sum
+    widen: dict[str, Callable[[Array], Array]] = {"f16": lambda a: a.astype(np.float32), "bf16": ar.from_bf16}
+    for kind, to_f32 in widen.items():
+        wide = lambda a, b, c, w=to_f32: ar.fused_multiply_add(w(a), w(b), c, np.float32)  # noqa: E731
+        yield f"fma.rn.f32.{kind}", Operation((kind, kind, "f32"), "f32", wide)
+        for name, compute in (("add", np.add), ("sub", np.subtract)):
+            mixed = lambda a, b, w=to_f32, f=compute: f(w(a), b)  # noqa: E731
+            yield f"{name}.rn.f32.{kind}", Operation((kind, "f32"), "f32", mixed)
 
 
 def _moves() -> Iterator[tuple[str, Operation]]:

@@ -8,21 +8,26 @@ least. Functions are inlined at every call.
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from vae_edge_kernels.emulator.arithmetic import DTYPES, Array
+from vae_edge_kernels.emulator.clocks import Clocks
 from vae_edge_kernels.emulator.counting import NEVER, SECTOR_BYTES, Counts, wavefronts
 from vae_edge_kernels.emulator.errors import Deadlock, PtxError
 from vae_edge_kernels.emulator.folding import folded
 from vae_edge_kernels.emulator.handlers import compile_instruction
 from vae_edge_kernels.emulator.linking import link
+from vae_edge_kernels.emulator.mbarriers import Barrier, Commit
 from vae_edge_kernels.emulator.memory import GlobalMemory, LocalMemory, SharedMemory
-from vae_edge_kernels.emulator.operands import UNSIGNED, Operands
+from vae_edge_kernels.emulator.operands import UNSIGNED, Operands, place_of, registers_in
 from vae_edge_kernels.emulator.ordering import Agent
 from vae_edge_kernels.emulator.parser import Module
+from vae_edge_kernels.emulator.tensor_handlers import check_loaded
+from vae_edge_kernels.emulator.tensor_memory import TensorMemory
 from vae_edge_kernels.emulator.timing import DRAM, L1_HIT, L1_PROGRAMS, L2_HIT, Cost, MachineModel, Scoreboard, cost_of
 from vae_edge_kernels.emulator.warps import LANES
 
@@ -47,17 +52,22 @@ class Program:
         count, warps = device.threads, device.threads // LANES
         self.registers = {name: np.zeros(count, UNSIGNED[bits]) for name, bits in device.linked.registers.items()}
         self.params: dict[tuple[str, int], Array] = {}  # of inlined calls, by name and bytes
-        self.shared = SharedMemory(device.shared_size)
+        self.clocks = Clocks(warps, device.programs)
+        self.shared = SharedMemory(device.shared_size, self.clocks, asynchronous=device.asynchronous)
         self.local = LocalMemory(count, device.linked.local_size)
         self.carry = np.zeros(count, bool)
         self.pc = np.zeros(count, np.int64)
         self.done = np.zeros(count, bool)
         self.waiting = np.zeros(warps, bool)  # warps at a barrier
-        self.interval = 0  # barriers so far
         self.warp = np.repeat(np.arange(warps), LANES)
         self.copies = [Copies() for _ in range(warps)]
         self.products: list[tuple[Array, Array]] = []  # what `wgmma` in flight reads: bytes, and their values
-        self.known = np.zeros((warps, device.programs), np.int32)  # see `ordering`
+        self.tensor: TensorMemory | None = None  # from the first allocation on
+        self.loading: dict[int, frozenset[str]] = {}  # registers of each warp that loads in flight write
+        self.issued: list[dict[int, int]] = [{} for _ in range(warps)]  # of products without commit: thread, first time
+        self.barriers: dict[int, Barrier] = {}  # `mbarrier`, by address in shared memory
+        self.commits: deque[Commit] = deque()  # which have not arrived
+        self.polls = np.zeros(warps, np.int64)  # of each warp at an mbarrier, in vain since something arrived
         self.board = None if device.model is None else Scoreboard(warps, len(device.linked.registers))
         self.cached: dict[int, Array] = {}  # of each buffer's sectors: `fetched` at their last use
         self.fetched = 0  # sectors that the first-level cache did not have
@@ -68,7 +78,7 @@ class Program:
 
     def agent(self, mask: Array) -> Agent:
         """Who the threads of a mask are, for accesses to global memory."""
-        return Agent(self.index, self.interval, self.warp[mask], self.known)
+        return Agent(self.index, self.clocks.time, self.warp[mask], self.clocks.known, self.clocks.seen)
 
     def step(self) -> None:
         """One instruction of some warps."""
@@ -81,8 +91,8 @@ class Program:
         rng = self.device.rng
         if rng is not None:
             chosen = rng.choice(runnable, size=rng.integers(1, len(runnable) + 1), replace=False)
-        else:
-            chosen = runnable
+        else:  # who waits at an mbarrier comes last
+            chosen = runnable[self.polls[runnable] == self.polls[runnable].min()]
         pcs = np.where(alive, self.pc.reshape(warps, LANES), np.iinfo(np.int64).max).min(1)
         pc = int(pcs[chosen].min())
         if self.device.of_groups[pc]:
@@ -110,8 +120,8 @@ class Program:
         if not self.waiting.any():
             raise Deadlock("No warp can go on.")
         self.waiting[:] = False
-        self.interval += 1
-        self.known[:] = self.known.max(0)
+        self.polls[:] = 0
+        self.clocks.barrier()
         self.device.counts.add("barriers", 1, source)
         if self.board is not None:
             self.board.open_barrier()
@@ -133,10 +143,19 @@ class Device:
         counts: what the launches have cost.
         model: of the time that they would take, or None.
         longest: modelled cycles of the slowest program.
+        strict_loads: whether a register of `tcgen05.ld` may not be used before `tcgen05.wait::ld`, as PTX says. Triton
+            moves the wait behind such uses, and trusts the assembler to wait for the register.
+        early_uses: how often each place uses one, where that is not refused.
     """
 
     def __init__(
-        self, module: Module, shared_size: int, seed: int | None = None, model: MachineModel | None = None
+        self,
+        module: Module,
+        shared_size: int,
+        seed: int | None = None,
+        model: MachineModel | None = None,
+        *,
+        strict_loads: bool = False,
     ) -> None:
         threads = module.entry.threads
         if threads is None or threads % LANES:
@@ -148,12 +167,15 @@ class Device:
             self.linked.variables[name] = self.memory.add(name, np.frombuffer(values, np.uint8))
         self.rng = None if seed is None else np.random.default_rng(seed)
         self.counts = Counts()
+        self.strict_loads = strict_loads
+        self.early_uses: Counter[str] = Counter()
         self.grid = (1, 1, 1)
         self.programs = 1
         self.longest = 0.0
         self.arguments: dict[str, Any] = {}
         self.releases: dict[int, Release] = {}
         instructions = self.linked.instructions
+        self.asynchronous = any(each.opcode.startswith(("mbarrier.", "tcgen05.")) for each in instructions)
         self.of_groups = [instruction.opcode.startswith("wgmma.mma") for instruction in instructions]
         operands = Operands(self.linked, threads)
         self.handlers = [compile_instruction(instruction, operands) for instruction in instructions]
@@ -164,6 +186,7 @@ class Device:
             self.costs = [
                 cost_of(each, numbers, model, away) for each, away in zip(instructions, self.folded, strict=True)
             ]
+        self._names: dict[int, frozenset[str]] = {}
         self.cost: Cost | None = None  # of the instruction that is executed
         self.source = ""  # its line
 
@@ -221,6 +244,8 @@ class Device:
             self.cost = self.costs[pc]
             program.board.issue(self.cost, active)
         program.pc[mask] = pc + 1
+        if program.loading:
+            check_loaded(program, self.names_of(pc), active, place_of(instruction))
         if instruction.guard is not None:
             predicate = program.registers[instruction.guard]
             mask = mask & (~predicate if instruction.negated else predicate)
@@ -228,7 +253,23 @@ class Device:
                 return
         self.handlers[pc](program, mask)
 
+    def names_of(self, pc: int) -> frozenset[str]:
+        """Registers that instruction `pc` names."""
+        found = self._names.get(pc)
+        if found is None:
+            instruction = self.linked.instructions[pc]
+            names = {name for operand in instruction.operands for name in registers_in(operand)}
+            found = self._names[pc] = frozenset(names | {instruction.guard or ""})
+        return found
+
     # ------------------------------------------------------------------------- what accesses to memory count and cost
+
+    def count_product(self, program: Program, warp: int, kind: str, macs: int) -> None:
+        """Count a product of tensor memory (`tcgen05.mma`), which goes on by itself."""
+        self.counts.add("products", 1, self.source)
+        self.counts.macs[kind] += macs
+        if program.board is not None and self.model is not None:
+            program.board.multiply(warp, self.model.tensor_cycles(kind, macs))
 
     def touch_shared(self, program: Program, addresses: Array, size: int, mask: Array, latency: float) -> None:
         """Count an access to shared memory by the threads of a mask; `addresses` are theirs."""
@@ -303,10 +344,11 @@ class Device:
 
     def release(self, program: Program, address: int, warp: int) -> None:
         """A warp publishes at an address what its program has done before its last barrier."""
-        if len(program.waiting) == 1:
-            program.interval += 1  # no barrier is needed to order a warp with itself
-        times = program.known[warp].copy()
-        times[program.index] = program.interval
+        clocks = program.clocks
+        if clocks.warps == 1:
+            clocks.tick()  # no barrier is needed to order a warp with itself
+        times = clocks.known[warp].copy()
+        times[program.index] = clocks.ordered_until(warp)
         at = 0.0 if program.board is None else float(program.board.now[warp])
         before = self.releases.get(address)
         if before is not None:
@@ -317,7 +359,7 @@ class Device:
         """A warp learns what was published at an address."""
         published = self.releases.get(address)
         if published is not None:
-            program.known[warp] = np.maximum(program.known[warp], published.times)
+            program.clocks.known[warp] = np.maximum(program.clocks.known[warp], published.times)
             program.cached.clear()
             if program.board is not None:
                 program.board.now[warp] = max(program.board.now[warp], published.at + L2_HIT)

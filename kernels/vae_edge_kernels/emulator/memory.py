@@ -1,9 +1,10 @@
 """Memory of the emulated device: global buffers and the shared memory of a program, checked byte by byte.
 
 Every access is checked for bounds, alignment, bytes that were never written, and races. A race is two accesses of one
-byte, at least one of them a write, by different warps with nothing between them that orders them: a barrier, or for
-warps of different programs an acquire of what a release has published (`ordering`). Copies in flight (`cp.async`) own
-their bytes until they are waited for.
+byte, at least one of them a write, by different warps with nothing between them that orders them: a barrier, a phase of
+an mbarrier (`clocks`), or for warps of different programs an acquire of what a release has published (`ordering`).
+Copies in flight (`cp.async`) own their bytes until they are waited for; matrices are read through the asynchronous
+proxy, which sees what was written before a proxy fence.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vae_edge_kernels.emulator.arithmetic import Array
+from vae_edge_kernels.emulator.clocks import NOBODY, SEVERAL, Clocks
 from vae_edge_kernels.emulator.counting import SECTOR_BYTES
 from vae_edge_kernels.emulator.errors import MemoryFault
 from vae_edge_kernels.emulator.linking import LOCAL_BASE
@@ -22,47 +24,78 @@ from vae_edge_kernels.emulator.ordering import Accesses, Agent
 
 GLOBAL_BASE = 0x7F00_0000_0000  # where the first buffer lies
 GUARD = 1 << 20  # bytes between buffers that no pointer reaches
-NOBODY, SEVERAL = -1, -2
 
 
 @dataclass
 class Owners:
-    """Who wrote and read each byte last, in which interval between barriers, and by which instruction."""
+    """Who wrote and read each byte (or cell) last, when, and by which instruction.
+
+    Makers and times are those of `clocks`. Where barriers alone order accesses, of several readers the last time is
+    enough. Else `reads` has the time of each one's last read, from the first time on that several have read a byte.
+    """
 
     writer: Array
     written_in: Array
     written_by: Array
     reader: Array
     read_in: Array
+    agents: int = 0
+    reads: Array | None = None
 
     @classmethod
-    def of(cls, size: int) -> Owners:
-        """Nobody has touched any byte."""
-        return cls(*(np.full(size, NOBODY, np.int32) for _ in range(5)))
+    def of(cls, size: int, agents: int = 0) -> Owners:
+        """Nobody has touched any byte; the reads of so many agents are told apart."""
+        writer, written_in, written_by, reader, read_in = (np.full(size, NOBODY, np.int32) for _ in range(5))
+        return cls(writer, written_in, written_by, reader, read_in, agents)
 
-    def read(self, index: Array, who: Array, interval: Array) -> Array:
-        """Note reads of bytes; which of them race with a write."""
-        raced = (self.written_in[index] == interval) & (self.writer[index] != who)
-        again = (self.read_in[index] == interval) & (self.reader[index] != who) & (self.reader[index] != NOBODY)
+    def _tell_apart(self) -> None:
+        if self.agents and self.reads is None:
+            self.reads = np.full((self.agents, len(self.reader)), NOBODY, np.int32)
+            known = np.flatnonzero(self.reader >= 0)
+            self.reads[self.reader[known], known] = self.read_in[known]
+
+    def read(self, index: Array, who: Array, rows: Array, clocks: Array, now: int) -> Array:
+        """Note reads of bytes; which of them race with a write.
+
+        Args:
+            index: of the bytes [N].
+            who: agents [N].
+            rows: whose knowledge counts, as rows of `clocks` [N].
+            clocks: `Clocks.seen`, or a row of it.
+            now: the time.
+        """
+        raced = self.written_in[index] >= clocks[rows, self.writer[index]]
+        again = (self.read_in[index] >= clocks[rows, self.reader[index]]) & (self.reader[index] != who)
+        if self.agents and again.any():
+            self._tell_apart()
         self.reader[index] = np.where(again, SEVERAL, who)
         # two warps that read one byte in one instruction
         different = self.reader[index] != who
         self.reader[index[different]] = SEVERAL
-        self.read_in[index] = interval
+        self.read_in[index] = now
+        if self.agents and different.any():
+            self._tell_apart()
+        if self.reads is not None:
+            self.reads[who, index] = now
         return raced
 
-    def write(self, index: Array, who: Array, interval: Array, by: int, equal: Array) -> Array:
-        """Note writes of bytes; which of them race with a read or another write.
+    def write(self, index: Array, who: Array, rows: Array, clocks: Array, now: int, by: int, equal: Array) -> Array:
+        """Note writes of bytes by instruction `by`; which of them race with a read or another write.
 
         Several warps may write one byte by the same instruction if the values are `equal`: what a reduction leaves in
-        every warp is stored by each.
+        every warp is stored by each. The other arguments are those of `read`.
         """
-        other = (self.written_in[index] == interval) & (self.writer[index] != who)
+        other = self.written_in[index] >= clocks[rows, self.writer[index]]
         shared = other & (self.written_by[index] == by) & equal
         raced = other & ~shared
-        raced |= (self.read_in[index] == interval) & (self.reader[index] != who)
+        late = self.read_in[index] >= clocks[rows, self.reader[index]]
+        if self.reads is not None:
+            several = self.reader[index] == SEVERAL
+            times = self.reads[:, index[several]]
+            late[several] = (times >= clocks[rows[several], : len(times)].T).any(0)
+        raced |= late
         self.writer[index] = np.where(shared, SEVERAL, who)
-        self.written_in[index], self.written_by[index] = interval, by
+        self.written_in[index], self.written_by[index] = now, by
         different = (self.writer[index] != who) & ~shared  # two warps in one instruction
         self.writer[index[different]] = SEVERAL
         return raced
@@ -242,20 +275,27 @@ class LocalMemory:
 
 
 class SharedMemory:
-    """The shared memory of one program."""
+    """The shared memory of one program.
 
-    def __init__(self, size: int) -> None:
+    Attributes:
+        held: bytes that nobody may touch: a copy in flight writes them, or a barrier (`mbarrier`) lies there.
+        barriers: first bytes of the latter.
+    """
+
+    def __init__(self, size: int, clocks: Clocks, *, asynchronous: bool = False) -> None:
+        self.clocks = clocks
         self.data = np.zeros(size, np.uint8)
         self.defined = np.zeros(size, bool)
-        self.in_flight = np.zeros(size, bool)
-        self.owners = Owners.of(size)
+        self.held = np.zeros(size, bool)
+        self.barriers: set[int] = set()
+        self.owners = Owners.of(size, 2 * clocks.warps if asynchronous else 0)
         self.disagreements: Counter[str] = Counter()  # places that store different values at one address
 
     def check(self, addresses: Array, size: int, place: str, what: str) -> Array:
         """Offsets of all bytes [N, size].
 
         Raises:
-            MemoryFault: an access is out of bounds, misaligned, or of bytes that a copy in flight writes.
+            MemoryFault: an access is out of bounds, misaligned, or of bytes that are held.
         """
         offsets = addresses.astype(np.int64)
         beyond = offsets + size > len(self.data)
@@ -270,23 +310,26 @@ class SharedMemory:
                 f"{place}: {what} of {size} bytes at byte {int(offsets[misaligned][0])} of shared memory is misaligned."
             )
         index = spread(offsets, size)
-        if self.in_flight[index].any():
-            at = int(index[self.in_flight[index]][0])
-            raise MemoryFault(f"{place}: {what} of byte {at} of shared memory, which a copy in flight writes.")
+        if self.held[index].any():
+            at = int(index[self.held[index]][0])
+            raise MemoryFault(f"{place}: {what} of byte {at} of shared memory, {self._holder(at)}.")
         return index
 
-    def load(self, addresses: Array, size: int, warps: Array, interval: int, place: str) -> Array:
+    def _holder(self, byte: int) -> str:
+        return "where an mbarrier lies" if byte // 8 * 8 in self.barriers else "which a copy in flight writes"
+
+    def load(self, addresses: Array, size: int, warps: Array, place: str) -> Array:
         """Bytes [N, size]."""
         index = self.check(addresses, size, place, "a read")
         if not self.defined[index].all():
             at = int(index[~self.defined[index]][0])
             raise MemoryFault(f"{place}: a read of byte {at} of shared memory, which was never written.")
         flat, who = index.reshape(-1), np.repeat(warps, size)
-        raced = self.owners.read(flat, who, np.full(len(flat), interval, np.int32))
+        raced = self.owners.read(flat, who, who, self.clocks.seen, self.clocks.time)
         self._refuse(raced, flat, who, place, "a read")
         return self.data[index]
 
-    def store(self, addresses: Array, values: Array, warps: Array, interval: int, place: str, by: int) -> None:
+    def store(self, addresses: Array, values: Array, warps: Array, place: str, by: int) -> None:
         """Write bytes [N, size] by instruction `by`. Different values at one address are counted in `disagreements`."""
         index = self.check(addresses, values.shape[1], place, "a write")
         flat, who, given = index.reshape(-1), np.repeat(warps, values.shape[1]), values.reshape(-1)
@@ -297,52 +340,107 @@ class SharedMemory:
             self.disagreements[place] += 1
         # another warp's value of the same instruction, which came in an earlier step
         late = (self.owners.written_by[flat] == by) & (before != given)
-        raced = self.owners.write(flat, who, np.full(len(flat), interval, np.int32), by, ~late)
+        raced = self.owners.write(flat, who, who, self.clocks.seen, self.clocks.time, by, ~late)
         self._refuse(raced, flat, who, place, "a write")
 
-    def begin_copy(self, addresses: Array, size: int, warps: Array, interval: int, place: str, by: int) -> Array:
+    def begin_copy(self, addresses: Array, size: int, warps: Array, place: str, by: int) -> Array:
         """An asynchronous copy begins: the offsets of its bytes [N, size], which nobody may touch until `end_copy`."""
         index = self.check(addresses, size, place, "an asynchronous copy")
-        flat = index.reshape(-1)
-        times, unequal = np.full(len(flat), interval, np.int32), np.zeros(len(flat), bool)
-        raced = self.owners.write(flat, np.repeat(warps, size), times, by, unequal)
+        flat, who = index.reshape(-1), np.repeat(warps, size)
+        unequal = np.zeros(len(flat), bool)
+        raced = self.owners.write(flat, who, who, self.clocks.seen, self.clocks.time, by, unequal)
         if raced.any():
             raise MemoryFault(
                 f"{place}: an asynchronous copy to byte {int(flat[raced][0])} of shared memory races with an access of "
-                "another warp: no barrier lies between."
+                f"{self._other(int(flat[raced][0]))}: no barrier lies between."
             )
-        self.in_flight[index] = True
+        self.held[index] = True
         return index
 
-    def end_copy(self, parts: list[tuple[Array, Array]], warp: int, interval: int) -> None:
+    def end_copy(self, parts: list[tuple[Array, Array]], warp: int) -> None:
         """The copies of a warp have arrived: offsets [N, size], and the bytes that they bring."""
         for index, values in parts:
-            self.data[index], self.defined[index], self.in_flight[index] = values, True, False
-            self.owners.writer[index], self.owners.written_in[index] = warp, interval
+            self.data[index], self.defined[index], self.held[index] = values, True, False
+            self.owners.writer[index], self.owners.written_in[index] = warp, self.clocks.time
 
-    def observe(self, index: Array, interval: int, place: str) -> Array:
-        """Bytes that the matrix units read through the asynchronous proxy.
+    def observe(self, index: Array, warp: int, place: str) -> Array:
+        """Bytes that the matrix units read through the asynchronous proxy, for a warp's product.
 
         Raises:
-            MemoryFault: they are out of bounds, unwritten, in flight, or were written since the last barrier.
+            MemoryFault: they are out of bounds, unwritten, held, or were written with nothing that orders it.
         """
         if (index >= len(self.data)).any():
             raise MemoryFault(
                 f"{place}: a matrix reaches byte {int(index.max())} of shared memory, which has {len(self.data)}."
             )
+        writer, written_in = self.owners.writer[index], self.owners.written_in[index]
         for wrong, what in (
-            (self.in_flight[index], "which a copy in flight writes"),
+            (self.held[index], ""),
             (~self.defined[index], "which was never written"),
-            (self.owners.written_in[index] == interval, "which was written since the last barrier"),
+            (written_in >= self.clocks.seen[warp, writer], "which another warp has written with no barrier between"),
+            (
+                written_in >= self.clocks.fenced[warp, writer],
+                "which was written with no fence.proxy.async and barrier between",
+            ),
         ):
             if wrong.any():
-                raise MemoryFault(f"{place}: a matrix reads byte {int(index[wrong][0])} of shared memory, {what}.")
+                at = int(index[wrong][0])
+                reason = what or self._holder(at)
+                raise MemoryFault(f"{place}: a matrix reads byte {at} of shared memory, {reason}.")
         return self.data[index]
+
+    def note_products(self, index: Array, warp: int) -> None:
+        """A warp's product in flight reads bytes: until it is waited for, nobody may write them."""
+        agent = self.clocks.products(warp)
+        flat, rows = index.reshape(-1), np.full(index.size, warp)
+        self.owners.read(flat, np.full(index.size, agent), rows, self.clocks.seen, self.clocks.time)
+
+    def hold_barrier(self, address: int, warp: int, place: str, by: int) -> None:
+        """An mbarrier is made in eight bytes: from now on nobody else may touch them."""
+        index = self.check(np.array([address]), 8, place, "an mbarrier.init")
+        self._write_barrier(index.reshape(-1), warp, place, by, "an mbarrier.init")
+        self.held[index] = True
+        self.barriers.add(address)
+
+    def free_barrier(self, address: int, warp: int, place: str, by: int) -> None:
+        """The bytes of an mbarrier are memory again, and hold nothing."""
+        self.touch_barrier(address, warp, place)
+        index = np.arange(address, address + 8)
+        self._write_barrier(index, warp, place, by, "an mbarrier.inval")
+        self.held[index], self.defined[index] = False, False
+        self.barriers.remove(address)
+
+    def touch_barrier(self, address: int, warp: int, place: str) -> None:
+        """A warp arrives at an mbarrier, or asks for its phase.
+
+        Raises:
+            MemoryFault: there is none, or nothing orders this after it was made.
+        """
+        if address not in self.barriers:
+            raise MemoryFault(f"{place}: no mbarrier was initialized at byte {address} of shared memory.")
+        index, who = np.arange(address, address + 8), np.full(8, warp)
+        raced = self.owners.read(index, who, who, self.clocks.seen, self.clocks.time)
+        self._refuse(raced, index, who, place, "a read")
+
+    def _write_barrier(self, index: Array, warp: int, place: str, by: int, what: str) -> None:
+        who, equal = np.full(len(index), warp), np.zeros(len(index), bool)
+        raced = self.owners.write(index, who, who, self.clocks.seen, self.clocks.time, by, equal)
+        self._refuse(raced, index, who, place, what)
+
+    def _other(self, byte: int, what: str = "a write") -> str:
+        """Who touched a byte before, for messages."""
+        sides = (self.owners.writer,) if what == "a read" else (self.owners.reader, self.owners.writer)
+        for agent in (int(side[byte]) for side in sides):
+            if self.clocks.warps <= agent < 2 * self.clocks.warps:
+                return f"a product in flight, issued by warp {agent - self.clocks.warps}"
+            if agent >= 0:
+                return f"warp {agent}"
+        return "several warps"
 
     def _refuse(self, raced: Array, flat: Array, who: Array, place: str, what: str) -> None:
         if raced.any():
             at, by = int(flat[raced][0]), int(who[raced][0])
             raise MemoryFault(
-                f"{place}: {what} of byte {at} of shared memory by warp {by} races with warp "
-                f"{int(self.owners.writer[at])}: no barrier lies between."
+                f"{place}: {what} of byte {at} of shared memory by warp {by} races with {self._other(at, what)}: no "
+                "barrier lies between."
             )

@@ -58,7 +58,7 @@ def access(match: re.Match[str], instruction: Instruction, operands: Operands) -
             elif at == "local":
                 raw = program.local.load(where, size, mask, place)
             else:
-                raw = program.shared.load(where, size, program.warp[mask], program.interval, place)
+                raw = program.shared.load(where, size, program.warp[mask], place)
                 program.device.touch_shared(program, where, size, mask, SHARED_LOAD)
             values = np.ascontiguousarray(raw).view(DTYPES[kind]).reshape(-1, lanes)
             for number, write in enumerate(writers):
@@ -83,7 +83,7 @@ def access(match: re.Match[str], instruction: Instruction, operands: Operands) -
         elif at == "local":
             program.local.store(where, raw, mask, place)
         else:
-            program.shared.store(where, raw, program.warp[mask], program.interval, place, instruction.line)
+            program.shared.store(where, raw, program.warp[mask], place, instruction.line)
             program.device.touch_shared(program, where, size, mask, SHARED_STORE)
 
     return store
@@ -159,7 +159,7 @@ def matrices(match: re.Match[str], instruction: Instruction, operands: Operands)
 
     def load(program: Program, mask: Array) -> None:
         warps, where = rows(program, mask, SHARED_LOAD)
-        raw = program.shared.load(where.reshape(-1), 16, np.repeat(warps, 8 * count), program.interval, place)
+        raw = program.shared.load(where.reshape(-1), 16, np.repeat(warps, 8 * count), place)
         found = np.ascontiguousarray(raw).view(np.uint16).reshape(len(warps), count, 8, 8)
         if transposed:
             found = found.swapaxes(2, 3)
@@ -177,7 +177,7 @@ def matrices(match: re.Match[str], instruction: Instruction, operands: Operands)
             made = made.swapaxes(2, 3)
         raw = np.ascontiguousarray(made).view(np.uint8).reshape(-1, 16)
         who = np.repeat(warps, 8 * count)
-        program.shared.store(where.reshape(-1), raw, who, program.interval, place, instruction.line)
+        program.shared.store(where.reshape(-1), raw, who, place, instruction.line)
 
     return load if loads else store
 
@@ -192,7 +192,7 @@ def async_copy(match: re.Match[str], instruction: Instruction, operands: Operand
     def copy(program: Program, mask: Array) -> None:
         length = np.full(operands.threads, size) if wanted is None else wanted(program).astype(np.int64)
         to = target(program)[mask]
-        index = program.shared.begin_copy(to, size, program.warp[mask], program.interval, place, instruction.line)
+        index = program.shared.begin_copy(to, size, program.warp[mask], place, instruction.line)
         values = np.zeros((int(mask.sum()), size), np.uint8)
         latency = 0.0
         for part in np.unique(length[mask]):
@@ -237,11 +237,21 @@ def wait_for_copies(instruction: Instruction, operands: Operands) -> Handler:
         for warp in np.unique(program.warp[mask]):
             copies = program.copies[warp]
             while len(copies.groups) > left:
-                program.shared.end_copy(copies.groups.pop(0), int(warp), program.interval)
+                program.shared.end_copy(copies.groups.pop(0), int(warp))
             while len(copies.arrivals) > left and program.board is not None:
                 program.board.now[warp] = max(program.board.now[warp], copies.arrivals.pop(0))
 
     return wait
+
+
+def proxy_fence(instruction: Instruction, operands: Operands) -> Handler:
+    """`fence.proxy.async`: what the warps have seen of shared memory, the asynchronous proxy sees from now on."""
+    del instruction, operands
+
+    def fence(program: Program, mask: Array) -> None:
+        program.clocks.fence(np.unique(program.warp[mask]))
+
+    return fence
 
 
 def atomic_add(match: re.Match[str], instruction: Instruction, operands: Operands) -> Handler:

@@ -1,9 +1,9 @@
 """Which accesses of global memory are ordered: vector clocks of programs, and who touched each byte.
 
-Time within a program is the number of barriers so far. A warp knows of every other program up to which time its
-accesses are ordered before its own; it learns that by acquiring an address that the other program has released, and
-the warps of its program learn it at their next barrier. After: Flanagan and Freund, "FastTrack: Efficient and Precise
-Dynamic Race Detection" (2009).
+Within a program its warps are ordered by `clocks`, whose time also stamps what programs do. A warp knows of every other
+program up to which time its accesses are ordered before its own; it learns that by acquiring an address that the other
+program has released, and the warps of its program learn it at their next barrier. After: Flanagan and Freund,
+"FastTrack: Efficient and Precise Dynamic Race Detection" (2009).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from vae_edge_kernels.emulator.arithmetic import Array
+from vae_edge_kernels.emulator.clocks import NOBODY, SEVERAL
 
-NOBODY, SEVERAL = -1, -2
 MAX_PROGRAMS = 64  # whose reads are told apart; of more, a write after reads by several programs is not judged
 
 
@@ -27,12 +27,14 @@ class Agent:
         time: of the program.
         warps: of each access [N].
         known: by warp and program, the time before which that program's accesses are ordered before this warp's.
+        seen: the same of the warps of its own program (`clocks.Clocks.seen`).
     """
 
     program: int
     time: int
     warps: Array
     known: Array
+    seen: Array
 
 
 class Accesses:
@@ -105,16 +107,16 @@ class _Last:
     def unordered(self, index: Array, who: Agent) -> Array:
         """Bytes [N, size] whose last access is not ordered before one by these warps."""
         program, warps = self.program[index], who.warps[:, None]
-        own = (program == who.program) & (self.time[index] == who.time) & (self.warp[index] != warps)
+        own = (program == who.program) & (self.time[index] >= who.seen[warps, self.warp[index]])
         foreign = (program >= 0) & (program != who.program)
         if foreign.any():
             foreign &= self.time[index] >= who.known[warps, np.maximum(program, 0)]
         return own | foreign
 
     def note(self, index: Array, who: Agent) -> None:
-        """These warps access bytes [N, size]; several warps of one program in one interval are `SEVERAL`."""
+        """These warps access bytes [N, size]; several warps of one program that nothing orders are `SEVERAL`."""
         warps = np.broadcast_to(who.warps[:, None], index.shape)
-        again = (self.program[index] == who.program) & (self.time[index] == who.time) & (self.warp[index] != warps)
+        again = (self.program[index] == who.program) & (self.time[index] >= who.seen[warps, self.warp[index]])
         self.warp[index] = np.where(again, SEVERAL, warps)
         different = self.warp[index] != np.where(again, SEVERAL, warps)  # two warps in one instruction
         self.warp[index[different]] = SEVERAL

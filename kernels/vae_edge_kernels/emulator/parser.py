@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vae_edge_kernels.emulator.errors import PtxError
 
@@ -209,6 +209,7 @@ class _Parser:
         self.head: Function | None = None  # whose body has not begun
         self.function: Function | None = None
         self.scopes: list[dict[str, str]] = []
+        self.labels: list[tuple[int, dict[str, str]]] = []  # of each scope: its first instruction, and its own labels
         self.serial = itertools.count()  # makes the names of inner scopes unique
         self.source = ""
 
@@ -236,14 +237,22 @@ class _Parser:
             if self.head is None:
                 raise PtxError(f"Line {line}: a block outside a function.")
             self.function, self.head = self.head, None
-            self.scopes = [{}]
+            self.scopes, self.labels = [{}], [(0, {})]
         else:
             self.scopes.append({})
+            self.labels.append((len(self.function.instructions), {}))
 
     def _close(self, line: int) -> None:
         if self.function is None:
             raise PtxError(f"Line {line}: a brace closes nothing.")
         self.scopes.pop()
+        start, labels = self.labels.pop()
+        if labels:  # a jump may stand before its label
+            for place in range(start, len(self.function.instructions)):
+                jump = self.function.instructions[place]
+                if jump.opcode.startswith("bra"):
+                    targets = tuple(labels.get(target, target) for target in jump.operands)
+                    self.function.instructions[place] = replace(jump, operands=targets)
         if not self.scopes:
             self.functions[self.function.name] = self.function
             self.function = None
@@ -296,9 +305,7 @@ class _Parser:
         assert self.function is not None
         label = LABEL.match(statement)
         if label:
-            if label.group(1) in self.function.labels:
-                raise PtxError(f"Line {line}: the label {label.group(1)} stands twice.")
-            self.function.labels[label.group(1)] = len(self.function.instructions)
+            self._label(line, label.group(1))
             self.take(line, statement[label.end() :].strip())
         elif statement.startswith(".reg"):
             self._registers(line, statement)
@@ -312,6 +319,16 @@ class _Parser:
             raise PtxError(f"Line {line}: the directive {statement!r} is not known.")
         else:
             self.function.instructions.append(self._instruction(line, statement))
+
+    def _label(self, line: int, name: str) -> None:
+        """A label; those of an inner scope get the scope's number."""
+        assert self.function is not None
+        own = self.labels[-1][1]
+        unique = name if len(self.scopes) == 1 else f"{name}@{next(self.serial)}"
+        if unique in self.function.labels or name in own:
+            raise PtxError(f"Line {line}: the label {name} stands twice.")
+        own[name] = unique
+        self.function.labels[unique] = len(self.function.instructions)
 
     def _local(self, line: int, statement: str) -> None:
         match = LOCAL.match(statement)

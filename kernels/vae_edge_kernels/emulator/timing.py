@@ -36,10 +36,16 @@ SHARED_LOAD, SHARED_STORE = 23, 19
 L1_HIT, L2_HIT, DRAM = 33, 200, 290
 PRODUCT = 25
 SHUFFLE = 23  # an assumption: it goes through the shared memory's crossbar
+# Of tensor memory a register a cycle and the latency of shared memory; its products as long as those of warps: both
+# are assumptions.
 BARRIER = 20  # from the last warp's arrival; an assumption
 SCHEDULERS = 4  # of a multiprocessor; each issues one warp instruction a cycle
 L2_BYTES_PER_CYCLE = 64  # into one multiprocessor; an assumption
 L1_PROGRAMS = 4  # that share a multiprocessor's first-level cache; an assumption
+STORES = (
+    "st.", "red.", "cp.", "stmatrix", "bra", "bar", "ret", "tcgen05.st", "tcgen05.mma", "tcgen05.commit",
+    "tcgen05.alloc", "tcgen05.dealloc", "mbarrier.init", "mbarrier.inval", "mbarrier.arrive",
+)  # fmt: skip
 FUNCTIONS = ("ex2", "lg2", "sin", "cos", "rcp", "rsqrt", "sqrt", "tanh", "div")
 
 
@@ -80,6 +86,12 @@ class MachineModel:
         rate *= 0.5 if ".tf32." in opcode else 1.0
         return macs / (rate / self.multiprocessors / self.clock_hz / SCHEDULERS)
 
+    def tensor_cycles(self, kind: str, macs: int) -> float:
+        """Cycles for which a product of tensor memory occupies its multiprocessor, at the published rate."""
+        rate = self.int8_macs_per_s if kind == "f8f6f4" else self.fp16_macs_per_s
+        rate *= 0.5 if kind == "tf32" else 1.0
+        return macs / (rate / self.multiprocessors / self.clock_hz)
+
 
 # Multiprocessors and clock; the rest is the roofline's, with its sources. Jetson AGX Orin Series technical brief: 2048
 # CUDA cores at 1.3 GHz. Jetson Thor (T5000) datasheet: 2560 at 1.575 GHz. H100 white paper: 132 multiprocessors; 1.83
@@ -109,7 +121,7 @@ class Scoreboard:
         self.now = np.zeros(warps)
         self.ready = np.zeros((registers, warps))
         self.copied = np.zeros(warps)  # when the asynchronous copies so far have arrived
-        self.multiplied = np.zeros(warps)  # when the asynchronous products so far are made
+        self.multiplied = 0.0  # when the products of tensor memory so far are made
 
     def issue(self, cost: Cost, warps: Array) -> None:
         """Warps issue an instruction: they wait for its operands."""
@@ -126,6 +138,14 @@ class Scoreboard:
         self.now[warps] += np.maximum(busy, 1) - 1
         if len(cost.writes):
             self.ready[cost.writes[:, None], warps] = start + latency + busy
+
+    def multiply(self, warp: int, cycles: float) -> None:
+        """A warp has issued a product of tensor memory: it follows those before it."""
+        self.multiplied = max(self.multiplied, float(self.now[warp])) + cycles
+
+    def products_end(self, warp: int) -> float:
+        """When what a warp commits now has ended."""
+        return max(self.multiplied, float(self.now[warp])) + PRODUCT
 
     def open_barrier(self) -> None:
         """All warps go on when the last one has come."""
@@ -145,9 +165,9 @@ class Cost:
 def cost_of(instruction: Instruction, registers: dict[str, int], model: MachineModel, folded: bool) -> Cost:
     """The cost of an instruction; `registers` are numbered by name; `folded` is what `folding` says of it."""
     opcode, operands = instruction.opcode, instruction.operands
-    stores = opcode.startswith(("st.", "red.", "cp.", "stmatrix", "bra", "bar", "ret"))
-    writes = [] if stores or not operands else [name for name in registers_in(operands[0]) if name in registers]
-    reads = [name for operand in operands[len(operands[:1]) * (not stores) :] for name in registers_in(operand)]
+    results = 0 if opcode.startswith(STORES) else 2 if opcode.startswith("tcgen05.ld.red") else 1
+    writes = [name for operand in operands[:results] for name in registers_in(operand) if name in registers]
+    reads = [name for operand in operands[results:] for name in registers_in(operand)]
     if instruction.guard is not None:
         reads.append(instruction.guard)
     numbers = [registers[name] for name in reads if name in registers]
@@ -157,6 +177,9 @@ def cost_of(instruction: Instruction, registers: dict[str, int], model: MachineM
         numbers += [registers[name] for name in writes]
     elif opcode.startswith(("shfl", "redux")):
         latency = SHUFFLE
+    elif opcode.startswith(("tcgen05.ld", "tcgen05.st")):
+        issue = float(len(writes) or len(registers_in(operands[-1])))
+        latency = SHARED_LOAD + issue
     elif opcode.split(".")[0] in FUNCTIONS:
         issue, latency = 2.0, SPECIAL_FUNCTION
     if folded:
@@ -230,9 +253,11 @@ def _throughput_cycles(device: Device, model: MachineModel) -> dict[str, float]:
         if opcode.startswith(("mma.", "wgmma.mma_async"))
     )
     sectors = totals["sectors fetched"] + totals["sectors written"]
+    tensor_cycles = sum(model.tensor_cycles(kind, macs) for kind, macs in device.counts.macs.items())
+    sectors = totals["sectors read"] + totals["sectors written"]
     return {
         "issue": issued / SCHEDULERS,
         "L1 and shared memory": totals["wavefronts"] + totals["L1 wavefronts"],
         "L2": sectors * SECTOR_BYTES / L2_BYTES_PER_CYCLE,
-        "tensor cores": product_cycles / SCHEDULERS,
+        "tensor cores": product_cycles / SCHEDULERS + tensor_cycles,
     }

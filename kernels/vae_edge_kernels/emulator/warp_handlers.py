@@ -13,7 +13,7 @@ from vae_edge_kernels.emulator.operands import Handler, Operands, parts_of, plac
 from vae_edge_kernels.emulator.parser import Instruction
 from vae_edge_kernels.emulator.warpgroups import Descriptor, operand_addresses, rows_of_registers, to_floats
 from vae_edge_kernels.emulator.warpgroups import multiply as multiply_group
-from vae_edge_kernels.emulator.warps import LANES, MMA_K, multiply_matrices, reduce_warp, shuffle
+from vae_edge_kernels.emulator.warps import IN_REGISTERS, LANES, MMA_K, multiply_matrices, reduce_warp, shuffle
 
 if TYPE_CHECKING:
     from vae_edge_kernels.emulator.machine import Program
@@ -26,7 +26,10 @@ WGMMA = re.compile(
     r"wgmma\.mma_async\.sync\.aligned\.m64n(?P<n>\d+)k(?P<k>\d+)\.(?P<d>f32|s32)\.(?P<a>\w+)\.(?P<b>\w+)$"
 )
 SHUFFLE = re.compile(r"shfl\.sync\.(?P<mode>bfly|idx|up|down)\.b32$")
-REDUX = re.compile(r"redux\.sync\.(?P<name>add|min|max)\.(?P<kind>u32|s32)$|redux\.sync\.(?P<bits>and|or|xor)\.b32$")
+REDUX = re.compile(
+    r"redux\.sync\.(?:(?P<name>add|min|max)\.(?P<kind>u32|s32)|(?P<bits>and|or|xor)\.b32"
+    r"|(?P<float>min|max)(?P<nan>\.NaN)?\.f32)$"  # of floats: sm_100
+)
 
 
 def check_whole_warps(mask: Array, place: str) -> None:
@@ -40,7 +43,7 @@ def product(match: re.Match[str], instruction: Instruction, operands: Operands) 
     """`mma.sync`."""
     place = place_of(instruction)
     kinds = {match.group("a"), match.group("b")}
-    if len(kinds) != 1 or match.group("a") not in MMA_K or int(match.group("k")) != MMA_K[match.group("a")]:
+    if len(kinds) != 1 or match.group("a") not in IN_REGISTERS or int(match.group("k")) != MMA_K[match.group("a")]:
         raise PtxError(f"{place}: {match.group(0)} is not known.")
     if match.group("d") != match.group("c") or match.group("d") not in ("f32", "s32"):
         raise PtxError(f"{place}: {match.group(0)} is not known.")
@@ -67,7 +70,7 @@ def group_product(match: re.Match[str], instruction: Instruction, operands: Oper
     """`wgmma.mma_async`. The product is made at once; until it was waited for, what it read must not change."""
     place, texts = place_of(instruction), instruction.operands
     kind, n, dtype = match.group("a"), int(match.group("n")), DTYPES[match.group("d")]
-    if kind != match.group("b") or kind not in MMA_K or int(match.group("k")) != MMA_K[kind]:
+    if kind != match.group("b") or kind not in IN_REGISTERS or int(match.group("k")) != MMA_K[kind]:
         raise PtxError(f"{place}: {match.group(0)} is not known.")
     names = parts_of(texts[0])
     in_registers = texts[1].startswith("{")
@@ -82,11 +85,11 @@ def group_product(match: re.Match[str], instruction: Instruction, operands: Oper
     a_descriptor = None if in_registers else operands.reader(texts[1], "b64")
     b_descriptor, accumulate = operands.reader(texts[2], "b64"), operands.reader(texts[3], "pred")
 
-    def matrix(program: Program, described: Array, rows: int, transposed: bool) -> Array:
+    def matrix(program: Program, described: Array, rows: int, transposed: bool, warp: int) -> Array:
         if (described != described[0]).any():
             raise PtxError(f"{place}: the warps of a group have different matrix descriptors.")
         where = operand_addresses(Descriptor.of(int(described[0])), rows, kind, transposed)
-        raw = program.shared.observe(where.reshape(-1), program.interval, place)
+        raw = program.shared.observe(where.reshape(-1), warp, place)
         program.products.append((where.reshape(-1), raw))
         return to_floats(raw.reshape(where.shape), kind)
 
@@ -99,8 +102,8 @@ def group_product(match: re.Match[str], instruction: Instruction, operands: Oper
             if a_descriptor is None:
                 a = rows_of_registers([read(program)[group] for read in a_parts], kind)
             else:
-                a = matrix(program, a_descriptor(program)[group], 64, transpose_a)
-            b = matrix(program, b_descriptor(program)[group], n, transpose_b)
+                a = matrix(program, a_descriptor(program)[group], 64, transpose_a, group[0] // LANES)
+            b = matrix(program, b_descriptor(program)[group], n, transpose_b, group[0] // LANES)
             keep = accumulate(program)[group[0]]
             held = [read(program)[group] * np.uint32(keep) for read in before]
             for result, values in zip(results, multiply_group(a, b, held, dtype), strict=True):
@@ -153,6 +156,8 @@ def reduction(match: re.Match[str], instruction: Instruction, operands: Operands
     """`redux.sync`."""
     place, texts = place_of(instruction), instruction.operands
     kind, name = match.group("kind") or "b32", match.group("name") or match.group("bits")
+    if match.group("float"):
+        kind, name = "f32", match.group("float") + (match.group("nan") or "")
     read, write = operands.reader(texts[1], kind), operands.writer(texts[0], kind)
 
     def run(program: Program, mask: Array) -> None:

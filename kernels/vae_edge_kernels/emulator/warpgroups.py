@@ -6,7 +6,7 @@ and of the swizzles.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -67,7 +67,9 @@ class Descriptor:
         return address ^ ((address >> 7 & (pieces - 1)) << 4) if pieces > 1 else address
 
 
-def operand_addresses(descriptor: Descriptor, rows: int, kind: str, transposed: bool) -> Array:
+def operand_addresses(
+    descriptor: Descriptor, rows: int, kind: str, transposed: bool, *, any_bytes: bool = False
+) -> Array:
     """Addresses [rows, K, bytes of an element] of A or of Bᵀ.
 
     Args:
@@ -75,13 +77,16 @@ def operand_addresses(descriptor: Descriptor, rows: int, kind: str, transposed: 
         rows: M or N.
         kind: of its elements.
         transposed: whether the rows of M or N lie along the contiguous axis, which 16-bit elements alone may do.
+        any_bytes: whether 8-bit elements may, too (`tcgen05`).
     """
     k = MMA_K[kind]
     size = 32 // k
     if not transposed:
         return descriptor.addresses(rows, k * size).reshape(rows, k, size)
-    if size != 2:
+    if size != 2 and not (any_bytes and size == 1):
         raise PtxError(f"A matrix of {kind} cannot be transposed.")
+    if descriptor.width == 16:  # without a swizzle the two offsets change their roles (CUTLASS, "MN-major INTERLEAVE")
+        descriptor = replace(descriptor, leading=descriptor.stride, stride=descriptor.leading)
     return descriptor.addresses(k, rows * size).reshape(k, rows, size).swapaxes(0, 1)
 
 

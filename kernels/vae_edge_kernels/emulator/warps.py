@@ -6,11 +6,20 @@ fragments for mma.m16n8k16" and the like.
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import numpy as np
 
-from vae_edge_kernels.emulator.arithmetic import E4M3_VALUES, Array, from_bf16
+from vae_edge_kernels.emulator.arithmetic import (
+    E4M3_VALUES,
+    Array,
+    from_bf16,
+    maximum,
+    minimum,
+    nan_maximum,
+    nan_minimum,
+)
 
 LANES = 32
 LANE = np.arange(LANES)
@@ -18,7 +27,8 @@ ROW, PAIR = LANE >> 2, LANE & 3  # "groupID" and "threadID in group" of the frag
 # Row and column, by lane, of accumulator register r of m16n8.
 ACCUMULATOR = [(ROW + 8 * (r >> 1), 2 * PAIR + (r & 1)) for r in range(4)]
 # K of mma.m16n8kK by type of element: 256 bits a row.
-MMA_K = {"f16": 16, "bf16": 16, "tf32": 8, "s8": 32, "u8": 32, "e4m3": 32}
+MMA_K = {"f16": 16, "bf16": 16, "tf32": 8, "s8": 32, "u8": 32, "e4m3": 32, "e5m2": 32}
+IN_REGISTERS = MMA_K.keys() - {"e5m2"}  # which is known in tensor memory alone
 
 
 def shuffle(mode: str, value: Array, offset: Array, control: Array) -> tuple[Array, Array]:
@@ -47,10 +57,18 @@ REDUCTIONS: dict[str, Any] = {
 }  # fmt: skip
 
 
+FLOAT_REDUCTIONS: dict[str, Any] = {
+    "min": minimum, "max": maximum, "min.NaN": nan_minimum, "max.NaN": nan_maximum
+}  # fmt: skip
+
+
 def reduce_warp(operation: str, value: Array) -> Array:
     """`redux.sync` of whole warps: each thread gets the reduction of its warp's values."""
     rows = value.reshape(-1, LANES)
-    total = REDUCTIONS[operation].reduce(rows, axis=1, dtype=value.dtype)
+    if value.dtype.kind == "f":
+        total = reduce(FLOAT_REDUCTIONS[operation], rows.T)
+    else:
+        total = REDUCTIONS[operation].reduce(rows, axis=1, dtype=value.dtype)
     return np.repeat(total, LANES)
 
 
@@ -65,6 +83,8 @@ def unpack(register: Array, kind: str) -> Array:
         values = (bits & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)
     elif kind == "e4m3":
         values = E4M3_VALUES[bits.view(np.uint8)]
+    elif kind == "e5m2":  # the upper half of a float16
+        values = (bits.view(np.uint8).astype(np.uint16) << np.uint16(8)).view(np.float16).astype(np.float64)
     else:
         values = bits.view(np.int8 if kind == "s8" else np.uint8).astype(np.float64)
     return values.reshape(-1, LANES, values.size // bits.size)
