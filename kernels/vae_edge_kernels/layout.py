@@ -18,7 +18,7 @@ An offset counts elements of its buffer. This module imports neither Triton nor 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
 from functools import lru_cache
@@ -31,7 +31,7 @@ ALIGNMENT = 16  # elements: every offset, and every row of a matrix, is a multip
 MAX_CLUSTER_BLOCK = 64  # clusters of the score that are compared at once
 MAX_CTAS_PER_IMAGE = 32
 MIN_TILE_PIXELS = 8  # columns of a matrix instruction
-MAX_DOT_M = 64  # output channels of a `tl.dot`, of which a thread stores 8 at once
+MAX_DOT_M = 32  # output channels of a `tl.dot`
 
 
 class Fc(IntEnum):
@@ -691,11 +691,6 @@ def _partial_sums(layers: Sequence[ConvLayout]) -> int:
     )
 
 
-def _balanced(count: int, most: int) -> int:
-    """How many of `count` each of as few parts as possible has, at most `most`."""
-    return -(-count // -(-count // most))
-
-
 @lru_cache(maxsize=256)
 def with_tile_config(
     layout: NetworkLayout, warps: int, warp_tiles: int, noinline: int = 0, ctas_per_image: int = 1
@@ -705,20 +700,39 @@ def with_tile_config(
     Args:
         layout: as `make_layout` made it.
         warps: of a program.
-        warp_tiles: tiles of 16 output channels and 8 output pixels that a warp has at a time, at most.
+        warp_tiles: products of 16 output channels by 8 output pixels whose sums a warp holds, at most.
         noinline, ctas_per_image: see `NetworkLayout`.
     """
-
-    def tile(layer: ConvLayout) -> ConvLayout:
-        groups, j = -(-layer.out_pixels // MIN_TILE_PIXELS), layer.filters.dot_m // 16
-        warps_n = min(warps, next_power_of_two(groups))
-        dots = _balanced(-(-layer.filters.dots // (warps // warps_n)), max(1, warp_tiles // j))
-        of_warp = _balanced(-(-groups // warps_n), max(1, warp_tiles // (j * dots)))
-        parts = tuple(1 << bit for bit in reversed(range(of_warp.bit_length())) if of_warp >> bit & 1)
-        return replace(layer, warps_m=warps // warps_n, warps_n=warps_n, dots=dots, groups=parts)
-
-    layers = tuple(tile(layer) for layer in layout.layers)
+    layers = tuple(
+        min(_tiles(layer, warps, warp_tiles), key=lambda tiled: _tile_cost(tiled, ctas_per_image))
+        for layer in layout.layers
+    )
     return replace(layout, layers=layers, warps=warps, noinline=noinline, ctas_per_image=ctas_per_image)
+
+
+def _tiles(layer: ConvLayout, warps: int, warp_tiles: int) -> Iterator[ConvLayout]:
+    """The layer with each tile that it could have."""
+    groups, j = -(-layer.out_pixels // MIN_TILE_PIXELS), layer.filters.dot_m // 16
+    for warps_n in (1 << bit for bit in range(warps.bit_length())):
+        warps_m = warps // warps_n
+        for dots in range(1, -(-layer.filters.dots // warps_m) + 1):
+            most = min(-(-groups // warps_n), warp_tiles // (j * dots))
+            for of_warp in range(1, max(1, most) + 1):
+                parts = tuple(1 << bit for bit in reversed(range(of_warp.bit_length())) if of_warp >> bit & 1)
+                yield replace(layer, warps_m=warps_m, warps_n=warps_n, dots=dots, groups=parts)
+
+
+def _tile_cost(layer: ConvLayout, ctas_per_image: int) -> tuple[float, int]:
+    """What a tile of a layer takes: modelled cycles of a multiprocessor for two matrix instructions' summed index, by
+    what takes the longest; then tiles.
+
+    A matrix instruction takes 8 cycles of one of four tensor cores, 16 bytes a thread 4 of the first-level cache.
+    """
+    rows, columns, warps = layer.dots * layer.filters.dot_m // 16, sum(layer.groups), layer.warps_m * layer.warps_n
+    loads, products = 2 * rows + columns, 2 * rows * columns
+    tiles = -(-layer.out_channels // layer.tile_channels) * -(-layer.out_pixels // layer.tile_pixels)
+    cycles = warps * max(4.0 * loads, 2.0 * products, (loads + products) / 4)
+    return -(-tiles // ctas_per_image) * cycles, tiles
 
 
 @lru_cache(maxsize=256)

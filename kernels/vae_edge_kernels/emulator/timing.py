@@ -95,7 +95,8 @@ class MachineModel:
 
 # Multiprocessors and clock; the rest is the roofline's, with its sources. Jetson AGX Orin Series technical brief: 2048
 # CUDA cores at 1.3 GHz. Jetson Thor (T5000) datasheet: 2560 at 1.575 GHz. H100 white paper: 132 multiprocessors; 1.83
-# GHz is the clock at which they give the datasheet's rates. Data caches: CUDA Programming Guide, "Compute Capabilities".
+# GHz is the clock at which they give the datasheet's rates. Data caches: CUDA Programming Guide, "Compute
+# Capabilities".
 MULTIPROCESSORS = {"Orin": (16, 1.3e9, 192 << 10), "Thor": (20, 1.575e9, 256 << 10), "H100": (132, 1.83e9, 256 << 10)}
 MODELS = {
     each.name.lower(): MachineModel(
@@ -254,7 +255,6 @@ def _throughput_cycles(device: Device, model: MachineModel) -> dict[str, float]:
     )
     sectors = totals["sectors fetched"] + totals["sectors written"]
     tensor_cycles = sum(model.tensor_cycles(kind, macs) for kind, macs in device.counts.macs.items())
-    sectors = totals["sectors read"] + totals["sectors written"]
     return {
         "issue": issued / SCHEDULERS,
         "L1 and shared memory": totals["wavefronts"] + totals["L1 wavefronts"],
