@@ -8,6 +8,7 @@ least. Functions are inlined at every call.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +48,7 @@ class Program:
         self.registers = {name: np.zeros(count, UNSIGNED[bits]) for name, bits in device.linked.registers.items()}
         self.params: dict[tuple[str, int], Array] = {}  # of inlined calls, by name and bytes
         self.shared = SharedMemory(device.shared_size)
+        self.shared.disagreements = device.disagreements
         self.local = LocalMemory(count, device.linked.local_size)
         self.carry = np.zeros(count, bool)
         self.pc = np.zeros(count, np.int64)
@@ -131,6 +133,8 @@ class Device:
         counts: what the launches have cost.
         model: of the time that they would take, or None.
         longest: modelled cycles of the slowest program.
+        disagreements: places where threads stored different values at one address of shared memory at once, and how
+            often. Which one stays is not defined.
     """
 
     def __init__(
@@ -149,6 +153,7 @@ class Device:
         self.grid = (1, 1, 1)
         self.programs = 1
         self.longest = 0.0
+        self.disagreements: Counter[str] = Counter()
         self.arguments: dict[str, Any] = {}
         self.releases: dict[int, Release] = {}
         instructions = self.linked.instructions
