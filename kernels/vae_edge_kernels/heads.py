@@ -90,17 +90,32 @@ def vecmat_global(x_ptr, weights_ptr, NET: tl.constexpr, I: tl.constexpr, SIZE: 
 
 
 @triton.jit
+def sum_of_products(x, w, NET: tl.constexpr):
+    """y[k] = sum over c of x[c] · w[c, k], each product rounded by itself.
+
+    Two threads that exchange their products and add them must get the same bits, since either may be the one whose sum
+    is stored. So no product may become one fma with the addition: int8 networks are compiled without that, and in
+    others the fma with 0 prevents it.
+    """
+    if NET.int8:
+        products = x[:, None] * w
+    else:
+        products = fma(x[:, None], w, 0.0)
+    return tl.sum(products, 0)
+
+
+@triton.jit
 def vecmat_fc(x, weights_ptr, NET: tl.constexpr, I: tl.constexpr, column):
     """The same of a vector x in registers, zeros beyond in_features, as float32, or int32 for int8 weights."""
     k = tl.arange(0, x.shape[0])
     offset = k[:, None] + column[None, :] * NET.linears[I].row_stride
     mask = (k < NET.linears[I].row_stride)[:, None] & (column < NET.linears[I].out_features)[None, :]
     w = tl.load(weights_ptr + NET.linears[I].weights + offset, mask=mask, other=0)
-    return tl.sum(x[:, None] * w.to(x.dtype), 0).to(tl.float32)
+    return sum_of_products(x, w.to(x.dtype), NET).to(tl.float32)
 
 
 @triton.jit
-def vecmat(x, matrix_ptr, rows: tl.constexpr, row_stride: tl.constexpr, column, column_mask):
+def vecmat(x, matrix_ptr, NET: tl.constexpr, rows: tl.constexpr, row_stride: tl.constexpr, column, column_mask):
     """y[k] = sum over c of x[c] · m[c, k] for some columns k of a matrix [rows, row_stride], float32.
 
     x: a vector in registers, float32, zeros beyond `rows`.
@@ -108,7 +123,7 @@ def vecmat(x, matrix_ptr, rows: tl.constexpr, row_stride: tl.constexpr, column, 
     k = tl.arange(0, x.shape[0])
     mask = (k < rows)[:, None] & column_mask[None, :]
     w = tl.load(matrix_ptr + k[:, None] * row_stride + column[None, :], mask=mask, other=0)
-    return tl.sum(x[:, None] * w.to(tl.float32), 0)
+    return sum_of_products(x, w.to(tl.float32), NET)
 
 
 @triton.jit
@@ -300,7 +315,7 @@ def classify_and_score(
         cluster = start + tl.arange(0, CLUSTERS)
         cluster_mask = cluster < NET.score.clusters
         distance = vecmat(
-            z, params_ptr + NET.score.nearest, NET.score.components, NEAREST_STRIDE, cluster, cluster_mask
+            z, params_ptr + NET.score.nearest, NET, NET.score.components, NEAREST_STRIDE, cluster, cluster_mask
         )
         distance += tl.load(params_ptr + NET.score.nearest_offset + cluster, mask=cluster_mask, other=float("inf"))
         nearest = tl.where(tl.min(distance, 0) < smallest, start + tl.argmin(distance, 0), nearest)
@@ -308,7 +323,7 @@ def classify_and_score(
 
     # Mahalanobis distance to it: the norm after the cluster's own whitening.
     own_ptr = whitening_ptr + nearest * NET.score.components * SQUARE
-    own = vecmat(z, own_ptr, NET.score.components, SQUARE, component, component_mask)
+    own = vecmat(z, own_ptr, NET, NET.score.components, SQUARE, component, component_mask)
     own -= tl.load(params_ptr + NET.score.cluster_offset + nearest * SQUARE + component, mask=component_mask, other=0.0)
     distance = tl.sqrt(tl.sum(own * own, 0))
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from synthetic_models import blotches, quantized, untrained
+from torch import Tensor
 from vae_edge_kernels import network, reparameterize
-from vae_edge_kernels.config import get_config, override_config
 from vae_edge_kernels.emulator.errors import MemoryFault
 from vae_edge_kernels.emulator.machine import Device
-from vae_edge_kernels.layout import NetworkLayout
 
 from vae_edge.emulation.launch import Compiled, compile_kernel, run
 from vae_edge.ops.network import forward_layerwise
@@ -61,13 +61,19 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "pooled": {"head": "pooled"},
     "large": {"size": 224, "channels": 3},
     "upright": {"head": "code+pooled", "orientation": False, "size": 32, "channels": 3},
+    "masked": {"size": 33, "channels": 3, "circular_mask": True, "fill": 0.5},
+    "masked, large": {"size": (97, 64), "circular_mask": True, "fill": 0.5},
 }
+FAST = ", fast score"  # behind the name of a network without a decoder
 
 
 @cache
 def packed(name: str, int8: bool) -> PackedNetwork:
-    model = untrained("tiny", **NETWORKS[name]) if name in NETWORKS else untrained(name)
-    return pack(model, quantized(model) if int8 else None)
+    full = name.removesuffix(FAST)
+    model = untrained("tiny", **NETWORKS[full]) if full in NETWORKS else untrained(full)
+    made = pack(model, quantized(model) if int8 else None, "full" if full == name else "fast")
+    assert made.layout.score.fast == (full != name)
+    return made
 
 
 @cache
@@ -75,31 +81,38 @@ def compiled_network(name: str, int8: bool, architecture: int, programs: int) ->
     return compile_kernel(network.kernel_spec(packed(name, int8).layout, architecture, programs), architecture)
 
 
+def launch_network(
+    compiled: Compiled, made: PackedNetwork, images: Tensor, programs: int, slots: int, seed: int | None = None
+) -> tuple[Device, dict[str, Tensor]]:
+    """Images through a network in one launch, in slots that hold nothing before: the device, and the answers."""
+    net, count = made.layout, len(images)
+    given = {"weights_ptr": made.weights, "params_ptr": made.params, "whitening_ptr": made.whitening}
+    outputs = {
+        "probabilities_ptr": torch.empty(count, net.classes),
+        "angle_ptr": torch.empty(count),
+        "score_ptr": torch.empty(count),
+        "uncertainty_ptr": torch.empty(count, 3),
+    }
+    activations = torch.zeros(slots, net.activation_size, dtype=torch.int8 if net.int8 else torch.float16)
+    scratch = {"activations_ptr": activations, "workspace_ptr": torch.zeros(slots, net.workspace_size)}
+    barrier = torch.zeros(2 * slots, dtype=torch.int32)
+    arguments = {"image_ptr": images, **given, **scratch, "barrier_ptr": barrier, **outputs, "n_images": count}
+    return run(compiled, (slots, programs, 1), arguments, (*scratch, *outputs), seed=seed), outputs
+
+
 def run_network(compiled: Compiled, made: PackedNetwork, programs: int, seed: int | None = None) -> Device:
     """One image through a network in one launch; its answers are held against those of the operators."""
     net = made.layout
     image = blotches(1, (net.height, net.width), net.channels, seed=1)
-    buffers = (made.weights, made.params, made.whitening)
-    expected = forward_layerwise(net, image, *buffers)
-    answers = [torch.empty_like(answer) for answer in expected]
-    outputs = dict(zip(("probabilities_ptr", "angle_ptr", "score_ptr", "uncertainty_ptr"), answers, strict=True))
-    given = dict(zip(("weights_ptr", "params_ptr", "whitening_ptr"), buffers, strict=True))
-    scratch = scratch_of(net)
-    barrier = torch.zeros(2, dtype=torch.int32)
-    arguments = {"image_ptr": image, **given, **scratch, "barrier_ptr": barrier, **outputs, "n_images": 1}
-    device = run(compiled, (1, programs, 1), arguments, (*scratch, *outputs), seed=seed)
+    expected = forward_layerwise(net, image, made.weights, made.params, made.whitening)
+    device, answers = launch_network(compiled, made, image, programs, 1, seed)
     # As in the interpreter's cases. Among the pixels of a large image some lie on a tie of the quantization, or of the
     # order of sums: the interpreter gives the compiled kernel's answers there, and both are as far from the operators.
     rounding = 1e-2 if net.pixels > 64 * 64 else 2e-3 if net.int8 else 5e-3  # float16: the benchmark's limit
     tolerances = {"probabilities_ptr": rounding, "angle_ptr": 5e-3, "score_ptr": 4e-2, "uncertainty_ptr": rounding}
-    for (name, answer), wanted in zip(outputs.items(), expected, strict=True):
+    for (name, answer), wanted in zip(answers.items(), expected, strict=True):
         torch.testing.assert_close(answer, wanted, rtol=2e-2 if name == "score_ptr" else 0, atol=tolerances[name])
     return device
-
-
-def scratch_of(net: NetworkLayout) -> dict[str, torch.Tensor]:
-    activations = torch.zeros(1, net.activation_size, dtype=torch.int8 if net.int8 else torch.float16)
-    return {"activations_ptr": activations, "workspace_ptr": torch.zeros(1, net.workspace_size)}
 
 
 @pytest.mark.parametrize(
@@ -114,6 +127,8 @@ def scratch_of(net: NetworkLayout) -> dict[str, torch.Tensor]:
         ("tiny", 120, True, 1, None),
         ("pooled", 87, True, 1, None),
         ("upright", 87, False, 1, None),
+        ("masked", 87, True, 1, None),
+        ("tiny, fast score", 87, False, 1, None),
         pytest.param("large", 87, True, 1, None, marks=pytest.mark.slow),
         pytest.param("small", 87, False, 1, None, marks=pytest.mark.slow),
         pytest.param("small", 87, True, 8, 2, marks=pytest.mark.slow),
@@ -124,6 +139,13 @@ def scratch_of(net: NetworkLayout) -> dict[str, torch.Tensor]:
         pytest.param("small", 110, False, 1, None, marks=pytest.mark.slow),
         pytest.param("small", 110, True, 8, None, marks=pytest.mark.slow),
         pytest.param("tiny", 100, False, 1, None, marks=pytest.mark.slow),
+        pytest.param("masked", 87, False, 1, 5, marks=pytest.mark.slow),
+        pytest.param("masked", 87, True, 2, 6, marks=pytest.mark.slow),
+        pytest.param("masked, large", 87, False, 1, None, marks=pytest.mark.slow),
+        pytest.param("masked, large", 87, True, 1, None, marks=pytest.mark.slow),
+        pytest.param("tiny, fast score", 87, True, 1, 7, marks=pytest.mark.slow),
+        pytest.param("upright, fast score", 87, True, 1, None, marks=pytest.mark.slow),
+        pytest.param("masked, fast score", 87, False, 2, 8, marks=pytest.mark.slow),
     ],
 )
 def test_a_network_in_one_launch_gives_what_the_operators_give(
@@ -133,14 +155,60 @@ def test_a_network_in_one_launch_gives_what_the_operators_give(
     opcode = "wgmma.mma" if architecture == 90 else "mma."
     products = sum(count for name, count in device.counts.opcodes.items() if name.startswith(opcode))
     assert products > 100 and device.counts.totals["barriers"] > 100
+    assert not device.disagreements
+
+
+PRECISIONS = [False, pytest.param(True, marks=pytest.mark.exhaustive)]
+SEVERAL_PROGRAMS = [2, pytest.param(8, marks=pytest.mark.exhaustive)]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("programs", [1, *SEVERAL_PROGRAMS])
+@pytest.mark.parametrize("int8", PRECISIONS)
+def test_answers_have_the_same_bits_in_every_order_of_warps_and_ctas(int8: bool, programs: int) -> None:
+    made, compiled = packed("tiny", int8), compiled_network("tiny", int8, 87, programs)
+    image = blotches(1, (made.layout.height, made.layout.width), made.layout.channels, seed=1)
+    _, expected = launch_network(compiled, made, image, programs, 1)
+    for seed in (0, 1):
+        device, answers = launch_network(compiled, made, image, programs, 1, seed)
+        assert not device.disagreements
+        assert all(torch.equal(answers[name], expected[name]) for name in expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("int8", PRECISIONS)
+def test_answers_have_the_same_bits_in_every_slot_and_batch(int8: bool) -> None:
+    made, compiled = packed("tiny", int8), compiled_network("tiny", int8, 87, 1)
+    images = blotches(3, (made.layout.height, made.layout.width), made.layout.channels, seed=2)
+    _, together = launch_network(compiled, made, images, 1, 2, seed=3)  # the last image follows one of the others
+    for number in (0, 2):
+        _, alone = launch_network(compiled, made, images[number : number + 1], 1, 1)
+        assert all(torch.equal(alone[name][0], together[name][number]) for name in alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("programs", SEVERAL_PROGRAMS)
 @pytest.mark.parametrize("int8", [False, True])
-def test_a_network_with_its_products_in_tensor_memory_gives_what_the_operators_give(int8: bool) -> None:
-    """The configurations of sm_110 keep float16 tiles below 64 rows: functions of their own may not use that memory."""
-    key = "int8" if int8 else "fp16"
-    with override_config("network", key, {**get_config("network", key, 110), "BLOCK_M": 64, "NOINLINE": 0}):
-        compiled = compile_kernel(network.kernel_spec(packed("tiny", int8).layout, 110), 110)
-    device = run_network(compiled, packed("tiny", int8), 1)
-    assert device.counts.macs["f16"] > (100_000 if int8 else 1_000_000)
+def test_several_ctas_change_last_bits_at_most(int8: bool, programs: int) -> None:
+    made = packed("tiny", int8)
+    image = blotches(1, (made.layout.height, made.layout.width), made.layout.channels, seed=1)
+    _, alone = launch_network(compiled_network("tiny", int8, 87, 1), made, image, 1, 1)
+    _, several = launch_network(compiled_network("tiny", int8, 87, programs), made, image, programs, 1)
+    torch.testing.assert_close(several, alone, rtol=1e-6, atol=1e-6)
+
+
+def test_a_product_that_is_rounded_in_one_of_two_threads_alone_is_told() -> None:
+    """Where a product and a sum are one fma: two threads store sums that differ in their last bits."""
+    made, compiled = packed("tiny", False), compiled_network("tiny", False, 87, 1)
+    image = blotches(1, (made.layout.height, made.layout.width), made.layout.channels, seed=1)
+    device, _ = launch_network(compiled.changed(with_a_fused_product(compiled.ptx)), made, image, 1, 1)
+    assert device.disagreements
+
+
+def with_a_fused_product(ptx: str) -> str:
+    """The first product that is added to another thread's becomes one fma with the addition."""
+    found = re.search(r"fma\.rn\.f32\s+(%r\d+), (%r\d+), (%r\d+), 0f00000000;", ptx)
+    assert found is not None
+    product, x, w = found.groups()
+    addition, fused = rf"add\.f32(\s+%r\d+), {product}, (%r\d+);", rf"fma.rn.f32\1, {x}, {w}, \2;"
+    return ptx[: found.end()] + re.sub(addition, fused, ptx[found.end() :], count=1)

@@ -7,6 +7,7 @@ tests need the compiler.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from functools import cache
@@ -32,7 +33,18 @@ EMULATED = [  # architecture, file, and which of its cases
     (87, "network_cases", "not several_ctas"),
     (87, "network_cases", "several_ctas and changes0"),
     (110, "network_cases", "rotated or atan2 or means or reconstruction or heads"),
+    *(  # by `make test-compiled` alone
+        pytest.param(architecture, stem, selected, marks=pytest.mark.exhaustive)
+        for architecture in (90, 110, 120)
+        for stem, selected in (
+            ("reparameterize_cases", ""),
+            ("network_cases", "not several_ctas"),
+            ("network_cases", "several_ctas and changes0"),
+        )
+    ),
+    pytest.param(110, "conv_cases", "", marks=pytest.mark.exhaustive),
 ]
+UNKNOWN = re.compile("PtxError: ")
 OF_TRITON = (3, 9)  # what the emulator knows; earlier ones emit other instructions
 SLOW = ("sizes_cases",)  # the interpreter takes its time for a large image
 
@@ -108,4 +120,8 @@ def test_compiled_for_an_emulated_gpu(architecture: int, stem: str, selected: st
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "emulator.launches"]
     command += ["-k", selected, f"--junitxml={tmp_path / 'report.xml'}", str(path)]
     found = failures_of(command, environment, tmp_path / "report.xml", ("failure", "error"))
-    assert found and not {name: failures for name, failures in found.items() if failures}
+    failed = {name: failures for name, failures in found.items() if failures}
+    unknown = {name for name, failures in failed.items() if all(UNKNOWN.search(each) for each in failures)}
+    if architecture >= 100 and failed and failed.keys() == unknown:
+        pytest.xfail(f"unchecked, of instructions that the emulator does not know: {', '.join(sorted(unknown))}")
+    assert found and not failed

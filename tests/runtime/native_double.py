@@ -29,12 +29,12 @@ IMAGE, WEIGHTS, PARAMS, WHITENING, OUTPUTS = 0, 1, 2, 3, 7  # arguments of the k
 
 @dataclass(frozen=True)
 class NativeBuild:
-    """The library, and folders with drivers: the double, one that is too old, and a file that is no library."""
+    """The library, and folders with drivers: the double; one that is too old, and a file that is no library."""
 
     library: Path
     driver: Path
-    old_driver: Path
-    broken_driver: Path
+    old_driver: Path = Path()  # not there
+    broken_driver: Path = Path()
 
     def run(
         self, code: str, driver: Path | None = None, timeout_s: float = 500, **more: str

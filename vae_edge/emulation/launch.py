@@ -76,7 +76,7 @@ def run(
     outputs: Collection[str] = (),
     *,
     seed: int | None = None,
-    offset: int = 0,
+    offset: int | Mapping[str, int] = 0,
     model: MachineModel | None = None,
     max_steps: int = 5_000_000,
 ) -> Device:
@@ -88,7 +88,7 @@ def run(
         arguments: by name; those that are missing are 0.
         outputs: names of tensors of which the kernel must write what it reads.
         seed: of the order in which warps and programs make their steps; None: in lock step.
-        offset: bytes by which every tensor is off an alignment of 256.
+        offset: bytes by which every tensor is off an alignment of 256; or, by name, some of them.
         model: of the time, or None.
         max_steps: after which a deadlock is assumed.
 
@@ -111,12 +111,14 @@ def run(
             places[name] = len(device.memory.buffers)
             same = AS_INTEGERS.get(given.dtype)  # what NumPy does not have
             raw = (given.detach() if same is None else given.detach().view(same)).numpy()
-            values.append(device.memory.add(name, raw, name not in outputs, offset))
+            off = offset if isinstance(offset, int) else offset.get(name, 0)
+            values.append(device.memory.add(name, raw, name not in outputs, off))
         else:
             values.append(given)
     device.launch(grid, values, max_steps)
     for name in outputs:
         tensor, buffer = arguments[name], device.memory.buffers[places[name]]
         assert isinstance(tensor, Tensor)
-        tensor.copy_(torch.from_numpy(buffer.data.copy()).view(tensor.dtype).reshape(tensor.shape))
+        if tensor.numel():
+            tensor.copy_(torch.from_numpy(buffer.data.copy()).view(tensor.dtype).reshape(tensor.shape))
     return device

@@ -54,6 +54,7 @@ class Program:
         self.params: dict[tuple[str, int], Array] = {}  # of inlined calls, by name and bytes
         self.clocks = Clocks(warps, device.programs)
         self.shared = SharedMemory(device.shared_size, self.clocks, asynchronous=device.asynchronous)
+        self.shared.disagreements = device.disagreements
         self.local = LocalMemory(count, device.linked.local_size)
         self.carry = np.zeros(count, bool)
         self.pc = np.zeros(count, np.int64)
@@ -146,6 +147,8 @@ class Device:
         strict_loads: whether a register of `tcgen05.ld` may not be used before `tcgen05.wait::ld`, as PTX says. Triton
             moves the wait behind such uses, and trusts the assembler to wait for the register.
         early_uses: how often each place uses one, where that is not refused.
+        disagreements: places where threads stored different values at one address of shared memory at once, and how
+            often. Which one stays is not defined.
     """
 
     def __init__(
@@ -172,6 +175,7 @@ class Device:
         self.grid = (1, 1, 1)
         self.programs = 1
         self.longest = 0.0
+        self.disagreements: Counter[str] = Counter()
         self.arguments: dict[str, Any] = {}
         self.releases: dict[int, Release] = {}
         instructions = self.linked.instructions

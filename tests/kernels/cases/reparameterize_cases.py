@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from vae_edge_kernels import reparameterize as kernels
-from where import DEVICE, INTERPRETED, poison
+from where import DEVICE, INTERPRETED, capability, poison
 
 from vae_edge.ops import reparameterize as reference
 from vae_edge.ops.reparameterize import reparameterize
@@ -68,7 +68,10 @@ def test_both_ways_of_drawing_give_the_numbers_of_the_reference(first: int) -> N
     _ours[(1,)](single, quads, SEED, first, COUNT=COUNT)
     expected = reference.normal(SEED, first, COUNT)
     np.testing.assert_allclose(single.cpu().numpy(), expected, rtol=0, atol=1e-6)
-    assert torch.equal(single, quads)
+    if INTERPRETED or capability() < (10, 0):
+        assert torch.equal(single, quads)
+    else:  # two numbers at once there (`mul.f32x2`), which become no fma with a sum: another last bit now and then
+        torch.testing.assert_close(single, quads, rtol=2.4e-7, atol=1.2e-7)
 
 
 def posterior(rows: int, columns: int, dtype: torch.dtype) -> list[torch.Tensor]:
