@@ -35,6 +35,7 @@ from vae_edge_kernels.implicit_gemm import (
     load_im2col_tile,
     output_coords,
     quantize_int8,
+    quantize_relu_int8,
     relu,
     use_split_n,
 )
@@ -56,10 +57,9 @@ def epilogue(
     mask = row_mask[:, None] & (offs_n < out_channels)[None, :]
     acc += tl.load(bias_ptr + offs_n, mask=offs_n < out_channels, other=0.0)[None, :]
 
-    # Without a residual the mask is false everywhere, which costs less than a second kernel.
     offsets = m.to(tl.int64)[:, None] * out_channels + offs_n[None, :]
-    residual_mask = mask & (offs_n < out_channels * has_residual)[None, :]
-    acc += tl.load(residual_ptr + offsets, mask=residual_mask, other=0.0).to(tl.float32)
+    if has_residual != 0:
+        acc += tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
 
     acc = relu(acc, apply_relu)
     tl.store(y_ptr + offsets, acc.to(y_ptr.dtype.element_ty), mask=mask)
@@ -84,15 +84,18 @@ def epilogue_int8(
     value = fma(acc.to(tl.float32), scale[None, :], bias[None, :])
 
     offsets = m.to(tl.int64)[:, None] * out_channels + offs_n[None, :]
-    residual_mask = mask & (offs_n < out_channels * has_residual)[None, :]
-    residual = tl.load(residual_ptr + offsets, mask=residual_mask, other=0.0)
-    value = fma(residual.to(tl.float32), residual_scale, value)
+    if has_residual != 0:
+        residual = tl.load(residual_ptr + offsets, mask=mask, other=0)
+        value = fma(residual.to(tl.float32), residual_scale, value)
 
-    value = relu(value, apply_relu)
     if y_ptr.dtype.element_ty == tl.int8:
-        tl.store(y_ptr + offsets, quantize_int8(value), mask=mask)
+        if apply_relu != 0:
+            y = quantize_relu_int8(value)
+        else:
+            y = quantize_int8(value)
+        tl.store(y_ptr + offsets, y, mask=mask)
     else:
-        tl.store(y_ptr + offsets, value.to(y_ptr.dtype.element_ty), mask=mask)
+        tl.store(y_ptr + offsets, relu(value, apply_relu).to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -113,7 +116,7 @@ def conv_kernel(
 
     acc = implicit_gemm_mainloop(
         x_ptr, w_ptr, n, oy, ox, row_mask, tl.program_id(1) * BLOCK_N, height, width, in_channels, out_channels,
-        kernel_h, kernel_w, stride, pad_top, pad_left, BLOCK_M, BLOCK_N, BLOCK_K, tl.float32, 0, 0,
+        kernel_h, kernel_w, stride, pad_top, pad_left, BLOCK_M, BLOCK_N, BLOCK_K, tl.float32, 0, 0, 1,
     )  # fmt: skip
 
     epilogue(acc, bias_ptr, residual_ptr, y_ptr, m, row_mask, offs_n, out_channels, has_residual, apply_relu)
@@ -153,6 +156,7 @@ def conv_int8_kernel(
     x_ptr, w_ptr, scale_ptr, bias_ptr, residual_ptr, y_ptr, M, height, width, in_channels, out_height, out_width,
     out_channels, kernel_h, kernel_w, stride, pad_top, pad_left, has_residual, apply_relu, residual_scale,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT_N: tl.constexpr,
+    KERNEL_ROWS: tl.constexpr,
 ):  # fmt: skip
     """y = requantize(relu(conv(x, w) * scale + bias + residual * residual_scale))
 
@@ -166,7 +170,7 @@ def conv_int8_kernel(
 
     acc = implicit_gemm_mainloop(
         x_ptr, w_ptr, n, oy, ox, row_mask, tl.program_id(1) * BLOCK_N, height, width, in_channels, out_channels,
-        kernel_h, kernel_w, stride, pad_top, pad_left, BLOCK_M, BLOCK_N, BLOCK_K, tl.int32, 1, SPLIT_N,
+        kernel_h, kernel_w, stride, pad_top, pad_left, BLOCK_M, BLOCK_N, BLOCK_K, tl.int32, 1, SPLIT_N, KERNEL_ROWS,
     )  # fmt: skip
 
     epilogue_int8(
@@ -211,6 +215,7 @@ def conv_fp8_kernel(
     x_ptr, w_ptr, scale_ptr, bias_ptr, residual_ptr, y_ptr, M, height, width, in_channels, out_height, out_width,
     out_channels, kernel_h, kernel_w, stride, pad_top, pad_left, has_residual, apply_relu, residual_scale,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT_N: tl.constexpr,
+    KERNEL_ROWS: tl.constexpr,
 ):  # fmt: skip
     """y = relu(conv(x, w) * scale + bias + residual * residual_scale), saturated to ±448 where y is fp8.
 
@@ -222,7 +227,7 @@ def conv_fp8_kernel(
 
     acc = implicit_gemm_mainloop(
         x_ptr, w_ptr, n, oy, ox, row_mask, tl.program_id(1) * BLOCK_N, height, width, in_channels, out_channels,
-        kernel_h, kernel_w, stride, pad_top, pad_left, BLOCK_M, BLOCK_N, BLOCK_K, tl.float32, 1, SPLIT_N,
+        kernel_h, kernel_w, stride, pad_top, pad_left, BLOCK_M, BLOCK_N, BLOCK_K, tl.float32, 1, SPLIT_N, KERNEL_ROWS,
     )  # fmt: skip
 
     n_mask = offs_n < out_channels
@@ -231,9 +236,9 @@ def conv_fp8_kernel(
     value = value + tl.load(bias_ptr + offs_n, mask=n_mask, other=0.0)[None, :]
 
     offsets = m.to(tl.int64)[:, None] * out_channels + offs_n[None, :]
-    residual_mask = mask & (offs_n < out_channels * has_residual)[None, :]
-    residual = tl.load(residual_ptr + offsets, mask=residual_mask, other=0.0)
-    value = value + residual.to(tl.float32) * residual_scale
+    if has_residual != 0:
+        residual = tl.load(residual_ptr + offsets, mask=mask, other=0.0)
+        value = value + residual.to(tl.float32) * residual_scale
 
     value = relu(value, apply_relu)
     if y_ptr.dtype.element_ty == tl.float8e4nv:
@@ -389,7 +394,7 @@ def launch_conv(
     architecture = current_architecture()
     config = get_config(OPERATOR, key, architecture)
     if "SPLIT_N" in function.arg_names:
-        options["SPLIT_N"] = use_split_n(architecture)
+        options |= {"SPLIT_N": use_split_n(architecture), "KERNEL_ROWS": int(vectorized)}
 
     sizes = (m, *x.shape[1:4], out_height, out_width, out_channels)
     grid = (triton.cdiv(m, config["BLOCK_M"]), triton.cdiv(out_channels, config["BLOCK_N"]))
@@ -489,7 +494,7 @@ def _spec(
     config = {"BLOCK_K": AOT_STEM_BLOCK_K, **get_config(OPERATOR, key, architecture)}
     constants = {constant: config[constant] for constant in ("BLOCK_M", "BLOCK_N", "BLOCK_K")}
     if "SPLIT_N" in function.arg_names:
-        constants["SPLIT_N"] = use_split_n(architecture)
+        constants |= {"SPLIT_N": use_split_n(architecture), "KERNEL_ROWS": int("in_channels" in aligned)}
 
     names = function.arg_names
     arguments = {argument: f"*{_triton_type(types[argument])}" for argument in names if argument in types}
