@@ -35,8 +35,12 @@ def use_split_n(architecture: int | None) -> int:
 def output_coords(M, out_height, out_width, BLOCK_M: tl.constexpr):
     """The output pixels of this program: m, n, oy, ox, all [BLOCK_M], and whether m is below M (`row_mask`)."""
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    image_row = m // out_width
-    return m, image_row // out_height, image_row % out_height, m % out_width, m < M
+    # A GPU divides unsigned integers by fewer instructions.
+    columns, rows = tl.cast(out_width, tl.uint32), tl.cast(out_height, tl.uint32)
+    image_row = m.to(tl.uint32) // columns
+    n = image_row // rows
+    oy, ox = image_row - n * rows, m.to(tl.uint32) - image_row * columns
+    return m, n.to(tl.int32), oy.to(tl.int32), ox.to(tl.int32), m < M
 
 
 @triton.jit
