@@ -35,7 +35,9 @@ from vae_edge_kernels.implicit_gemm import (
     load_im2col_tile,
     output_coords,
     quantize_int8,
+    quantize_pixel,
     quantize_relu_int8,
+    quantize_to_float,
     relu,
     use_split_n,
 )
@@ -72,7 +74,8 @@ def epilogue_int8(
 ):  # fmt: skip
     """y[m, k] = requantize(relu(acc[m, k] * scale[k] + bias[k] + residual[m, k] * residual_scale))
 
-    acc: int32.  scale, bias: float32 [K], in units of y: scale[k] = s_x * s_w[k] / s_y, bias[k] = b[k] / s_y.
+    acc: int32, or whole float32.  scale, bias: float32 [K], in units of y: scale[k] = s_x * s_w[k] / s_y,
+    bias[k] = b[k] / s_y.
     residual: int8 [M, K].  Only an int8 y is rounded; float16 and float32 take the value as it is.
 
     Each product and its sum is one fma, written out, so that a GPU rounds exactly as the reference does.
@@ -188,6 +191,9 @@ def stem_conv_int8_kernel(
     """y = requantize(relu(conv(quantize(x * inv_x_scale), w) * scale + bias)), for R·S·C <= BLOCK_K.
 
     x: uint8 or floats, quantized on the way; int8 is taken as it is.  w: int8 [out_channels, R·S·C].
+
+    The product is one of float16, which holds every int8, with float32 sums, which hold every sum of 128 products: it
+    is exact, and a matrix instruction of int8 is twice as wide.
     """
     m, n, oy, ox, row_mask = output_coords(M, out_height, out_width, BLOCK_M)
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -196,15 +202,17 @@ def stem_conv_int8_kernel(
     a = load_im2col_tile(
         x_ptr, n, oy, ox, row_mask, height, width, in_channels, kernel_h, kernel_w, stride, pad_top, pad_left, BLOCK_K
     )
-    if x_ptr.dtype.element_ty != tl.int8:
-        a = quantize_int8(a.to(tl.float32) * inv_x_scale)
+    if x_ptr.dtype.element_ty == tl.uint8:
+        a = quantize_pixel(a.to(tl.float32) * inv_x_scale)
+    elif x_ptr.dtype.element_ty != tl.int8:
+        a = quantize_to_float(a.to(tl.float32) * inv_x_scale)
     k = tl.arange(0, BLOCK_K)
     K = kernel_h * kernel_w * in_channels
     w_mask = (k < K)[:, None] & (offs_n < out_channels)[None, :]
     b = tl.load(w_ptr + offs_n[None, :] * K + k[:, None], mask=w_mask, other=0)
 
     # Compute.
-    acc = tl.dot(a, b, out_dtype=tl.int32)
+    acc = tl.dot(a.to(tl.float16), b.to(tl.float16))
 
     # Store. There is no residual; any valid pointer stands in for it.
     epilogue_int8(acc, scale_ptr, bias_ptr, y_ptr, y_ptr, m, row_mask, offs_n, out_channels, 0.0, 0, apply_relu)
@@ -264,9 +272,9 @@ class ConvParams:
         """In the kernels' order."""
         return self.kernel_h, self.kernel_w, self.stride, self.pad_top, self.pad_left
 
-    def stem_block_k(self, in_channels: int, minimum: int = 16) -> int:
+    def stem_block_k(self, in_channels: int) -> int:
         """BLOCK_K that holds the whole sum of a stem: R·S·C, rounded up to a power of two."""
-        return max(minimum, triton.next_power_of_2(self.kernel_h * self.kernel_w * in_channels))
+        return max(16, triton.next_power_of_2(self.kernel_h * self.kernel_w * in_channels))
 
 
 def conv_forward(x: Any, w: Any, bias: Any, residual: Any | None, y: Any, params: ConvParams, relu: bool) -> None:
@@ -342,7 +350,7 @@ def stem_conv_int8_forward(
         relu: whether negative values become 0.
         inv_x_scale: 1 / s_x, and 1/255 of it for bytes.
     """
-    block_k = params.stem_block_k(x.shape[3], minimum=32)  # int8 tensor cores take at least 32 summed elements
+    block_k = params.stem_block_k(x.shape[3])
     scalars = (*params.arguments(), int(relu), inv_x_scale)
     pointers = (x, w, scale, bias, y)
     launch_conv(

@@ -50,6 +50,12 @@ def in_bounds(index, size):
 
 
 @triton.jit
+def divide_small(value, divisor):
+    """value // divisor for both from 0 to 255, by a product: many values need one division."""
+    return (value * (65536 // divisor + 1)) >> 16
+
+
+@triton.jit
 def load_im2col_tile(
     x_ptr, n, oy, ox, row_mask, height, width, in_channels, kernel_h, kernel_w, stride, pad_top, pad_left,
     BLOCK_K: tl.constexpr,
@@ -57,17 +63,24 @@ def load_im2col_tile(
     """Rows of the im2col matrix for output pixels n, oy, ox [BLOCK_M]: all R·S·C columns at once, [BLOCK_M, BLOCK_K].
 
     For few input channels, where R·S·C <= BLOCK_K. Padding, masked rows and columns from R·S·C on are 0.
-    """
-    # Column k of the im2col matrix is the channel k % C of the kernel position k // C.
-    k = tl.arange(0, BLOCK_K)
-    position = k // in_channels
-    iy = (oy * stride - pad_top)[:, None] + (position // kernel_w)[None, :]
-    ix = (ox * stride - pad_left)[:, None] + (position % kernel_w)[None, :]
 
-    in_image = row_mask[:, None] & in_bounds(iy, height) & in_bounds(ix, width)
-    mask = in_image & (position < kernel_h * kernel_w)[None, :]
-    pixel = (n[:, None] * height + iy).to(tl.int64) * width + ix
-    return tl.load(x_ptr + pixel * in_channels + (k % in_channels)[None, :], mask=mask, other=0)
+    It is loaded transposed: the threads of a warp take pixels side by side, whose bytes lie in a few sectors, and each
+    computes the coordinates of one of them.
+    """
+    # Column k of the im2col matrix is the channel k % C of the kernel position k // C. Those beyond the kernel lie far
+    # above the image, as masked rows do.
+    k = tl.arange(0, BLOCK_K)
+    position = divide_small(k, in_channels)
+    r = divide_small(position, kernel_w)
+    s = position - r * kernel_w
+    offset = (r * width + s) * in_channels + (k - position * in_channels)
+    r = tl.where(position < kernel_h * kernel_w, r, OUT_OF_IMAGE // 2)
+    iy0 = tl.where(row_mask, oy * stride - pad_top, OUT_OF_IMAGE // 2)
+    ix0 = ox * stride - pad_left
+
+    mask = in_bounds(iy0[None, :] + r[:, None], height) & in_bounds(ix0[None, :] + s[:, None], width)
+    corner = ((n * height + iy0).to(tl.int64) * width + ix0) * in_channels
+    return tl.trans(tl.load(x_ptr + corner[None, :] + offset[:, None], mask=mask, other=0))
 
 
 @triton.jit
@@ -121,6 +134,13 @@ def quantize_pixel(value):
     if INTERPRETED:
         value = tl.where(value == value, value, 0.0)  # noqa: PLR0124  # the interpreter's maximum keeps NaN
     return (tl.minimum(tl.maximum(value, 0.0), 127.0) + 12582912.0) - 12582912.0
+
+
+@triton.jit
+def quantize_to_float(value):
+    """`quantize_int8`, but as float32."""
+    value = tl.where(value == value, tl.minimum(tl.maximum(value, -128.0), 127.0), 0.0)  # noqa: PLR0124
+    return (value + 12582912.0) - 12582912.0
 
 
 @triton.jit
