@@ -457,7 +457,7 @@ def avg_pool_kernel(x_ptr, y_ptr, pixels, channels, scale, BLOCK_M: tl.constexpr
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     n_mask = offs_n < channels
 
-    sums = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    sums = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for start in range(0, pixels, BLOCK_M):
         offs_m = start + tl.arange(0, BLOCK_M)
         x = tl.load(
@@ -465,9 +465,9 @@ def avg_pool_kernel(x_ptr, y_ptr, pixels, channels, scale, BLOCK_M: tl.constexpr
             mask=(offs_m < pixels)[:, None] & n_mask[None, :],
             other=0,
         )
-        sums += tl.sum(x.to(tl.float32), 0)
+        sums += x.to(tl.float32)
 
-    tl.store(y_ptr + n * channels + offs_n, sums / pixels * scale, mask=n_mask)
+    tl.store(y_ptr + n * channels + offs_n, tl.sum(sums, 0) / pixels * scale, mask=n_mask)
 
 
 @triton.jit
