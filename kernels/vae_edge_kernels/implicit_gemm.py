@@ -32,15 +32,19 @@ def use_split_n(architecture: int | None) -> int:
 
 
 @triton.jit
+def divide(value, divisor):
+    """Quotient and remainder of whole numbers from 0 on. A GPU divides unsigned integers by fewer instructions."""
+    quotient = (value.to(tl.uint32) // tl.cast(divisor, tl.uint32)).to(tl.int32)
+    return quotient, value - quotient * divisor
+
+
+@triton.jit
 def output_coords(M, out_height, out_width, BLOCK_M: tl.constexpr):
     """The output pixels of this program: m, n, oy, ox, all [BLOCK_M], and whether m is below M (`row_mask`)."""
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    # A GPU divides unsigned integers by fewer instructions.
-    columns, rows = tl.cast(out_width, tl.uint32), tl.cast(out_height, tl.uint32)
-    image_row = m.to(tl.uint32) // columns
-    n = image_row // rows
-    oy, ox = image_row - n * rows, m.to(tl.uint32) - image_row * columns
-    return m, n.to(tl.int32), oy.to(tl.int32), ox.to(tl.int32), m < M
+    image_row, ox = divide(m, out_width)
+    n, oy = divide(image_row, out_height)
+    return m, n, oy, ox, m < M
 
 
 @triton.jit
