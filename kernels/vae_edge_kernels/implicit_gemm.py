@@ -229,7 +229,7 @@ def implicit_gemm_mainloop(
         row_in_image = in_bounds(iy0 + r, height)
         if KERNEL_ROWS:
             element = j
-            a_mask = row_in_image[:, None] & in_bounds(element0[:, None] + (j + k)[None, :], row_size)
+            a_mask = row_in_image[:, None] & in_bounds((element0 + j)[:, None] + k[None, :], row_size)
             # Beyond the kernel's row the image's numbers are multiplied by the weights' zeros: the mask matters to NaN.
             if x_ptr.dtype.element_ty != tl.int8:
                 a_mask = a_mask & k_mask[None, :]
