@@ -61,7 +61,8 @@ def test_a_network_executes_no_more_than_its_budget_allows(budget: CountBudget) 
     ],
 )
 def test_an_operator_executes_no_more_than_its_budget_allows(budget: OperatorBudget) -> None:
-    (case,) = (each for each in operator_cases(budget.preset, budget.operator) if each.shape == budget.shape)
+    layouts = {int8: layout_for_preset(budget.preset, int8=int8) for int8 in (False, True)}
+    (case,) = (each for each in operator_cases(layouts, budget.operator) if each.shape == budget.shape)
     model = next(each for each in MODELS.values() if each.architecture == budget.architecture)
     counts = profile_case(case, model).device.counts
     check_counts(counts, budget)

@@ -119,9 +119,11 @@ def profile(arguments: argparse.Namespace) -> int:
 
 def _profile_operators(arguments: argparse.Namespace, model: MachineModel) -> int:
     from vae_edge.emulation.operators import operator_cases, profile_case
+    from vae_edge.model.network import layout_for_preset
 
     result = []
-    for case in operator_cases(arguments.operators, arguments.only):
+    layouts = {int8: layout_for_preset(arguments.operators, int8=int8) for int8 in (False, True)}
+    for case in operator_cases(layouts, arguments.only):
         with working(f"{case.name}, {case.shape}"):
             made = profile_case(case, model)
         counts = made.device.counts.totals

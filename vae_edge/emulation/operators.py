@@ -20,7 +20,6 @@ from vae_edge_kernels.layout import Fc, NetworkLayout, padded
 
 from vae_edge.emulation.launch import Compiled
 from vae_edge.emulation.triton_launches import Emulation, emulated
-from vae_edge.model.network import layout_for_preset
 
 SCALE = 1.0 / 255.0
 FLOATS = {"fp16": torch.float16, "fp32": torch.float32, "bf16": torch.bfloat16}
@@ -110,17 +109,16 @@ def profile_case(case: OperatorCase, model: MachineModel) -> OperatorProfile:
     )
 
 
-def operator_cases(preset: str, pattern: str = "*") -> list[OperatorCase]:
+def operator_cases(layouts: dict[bool, NetworkLayout], pattern: str = "*") -> list[OperatorCase]:
     """The operators at batch 1 on the shapes of a preset's layers, and a large convolution.
 
     Args:
-        preset: "small", or with a size "small@64x48".
+        layouts: of the preset, in fp16 (False) and int8 (True).
         pattern: of the names.
 
     Raises:
         KernelError: no name fits.
     """
-    layouts = {int8: layout_for_preset(preset, int8=int8) for int8 in (False, True)}
     found = [case for case in _cases(layouts) if fnmatch.fnmatchcase(case.name, pattern)]
     if not found:
         names = ", ".join(sorted({case.name for case in _cases(layouts)}))
