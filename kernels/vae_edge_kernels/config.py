@@ -117,10 +117,14 @@ def write_config(operator: str, kernel: str, architecture: int, config: dict[str
 
     # One kernel and one budget a line, so that a diff shows what was tuned.
     kernels = ",\n".join(f"    {json.dumps(name)}: {json.dumps(entry)}" for name, entry in content["kernels"].items())
-    budgets = ",\n".join(f"    {json.dumps(budget)}" for budget in content["budgets"])
+    lists = [
+        f'  "{name}": [\n' + ",\n".join(f"    {json.dumps(budget)}" for budget in content[name]) + "\n  ]"
+        for name in ("dynamic_budgets", "budgets")
+        if name in content
+    ]
     text = (
         f'{{\n  "schema": {content["schema"]},\n  "measured_on": {json.dumps(content["measured_on"])},\n'
-        f'  "kernels": {{\n{kernels}\n  }},\n  "budgets": [\n{budgets}\n  ]\n}}\n'
+        f'  "kernels": {{\n{kernels}\n  }},\n' + ",\n".join(lists) + "\n}\n"
     )
 
     # Renaming is atomic: a launcher never reads half a file.

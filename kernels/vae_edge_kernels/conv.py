@@ -35,6 +35,9 @@ from vae_edge_kernels.implicit_gemm import (
     load_im2col_tile,
     output_coords,
     quantize_int8,
+    quantize_pixel,
+    quantize_relu_int8,
+    quantize_to_float,
     relu,
     use_split_n,
 )
@@ -56,10 +59,9 @@ def epilogue(
     mask = row_mask[:, None] & (offs_n < out_channels)[None, :]
     acc += tl.load(bias_ptr + offs_n, mask=offs_n < out_channels, other=0.0)[None, :]
 
-    # Without a residual the mask is false everywhere, which costs less than a second kernel.
     offsets = m.to(tl.int64)[:, None] * out_channels + offs_n[None, :]
-    residual_mask = mask & (offs_n < out_channels * has_residual)[None, :]
-    acc += tl.load(residual_ptr + offsets, mask=residual_mask, other=0.0).to(tl.float32)
+    if has_residual != 0:
+        acc += tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
 
     acc = relu(acc, apply_relu)
     tl.store(y_ptr + offsets, acc.to(y_ptr.dtype.element_ty), mask=mask)
@@ -72,7 +74,8 @@ def epilogue_int8(
 ):  # fmt: skip
     """y[m, k] = requantize(relu(acc[m, k] * scale[k] + bias[k] + residual[m, k] * residual_scale))
 
-    acc: int32.  scale, bias: float32 [K], in units of y: scale[k] = s_x * s_w[k] / s_y, bias[k] = b[k] / s_y.
+    acc: int32, or whole float32.  scale, bias: float32 [K], in units of y: scale[k] = s_x * s_w[k] / s_y,
+    bias[k] = b[k] / s_y.
     residual: int8 [M, K].  Only an int8 y is rounded; float16 and float32 take the value as it is.
 
     Each product and its sum is one fma, written out, so that a GPU rounds exactly as the reference does.
@@ -84,15 +87,18 @@ def epilogue_int8(
     value = fma(acc.to(tl.float32), scale[None, :], bias[None, :])
 
     offsets = m.to(tl.int64)[:, None] * out_channels + offs_n[None, :]
-    residual_mask = mask & (offs_n < out_channels * has_residual)[None, :]
-    residual = tl.load(residual_ptr + offsets, mask=residual_mask, other=0.0)
-    value = fma(residual.to(tl.float32), residual_scale, value)
+    if has_residual != 0:
+        residual = tl.load(residual_ptr + offsets, mask=mask, other=0)
+        value = fma(residual.to(tl.float32), residual_scale, value)
 
-    value = relu(value, apply_relu)
     if y_ptr.dtype.element_ty == tl.int8:
-        tl.store(y_ptr + offsets, quantize_int8(value), mask=mask)
+        if apply_relu != 0:
+            y = quantize_relu_int8(value)
+        else:
+            y = quantize_int8(value)
+        tl.store(y_ptr + offsets, y, mask=mask)
     else:
-        tl.store(y_ptr + offsets, value.to(y_ptr.dtype.element_ty), mask=mask)
+        tl.store(y_ptr + offsets, relu(value, apply_relu).to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -113,7 +119,7 @@ def conv_kernel(
 
     acc = implicit_gemm_mainloop(
         x_ptr, w_ptr, n, oy, ox, row_mask, tl.program_id(1) * BLOCK_N, height, width, in_channels, out_channels,
-        kernel_h, kernel_w, stride, pad_top, pad_left, BLOCK_M, BLOCK_N, BLOCK_K, tl.float32, 0, 0,
+        kernel_h, kernel_w, stride, pad_top, pad_left, BLOCK_M, BLOCK_N, BLOCK_K, tl.float32, 0, 0, 1,
     )  # fmt: skip
 
     epilogue(acc, bias_ptr, residual_ptr, y_ptr, m, row_mask, offs_n, out_channels, has_residual, apply_relu)
@@ -153,6 +159,7 @@ def conv_int8_kernel(
     x_ptr, w_ptr, scale_ptr, bias_ptr, residual_ptr, y_ptr, M, height, width, in_channels, out_height, out_width,
     out_channels, kernel_h, kernel_w, stride, pad_top, pad_left, has_residual, apply_relu, residual_scale,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT_N: tl.constexpr,
+    KERNEL_ROWS: tl.constexpr,
 ):  # fmt: skip
     """y = requantize(relu(conv(x, w) * scale + bias + residual * residual_scale))
 
@@ -166,7 +173,7 @@ def conv_int8_kernel(
 
     acc = implicit_gemm_mainloop(
         x_ptr, w_ptr, n, oy, ox, row_mask, tl.program_id(1) * BLOCK_N, height, width, in_channels, out_channels,
-        kernel_h, kernel_w, stride, pad_top, pad_left, BLOCK_M, BLOCK_N, BLOCK_K, tl.int32, 1, SPLIT_N,
+        kernel_h, kernel_w, stride, pad_top, pad_left, BLOCK_M, BLOCK_N, BLOCK_K, tl.int32, 1, SPLIT_N, KERNEL_ROWS,
     )  # fmt: skip
 
     epilogue_int8(
@@ -184,6 +191,9 @@ def stem_conv_int8_kernel(
     """y = requantize(relu(conv(quantize(x * inv_x_scale), w) * scale + bias)), for R·S·C <= BLOCK_K.
 
     x: uint8 or floats, quantized on the way; int8 is taken as it is.  w: int8 [out_channels, R·S·C].
+
+    The product is one of float16, which holds every int8, with float32 sums, which hold every sum of 128 products: it
+    is exact, and a matrix instruction of int8 is twice as wide.
     """
     m, n, oy, ox, row_mask = output_coords(M, out_height, out_width, BLOCK_M)
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -192,15 +202,17 @@ def stem_conv_int8_kernel(
     a = load_im2col_tile(
         x_ptr, n, oy, ox, row_mask, height, width, in_channels, kernel_h, kernel_w, stride, pad_top, pad_left, BLOCK_K
     )
-    if x_ptr.dtype.element_ty != tl.int8:
-        a = quantize_int8(a.to(tl.float32) * inv_x_scale)
+    if x_ptr.dtype.element_ty == tl.uint8:
+        a = quantize_pixel(a.to(tl.float32) * inv_x_scale)
+    elif x_ptr.dtype.element_ty != tl.int8:
+        a = quantize_to_float(a.to(tl.float32) * inv_x_scale)
     k = tl.arange(0, BLOCK_K)
     K = kernel_h * kernel_w * in_channels
     w_mask = (k < K)[:, None] & (offs_n < out_channels)[None, :]
     b = tl.load(w_ptr + offs_n[None, :] * K + k[:, None], mask=w_mask, other=0)
 
     # Compute.
-    acc = tl.dot(a, b, out_dtype=tl.int32)
+    acc = tl.dot(a.to(tl.float16), b.to(tl.float16))
 
     # Store. There is no residual; any valid pointer stands in for it.
     epilogue_int8(acc, scale_ptr, bias_ptr, y_ptr, y_ptr, m, row_mask, offs_n, out_channels, 0.0, 0, apply_relu)
@@ -211,6 +223,7 @@ def conv_fp8_kernel(
     x_ptr, w_ptr, scale_ptr, bias_ptr, residual_ptr, y_ptr, M, height, width, in_channels, out_height, out_width,
     out_channels, kernel_h, kernel_w, stride, pad_top, pad_left, has_residual, apply_relu, residual_scale,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT_N: tl.constexpr,
+    KERNEL_ROWS: tl.constexpr,
 ):  # fmt: skip
     """y = relu(conv(x, w) * scale + bias + residual * residual_scale), saturated to ±448 where y is fp8.
 
@@ -222,7 +235,7 @@ def conv_fp8_kernel(
 
     acc = implicit_gemm_mainloop(
         x_ptr, w_ptr, n, oy, ox, row_mask, tl.program_id(1) * BLOCK_N, height, width, in_channels, out_channels,
-        kernel_h, kernel_w, stride, pad_top, pad_left, BLOCK_M, BLOCK_N, BLOCK_K, tl.float32, 1, SPLIT_N,
+        kernel_h, kernel_w, stride, pad_top, pad_left, BLOCK_M, BLOCK_N, BLOCK_K, tl.float32, 1, SPLIT_N, KERNEL_ROWS,
     )  # fmt: skip
 
     n_mask = offs_n < out_channels
@@ -231,9 +244,9 @@ def conv_fp8_kernel(
     value = value + tl.load(bias_ptr + offs_n, mask=n_mask, other=0.0)[None, :]
 
     offsets = m.to(tl.int64)[:, None] * out_channels + offs_n[None, :]
-    residual_mask = mask & (offs_n < out_channels * has_residual)[None, :]
-    residual = tl.load(residual_ptr + offsets, mask=residual_mask, other=0.0)
-    value = value + residual.to(tl.float32) * residual_scale
+    if has_residual != 0:
+        residual = tl.load(residual_ptr + offsets, mask=mask, other=0.0)
+        value = value + residual.to(tl.float32) * residual_scale
 
     value = relu(value, apply_relu)
     if y_ptr.dtype.element_ty == tl.float8e4nv:
@@ -259,9 +272,9 @@ class ConvParams:
         """In the kernels' order."""
         return self.kernel_h, self.kernel_w, self.stride, self.pad_top, self.pad_left
 
-    def stem_block_k(self, in_channels: int, minimum: int = 16) -> int:
+    def stem_block_k(self, in_channels: int) -> int:
         """BLOCK_K that holds the whole sum of a stem: R·S·C, rounded up to a power of two."""
-        return max(minimum, triton.next_power_of_2(self.kernel_h * self.kernel_w * in_channels))
+        return max(16, triton.next_power_of_2(self.kernel_h * self.kernel_w * in_channels))
 
 
 def conv_forward(x: Any, w: Any, bias: Any, residual: Any | None, y: Any, params: ConvParams, relu: bool) -> None:
@@ -337,7 +350,7 @@ def stem_conv_int8_forward(
         relu: whether negative values become 0.
         inv_x_scale: 1 / s_x, and 1/255 of it for bytes.
     """
-    block_k = params.stem_block_k(x.shape[3], minimum=32)  # int8 tensor cores take at least 32 summed elements
+    block_k = params.stem_block_k(x.shape[3])
     scalars = (*params.arguments(), int(relu), inv_x_scale)
     pointers = (x, w, scale, bias, y)
     launch_conv(
@@ -389,7 +402,7 @@ def launch_conv(
     architecture = current_architecture()
     config = get_config(OPERATOR, key, architecture)
     if "SPLIT_N" in function.arg_names:
-        options["SPLIT_N"] = use_split_n(architecture)
+        options |= {"SPLIT_N": use_split_n(architecture), "KERNEL_ROWS": int(vectorized)}
 
     sizes = (m, *x.shape[1:4], out_height, out_width, out_channels)
     grid = (triton.cdiv(m, config["BLOCK_M"]), triton.cdiv(out_channels, config["BLOCK_N"]))
@@ -489,7 +502,7 @@ def _spec(
     config = {"BLOCK_K": AOT_STEM_BLOCK_K, **get_config(OPERATOR, key, architecture)}
     constants = {constant: config[constant] for constant in ("BLOCK_M", "BLOCK_N", "BLOCK_K")}
     if "SPLIT_N" in function.arg_names:
-        constants["SPLIT_N"] = use_split_n(architecture)
+        constants |= {"SPLIT_N": use_split_n(architecture), "KERNEL_ROWS": int("in_channels" in aligned)}
 
     names = function.arg_names
     arguments = {argument: f"*{_triton_type(types[argument])}" for argument in names if argument in types}

@@ -17,7 +17,7 @@ import triton.language as tl
 from vae_edge_kernels import layout
 from vae_edge_kernels.config import BLOCK_N_CHOICES, KernelSpec, block_n_for, current_architecture, get_config
 from vae_edge_kernels.fragments import right_operand, tile_row, tile_warp, vector_range
-from vae_edge_kernels.implicit_gemm import fma, quantize_int8, relu
+from vae_edge_kernels.implicit_gemm import divide, fma, quantize_int8, relu
 from vae_edge_kernels.layout import Fc, NetworkLayout, padded_sizes, with_warps
 
 OPERATOR = "heads"
@@ -479,7 +479,7 @@ def avg_pool_kernel(x_ptr, y_ptr, pixels, channels, scale, BLOCK_M: tl.constexpr
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     n_mask = offs_n < channels
 
-    sums = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    sums = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for start in range(0, pixels, BLOCK_M):
         offs_m = start + tl.arange(0, BLOCK_M)
         x = tl.load(
@@ -487,9 +487,9 @@ def avg_pool_kernel(x_ptr, y_ptr, pixels, channels, scale, BLOCK_M: tl.constexpr
             mask=(offs_m < pixels)[:, None] & n_mask[None, :],
             other=0,
         )
-        sums += tl.sum(x.to(tl.float32), 0)
+        sums += x.to(tl.float32)
 
-    tl.store(y_ptr + n * channels + offs_n, sums / pixels * scale, mask=n_mask)
+    tl.store(y_ptr + n * channels + offs_n, tl.sum(sums, 0) / pixels * scale, mask=n_mask)
 
 
 @triton.jit
@@ -525,10 +525,12 @@ def reconstruction_error_kernel(
         mask = offs < size
 
         # Undo the pixel shuffle: the cell of pixel (y, x), and the element of the cell.
-        channel, pixel = offs % channels, offs // channels
-        y, x = pixel // side, pixel % side
-        in_cell = channel * block * block + y % block * block + x % block
-        logit = tl.load(decoded_ptr + (y // block * grid + x // block) * cell_size + in_cell, mask=mask, other=0.0)
+        pixel, channel = divide(offs, channels)
+        y, x = divide(pixel, side)
+        cell_y, y_in_cell = divide(y, block)
+        cell_x, x_in_cell = divide(x, block)
+        in_cell = (channel * block + y_in_cell) * block + x_in_cell
+        logit = tl.load(decoded_ptr + (cell_y * grid + cell_x) * cell_size + in_cell, mask=mask, other=0.0)
 
         reconstruction = 1.0 / (1.0 + tl.exp(-logit.to(tl.float32)))
         image = tl.load(image_ptr + offs, mask=mask, other=0.0).to(tl.float32)

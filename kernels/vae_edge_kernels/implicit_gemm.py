@@ -32,17 +32,31 @@ def use_split_n(architecture: int | None) -> int:
 
 
 @triton.jit
+def divide(value, divisor):
+    """Quotient and remainder of whole numbers from 0 on. A GPU divides unsigned integers by fewer instructions."""
+    quotient = (value.to(tl.uint32) // tl.cast(divisor, tl.uint32)).to(tl.int32)
+    return quotient, value - quotient * divisor
+
+
+@triton.jit
 def output_coords(M, out_height, out_width, BLOCK_M: tl.constexpr):
     """The output pixels of this program: m, n, oy, ox, all [BLOCK_M], and whether m is below M (`row_mask`)."""
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    image_row = m // out_width
-    return m, image_row // out_height, image_row % out_height, m % out_width, m < M
+    image_row, ox = divide(m, out_width)
+    n, oy = divide(image_row, out_height)
+    return m, n, oy, ox, m < M
 
 
 @triton.jit
 def in_bounds(index, size):
     """0 <= index < size in one comparison: as unsigned, a negative index is larger than every size."""
     return index.to(tl.uint32) < size
+
+
+@triton.jit
+def divide_small(value, divisor):
+    """value // divisor for both from 0 to 255, by a product: many values need one division."""
+    return (value * (65536 // divisor + 1)) >> 16
 
 
 @triton.jit
@@ -53,17 +67,24 @@ def load_im2col_tile(
     """Rows of the im2col matrix for output pixels n, oy, ox [BLOCK_M]: all R·S·C columns at once, [BLOCK_M, BLOCK_K].
 
     For few input channels, where R·S·C <= BLOCK_K. Padding, masked rows and columns from R·S·C on are 0.
-    """
-    # Column k of the im2col matrix is the channel k % C of the kernel position k // C.
-    k = tl.arange(0, BLOCK_K)
-    position = k // in_channels
-    iy = (oy * stride - pad_top)[:, None] + (position // kernel_w)[None, :]
-    ix = (ox * stride - pad_left)[:, None] + (position % kernel_w)[None, :]
 
-    in_image = row_mask[:, None] & in_bounds(iy, height) & in_bounds(ix, width)
-    mask = in_image & (position < kernel_h * kernel_w)[None, :]
-    pixel = (n[:, None] * height + iy).to(tl.int64) * width + ix
-    return tl.load(x_ptr + pixel * in_channels + (k % in_channels)[None, :], mask=mask, other=0)
+    It is loaded transposed: the threads of a warp take pixels side by side, whose bytes lie in a few sectors, and each
+    computes the coordinates of one of them.
+    """
+    # Column k of the im2col matrix is the channel k % C of the kernel position k // C. Those beyond the kernel lie far
+    # above the image, as masked rows do.
+    k = tl.arange(0, BLOCK_K)
+    position = divide_small(k, in_channels)
+    r = divide_small(position, kernel_w)
+    s = position - r * kernel_w
+    offset = (r * width + s) * in_channels + (k - position * in_channels)
+    r = tl.where(position < kernel_h * kernel_w, r, OUT_OF_IMAGE // 2)
+    iy0 = tl.where(row_mask, oy * stride - pad_top, OUT_OF_IMAGE // 2)
+    ix0 = ox * stride - pad_left
+
+    mask = in_bounds(iy0[None, :] + r[:, None], height) & in_bounds(ix0[None, :] + s[:, None], width)
+    corner = ((n * height + iy0).to(tl.int64) * width + ix0) * in_channels
+    return tl.trans(tl.load(x_ptr + corner[None, :] + offset[:, None], mask=mask, other=0))
 
 
 @triton.jit
@@ -120,6 +141,13 @@ def quantize_pixel(value):
 
 
 @triton.jit
+def quantize_to_float(value):
+    """`quantize_int8`, but as float32."""
+    value = tl.where(value == value, tl.minimum(tl.maximum(value, -128.0), 127.0), 0.0)  # noqa: PLR0124
+    return (value + 12582912.0) - 12582912.0
+
+
+@triton.jit
 def round_to_int8(value):
     """float32 from -128 to 127 to int8, half to even.
 
@@ -134,15 +162,17 @@ def implicit_gemm_mainloop(
     x_ptr, w_ptr, n, oy, ox, row_mask, n_start, height, width, in_channels, out_channels,
     kernel_h, kernel_w, stride, pad_top, pad_left,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, ACC_DTYPE: tl.constexpr,
-    W_K_MAJOR: tl.constexpr, SPLIT_N: tl.constexpr,
+    W_K_MAJOR: tl.constexpr, SPLIT_N: tl.constexpr, KERNEL_ROWS: tl.constexpr,
 ):  # fmt: skip
     """acc[m, k] = sum over r, s, c of x[n, oy * stride + r - pad_top, ox * stride + s - pad_left, c] * w[r, s, c, k]
 
-    One step of the loop is one kernel position (r, s) and BLOCK_K input channels.
+    The pixels under a row of the kernel lie side by side in memory, and so do their channels: S·C summed indices. With
+    KERNEL_ROWS a step of the loop is BLOCK_K of them, so that few channels fill a matrix instruction too. Without, it
+    is BLOCK_K channels of one kernel position: for W_K_MAJOR, where channels are read one by one, the other is dearer.
 
     Args:
         x_ptr: [N, height, width, in_channels].
-        w_ptr: [R·S, in_channels, out_channels], or [R·S, out_channels, in_channels] with W_K_MAJOR: the tensor cores
+        w_ptr: [R, S, in_channels, out_channels], or [R, S, out_channels, in_channels] with W_K_MAJOR: the tensor cores
             read 8-bit operands with the summed index contiguous in both.
         n, oy, ox, row_mask: the output pixels of the tile, [BLOCK_M], as `output_coords` gives them.
         n_start: first output channel of the tile.
@@ -155,42 +185,67 @@ def implicit_gemm_mainloop(
         acc: [BLOCK_M, BLOCK_N] in ACC_DTYPE.
     """
     # Input pixel of kernel position (0, 0). Rows that are masked lie far above the image, so that the bounds check of
-    # the loop covers them as well.
+    # the loop covers them as well. Along a row elements are counted, not pixels: one comparison covers all channels.
     iy0 = tl.where(row_mask, oy * stride - pad_top, OUT_OF_IMAGE)
     ix0 = ox * stride - pad_left
+    element0 = ix0 * in_channels
+    row_size = width * in_channels
+    w_size = in_channels * out_channels  # of a kernel position
     k = tl.arange(0, BLOCK_K)
+    if KERNEL_ROWS:
+        depth, columns = kernel_w * in_channels, 1
+    else:
+        depth, columns = in_channels, kernel_w
 
-    # Pointers of the first step. Every further step adds one scalar to all of them: the next kernel position is equally
-    # far for every pixel. So the loop has no division and no pointer arithmetic per lane.
-    corner = (n.to(tl.int64) * height + iy0) * width + ix0
-    x_ptrs = x_ptr + corner[:, None] * in_channels + k[None, :]
+    # Pointers of the first step. Every further step adds one scalar to all of them: the next elements are equally far
+    # for every pixel. So the loop has no division and no pointer arithmetic per lane.
+    corner = (n.to(tl.int64) * height + iy0) * row_size + element0
+    x_ptrs = x_ptr + corner[:, None] + k[None, :]
 
     DOT_N: tl.constexpr = BLOCK_N // 2 if SPLIT_N else BLOCK_N
     offs_n = n_start + tl.arange(0, DOT_N) * (2 if SPLIT_N else 1)
     if W_K_MAJOR:
-        w_ptrs = w_ptr + offs_n[None, :] * in_channels + k[:, None]
+        w_ptrs = w_ptr + (offs_n * in_channels)[None, :]
         w_stride_n = in_channels
-        w_stride_k = 1
     else:
         w_ptrs = w_ptr + k[:, None] * out_channels + offs_n[None, :]
         w_stride_n = 1
-        w_stride_k = out_channels
+
+    # With W_K_MAJOR a kernel position's channels do not lie behind those of the one before. Channel and weight of each
+    # lane: a step adds to both what BLOCK_K is in kernel positions and channels.
+    first_channel = k % in_channels if W_K_MAJOR and KERNEL_ROWS else k
+    first_weight = k // in_channels * w_size + first_channel if W_K_MAJOR and KERNEL_ROWS else k
+    step_positions = BLOCK_K // in_channels
+    step_channels = BLOCK_K - step_positions * in_channels
+    channel, weight = first_channel, first_weight
 
     acc = tl.zeros((BLOCK_M, DOT_N), dtype=ACC_DTYPE)
     acc_odd = tl.zeros((BLOCK_M, DOT_N), dtype=ACC_DTYPE)
 
-    r, s, c = 0, 0, 0
-    for _ in range(kernel_h * kernel_w * tl.cdiv(in_channels, BLOCK_K)):
-        # Load BLOCK_K channels of the input pixels under kernel position (r, s).
-        iy, ix = iy0 + r, ix0 + s
-        position = r * kernel_w + s
-        k_mask = k < in_channels - c
-        in_image = in_bounds(iy, height) & in_bounds(ix, width)
-        a_ptrs = x_ptrs + ((r * width + s) * in_channels + c)
-        a = as_dot_operand(tl.load(a_ptrs, mask=in_image[:, None] & k_mask[None, :], other=0.0))
+    r, s, j = 0, 0, 0
+    for _ in range(kernel_h * columns * tl.cdiv(depth, BLOCK_K)):
+        # Load BLOCK_K elements of the input pixels under row r of the kernel, or kernel position (r, s).
+        k_mask = k < depth - j
+        row_in_image = in_bounds(iy0 + r, height)
+        if KERNEL_ROWS:
+            element = j
+            a_mask = row_in_image[:, None] & in_bounds((element0 + j)[:, None] + k[None, :], row_size)
+            # Beyond the kernel's row the image's numbers are multiplied by the weights' zeros: the mask matters to NaN.
+            if x_ptr.dtype.element_ty != tl.int8:
+                a_mask = a_mask & k_mask[None, :]
+        else:
+            element = s * in_channels + j
+            a_mask = (row_in_image & in_bounds(ix0 + s, width))[:, None] & k_mask[None, :]
+        a = as_dot_operand(tl.load(x_ptrs + (r * row_size + element), mask=a_mask, other=0.0))
 
-        # Load the weights of the same position and channels.
-        b_ptrs = w_ptrs + (position * in_channels * out_channels + c * w_stride_k)
+        # Load their weights.
+        position = r if KERNEL_ROWS else r * kernel_w + s
+        if W_K_MAJOR and KERNEL_ROWS:
+            b_ptrs = w_ptrs + weight[:, None]
+        elif W_K_MAJOR:
+            b_ptrs = w_ptrs + (k + (position * w_size + j))[:, None]
+        else:
+            b_ptrs = w_ptrs + (position * depth + j) * out_channels
         b_mask = k_mask[:, None] & (offs_n < out_channels)[None, :]
         b = as_dot_operand(tl.load(b_ptrs, mask=b_mask, other=0.0))
 
@@ -202,71 +257,26 @@ def implicit_gemm_mainloop(
             b = as_dot_operand(tl.load(b_ptrs + w_stride_n, mask=b_mask, other=0.0))
             acc_odd = tl.dot(a, b, acc_odd, input_precision="tf32", out_dtype=ACC_DTYPE, max_num_imprecise_acc=BLOCK_K)
 
-        # Next channels; behind the last ones the next kernel column, behind the last column the next row. multiple_of
-        # tells the compiler that c keeps the loads aligned, which it cannot see through tl.where.
-        c += BLOCK_K
-        c = tl.multiple_of(tl.where(c < in_channels, c, 0), BLOCK_K)
-        s += (c == 0).to(tl.int32)
-        r += (s == kernel_w).to(tl.int32)
-        s = tl.where(s == kernel_w, 0, s)
+        # Next elements; behind the last ones the next kernel position or row. multiple_of tells the compiler that j
+        # keeps the loads aligned, which it cannot see through tl.where.
+        j += BLOCK_K
+        ended = j >= depth
+        if KERNEL_ROWS:
+            r += ended.to(tl.int32)
+        else:
+            s += ended.to(tl.int32)
+            r += (s == kernel_w).to(tl.int32)
+            s = tl.where(s == kernel_w, 0, s)
+        if W_K_MAJOR and KERNEL_ROWS:
+            channel += step_channels
+            over = channel >= in_channels
+            channel = tl.where(over, channel - in_channels, channel)
+            weight += step_positions * w_size + step_channels
+            weight = tl.where(over, weight + (w_size - in_channels), weight)
+            channel = tl.where(ended, first_channel, channel)
+            weight = tl.where(ended, r * kernel_w * w_size + first_weight, weight)
+        j = tl.multiple_of(tl.where(ended, 0, j), BLOCK_K)
 
     if SPLIT_N:
         acc = tl.join(acc, acc_odd).reshape(BLOCK_M, BLOCK_N)  # even and odd channels back in turn
-    return acc
-
-
-@triton.jit
-def image_mainloop(
-    x_ptr, w_ptr, oy, ox, row_mask, n_start, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, IN_CHANNELS: tl.constexpr,
-    OUT_CHANNELS: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, KERNEL_ROWS: tl.constexpr, ACC_DTYPE: tl.constexpr,
-    W_K_MAJOR: tl.constexpr,
-):  # fmt: skip
-    """`implicit_gemm_mainloop` of one image whose sizes are known to the compiler, padded by KERNEL // 2.
-
-    A step of the loop is BLOCK_K channels of a kernel position or, with KERNEL_ROWS, a whole row of the kernel: the
-    pixels under it lie side by side in memory, KERNEL · IN_CHANNELS summed indices, at most BLOCK_K. There are a third
-    of the steps then, and a matrix instruction is filled better where the channels are few.
-
-    Returns:
-        acc: [BLOCK_M, BLOCK_N] in ACC_DTYPE.
-    """
-    TAPS: tl.constexpr = KERNEL if KERNEL_ROWS else 1  # kernel positions of a step
-    DEPTH: tl.constexpr = TAPS * IN_CHANNELS
-    W_CHANNEL: tl.constexpr = 1 if W_K_MAJOR else OUT_CHANNELS  # from a channel's weight to the next one's
-    CHANNELS: tl.constexpr = 1 if KERNEL_ROWS else IN_CHANNELS  # that a kernel position's steps go over
-    iy0 = tl.where(row_mask, oy * STRIDE - KERNEL // 2, OUT_OF_IMAGE)
-    ix0 = ox * STRIDE - KERNEL // 2
-    k = tl.arange(0, BLOCK_K)
-    column = n_start + tl.arange(0, BLOCK_N)
-
-    # Pointers of the first step; a further one adds a scalar to all of them.
-    x_ptrs = x_ptr + ((iy0 * WIDTH + ix0) * IN_CHANNELS)[:, None] + k[None, :]
-    if W_K_MAJOR:  # [R, S, K, C]
-        w_ptrs = w_ptr + (k // IN_CHANNELS * (OUT_CHANNELS * IN_CHANNELS) + k % IN_CHANNELS)[:, None]
-        w_ptrs += (column * IN_CHANNELS)[None, :]
-    else:  # [R, S, C, K]
-        w_ptrs = w_ptr + (k * OUT_CHANNELS)[:, None] + column[None, :]
-
-    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC_DTYPE)
-    for r in range(KERNEL):
-        row_in_image = in_bounds(iy0 + r, HEIGHT)
-        for s in range(KERNEL // TAPS):
-            for c in range(0, CHANNELS, BLOCK_K):
-                if KERNEL_ROWS:
-                    a_mask = row_in_image[:, None] & in_bounds(ix0[:, None] + (k // IN_CHANNELS)[None, :], WIDTH)
-                else:
-                    a_mask = (row_in_image & in_bounds(ix0 + s, WIDTH))[:, None]
-                if DEPTH % BLOCK_K:
-                    a_mask = a_mask & (k < DEPTH - c)[None, :]
-                a_ptrs = x_ptrs + ((r * WIDTH + s) * IN_CHANNELS + c)
-                a = as_dot_operand(tl.load(a_ptrs, mask=a_mask, other=0.0))
-
-                b_ptrs = w_ptrs + ((r * KERNEL + s) * (IN_CHANNELS * OUT_CHANNELS) + c * W_CHANNEL)
-                if DEPTH % BLOCK_K or OUT_CHANNELS % BLOCK_N:
-                    b_mask = (k < DEPTH - c)[:, None] & (column < OUT_CHANNELS)[None, :]
-                    b = as_dot_operand(tl.load(b_ptrs, mask=b_mask, other=0.0))
-                else:
-                    b = as_dot_operand(tl.load(b_ptrs))
-                acc = tl.dot(a, b, acc, input_precision="tf32", out_dtype=ACC_DTYPE)
     return acc

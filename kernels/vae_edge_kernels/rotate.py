@@ -24,11 +24,14 @@ def load_texel(
     x_ptr, in_image, y, x, height, width, scale, fill, inv_input_scale, input_scale,
     MASKED: tl.constexpr, QUANTIZED: tl.constexpr, HAS_FILL: tl.constexpr,
 ):  # fmt: skip
-    """The pixel (y, x) at x_ptr, less `fill`; 0 outside the image. y and x are whole floats.
+    """The pixel (y, x) at x_ptr, scaled, less `fill`; 0 outside the image. y and x are whole floats.
 
-    Outside the image the interpolation's weights then multiply 0, and the caller adds `fill` once at the end.
+    Without mask, quantization and fill it is not scaled: the caller scales what it interpolates, which is one product
+    for four. Outside the image the interpolation's weights then multiply 0, and the caller adds `fill` once at the end.
     """
-    value = tl.load(x_ptr, mask=in_image, other=0).to(tl.float32) * scale
+    value = tl.load(x_ptr, mask=in_image, other=0).to(tl.float32)
+    if MASKED or QUANTIZED or HAS_FILL:
+        value *= scale
     if HAS_FILL:
         value -= fill
 
@@ -77,23 +80,23 @@ def rotate_bilinear(
     ix, iy = left.to(tl.int32), top.to(tl.int32)
     in_left, in_right = in_bounds(ix, width), in_bounds(ix + 1, width)
     in_top, in_bottom = in_bounds(iy, height), in_bounds(iy + 1, height)
-    offset = (iy * width + ix) * channels + channel
-    lower_ptr = x_ptr + width * channels
+    upper_ptr = x_ptr + ((iy * width + ix) * channels + channel)
+    lower_ptr = upper_ptr + width * channels
     upper_left = load_texel(
-        x_ptr + offset, in_top & in_left, top, left, height, width, scale, fill, inv_input_scale, input_scale,
+        upper_ptr, in_top & in_left, top, left, height, width, scale, fill, inv_input_scale, input_scale,
         MASKED, QUANTIZED, HAS_FILL,
     )  # fmt: skip
     upper_right = load_texel(
-        x_ptr + channels + offset, in_top & in_right, top, left + 1.0, height, width, scale, fill,
+        upper_ptr + channels, in_top & in_right, top, left + 1.0, height, width, scale, fill,
         inv_input_scale, input_scale,
         MASKED, QUANTIZED, HAS_FILL,
     )  # fmt: skip
     lower_left = load_texel(
-        lower_ptr + offset, in_bottom & in_left, top + 1.0, left, height, width, scale, fill,
+        lower_ptr, in_bottom & in_left, top + 1.0, left, height, width, scale, fill,
         inv_input_scale, input_scale, MASKED, QUANTIZED, HAS_FILL,
     )  # fmt: skip
     lower_right = load_texel(
-        lower_ptr + channels + offset, in_bottom & in_right, top + 1.0, left + 1.0, height, width, scale, fill,
+        lower_ptr + channels, in_bottom & in_right, top + 1.0, left + 1.0, height, width, scale, fill,
         inv_input_scale, input_scale, MASKED, QUANTIZED, HAS_FILL,
     )  # fmt: skip
 
@@ -103,6 +106,8 @@ def rotate_bilinear(
     value = upper + (lower - upper) * y_fraction
     if HAS_FILL:
         value += fill
+    elif not (MASKED or QUANTIZED):
+        value *= scale
     return value
 
 
@@ -136,7 +141,9 @@ def rotate(
         fill, inv_input_scale, input_scale, MASKED, QUANTIZED, HAS_FILL,
     )  # fmt: skip
 
-    offsets = start + tl.arange(0, BLOCK_SIZE)
+    # The compiler shall not see that these are contiguous. It would give each thread the elements of a 16-byte store,
+    # and the threads of a warp would read texels far apart, each in a line of the cache of its own.
+    offsets = tl.max_contiguous(start + tl.arange(0, BLOCK_SIZE), 1)
     if y_ptr.dtype.element_ty == tl.int8:
         tl.store(y_ptr + image + offsets, quantize_int8(value * inv_output_scale), mask=offsets < size)
     else:

@@ -64,6 +64,18 @@ def test_profile_wants_a_file_or_networks(capsys: pytest.CaptureFixture[str]) ->
     assert "give either a file with checks, or --networks" in capsys.readouterr().err
 
 
+def test_profile_of_operators(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kernels", "profile", "--operators", "tiny", "--only", "rotate*", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["operator"] for row in rows} >= {"rotate_u8_fp16", "rotate_u8_int8"}
+    for row in rows:
+        assert row["counts"]["instructions"] > row["values"] / 32 and 0 < row["share"] <= 1
+    assert main(["kernels", "profile", "--operators", "tiny", "--only", "rotate_u8_fp16"]) == 0
+    assert "modelled on orin, not measured" in capsys.readouterr().out
+    assert main(["kernels", "profile", "--operators", "tiny", "--only", "nothing"]) == 2
+    assert "there are avg_pool_fp16" in capsys.readouterr().err
+
+
 def test_profile_of_a_network(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["kernels", "profile", "--networks", "tiny", "--programs", "2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

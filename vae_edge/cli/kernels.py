@@ -13,6 +13,7 @@ from vae_edge.errors import ConfigError
 
 if TYPE_CHECKING:
     from vae_edge_kernels.emulator.machine import Device
+    from vae_edge_kernels.emulator.timing import MachineModel
 
     from vae_edge.emulation.checks import Outcome
     from vae_edge.emulation.launch import Compiled
@@ -92,10 +93,12 @@ def profile(arguments: argparse.Namespace) -> int:
     from vae_edge_kernels.emulator.timing import MODELS
 
     model = MODELS[arguments.device]
+    if sum(given is not None for given in (arguments.file, arguments.networks, arguments.operators)) != 1:
+        raise ConfigError("give either a file with checks, or --networks, or --operators")
+    if arguments.operators is not None:
+        return _profile_operators(arguments, model)
     launches: list[tuple[str, Compiled, Device, Any]] = []  # with the layout of a network
     outcomes: list[Outcome] = []
-    if (arguments.file is None) == (arguments.networks is None):
-        raise ConfigError("give either a file with checks, or --networks")
     if arguments.file is not None:
         outcomes = _outcomes(arguments, model.architecture, model=model)
         for outcome in outcomes:
@@ -112,6 +115,74 @@ def profile(arguments: argparse.Namespace) -> int:
     result = [_profile(*launch) for launch in launches]
     emit(result, arguments.json, lambda: _profile_lines(result, model.name, arguments.lines))
     return _told(outcomes)
+
+
+def _profile_operators(arguments: argparse.Namespace, model: MachineModel) -> int:
+    from vae_edge.emulation.operators import operator_cases, profile_case
+    from vae_edge.model.network import layout_for_preset
+
+    result = []
+    layouts = {int8: layout_for_preset(arguments.operators, int8=int8) for int8 in (False, True)}
+    for case in operator_cases(layouts, arguments.only):
+        with working(f"{case.name}, {case.shape}"):
+            made = profile_case(case, model)
+        counts = made.device.counts.totals
+        result.append(
+            {
+                "operator": case.name,
+                "shape": case.shape,
+                "architecture": model.architecture,
+                "grid": list(made.device.grid),
+                "warps": made.compiled.warps,
+                "registers": made.compiled.stats.registers,
+                "values": case.values,
+                "counts": dict(counts),
+                "alone_us": made.alone.us,
+                "alone_limit": made.alone.limit,
+                "full_us": made.full_us,
+                "full_limit": made.full_limit,
+                "roofline_us": made.roofline_us,
+                "share": made.roofline_us / made.full_us,
+            }
+        )
+    emit(result, arguments.json, lambda: _operator_lines(result, model.name))
+    return 0
+
+
+def _operator_lines(result: Sequence[dict[str, Any]], model: str) -> Iterator[str]:
+    headings = ("instructions", "a value", "a product", "barriers", "wavefronts", "conflicts", "alone", "full", "roof")
+    rows = [("operator", "shape", *headings, "limit")]
+    for each in result:
+        counts = each["counts"]
+        instructions, products = counts["instructions"], counts.get("products", 0)
+        wavefronts = counts.get("wavefronts", 0)
+        rows.append(
+            (
+                each["operator"],
+                each["shape"],
+                f"{instructions:,}",
+                f"{32 * instructions / each['values']:.1f}",
+                f"{instructions / products:.1f}" if products else "–",
+                f"{counts.get('barriers', 0):,}",
+                f"{wavefronts:,}",
+                f"{counts.get('conflicts', 0) / max(1, wavefronts):.1%}",
+                f"{each['alone_us']:.2f}",
+                f"{each['full_us']:.3f}",
+                f"{each['share']:.0%}",
+                each["full_limit"],
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) if i in (0, 1, len(row) - 1) else cell.rjust(width)
+                 for i, (cell, width) in enumerate(zip(row, widths, strict=True)))  # fmt: skip
+        yield "  ".join(cells).rstrip()
+    yield ""
+    yield "instructions: of warps; a value: of threads for each value written; a product: for each product of matrices"
+    yield (
+        f"modelled on {model}, not measured, in us: alone, one launch at batch 1; full, its share of a launch that "
+        "fills the GPU, what limits it, and the roofline's part of it"
+    )
 
 
 def _outcomes(

@@ -55,6 +55,10 @@ def _profile(parts: Commands) -> None:
     parser = add_command(parts, "kernels profile", "kernels")
     parser.add_argument("file", metavar="FILE", nargs="?", help=FILE_HELP)
     add_list(parser, "--networks", "A,B", "in place of a file: whole networks of presets, such as small or small@96x64")
+    parser.add_argument(
+        "--operators", metavar="PRESET", help="in place of a file: the single operators on the shapes of a preset"
+    )
+    parser.add_argument("--only", default="*", help="operators whose names fit this pattern")
     parser.add_argument("--programs", type=positive, default=1, metavar="N", help="that work on one image of a network")
     parser.add_argument("--device", default="orin", choices=MODELS, help="whose machine model is taken (default: orin)")
     parser.add_argument("--lines", type=positive, default=12, metavar="N", help="source lines shown (default: 12)")

@@ -289,9 +289,9 @@ def _conv(operator: str, function: str, weight_axes: str, pointers: tuple[str, .
             config = dict(get_config(conv.OPERATOR, key, architecture))
             if is_stem:
                 params = conv.ConvParams(kernel_h, kernel_w, stride, pad_top, pad_left)
-                config["BLOCK_K"] = params.stem_block_k(channels, minimum=32 if is_int8 else 16)
+                config["BLOCK_K"] = params.stem_block_k(channels)
             if "SPLIT_N" in kernel.arg_names:
-                config["SPLIT_N"] = use_split_n(architecture)
+                config |= {"SPLIT_N": use_split_n(architecture), "KERNEL_ROWS": int(vectorized)}
             types = {f"{name}_ptr": f"*{given.dtype}" for name, given in zip(pointers, inputs, strict=False)}
             types |= {"y_ptr": f"*{output}", "M": "i32"}
             if "residual_ptr" in kernel.arg_names:
