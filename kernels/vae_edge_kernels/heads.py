@@ -57,8 +57,8 @@ def atan2(y, x):
 
 @triton.jit
 def vecmat_global(x_ptr, weights_ptr, NET: tl.constexpr, I: tl.constexpr, SIZE: tl.constexpr):
-    """y[j] = sum over k of x[k] · w[j, k] for the outputs j of fully connected layer I, float32 [SIZE]; beyond the last,
-    that of the last.
+    """y[j] = sum over k of x[k] · w[j, k] for the outputs j of fully connected layer I, float32 [SIZE]; beyond the
+    last, that of the last.
 
     x: [in_features] in global memory. The outputs are rows of a product of matrices, whose eight columns are all alike;
     each warp sums over its share of the inputs. See `fragments`.
@@ -405,8 +405,8 @@ def orientation_forward(
     if features.shape[0]:
         config = get_config(OPERATOR, "orientation_head", current_architecture())
         orientation_head[(features.shape[0],)](
-            features, weights, params, logits, orientation, NET=with_warps(net, config["num_warps"]), PAD=padded_sizes(net),
-            enable_fp_fusion=not net.int8, **config,
+            features, weights, params, logits, orientation, NET=with_warps(net, config["num_warps"]),
+            PAD=padded_sizes(net), enable_fp_fusion=not net.int8, **config,
         )  # fmt: skip
 
 
@@ -430,7 +430,8 @@ def content_forward(
         config = get_config(OPERATOR, "content_head", current_architecture())
         content_head[(features.shape[0],)](
             features, orientation_means, feature_means, logits, orientation, weights, params, whitening,
-            probabilities, code, score, NET=with_warps(net, config["num_warps"]), PAD=padded_sizes(net), enable_fp_fusion=not net.int8, **config,
+            probabilities, code, score, NET=with_warps(net, config["num_warps"]),
+            PAD=padded_sizes(net), enable_fp_fusion=not net.int8, **config,
         )  # fmt: skip
 
 

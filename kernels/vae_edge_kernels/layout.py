@@ -294,7 +294,6 @@ class NetworkLayout:
         image_scale, upright_scale: offsets into params of 1 / s and s of the int8 input of either backbone.
         bin_axes: offset into params of the cosines and, behind them, the sines of the angle bins' centres.
         inverse_temperature: offset into params of 1 / temperature.
-        zero: offset into params of a 0; see `network.opaque_zero`.
         pooled: whether the classifier is one layer that reads the average pool of the encoder's feature layer, which is
             its last layer then, and the orientation encoder gives no class logits; else it is two layers that read mu.
         second_classifier: whether another fully connected layer classifies the encoder's features; its logits are added
@@ -333,7 +332,6 @@ class NetworkLayout:
     upright_scale: int
     bin_axes: int
     inverse_temperature: int
-    zero: int
     weights_size: int
     params_size: int
     pooled: bool = False
@@ -462,9 +460,7 @@ class LayoutBuilder:
             return FilterLayout(1, depth, 0, depth // 16, dots, dot_m, 2)
         pack, depth = 4 if self.int8 else 2, kernel_size * in_channels
         full, rest = divmod(depth, 16 * pack)
-        return FilterLayout(
-            kernel_size, depth, full + (rest > 8 * pack), int(0 < rest <= 8 * pack), dots, dot_m, pack
-        )
+        return FilterLayout(kernel_size, depth, full + (rest > 8 * pack), int(0 < rest <= 8 * pack), dots, dot_m, pack)
 
     def linear(self, in_features: int, out_features: int) -> LinearLayout:
         """A fully connected layer."""
@@ -579,7 +575,9 @@ def make_layout(
         source = builder.feature_map(depth, grid, decoder_width, border=True)
         middle = builder.conv(grid, decoder_width, middle_width, source, depth + 1)
         # The last layer's output is not stored.
-        last = builder.conv(grid, middle_width, channels * block**2, middle.output, depth + 1, kernel_size=1, relu=False)
+        last = builder.conv(
+            grid, middle_width, channels * block**2, middle.output, depth + 1, kernel_size=1, relu=False
+        )
         decoder_layers = (middle, last)
     layers = (*orientation_layers, *encoder_layers, *decoder_layers)
 
@@ -666,7 +664,6 @@ def make_layout(
         upright_scale=builder.params(2),
         bin_axes=builder.params(2 * bins),
         inverse_temperature=builder.params(1),
-        zero=builder.params(1),
         weights_size=builder.weights_size,
         params_size=builder.params_size,
         pooled=pooled,

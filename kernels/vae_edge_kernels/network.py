@@ -16,15 +16,14 @@ import triton.language as tl
 
 from vae_edge_kernels.config import KernelSpec, current_architecture, get_config
 from vae_edge_kernels.layout import NetworkLayout, padded_sizes, with_tile_config
+from vae_edge_kernels.network_convs import first_conv, hidden_conv
 from vae_edge_kernels.network_steps import (
     clear_borders,
     decoder_error,
     decoder_fc,
-    first_conv,
     full_score,
     head_content,
     head_orientation,
-    hidden_conv,
     identity_orientation,
     image_barrier,
     load_image,
@@ -33,6 +32,7 @@ from vae_edge_kernels.network_steps import (
 )
 
 OPERATOR = "network"
+
 
 def _noinline(function: Any) -> Any:
     return triton.jit(function.fn, noinline=True)
@@ -58,7 +58,7 @@ def backbone(
     workspace_ptr, activations_ptr, sums_ptr, weights_ptr, params_ptr, barrier_ptr, cta_rank, NET: tl.constexpr,
     FROM: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
-    """COUNT convolutions from layer FROM on, from the workspace's pixels; returns the address of the last feature map."""
+    """COUNT convolutions from layer FROM on, from the workspace's pixels; returns the last feature map's address."""
     stem: tl.constexpr = first_conv_noinline if NET.noinline else first_conv
     layer: tl.constexpr = hidden_conv_noinline if NET.noinline else hidden_conv
     stem(workspace_ptr, activations_ptr, weights_ptr, params_ptr, cta_rank, NET, FROM)
@@ -136,9 +136,7 @@ def classify_image(
         if NET.reduction > 1:
             reduce: tl.constexpr = reduce_upright_noinline if NET.noinline else reduce_upright
             reduce(workspace_ptr, cta_rank, NET, BLOCK_SIZE)
-        fc(
-            own_ptr, activations_ptr + NET.layers[MIDDLE].source, weights_ptr, params_ptr, cta_rank, NET, PAD, BLOCK_FC
-        )
+        fc(own_ptr, activations_ptr + NET.layers[MIDDLE].source, weights_ptr, params_ptr, cta_rank, NET, PAD, BLOCK_FC)
         image_barrier(barrier_ptr, NET)
         layer(activations_ptr, workspace_ptr, weights_ptr, params_ptr, cta_rank, NET, MIDDLE)
         image_barrier(barrier_ptr, NET)

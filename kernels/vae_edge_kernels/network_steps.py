@@ -19,20 +19,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vae_edge_kernels.fragments import (
-    left_operand,
-    right_operand,
-    row_channel,
-    stored_row,
-    stored_warp,
-    sums_to_tile,
-    tile_row,
-    tile_warp,
-    vector_range,
-)
+from vae_edge_kernels.fragments import right_operand, row_channel, vector_range
 from vae_edge_kernels.heads import atan2, classify_and_score, decode_angle, dequant_bias
 from vae_edge_kernels.implicit_gemm import (
-    fma,
     in_bounds,
     quantize_int8,
     quantize_pixel,
@@ -40,22 +29,22 @@ from vae_edge_kernels.implicit_gemm import (
     relu,
 )
 from vae_edge_kernels.layout import Fc
+from vae_edge_kernels.network_convs import (
+    conv_tile,
+    is_pixel,
+    load_rows,
+    pixels_ptr,
+    scale_bias_relu,
+    tile_dot,
+    tiles_m,
+    tiles_n,
+)
 from vae_edge_kernels.rotate import rotate_bilinear
 
 DECODER = tl.constexpr(int(Fc.DECODER))
 
 
 # ---- Shared by all layers -------------------------------------------------------------------------------------------
-
-
-@triton.jit
-def opaque_zero(params_ptr, NET: tl.constexpr):
-    """0, loaded from memory, so that the compiler does not know it.
-
-    Added to every row index. Otherwise LLVM (in Triton 3.9) sees that two layers count the same rows, and keeps the
-    index arithmetic of one in registers until the next needs it.
-    """
-    return tl.multiple_of(tl.load(params_ptr + NET.zero).to(tl.int32), 16)
 
 
 @triton.jit
@@ -71,56 +60,15 @@ def image_barrier(barrier_ptr, NET: tl.constexpr):
         arrival = tl.atomic_add(barrier_ptr, 1, sem="acq_rel", scope="gpu")
         goal = (arrival | (NET.ctas_per_image - 1)) + 1
 
-        # Spin relaxed, then acquire once: an acquire invalidates the L1 cache (CCTL.IVALL), in the loop each time
-        # around.
-        while goal - tl.atomic_add(barrier_ptr, 0, sem="relaxed", scope="gpu") > 0:
+        # Each warp spins for itself: an atomic operation's result would go to all of them through shared memory, each
+        # time around. Then acquire once: it invalidates the L1 cache (CCTL.IVALL).
+        while goal - tl.load(barrier_ptr, volatile=True) > 0:
             pass
         tl.atomic_add(barrier_ptr, 0, sem="acquire", scope="gpu")
         tl.debug_barrier()
 
 
-@triton.jit
-def load_rows(row_ptr, tile, NET: tl.constexpr, I: tl.constexpr, D: tl.constexpr):
-    """A parameter of each output channel, from row_ptr on, for the rows of a tile's part D: [warps or 1, dot_m, 1]."""
-    DOT_M: tl.constexpr = NET.layers[I].filters.dot_m
-    WARPS: tl.constexpr = NET.warps if NET.layers[I].warps_m > 1 else 1
-    warp = tl.arange(0, WARPS)[:, None]
-    value = tl.load(row_ptr + read_dot(tile, warp, NET, I, D) * DOT_M + tl.arange(0, DOT_M)[None, :])
-    return value.reshape(WARPS, 8, DOT_M // 16, 2).permute(0, 2, 3, 1).reshape(WARPS, DOT_M, 1)
-
-
-@triton.jit
-def scale_bias_relu(sums, scale, bias, NET: tl.constexpr, I: tl.constexpr):
-    """Epilogue of a tile: relu(sums · scale + bias), float32; float16 networks have no scale, their sums have the bias
-    already, and in int8 networks `round_tile` has the ReLU.
-
-    An int8 layer's scale is s_x · s_w[k] / s_y and its bias b / s_y, so that the result is in units of the output.
-    """
-    if NET.int8:
-        value = fma(sums.to(tl.float32), scale, bias)
-    elif NET.layers[I].relu:
-        value = relu(sums, 1)
-    else:
-        value = sums
-    return value
-
-
-@triton.jit
-def round_tile(value, NET: tl.constexpr, I: tl.constexpr):
-    """A tile of an int8 network in units of its output, int8, behind its ReLU where it has one."""
-    if NET.layers[I].relu:
-        return quantize_relu_int8(value)
-    else:
-        return quantize_int8(value)
-
-
-# ---- Convolutions ---------------------------------------------------------------------------------------------------
-
-
-@triton.jit
-def pixels_ptr(workspace_ptr, NET: tl.constexpr):
-    """Where `store_pixels` stores the image; see `layout.WorkspaceLayout.pixels`."""
-    return (workspace_ptr + NET.workspace.pixels).to(tl.pointer_type(tl.float16))
+# ---- The image, and borders -----------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -146,7 +94,9 @@ def store_pixels(value, scale, inside, row, column, channel, workspace_ptr, NET:
     target_ptr = pixels_ptr(workspace_ptr, NET) + ((row + 1) * NET.width + column) * ROW + channel
     is_row = row <= NET.height
     for s in tl.static_range(3):
-        tl.store(target_ptr + ((1 - s) * ROW + s * NET.channels), value, mask=is_row & in_bounds(column + 1 - s, NET.width))
+        tl.store(
+            target_ptr + ((1 - s) * ROW + s * NET.channels), value, mask=is_row & in_bounds(column + 1 - s, NET.width)
+        )
     UNUSED: tl.constexpr = (ROW + NET.channels - 1) // NET.channels - 3
     for i in tl.static_range(UNUSED):
         rest = (3 + i) * NET.channels
@@ -196,295 +146,16 @@ def clear_border(
         part = start + tl.arange(0, BLOCK)
         j = part // PARTS
         # The row above and the first column's first pixel; the other rows' first pixels; the row below.
-        pixel = tl.where(j <= PITCH, j, tl.where(j < PITCH + HEIGHT, (j - PITCH + 1) * PITCH, j - HEIGHT + HEIGHT * PITCH))
+        pixel = tl.where(
+            j <= PITCH, j, tl.where(j < PITCH + HEIGHT, (j - PITCH + 1) * PITCH, j - HEIGHT + HEIGHT * PITCH)
+        )
         offset = pixel * CHANNELS + part % PARTS * 16
         mask = (j < PIXELS)[:, None]
-        tl.store(map_ptr + offset[:, None] + tl.arange(0, 16)[None, :], tl.zeros((BLOCK, 16), map_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def tiles_m(NET: tl.constexpr, I: tl.constexpr):
-    """A layer's tiles by output channels."""
-    return (NET.layers[I].out_channels + NET.layers[I].tile_channels - 1) // NET.layers[I].tile_channels
-
-
-@triton.jit
-def tiles_n(NET: tl.constexpr, I: tl.constexpr):
-    """A layer's tiles by output pixels."""
-    PIXELS: tl.constexpr = NET.layers[I].out_height * NET.layers[I].out_width
-    return (PIXELS + NET.layers[I].tile_pixels - 1) // NET.layers[I].tile_pixels
-
-
-@triton.jit
-def tile_pixel(tile, warp, place, NET: tl.constexpr, I: tl.constexpr, FIRST: tl.constexpr):
-    """Output pixels that are the columns `place` of a warp's product; FIRST groups of its tile are before them."""
-    WARPS_N: tl.constexpr = NET.layers[I].warps_n
-    group = place // 8 * WARPS_N + warp % WARPS_N + FIRST * WARPS_N
-    return tile // tiles_m(NET, I) * NET.layers[I].tile_pixels + group * 8 + place % 8
-
-
-@triton.jit
-def tile_dot(tile, warp, NET: tl.constexpr, I: tl.constexpr, D: tl.constexpr):
-    """Which `dot_m` output channels a warp's part D of a tile is."""
-    WARP_DOTS: tl.constexpr = NET.layers[I].dots
-    dot = tile % tiles_m(NET, I) * (NET.layers[I].warps_m * WARP_DOTS) + D
-    if NET.layers[I].warps_m > 1:
-        dot += warp // NET.layers[I].warps_n * WARP_DOTS
-    return dot
-
-
-@triton.jit
-def read_dot(tile, warp, NET: tl.constexpr, I: tl.constexpr, D: tl.constexpr):
-    """The same for what is read: the last ones instead of those beyond them."""
-    DOTS: tl.constexpr = NET.layers[I].filters.dots
-    dot = tile_dot(tile, warp, NET, I, D)
-    if DOTS % (NET.layers[I].warps_m * NET.layers[I].dots) != 0:
-        dot = tl.minimum(dot, DOTS - 1)
-    return dot
-
-
-@triton.jit
-def first_sums(params_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
-    """What a tile's products are added to, [warps, dot_m, 8 · group] for each of its parts by channels and, within it,
-    for each group of its pixels: the bias in float16 networks, else 0."""
-    DOTS: tl.constexpr = NET.layers[I].dots
-    PARTS: tl.constexpr = len(NET.layers[I].groups)
-    DTYPE: tl.constexpr = tl.int32 if NET.int8 and not NET.layers[I].reads_image else tl.float32
-    sums = ()
-    for d in tl.static_range(DOTS):
-        if not NET.int8:
-            bias = load_rows(params_ptr + NET.layers[I].bias, tile, NET, I, d)
-        for p in tl.static_range(PARTS):
-            part = tl.zeros((NET.warps, NET.layers[I].filters.dot_m, 8 * NET.layers[I].groups[p]), dtype=DTYPE)
-            sums = sums + (part,) if NET.int8 else sums + (part + bias,)
-    return sums
-
-
-@triton.jit
-def load_weights(
-    weights_ptr, tile, NET: tl.constexpr, I: tl.constexpr, D: tl.constexpr, CHUNK: tl.constexpr, STEPS: tl.constexpr
-):
-    """A chunk's weights for part D of a tile's channels, `tl.dot`'s left operand. CHUNK counts the full chunks of all
-    rows, or the half ones.
-    """
-    WARPS: tl.constexpr = NET.warps
-    PACK: tl.constexpr = NET.layers[I].filters.pack
-    J: tl.constexpr = NET.layers[I].filters.dot_m // 16
-    DOTS: tl.constexpr = NET.layers[I].filters.dots
-    index = tl.arange(0, STEPS * J * WARPS * 8)
-    dot = read_dot(tile, tile_warp(index, WARPS), NET, I, D)
-    offset = tile_row(index, WARPS) * (16 * PACK) + dot * (STEPS * J * 8 * 16 * PACK)
-    start = NET.layers[I].weights + (0 if STEPS == 2 else NET.layers[I].filters.full_size)
-    w_ptr = weights_ptr + (start + CHUNK * (DOTS * STEPS * J * 8 * 16 * PACK))
-    w = tl.load(w_ptr + offset[:, None] + vector_range(4, 4 * PACK)[None, :])
-    return left_operand(w, J, WARPS, STEPS, PACK)
-
-
-@triton.jit
-def add_chunk(
-    sums, x_ptrs, weights_ptr, tile, NET: tl.constexpr, I: tl.constexpr, CHUNK: tl.constexpr, STEPS: tl.constexpr
-):
-    """Add the products with a chunk of the summed index to a tile's sums. x_ptrs: tensors of pointers to the inputs,
-    [8 · group · warps, 8 · STEPS · pack], for each group of the tile's pixels.
-    """
-    DOTS: tl.constexpr = NET.layers[I].dots
-    PARTS: tl.constexpr = len(NET.layers[I].groups)
-    xs = ()
-    for p in tl.static_range(PARTS):
-        x = tl.load(x_ptrs[p])
-        xs = xs + (right_operand(x, NET.layers[I].groups[p], NET.warps, STEPS, NET.layers[I].filters.pack),)
-    added = ()
-    for d in tl.static_range(DOTS):
-        w = load_weights(weights_ptr, tile, NET, I, d, CHUNK, STEPS).to(xs[0].dtype)
-        for p in tl.static_range(PARTS):
-            acc = sums[d * PARTS + p]
-            added = added + (tl.dot(w, xs[p], acc, input_precision="tf32", out_dtype=acc.dtype),)
-    return added
-
-
-@triton.jit
-def read_pixels(tile, NET: tl.constexpr, I: tl.constexpr):
-    """Output pixels of the x tiles, [8 · group · warps] for each group; the last one instead of those beyond it."""
-    PARTS: tl.constexpr = len(NET.layers[I].groups)
-    WARPS: tl.constexpr = NET.warps
-    PIXELS: tl.constexpr = NET.layers[I].out_height * NET.layers[I].out_width
-    pixels = ()
-    for p in tl.static_range(PARTS):
-        index = tl.arange(0, 8 * NET.layers[I].groups[p] * WARPS)
-        pixel = tile_pixel(tile, tile_warp(index, WARPS), tile_row(index, WARPS), NET, I, NET.layers[I].group_starts[p])
-        pixels = pixels + (tl.minimum(pixel, PIXELS - 1),)
-    return pixels
-
-
-@triton.jit
-def offset_all(x_ptrs, offset):
-    """The same offset added to tensors of pointers, each with a second axis that the offset has."""
-    COUNT: tl.constexpr = len(x_ptrs)
-    moved = ()
-    for p in tl.static_range(COUNT):
-        moved = moved + (x_ptrs[p][:, None] + offset[None, :],)
-    return moved
-
-
-@triton.jit
-def input_ptrs(x_ptr, tile, NET: tl.constexpr, I: tl.constexpr, PITCH: tl.constexpr, CHANNELS: tl.constexpr):
-    """Pointers to the first input of each output pixel of the x tiles; PITCH pixels of CHANNELS numbers are a row."""
-    WIDTH: tl.constexpr = NET.layers[I].out_width
-    PARTS: tl.constexpr = len(NET.layers[I].groups)
-    pixels = read_pixels(tile, NET, I)
-    ptrs = ()
-    for p in tl.static_range(PARTS):
-        corner = pixels[p] // WIDTH * PITCH + pixels[p] % WIDTH
-        ptrs = ptrs + (x_ptr + corner * (NET.layers[I].stride * CHANNELS),)
-    return ptrs
-
-
-@triton.jit
-def chunk_inputs(START: tl.constexpr, DEPTH: tl.constexpr, VECTOR: tl.constexpr):
-    """The inputs from START on that a chunk sums over, [4 · VECTOR], of which a thread loads VECTOR. Instead of those
-    from DEPTH on, whose weights are 0, the last ones are read again.
-    """
-    k = START + tl.arange(0, 4 * VECTOR)
-    if START + 4 * VECTOR > DEPTH:
-        k = tl.minimum(k // VECTOR, DEPTH // VECTOR - 1) * VECTOR + k % VECTOR
-    return tl.max_contiguous(tl.multiple_of(k, VECTOR), VECTOR)
-
-
-@triton.jit
-def conv_tile(activations_ptr, weights_ptr, params_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
-    """Sums of a tile of a layer that reads a feature map, float32 or int32, as `first_sums` has them.
-
-    For each row of the kernel the inputs lie side by side, those of its columns with all their channels.
-    """
-    FULL: tl.constexpr = NET.layers[I].filters.full
-    PACK: tl.constexpr = NET.layers[I].filters.pack
-    DEPTH: tl.constexpr = NET.layers[I].filters.depth
-    KERNEL: tl.constexpr = NET.layers[I].kernel_size
-    CHANNELS: tl.constexpr = NET.layers[I].in_channels
-    ROW: tl.constexpr = NET.layers[I].pitch * CHANNELS
-    x_ptrs = input_ptrs(
-        activations_ptr + NET.layers[I].source, tile, NET, I, NET.layers[I].pitch, NET.layers[I].in_channels
-    )
-    sums = first_sums(params_ptr, tile, NET, I)
-    for r in tl.static_range(KERNEL):
-        for f in tl.static_range(FULL):
-            ptrs = offset_all(x_ptrs, r * ROW + chunk_inputs(f * 16 * PACK, DEPTH, 4 * PACK))
-            sums = add_chunk(sums, ptrs, weights_ptr, tile, NET, I, r * FULL + f, 2)
-        if NET.layers[I].filters.half > 0:
-            ptrs = offset_all(x_ptrs, r * ROW + chunk_inputs(FULL * 16 * PACK, DEPTH, 2 * PACK))
-            sums = add_chunk(sums, ptrs, weights_ptr, tile, NET, I, r, 1)
-    return sums
-
-
-@triton.jit
-def stem_tile(workspace_ptr, weights_ptr, params_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
-    """Sums of a tile of a layer that reads the image's pixels, float32.
-
-    They and the weights are float16 in int8 networks too: products of whole numbers are exact.
-    """
-    ROW: tl.constexpr = NET.stem_row
-    CHUNKS: tl.constexpr = NET.layers[I].filters.half
-    x_ptrs = input_ptrs(pixels_ptr(workspace_ptr, NET), tile, NET, I, NET.width, ROW)
-    sums = first_sums(params_ptr, tile, NET, I)
-    for h in tl.static_range(CHUNKS):
-        k = h * 16 + tl.arange(0, 16)
-        k = tl.minimum(k // ROW, 2) * (NET.width * ROW) + k % ROW  # behind the last row weights are 0
-        ptrs = offset_all(x_ptrs, tl.max_contiguous(tl.multiple_of(k, 4), 4))
-        sums = add_chunk(sums, ptrs, weights_ptr, tile, NET, I, h, 1)
-    return sums
-
-
-@triton.jit
-def store_layer(sums, activations_ptr, sums_ptr, params_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
-    """Epilogue of a tile: into the layer's output; the feature layer also stores each tile's sums by channel."""
-    DOTS: tl.constexpr = NET.layers[I].dots
-    PARTS: tl.constexpr = len(NET.layers[I].groups)
-    for d in tl.static_range(DOTS):
-        total = tl.zeros((NET.warps, NET.layers[I].filters.dot_m), dtype=tl.float32)
-        scale, bias = load_rows(params_ptr + NET.layers[I].scale, tile, NET, I, d), load_rows(params_ptr + NET.layers[I].bias, tile, NET, I, d)
-        for p in tl.static_range(PARTS):
-            value = scale_bias_relu(sums[d * PARTS + p], scale, bias, NET, I)
-            if NET.int8:
-                value = round_tile(value, NET, I)
-            value = value.to(activations_ptr.dtype.element_ty)
-            store_part(value, activations_ptr, tile, NET, I, d, NET.layers[I].groups[p], NET.layers[I].group_starts[p])
-            if NET.layers[I].is_feature_layer:
-                total += pixel_sums(value, tile, NET, I, NET.layers[I].groups[p], NET.layers[I].group_starts[p])
-        if NET.layers[I].is_feature_layer:
-            store_sums(total, sums_ptr, params_ptr, tile, NET, I, d)
-
-
-@triton.jit
-def store_part(
-    value, activations_ptr, tile, NET: tl.constexpr, I: tl.constexpr, D: tl.constexpr, GROUPS: tl.constexpr,
-    FIRST: tl.constexpr,
-):  # fmt: skip
-    """Values of one product, [warps, dot_m, 8 · GROUPS], into the layer's output."""
-    WARPS: tl.constexpr = NET.warps
-    DOT_M: tl.constexpr = NET.layers[I].filters.dot_m
-    WIDTH: tl.constexpr = NET.layers[I].out_width
-    CHANNELS: tl.constexpr = NET.layers[I].out_channels
-    PIXELS: tl.constexpr = NET.layers[I].out_height * NET.layers[I].out_width
-    index = tl.arange(0, 8 * GROUPS * WARPS)
-    warp = stored_warp(index, WARPS)
-    pixel = tile_pixel(tile, warp, stored_row(index, WARPS), NET, I, FIRST)
-    place = pixel // WIDTH * NET.layers[I].output_pitch + pixel % WIDTH if NET.layers[I].output_border else pixel
-    channel = tile_dot(tile, warp, NET, I, D) * DOT_M + index * 0
-    column = tl.max_contiguous(tl.arange(0, DOT_M), DOT_M // 8)
-    offset = (place * CHANNELS + channel)[:, None] + column[None, :]
-    mask = (pixel < PIXELS)[:, None]
-    if CHANNELS % NET.layers[I].tile_channels != 0:
-        mask = mask & (channel[:, None] + column[None, :] < CHANNELS)
-    value = sums_to_tile(value, DOT_M // 16, GROUPS, WARPS)
-    tl.store(activations_ptr + NET.layers[I].output_start + offset, value, mask=mask)
-
-
-@triton.jit
-def is_pixel(tile, NET: tl.constexpr, I: tl.constexpr, GROUPS: tl.constexpr, FIRST: tl.constexpr):
-    """Whether the columns of the products are output pixels, [warps, 1, 8 · GROUPS]; and which."""
-    PIXELS: tl.constexpr = NET.layers[I].out_height * NET.layers[I].out_width
-    warp, place = tl.arange(0, NET.warps)[:, None], tl.arange(0, 8 * GROUPS)[None, :]
-    pixel = tile_pixel(tile, warp, place, NET, I, FIRST)[:, None, :]
-    return pixel < PIXELS, pixel
-
-
-@triton.jit
-def pixel_sums(value, tile, NET: tl.constexpr, I: tl.constexpr, GROUPS: tl.constexpr, FIRST: tl.constexpr):
-    """Sums of one product's values over their pixels, float32 [warps, dot_m]."""
-    inside, _ = is_pixel(tile, NET, I, GROUPS, FIRST)
-    return tl.sum(tl.where(inside, value.to(tl.float32), 0.0), 2)
-
-
-@triton.jit
-def store_sums(total, sums_ptr, params_ptr, tile, NET: tl.constexpr, I: tl.constexpr, D: tl.constexpr):
-    """A tile's sums over its pixels, of stored values: [tiles of pixels, channels], float32. The average pool needs no
-    second pass over the feature maps then.
-    """
-    WARPS_M: tl.constexpr = NET.layers[I].warps_m
-    DOT_M: tl.constexpr = NET.layers[I].filters.dot_m
-    if NET.int8:
-        total = total * tl.load(params_ptr + NET.layers[I].output_scale)
-    total = tl.sum(total.reshape(WARPS_M, NET.layers[I].warps_n, DOT_M), 1)
-    dot = tile_dot(tile, tl.arange(0, WARPS_M)[:, None] * NET.layers[I].warps_n, NET, I, D)
-    channel = dot * DOT_M + row_channel(DOT_M // 16)[None, :]
-    target_ptr = sums_ptr + tile // tiles_m(NET, I) * NET.layers[I].out_channels
-    tl.store(target_ptr + channel, total, mask=channel < NET.layers[I].out_channels)
-
-
-@triton.jit
-def first_conv(workspace_ptr, activations_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr, I: tl.constexpr):
-    """A backbone's first layer: y = relu(conv(pixels, w) + b)."""
-    for tile in range(cta_rank, tiles_m(NET, I) * tiles_n(NET, I), NET.ctas_per_image):
-        sums = stem_tile(workspace_ptr, weights_ptr, params_ptr, tile, NET, I)
-        store_layer(sums, activations_ptr, workspace_ptr, params_ptr, tile, NET, I)
-
-
-@triton.jit
-def hidden_conv(activations_ptr, sums_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr, I: tl.constexpr):
-    """y = relu(conv(x, w) + b) from one feature map to the next, and a feature layer's `store_sums`."""
-    for tile in range(cta_rank, tiles_m(NET, I) * tiles_n(NET, I), NET.ctas_per_image):
-        sums = conv_tile(activations_ptr, weights_ptr, params_ptr, tile, NET, I)
-        store_layer(sums, activations_ptr, sums_ptr, params_ptr, tile, NET, I)
+        tl.store(
+            map_ptr + offset[:, None] + tl.arange(0, 16)[None, :],
+            tl.zeros((BLOCK, 16), map_ptr.dtype.element_ty),
+            mask=mask,
+        )
 
 
 @triton.jit
@@ -667,7 +338,6 @@ def decoder_fc(
     """
     WARPS: tl.constexpr = NET.warps
     ROWS: tl.constexpr = 32  # of a warp
-    IN_FEATURES: tl.constexpr = NET.latent + NET.classes
     OUT_FEATURES: tl.constexpr = NET.linears[DECODER].out_features
     STRIDE: tl.constexpr = NET.linears[DECODER].row_stride
     PACK: tl.constexpr = 4 if NET.int8 else 2
@@ -711,14 +381,15 @@ def add_code_products(
 
 
 @triton.jit
-def decoder_error(workspace_ptr, activations_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr, I: tl.constexpr):
+def decoder_error(
+    workspace_ptr, activations_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr, I: tl.constexpr
+):
     """errors[cta_rank] = sum over this program's tiles of (target − sigmoid(conv(x, w) + b))², the decoder's last
     layer. The target is the upright image at the decoder's size.
 
     The reconstruction is never stored. Channel k of a cell is its pixel (k // block % block, k % block), in image
     channel k // block² (pixel shuffle).
     """
-    CELLS: tl.constexpr = NET.grid_height * NET.grid_width
     HEIGHT: tl.constexpr = (NET.height + NET.reduction - 1) // NET.reduction
     WIDTH: tl.constexpr = (NET.width + NET.reduction - 1) // NET.reduction
     BLOCK: tl.constexpr = NET.block
@@ -728,7 +399,10 @@ def decoder_error(workspace_ptr, activations_ptr, weights_ptr, params_ptr, cta_r
     for tile in range(cta_rank, tiles_m(NET, I) * tiles_n(NET, I), NET.ctas_per_image):
         sums = conv_tile(activations_ptr, weights_ptr, params_ptr, tile, NET, I)
         for d in tl.static_range(DOTS):
-            scale, bias = load_rows(params_ptr + NET.layers[I].scale, tile, NET, I, d), load_rows(params_ptr + NET.layers[I].bias, tile, NET, I, d)
+            scale, bias = (
+                load_rows(params_ptr + NET.layers[I].scale, tile, NET, I, d),
+                load_rows(params_ptr + NET.layers[I].bias, tile, NET, I, d),
+            )
             warp = tl.arange(0, NET.warps)[:, None]
             place = tile_dot(tile, warp, NET, I, d) * NET.layers[I].filters.dot_m
             place += row_channel(NET.layers[I].filters.dot_m // 16)[None, :]
@@ -745,7 +419,7 @@ def decoder_error(workspace_ptr, activations_ptr, weights_ptr, params_ptr, cta_r
                 offsets = (y * WIDTH + x) * NET.channels + column // (BLOCK * BLOCK)
                 target = tl.load(workspace_ptr + NET.workspace.target + offsets, mask=mask, other=0.0)
                 error += tl.sum(tl.where(mask, (target - decoded) * (target - decoded), 0.0), 2)
-        
+
     tl.store(workspace_ptr + NET.workspace.errors + cta_rank, tl.sum(tl.sum(error, 1), 0))
 
 

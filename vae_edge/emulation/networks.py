@@ -34,7 +34,6 @@ def profile_network(
     dtype = torch.int8 if net.int8 else torch.float16
     weights = torch.randint(-9, 10, (net.weights_size,), generator=generator).to(dtype)
     params = torch.rand(net.params_size, generator=generator) / 16
-    params[net.zero] = 0.0
     clusters, components = net.score.clusters, net.score.components
     image = torch.randint(0, 256, (images, net.height, net.width, net.channels), generator=generator)
     arguments: dict[str, Tensor | int | float] = {

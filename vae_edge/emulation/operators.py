@@ -268,7 +268,6 @@ def _reconstruction_error(net: NetworkLayout) -> OperatorCase:
 def _head_inputs(net: NetworkLayout, kernel: str) -> tuple[Tensor, Tensor, Tensor]:
     weights = _random((net.weights_size,), kernel)
     params = torch.rand(net.params_size, generator=torch.Generator().manual_seed(0)) / 16
-    params[net.zero] = 0.0
     clusters, components = net.score.clusters, net.score.components
     return weights, params, torch.rand(clusters * components * padded(components)).half()
 

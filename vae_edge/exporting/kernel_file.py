@@ -16,7 +16,6 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, inliner, numpy_helper
-from vae_edge_kernels.layout import ALIGNMENT
 
 from vae_edge.bundle import load_bundle
 from vae_edge.errors import EngineError, ExportError, KernelError
@@ -32,7 +31,7 @@ from vae_edge.exporting.network_file import (
 )
 from vae_edge.exporting.onnx_file import get_metadata, run
 from vae_edge.files import atomic_path
-from vae_edge.ops.packing import PackedNetwork
+from vae_edge.ops.packing import PackedNetwork, conv_filters
 from vae_edge.probes import load as load_probes
 
 EXACT_SUM = 1 << 24  # whole numbers up to this, and their sums, are exact in float32

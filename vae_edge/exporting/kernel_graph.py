@@ -257,8 +257,7 @@ class _Network:
         """A convolution's filters, [K, R, S, C] in another order."""
         net, b = self.net, self.b
         if self.packed is not None:
-            filters = conv_filters(self.packed.weights, net, layer).permute(order)
-            return self.store(f"weights_{layer.weights}", filters)
+            return self.store(f"weights_{layer.weights}", conv_filters(self.packed.weights, net, layer).permute(order))
         kernel, channels = layer.kernel_size, layer.in_channels
         rows = self.filter_rows(layer.weights, layer.filters)
         rows = b.cut(rows, 0, layer.out_channels, axis=0)

@@ -293,8 +293,11 @@ class Device:
             active = np.unique(warps)
             program.board.delay(self.cost, active, latency, taken[active])
 
-    def touch_global(self, program: Program, addresses: Array, size: int, mask: Array, stores: bool = False) -> float:
+    def touch_global(
+        self, program: Program, addresses: Array, size: int, mask: Array, stores: bool = False, cached: bool = True
+    ) -> float:
         """Count an access to global memory by the threads of a mask; `addresses` are theirs. Sectors are of a warp.
+        Those that are not `cached` go past the first-level cache.
 
         Returns:
             the modelled latency in cycles; 0 without a model.
@@ -313,6 +316,9 @@ class Device:
         buffer, start = self.memory.find(int(addresses[0]))
         inside = sectors[1] - start // SECTOR_BYTES
         misses = self._miss(program, start, len(buffer.data) // SECTOR_BYTES + 2, inside, stores)
+        if not cached and not misses:
+            misses = len(inside)
+            self.counts.add("sectors fetched", misses, self.source)
         fetched = bool(buffer.touched(inside).all())
         latency = L1_HIT if not misses else (L2_HIT if fetched or stores else DRAM)
         requests = -(-np.bincount(sectors[0], minlength=len(program.waiting))[active] // 4)  # four sectors a cycle

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vae_edge_kernels.emulator.machine import Program
 
 ACCESS = re.compile(
-    r"(?P<what>ld|st)(?:\.(?P<space>param|global|local|shared(?:::cta)?))?(?P<order>(?:\.(?:gpu|sys|cta|relaxed|acquire"
+    r"(?P<what>ld|st)(?P<first>\.volatile)?(?:\.(?P<space>param|global|local|shared(?:::cta)?))?(?P<order>(?:\.(?:gpu|sys|cta|relaxed|acquire"
     r"|release|volatile|nc|L1::evict_first|L1::evict_last|L1::no_allocate))*)(?:\.v(?P<lanes>[24]))?"
     r"\.(?P<kind>[busf](?:8|16|32|64))$"
 )
@@ -42,7 +42,11 @@ def access(match: re.Match[str], instruction: Instruction, operands: Operands) -
         raise PtxError(f"{place}: {texts} are not the operands of {match.group(0)}.")
     if space == "param":
         return _param(loads, kind, target, pointer, instruction, operands)
-    address, width, order = operands.address(pointer, place), DTYPES[kind].itemsize, match.group("order").split(".")
+    address, width, order = (
+        operands.address(pointer, place),
+        DTYPES[kind].itemsize,
+        f"{match.group('first') or ''}{match.group('order')}".split("."),
+    )
     size, strong = width * lanes, any(word in STRONG for word in order)
     if loads:
         writers = [operands.writer(part, kind) for part in parts_of(target)]
@@ -51,7 +55,7 @@ def access(match: re.Match[str], instruction: Instruction, operands: Operands) -
             where = address(program)[mask]
             at = _space(space, where, place)
             if at == "global":
-                program.device.touch_global(program, where, size, mask)
+                program.device.touch_global(program, where, size, mask, cached=not strong)
                 raw = program.device.memory.load(where, size, None if strong else program.agent(mask), place)
                 if "acquire" in order:
                     _each_address(program, mask, where, program.device.acquire)
