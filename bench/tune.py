@@ -38,12 +38,11 @@ CHOICES = {
     "BLOCK_K": (32, 64, 128),
     "BLOCK_SIZE": (256, 512, 1024, 2048),
     "ROWS": (16, 32, 64, 128),
-    "MAX_TILE": (2048, 4096, 8192),
     "BLOCK_FC": (32, 64, 128),
     "num_warps": (2, 4, 8),
     "num_stages": (1, 2, 3, 4),
 }
-NETWORK_CHOICES = {"BLOCK_M": (16, 32, 64), "MAX_TILE": (4096, 8192), "num_warps": (4, 8), "num_stages": (2, 3)}
+NETWORK_CHOICES = {"WARP_TILES": (2, 4, 7, 8, 14), "num_warps": (4, 8)}
 
 Key = tuple[str, str]
 
