@@ -38,6 +38,7 @@ from vae_edge.ops.rotate import rotate_pixels
 
 SLOTS_PER_SM = 2  # programs that a multiprocessor runs at a time; each works on its own image, in its own slot
 UNCERTAINTY = slice(3, 6)  # of the orientation: angle confidence, second angle, second angle probability
+Filters = dict[int, tuple[tuple[object, ...], Tensor]]  # of layers by their offset: whence they came, and they
 MAX_ONE_LAUNCH = 1024  # images; beyond, one launch a layer is faster
 
 
@@ -61,6 +62,7 @@ class FusedModel(nn.Module):
         self.layout = packed.layout
         self.layout_json = to_json(packed.layout)
         self._params_on_cpu = packed.params.cpu()
+        self._filters: Filters = {}
         self.register_buffer("weights", packed.weights)
         self.register_buffer("params", packed.params)
         self.register_buffer("whitening", packed.whitening)
@@ -71,7 +73,13 @@ class FusedModel(nn.Module):
             ctas_per_image = self.ctas_per_image if image.shape[0] == 1 else 1
             return network(image, self.weights, self.params, self.whitening, self.layout_json, ctas_per_image)
         return forward_layerwise(
-            self.layout, image, self.weights, self.params, self.whitening, params_on_cpu=self._params_on_cpu
+            self.layout,
+            image,
+            self.weights,
+            self.params,
+            self.whitening,
+            params_on_cpu=self._params_on_cpu,
+            filters=self._filters,
         )
 
     def save(
@@ -216,12 +224,14 @@ def forward_layerwise(
     params: Tensor,
     whitening: Tensor,
     params_on_cpu: Tensor | None = None,
+    filters: Filters | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The result of `network`, by one operator after the other, on any device.
 
-    Some parameters are read on the host. With `params_on_cpu`, a copy of params there, nothing waits for a GPU.
+    Some parameters are read on the host. With `params_on_cpu`, a copy of params there, nothing waits for a GPU. The
+    filters are put in the operators' order; `filters` keeps them for the next call.
     """
-    layers = _Layers(net, weights, params, params.cpu() if params_on_cpu is None else params_on_cpu)
+    layers = _Layers(net, weights, params, params.cpu() if params_on_cpu is None else params_on_cpu, filters)
     layout, n = to_json(net), image.shape[0]
     zeros = params.new_zeros((n,))
     ones = zeros + 1.0
@@ -278,11 +288,14 @@ def reduce_image(image: Tensor, factor: int) -> Tensor:
 class _Layers:
     """The layers of a network on packed weights, each by its operator."""
 
-    def __init__(self, net: NetworkLayout, weights: Tensor, params: Tensor, params_on_cpu: Tensor) -> None:
+    def __init__(
+        self, net: NetworkLayout, weights: Tensor, params: Tensor, params_on_cpu: Tensor, filters: Filters | None
+    ) -> None:
         self.net = net
         self.weights = weights
         self.params = params
         self.params_on_cpu = params_on_cpu
+        self.filters = filters
 
     def scalar(self, offset: int) -> float:
         """A parameter as a Python number."""
@@ -352,7 +365,14 @@ class _Layers:
 
     def _filters(self, layer: ConvLayout, order: tuple[int, ...]) -> Tensor:
         """[K, R, S, C] in the order that an operator wants."""
-        return conv_filters(self.weights, self.net, layer).permute(order).contiguous()
+        if self.filters is None:
+            return conv_filters(self.weights, self.net, layer).permute(order).contiguous()
+        source = (self.weights.device, self.weights.data_ptr(), self.weights._version)
+        known = self.filters.get(layer.weights)
+        if known is None or known[0] != source:
+            known = (source, conv_filters(self.weights, self.net, layer).permute(order).contiguous())
+            self.filters[layer.weights] = known
+        return known[1]
 
     def _scale(self, layer: ConvLayout) -> Tensor:
         return self.params[layer.scale : layer.scale + layer.out_channels]
