@@ -56,6 +56,14 @@ def right_operand(tile, GROUPS: tl.constexpr, WARPS: tl.constexpr, STEPS: tl.con
 
 
 @triton.jit
+def summed_index(STEPS: tl.constexpr, PACK: tl.constexpr):
+    """Which column of a tile the summed index of an operand is, [8 · STEPS · PACK]."""
+    index = tl.arange(0, 8 * STEPS * PACK)
+    step, half, thread = index // (8 * PACK), index // (4 * PACK) % 2, index // PACK % 4
+    return (thread * STEPS + step) * (2 * PACK) + half * PACK + index % PACK
+
+
+@triton.jit
 def left_operand(tile, J: tl.constexpr, WARPS: tl.constexpr, STEPS: tl.constexpr, PACK: tl.constexpr):
     """A w tile as `tl.dot`'s left operand, [WARPS, 16 · J, 8 · STEPS · PACK]. It lies in memory as
     [STEPS, J, g, t, half of the summed indices, half of the rows, PACK].

@@ -19,7 +19,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vae_edge_kernels.fragments import right_operand, row_channel, vector_range
+from vae_edge_kernels.fragments import right_operand, row_channel, summed_index, vector_range
 from vae_edge_kernels.heads import atan2, classify_and_score, decode_angle, dequant_bias
 from vae_edge_kernels.implicit_gemm import (
     in_bounds,
@@ -364,18 +364,18 @@ def add_code_products(
 ):
     """Add the products with the code's numbers from FIRST on, of which the weights have REST."""
     STEPS: tl.constexpr = 1 if REST <= 8 * PACK else 2
-    k = FIRST + vector_range(4, 2 * STEPS * PACK)
-    code = tl.arange(0, 8 * NET.warps)[:, None] * 0 + k[None, :]
-    x = tl.load(own_ptr + NET.workspace.code + code, mask=code < NET.latent + NET.classes, other=0.0)
+    DEPTH: tl.constexpr = 8 * STEPS * PACK
+    k = FIRST + summed_index(STEPS, PACK)
+    x = tl.load(own_ptr + NET.workspace.code + k, mask=k < NET.latent + NET.classes, other=0.0)
     if NET.int8:
         x = quantize_int8(x * tl.load(params_ptr + NET.linears[DECODER].input_scale))
     else:
         x = x.to(tl.float16)
-    x = right_operand(x, 1, NET.warps, STEPS, PACK)
-    if REST < 8 * STEPS * PACK:
-        w = tl.load(w_ptr[:, None] + k[None, :], mask=(k - FIRST < REST)[None, :], other=0)
-    else:
-        w = tl.load(w_ptr[:, None] + k[None, :])
+    x = tl.broadcast_to(x[None, :, None], (NET.warps, DEPTH, 8))
+
+    k = vector_range(4, 2 * STEPS * PACK)
+    w_ptrs = w_ptr[:, None] + (FIRST + k)[None, :]
+    w = tl.load(w_ptrs, mask=(k < REST)[None, :], other=0) if REST < DEPTH else tl.load(w_ptrs)
     w = right_operand(w, w.shape[0] // (8 * NET.warps), NET.warps, STEPS, PACK).permute(0, 2, 1)
     return tl.dot(w, x, sums, out_dtype=sums.dtype)
 
