@@ -3,8 +3,9 @@
     orientation encoder → angle → derotation → encoder → classifier and partial score → decoder → score
 
 follow one another in one kernel (a persistent megakernel: one program, or several, keep an image from start to end). It
-is specialized by the network's layout; the steps are in `network_steps`. Activations go through two buffers a slot,
-small enough to stay in the L2 cache, and between layers the image's programs wait for one another (`image_barrier`).
+is specialized by the network's layout; the steps are in `network_steps`, the convolutions in `network_convs`. Feature
+maps lie in the slot's activations, small enough to stay in the L2 cache, and between layers the image's programs wait
+for one another (`image_barrier`).
 """
 
 from __future__ import annotations
@@ -158,8 +159,7 @@ def network(
     programs must be resident at the same time, because they wait for one another: a cooperative launch.
 
     NET.noinline compiles each step as a function of its own. Inlined, common subexpressions stay live from step to step
-    (Triton 3.9): twice the registers, and spills. Not possible on sm_100 and sm_110 with float16 tiles of
-    64 rows or more: there tl.dot uses tensor memory, and Triton does not compile such a function.
+    (Triton 3.9): twice the registers, and spills.
 
     Args:
         weights_ptr, params_ptr, whitening_ptr: the network's constants, laid out as NET says.
