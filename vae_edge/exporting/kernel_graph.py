@@ -26,7 +26,7 @@ from vae_edge.exporting.kernel_functions import DOMAIN, FLOAT, FLOAT16, INT8, VE
 from vae_edge.exporting.onnx_file import OPSET, set_metadata
 from vae_edge.ops.conv import MAX_STEM_K
 from vae_edge.ops.heads import ORIENTATION_VALUES, fc_layout
-from vae_edge.ops.packing import FULL_ORDER, HALF_ORDER, PackedNetwork, conv_filters, fragment_shapes
+from vae_edge.ops.packing import PackedNetwork, conv_filters
 from vae_edge.spec import CLASSIFIER_OUTPUTS, UNCERTAINTY_OUTPUTS
 
 Form = Literal["network", "operators"]
@@ -268,16 +268,19 @@ class _Network:
         return filters if order == (0, 1, 2, 3) else b.transpose(filters, list(order))
 
     def filter_rows(self, offset: int, filters: FilterLayout) -> str:
-        """`packing.from_fragments` of the weights from an offset on."""
-        b, parts = self.b, []
+        """`packing.from_fragments` of the weights from an offset on, in two steps: TensorRT knows up to eight axes."""
+        b, parts, channels = self.b, [], filters.dots * filters.dot_m
         splits = (offset, offset + filters.full_size, offset + filters.size)
-        for start, stop, shape, order in zip(
-            splits, splits[1:], fragment_shapes(filters), (FULL_ORDER, HALF_ORDER), strict=False
-        ):
+        for start, stop, chunks, steps in ((*splits[:2], filters.full, 2), (*splits[1:], filters.half, 1)):
             if start < stop:
-                stored = b.reshape(b.cut(self.weights, start, stop), *(shape[axis] for axis in order))
-                rows = b.transpose(stored, sorted(range(len(order)), key=order.__getitem__))
-                parts.append(b.reshape(rows, filters.dots * filters.dot_m, filters.rows, -1))
+                stored = b.reshape(
+                    b.cut(self.weights, start, stop), -1, steps, filters.dot_m // 2, 4, 2, 2, filters.pack
+                )
+                depth = steps * filters.step
+                pairs = b.transpose(stored, [0, 2, 5, 3, 1, 4, 6])  # […, j · g, i, t, s, h, p]
+                pairs = b.reshape(pairs, filters.rows * chunks, filters.dots, filters.dot_m // 16, 8, 2, depth)
+                rows = b.transpose(pairs, [1, 3, 2, 4, 0, 5])
+                parts.append(b.reshape(rows, channels, filters.rows, chunks * depth))
         return parts[0] if len(parts) == 1 else b.op("Concat", *parts, axis=2)
 
     def matrix(self, layer: LinearLayout, order: tuple[int, ...]) -> str:
