@@ -77,12 +77,16 @@ def vecmat_global(x_ptr, weights_ptr, NET: tl.constexpr, I: tl.constexpr, SIZE: 
     x_ptrs = x_ptr + x_start[:, None] + k[None, :]
 
     sums = tl.zeros((WARPS, SIZE, 8), dtype=tl.int32 if NET.int8 else tl.float32)
-    for start in tl.static_range(0, IN_FEATURES, CHUNK * WARPS):
-        if start + CHUNK * WARPS <= IN_FEATURES:
-            x, w = tl.load(x_ptrs + start), tl.load(w_ptrs + start)
-        else:
-            x = tl.load(x_ptrs + start, mask=(start + x_start)[:, None] + k[None, :] < IN_FEATURES, other=0)
-            w = tl.load(w_ptrs + start, mask=(start + w_start)[:, None] + k[None, :] < STRIDE, other=0)
+    STEP: tl.constexpr = CHUNK * WARPS
+    for start in range(0, IN_FEATURES // STEP * STEP, STEP):
+        x = right_operand(tl.load(x_ptrs + start), 1, WARPS, 2, VECTOR // 4)
+        w = right_operand(tl.load(w_ptrs + start), SIZE // 8, WARPS, 2, VECTOR // 4).permute(0, 2, 1)
+        sums = tl.dot(w, x, sums, out_dtype=sums.dtype)
+    REST: tl.constexpr = IN_FEATURES % STEP
+    if REST > 0:
+        x_mask, w_mask = x_start[:, None] + k[None, :] < REST, w_start[:, None] + k[None, :] < REST
+        x = tl.load(x_ptrs + (IN_FEATURES - REST), mask=x_mask, other=0)
+        w = tl.load(w_ptrs + (IN_FEATURES - REST), mask=w_mask, other=0)
         x = right_operand(x, 1, WARPS, 2, VECTOR // 4)
         w = right_operand(w, SIZE // 8, WARPS, 2, VECTOR // 4).permute(0, 2, 1)
         sums = tl.dot(w, x, sums, out_dtype=sums.dtype)

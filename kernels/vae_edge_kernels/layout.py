@@ -712,7 +712,7 @@ def _tiles(layer: ConvLayout, warps: int, warp_tiles: int) -> Iterator[ConvLayou
     groups, j = -(-layer.out_pixels // MIN_TILE_PIXELS), layer.filters.dot_m // 16
     for warps_n in (1 << bit for bit in range(warps.bit_length())):
         warps_m = warps // warps_n
-        for dots in range(1, -(-layer.filters.dots // warps_m) + 1):
+        for dots in range(1, min(-(-layer.filters.dots // warps_m), max(1, warp_tiles // j)) + 1):
             most = min(-(-groups // warps_n), warp_tiles // (j * dots))
             for of_warp in range(1, max(1, most) + 1):
                 parts = tuple(1 << bit for bit in reversed(range(of_warp.bit_length())) if of_warp >> bit & 1)
