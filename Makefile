@@ -33,7 +33,7 @@ test: install
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not alone and not exhaustive" && exit $$alone
 
 test-fast: install
-	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not slow and not alone"
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not slow and not alone and not exhaustive"
 
 # What executes compiled kernels without a GPU, whole: with every kernel on every architecture, which CI leaves out.
 test-compiled: install
@@ -41,7 +41,7 @@ test-compiled: install
 
 # The kernels' tests once more, with the oldest Triton that is supported. Its interpreter wants NumPy below 2.4.
 test-oldest-triton: $(OLDEST)/.installed
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python $(PYTEST) $(KERNEL_TESTS)
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python $(PYTEST) -m "not exhaustive" $(KERNEL_TESTS)
 
 # What depends on the processor once more, as on x86 with AVX2 and nothing beyond it.
 test-avx2: install
