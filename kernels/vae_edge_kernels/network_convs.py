@@ -24,6 +24,20 @@ from vae_edge_kernels.fragments import (
     vector_range,
 )
 from vae_edge_kernels.implicit_gemm import fma, quantize_int8, quantize_relu_int8, relu
+from vae_edge_kernels.layout import ConvLayout
+
+
+@triton.constexpr_function
+def group_of(layer: ConvLayout, part: int) -> int:
+    """Eights of output pixels in a part of a layer's tile."""
+    return layer.groups[part]
+
+
+@triton.constexpr_function
+def start_of(layer: ConvLayout, part: int) -> int:
+    """Those before it."""
+    return layer.group_starts[part]
+
 
 # ---- Tiles ----------------------------------------------------------------------------------------------------------
 
@@ -79,6 +93,12 @@ def pixels_ptr(workspace_ptr, NET: tl.constexpr):
 
 
 @triton.jit
+def zero_sums(WARPS: tl.constexpr, DOT_M: tl.constexpr, GROUPS: tl.constexpr, DTYPE: tl.constexpr):
+    """0 for one product of each warp."""
+    return tl.zeros((WARPS, DOT_M, 8 * GROUPS), dtype=DTYPE)
+
+
+@triton.jit
 def first_sums(params_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
     """What a tile's products are added to, [warps, dot_m, 8 · group] for each of its parts by channels and, within it,
     for each group of its pixels: the bias in float16 networks, else 0."""
@@ -90,7 +110,7 @@ def first_sums(params_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
         if not NET.int8:
             bias = load_rows(params_ptr + NET.layers[I].bias, tile, NET, I, d)
         for p in tl.static_range(PARTS):
-            part = tl.zeros((NET.warps, NET.layers[I].filters.dot_m, 8 * NET.layers[I].groups[p]), dtype=DTYPE)
+            part = zero_sums(NET.warps, NET.layers[I].filters.dot_m, group_of(NET.layers[I], p), DTYPE)
             sums = sums + (part,) if NET.int8 else sums + (part + bias,)  # type: ignore[assignment]
     return sums
 
@@ -123,7 +143,7 @@ def add_chunk(sums, x_ptrs, weights_ptr, tile, NET: tl.constexpr, I: tl.constexp
     xs = ()
     for p in tl.static_range(PARTS):
         x = tl.load(x_ptrs[p])
-        xs = xs + (right_operand(x, NET.layers[I].groups[p], NET.warps, STEPS, NET.layers[I].filters.pack),)  # type: ignore[assignment]
+        xs = xs + (right_operand(x, group_of(NET.layers[I], p), NET.warps, STEPS, NET.layers[I].filters.pack),)  # type: ignore[assignment]
     added = ()
     for d in tl.static_range(DOTS):
         w = load_weights(weights_ptr, tile, NET, I, d, chunk, STEPS).to(xs[0].dtype)
@@ -141,8 +161,8 @@ def read_pixels(tile, NET: tl.constexpr, I: tl.constexpr):
     PIXELS: tl.constexpr = NET.layers[I].out_height * NET.layers[I].out_width
     pixels = ()
     for p in tl.static_range(PARTS):
-        index = tl.arange(0, 8 * NET.layers[I].groups[p] * WARPS)
-        pixel = tile_pixel(tile, tile_warp(index, WARPS), tile_row(index, WARPS), NET, I, NET.layers[I].group_starts[p])
+        index = tl.arange(0, 8 * group_of(NET.layers[I], p) * WARPS)
+        pixel = tile_pixel(tile, tile_warp(index, WARPS), tile_row(index, WARPS), NET, I, start_of(NET.layers[I], p))
         pixels = pixels + (tl.minimum(pixel, PIXELS - 1),)  # type: ignore[assignment]
     return pixels
 
@@ -268,8 +288,10 @@ def store_layer(sums, activations_ptr, sums_ptr, params_ptr, tile, NET: tl.const
     """Epilogue of a tile: into the layer's output; the feature layer also stores each tile's sums by channel."""
     DOTS: tl.constexpr = NET.layers[I].dots
     PARTS: tl.constexpr = len(NET.layers[I].groups)
+    WARPS: tl.constexpr = NET.warps
+    DOT_M: tl.constexpr = NET.layers[I].filters.dot_m
     for d in tl.static_range(DOTS):
-        total = tl.zeros((NET.warps, NET.layers[I].filters.dot_m), dtype=tl.float32)
+        total = tl.zeros((WARPS, DOT_M), dtype=tl.float32)
         scale, bias = (
             load_rows(params_ptr + NET.layers[I].scale, tile, NET, I, d),
             load_rows(params_ptr + NET.layers[I].bias, tile, NET, I, d),
@@ -279,9 +301,9 @@ def store_layer(sums, activations_ptr, sums_ptr, params_ptr, tile, NET: tl.const
             if NET.int8:
                 value = round_tile(value, NET, I)
             value = value.to(activations_ptr.dtype.element_ty)
-            store_part(value, activations_ptr, tile, NET, I, d, NET.layers[I].groups[p], NET.layers[I].group_starts[p])
+            store_part(value, activations_ptr, tile, NET, I, d, group_of(NET.layers[I], p), start_of(NET.layers[I], p))
             if NET.layers[I].is_feature_layer:
-                total += pixel_sums(value, tile, NET, I, NET.layers[I].groups[p], NET.layers[I].group_starts[p])
+                total += pixel_sums(value, tile, NET, I, group_of(NET.layers[I], p), start_of(NET.layers[I], p))
         if NET.layers[I].is_feature_layer:
             store_sums(total, sums_ptr, params_ptr, tile, NET, I, d)
 

@@ -31,10 +31,12 @@ from vae_edge_kernels.implicit_gemm import (
 from vae_edge_kernels.layout import Fc
 from vae_edge_kernels.network_convs import (
     conv_tile,
+    group_of,
     is_pixel,
     load_rows,
     pixels_ptr,
     scale_bias_relu,
+    start_of,
     tile_dot,
     tiles_m,
     tiles_n,
@@ -371,7 +373,8 @@ def add_code_products(
         x = quantize_int8(x * tl.load(params_ptr + NET.linears[DECODER].input_scale))
     else:
         x = x.to(tl.float16)
-    x = tl.broadcast_to(x[None, :, None], (NET.warps, DEPTH, 8))
+    WARPS: tl.constexpr = NET.warps
+    x = tl.broadcast_to(x[None, :, None], (WARPS, DEPTH, 8))
 
     k = vector_range(4, 2 * STEPS * PACK)
     w_ptrs = w_ptr[:, None] + (FIRST + k)[None, :]
@@ -395,7 +398,9 @@ def decoder_error(
     BLOCK: tl.constexpr = NET.block
     DOTS: tl.constexpr = NET.layers[I].dots
     PARTS: tl.constexpr = len(NET.layers[I].groups)
-    error = tl.zeros((NET.warps, NET.layers[I].filters.dot_m), dtype=tl.float32)
+    WARPS: tl.constexpr = NET.warps
+    DOT_M: tl.constexpr = NET.layers[I].filters.dot_m
+    error = tl.zeros((WARPS, DOT_M), dtype=tl.float32)
     for tile in range(cta_rank, tiles_m(NET, I) * tiles_n(NET, I), NET.ctas_per_image):
         sums = conv_tile(activations_ptr, weights_ptr, params_ptr, tile, NET, I)
         for d in tl.static_range(DOTS):
@@ -411,7 +416,7 @@ def decoder_error(
                 decoded = 1.0 / (1.0 + tl.exp(-value))
 
                 # Pixel shuffle. The last cells of a row reach beyond an image whose side is no multiple of the block.
-                inside, cell = is_pixel(tile, NET, I, NET.layers[I].groups[p], NET.layers[I].group_starts[p])
+                inside, cell = is_pixel(tile, NET, I, group_of(NET.layers[I], p), start_of(NET.layers[I], p))
                 column = place[:, :, None]
                 y = cell // NET.grid_width * BLOCK + column // BLOCK % BLOCK
                 x = cell % NET.grid_width * BLOCK + column % BLOCK
