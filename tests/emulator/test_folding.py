@@ -72,3 +72,11 @@ def test_the_first_level_cache_keeps_what_was_used_last() -> None:
     assert fetched([*rows[0], *loads], L1_PROGRAMS * 4 * 32) == 16  # two others came in between
     again = ["ld.volatile.global.b32 %r1, [%rd2 + 0]"] * 2
     assert fetched([*rows[0], *again], 1 << 20) == 8  # past the cache
+
+
+@pytest.mark.parametrize(("value", "told"), [("%tid", True), ("7", False)])
+def test_threads_that_store_different_values_at_one_shared_address_are_told(value: str, told: bool) -> None:
+    body = ["mov.u32 %r1, global_smem", f"mov.u32 %r2, {value}", "st.shared.b32 [%r1 + 0], %r2"]
+    device = Device(parse(program(body, REGISTERS, 1, 32)), 64)
+    device.launch((1, 1, 1), [device.memory.add("x", np.zeros(4, np.uint8))])
+    assert bool(device.disagreements) is told
