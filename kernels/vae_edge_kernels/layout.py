@@ -240,9 +240,6 @@ class ScoreLayout:
 class WorkspaceLayout:
     """Offsets into a slot's float32 workspace.
 
-    Every program of an image computes the heads, and keeps what they give in a region of its own: program r finds
-    orientation_means to partial_score at `r * private_size` behind the offset.
-
     Attributes:
         pixels: what a backbone's first layer reads: float16 [height + 2, width, stem_row]: around each pixel those that
             a row of the kernel covers, for int8 in whole numbers. Outside the image, and behind them, are zeros.
@@ -255,7 +252,6 @@ class WorkspaceLayout:
         code: latent mean and, behind it, class weights.
         partial_score: the score without the reconstruction term, and the predicted reconstruction error.
         errors: sum of squared errors of the reconstruction, one of each CTA, [MAX_CTAS_PER_IMAGE].
-        private_size: elements of a program's own region.
     """
 
     pixels: int
@@ -270,7 +266,6 @@ class WorkspaceLayout:
     code: int
     partial_score: int
     errors: int
-    private_size: int
 
 
 @dataclass(frozen=True)
@@ -589,27 +584,19 @@ def make_layout(
     target = builder.workspace(decoded[0] * decoded[1] * channels) if has_target else upright
     orientation_sums = builder.workspace(_partial_sums(orientation_layers))
     feature_sums = builder.workspace(_partial_sums(encoder_layers))
-    errors = builder.workspace(MAX_CTAS_PER_IMAGE)
-    start = builder.workspace_size
-    private = {
-        "orientation_means": builder.workspace(orientation_feature_channels),
-        "feature_means": builder.workspace(feature_channels),
-        "logits": builder.workspace(classes),
-        "orientation": builder.workspace(3),
-        "code": builder.workspace(latent + classes),
-        "partial_score": builder.workspace(2),
-    }
-    private_size = builder.workspace_size - start
-    builder.workspace((MAX_CTAS_PER_IMAGE - 1) * private_size)
     workspace = WorkspaceLayout(
         pixels=pixels,
         upright=upright,
         target=target,
         orientation_sums=orientation_sums,
         feature_sums=feature_sums,
-        errors=errors,
-        private_size=private_size,
-        **private,
+        orientation_means=builder.workspace(orientation_feature_channels),
+        feature_means=builder.workspace(feature_channels),
+        logits=builder.workspace(classes),
+        orientation=builder.workspace(3),
+        code=builder.workspace(latent + classes),
+        partial_score=builder.workspace(2),
+        errors=builder.workspace(MAX_CTAS_PER_IMAGE),
     )
 
     linear = builder.linear

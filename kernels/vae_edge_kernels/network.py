@@ -82,18 +82,17 @@ def classify_image(
     derotate: tl.constexpr = rotate_upright_noinline if NET.noinline else rotate_upright
     orientation: tl.constexpr = head_orientation_noinline if NET.noinline else head_orientation
     content: tl.constexpr = head_content_noinline if NET.noinline else head_content
-    own_ptr = workspace_ptr + cta_rank * NET.workspace.private_size
 
     # 1. Orientation: θ of the image as it is. Behind a circular mask it reads a masked copy, "derotated" by 0.
-    if NET.bins == 0 or NET.circular_mask:
-        identity_orientation(own_ptr, angle_ptr, uncertainty_ptr, cta_rank, NET, PAD)
-    if NET.bins > 0:
+    if NET.bins == 0:
+        if cta_rank == 0:
+            identity_orientation(workspace_ptr, angle_ptr, uncertainty_ptr, NET, PAD)
+    else:
         scale = 1.0 if NET.circular_mask else 1.0 / 255.0
         if NET.int8:
             scale *= tl.load(params_ptr + NET.image_scale)
         if NET.circular_mask:
-            tl.debug_barrier()
-            derotate(image_ptr, workspace_ptr, own_ptr, params_ptr, scale, cta_rank, NET, BLOCK_SIZE, False)
+            derotate(image_ptr, workspace_ptr, params_ptr, scale, cta_rank, NET, BLOCK_SIZE, False)
         else:
             load(image_ptr, workspace_ptr, scale, cta_rank, NET, BLOCK_SIZE)
         image_barrier(barrier_ptr, NET)
@@ -101,19 +100,15 @@ def classify_image(
             workspace_ptr, activations_ptr, workspace_ptr + NET.workspace.orientation_sums, weights_ptr, params_ptr,
             barrier_ptr, cta_rank, NET, 0, NET.orientation_layers,
         )  # fmt: skip
-        orientation(
-            features_ptr, own_ptr, angle_ptr, uncertainty_ptr, weights_ptr, params_ptr, cta_rank, NET, PAD, BLOCK_FC
-        )
+        if cta_rank == 0:
+            orientation(features_ptr, workspace_ptr, angle_ptr, uncertainty_ptr, weights_ptr, params_ptr, NET, PAD)
+        image_barrier(barrier_ptr, NET)
 
     # 2. Derotation.
     upright_scale = 1.0
     if NET.int8:
         upright_scale = tl.load(params_ptr + NET.upright_scale)
-    tl.debug_barrier()
-    derotate(
-        image_ptr, workspace_ptr, own_ptr, params_ptr, upright_scale, cta_rank, NET, BLOCK_SIZE,
-        NET.int8 and NET.bins > 0,
-    )  # fmt: skip
+    derotate(image_ptr, workspace_ptr, params_ptr, upright_scale, cta_rank, NET, BLOCK_SIZE, NET.bins > 0)
     image_barrier(barrier_ptr, NET)
 
     # 3. Encoder and classifier; in the fast score mode this is all.
@@ -121,10 +116,11 @@ def classify_image(
         workspace_ptr, activations_ptr, workspace_ptr + NET.workspace.feature_sums, weights_ptr, params_ptr,
         barrier_ptr, cta_rank, NET, NET.orientation_layers, NET.encoder_layers,
     )  # fmt: skip
-    content(
-        features_ptr, workspace_ptr, own_ptr, probabilities_ptr, score_ptr, weights_ptr, params_ptr, whitening_ptr,
-        cta_rank, NET, PAD, BLOCK_FC,
-    )  # fmt: skip
+    if cta_rank == 0:
+        content(
+            features_ptr, workspace_ptr, probabilities_ptr, score_ptr, weights_ptr, params_ptr, whitening_ptr,
+            NET, PAD, BLOCK_FC,
+        )  # fmt: skip
 
     # 4. Decoder, and the score with the reconstruction term.
     if not NET.score.fast:
@@ -133,17 +129,18 @@ def classify_image(
         last: tl.constexpr = decoder_error_noinline if NET.noinline else decoder_error
         finish: tl.constexpr = full_score_noinline if NET.noinline else full_score
         MIDDLE: tl.constexpr = NET.orientation_layers + NET.encoder_layers
-        image_barrier(barrier_ptr, NET)
         if NET.reduction > 1:
             reduce: tl.constexpr = reduce_upright_noinline if NET.noinline else reduce_upright
             reduce(workspace_ptr, cta_rank, NET, BLOCK_SIZE)
-        fc(own_ptr, activations_ptr + NET.layers[MIDDLE].source, weights_ptr, params_ptr, cta_rank, NET, PAD, BLOCK_FC)
+        image_barrier(barrier_ptr, NET)
+        fc(workspace_ptr, activations_ptr + NET.layers[MIDDLE].source, weights_ptr, params_ptr, cta_rank, NET)
         image_barrier(barrier_ptr, NET)
         layer(activations_ptr, workspace_ptr, weights_ptr, params_ptr, cta_rank, NET, MIDDLE)
         image_barrier(barrier_ptr, NET)
         last(workspace_ptr, activations_ptr, weights_ptr, params_ptr, cta_rank, NET, MIDDLE + 1)
         image_barrier(barrier_ptr, NET)
-        finish(workspace_ptr, own_ptr, params_ptr, score_ptr, cta_rank, NET, BLOCK_SIZE)
+        if cta_rank == 0:
+            finish(workspace_ptr, params_ptr, score_ptr, NET, BLOCK_SIZE)
 
 
 @triton.jit(do_not_specialize=["n_images"])
@@ -172,7 +169,8 @@ def network(
         BLOCK_FC: block of a fully connected layer: inputs in the heads, outputs in the decoder.
     """
     IMAGE_SIZE: tl.constexpr = NET.height * NET.width * NET.channels
-    slot, cta_rank = tl.program_id(0), tl.program_id(1)
+    slot = tl.program_id(0)
+    cta_rank = tl.program_id(1) if NET.ctas_per_image > 1 else 0
     slot64 = slot.to(tl.int64)
     activations_ptr = activations_ptr + slot64 * NET.activation_size
     workspace_ptr = workspace_ptr + slot64 * NET.workspace_size

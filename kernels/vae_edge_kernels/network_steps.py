@@ -4,14 +4,14 @@
 
     activations_ptr  this slot's feature maps, [activation_size], float16 or int8
     workspace_ptr    this slot's float32 workspace; `layout.WorkspaceLayout` has the offsets
-    own_ptr          the same for what each program keeps apart: `cta_rank * private_size` behind it
     weights_ptr, params_ptr, whitening_ptr   the network's constants; `layout.NetworkLayout` has the offsets
     cta_rank         this program's index among the NET.ctas_per_image programs that share the image
     NET              the layout with its tiles, a constexpr; PAD: its vectors' lengths, powers of two
     I                index of a convolution in NET.layers, a constexpr
 
 A step's outer loop starts at cta_rank and advances by NET.ctas_per_image, so that the image's programs divide its
-tiles.
+tiles. Heads and score have no such loop: the image's first program alone computes them, behind a barrier and before
+another.
 """
 
 from __future__ import annotations
@@ -57,17 +57,18 @@ def image_barrier(barrier_ptr, NET: tl.constexpr):
     launch. Whoever arrives waits until it reaches the next multiple of ctas_per_image, a power of two; it may wrap,
     because the two are compared by their difference.
     """
-    tl.debug_barrier()
     if NET.ctas_per_image > 1:
-        arrival = tl.atomic_add(barrier_ptr, 1, sem="acq_rel", scope="gpu")
-        goal = (arrival | (NET.ctas_per_image - 1)) + 1
+        # Before this program arrives the counter cannot reach the goal.
+        goal = (tl.load(barrier_ptr, volatile=True) | (NET.ctas_per_image - 1)) + 1
+        tl.debug_barrier()
+        tl.atomic_add(barrier_ptr, 1, sem="release", scope="gpu")
 
-        # Each warp spins for itself: an atomic operation's result would go to all of them through shared memory, each
-        # time around. Then acquire once: it invalidates the L1 cache (CCTL.IVALL).
+        # Each warp reads and spins for itself: an atomic operation's result would go to all of them through shared
+        # memory, each time around. Then acquire once: it invalidates the L1 cache (CCTL.IVALL).
         while goal - tl.load(barrier_ptr, volatile=True) > 0:
             pass
         tl.atomic_add(barrier_ptr, 0, sem="acquire", scope="gpu")
-        tl.debug_barrier()
+    tl.debug_barrier()
 
 
 # ---- The image, and borders -----------------------------------------------------------------------------------------
@@ -180,19 +181,23 @@ def finish_avg_pool(sums_ptr, means_ptr, NET: tl.constexpr, PAD: tl.constexpr, F
 
 @triton.jit
 def rotate_upright(
-    image_ptr, workspace_ptr, own_ptr, params_ptr, input_scale, cta_rank, NET: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, QUANTIZED: tl.constexpr,
+    image_ptr, workspace_ptr, params_ptr, input_scale, cta_rank, NET: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, TURNED: tl.constexpr,
 ):  # fmt: skip
     """upright = rotate(mask(image / 255), −θ) into the workspace, float32 [height, width, channels], and times
     input_scale to `pixels`.
 
-    image: uint8 [height, width, channels].  cos θ and sin θ are in the workspace.  QUANTIZED: fake-quantize the image
-    first, as the int8 graph does. Without an orientation encoder the image is only scaled.
+    image: uint8 [height, width, channels].  TURNED: whether cos θ and sin θ are in the workspace; otherwise θ is 0.
+    An int8 network fake-quantizes an image that it turns, as its graph does. Without an orientation encoder the image
+    is only scaled.
     """
     PADDED_SIZE: tl.constexpr = (NET.height + 2) * (NET.width + 2) * NET.channels
     scale = 1.0 / 255.0
-    cos = tl.load(own_ptr + NET.workspace.orientation)
-    sin = tl.load(own_ptr + NET.workspace.orientation + 1)
+    QUANTIZED: tl.constexpr = TURNED and NET.int8
+    cos, sin = 1.0, 0.0
+    if TURNED:
+        cos = tl.load(workspace_ptr + NET.workspace.orientation)
+        sin = tl.load(workspace_ptr + NET.workspace.orientation + 1)
     inv_image_scale, image_scale = 1.0, 1.0
     if QUANTIZED:
         inv_image_scale = tl.load(params_ptr + NET.image_scale)
@@ -216,47 +221,39 @@ def rotate_upright(
 
 @triton.jit
 def head_orientation(
-    features_ptr, own_ptr, angle_ptr, uncertainty_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr,
-    PAD: tl.constexpr, BLOCK_FC: tl.constexpr,
+    features_ptr, workspace_ptr, angle_ptr, uncertainty_ptr, weights_ptr, params_ptr, NET: tl.constexpr,
+    PAD: tl.constexpr,
 ):  # fmt: skip
     """Orientation features to class logits, cos θ, sin θ and log(1.001 − confidence) in the workspace, and to the
     outputs angle and uncertainty [3] (confidence, second angle, second angle probability).
-
-    Every program of the image computes it all: a barrier would cost more than the arithmetic. Each keeps
-    it in its own region of the workspace; the first one stores the outputs.
     """
     logits, cos, sin, confidence, second_cos, second_sin, second_probability = decode_angle(
         features_ptr, weights_ptr, params_ptr, NET, PAD.orientation
     )
 
     klass = tl.arange(0, PAD.orientation)
-    tl.store(own_ptr + NET.workspace.logits + klass, logits, mask=klass < NET.classes)
-    tl.store(own_ptr + NET.workspace.orientation, cos)
-    tl.store(own_ptr + NET.workspace.orientation + 1, sin)
-    tl.store(own_ptr + NET.workspace.orientation + 2, tl.log(1.001 - confidence))
+    tl.store(workspace_ptr + NET.workspace.logits + klass, logits, mask=klass < NET.classes)
+    tl.store(workspace_ptr + NET.workspace.orientation, cos)
+    tl.store(workspace_ptr + NET.workspace.orientation + 1, sin)
+    tl.store(workspace_ptr + NET.workspace.orientation + 2, tl.log(1.001 - confidence))
 
-    is_first = cta_rank == 0
-    tl.store(angle_ptr, atan2(sin, cos), mask=is_first)
-    tl.store(uncertainty_ptr, confidence, mask=is_first)
-    tl.store(uncertainty_ptr + 1, atan2(second_sin, second_cos), mask=is_first)
-    tl.store(uncertainty_ptr + 2, second_probability, mask=is_first)
+    tl.store(angle_ptr, atan2(sin, cos))
+    tl.store(uncertainty_ptr, confidence)
+    tl.store(uncertainty_ptr + 1, atan2(second_sin, second_cos))
+    tl.store(uncertainty_ptr + 2, second_probability)
 
 
 @triton.jit
-def identity_orientation(own_ptr, angle_ptr, uncertainty_ptr, cta_rank, NET: tl.constexpr, PAD: tl.constexpr):
-    """θ = 0, logits 0 and uncertainty 0, where no orientation is estimated, or not yet."""
+def identity_orientation(workspace_ptr, angle_ptr, uncertainty_ptr, NET: tl.constexpr, PAD: tl.constexpr):
+    """θ = 0, logits 0 and uncertainty 0, where no orientation is estimated."""
     CLASSES: tl.constexpr = PAD.classes
     klass = tl.arange(0, CLASSES)
     zeros = tl.zeros((CLASSES,), dtype=tl.float32)
-    tl.store(own_ptr + NET.workspace.logits + klass, zeros, mask=klass < NET.classes)
-    tl.store(own_ptr + NET.workspace.orientation, 1.0)
-    tl.store(own_ptr + NET.workspace.orientation + 1, 0.0)
-    tl.store(own_ptr + NET.workspace.orientation + 2, 0.0)
-
-    is_first = cta_rank == 0
-    tl.store(angle_ptr, 0.0, mask=is_first)
+    tl.store(workspace_ptr + NET.workspace.logits + klass, zeros, mask=klass < NET.classes)
+    tl.store(workspace_ptr + NET.workspace.orientation + 2, 0.0)
+    tl.store(angle_ptr, 0.0)
     for i in tl.static_range(3):
-        tl.store(uncertainty_ptr + i, 0.0, mask=is_first)
+        tl.store(uncertainty_ptr + i, 0.0)
 
 
 # ---- Classes and score ----------------------------------------------------------------------------------------------
@@ -264,41 +261,40 @@ def identity_orientation(own_ptr, angle_ptr, uncertainty_ptr, cta_rank, NET: tl.
 
 @triton.jit
 def head_content(
-    features_ptr, workspace_ptr, own_ptr, probabilities_ptr, score_ptr, weights_ptr, params_ptr, whitening_ptr,
-    cta_rank,
+    features_ptr, workspace_ptr, probabilities_ptr, score_ptr, weights_ptr, params_ptr, whitening_ptr,
     NET: tl.constexpr, PAD: tl.constexpr, BLOCK_FC: tl.constexpr,
 ):  # fmt: skip
     """The encoder's features to the output probabilities [classes], and in the fast score mode to the output score.
 
     In the full mode mu, class weights, partial score and predicted reconstruction error go into the workspace, for the
-    decoder. Every program of the image computes it all, as in `head_orientation`.
+    decoder.
     """
     # The average pools of both feature layers; the barrier makes them visible to all threads of the program.
     finish_avg_pool(
-        workspace_ptr + NET.workspace.orientation_sums, own_ptr + NET.workspace.orientation_means, NET, PAD,
+        workspace_ptr + NET.workspace.orientation_sums, workspace_ptr + NET.workspace.orientation_means, NET, PAD,
         0, NET.orientation_layers,
     )  # fmt: skip
     finish_avg_pool(
-        workspace_ptr + NET.workspace.feature_sums, own_ptr + NET.workspace.feature_means, NET, PAD,
+        workspace_ptr + NET.workspace.feature_sums, workspace_ptr + NET.workspace.feature_means, NET, PAD,
         NET.orientation_layers, NET.encoder_layers,
     )  # fmt: skip
     tl.debug_barrier()
 
     klass = tl.arange(0, PAD.classes)
-    logits = tl.load(own_ptr + NET.workspace.logits + klass, mask=klass < NET.classes, other=0.0)
-    uncertainty = tl.load(own_ptr + NET.workspace.orientation + 2)
+    logits = tl.load(workspace_ptr + NET.workspace.logits + klass, mask=klass < NET.classes, other=0.0)
+    uncertainty = tl.load(workspace_ptr + NET.workspace.orientation + 2)
     probabilities, score, error = classify_and_score(
-        features_ptr, own_ptr + NET.workspace.orientation_means, own_ptr + NET.workspace.feature_means,
-        own_ptr + NET.workspace.code, logits, uncertainty, weights_ptr, params_ptr, whitening_ptr, NET, PAD.classes,
+        features_ptr, workspace_ptr + NET.workspace.orientation_means, workspace_ptr + NET.workspace.feature_means,
+        workspace_ptr + NET.workspace.code, logits, uncertainty, weights_ptr, params_ptr, whitening_ptr, NET, PAD.classes,
         PAD.latent, PAD.hidden, PAD.features, PAD.components, PAD.clusters, BLOCK_FC,
     )  # fmt: skip
 
-    tl.store(probabilities_ptr + klass, probabilities, mask=klass < NET.classes * (1 - cta_rank))
+    tl.store(probabilities_ptr + klass, probabilities, mask=klass < NET.classes)
     if NET.score.fast:
-        tl.store(score_ptr, score, mask=cta_rank == 0)
+        tl.store(score_ptr, score)
     else:
-        tl.store(own_ptr + NET.workspace.partial_score, score)
-        tl.store(own_ptr + NET.workspace.partial_score + 1, error)
+        tl.store(workspace_ptr + NET.workspace.partial_score, score)
+        tl.store(workspace_ptr + NET.workspace.partial_score + 1, error)
 
 
 @triton.jit
@@ -330,9 +326,8 @@ def reduce_upright(workspace_ptr, cta_rank, NET: tl.constexpr, BLOCK_SIZE: tl.co
 
 @triton.jit
 def decoder_fc(
-    own_ptr, target_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr, PAD: tl.constexpr,
-    BLOCK_FC: tl.constexpr,
-):  # fmt: skip
+    workspace_ptr, target_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr
+):
     """The decoder's first layer: relu([mu, class weights] · W + b) into its feature map.
 
     The code is rounded to the weights' type. As in `heads.vecmat_global`, the outputs are rows of a product of matrices
@@ -349,7 +344,7 @@ def decoder_fc(
         w_ptr = weights_ptr + NET.linears[DECODER].weights + tl.minimum(out, OUT_FEATURES - 1) * STRIDE
         sums = tl.zeros((WARPS, ROWS, 8), dtype=tl.int32 if NET.int8 else tl.float32)
         for first in tl.static_range(0, STRIDE, 16 * PACK):
-            sums = add_code_products(sums, own_ptr, w_ptr, params_ptr, NET, first, STRIDE - first, PACK)
+            sums = add_code_products(sums, workspace_ptr, w_ptr, params_ptr, NET, first, STRIDE - first, PACK)
         y = tl.max(sums, 2).to(tl.float32).reshape(WARPS, ROWS // 8, 8).permute(1, 0, 2).reshape(ROWS * WARPS)
         out_mask = out < OUT_FEATURES
         y = dequant_bias(y, params_ptr, NET, DECODER, out, out_mask)
@@ -362,13 +357,13 @@ def decoder_fc(
 
 @triton.jit
 def add_code_products(
-    sums, own_ptr, w_ptr, params_ptr, NET: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr, PACK: tl.constexpr
+    sums, workspace_ptr, w_ptr, params_ptr, NET: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr, PACK: tl.constexpr
 ):
     """Add the products with the code's numbers from FIRST on, of which the weights have REST."""
     STEPS: tl.constexpr = 1 if REST <= 8 * PACK else 2
     DEPTH: tl.constexpr = 8 * STEPS * PACK
     k = FIRST + summed_index(STEPS, PACK)
-    x = tl.load(own_ptr + NET.workspace.code + k, mask=k < NET.latent + NET.classes, other=0.0)
+    x = tl.load(workspace_ptr + NET.workspace.code + k, mask=k < NET.latent + NET.classes, other=0.0)
     if NET.int8:
         x = quantize_int8(x * tl.load(params_ptr + NET.linears[DECODER].input_scale))
     else:
@@ -429,7 +424,7 @@ def decoder_error(
 
 
 @triton.jit
-def full_score(workspace_ptr, own_ptr, params_ptr, score_ptr, cta_rank, NET: tl.constexpr, BLOCK_SIZE: tl.constexpr):
+def full_score(workspace_ptr, params_ptr, score_ptr, NET: tl.constexpr, BLOCK_SIZE: tl.constexpr):
     """score = partial score + w_0 · (squared error / contrast² − predicted error), the full score mode's output.
 
         contrast = |target − mean| + sqrt(1e-3 · pixels)
@@ -458,6 +453,6 @@ def full_score(workspace_ptr, own_ptr, params_ptr, score_ptr, cta_rank, NET: tl.
     for i in tl.static_range(CTAS_PER_IMAGE):
         error += tl.load(workspace_ptr + NET.workspace.errors + i)
 
-    error = error / (contrast * contrast) - tl.load(own_ptr + NET.workspace.partial_score + 1)
-    score = tl.load(own_ptr + NET.workspace.partial_score) + tl.load(params_ptr + NET.score.terms) * error
-    tl.store(score_ptr, score, mask=cta_rank == 0)
+    error = error / (contrast * contrast) - tl.load(workspace_ptr + NET.workspace.partial_score + 1)
+    score = tl.load(workspace_ptr + NET.workspace.partial_score) + tl.load(params_ptr + NET.score.terms) * error
+    tl.store(score_ptr, score)

@@ -32,7 +32,7 @@ from vae_edge_kernels.emulator.timing import DRAM, L1_HIT, L1_PROGRAMS, L2_HIT, 
 from vae_edge_kernels.emulator.warps import LANES
 
 GROUP = 4  # warps of a `wgmma`
-STEPS = 64  # of a program in a row, so that choosing the next one costs little
+STEPS = 64  # of a program in a row at most, so that choosing the next one costs little; one that spins takes one turn
 
 
 @dataclass
@@ -175,6 +175,7 @@ class Device:
         self.grid = (1, 1, 1)
         self.programs = 1
         self.longest = 0.0
+        self.polled = False  # whether the last step has read what other programs may be about to write
         self.disagreements: Counter[str] = Counter()
         self.arguments: dict[str, Any] = {}
         self.releases: dict[int, Release] = {}
@@ -216,15 +217,16 @@ class Device:
                 return
             at = self._next(living, at)
             program = living[at]
-            for _ in range(STEPS):  # spinning programs take turns
+            self.polled, steps = False, 0
+            while steps < STEPS and not self.polled and not program.finished:
                 program.step()
-                if program.finished:
-                    living.pop(at)
-                    if program.board is not None:
-                        self.longest = max(self.longest, float(program.board.now.max()))
-                    break
-            else:
+                steps += 1
+            if not program.finished:
                 at += 1
+                continue
+            living.pop(at)
+            if program.board is not None:
+                self.longest = max(self.longest, float(program.board.now.max()))
         raise Deadlock(f"{max_steps} steps were not enough: a program waits for what no other one does.")
 
     def _next(self, living: list[Program], at: int) -> int:

@@ -56,6 +56,7 @@ def access(match: re.Match[str], instruction: Instruction, operands: Operands) -
             at = _space(space, where, place)
             if at == "global":
                 program.device.touch_global(program, where, size, mask, cached=not strong)
+                program.device.polled |= strong
                 raw = program.device.memory.load(where, size, None if strong else program.agent(mask), place)
                 if "acquire" in order:
                     _each_address(program, mask, where, program.device.acquire)
