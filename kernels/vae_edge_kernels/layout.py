@@ -32,6 +32,9 @@ MAX_CLUSTER_BLOCK = 64  # clusters of the score that are compared at once
 MAX_CTAS_PER_IMAGE = 32
 MIN_TILE_PIXELS = 8  # columns of a matrix instruction
 MAX_DOT_M = 32  # output channels of a `tl.dot`
+import os
+
+AHEAD_REGISTERS = int(os.environ.get("AR", "64"))
 
 
 class Fc(IntEnum):
@@ -154,6 +157,12 @@ class ConvLayout:
     def tile_pixels(self) -> int:
         """Output pixels of a program's tile."""
         return self.warps_n * 8 * sum(self.groups)
+
+    @property
+    def chunks_ahead(self) -> int:
+        """Full chunks of the summed index that are loaded before the first of them is multiplied."""
+        registers = 8 * self.dots * (self.filters.dot_m // 16) + 4 * sum(self.groups)
+        return max(1, AHEAD_REGISTERS // registers)
 
     @property
     def pitch(self) -> int:
@@ -363,7 +372,6 @@ class PaddedSizes:
     classes: int
     orientation: int  # class logits and bins
     latent: int
-    code: int  # latent mean and class weights
     hidden: int
     features: int
     components: int
@@ -736,7 +744,6 @@ def padded_sizes(layout: NetworkLayout) -> PaddedSizes:
         classes=length(layout.classes),
         orientation=length(layout.classes + layout.bins),
         latent=length(layout.latent),
-        code=max(32 if layout.int8 else 16, length(layout.latent + layout.classes)),  # what a matrix product sums over
         hidden=length(layout.hidden),
         features=length(max(layout.feature_channels, layout.orientation_feature_channels)),
         components=length(layout.score.components),

@@ -170,7 +170,7 @@ def network(
     """
     IMAGE_SIZE: tl.constexpr = NET.height * NET.width * NET.channels
     slot = tl.program_id(0)
-    cta_rank = tl.program_id(1) if NET.ctas_per_image > 1 else 0
+    cta_rank = tl.program_id(1)
     slot64 = slot.to(tl.int64)
     activations_ptr = activations_ptr + slot64 * NET.activation_size
     workspace_ptr = workspace_ptr + slot64 * NET.workspace_size

@@ -39,6 +39,12 @@ def start_of(layer: ConvLayout, part: int) -> int:
     return layer.group_starts[part]
 
 
+@triton.constexpr_function
+def least(a: int, b: int) -> int:
+    """The smaller of two constants."""
+    return min(a, b)
+
+
 # ---- Tiles ----------------------------------------------------------------------------------------------------------
 
 
@@ -93,25 +99,18 @@ def pixels_ptr(workspace_ptr, NET: tl.constexpr):
 
 
 @triton.jit
-def zero_sums(WARPS: tl.constexpr, DOT_M: tl.constexpr, GROUPS: tl.constexpr, DTYPE: tl.constexpr):
-    """0 for one product of each warp."""
-    return tl.zeros((WARPS, DOT_M, 8 * GROUPS), dtype=DTYPE)
-
-
-@triton.jit
-def first_sums(params_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
-    """What a tile's products are added to, [warps, dot_m, 8 · group] for each of its parts by channels and, within it,
-    for each group of its pixels: the bias in float16 networks, else 0."""
+def first_sums(NET: tl.constexpr, I: tl.constexpr):
+    """0 for a tile's sums, [warps, dot_m, 8 · group] for each of its parts by channels and, within it, for each group
+    of its pixels."""
     DOTS: tl.constexpr = NET.layers[I].dots
     PARTS: tl.constexpr = len(NET.layers[I].groups)
+    WARPS: tl.constexpr = NET.warps
+    DOT_M: tl.constexpr = NET.layers[I].filters.dot_m
     DTYPE: tl.constexpr = tl.int32 if NET.int8 and not NET.layers[I].reads_image else tl.float32
     sums = ()
-    for d in tl.static_range(DOTS):
-        if not NET.int8:
-            bias = load_rows(params_ptr + NET.layers[I].bias, tile, NET, I, d)
+    for _ in tl.static_range(DOTS):
         for p in tl.static_range(PARTS):
-            part = zero_sums(NET.warps, NET.layers[I].filters.dot_m, group_of(NET.layers[I], p), DTYPE)
-            sums = sums + (part,) if NET.int8 else sums + (part + bias,)  # type: ignore[assignment]
+            sums = sums + (tl.zeros((WARPS, DOT_M, 8 * group_of(NET.layers[I], p)), dtype=DTYPE),)  # type: ignore[assignment]
     return sums
 
 
@@ -134,23 +133,63 @@ def load_weights(weights_ptr, tile, NET: tl.constexpr, I: tl.constexpr, D: tl.co
 
 
 @triton.jit
-def add_chunk(sums, x_ptrs, weights_ptr, tile, NET: tl.constexpr, I: tl.constexpr, chunk, STEPS: tl.constexpr):
-    """Add the products with a chunk of the summed index to a tile's sums. x_ptrs: tensors of pointers to the inputs,
-    [8 · group · warps, 8 · STEPS · pack], for each group of the tile's pixels.
+def load_chunk(x_ptrs, weights_ptr, tile, NET: tl.constexpr, I: tl.constexpr, chunk, STEPS: tl.constexpr):
+    """What a chunk of the summed index multiplies: `tl.dot`'s right operands, one for each group of the tile's pixels,
+    and its left ones, one for each part of its channels. x_ptrs: tensors of pointers to the inputs,
+    [8 · group · warps, 8 · STEPS · pack], for each group.
     """
     DOTS: tl.constexpr = NET.layers[I].dots
     PARTS: tl.constexpr = len(NET.layers[I].groups)
-    xs = ()
+    operands = ()
     for p in tl.static_range(PARTS):
         x = tl.load(x_ptrs[p])
-        xs = xs + (right_operand(x, group_of(NET.layers[I], p), NET.warps, STEPS, NET.layers[I].filters.pack),)  # type: ignore[assignment]
+        operands = operands + (  # type: ignore[assignment]
+            right_operand(x, group_of(NET.layers[I], p), NET.warps, STEPS, NET.layers[I].filters.pack),
+        )
+    for d in tl.static_range(DOTS):
+        operands = operands + (load_weights(weights_ptr, tile, NET, I, d, chunk, STEPS).to(operands[0].dtype),)  # type: ignore[assignment]
+    return operands
+
+
+@triton.jit
+def add_products(sums, operands, NET: tl.constexpr, I: tl.constexpr, START: tl.constexpr):
+    """Add a chunk's products to a tile's sums; its operands are those from START on, as `load_chunk` has them."""
+    DOTS: tl.constexpr = NET.layers[I].dots
+    PARTS: tl.constexpr = len(NET.layers[I].groups)
     added = ()
     for d in tl.static_range(DOTS):
-        w = load_weights(weights_ptr, tile, NET, I, d, chunk, STEPS).to(xs[0].dtype)
         for p in tl.static_range(PARTS):
             acc = sums[d * PARTS + p]
-            added = added + (tl.dot(w, xs[p], acc, input_precision="tf32", out_dtype=acc.dtype),)  # type: ignore[assignment]
+            product = tl.dot(
+                operands[START + PARTS + d], operands[START + p], acc, input_precision="tf32", out_dtype=acc.dtype
+            )
+            added = added + (product,)  # type: ignore[assignment]
     return added
+
+
+@triton.jit
+def add_chunk(sums, x_ptrs, weights_ptr, tile, NET: tl.constexpr, I: tl.constexpr, chunk, STEPS: tl.constexpr):
+    """Add the products with a chunk of the summed index to a tile's sums."""
+    return add_products(sums, load_chunk(x_ptrs, weights_ptr, tile, NET, I, chunk, STEPS), NET, I, 0)
+
+
+@triton.jit
+def add_row_chunks(
+    sums, x_ptrs, weights_ptr, tile, NET: tl.constexpr, I: tl.constexpr, r, FIRST: tl.constexpr, COUNT: tl.constexpr
+):
+    """The same for COUNT full chunks of row r of the kernel, from FIRST on: all are loaded before the first is used."""
+    FULL: tl.constexpr = NET.layers[I].filters.full
+    PACK: tl.constexpr = NET.layers[I].filters.pack
+    DEPTH: tl.constexpr = NET.layers[I].filters.depth
+    ROW: tl.constexpr = NET.layers[I].pitch * NET.layers[I].in_channels
+    OPERANDS: tl.constexpr = NET.layers[I].dots + len(NET.layers[I].groups)
+    operands = ()
+    for c in tl.static_range(COUNT):
+        ptrs = offset_all(x_ptrs, r * ROW + chunk_inputs((FIRST + c) * 16 * PACK, DEPTH, 4 * PACK))
+        operands = operands + load_chunk(ptrs, weights_ptr, tile, NET, I, r * FULL + FIRST + c, 2)
+    for c in tl.static_range(COUNT):
+        sums = add_products(sums, operands, NET, I, c * OPERANDS)
+    return sums
 
 
 @triton.jit
@@ -202,7 +241,7 @@ def chunk_inputs(START: tl.constexpr, DEPTH: tl.constexpr, VECTOR: tl.constexpr)
 
 
 @triton.jit
-def conv_tile(activations_ptr, weights_ptr, params_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
+def conv_tile(activations_ptr, weights_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
     """Sums of a tile of a layer that reads a feature map, float32 or int32, as `first_sums` has them.
 
     For each row of the kernel the inputs lie side by side, those of its columns with all their channels.
@@ -210,17 +249,16 @@ def conv_tile(activations_ptr, weights_ptr, params_ptr, tile, NET: tl.constexpr,
     FULL: tl.constexpr = NET.layers[I].filters.full
     PACK: tl.constexpr = NET.layers[I].filters.pack
     DEPTH: tl.constexpr = NET.layers[I].filters.depth
+    AHEAD: tl.constexpr = NET.layers[I].chunks_ahead
     KERNEL: tl.constexpr = NET.layers[I].kernel_size
-    CHANNELS: tl.constexpr = NET.layers[I].in_channels
-    ROW: tl.constexpr = NET.layers[I].pitch * CHANNELS
+    ROW: tl.constexpr = NET.layers[I].pitch * NET.layers[I].in_channels
     x_ptrs = input_ptrs(
         activations_ptr + NET.layers[I].source, tile, NET, I, NET.layers[I].pitch, NET.layers[I].in_channels
     )
-    sums = first_sums(params_ptr, tile, NET, I)
+    sums = first_sums(NET, I)
     for r in range(KERNEL):
-        for f in tl.static_range(FULL):
-            ptrs = offset_all(x_ptrs, r * ROW + chunk_inputs(f * 16 * PACK, DEPTH, 4 * PACK))
-            sums = add_chunk(sums, ptrs, weights_ptr, tile, NET, I, r * FULL + f, 2)
+        for f in tl.static_range(0, FULL, AHEAD):
+            sums = add_row_chunks(sums, x_ptrs, weights_ptr, tile, NET, I, r, f, least(AHEAD, FULL - f))
         if NET.layers[I].filters.half > 0:
             ptrs = offset_all(x_ptrs, r * ROW + chunk_inputs(FULL * 16 * PACK, DEPTH, 2 * PACK))
             sums = add_chunk(sums, ptrs, weights_ptr, tile, NET, I, r, 1)
@@ -228,7 +266,7 @@ def conv_tile(activations_ptr, weights_ptr, params_ptr, tile, NET: tl.constexpr,
 
 
 @triton.jit
-def stem_tile(workspace_ptr, weights_ptr, params_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
+def stem_tile(workspace_ptr, weights_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
     """Sums of a tile of a layer that reads the image's pixels, float32.
 
     They and the weights are float16 in int8 networks too: products of whole numbers are exact.
@@ -236,7 +274,7 @@ def stem_tile(workspace_ptr, weights_ptr, params_ptr, tile, NET: tl.constexpr, I
     ROW: tl.constexpr = NET.stem_row
     CHUNKS: tl.constexpr = NET.layers[I].filters.half
     x_ptrs = input_ptrs(pixels_ptr(workspace_ptr, NET), tile, NET, I, NET.width, ROW)
-    sums = first_sums(params_ptr, tile, NET, I)
+    sums = first_sums(NET, I)
     for h in tl.static_range(CHUNKS):
         k = h * 16 + tl.arange(0, 16)
         k = tl.minimum(k // ROW, 2) * (NET.width * ROW) + k % ROW  # behind the last row weights are 0
@@ -259,18 +297,33 @@ def load_rows(row_ptr, tile, NET: tl.constexpr, I: tl.constexpr, D: tl.constexpr
 
 
 @triton.jit
+def load_scale_bias(params_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
+    """Scale and bias of each part of a tile's channels, one behind the other. They are loaded before the products, and
+    used after them.
+    """
+    DOTS: tl.constexpr = NET.layers[I].dots
+    loaded = ()
+    for d in tl.static_range(DOTS):
+        loaded = loaded + (  # type: ignore[assignment]
+            load_rows(params_ptr + NET.layers[I].scale, tile, NET, I, d),
+            load_rows(params_ptr + NET.layers[I].bias, tile, NET, I, d),
+        )
+    return loaded
+
+
+@triton.jit
 def scale_bias_relu(sums, scale, bias, NET: tl.constexpr, I: tl.constexpr):
-    """Epilogue of a tile: relu(sums · scale + bias), float32; float16 networks have no scale, their sums have the bias
-    already, and in int8 networks `round_tile` has the ReLU.
+    """Epilogue of a tile: relu(sums · scale + bias), float32; float16 networks have no scale, and in int8 networks
+    `round_tile` has the ReLU.
 
     An int8 layer's scale is s_x · s_w[k] / s_y and its bias b / s_y, so that the result is in units of the output.
     """
     if NET.int8:
         value = fma(sums.to(tl.float32), scale, bias)
     elif NET.layers[I].relu:
-        value = relu(sums, 1)
+        value = relu(sums + bias, 1)
     else:
-        value = sums
+        value = sums + bias
     return value
 
 
@@ -284,7 +337,7 @@ def round_tile(value, NET: tl.constexpr, I: tl.constexpr):
 
 
 @triton.jit
-def store_layer(sums, activations_ptr, sums_ptr, params_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
+def store_layer(sums, scale_bias, activations_ptr, sums_ptr, params_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
     """Epilogue of a tile: into the layer's output; the feature layer also stores each tile's sums by channel."""
     DOTS: tl.constexpr = NET.layers[I].dots
     PARTS: tl.constexpr = len(NET.layers[I].groups)
@@ -292,12 +345,8 @@ def store_layer(sums, activations_ptr, sums_ptr, params_ptr, tile, NET: tl.const
     DOT_M: tl.constexpr = NET.layers[I].filters.dot_m
     for d in tl.static_range(DOTS):
         total = tl.zeros((WARPS, DOT_M), dtype=tl.float32)
-        scale, bias = (
-            load_rows(params_ptr + NET.layers[I].scale, tile, NET, I, d),
-            load_rows(params_ptr + NET.layers[I].bias, tile, NET, I, d),
-        )
         for p in tl.static_range(PARTS):
-            value = scale_bias_relu(sums[d * PARTS + p], scale, bias, NET, I)
+            value = scale_bias_relu(sums[d * PARTS + p], scale_bias[2 * d], scale_bias[2 * d + 1], NET, I)
             if NET.int8:
                 value = round_tile(value, NET, I)
             value = value.to(activations_ptr.dtype.element_ty)
@@ -369,13 +418,15 @@ def store_sums(total, sums_ptr, params_ptr, tile, NET: tl.constexpr, I: tl.const
 def first_conv(workspace_ptr, activations_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr, I: tl.constexpr):
     """A backbone's first layer: y = relu(conv(pixels, w) + b)."""
     for tile in range(cta_rank, tiles_m(NET, I) * tiles_n(NET, I), NET.ctas_per_image):
-        sums = stem_tile(workspace_ptr, weights_ptr, params_ptr, tile, NET, I)
-        store_layer(sums, activations_ptr, workspace_ptr, params_ptr, tile, NET, I)
+        scale_bias = load_scale_bias(params_ptr, tile, NET, I)
+        sums = stem_tile(workspace_ptr, weights_ptr, tile, NET, I)
+        store_layer(sums, scale_bias, activations_ptr, workspace_ptr, params_ptr, tile, NET, I)
 
 
 @triton.jit
 def hidden_conv(activations_ptr, sums_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr, I: tl.constexpr):
     """y = relu(conv(x, w) + b) from one feature map to the next, and a feature layer's `store_sums`."""
     for tile in range(cta_rank, tiles_m(NET, I) * tiles_n(NET, I), NET.ctas_per_image):
-        sums = conv_tile(activations_ptr, weights_ptr, params_ptr, tile, NET, I)
-        store_layer(sums, activations_ptr, sums_ptr, params_ptr, tile, NET, I)
+        scale_bias = load_scale_bias(params_ptr, tile, NET, I)
+        sums = conv_tile(activations_ptr, weights_ptr, tile, NET, I)
+        store_layer(sums, scale_bias, activations_ptr, sums_ptr, params_ptr, tile, NET, I)

@@ -33,7 +33,7 @@ from vae_edge_kernels.network_convs import (
     conv_tile,
     group_of,
     is_pixel,
-    load_rows,
+    load_scale_bias,
     pixels_ptr,
     scale_bias_relu,
     start_of,
@@ -325,9 +325,7 @@ def reduce_upright(workspace_ptr, cta_rank, NET: tl.constexpr, BLOCK_SIZE: tl.co
 
 
 @triton.jit
-def decoder_fc(
-    workspace_ptr, target_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr
-):
+def decoder_fc(workspace_ptr, target_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr):
     """The decoder's first layer: relu([mu, class weights] · W + b) into its feature map.
 
     The code is rounded to the weights' type. As in `heads.vecmat_global`, the outputs are rows of a product of matrices
@@ -357,7 +355,14 @@ def decoder_fc(
 
 @triton.jit
 def add_code_products(
-    sums, workspace_ptr, w_ptr, params_ptr, NET: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr, PACK: tl.constexpr
+    sums,
+    workspace_ptr,
+    w_ptr,
+    params_ptr,
+    NET: tl.constexpr,
+    FIRST: tl.constexpr,
+    REST: tl.constexpr,
+    PACK: tl.constexpr,
 ):
     """Add the products with the code's numbers from FIRST on, of which the weights have REST."""
     STEPS: tl.constexpr = 1 if REST <= 8 * PACK else 2
@@ -397,17 +402,14 @@ def decoder_error(
     DOT_M: tl.constexpr = NET.layers[I].filters.dot_m
     error = tl.zeros((WARPS, DOT_M), dtype=tl.float32)
     for tile in range(cta_rank, tiles_m(NET, I) * tiles_n(NET, I), NET.ctas_per_image):
-        sums = conv_tile(activations_ptr, weights_ptr, params_ptr, tile, NET, I)
+        scale_bias = load_scale_bias(params_ptr, tile, NET, I)
+        sums = conv_tile(activations_ptr, weights_ptr, tile, NET, I)
         for d in tl.static_range(DOTS):
-            scale, bias = (
-                load_rows(params_ptr + NET.layers[I].scale, tile, NET, I, d),
-                load_rows(params_ptr + NET.layers[I].bias, tile, NET, I, d),
-            )
             warp = tl.arange(0, NET.warps)[:, None]
             place = tile_dot(tile, warp, NET, I, d) * NET.layers[I].filters.dot_m
             place += row_channel(NET.layers[I].filters.dot_m // 16)[None, :]
             for p in tl.static_range(PARTS):
-                value = scale_bias_relu(sums[d * PARTS + p], scale, bias, NET, I)
+                value = scale_bias_relu(sums[d * PARTS + p], scale_bias[2 * d], scale_bias[2 * d + 1], NET, I)
                 decoded = 1.0 / (1.0 + tl.exp(-value))
 
                 # Pixel shuffle. The last cells of a row reach beyond an image whose side is no multiple of the block.
