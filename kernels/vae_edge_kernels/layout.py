@@ -32,9 +32,6 @@ MAX_CLUSTER_BLOCK = 64  # clusters of the score that are compared at once
 MAX_CTAS_PER_IMAGE = 32
 MIN_TILE_PIXELS = 8  # columns of a matrix instruction
 MAX_DOT_M = 32  # output channels of a `tl.dot`
-import os
-
-AHEAD_REGISTERS = int(os.environ.get("AR", "64"))
 
 
 class Fc(IntEnum):
@@ -113,6 +110,7 @@ class ConvLayout:
         warps_m, warps_n: how a program's warps share its tile: by output channels, and by output pixels.
         dots: a warp's tile has so many times `filters.dot_m` output channels.
         groups: output pixels of a warp's tile in eights, a power of two for each `tl.dot`.
+        chunks_ahead: chunks of the summed index that are loaded ahead of the one that is multiplied.
     """
 
     height: int
@@ -137,6 +135,7 @@ class ConvLayout:
     warps_n: int = 0
     dots: int = 0
     groups: tuple[int, ...] = ()
+    chunks_ahead: int = 0
 
     @property
     def reads_image(self) -> bool:
@@ -157,12 +156,6 @@ class ConvLayout:
     def tile_pixels(self) -> int:
         """Output pixels of a program's tile."""
         return self.warps_n * 8 * sum(self.groups)
-
-    @property
-    def chunks_ahead(self) -> int:
-        """Full chunks of the summed index that are loaded before the first of them is multiplied."""
-        registers = 8 * self.dots * (self.filters.dot_m // 16) + 4 * sum(self.groups)
-        return max(1, AHEAD_REGISTERS // registers)
 
     @property
     def pitch(self) -> int:
@@ -685,7 +678,12 @@ def _partial_sums(layers: Sequence[ConvLayout]) -> int:
 
 @lru_cache(maxsize=256)
 def with_tile_config(
-    layout: NetworkLayout, warps: int, warp_tiles: int, noinline: int = 0, ctas_per_image: int = 1
+    layout: NetworkLayout,
+    warps: int,
+    warp_tiles: int,
+    ahead_registers: int = 0,
+    noinline: int = 0,
+    ctas_per_image: int = 1,
 ) -> NetworkLayout:
     """The layout as it is compiled: each layer gets its tile.
 
@@ -693,13 +691,15 @@ def with_tile_config(
         layout: as `make_layout` made it.
         warps: of a program.
         warp_tiles: products of 16 output channels by 8 output pixels whose sums a warp holds, at most.
+        ahead_registers: a thread's registers for operands that are loaded ahead, at most.
         noinline, ctas_per_image: see `NetworkLayout`.
     """
-    layers = tuple(
-        min(_tiles(layer, warps, warp_tiles), key=lambda tiled: _tile_cost(tiled, ctas_per_image))
-        for layer in layout.layers
-    )
-    return replace(layout, layers=layers, warps=warps, noinline=noinline, ctas_per_image=ctas_per_image)
+    layers = []
+    for layer in layout.layers:
+        tiled = min(_tiles(layer, warps, warp_tiles), key=lambda tiled: _tile_cost(tiled, ctas_per_image))
+        of_chunk = 8 * tiled.dots * (tiled.filters.dot_m // 16) + 4 * sum(tiled.groups)
+        layers.append(replace(tiled, chunks_ahead=ahead_registers // of_chunk))
+    return replace(layout, layers=tuple(layers), warps=warps, noinline=noinline, ctas_per_image=ctas_per_image)
 
 
 def _tiles(layer: ConvLayout, warps: int, warp_tiles: int) -> Iterator[ConvLayout]:

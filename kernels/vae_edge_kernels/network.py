@@ -229,6 +229,7 @@ def tuned_layout(
         net,
         warps=config["num_warps"],
         warp_tiles=config.pop("WARP_TILES"),
+        ahead_registers=config.pop("AHEAD_REGISTERS"),
         noinline=config.pop("NOINLINE"),
         ctas_per_image=ctas_per_image,
     ), config

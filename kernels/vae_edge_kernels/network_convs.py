@@ -99,18 +99,19 @@ def pixels_ptr(workspace_ptr, NET: tl.constexpr):
 
 
 @triton.jit
-def first_sums(NET: tl.constexpr, I: tl.constexpr):
-    """0 for a tile's sums, [warps, dot_m, 8 · group] for each of its parts by channels and, within it, for each group
-    of its pixels."""
+def first_sums(scale_bias, NET: tl.constexpr, I: tl.constexpr):
+    """What a tile's products are added to, [warps, dot_m, 8 · group] for each of its parts by channels and, within it,
+    for each group of its pixels: the bias in float16 networks, else 0."""
     DOTS: tl.constexpr = NET.layers[I].dots
     PARTS: tl.constexpr = len(NET.layers[I].groups)
     WARPS: tl.constexpr = NET.warps
     DOT_M: tl.constexpr = NET.layers[I].filters.dot_m
     DTYPE: tl.constexpr = tl.int32 if NET.int8 and not NET.layers[I].reads_image else tl.float32
     sums = ()
-    for _ in tl.static_range(DOTS):
+    for d in tl.static_range(DOTS):
         for p in tl.static_range(PARTS):
-            sums = sums + (tl.zeros((WARPS, DOT_M, 8 * group_of(NET.layers[I], p)), dtype=DTYPE),)  # type: ignore[assignment]
+            part = tl.zeros((WARPS, DOT_M, 8 * group_of(NET.layers[I], p)), dtype=DTYPE)
+            sums = sums + (part,) if NET.int8 else sums + (part + scale_bias[2 * d + 1],)  # type: ignore[assignment]
     return sums
 
 
@@ -168,31 +169,6 @@ def add_products(sums, operands, NET: tl.constexpr, I: tl.constexpr, START: tl.c
 
 
 @triton.jit
-def add_chunk(sums, x_ptrs, weights_ptr, tile, NET: tl.constexpr, I: tl.constexpr, chunk, STEPS: tl.constexpr):
-    """Add the products with a chunk of the summed index to a tile's sums."""
-    return add_products(sums, load_chunk(x_ptrs, weights_ptr, tile, NET, I, chunk, STEPS), NET, I, 0)
-
-
-@triton.jit
-def add_row_chunks(
-    sums, x_ptrs, weights_ptr, tile, NET: tl.constexpr, I: tl.constexpr, r, FIRST: tl.constexpr, COUNT: tl.constexpr
-):
-    """The same for COUNT full chunks of row r of the kernel, from FIRST on: all are loaded before the first is used."""
-    FULL: tl.constexpr = NET.layers[I].filters.full
-    PACK: tl.constexpr = NET.layers[I].filters.pack
-    DEPTH: tl.constexpr = NET.layers[I].filters.depth
-    ROW: tl.constexpr = NET.layers[I].pitch * NET.layers[I].in_channels
-    OPERANDS: tl.constexpr = NET.layers[I].dots + len(NET.layers[I].groups)
-    operands = ()
-    for c in tl.static_range(COUNT):
-        ptrs = offset_all(x_ptrs, r * ROW + chunk_inputs((FIRST + c) * 16 * PACK, DEPTH, 4 * PACK))
-        operands = operands + load_chunk(ptrs, weights_ptr, tile, NET, I, r * FULL + FIRST + c, 2)
-    for c in tl.static_range(COUNT):
-        sums = add_products(sums, operands, NET, I, c * OPERANDS)
-    return sums
-
-
-@triton.jit
 def read_pixels(tile, NET: tl.constexpr, I: tl.constexpr):
     """Output pixels of the x tiles, [8 · group · warps] for each group; the last one instead of those beyond it."""
     PARTS: tl.constexpr = len(NET.layers[I].groups)
@@ -241,45 +217,68 @@ def chunk_inputs(START: tl.constexpr, DEPTH: tl.constexpr, VECTOR: tl.constexpr)
 
 
 @triton.jit
-def conv_tile(activations_ptr, weights_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
-    """Sums of a tile of a layer that reads a feature map, float32 or int32, as `first_sums` has them.
+def load_conv_chunk(x_ptrs, weights_ptr, tile, NET: tl.constexpr, I: tl.constexpr, r, F: tl.constexpr):
+    """`load_chunk` of chunk F of row r of the kernel, of a layer that reads a feature map; the half chunk is the last.
 
-    For each row of the kernel the inputs lie side by side, those of its columns with all their channels.
+    For each row the inputs lie side by side, those of its columns with all their channels.
     """
     FULL: tl.constexpr = NET.layers[I].filters.full
     PACK: tl.constexpr = NET.layers[I].filters.pack
-    DEPTH: tl.constexpr = NET.layers[I].filters.depth
-    AHEAD: tl.constexpr = NET.layers[I].chunks_ahead
-    KERNEL: tl.constexpr = NET.layers[I].kernel_size
     ROW: tl.constexpr = NET.layers[I].pitch * NET.layers[I].in_channels
+    STEPS: tl.constexpr = 2 if F < FULL else 1
+    k = chunk_inputs(F * 16 * PACK, NET.layers[I].filters.depth, 2 * STEPS * PACK)
+    chunk = r * FULL + F if F < FULL else r
+    return load_chunk(offset_all(x_ptrs, r * ROW + k), weights_ptr, tile, NET, I, chunk, STEPS)
+
+
+@triton.jit
+def conv_tile(activations_ptr, scale_bias, weights_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
+    """Sums of a tile of a layer that reads a feature map, float32 or int32, as `first_sums` has them."""
+    KERNEL: tl.constexpr = NET.layers[I].kernel_size
+    OF_ROW: tl.constexpr = NET.layers[I].filters.full + NET.layers[I].filters.half
+    AHEAD: tl.constexpr = NET.layers[I].chunks_ahead
+    OPERANDS: tl.constexpr = NET.layers[I].dots + len(NET.layers[I].groups)
     x_ptrs = input_ptrs(
         activations_ptr + NET.layers[I].source, tile, NET, I, NET.layers[I].pitch, NET.layers[I].in_channels
     )
-    sums = first_sums(NET, I)
-    for r in range(KERNEL):
-        for f in tl.static_range(0, FULL, AHEAD):
-            sums = add_row_chunks(sums, x_ptrs, weights_ptr, tile, NET, I, r, f, least(AHEAD, FULL - f))
-        if NET.layers[I].filters.half > 0:
-            ptrs = offset_all(x_ptrs, r * ROW + chunk_inputs(FULL * 16 * PACK, DEPTH, 2 * PACK))
-            sums = add_chunk(sums, ptrs, weights_ptr, tile, NET, I, r, 1)
+    if AHEAD == 0:
+        sums = first_sums(scale_bias, NET, I)
+        for r in range(KERNEL):
+            for f in tl.static_range(OF_ROW):
+                sums = add_products(sums, load_conv_chunk(x_ptrs, weights_ptr, tile, NET, I, r, f), NET, I, 0)
+    else:
+        operands = ()
+        for q in tl.static_range(least(AHEAD, KERNEL * OF_ROW)):
+            operands = operands + load_conv_chunk(x_ptrs, weights_ptr, tile, NET, I, q // OF_ROW, q % OF_ROW)
+        sums = first_sums(scale_bias, NET, I)
+        for q in tl.static_range(KERNEL * OF_ROW):
+            if q + AHEAD < KERNEL * OF_ROW:
+                operands = operands + load_conv_chunk(
+                    x_ptrs, weights_ptr, tile, NET, I, (q + AHEAD) // OF_ROW, (q + AHEAD) % OF_ROW
+                )
+            sums = add_products(sums, operands, NET, I, q * OPERANDS)
     return sums
 
 
 @triton.jit
-def stem_tile(workspace_ptr, weights_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
+def stem_tile(workspace_ptr, scale_bias, weights_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
     """Sums of a tile of a layer that reads the image's pixels, float32.
 
     They and the weights are float16 in int8 networks too: products of whole numbers are exact.
     """
     ROW: tl.constexpr = NET.stem_row
     CHUNKS: tl.constexpr = NET.layers[I].filters.half
+    OPERANDS: tl.constexpr = NET.layers[I].dots + len(NET.layers[I].groups)
     x_ptrs = input_ptrs(pixels_ptr(workspace_ptr, NET), tile, NET, I, NET.width, ROW)
-    sums = first_sums(NET, I)
+    operands = ()
     for h in tl.static_range(CHUNKS):
         k = h * 16 + tl.arange(0, 16)
         k = tl.minimum(k // ROW, 2) * (NET.width * ROW) + k % ROW  # behind the last row weights are 0
         ptrs = offset_all(x_ptrs, tl.max_contiguous(tl.multiple_of(k, 4), 4))
-        sums = add_chunk(sums, ptrs, weights_ptr, tile, NET, I, h, 1)
+        operands = operands + load_chunk(ptrs, weights_ptr, tile, NET, I, h, 1)
+    sums = first_sums(scale_bias, NET, I)
+    for h in tl.static_range(CHUNKS):
+        sums = add_products(sums, operands, NET, I, h * OPERANDS)
     return sums
 
 
@@ -313,17 +312,17 @@ def load_scale_bias(params_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
 
 @triton.jit
 def scale_bias_relu(sums, scale, bias, NET: tl.constexpr, I: tl.constexpr):
-    """Epilogue of a tile: relu(sums · scale + bias), float32; float16 networks have no scale, and in int8 networks
-    `round_tile` has the ReLU.
+    """Epilogue of a tile: relu(sums · scale + bias), float32; float16 networks have no scale, their sums have the bias
+    already, and in int8 networks `round_tile` has the ReLU.
 
     An int8 layer's scale is s_x · s_w[k] / s_y and its bias b / s_y, so that the result is in units of the output.
     """
     if NET.int8:
         value = fma(sums.to(tl.float32), scale, bias)
     elif NET.layers[I].relu:
-        value = relu(sums + bias, 1)
+        value = relu(sums, 1)
     else:
-        value = sums + bias
+        value = sums
     return value
 
 
@@ -419,7 +418,7 @@ def first_conv(workspace_ptr, activations_ptr, weights_ptr, params_ptr, cta_rank
     """A backbone's first layer: y = relu(conv(pixels, w) + b)."""
     for tile in range(cta_rank, tiles_m(NET, I) * tiles_n(NET, I), NET.ctas_per_image):
         scale_bias = load_scale_bias(params_ptr, tile, NET, I)
-        sums = stem_tile(workspace_ptr, weights_ptr, tile, NET, I)
+        sums = stem_tile(workspace_ptr, scale_bias, weights_ptr, tile, NET, I)
         store_layer(sums, scale_bias, activations_ptr, workspace_ptr, params_ptr, tile, NET, I)
 
 
@@ -428,5 +427,5 @@ def hidden_conv(activations_ptr, sums_ptr, weights_ptr, params_ptr, cta_rank, NE
     """y = relu(conv(x, w) + b) from one feature map to the next, and a feature layer's `store_sums`."""
     for tile in range(cta_rank, tiles_m(NET, I) * tiles_n(NET, I), NET.ctas_per_image):
         scale_bias = load_scale_bias(params_ptr, tile, NET, I)
-        sums = conv_tile(activations_ptr, weights_ptr, tile, NET, I)
+        sums = conv_tile(activations_ptr, scale_bias, weights_ptr, tile, NET, I)
         store_layer(sums, scale_bias, activations_ptr, sums_ptr, params_ptr, tile, NET, I)

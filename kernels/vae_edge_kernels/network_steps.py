@@ -403,7 +403,7 @@ def decoder_error(
     error = tl.zeros((WARPS, DOT_M), dtype=tl.float32)
     for tile in range(cta_rank, tiles_m(NET, I) * tiles_n(NET, I), NET.ctas_per_image):
         scale_bias = load_scale_bias(params_ptr, tile, NET, I)
-        sums = conv_tile(activations_ptr, weights_ptr, tile, NET, I)
+        sums = conv_tile(activations_ptr, scale_bias, weights_ptr, tile, NET, I)
         for d in tl.static_range(DOTS):
             warp = tl.arange(0, NET.warps)[:, None]
             place = tile_dot(tile, warp, NET, I, d) * NET.layers[I].filters.dot_m
