@@ -17,7 +17,7 @@ import triton.language as tl
 from vae_edge_kernels import layout
 from vae_edge_kernels.config import BLOCK_N_CHOICES, KernelSpec, block_n_for, current_architecture, get_config
 from vae_edge_kernels.fragments import right_operand, tile_row, tile_warp, vector_range
-from vae_edge_kernels.implicit_gemm import divide, fma, quantize_int8, relu
+from vae_edge_kernels.implicit_gemm import divide, fma, least, quantize_int8, relu
 from vae_edge_kernels.layout import Fc, NetworkLayout, padded_sizes, with_warps
 
 OPERATOR = "heads"
@@ -30,6 +30,7 @@ ORIENTATION = tl.constexpr(int(Fc.ORIENTATION))
 SECOND_CLASSIFIER = tl.constexpr(int(Fc.SECOND_CLASSIFIER))
 WINDOW_BINS = tl.constexpr(layout.WINDOW_BINS)
 NMS_BINS = tl.constexpr(layout.NMS_BINS)
+AHEAD_REGISTERS = tl.constexpr(64)  # of a thread, for operands that are loaded ahead
 
 
 @triton.jit
@@ -56,6 +57,21 @@ def atan2(y, x):
 
 
 @triton.jit
+def add_steps(
+    sums, x_ptrs, w_ptrs, STEP: tl.constexpr, COUNT: tl.constexpr, WARPS: tl.constexpr, SIZE: tl.constexpr,
+    VECTOR: tl.constexpr,
+):  # fmt: skip
+    """Add the products of COUNT steps of `vecmat_global`: all are loaded before the first is used."""
+    xs, ws = (), ()
+    for i in tl.static_range(COUNT):
+        xs = xs + (right_operand(tl.load(x_ptrs + i * STEP), 1, WARPS, 2, VECTOR // 4),)  # type: ignore[assignment]
+        ws = ws + (right_operand(tl.load(w_ptrs + i * STEP), SIZE // 8, WARPS, 2, VECTOR // 4).permute(0, 2, 1),)  # type: ignore[assignment]
+    for i in tl.static_range(COUNT):
+        sums = tl.dot(ws[i], xs[i], sums, out_dtype=sums.dtype)
+    return sums
+
+
+@triton.jit
 def vecmat_global(x_ptr, weights_ptr, NET: tl.constexpr, I: tl.constexpr, SIZE: tl.constexpr):
     """y[j] = sum over k of x[k] · w[j, k] for the outputs j of fully connected layer I, float32 [SIZE]; beyond the
     last, that of the last.
@@ -78,10 +94,14 @@ def vecmat_global(x_ptr, weights_ptr, NET: tl.constexpr, I: tl.constexpr, SIZE: 
 
     sums = tl.zeros((WARPS, SIZE, 8), dtype=tl.int32 if NET.int8 else tl.float32)
     STEP: tl.constexpr = CHUNK * WARPS
-    for start in range(0, IN_FEATURES // STEP * STEP, STEP):
-        x = right_operand(tl.load(x_ptrs + start), 1, WARPS, 2, VECTOR // 4)
-        w = right_operand(tl.load(w_ptrs + start), SIZE // 8, WARPS, 2, VECTOR // 4).permute(0, 2, 1)
-        sums = tl.dot(w, x, sums, out_dtype=sums.dtype)
+    STEPS: tl.constexpr = IN_FEATURES // STEP
+    AHEAD: tl.constexpr = least(4, AHEAD_REGISTERS // (SIZE // 2 + 4) + 1)
+    for start in range(0, STEPS // AHEAD * AHEAD * STEP, AHEAD * STEP):
+        sums = add_steps(sums, x_ptrs + start, w_ptrs + start, STEP, AHEAD, WARPS, SIZE, VECTOR)
+    LEFT: tl.constexpr = STEPS % AHEAD
+    if LEFT > 0:
+        start = (STEPS - LEFT) * STEP
+        sums = add_steps(sums, x_ptrs + start, w_ptrs + start, STEP, LEFT, WARPS, SIZE, VECTOR)
     REST: tl.constexpr = IN_FEATURES % STEP
     if REST > 0:
         x_mask, w_mask = x_start[:, None] + k[None, :] < REST, w_start[:, None] + k[None, :] < REST

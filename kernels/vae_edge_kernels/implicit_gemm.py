@@ -47,6 +47,12 @@ def output_coords(M, out_height, out_width, BLOCK_M: tl.constexpr):
     return m, n, oy, ox, m < M
 
 
+@triton.constexpr_function
+def least(a: int, b: int) -> int:
+    """The smaller of two constants."""
+    return min(a, b)
+
+
 @triton.jit
 def in_bounds(index, size):
     """0 <= index < size in one comparison: as unsigned, a negative index is larger than every size."""

@@ -158,6 +158,16 @@ class ConvLayout:
         return self.warps_n * 8 * sum(self.groups)
 
     @property
+    def channel_tiles(self) -> int:
+        """Tiles by output channels."""
+        return -(-self.out_channels // self.tile_channels)
+
+    @property
+    def pixel_tiles(self) -> int:
+        """Tiles by output pixels."""
+        return -(-self.out_pixels // self.tile_pixels)
+
+    @property
     def pitch(self) -> int:
         """Pixels from a row of the input to the next one."""
         return self.width + self.kernel_size // 2
@@ -722,7 +732,7 @@ def _tile_cost(layer: ConvLayout, ctas_per_image: int) -> tuple[float, int]:
     """
     rows, columns, warps = layer.dots * layer.filters.dot_m // 16, sum(layer.groups), layer.warps_m * layer.warps_n
     loads, products = 2 * rows + columns, 2 * rows * columns
-    tiles = -(-layer.out_channels // layer.tile_channels) * -(-layer.out_pixels // layer.tile_pixels)
+    tiles = layer.channel_tiles * layer.pixel_tiles
     cycles = warps * max(4.0 * loads, 2.0 * products, (loads + products) / 4)
     return -(-tiles // ctas_per_image) * cycles, tiles
 

@@ -23,7 +23,7 @@ from vae_edge_kernels.fragments import (
     tile_warp,
     vector_range,
 )
-from vae_edge_kernels.implicit_gemm import fma, quantize_int8, quantize_relu_int8, relu
+from vae_edge_kernels.implicit_gemm import fma, least, quantize_int8, quantize_relu_int8, relu
 from vae_edge_kernels.layout import ConvLayout
 
 
@@ -39,26 +39,7 @@ def start_of(layer: ConvLayout, part: int) -> int:
     return layer.group_starts[part]
 
 
-@triton.constexpr_function
-def least(a: int, b: int) -> int:
-    """The smaller of two constants."""
-    return min(a, b)
-
-
 # ---- Tiles ----------------------------------------------------------------------------------------------------------
-
-
-@triton.jit
-def tiles_m(NET: tl.constexpr, I: tl.constexpr):
-    """A layer's tiles by output channels."""
-    return (NET.layers[I].out_channels + NET.layers[I].tile_channels - 1) // NET.layers[I].tile_channels
-
-
-@triton.jit
-def tiles_n(NET: tl.constexpr, I: tl.constexpr):
-    """A layer's tiles by output pixels."""
-    PIXELS: tl.constexpr = NET.layers[I].out_height * NET.layers[I].out_width
-    return (PIXELS + NET.layers[I].tile_pixels - 1) // NET.layers[I].tile_pixels
 
 
 @triton.jit
@@ -66,14 +47,14 @@ def tile_pixel(tile, warp, place, NET: tl.constexpr, I: tl.constexpr, FIRST: tl.
     """Output pixels that are the columns `place` of a warp's product; FIRST groups of its tile are before them."""
     WARPS_N: tl.constexpr = NET.layers[I].warps_n
     group = place // 8 * WARPS_N + warp % WARPS_N + FIRST * WARPS_N
-    return tile // tiles_m(NET, I) * NET.layers[I].tile_pixels + group * 8 + place % 8
+    return tile // NET.layers[I].channel_tiles * NET.layers[I].tile_pixels + group * 8 + place % 8
 
 
 @triton.jit
 def tile_dot(tile, warp, NET: tl.constexpr, I: tl.constexpr, D: tl.constexpr):
     """Which `dot_m` output channels a warp's part D of a tile is."""
     WARP_DOTS: tl.constexpr = NET.layers[I].dots
-    dot = tile % tiles_m(NET, I) * (NET.layers[I].warps_m * WARP_DOTS) + D
+    dot = tile % NET.layers[I].channel_tiles * (NET.layers[I].warps_m * WARP_DOTS) + D
     if NET.layers[I].warps_m > 1:
         dot += warp // NET.layers[I].warps_n * WARP_DOTS
     return dot
@@ -409,14 +390,14 @@ def store_sums(total, sums_ptr, params_ptr, tile, NET: tl.constexpr, I: tl.const
     total = tl.sum(total.reshape(WARPS_M, NET.layers[I].warps_n, DOT_M), 1)
     dot = tile_dot(tile, tl.arange(0, WARPS_M)[:, None] * NET.layers[I].warps_n, NET, I, D)
     channel = dot * DOT_M + row_channel(DOT_M // 16)[None, :]
-    target_ptr = sums_ptr + tile // tiles_m(NET, I) * NET.layers[I].out_channels
+    target_ptr = sums_ptr + tile // NET.layers[I].channel_tiles * NET.layers[I].out_channels
     tl.store(target_ptr + channel, total, mask=channel < NET.layers[I].out_channels)
 
 
 @triton.jit
 def first_conv(workspace_ptr, activations_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr, I: tl.constexpr):
     """A backbone's first layer: y = relu(conv(pixels, w) + b)."""
-    for tile in range(cta_rank, tiles_m(NET, I) * tiles_n(NET, I), NET.ctas_per_image):
+    for tile in range(cta_rank, NET.layers[I].channel_tiles * NET.layers[I].pixel_tiles, NET.ctas_per_image):
         scale_bias = load_scale_bias(params_ptr, tile, NET, I)
         sums = stem_tile(workspace_ptr, scale_bias, weights_ptr, tile, NET, I)
         store_layer(sums, scale_bias, activations_ptr, workspace_ptr, params_ptr, tile, NET, I)
@@ -425,7 +406,7 @@ def first_conv(workspace_ptr, activations_ptr, weights_ptr, params_ptr, cta_rank
 @triton.jit
 def hidden_conv(activations_ptr, sums_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr, I: tl.constexpr):
     """y = relu(conv(x, w) + b) from one feature map to the next, and a feature layer's `store_sums`."""
-    for tile in range(cta_rank, tiles_m(NET, I) * tiles_n(NET, I), NET.ctas_per_image):
+    for tile in range(cta_rank, NET.layers[I].channel_tiles * NET.layers[I].pixel_tiles, NET.ctas_per_image):
         scale_bias = load_scale_bias(params_ptr, tile, NET, I)
         sums = conv_tile(activations_ptr, scale_bias, weights_ptr, tile, NET, I)
         store_layer(sums, scale_bias, activations_ptr, sums_ptr, params_ptr, tile, NET, I)

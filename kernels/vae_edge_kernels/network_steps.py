@@ -23,6 +23,7 @@ from vae_edge_kernels.fragments import right_operand, row_channel, summed_index,
 from vae_edge_kernels.heads import atan2, classify_and_score, decode_angle, dequant_bias
 from vae_edge_kernels.implicit_gemm import (
     in_bounds,
+    least,
     quantize_int8,
     quantize_pixel,
     quantize_relu_int8,
@@ -38,8 +39,6 @@ from vae_edge_kernels.network_convs import (
     scale_bias_relu,
     start_of,
     tile_dot,
-    tiles_m,
-    tiles_n,
 )
 from vae_edge_kernels.rotate import rotate_bilinear
 
@@ -169,10 +168,17 @@ def finish_avg_pool(sums_ptr, means_ptr, NET: tl.constexpr, PAD: tl.constexpr, F
     for i in tl.static_range(FROM, FROM + COUNT):
         if NET.layers[i].is_feature_layer:
             PIXELS: tl.constexpr = NET.layers[i].out_height * NET.layers[i].out_width
+            TILES: tl.constexpr = NET.layers[i].pixel_tiles
+            AHEAD: tl.constexpr = least(8, TILES)
             total = tl.zeros((FEATURES,), dtype=tl.float32)
-            for tile in range(0, tiles_n(NET, i)):
-                offsets = tile * NET.layers[i].out_channels + channel
-                total += tl.load(sums_ptr + offsets, mask=channel < NET.layers[i].out_channels, other=0.0)
+            for first in range(0, TILES, AHEAD):
+                loaded = ()
+                for t in tl.static_range(AHEAD):
+                    mask = (channel < NET.layers[i].out_channels) & (first + t < TILES)
+                    offsets = (first + t) * NET.layers[i].out_channels + channel
+                    loaded = loaded + (tl.load(sums_ptr + offsets, mask=mask, other=0.0),)  # type: ignore[assignment]
+                for t in tl.static_range(AHEAD):
+                    total += loaded[t]
             tl.store(means_ptr + channel, total * (1.0 / PIXELS), mask=channel < NET.layers[i].out_channels)
 
 
@@ -401,7 +407,7 @@ def decoder_error(
     WARPS: tl.constexpr = NET.warps
     DOT_M: tl.constexpr = NET.layers[I].filters.dot_m
     error = tl.zeros((WARPS, DOT_M), dtype=tl.float32)
-    for tile in range(cta_rank, tiles_m(NET, I) * tiles_n(NET, I), NET.ctas_per_image):
+    for tile in range(cta_rank, NET.layers[I].channel_tiles * NET.layers[I].pixel_tiles, NET.ctas_per_image):
         scale_bias = load_scale_bias(params_ptr, tile, NET, I)
         sums = conv_tile(activations_ptr, scale_bias, weights_ptr, tile, NET, I)
         for d in tl.static_range(DOTS):
