@@ -59,15 +59,18 @@ def image_barrier(barrier_ptr, NET: tl.constexpr):
     if NET.ctas_per_image > 1:
         # Before this program arrives the counter cannot reach the goal.
         goal = (tl.load(barrier_ptr, volatile=True) | (NET.ctas_per_image - 1)) + 1
-        tl.debug_barrier()
+        tl.debug_barrier()  # not every version of Triton has one before an atomic operation that releases
         tl.atomic_add(barrier_ptr, 1, sem="release", scope="gpu")
 
-        # Each warp reads and spins for itself: an atomic operation's result would go to all of them through shared
-        # memory, each time around. Then acquire once: it invalidates the L1 cache (CCTL.IVALL).
+        # Each warp reads and spins for itself: an atomic operation's result goes to all of them through shared memory,
+        # each time around. Then acquire once: it invalidates the L1 cache (CCTL.IVALL). It is compared because an
+        # addition of 0 whose result nobody needs is dropped (Triton 3.6).
         while goal - tl.load(barrier_ptr, volatile=True) > 0:
             pass
-        tl.atomic_add(barrier_ptr, 0, sem="acquire", scope="gpu")
-    tl.debug_barrier()
+        while goal - tl.atomic_add(barrier_ptr, 0, sem="acquire", scope="gpu") > 0:
+            pass
+    else:
+        tl.debug_barrier()
 
 
 # ---- The image, and borders -----------------------------------------------------------------------------------------
