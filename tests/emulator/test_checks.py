@@ -122,7 +122,22 @@ def largest(y_ptr, n):
     tl.atomic_max(y_ptr, n)
 
 
-x, y = torch.arange(100.0), torch.empty(100)
+@triton.jit
+def add(y_ptr, ORDER: tl.constexpr):
+    tl.atomic_add(y_ptr, 1.0, sem=ORDER)
+    tl.debug_barrier()
+    if tl.atomic_add(y_ptr + 1, 1.0, sem=ORDER) == tl.num_programs(0) - 1:
+        tl.store(y_ptr + 2, tl.load(y_ptr) + tl.load(y_ptr + 1))
+
+
+@triton.jit
+def begin_and_add(y_ptr):
+    if tl.program_id(0) == 1:
+        tl.store(y_ptr, 0.0)
+    tl.atomic_add(y_ptr, 1.0)
+
+
+x, y, zeros = torch.arange(100.0), torch.empty(100), torch.zeros(3)
 
 
 def check_a():
@@ -148,7 +163,7 @@ def test_an_autotuned_kernel_runs_with_its_first_configuration(tmp_path: Path) -
         ("return 3", "it returned an object of type int, where a pair of tensors is expected"),
         ("return [1, 2]", "it returned an object of type int for '0', where a pair of tensors is expected"),
         ("fill[1,](y, 16)", "it returned nothing, where a pair of tensors is expected"),
-        ("raise ValueError('no')", r"ValueError: no \(checks.py:38\)"),
+        ("raise ValueError('no')", r"ValueError: no \(checks.py:53\)"),
         ("raise SystemExit(3)", "SystemExit: 3"),
         ("fill[1,](y)", "fill: missing arguments: n"),
         ("fill[1,](y, 1, 16, 2)", "fill: 4 arguments came, where 3 are expected: y_ptr, n, BLOCK"),
@@ -205,3 +220,13 @@ def test_the_machine_model_follows_the_counts() -> None:
         full = estimate_full(device, resident=2)  # 3 programs
         assert full.bounds["issue"] == pytest.approx(modelled.bounds["issue"] / model.multiprocessors)
         assert full.bounds["latency"] == pytest.approx(modelled.bounds["latency"] / (2 * model.multiprocessors))
+
+
+def test_atomic_updates_race_with_what_is_not_atomic(tmp_path: Path) -> None:
+    assert check(tmp_path, "add[3,](zeros, 'acq_rel'); return zeros, torch.tensor([3.0, 3.0, 6.0])").fault is None
+    fault = check(tmp_path, "begin_and_add[3,](zeros); return zeros, zeros").fault
+    assert fault is not None and re.search(
+        "a write of byte 0 of y_ptr by program 1, warp 0 races with the atomic update by program 0, warp 0", fault
+    )
+    fault = check(tmp_path, "add[3,](zeros[1:].view(2), 'acq_rel'); return zeros, zeros").fault
+    assert fault is not None and "of 4 bytes at byte 12 of y_ptr, which has 12" in fault

@@ -197,6 +197,13 @@ class GlobalMemory:
             at = int(index[buffer.data[index] != values][0])
             raise MemoryFault(f"{place}: threads write different values to byte {at} of {buffer.name} at once.")
 
+    def note_atomic(self, addresses: Array, size: int, who: Agent, place: str) -> None:
+        """Atomic operations, one thread each: they race with what is not atomic. The errors are those of `load`."""
+        buffer, offsets = self._check(addresses, size, place, "an atomic update")
+        if buffer.accesses is not None:
+            index = spread(offsets, size)
+            self._refuse(buffer, buffer.accesses.atomic(index, who), index, who, place, "an atomic update")
+
     def _refuse(self, buffer: Buffer, raced: Array, index: Array, who: Agent, place: str, what: str) -> None:
         if raced.any():
             row, column = (int(i[0]) for i in np.nonzero(raced))
