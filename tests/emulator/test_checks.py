@@ -131,6 +131,13 @@ def add(y_ptr, ORDER: tl.constexpr):
 
 
 @triton.jit
+def forever(y_ptr, n):
+    while n > 0:
+        n += 2
+        tl.store(y_ptr, 1.0)
+
+
+@triton.jit
 def begin_and_add(y_ptr):
     if tl.program_id(0) == 1:
         tl.store(y_ptr, 0.0)
@@ -144,11 +151,11 @@ def check_a():
 """
 
 
-def check(folder: Path, body: str) -> Outcome:
+def check(folder: Path, body: str, timeout: float | None = None) -> Outcome:
     """A check of the kernels above."""
     (folder / "checks.py").write_text(KERNELS + "".join(f"    {line}\n" for line in body.split("; ")))
     (function,) = load_checks(str(folder / "checks.py")).values()
-    return run_check("check_a", function, 87)
+    return run_check("check_a", function, 87, timeout=timeout)
 
 
 def test_an_autotuned_kernel_runs_with_its_first_configuration(tmp_path: Path) -> None:
@@ -163,7 +170,7 @@ def test_an_autotuned_kernel_runs_with_its_first_configuration(tmp_path: Path) -
         ("return 3", "it returned an object of type int, where a pair of tensors is expected"),
         ("return [1, 2]", "it returned an object of type int for '0', where a pair of tensors is expected"),
         ("fill[1,](y, 16)", "it returned nothing, where a pair of tensors is expected"),
-        ("raise ValueError('no')", r"ValueError: no \(checks.py:53\)"),
+        ("raise ValueError('no')", r"ValueError: no \(checks.py:60\)"),
         ("raise SystemExit(3)", "SystemExit: 3"),
         ("fill[1,](y)", "fill: missing arguments: n"),
         ("fill[1,](y, 1, 16, 2)", "fill: 4 arguments came, where 3 are expected: y_ptr, n, BLOCK"),
@@ -220,6 +227,12 @@ def test_the_machine_model_follows_the_counts() -> None:
         full = estimate_full(device, resident=2)  # 3 programs
         assert full.bounds["issue"] == pytest.approx(modelled.bounds["issue"] / model.multiprocessors)
         assert full.bounds["latency"] == pytest.approx(modelled.bounds["latency"] / (2 * model.multiprocessors))
+
+
+def test_a_kernel_that_does_not_end_is_given_up(tmp_path: Path) -> None:
+    fault = check(tmp_path, "forever[2,](zeros, 3); return zeros, zeros", timeout=0.5).fault
+    assert fault is not None and re.match(r"checks.py:\d+: not at its end after 0.5 seconds and [\d,]+ warp", fault)
+    assert "with 2 of 2 programs still running" in fault
 
 
 def test_atomic_updates_race_with_what_is_not_atomic(tmp_path: Path) -> None:

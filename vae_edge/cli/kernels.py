@@ -70,26 +70,27 @@ def run(arguments: argparse.Namespace) -> int:
     """`vae-edge kernels run`: 0 when every check of a file is right on the emulated GPU, else 2."""
     from vae_edge_kernels import aot
 
-    outcomes = [
-        (architecture, outcome)
-        for architecture in aot.parse_architectures(",".join(arguments.arch or ["87"]))
-        for outcome in _outcomes(arguments, architecture, arguments.seed, arguments.rtol, arguments.atol)
-    ]
-    result = [
-        {
-            "check": outcome.name,
-            "architecture": architecture,
-            "right": outcome.fault is None,
-            "ran": outcome.ran,
-            "fault": outcome.fault,
-            "largest_difference": outcome.differences,
-            "launches": len(outcome.launches),
-            "warp_instructions": sum(each.device.counts.totals["instructions"] for each in outcome.launches),
-        }
-        for architecture, outcome in outcomes
-    ]
-    emit(result, arguments.json, lambda: _run_lines(result))
-    return _told(outcomes)
+    result, status = [], 0
+    for architecture in aot.parse_architectures(",".join(arguments.arch or ["87"])):
+        for outcome in _outcomes(arguments, architecture, arguments.seed, arguments.rtol, arguments.atol):
+            result.append(
+                {
+                    "check": outcome.name,
+                    "architecture": architecture,
+                    "right": outcome.fault is None,
+                    "ran": outcome.ran,
+                    "fault": outcome.fault,
+                    "largest_difference": outcome.differences,
+                    "launches": len(outcome.launches),
+                    "warp_instructions": sum(each.device.counts.totals["instructions"] for each in outcome.launches),
+                }
+            )
+            if not arguments.json:
+                emit(result[-1], False, lambda: _run_lines(result[-1:]))
+            status = max(status, _told([(architecture, outcome)]))
+    if arguments.json:
+        emit(result, True)
+    return status
 
 
 def profile(arguments: argparse.Namespace) -> int:
@@ -204,15 +205,23 @@ def _outcomes(
     rtol: float | None = None,
     atol: float | None = None,
     model: Any = None,
-) -> list[Outcome]:
-    """All checks of the file."""
+) -> Iterator[Outcome]:
+    """Of each check of the file, in order."""
     from vae_edge.emulation.checks import load_checks, run_check
 
-    outcomes = []
     for name, function in load_checks(arguments.file).items():
         with working(f"{name} on sm_{architecture}"):
-            outcomes.append(run_check(name, function, architecture, seed=seed, model=model, rtol=rtol, atol=atol))
-    return outcomes
+            outcome = run_check(
+                name,
+                function,
+                architecture,
+                seed=seed,
+                model=model,
+                rtol=rtol,
+                atol=atol,
+                timeout=arguments.timeout,
+            )
+        yield outcome
 
 
 def _told(outcomes: Sequence[tuple[int, Outcome]]) -> int:

@@ -29,6 +29,7 @@ def _check(parts: Commands) -> None:
     parser = add_command(parts, "kernels check", "kernels")
     parser.add_argument("file", metavar="FILE", nargs="?", help=f"{FILE_HELP} (default: the kernels of VAE Edge)")
     add_list(parser, "--arch", "N,N", "architectures: 87 is Jetson Orin (default: 87,90)")
+    _add_timeout(parser)
     parser.add_argument("--only", metavar="PATTERN", help="kernels whose names fit, such as 'conv_int8*'")
     add_list(
         parser,
@@ -43,6 +44,7 @@ def _run(parts: Commands) -> None:
     parser = add_command(parts, "kernels run", "kernels")
     parser.add_argument("file", metavar="FILE", help=FILE_HELP)
     add_list(parser, "--arch", "N,N", "architectures (default: 87, Jetson Orin)")
+    _add_timeout(parser)
     parser.add_argument(
         "--seed", type=seed, metavar="N", help="let warps and programs take turns at random (default: in lock step)"
     )
@@ -70,8 +72,19 @@ def _profile(parts: Commands) -> None:
         "--programs", type=positive, metavar="N", help="with --networks: CTAs that work on one image (default: 1)"
     )
     parser.add_argument("--device", default="orin", choices=MODELS, help="whose time is modelled (default: orin)")
+    _add_timeout(parser)
     parser.add_argument("--lines", type=positive, default=12, metavar="N", help="source lines to show (default: 12)")
     add_json(parser)
+
+
+def _add_timeout(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--timeout",
+        type=positive,
+        default=300,
+        metavar="SECONDS",
+        help="of FILE: give a launch up after this time (default: 300)",
+    )
 
 
 def _roofline(parts: Commands) -> None:

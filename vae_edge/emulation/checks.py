@@ -107,6 +107,7 @@ def run_check(
     model: MachineModel | None = None,
     rtol: float | None = None,
     atol: float | None = None,
+    timeout: float | None = None,
 ) -> Outcome:
     """Run a check on the emulated GPU. Whatever it raises becomes its fault, so that the others run as well.
 
@@ -118,10 +119,11 @@ def run_check(
         model: of the time, or None.
         rtol: relative tolerance; None for 0 if `atol` is given, else for `torch.testing.assert_close`'s.
         atol: absolute tolerance; None for 0 if `rtol` is given, else for `torch.testing.assert_close`'s.
+        timeout: seconds after which a launch is given up; None: never.
     """
     if rtol is not None or atol is not None:
         rtol, atol = rtol or 0.0, atol or 0.0
-    emulation = Emulation(architecture, seed, model)
+    emulation = Emulation(architecture, seed, model, timeout)
     try:
         with emulated(emulation), _poisoned_memory():
             torch.manual_seed(0)

@@ -82,11 +82,13 @@ class Emulation:
         architecture: 87 is sm_87.
         seed: of the order in which warps and programs make their steps; None: in lock step.
         model: of the time, or None.
+        timeout: seconds after which a launch is given up, or None.
     """
 
     architecture: int
     seed: int | None = None
     model: MachineModel | None = None
+    timeout: float | None = None
     launches: list[Launch] = field(default_factory=list)
 
     def launch(self, function: Any, args: tuple[Any, ...], grid: Any, kwargs: dict[str, Any]) -> None:
@@ -119,7 +121,8 @@ class Emulation:
         shape = _grid(function.__name__, grid({**values, **options}) if callable(grid) else grid)
         device = Device(compiled.module, compiled.shared_size, self.seed, self.model)
         self.launches.append(Launch(compiled, shape, options["num_warps"], device))
-        run_on_storages(device, compiled.arguments, shape, {name: values[name] for name in types})
+        arguments = {name: values[name] for name in types}
+        run_on_storages(device, compiled.arguments, shape, arguments, self.timeout)
 
 
 def _arguments(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -187,7 +190,11 @@ def _compile(
 
 
 def run_on_storages(
-    device: Device, names: tuple[str, ...], grid: tuple[int, int, int], arguments: Mapping[str, Any]
+    device: Device,
+    names: tuple[str, ...],
+    grid: tuple[int, int, int],
+    arguments: Mapping[str, Any],
+    timeout: float | None = None,
 ) -> None:
     """Launch a kernel on tensors, whose storages hold afterwards what it wrote; also where it failed on its way."""
     storages: dict[int, tuple[Any, int, int]] = {}
@@ -204,7 +211,7 @@ def run_on_storages(
             value = storages[start][1] + value.data_ptr() - start
         given.append(value)
     try:
-        device.launch(grid, given)
+        device.launch(grid, given, timeout=timeout)
     finally:
         for raw, _, number in storages.values():
             np.copyto(raw, device.memory.buffers[number].data)
