@@ -291,7 +291,7 @@ def evaluate_opened(
 
     dataset = with_groups(open_data(data, prepared_as=opened.input, **reading), opened.data)
     images = select_trained_split(dataset, split, opened.data)
-    log.info("measuring on %s of %s", describe_split(dataset, split, images), dataset.name)
+    log.info("measuring on %s of %s", describe_split(dataset, split, images, opened.data["fingerprint"]), dataset.name)
     split = resolve_split(split, dataset, opened.data["fingerprint"], str(opened.path))
     others = load_all_unknown(unknown, opened.input, opened.classes, reading.get("cache", True))
     if opened.rotation == "none" and rotation not in (None, "none"):

@@ -27,9 +27,49 @@ def test_run_fails_where_one_check_is_wrong(capsys: pytest.CaptureFixture[str]) 
     assert main(["kernels", "run", f"{FAULTY}::check_out_of_bounds"]) == 2
     printed = capsys.readouterr()
     assert "check_out_of_bounds on sm_87: WRONG" in printed.out
+    assert "check_out_of_bounds on sm_87: PTX line" in printed.err
     assert "(faulty_kernels.py:27): a write of 4 bytes at byte 400 of y_ptr, which has 400." in printed.err
     assert main(["kernels", "run", f"{FAULTY}::check_nothing"]) == 2
     assert "has no check check_nothing; it has check_race_between_threads" in capsys.readouterr().err
+
+
+def test_one_check_that_does_not_run_keeps_no_other_from_running(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    softmax = Path(SOFTMAX).read_text()
+    (tmp_path / "more.py").write_text(softmax.replace("def check_softmax():", "def check_first():\n    1 / 0\n") + "\n")
+    assert main(["kernels", "run", str(tmp_path / "more.py"), "--arch", "87,90"]) == 2
+    printed = capsys.readouterr()
+    assert "check_first on sm_87: NOT RUN; 0 launches" in printed.out
+    assert printed.out.count("check_narrow_rows on sm_90: right") == 1
+    assert "check_first on sm_90: ZeroDivisionError: division by zero (more.py:" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "nowhere.py"], "there is no file nowhere.py"),
+        (["run", str(Path(SOFTMAX).parent)], "expected a file whose name ends in .py"),
+        (["check", SOFTMAX, "--only", "soft*"], "--only and --networks select kernels of VAE Edge, not of "),
+        (["profile", SOFTMAX, "--only", "soft*"], "--only is for --operators"),
+        (["profile", SOFTMAX, "--programs", "2"], "--programs is for --networks"),
+        (["profile", "--networks", "tiny", "--programs", "3"], "--programs 3: expected a power of two"),
+        (["profile", "--networks", "none"], "--networks none: expected presets"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["kernels", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_one_tolerance_alone_sets_the_other_to_zero(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kernels", "run", f"{SOFTMAX}::check_narrow_rows", "--rtol", "0.001"]) == 0
+    assert main(["kernels", "run", f"{SOFTMAX}::check_narrow_rows", "--atol", "1e-12"]) == 2
+    with pytest.raises(SystemExit):
+        main(["kernels", "run", SOFTMAX, "--rtol=-1"])
+    assert "-1: expected a number from 0 on" in capsys.readouterr().err
 
 
 def test_a_stricter_tolerance_is_kept(capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,6 +67,7 @@ def test_values_that_are_never_written_are_wrong() -> None:
     (function,) = load_checks(f"{FIXTURES / 'faulty_kernels.py'}::check_forgotten").values()
     outcome = run_check("forgotten", function, 87)
     assert outcome.fault is not None and "512 / 1024" in outcome.fault
+    assert "512 are NaN, with which torch.empty fills memory here" in outcome.fault
     assert outcome.differences == {"": float("inf")}
     assert not torch.are_deterministic_algorithms_enabled()
 
@@ -74,12 +75,10 @@ def test_values_that_are_never_written_are_wrong() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "is no Python file"),
+        (None, "there is no file"),
         ("x = 1\n", "has no function whose name begins with check_"),
-        ("import nowhere\n", "cannot be imported: ModuleNotFoundError"),
-        ("def check_a():\n    return 3\n", "returned a int, where pairs of tensors are expected"),
-        ("def check_a():\n    return [1, 2]\n", "no pair of tensors"),
-        ("def check_a():\n    raise ValueError('no')\n", "check_a has failed: ValueError: no"),
+        ("import nowhere\n", r"cannot be imported: ModuleNotFoundError: .* \(checks.py:1\)"),
+        ("import sys\nsys.exit(0)\n", "cannot be imported: SystemExit: 0"),
     ],
 )
 def test_a_file_without_checks_is_refused(tmp_path: Path, text: str | None, message: str) -> None:
@@ -87,8 +86,122 @@ def test_a_file_without_checks_is_refused(tmp_path: Path, text: str | None, mess
     if text is not None:
         file.write_text(text)
     with pytest.raises(KernelError, match=message):
-        for name, function in load_checks(str(file)).items():
-            run_check(name, function, 87)
+        load_checks(str(file))
+
+
+KERNELS = """
+import torch
+import triton
+import triton.language as tl
+
+hooked = []
+
+
+@triton.autotune(
+    [triton.Config({"BLOCK": 64}, num_warps=2, pre_hook=hooked.append), triton.Config({"BLOCK": 100})], key=["n"]
+)
+@triton.jit
+def double(y_ptr, x_ptr, n, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y_ptr + i, 2 * tl.load(x_ptr + i, mask=i < n), mask=i < n)
+
+
+@triton.jit
+def places(n: tl.constexpr):
+    return tl.arange(0, n)
+
+
+@triton.jit
+def fill(y_ptr, n, BLOCK: tl.constexpr = 16):
+    i = places(BLOCK)
+    tl.store(y_ptr + i, i + tl.program_id(0), mask=i < n)
+
+
+@triton.jit
+def largest(y_ptr, n):
+    tl.atomic_max(y_ptr, n)
+
+
+@triton.jit
+def add(y_ptr, ORDER: tl.constexpr):
+    tl.atomic_add(y_ptr, 1.0, sem=ORDER)
+    tl.debug_barrier()
+    if tl.atomic_add(y_ptr + 1, 1.0, sem=ORDER) == tl.num_programs(0) - 1:
+        tl.store(y_ptr + 2, tl.load(y_ptr) + tl.load(y_ptr + 1))
+
+
+@triton.jit
+def forever(y_ptr, n):
+    while n > 0:
+        n += 2
+        tl.store(y_ptr, 1.0)
+
+
+@triton.jit
+def begin_and_add(y_ptr):
+    if tl.program_id(0) == 1:
+        tl.store(y_ptr, 0.0)
+    tl.atomic_add(y_ptr, 1.0)
+
+
+x, y, zeros = torch.arange(100.0), torch.empty(100), torch.zeros(3)
+
+
+def check_a():
+"""
+
+
+def check(folder: Path, body: str, timeout: float | None = None) -> Outcome:
+    """A check of the kernels above."""
+    (folder / "checks.py").write_text(KERNELS + "".join(f"    {line}\n" for line in body.split("; ")))
+    (function,) = load_checks(str(folder / "checks.py")).values()
+    return run_check("check_a", function, 87, timeout=timeout)
+
+
+def test_an_autotuned_kernel_runs_with_its_first_configuration(tmp_path: Path) -> None:
+    body = "double[lambda m: (triton.cdiv(100, m['BLOCK']),)](y, x, 100); return y, 2 * x * len(hooked)"
+    outcome = check(tmp_path, body)
+    assert outcome.fault is None and outcome.launches[0].grid == (2, 1, 1) and outcome.launches[0].warps == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return 3", "it returned an object of type int, where a pair of tensors is expected"),
+        ("return [1, 2]", "it returned an object of type int for '0', where a pair of tensors is expected"),
+        ("fill[1,](y, 16)", "it returned nothing, where a pair of tensors is expected"),
+        ("raise ValueError('no')", r"ValueError: no \(checks.py:60\)"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("fill[1,](y)", "fill: missing arguments: n"),
+        ("fill[1,](y, 1, 16, 2)", "fill: 4 arguments came, where 3 are expected: y_ptr, n, BLOCK"),
+        ("fill[1,](y, 1, n=2)", "fill: n came twice"),
+        (
+            "fill[1,](y, 1, num_wraps=2)",
+            "fill has no parameter num_wraps, and the emulator knows no such launch option",
+        ),
+        ("fill[1,](y, 1, num_ctas=2)", "fill: num_ctas=2 is not emulated"),
+        ("fill[-1,](y, 1)", r"fill: the grid is \(-1,\): expected one to three integers from 0"),
+        ("fill[1, 65536](y, 1)", r"fill: the grid is \(1, 65536\): expected"),
+        ("fill[1.0,](y, 1)", r"fill: the grid is \(1.0,\): expected"),
+        ("fill[1,](y, 'a')", "fill: n has the type str: expected a tensor or a number"),
+        ("fill[1,](y.double(), 1)", "fill: y_ptr is a tensor of torch.float64 on cpu, which is not emulated"),
+        (
+            "fill[1,](y, 1, 100)",
+            r"does not compile: checks.py:20: arange's range must be a power of 2: return tl.arange",
+        ),
+        ("largest[1,](y.int(), 1)", r"\(checks.py:31\): the emulator does not know the instruction '.*atom.*max"),
+    ],
+)
+def test_a_check_that_cannot_be_run_says_why(tmp_path: Path, body: str, message: str) -> None:
+    outcome = check(tmp_path, body)
+    assert not outcome.ran and outcome.fault is not None and "\n" not in outcome.fault
+    assert re.search(message, outcome.fault), outcome.fault
+
+
+def test_a_race_of_writes_names_both_programs(tmp_path: Path) -> None:
+    outcome = check(tmp_path, "fill[2,](y, 16); return y, y")
+    assert outcome.ran and outcome.fault is not None
+    assert "by program 1, warp 0 races with the write by program 0, warp 0" in outcome.fault
 
 
 def test_a_check_that_launches_nothing_is_not_right(tmp_path: Path) -> None:
@@ -114,3 +227,19 @@ def test_the_machine_model_follows_the_counts() -> None:
         full = estimate_full(device, resident=2)  # 3 programs
         assert full.bounds["issue"] == pytest.approx(modelled.bounds["issue"] / model.multiprocessors)
         assert full.bounds["latency"] == pytest.approx(modelled.bounds["latency"] / (2 * model.multiprocessors))
+
+
+def test_a_kernel_that_does_not_end_is_given_up(tmp_path: Path) -> None:
+    fault = check(tmp_path, "forever[2,](zeros, 3); return zeros, zeros", timeout=0.5).fault
+    assert fault is not None and re.match(r"checks.py:\d+: not at its end after 0.5 seconds and [\d,]+ warp", fault)
+    assert "with 2 of 2 programs still running" in fault
+
+
+def test_atomic_updates_race_with_what_is_not_atomic(tmp_path: Path) -> None:
+    assert check(tmp_path, "add[3,](zeros, 'acq_rel'); return zeros, torch.tensor([3.0, 3.0, 6.0])").fault is None
+    fault = check(tmp_path, "begin_and_add[3,](zeros); return zeros, zeros").fault
+    assert fault is not None and re.search(
+        "a write of byte 0 of y_ptr by program 1, warp 0 races with the atomic update by program 0, warp 0", fault
+    )
+    fault = check(tmp_path, "add[3,](zeros[1:].view(2), 'acq_rel'); return zeros, zeros").fault
+    assert fault is not None and "of 4 bytes at byte 12 of y_ptr, which has 12" in fault

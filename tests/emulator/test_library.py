@@ -207,7 +207,7 @@ def launch(architecture: int, name: str, images: int, badly_aligned: bool, seed:
 
 def unchecked(error: PtxError) -> str:
     """The instruction that the emulator does not know."""
-    found = re.search(r"the instruction '(?:@!?%\w+ )?([\w.:]+).*' is not known", str(error))
+    found = re.search(r"does not know the instruction '(?:@!?%\w+ )?([\w.:]+).*'", str(error))
     return f"unchecked: {found[1] if found else error}"
 
 

@@ -138,7 +138,7 @@ def test_a_planted_fault_is_found(name: str) -> None:
     assert body != case.body()
     with pytest.raises(error, match=message) as found:
         run(body, case)
-    assert str(found.value).startswith("line ")
+    assert str(found.value).startswith("PTX line ")
 
 
 # ------------------------------------------------------------------------------------------- mbarriers among threads

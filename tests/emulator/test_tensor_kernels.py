@@ -114,7 +114,7 @@ def test_a_product_of_matrices_on_sm_100(name: str) -> None:
 
 def test_a_base_offset_is_refused() -> None:
     """Triton 3.9 sets one for bytes without a swizzle, N contiguous, where the descriptor should have none."""
-    with pytest.raises(PtxError, match=r"line \d+ \(tensor_kernels.py:\d+\): The matrix descriptor .* is not known"):
+    with pytest.raises(PtxError, match=r"PTX line \d+ \(tensor_kernels.py:\d+\): The matrix descriptor .* not known"):
         Matmul(FP8, (128, 16, 64)).launch(Emulation(110))
 
 
@@ -214,7 +214,7 @@ def test_registers_are_used_before_the_wait_as_triton_has_it() -> None:
     with emulated(emulation):
         conv.conv_forward(x, w, bias, None, y, conv.ConvParams(3, 3, 1, 1, 1), True)
     uses = emulation.launches[0].device.early_uses
-    assert uses and all(re.match(r"line \d+ \(\w+\.py:\d+\)", place) for place in uses)
+    assert uses and all(re.match(r"PTX line \d+ \(\w+\.py:\d+\)", place) for place in uses)
     emulation = Emulation(110)
     MATMULS["fp16"].launch(emulation)
     assert not emulation.launches[0].device.early_uses

@@ -203,7 +203,7 @@ def test_rtx_builds_where_asked_by_kind_or_target_or_where_there_is_nothing_else
 @pytest.mark.parametrize(
     ("installed", "driver", "asked", "words"),
     [
-        ([RTX], NO_GPU, ("auto", ""), "no GPU to build for .*name one or more of sm_75"),
+        ([RTX], NO_GPU, ("auto", ""), "no GPU to build for .*name one or more of sm_"),
         ([FULL], NO_GPU, ("auto", ""), "only where there is a GPU.*vae-edge\\[rtx\\]"),
         ([FULL], NO_GPU, ("tensorrt", "sm_86"), "builds only on a machine with a GPU"),
         ([FULL], ORIN, ("auto", "sm_86"), "only for the GPU of this machine \\(sm_87\\).*vae-edge\\[rtx\\]"),

@@ -145,7 +145,7 @@ def test_what_cannot_be_built_is_refused_in_a_sentence(tmp_path: Path, options: 
 
 @pytest.mark.skipif(gpus.probe().device_count > 0, reason="there is a GPU to build for")
 def test_without_a_gpu_the_targets_must_be_named(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"no GPU to build for .*name one or more of sm_75"):
+    with pytest.raises(EngineError, match=r"no GPU to build for .*name one or more of sm_"):
         build_engine(save(classifier("fp32"), tmp_path / "model.onnx"), BuildConfig("fp32"))
 
 

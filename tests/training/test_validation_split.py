@@ -111,6 +111,8 @@ def test_which_images_a_split_is_with_a_validation_split_and_without(tmp_path: P
     alone = replace(dataset, validation=None)
     held = select_split(alone, "auto", 0.1, 0)
     assert describe_split(alone, "auto", held) == "the 4 images of the train split that training held out"
+    said = describe_split(alone, "auto", held, dataset.fingerprint())
+    assert said == "the 4 images of the train split that training would hold out"  # it was another data set
     with pytest.raises(DataError, match="has no test split, which --split test needs; take train or validation"):
         select_split(dataset, "test", 0.1, 0)
 

@@ -112,6 +112,14 @@ def number(text: str) -> float:
     return value
 
 
+def tolerance(text: str) -> float:
+    """A finite number from 0 on, for argparse."""
+    value = number(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number from 0 on")
+    return value
+
+
 def positive(text: str) -> int:
     """A whole number from 1 on, for argparse."""
     if not text.isdecimal() or int(text) < 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -48,11 +49,13 @@ def check(arguments: argparse.Namespace) -> int:
 
     architectures = aot.parse_architectures(",".join(arguments.arch or ["87", "90"]))
     if arguments.file is not None:
-        outcomes = [outcome for number in architectures for outcome in _outcomes(arguments, number)]
-        _print_machine_code(outcomes, arguments.json)
+        if arguments.only is not None or arguments.networks is not None:
+            raise ConfigError(f"--only and --networks select kernels of VAE Edge, not of {arguments.file}")
+        outcomes = [(number, outcome) for number in architectures for outcome in _outcomes(arguments, number)]
+        _print_machine_code([outcome for _, outcome in outcomes], arguments.json)
         return _told(outcomes)
     networks = _networks(",".join(arguments.networks or ["small"]))
-    reports = sass.collect_reports(architectures, arguments.only, networks, say, available_cpus())
+    reports = sass.collect_reports(architectures, arguments.only or "*", networks, say, available_cpus())
     result = [asdict(report) for report in reports]
     emit(result, arguments.json, lambda: _lines(reports))
     faults = [report for report in reports if report.fault]
@@ -67,25 +70,27 @@ def run(arguments: argparse.Namespace) -> int:
     """`vae-edge kernels run`: 0 when every check of a file is right on the emulated GPU, else 2."""
     from vae_edge_kernels import aot
 
-    outcomes = [
-        (architecture, outcome)
-        for architecture in aot.parse_architectures(",".join(arguments.arch or ["87"]))
-        for outcome in _outcomes(arguments, architecture, arguments.seed, arguments.rtol, arguments.atol)
-    ]
-    result = [
-        {
-            "check": outcome.name,
-            "architecture": architecture,
-            "right": outcome.fault is None,
-            "fault": outcome.fault,
-            "largest_difference": outcome.differences,
-            "launches": len(outcome.launches),
-            "warp_instructions": sum(each.device.counts.totals["instructions"] for each in outcome.launches),
-        }
-        for architecture, outcome in outcomes
-    ]
-    emit(result, arguments.json, lambda: _run_lines(result))
-    return _told([outcome for _, outcome in outcomes])
+    result, status = [], 0
+    for architecture in aot.parse_architectures(",".join(arguments.arch or ["87"])):
+        for outcome in _outcomes(arguments, architecture, arguments.seed, arguments.rtol, arguments.atol):
+            result.append(
+                {
+                    "check": outcome.name,
+                    "architecture": architecture,
+                    "right": outcome.fault is None,
+                    "ran": outcome.ran,
+                    "fault": outcome.fault,
+                    "largest_difference": outcome.differences,
+                    "launches": len(outcome.launches),
+                    "warp_instructions": sum(each.device.counts.totals["instructions"] for each in outcome.launches),
+                }
+            )
+            if not arguments.json:
+                emit(result[-1], False, lambda: _run_lines(result[-1:]))
+            status = max(status, _told([(architecture, outcome)]))
+    if arguments.json:
+        emit(result, True)
+    return status
 
 
 def profile(arguments: argparse.Namespace) -> int:
@@ -95,13 +100,21 @@ def profile(arguments: argparse.Namespace) -> int:
     model = MODELS[arguments.device]
     if sum(given is not None for given in (arguments.file, arguments.networks, arguments.operators)) != 1:
         raise ConfigError("give either a file with checks, or --networks, or --operators")
+    if arguments.only is not None and arguments.operators is None:
+        raise ConfigError("--only is for --operators")
+    if arguments.programs is not None and arguments.networks is None:
+        raise ConfigError("--programs is for --networks")
+    if arguments.programs is not None and arguments.programs.bit_count() != 1:
+        raise ConfigError(f"--programs {arguments.programs}: expected a power of two")
+    if arguments.networks == ["none"]:
+        raise ConfigError("--networks none: expected presets, such as small or small@96x64")
     if arguments.operators is not None:
         return _profile_operators(arguments, model)
     launches: list[tuple[str, Compiled, Device, Any]] = []  # with the layout of a network
-    outcomes: list[Outcome] = []
+    outcomes: list[tuple[int, Outcome]] = []
     if arguments.file is not None:
-        outcomes = _outcomes(arguments, model.architecture, model=model)
-        for outcome in outcomes:
+        outcomes = [(model.architecture, each) for each in _outcomes(arguments, model.architecture, model=model)]
+        for _, outcome in outcomes:
             launches += [
                 (f"{outcome.name}: {each.compiled.name}", each.compiled, each.device, None) for each in outcome.launches
             ]
@@ -110,7 +123,7 @@ def profile(arguments: argparse.Namespace) -> int:
 
         for name, layout in _layouts(",".join(arguments.networks)).items():
             with working(f"{name} on sm_{model.architecture}"):
-                compiled, device = profile_network(layout, model.architecture, model, arguments.programs)
+                compiled, device = profile_network(layout, model.architecture, model, arguments.programs or 1)
                 launches.append((name, compiled, device, layout))
     result = [_profile(*launch) for launch in launches]
     emit(result, arguments.json, lambda: _profile_lines(result, model.name, arguments.lines))
@@ -123,7 +136,7 @@ def _profile_operators(arguments: argparse.Namespace, model: MachineModel) -> in
 
     result = []
     layouts = {int8: layout_for_preset(arguments.operators, int8=int8) for int8 in (False, True)}
-    for case in operator_cases(layouts, arguments.only):
+    for case in operator_cases(layouts, arguments.only or "*"):
         with working(f"{case.name}, {case.shape}"):
             made = profile_case(case, model)
         counts = made.device.counts.totals
@@ -192,21 +205,32 @@ def _outcomes(
     rtol: float | None = None,
     atol: float | None = None,
     model: Any = None,
-) -> list[Outcome]:
-    """All checks of the file."""
+) -> Iterator[Outcome]:
+    """Of each check of the file, in order."""
     from vae_edge.emulation.checks import load_checks, run_check
 
-    outcomes = []
     for name, function in load_checks(arguments.file).items():
         with working(f"{name} on sm_{architecture}"):
-            outcomes.append(run_check(name, function, architecture, seed=seed, model=model, rtol=rtol, atol=atol))
-    return outcomes
+            outcome = run_check(
+                name,
+                function,
+                architecture,
+                seed=seed,
+                model=model,
+                rtol=rtol,
+                atol=atol,
+                timeout=arguments.timeout,
+            )
+        yield outcome
 
 
-def _told(outcomes: Sequence[Outcome]) -> int:
-    faults = [outcome for outcome in outcomes if outcome.fault is not None]
-    for outcome in faults:
-        say(f"{outcome.name}: {outcome.fault}")
+def _told(outcomes: Sequence[tuple[int, Outcome]]) -> int:
+    """Say what is wrong, after the results: 2 if anything is."""
+    faults = [each for each in outcomes if each[1].fault is not None]
+    if faults:
+        sys.stdout.flush()
+    for architecture, outcome in faults:
+        say(f"{outcome.name} on sm_{architecture}: {outcome.fault}")
     return 2 if faults else 0
 
 
@@ -214,11 +238,17 @@ def _run_lines(result: Sequence[dict[str, Any]]) -> Iterator[str]:
     for each in result:
         apart = ", ".join(f"{name} {value:.3g}".strip() for name, value in each["largest_difference"].items())
         yield (
-            f"{each['check']} on sm_{each['architecture']}: {'right' if each['right'] else 'WRONG'}"
+            f"{each['check']} on sm_{each['architecture']}: {_verdict(each)}"
             + (f", largest difference {apart}" if apart else "")
             + f"; {each['launches']} launch{'es' * (each['launches'] != 1)}, "
             f"{each['warp_instructions']:,} warp instructions"
         )
+
+
+def _verdict(result: dict[str, Any]) -> str:
+    if not result["ran"]:
+        return "NOT RUN"
+    return "right" if result["right"] else "WRONG"
 
 
 def _print_machine_code(outcomes: Sequence[Outcome], as_json: bool) -> None:

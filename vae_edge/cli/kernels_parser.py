@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from vae_edge.cli.arguments import listed, number, positive, seed
+from vae_edge.cli.arguments import listed, positive, seed, tolerance
 from vae_edge.cli.commands import Commands, add_command, add_command_group
 from vae_edge.cli.options import add_json, add_list
 
 FILE_HELP = (
-    "Python file with kernels written in Triton and functions check_...() that launch them and return what they wrote "
-    "and what is right, as a pair of tensors; FILE::check_name takes one of them"
+    "Python file with Triton kernels and functions check_...() that launch them and return a pair of tensors: what was "
+    "written, and what is right; FILE::check_name takes one of them"
 )
 MODELS = ("orin", "thor", "h100")
 
@@ -29,7 +29,8 @@ def _check(parts: Commands) -> None:
     parser = add_command(parts, "kernels check", "kernels")
     parser.add_argument("file", metavar="FILE", nargs="?", help=f"{FILE_HELP} (default: the kernels of VAE Edge)")
     add_list(parser, "--arch", "N,N", "architectures: 87 is Jetson Orin (default: 87,90)")
-    parser.add_argument("--only", default="*", help="kernels whose names fit this pattern")
+    _add_timeout(parser)
+    parser.add_argument("--only", metavar="PATTERN", help="kernels whose names fit, such as 'conv_int8*'")
     add_list(
         parser,
         "--networks",
@@ -42,12 +43,18 @@ def _check(parts: Commands) -> None:
 def _run(parts: Commands) -> None:
     parser = add_command(parts, "kernels run", "kernels")
     parser.add_argument("file", metavar="FILE", help=FILE_HELP)
-    add_list(parser, "--arch", "N,N", "architectures, without tensor memory on 100 and 110 (default: 87, Jetson Orin)")
+    add_list(parser, "--arch", "N,N", "architectures (default: 87, Jetson Orin)")
+    _add_timeout(parser)
     parser.add_argument(
         "--seed", type=seed, metavar="N", help="let warps and programs take turns at random (default: in lock step)"
     )
-    parser.add_argument("--rtol", type=number, metavar="X", help="relative tolerance (default: PyTorch's)")
-    parser.add_argument("--atol", type=number, metavar="X", help="absolute tolerance (default: PyTorch's)")
+    parser.add_argument("--rtol", type=tolerance, metavar="X", help="relative tolerance (default: PyTorch's)")
+    parser.add_argument(
+        "--atol",
+        type=tolerance,
+        metavar="X",
+        help="absolute tolerance (default: PyTorch's); where one of the two is given, the other is 0",
+    )
     add_json(parser)
 
 
@@ -58,11 +65,26 @@ def _profile(parts: Commands) -> None:
     parser.add_argument(
         "--operators", metavar="PRESET", help="in place of a file: the single operators on the shapes of a preset"
     )
-    parser.add_argument("--only", default="*", help="operators whose names fit this pattern")
-    parser.add_argument("--programs", type=positive, default=1, metavar="N", help="that work on one image of a network")
-    parser.add_argument("--device", default="orin", choices=MODELS, help="whose machine model is taken (default: orin)")
-    parser.add_argument("--lines", type=positive, default=12, metavar="N", help="source lines shown (default: 12)")
+    parser.add_argument(
+        "--only", metavar="PATTERN", help="with --operators: those whose names fit, such as 'conv_int8*'"
+    )
+    parser.add_argument(
+        "--programs", type=positive, metavar="N", help="with --networks: CTAs that work on one image (default: 1)"
+    )
+    parser.add_argument("--device", default="orin", choices=MODELS, help="whose time is modelled (default: orin)")
+    _add_timeout(parser)
+    parser.add_argument("--lines", type=positive, default=12, metavar="N", help="source lines to show (default: 12)")
     add_json(parser)
+
+
+def _add_timeout(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--timeout",
+        type=positive,
+        default=300,
+        metavar="SECONDS",
+        help="of FILE: give a launch up after this time (default: 300)",
+    )
 
 
 def _roofline(parts: Commands) -> None:

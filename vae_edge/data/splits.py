@@ -322,8 +322,11 @@ def subsample_labels(data: LabelledImages, per_class: int, seed: int) -> LabelSu
     return LabelSubset(data.take(np.flatnonzero(kept)), select(data.images, ~kept), angles)
 
 
-def describe_split(dataset: Dataset, split: str, images: LabelledImages) -> str:
-    """A clause that says which images a split is: `select_split` with the same arguments gave them."""
+def describe_split(dataset: Dataset, split: str, images: LabelledImages, trained_on: str | None = None) -> str:
+    """A clause that says which images a split is: `select_split` with the same arguments gave them.
+
+    `trained_on` is the fingerprint of the data set of the training; None: of this one.
+    """
     count = f"{len(images)} images"
     if split == "auto":
         split = "test" if dataset.test is not None else "validation"
@@ -332,7 +335,12 @@ def describe_split(dataset: Dataset, split: str, images: LabelledImages) -> str:
     if split == "test" or dataset.validation is not None:
         return f"the {count} of the {split} split"
     assert dataset.train is not None  # as `select_split` checked
-    of = f"the {count} of the train split that training {'held out' if split == 'validation' else 'did not hold out'}"
+    kept = split == "train"
+    if trained_on is None or dataset.fingerprint() == trained_on:
+        which = "did not hold out" if kept else "held out"
+    else:  # another data set: the same rule, not the same images
+        which = "would not hold out" if kept else "would hold out"
+    of = f"the {count} of the train split that training {which}"
     if images.groups is None:
         return of
     return f"{of}, of the groups {', '.join(sorted(set(images.groups.tolist())))}"
@@ -347,9 +355,8 @@ def resolve_split(split: str, dataset: Dataset, trained_on: str, model: object) 
         split = "test" if dataset.test is not None else "validation"
     if split in ("validation", "train") and dataset.fingerprint() != trained_on:
         log.info(
-            "%s was not trained on exactly these images: its %s split cannot be told, so images that it was trained on "
-            "may be among the ones measured",
+            "%s was not trained on exactly these images: some that it was trained on may be among those measured. If "
+            "it was trained on none of them, the split `all` measures all of them",
             model,
-            split,
         )
     return split

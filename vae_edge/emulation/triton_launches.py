@@ -35,6 +35,7 @@ TYPES = {
     torch.bool: "*i1",
 }  # fmt: skip
 IGNORED = ("launch_cooperative_grid",)  # all programs are there at once
+GRID_LIMITS = (2**31 - 1, 65535, 65535)  # CUDA's
 
 
 class EmulatedDriver:
@@ -81,11 +82,13 @@ class Emulation:
         architecture: 87 is sm_87.
         seed: of the order in which warps and programs make their steps; None: in lock step.
         model: of the time, or None.
+        timeout: seconds after which a launch is given up, or None.
     """
 
     architecture: int
     seed: int | None = None
     model: MachineModel | None = None
+    timeout: float | None = None
     launches: list[Launch] = field(default_factory=list)
 
     def launch(self, function: Any, args: tuple[Any, ...], grid: Any, kwargs: dict[str, Any]) -> None:
@@ -97,13 +100,9 @@ class Emulation:
         options = {name: kwargs.pop(name, default) for name, default in OPTIONS.items()}
         for name in IGNORED:
             kwargs.pop(name, None)
-        values: dict[str, Any] = {**dict(zip(function.arg_names, args, strict=False)), **kwargs}
-        unknown = set(values) - set(function.arg_names)
-        if unknown:
-            raise KernelError(f"the launch of {function.__name__} has unknown options: {', '.join(sorted(unknown))}")
-        for param in function.params:
-            if param.name not in values:
-                values[param.name] = param.default
+        if (ctas := kwargs.pop("num_ctas", 1)) != 1:
+            raise KernelError(f"{function.__name__}: num_ctas={ctas} is not emulated: clusters are not")
+        values = _arguments(function, args, kwargs)
         constants, types, aligned = {}, {}, []
         for param in function.params:
             value, free = values[param.name], param.do_not_specialize
@@ -119,17 +118,59 @@ class Emulation:
         compiled = _compile(
             function, tuple(types.items()), key, tuple(aligned), tuple(options.values()), self.architecture
         )
-        shape = grid({**values, **options}) if callable(grid) else grid
-        shape = (*((shape,) if isinstance(shape, int) else shape), 1, 1)[:3]
+        shape = _grid(function.__name__, grid({**values, **options}) if callable(grid) else grid)
         device = Device(compiled.module, compiled.shared_size, self.seed, self.model)
         self.launches.append(Launch(compiled, shape, options["num_warps"], device))
-        run_on_storages(device, compiled.arguments, shape, {name: values[name] for name in types})
+        arguments = {name: values[name] for name in types}
+        run_on_storages(device, compiled.arguments, shape, arguments, self.timeout)
+
+
+def _arguments(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments by name, as Python would bind them."""
+    kernel, names = function.__name__, function.arg_names
+    if len(args) > len(names):
+        raise KernelError(f"{kernel}: {len(args)} arguments came, where {len(names)} are expected: {', '.join(names)}")
+    values: dict[str, Any] = dict(zip(names, args, strict=False))
+    unknown = sorted(set(kwargs) - set(names))
+    if unknown:
+        raise KernelError(
+            f"{kernel} has no parameter {', '.join(unknown)}, and the emulator knows no such launch option; the "
+            f"parameters are {', '.join(names)}, the options {', '.join((*OPTIONS, 'num_ctas'))}"
+        )
+    twice = sorted(set(kwargs) & set(values))
+    if twice:
+        raise KernelError(f"{kernel}: {', '.join(twice)} came twice, by position and by name")
+    values.update(kwargs)
+    missing = []
+    for param in function.params:
+        if param.name not in values and param.has_default:
+            values[param.name] = param.default
+        elif param.name not in values:
+            missing.append(param.name)
+    if missing:
+        raise KernelError(f"{kernel}: missing arguments: {', '.join(missing)}")
+    return values
+
+
+def _grid(kernel: str, given: Any) -> tuple[int, int, int]:
+    """The number of programs along each axis."""
+    sides = tuple(given) if isinstance(given, (tuple, list)) else (given,)
+    right = 1 <= len(sides) <= 3 and all(isinstance(side, int) and side >= 0 for side in sides)
+    if not right or any(side > limit for side, limit in zip(sides, GRID_LIMITS, strict=False)):
+        limits = ", ".join(f"{limit:,}" for limit in GRID_LIMITS)
+        raise KernelError(f"{kernel}: the grid is {given!r}: expected one to three integers from 0 to {limits}")
+    x, y, z = (*sides, 1, 1)[:3]
+    return x, y, z
 
 
 def _type_of(kernel: str, name: str, value: Any) -> str:
     if isinstance(value, Tensor):
         if value.dtype not in TYPES or value.device.type != "cpu":
-            raise KernelError(f"{kernel}: {name} is a tensor of {value.dtype} on {value.device}, which is not emulated")
+            dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in TYPES)
+            raise KernelError(
+                f"{kernel}: {name} is a tensor of {value.dtype} on {value.device}, which is not emulated: expected a "
+                f"tensor on the CPU, of {dtypes}"
+            )
         return TYPES[value.dtype]
     if isinstance(value, bool):
         return "i1"
@@ -137,7 +178,7 @@ def _type_of(kernel: str, name: str, value: Any) -> str:
         return "i32" if -(2**31) <= value < 2**31 else "i64"
     if isinstance(value, float):
         return "fp32"
-    raise KernelError(f"{kernel}: {name} is a {type(value).__name__}, which is no argument of a kernel")
+    raise KernelError(f"{kernel}: {name} has the type {type(value).__name__}: expected a tensor or a number")
 
 
 @cache
@@ -149,7 +190,11 @@ def _compile(
 
 
 def run_on_storages(
-    device: Device, names: tuple[str, ...], grid: tuple[int, int, int], arguments: Mapping[str, Any]
+    device: Device,
+    names: tuple[str, ...],
+    grid: tuple[int, int, int],
+    arguments: Mapping[str, Any],
+    timeout: float | None = None,
 ) -> None:
     """Launch a kernel on tensors, whose storages hold afterwards what it wrote; also where it failed on its way."""
     storages: dict[int, tuple[Any, int, int]] = {}
@@ -166,7 +211,7 @@ def run_on_storages(
             value = storages[start][1] + value.data_ptr() - start
         given.append(value)
     try:
-        device.launch(grid, given)
+        device.launch(grid, given, timeout=timeout)
     finally:
         for raw, _, number in storages.values():
             np.copyto(raw, device.memory.buffers[number].data)
@@ -185,7 +230,10 @@ def emulated(emulation: Emulation) -> Iterator[Emulation]:
 
     def run_first_config(self: Any, *args: Any, **kwargs: Any) -> Any:
         """Nothing is measured here: the first configuration stands for all."""
-        return self.fn.run(*args, **{**kwargs, **self.configs[0].all_kwargs()})
+        first = self.configs[0]
+        if first.pre_hook is not None:
+            first.pre_hook({**dict(zip(self.arg_names, args, strict=False)), **kwargs, **first.all_kwargs()})
+        return self.fn.run(*args, **{**kwargs, **first.all_kwargs()})
 
     driver.set_active(EmulatedDriver(emulation.architecture))
     JITFunction.run = run

@@ -377,8 +377,10 @@ def select_tensorrt(config: BuildConfig, driver: gpus.Driver) -> tuple[str, tupl
     targets = targets or ((device,) if device else ())
     if not targets:
         raise EngineError(
-            f"This machine has no GPU to build for ({driver.problem}), so TensorRT-RTX needs to be told the targets: "
-            f"name one or more of {', '.join(RTX_TARGETS)}. For a Jetson, build on the Jetson."
+            f"This machine has no GPU to build for ({driver.problem}): name one or more of "
+            f"{', '.join(each for each in RTX_TARGETS if each != 'sm_75' or config.precision == 'fp16')}, or a device "
+            "that `vae-edge devices` lists, with --target. Where TensorRT builds only on the device itself, --target "
+            "makes a kit that does it there."
         )
     check_rtx_targets(targets, config.precision)
     return "tensorrt_rtx", targets

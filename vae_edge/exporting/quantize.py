@@ -435,7 +435,17 @@ def with_unsigned_activations(model: onnx.ModelProto) -> onnx.ModelProto:
         for info in graph.value_info:
             if info.name in changed:
                 info.type.tensor_type.elem_type = TensorProto.UINT8
+        _drop_unused(graph)
     return copy
+
+
+def _drop_unused(graph: onnx.GraphProto) -> None:
+    """Leave out constants that no node reads any more: ONNX Runtime warns of each of them."""
+    used = {name for node in graph.node for name in node.input} | _used_in_subgraphs(graph)
+    used |= {output.name for output in graph.output}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
 
 
 def with_reduced_range(model: onnx.ModelProto, source: onnx.ModelProto | None = None) -> onnx.ModelProto:

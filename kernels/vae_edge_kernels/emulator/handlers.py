@@ -56,7 +56,7 @@ def compile_instruction(instruction: Instruction, operands: Operands) -> Handler
         return BY_NAME[opcode](instruction, operands)
     if NOTHING.match(opcode):
         return lambda program, mask: None
-    raise PtxError(f"{place_of(instruction)}: the instruction {instruction.text!r} is not known.")
+    raise PtxError(f"{place_of(instruction)}: the emulator does not know the instruction {instruction.text!r}.")
 
 
 def _compute(instruction: Instruction, operands: Operands) -> Handler:

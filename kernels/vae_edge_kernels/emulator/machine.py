@@ -8,6 +8,7 @@ least. Functions are inlined at every call.
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -195,12 +196,19 @@ class Device:
         self.cost: Cost | None = None  # of the instruction that is executed
         self.source = ""  # its line
 
-    def launch(self, grid: tuple[int, int, int], arguments: list[Any], max_steps: int = 50_000_000) -> None:
+    def launch(
+        self,
+        grid: tuple[int, int, int],
+        arguments: list[Any],
+        max_steps: int = 50_000_000,
+        timeout: float | None = None,
+    ) -> None:
         """Run all programs; with a seed they interleave.
 
         Raises:
-            EmulatorError: whatever is wrong.
+            EmulatorError: whatever is wrong, or that it has not ended after so many steps or seconds.
         """
+        start = time.monotonic()
         if len(arguments) != len(self.linked.params):
             raise PtxError(f"{len(arguments)} arguments came, where {len(self.linked.params)} are expected.")
         self.arguments = {
@@ -215,6 +223,12 @@ class Device:
         for _ in range(max_steps):
             if not living:
                 return
+            if timeout is not None and time.monotonic() > start + timeout:
+                raise Deadlock(
+                    f"{self.source or 'the kernel'}: not at its end after {timeout:g} seconds and "
+                    f"{self.counts.totals['instructions']:,} warp instructions, with {len(living)} of {self.programs} "
+                    "programs still running: it waits for what no program does, or is too large for the emulator."
+                )
             at = self._next(living, at)
             program = living[at]
             self.polled, steps = False, 0

@@ -32,6 +32,7 @@ class Owners:
 
     Makers and times are those of `clocks`. Where barriers alone order accesses, of several readers the last time is
     enough. Else `reads` has the time of each one's last read, from the first time on that several have read a byte.
+    `rival` is whom the first access of the last race has raced with.
     """
 
     writer: Array
@@ -41,6 +42,7 @@ class Owners:
     read_in: Array
     agents: int = 0
     reads: Array | None = None
+    rival: int = NOBODY
 
     @classmethod
     def of(cls, size: int, agents: int = 0) -> Owners:
@@ -65,6 +67,8 @@ class Owners:
             now: the time.
         """
         raced = self.written_in[index] >= clocks[rows, self.writer[index]]
+        if raced.any():
+            self.rival = int(self.writer[index][raced][0])
         again = (self.read_in[index] >= clocks[rows, self.reader[index]]) & (self.reader[index] != who)
         if self.agents and again.any():
             self._tell_apart()
@@ -93,6 +97,8 @@ class Owners:
             several = self.reader[index] == SEVERAL
             times = self.reads[:, index[several]]
             late[several] = (times >= clocks[rows[several], : len(times)].T).any(0)
+        if (raced | late).any():
+            self.rival = int(np.where(raced, self.writer[index], self.reader[index])[raced | late][0])
         raced |= late
         self.writer[index] = np.where(shared, SEVERAL, who)
         self.written_in[index], self.written_by[index] = now, by
@@ -191,14 +197,20 @@ class GlobalMemory:
             at = int(index[buffer.data[index] != values][0])
             raise MemoryFault(f"{place}: threads write different values to byte {at} of {buffer.name} at once.")
 
+    def note_atomic(self, addresses: Array, size: int, who: Agent, place: str) -> None:
+        """Atomic operations, one thread each: they race with what is not atomic. The errors are those of `load`."""
+        buffer, offsets = self._check(addresses, size, place, "an atomic update")
+        if buffer.accesses is not None:
+            index = spread(offsets, size)
+            self._refuse(buffer, buffer.accesses.atomic(index, who), index, who, place, "an atomic update")
+
     def _refuse(self, buffer: Buffer, raced: Array, index: Array, who: Agent, place: str, what: str) -> None:
         if raced.any():
             row, column = (int(i[0]) for i in np.nonzero(raced))
             assert buffer.accesses is not None
             raise MemoryFault(
                 f"{place}: {what} of byte {int(index[row, column])} of {buffer.name} by program {who.program}, warp "
-                f"{int(who.warps[row])} races with {buffer.accesses.last(int(index[row, column]), what)}: nothing "
-                "orders them."
+                f"{int(who.warps[row])} races with {buffer.accesses.rival}: nothing orders them."
             )
 
     def find(self, address: int) -> tuple[Buffer, int]:
@@ -352,7 +364,7 @@ class SharedMemory:
         if raced.any():
             raise MemoryFault(
                 f"{place}: an asynchronous copy to byte {int(flat[raced][0])} of shared memory races with an access of "
-                f"{self._other(int(flat[raced][0]))}: no barrier lies between."
+                f"{self._other()}: no barrier lies between."
             )
         self.held[index] = True
         return index
@@ -427,20 +439,17 @@ class SharedMemory:
         raced = self.owners.write(index, who, who, self.clocks.seen, self.clocks.time, by, equal)
         self._refuse(raced, index, who, place, what)
 
-    def _other(self, byte: int, what: str = "a write") -> str:
-        """Who touched a byte before, for messages."""
-        sides = (self.owners.writer,) if what == "a read" else (self.owners.reader, self.owners.writer)
-        for agent in (int(side[byte]) for side in sides):
-            if self.clocks.warps <= agent < 2 * self.clocks.warps:
-                return f"a product in flight, issued by warp {agent - self.clocks.warps}"
-            if agent >= 0:
-                return f"warp {agent}"
-        return "several warps"
+    def _other(self) -> str:
+        """Whom the last access has raced with, for messages."""
+        agent = self.owners.rival
+        if self.clocks.warps <= agent < 2 * self.clocks.warps:
+            return f"a product in flight, issued by warp {agent - self.clocks.warps}"
+        return f"warp {agent}" if agent >= 0 else "several warps"
 
     def _refuse(self, raced: Array, flat: Array, who: Array, place: str, what: str) -> None:
         if raced.any():
             at, by = int(flat[raced][0]), int(who[raced][0])
             raise MemoryFault(
-                f"{place}: {what} of byte {at} of shared memory by warp {by} races with {self._other(at, what)}: no "
+                f"{place}: {what} of byte {at} of shared memory by warp {by} races with {self._other()}: no "
                 "barrier lies between."
             )

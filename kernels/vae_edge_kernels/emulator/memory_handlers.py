@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -276,8 +277,11 @@ def atomic_add(match: re.Match[str], instruction: Instruction, operands: Operand
             where, warp = everywhere[thread : thread + 1], int(program.warp[thread])
             if order in ("acq_rel", "acquire"):
                 device.acquire(program, int(where[0]), warp)
+            who = program.agent(np.arange(operands.threads) == thread)
             if order in ("acq_rel", "release"):
                 device.release(program, int(where[0]), warp)
+                who = replace(who, time=program.clocks.ordered_until(warp) - 1)  # it is published with the rest
+            device.memory.note_atomic(where, 4, who, place)
             old = np.ascontiguousarray(device.memory.load(where, 4, None, place)).view(DTYPES[kind])
             full[thread] = old[0, 0]
             total = np.asarray(old[0, 0] + read(program)[thread], DTYPES[kind])

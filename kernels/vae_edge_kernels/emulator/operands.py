@@ -44,7 +44,7 @@ def parts_of(operand: str) -> list[str]:
 
 def place_of(instruction: Instruction) -> str:
     """Where an instruction stands, for messages."""
-    return f"line {instruction.line}" + (f" ({instruction.source})" if instruction.source else "")
+    return f"PTX line {instruction.line}" + (f" ({instruction.source})" if instruction.source else "")
 
 
 def registers_in(operand: str) -> list[str]:

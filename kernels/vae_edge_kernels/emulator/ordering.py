@@ -38,7 +38,7 @@ class Agent:
 
 
 class Accesses:
-    """Who wrote and who read each byte of a buffer last."""
+    """Who wrote and who read each byte of a buffer last; `rival` says whom the last race was with."""
 
     def __init__(self, size: int, programs: int) -> None:
         self.size, self.programs = size, programs
@@ -46,10 +46,14 @@ class Accesses:
         self.reader = _Last(size)
         self.by = np.zeros(size, np.int32)  # the instruction that wrote
         self.reads: Array | None = None  # time of each program's last read, once several have read
+        self.atomics: _Last | None = None  # the last atomic operation, once there was one
+        self.rival = ""
 
     def read(self, index: Array, who: Agent) -> Array:
         """Note reads of bytes [N, size]; which of them race with a write."""
-        raced = self.writer.unordered(index, who)
+        raced = self._judge(
+            index, (self.writer.unordered(index, who), self.writer, "the write"), self._atomic(index, who)
+        )
         before = self.reader.program[index]
         others = (before != who.program) & (before != NOBODY)
         if self.reads is None and others.any() and self.programs <= MAX_PROGRAMS:
@@ -70,8 +74,45 @@ class Accesses:
         """
         raced = self.writer.unordered(index, who)
         repeats = raced & equal & (self.by[index] == by)
-        raced &= ~repeats
-        raced |= self.reader.unordered(index, who)
+        raced = self._judge(
+            index,
+            (raced & ~repeats, self.writer, "the write"),
+            (self._read(index, who), self.reader, "the read"),
+            self._atomic(index, who),
+        )
+        self.writer.note(index, who)
+        self.by[index] = by
+        return raced, bool(repeats.any())
+
+    def atomic(self, index: Array, who: Agent) -> Array:
+        """Note atomic operations on bytes [N, size]; which of them race with a read or write that is not atomic."""
+        raced = self._judge(
+            index,
+            (self.writer.unordered(index, who), self.writer, "the write"),
+            (self._read(index, who), self.reader, "the read"),
+        )
+        if self.atomics is None:
+            self.atomics = _Last(self.size)
+        self.atomics.note(index, who)
+        return raced
+
+    def _judge(self, index: Array, *sides: tuple[Array, _Last, str]) -> Array:
+        """Bytes that race with any side; of the first one, `rival` gets the access that was there before."""
+        raced = np.any([side[0] for side in sides], axis=0)
+        if raced.any():
+            last, what = next((last, what) for late, last, what in sides if late[raced][0])
+            self.rival = last.describe(int(index[raced][0]), what)
+        return np.asarray(raced)
+
+    def _atomic(self, index: Array, who: Agent) -> tuple[Array, _Last, str]:
+        """Bytes whose last atomic operation is not ordered before this access."""
+        if self.atomics is None:
+            return np.zeros(index.shape, bool), self.writer, ""
+        return self.atomics.unordered(index, who), self.atomics, "the atomic update"
+
+    def _read(self, index: Array, who: Agent) -> Array:
+        """Bytes of which a read is not ordered before this access."""
+        raced = self.reader.unordered(index, who)
         if self.reads is not None:
             several = index[self.reader.program[index] == SEVERAL]
             if len(several):
@@ -80,20 +121,7 @@ class Accesses:
                 late = (latest >= known) & (latest != NOBODY)
                 late[who.program] = False
                 raced[self.reader.program[index] == SEVERAL] |= late.any(0)
-        self.writer.note(index, who)
-        self.by[index] = by
-        return raced, bool(repeats.any())
-
-    def last(self, byte: int, what: str) -> str:
-        """Who touched a byte before, for messages."""
-        sides = (self.writer,) if what == "a read" else (self.reader, self.writer)
-        for side, verb in zip(sides, ("the read", "the write") if len(sides) == 2 else ("the write",), strict=True):
-            program, warp = int(side.program[byte]), int(side.warp[byte])
-            if program == SEVERAL:
-                return f"{verb}s of several programs"
-            if program >= 0:
-                return f"{verb} by program {program}" + (f", warp {warp}" if warp >= 0 else "")
-        return "another access"
+        return raced
 
 
 class _Last:
@@ -112,6 +140,13 @@ class _Last:
         if foreign.any():
             foreign &= self.time[index] >= who.known[warps, np.maximum(program, 0)]
         return own | foreign
+
+    def describe(self, byte: int, verb: str) -> str:
+        """The last access of a byte, for messages."""
+        program, warp = int(self.program[byte]), int(self.warp[byte])
+        if program == SEVERAL:
+            return f"{verb}s of several programs"
+        return f"{verb} by program {program}" + (f", warp {warp}" if warp >= 0 else "")
 
     def note(self, index: Array, who: Agent) -> None:
         """These warps access bytes [N, size]; several warps of one program that nothing orders are `SEVERAL`."""
