@@ -63,14 +63,12 @@ def image_barrier(barrier_ptr, NET: tl.constexpr):
         tl.atomic_add(barrier_ptr, 1, sem="release", scope="gpu")
 
         # Each warp reads and spins for itself: an atomic operation's result goes to all of them through shared memory,
-        # each time around. Then acquire once: it invalidates the L1 cache (CCTL.IVALL). It is compared because an
-        # addition of 0 whose result nobody needs is dropped (Triton 3.6).
+        # each time around. Then acquire once: it invalidates the L1 cache (CCTL.IVALL). The addition of 0 would be
+        # dropped, as nobody needs its result (Triton 3.6).
         while goal - tl.load(barrier_ptr, volatile=True) > 0:
             pass
-        while goal - tl.atomic_add(barrier_ptr, 0, sem="acquire", scope="gpu") > 0:
-            pass
-    else:
-        tl.debug_barrier()
+        tl.atomic_or(barrier_ptr, 0, sem="acquire", scope="gpu")
+    tl.debug_barrier()
 
 
 # ---- The image, and borders -----------------------------------------------------------------------------------------

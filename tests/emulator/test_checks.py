@@ -118,8 +118,33 @@ def fill(y_ptr, n, BLOCK: tl.constexpr = 16):
 
 
 @triton.jit
-def largest(y_ptr, n):
-    tl.atomic_max(y_ptr, n)
+def half(y_ptr, n):
+    tl.atomic_add(y_ptr.to(tl.pointer_type(tl.float16)), 1.0)
+
+
+@triton.jit
+def update_all(y_ptr, old_ptr, n):
+    i = tl.arange(0, 64)
+    new = (i % n).to(y_ptr.dtype.element_ty)
+    place = y_ptr + i % 2
+    tl.store(old_ptr + i, tl.atomic_xchg(place, new + 5))
+    tl.atomic_max(y_ptr + 2 + i % 2, new)
+    tl.atomic_min(y_ptr + 4 + i % 2, -new)
+    tl.atomic_or(y_ptr + 6 + i % 2, new)
+    tl.atomic_and(y_ptr + 8 + i % 2, new - 1)
+    tl.atomic_xor(y_ptr + 10 + i % 2, new)
+    tl.atomic_add(y_ptr + 12 + i % 2, -new)
+
+
+@triton.jit
+def take_ticket(lock_ptr, y_ptr):
+    while tl.atomic_cas(lock_ptr, 0, 1, sem="acquire") == 1:
+        pass
+    value = tl.load(y_ptr)  # by every thread, before one of them stores
+    tl.debug_barrier()
+    tl.store(y_ptr, value + 1.0)
+    tl.debug_barrier()
+    tl.atomic_xchg(lock_ptr, 0, sem="release")
 
 
 @triton.jit
@@ -170,7 +195,7 @@ def test_an_autotuned_kernel_runs_with_its_first_configuration(tmp_path: Path) -
         ("return 3", "it returned an object of type int, where a pair of tensors is expected"),
         ("return [1, 2]", "it returned an object of type int for '0', where a pair of tensors is expected"),
         ("fill[1,](y, 16)", "it returned nothing, where a pair of tensors is expected"),
-        ("raise ValueError('no')", r"ValueError: no \(checks.py:60\)"),
+        ("raise ValueError('no')", r"ValueError: no \(checks.py:84\)"),
         ("raise SystemExit(3)", "SystemExit: 3"),
         ("fill[1,](y)", "fill: missing arguments: n"),
         ("fill[1,](y, 1, 16, 2)", "fill: 4 arguments came, where 3 are expected: y_ptr, n, BLOCK"),
@@ -189,7 +214,7 @@ def test_an_autotuned_kernel_runs_with_its_first_configuration(tmp_path: Path) -
             "fill[1,](y, 1, 100)",
             r"does not compile: checks.py:20: arange's range must be a power of 2: return tl.arange",
         ),
-        ("largest[1,](y.int(), 1)", r"\(checks.py:31\): the emulator does not know the instruction '.*atom.*max"),
+        ("half[1,](y.int(), 1)", r"\(checks.py:31\): the emulator does not know the instruction '.*atom.*f16"),
     ],
 )
 def test_a_check_that_cannot_be_run_says_why(tmp_path: Path, body: str, message: str) -> None:
@@ -233,6 +258,37 @@ def test_a_kernel_that_does_not_end_is_given_up(tmp_path: Path) -> None:
     fault = check(tmp_path, "forever[2,](zeros, 3); return zeros, zeros", timeout=0.5).fault
     assert fault is not None and re.match(r"checks.py:\d+: not at its end after 0.5 seconds and [\d,]+ warp", fault)
     assert "with 2 of 2 programs still running" in fault
+
+
+@pytest.mark.parametrize("dtype", ["torch.int32", "torch.int64"])
+def test_atomic_operations(tmp_path: Path, dtype: str) -> None:
+    # Each pair of elements is changed by the even and by the odd numbers 0 to 6, many times over.
+    body = (
+        f"y, old = torch.tensor([0] * 8 + [-1] * 2 + [0] * 4, dtype={dtype}), torch.zeros(64, dtype={dtype}); "
+        f"update_all[1,](y, old, 7); i = torch.arange(64); new = (i % 7).to({dtype}); "
+        "even, odd = new[::2], new[1::2]; import functools, operator; "
+        "xor = [functools.reduce(operator.xor, part.tolist()) for part in (even, odd)]; "
+        "both = [functools.reduce(operator.and_, (part - 1).tolist(), -1) for part in (even, odd)]; "
+        "either = [functools.reduce(operator.or_, part.tolist()) for part in (even, odd)]; "
+        "exchanged = sorted(old.tolist() + y[:2].tolist()) == sorted([0, 0] + (new + 5).tolist()); "
+        "sums = [-int(part.sum()) for part in (even, odd)]; "
+        "answer = [6, 6, -6, -6, *either, *both, *xor, *sums]; "
+        f"values = torch.cat([y[2:], torch.tensor([exchanged], dtype={dtype})]); "
+        f"return values, torch.tensor([*answer, 1], dtype={dtype})"
+    )
+    assert check(tmp_path, body).fault is None
+    assert check(tmp_path, body.replace("[6, 6, -6", "[6, 5, -6")).fault is not None
+
+
+def test_a_lock_orders_programs(tmp_path: Path) -> None:
+    body = "take_ticket[4,](torch.zeros(1, dtype=torch.int32), zeros); return zeros, torch.tensor([4.0, 0, 0])"
+    assert check(tmp_path, body).fault is None
+    relaxed = KERNELS.replace('sem="acquire"', 'sem="relaxed"')
+    assert relaxed != KERNELS
+    (tmp_path / "relaxed.py").write_text(relaxed + "".join(f"    {line}\n" for line in body.split("; ")))
+    (function,) = load_checks(str(tmp_path / "relaxed.py")).values()
+    fault = run_check("check_a", function, 87).fault
+    assert fault is not None and "of y_ptr" in fault and "races" in fault
 
 
 def test_atomic_updates_race_with_what_is_not_atomic(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ BY_PATTERN: tuple[tuple[re.Pattern[str], Callable[[re.Match[str], Instruction, O
     (memory.ACCESS, memory.access),
     (memory.MATRICES, memory.matrices),
     (memory.ASYNC_COPY, memory.async_copy),
-    (memory.ATOMIC_ADD, memory.atomic_add),
+    (memory.ATOMIC, memory.atomic),
     (warp.MMA, warp.product),
     (warp.WGMMA, warp.group_product),
     (warp.SHUFFLE, warp.exchange),

@@ -1,8 +1,9 @@
-"""Instructions that access memory: loads and stores, matrices, asynchronous copies, atomic additions."""
+"""Instructions that access memory: loads and stores, matrices, asynchronous copies, atomic operations."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -27,9 +28,14 @@ ACCESS = re.compile(
 )
 MATRICES = re.compile(r"(?P<what>ld|st)matrix\.sync\.aligned\.m8n8\.x(?P<count>[124])(?P<trans>\.trans)?\.shared\.b16$")
 ASYNC_COPY = re.compile(r"cp\.async\.(?:ca|cg)\.shared\.global$")
-ATOMIC_ADD = re.compile(
-    r"(?P<what>atom|red)\.global\.gpu\.(?P<order>relaxed|acq_rel|acquire|release)\.add\.(?P<kind>u32|s32|f32)$"
+ATOMIC = re.compile(
+    r"(?P<what>atom|red)\.global(?:\.gpu)?\.(?P<order>relaxed|acq_rel|acquire|release)(?:\.gpu)?\.(?:(?P<add>add)\.(?P<sum>[us](?:32|64)"
+    r"|f32)|(?P<extreme>min|max)\.(?P<compared>[us](?:32|64))|(?P<bits>and|or|xor|exch|cas)\.(?P<word>b(?:32|64)))$"
 )
+UPDATES: dict[str, Callable[[Array, Array], Array]] = {
+    "add": np.add, "min": np.minimum, "max": np.maximum, "and": np.bitwise_and, "or": np.bitwise_or,
+    "xor": np.bitwise_xor, "exch": lambda old, new: new,
+}  # fmt: skip
 STRONG = ("acquire", "release", "relaxed", "volatile")  # accesses that may meet others without a race
 LOCAL_BYTES = 1 << 24  # addresses beyond LOCAL_BASE that a generic access takes for local memory
 
@@ -260,19 +266,24 @@ def proxy_fence(instruction: Instruction, operands: Operands) -> Handler:
     return fence
 
 
-def atomic_add(match: re.Match[str], instruction: Instruction, operands: Operands) -> Handler:
-    """`atom.add` and `red.add`, thread by thread."""
-    kind, returns, order = match.group("kind"), match.group("what") == "atom", match.group("order")
-    place = place_of(instruction)
-    pointer, value = instruction.operands[-2:]
-    address, read = operands.address(pointer, place), operands.reader(value, kind)
-    write = operands.writer(instruction.operands[0], kind) if returns else None
+def atomic(match: re.Match[str], instruction: Instruction, operands: Operands) -> Handler:
+    """`atom` and `red`, thread by thread."""
+    returns, order = match.group("what") == "atom", match.group("order")
+    name = match.group("add") or match.group("extreme") or match.group("bits")
+    kind = match.group("sum") or match.group("compared") or match.group("word")
+    place, size = place_of(instruction), DTYPES[kind].itemsize
+    texts = list(instruction.operands)
+    if len(texts) != returns + 2 + (name == "cas"):
+        raise PtxError(f"{place}: {texts} are not the operands of {match.group(0)}.")
+    write = operands.writer(texts.pop(0), kind) if returns else None
+    address, read = operands.address(texts.pop(0), place), operands.reader(texts.pop(), kind)
+    expected = operands.reader(texts.pop(), kind) if name == "cas" else None
 
-    def add(program: Program, mask: Array) -> None:
+    def update(program: Program, mask: Array) -> None:
         device = program.device
         full = np.zeros(operands.threads, DTYPES[kind])
         everywhere = address(program)
-        device.touch_global(program, everywhere[mask], 4, mask, stores=True)
+        device.touch_global(program, everywhere[mask], size, mask, stores=True)
         for thread in np.flatnonzero(mask):
             where, warp = everywhere[thread : thread + 1], int(program.warp[thread])
             if order in ("acq_rel", "acquire"):
@@ -281,14 +292,18 @@ def atomic_add(match: re.Match[str], instruction: Instruction, operands: Operand
             if order in ("acq_rel", "release"):
                 device.release(program, int(where[0]), warp)
                 who = replace(who, time=program.clocks.ordered_until(warp) - 1)  # it is published with the rest
-            device.memory.note_atomic(where, 4, who, place)
-            old = np.ascontiguousarray(device.memory.load(where, 4, None, place)).view(DTYPES[kind])
-            full[thread] = old[0, 0]
-            total = np.asarray(old[0, 0] + read(program)[thread], DTYPES[kind])
-            device.memory.store(where, total.reshape(1, 1).view(np.uint8), None, place)
+            device.memory.note_atomic(where, size, who, place)
+            old = np.ascontiguousarray(device.memory.load(where, size, None, place)).view(DTYPES[kind])[0]
+            full[thread] = old[0]
+            new = read(program)[thread : thread + 1]
+            if expected is not None:
+                new = np.where(old == expected(program)[thread], new, old)
+            else:
+                new = UPDATES[name](old, new)
+            device.memory.store(where, new.astype(DTYPES[kind]).reshape(1, 1).view(np.uint8), None, place)
         if write is not None:
             write(program, mask, full)
             if program.board is not None and device.cost is not None:
                 program.board.delay(device.cost, np.unique(program.warp[mask]), L2_HIT, 1.0)
 
-    return add
+    return update
