@@ -195,7 +195,7 @@ def test_an_autotuned_kernel_runs_with_its_first_configuration(tmp_path: Path) -
         ("return 3", "it returned an object of type int, where a pair of tensors is expected"),
         ("return [1, 2]", "it returned an object of type int for '0', where a pair of tensors is expected"),
         ("fill[1,](y, 16)", "it returned nothing, where a pair of tensors is expected"),
-        ("raise ValueError('no')", r"ValueError: no \(checks.py:84\)"),
+        ("raise ValueError('no')", r"ValueError: no \(checks.py:85\)"),
         ("raise SystemExit(3)", "SystemExit: 3"),
         ("fill[1,](y)", "fill: missing arguments: n"),
         ("fill[1,](y, 1, 16, 2)", "fill: 4 arguments came, where 3 are expected: y_ptr, n, BLOCK"),
