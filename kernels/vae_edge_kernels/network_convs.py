@@ -217,7 +217,7 @@ def conv_tile(activations_ptr, weights_ptr, params_ptr, tile, NET: tl.constexpr,
         activations_ptr + NET.layers[I].source, tile, NET, I, NET.layers[I].pitch, NET.layers[I].in_channels
     )
     sums = first_sums(params_ptr, tile, NET, I)
-    for r in range(KERNEL):
+    for r in tl.static_range(KERNEL):
         for f in tl.static_range(FULL):
             ptrs = offset_all(x_ptrs, r * ROW + chunk_inputs(f * 16 * PACK, DEPTH, 4 * PACK))
             sums = add_chunk(sums, ptrs, weights_ptr, tile, NET, I, r * FULL + f, 2)
