@@ -23,7 +23,7 @@ from vae_edge_kernels.fragments import (
     tile_warp,
     vector_range,
 )
-from vae_edge_kernels.implicit_gemm import fma, quantize_int8, quantize_relu_int8, relu
+from vae_edge_kernels.implicit_gemm import fma, quantize_int8, quantize_relu_packed, relu
 from vae_edge_kernels.layout import ConvLayout
 
 
@@ -278,7 +278,7 @@ def scale_bias_relu(sums, scale, bias, NET: tl.constexpr, I: tl.constexpr):
 def round_tile(value, NET: tl.constexpr, I: tl.constexpr):
     """A tile of an int8 network in units of its output, int8, behind its ReLU where it has one."""
     if NET.layers[I].relu:
-        return quantize_relu_int8(value)
+        return quantize_relu_packed(value)
     else:
         return quantize_int8(value)
 
