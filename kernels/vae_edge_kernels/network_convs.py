@@ -24,7 +24,7 @@ from vae_edge_kernels.fragments import (
     vector_range,
 )
 from vae_edge_kernels.implicit_gemm import fma, quantize_int8, quantize_relu_packed, relu
-from vae_edge_kernels.layout import ConvLayout
+from vae_edge_kernels.layout import ConvLayout, NetworkLayout
 
 
 @triton.constexpr_function
@@ -39,7 +39,25 @@ def start_of(layer: ConvLayout, part: int) -> int:
     return layer.group_starts[part]
 
 
+@triton.constexpr_function
+def is_mixed(net: NetworkLayout, layer: ConvLayout) -> bool:
+    """Whether a layer's weights become float16 of int8."""
+    return net.int8 and layer.reads_image
+
+
+@triton.constexpr_function
+def shares_weights(layer: ConvLayout) -> bool:
+    """Whether all tiles of a layer have the same weights, so few that they stay in registers."""
+    return layer.out_channels <= layer.tile_channels and layer.filters.half * layer.dots * layer.filters.dot_m <= 32
+
+
 # ---- Tiles ----------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def first_tile(cta_rank, NET: tl.constexpr):
+    """The first tile of a program."""
+    return cta_rank if NET.ctas_per_image > 1 else 0
 
 
 @triton.jit
@@ -130,27 +148,41 @@ def load_weights(weights_ptr, tile, NET: tl.constexpr, I: tl.constexpr, D: tl.co
     start = NET.layers[I].weights + (0 if STEPS == 2 else NET.layers[I].filters.full_size)
     w_ptr = weights_ptr + (start + chunk * (DOTS * STEPS * J * 8 * 16 * PACK))
     w = tl.load(w_ptr + offset[:, None] + vector_range(4, 4 * PACK)[None, :])
-    return left_operand(w, J, WARPS, STEPS, PACK)
+    return left_operand(w, J, WARPS, STEPS, PACK, is_mixed(NET, NET.layers[I]))
+
+
+@triton.jit
+def load_inputs(x_ptrs, NET: tl.constexpr, I: tl.constexpr, STEPS: tl.constexpr):
+    """A chunk's inputs for each group of a tile's pixels, `tl.dot`'s right operands. x_ptrs: tensors of pointers to
+    them, [8 · group · warps, 8 · STEPS · pack].
+    """
+    PARTS: tl.constexpr = len(NET.layers[I].groups)
+    PACK: tl.constexpr = NET.layers[I].filters.pack
+    MIXED: tl.constexpr = is_mixed(NET, NET.layers[I])
+    xs = ()
+    for p in tl.static_range(PARTS):
+        xs = xs + (right_operand(tl.load(x_ptrs[p]), group_of(NET.layers[I], p), NET.warps, STEPS, PACK, MIXED),)  # type: ignore[assignment]
+    return xs
 
 
 @triton.jit
 def add_chunk(sums, x_ptrs, weights_ptr, tile, NET: tl.constexpr, I: tl.constexpr, chunk, STEPS: tl.constexpr):
-    """Add the products with a chunk of the summed index to a tile's sums. x_ptrs: tensors of pointers to the inputs,
-    [8 · group · warps, 8 · STEPS · pack], for each group of the tile's pixels.
-    """
+    """Add the products with a chunk of the summed index to a tile's sums. x_ptrs: see `load_inputs`."""
     DOTS: tl.constexpr = NET.layers[I].dots
     PARTS: tl.constexpr = len(NET.layers[I].groups)
-    xs = ()
-    for p in tl.static_range(PARTS):
-        x = tl.load(x_ptrs[p])
-        xs = xs + (right_operand(x, group_of(NET.layers[I], p), NET.warps, STEPS, NET.layers[I].filters.pack),)  # type: ignore[assignment]
+    xs = load_inputs(x_ptrs, NET, I, STEPS)
     added = ()
     for d in tl.static_range(DOTS):
-        w = load_weights(weights_ptr, tile, NET, I, d, chunk, STEPS).to(xs[0].dtype)
+        w = load_weights(weights_ptr, tile, NET, I, d, chunk, STEPS)
         for p in tl.static_range(PARTS):
-            acc = sums[d * PARTS + p]
-            added = added + (tl.dot(w, xs[p], acc, input_precision="tf32", out_dtype=acc.dtype),)  # type: ignore[assignment]
+            added = added + (add_product(w, xs[p], sums[d * PARTS + p]),)  # type: ignore[assignment]
     return added
+
+
+@triton.jit
+def add_product(w, x, acc):
+    """acc + w · x for each warp."""
+    return tl.dot(w, x, acc, input_precision="tf32", out_dtype=acc.dtype)
 
 
 @triton.jit
@@ -185,7 +217,7 @@ def input_ptrs(x_ptr, tile, NET: tl.constexpr, I: tl.constexpr, PITCH: tl.conste
     pixels = read_pixels(tile, NET, I)
     ptrs = ()
     for p in tl.static_range(PARTS):
-        corner = pixels[p] // WIDTH * PITCH + pixels[p] % WIDTH
+        corner = pixels[p] + pixels[p] // WIDTH * (PITCH - WIDTH)
         ptrs = ptrs + (x_ptr + corner * (NET.layers[I].stride * CHANNELS),)  # type: ignore[assignment]
     return ptrs
 
@@ -228,20 +260,37 @@ def conv_tile(activations_ptr, weights_ptr, params_ptr, tile, NET: tl.constexpr,
 
 
 @triton.jit
-def stem_tile(workspace_ptr, weights_ptr, params_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
-    """Sums of a tile of a layer that reads the image's pixels, float32.
+def stem_weights(weights_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
+    """Weights of a tile of a layer that reads the image's pixels, float16, by chunk and part of its channels.
 
-    They and the weights are float16 in int8 networks too: products of whole numbers are exact.
+    They and the pixels are float16 in int8 networks too: products of whole numbers are exact.
     """
+    DOTS: tl.constexpr = NET.layers[I].dots
+    CHUNKS: tl.constexpr = NET.layers[I].filters.half
+    weights = ()
+    for h in tl.static_range(CHUNKS):
+        for d in tl.static_range(DOTS):
+            weights = weights + (load_weights(weights_ptr, tile, NET, I, d, h, 1).to(tl.float16),)  # type: ignore[assignment]
+    return weights
+
+
+@triton.jit
+def stem_tile(sums, workspace_ptr, weights, tile, NET: tl.constexpr, I: tl.constexpr):
+    """Sums of a tile of a layer that reads the image's pixels, float32, from `first_sums` and `stem_weights` on."""
     ROW: tl.constexpr = NET.stem_row
+    DOTS: tl.constexpr = NET.layers[I].dots
+    PARTS: tl.constexpr = len(NET.layers[I].groups)
     CHUNKS: tl.constexpr = NET.layers[I].filters.half
     x_ptrs = input_ptrs(pixels_ptr(workspace_ptr, NET), tile, NET, I, NET.width, ROW)
-    sums = first_sums(params_ptr, tile, NET, I)
     for h in tl.static_range(CHUNKS):
         k = h * 16 + tl.arange(0, 16)
         k = tl.minimum(k // ROW, 2) * (NET.width * ROW) + k % ROW  # behind the last row weights are 0
-        ptrs = offset_all(x_ptrs, tl.max_contiguous(tl.multiple_of(k, 4), 4))
-        sums = add_chunk(sums, ptrs, weights_ptr, tile, NET, I, h, 1)
+        xs = load_inputs(offset_all(x_ptrs, tl.max_contiguous(tl.multiple_of(k, 4), 4)), NET, I, 1)
+        added = ()
+        for d in tl.static_range(DOTS):
+            for p in tl.static_range(PARTS):
+                added = added + (add_product(weights[h * DOTS + d], xs[p], sums[d * PARTS + p]),)  # type: ignore[assignment]
+        sums = added
     return sums
 
 
@@ -256,6 +305,18 @@ def load_rows(row_ptr, tile, NET: tl.constexpr, I: tl.constexpr, D: tl.constexpr
     warp = tl.arange(0, WARPS)[:, None]
     value = tl.load(row_ptr + read_dot(tile, warp, NET, I, D) * DOT_M + tl.arange(0, DOT_M)[None, :])
     return value.reshape(WARPS, 8, DOT_M // 16, 2).permute(0, 2, 3, 1).reshape(WARPS, DOT_M, 1)
+
+
+@triton.jit
+def load_scales(params_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
+    """Scale and bias of a tile's channels, for each of its parts by channels; none in float16 networks."""
+    DOTS: tl.constexpr = NET.layers[I].dots
+    scales = ()
+    if NET.int8:
+        for d in tl.static_range(DOTS):
+            scale = load_rows(params_ptr + NET.layers[I].scale, tile, NET, I, d)
+            scales = scales + (scale, load_rows(params_ptr + NET.layers[I].bias, tile, NET, I, d))  # type: ignore[assignment]
+    return scales
 
 
 @triton.jit
@@ -284,22 +345,22 @@ def round_tile(value, NET: tl.constexpr, I: tl.constexpr):
 
 
 @triton.jit
-def store_layer(sums, activations_ptr, sums_ptr, params_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
-    """Epilogue of a tile: into the layer's output; the feature layer also stores each tile's sums by channel."""
+def store_layer(sums, scales, activations_ptr, sums_ptr, params_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
+    """Epilogue of a tile: into the layer's output; the feature layer also stores each tile's sums by channel. scales:
+    see `load_scales`.
+    """
     DOTS: tl.constexpr = NET.layers[I].dots
     PARTS: tl.constexpr = len(NET.layers[I].groups)
     WARPS: tl.constexpr = NET.warps
     DOT_M: tl.constexpr = NET.layers[I].filters.dot_m
     for d in tl.static_range(DOTS):
         total = tl.zeros((WARPS, DOT_M), dtype=tl.float32)
-        scale, bias = (
-            load_rows(params_ptr + NET.layers[I].scale, tile, NET, I, d),
-            load_rows(params_ptr + NET.layers[I].bias, tile, NET, I, d),
-        )
         for p in tl.static_range(PARTS):
-            value = scale_bias_relu(sums[d * PARTS + p], scale, bias, NET, I)
             if NET.int8:
+                value = scale_bias_relu(sums[d * PARTS + p], scales[2 * d], scales[2 * d + 1], NET, I)
                 value = round_tile(value, NET, I)
+            else:
+                value = scale_bias_relu(sums[d * PARTS + p], 1.0, 0.0, NET, I)
             value = value.to(activations_ptr.dtype.element_ty)
             store_part(value, activations_ptr, tile, NET, I, d, group_of(NET.layers[I], p), start_of(NET.layers[I], p))
             if NET.layers[I].is_feature_layer:
@@ -322,7 +383,7 @@ def store_part(
     index = tl.arange(0, 8 * GROUPS * WARPS)
     warp = stored_warp(index, WARPS)
     pixel = tile_pixel(tile, warp, stored_row(index, WARPS), NET, I, FIRST)
-    place = pixel // WIDTH * NET.layers[I].output_pitch + pixel % WIDTH if NET.layers[I].output_border else pixel
+    place = pixel + pixel // WIDTH if NET.layers[I].output_border else pixel
     channel = tile_dot(tile, warp, NET, I, D) * DOT_M + index * 0
     column = tl.max_contiguous(tl.arange(0, DOT_M), DOT_M // 8)
     offset = (place * CHANNELS + channel)[:, None] + column[None, :]
@@ -368,14 +429,24 @@ def store_sums(total, sums_ptr, params_ptr, tile, NET: tl.constexpr, I: tl.const
 @triton.jit
 def first_conv(workspace_ptr, activations_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr, I: tl.constexpr):
     """A backbone's first layer: y = relu(conv(pixels, w) + b)."""
-    for tile in range(cta_rank, tiles_m(NET, I) * tiles_n(NET, I), NET.ctas_per_image):
-        sums = stem_tile(workspace_ptr, weights_ptr, params_ptr, tile, NET, I)
-        store_layer(sums, activations_ptr, workspace_ptr, params_ptr, tile, NET, I)
+    SHARED: tl.constexpr = shares_weights(NET.layers[I])
+    if SHARED:
+        weights = stem_weights(weights_ptr, 0, NET, I)
+        scales = load_scales(params_ptr, 0, NET, I)
+        zero = first_sums(params_ptr, 0, NET, I)
+    for tile in range(first_tile(cta_rank, NET), tiles_m(NET, I) * tiles_n(NET, I), NET.ctas_per_image):
+        if not SHARED:
+            weights = stem_weights(weights_ptr, tile, NET, I)
+            scales = load_scales(params_ptr, tile, NET, I)
+            zero = first_sums(params_ptr, tile, NET, I)
+        sums = stem_tile(zero, workspace_ptr, weights, tile, NET, I)
+        store_layer(sums, scales, activations_ptr, workspace_ptr, params_ptr, tile, NET, I)
 
 
 @triton.jit
 def hidden_conv(activations_ptr, sums_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr, I: tl.constexpr):
     """y = relu(conv(x, w) + b) from one feature map to the next, and a feature layer's `store_sums`."""
-    for tile in range(cta_rank, tiles_m(NET, I) * tiles_n(NET, I), NET.ctas_per_image):
+    for tile in range(first_tile(cta_rank, NET), tiles_m(NET, I) * tiles_n(NET, I), NET.ctas_per_image):
         sums = conv_tile(activations_ptr, weights_ptr, params_ptr, tile, NET, I)
-        store_layer(sums, activations_ptr, sums_ptr, params_ptr, tile, NET, I)
+        scales = load_scales(params_ptr, tile, NET, I)
+        store_layer(sums, scales, activations_ptr, sums_ptr, params_ptr, tile, NET, I)

@@ -525,7 +525,9 @@ def conversion_reference(name: str, mods: list[str]) -> Reference | None:
         "rn.bf16x2.f32": Reference(("f32", "f32"), "bf16x2", packed(narrowed(exact.BF16), 16)),
         "rn.satfinite.e4m3x2.f32": Reference(("f32", "f32"), "e4m3x2", packed(narrowed(exact.E4M3, saturate=True), 8)),
         "pack.sat.s8.s32.b32": Reference(
-            ("s32", "s32", "b32"), "b32", lambda a, b, c: (c & 0xFFFF) << 16 | saturated_byte(a) << 8 | saturated_byte(b)
+            ("s32", "s32", "b32"),
+            "b32",
+            lambda a, b, c: (c & 0xFFFF) << 16 | saturated_byte(a) << 8 | saturated_byte(b),
         ),
         "rn.f16x2.e4m3x2": Reference(
             ("e4m3x2",),
