@@ -93,20 +93,8 @@ def row_channel(J: tl.constexpr):
 
 @triton.jit
 def sums_to_tile(sums, J: tl.constexpr, GROUPS: tl.constexpr, WARPS: tl.constexpr):
-    """Sums as a tile [GROUPS · WARPS · 8, 16 · J] whose rows are columns of the product, as `stored_row` says, and
-    whose columns are output channels in order.
+    """Sums as a tile [GROUPS · WARPS · 8, 16 · J] whose rows are columns of the product, as `tile_row` says, and whose
+    columns are output channels in order.
     """
-    sums = sums.reshape(WARPS, J, 2, 8, GROUPS, 4, 2).permute(4, 6, 0, 5, 3, 1, 2)
+    sums = sums.reshape(WARPS, J, 2, 8, GROUPS, 8).permute(4, 0, 5, 3, 1, 2)
     return sums.reshape(GROUPS * WARPS * 8, 16 * J)
-
-
-@triton.jit
-def stored_warp(index, WARPS: tl.constexpr):
-    """The warp that has a row of `sums_to_tile`."""
-    return index // 4 % WARPS
-
-
-@triton.jit
-def stored_row(index, WARPS: tl.constexpr):
-    """Its place among its warp's columns of the product."""
-    return index // (8 * WARPS) * 8 + index % 4 * 2 + index // (4 * WARPS) % 2

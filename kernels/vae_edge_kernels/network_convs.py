@@ -16,8 +16,6 @@ from vae_edge_kernels.fragments import (
     left_operand,
     right_operand,
     row_channel,
-    stored_row,
-    stored_warp,
     sums_to_tile,
     tile_row,
     tile_warp,
@@ -381,11 +379,11 @@ def store_part(
     CHANNELS: tl.constexpr = NET.layers[I].out_channels
     PIXELS: tl.constexpr = NET.layers[I].out_height * NET.layers[I].out_width
     index = tl.arange(0, 8 * GROUPS * WARPS)
-    warp = stored_warp(index, WARPS)
-    pixel = tile_pixel(tile, warp, stored_row(index, WARPS), NET, I, FIRST)
+    warp = tile_warp(index, WARPS)
+    pixel = tile_pixel(tile, warp, tile_row(index, WARPS), NET, I, FIRST)
     place = pixel + pixel // WIDTH if NET.layers[I].output_border else pixel
     channel = tile_dot(tile, warp, NET, I, D) * DOT_M + index * 0
-    column = tl.max_contiguous(tl.arange(0, DOT_M), DOT_M // 8)
+    column = vector_range(4, DOT_M // 4)
     offset = (place * CHANNELS + channel)[:, None] + column[None, :]
     mask = (pixel < PIXELS)[:, None]
     if CHANNELS % NET.layers[I].tile_channels != 0:
