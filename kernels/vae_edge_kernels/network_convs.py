@@ -352,7 +352,7 @@ def store_layer(sums, scales, activations_ptr, sums_ptr, params_ptr, tile, NET: 
     WARPS: tl.constexpr = NET.warps
     DOT_M: tl.constexpr = NET.layers[I].filters.dot_m
     for d in tl.static_range(DOTS):
-        total = tl.zeros((WARPS, DOT_M), dtype=tl.float32)
+        total = tl.zeros((WARPS, DOT_M), dtype=tl.int32 if NET.int8 else tl.float32)
         for p in tl.static_range(PARTS):
             if NET.int8:
                 value = scale_bias_relu(sums[d * PARTS + p], scales[2 * d], scales[2 * d + 1], NET, I)
@@ -403,9 +403,10 @@ def is_pixel(tile, NET: tl.constexpr, I: tl.constexpr, GROUPS: tl.constexpr, FIR
 
 @triton.jit
 def pixel_sums(value, tile, NET: tl.constexpr, I: tl.constexpr, GROUPS: tl.constexpr, FIRST: tl.constexpr):
-    """Sums of one product's values over their pixels, float32 [warps, dot_m]."""
+    """Sums of one product's values over their pixels, [warps, dot_m]: whole numbers in int8 networks."""
+    DTYPE: tl.constexpr = tl.int32 if NET.int8 else tl.float32
     inside, _ = is_pixel(tile, NET, I, GROUPS, FIRST)
-    return tl.sum(tl.where(inside, value.to(tl.float32), 0.0), 2)
+    return tl.sum(tl.where(inside, value.to(DTYPE), 0), 2)
 
 
 @triton.jit
@@ -415,9 +416,9 @@ def store_sums(total, sums_ptr, params_ptr, tile, NET: tl.constexpr, I: tl.const
     """
     WARPS_M: tl.constexpr = NET.layers[I].warps_m
     DOT_M: tl.constexpr = NET.layers[I].filters.dot_m
-    if NET.int8:
-        total = total * tl.load(params_ptr + NET.layers[I].output_scale)
     total = tl.sum(total.reshape(WARPS_M, NET.layers[I].warps_n, DOT_M), 1)
+    if NET.int8:
+        total = total.to(tl.float32) * tl.load(params_ptr + NET.layers[I].output_scale)
     dot = tile_dot(tile, tl.arange(0, WARPS_M)[:, None] * NET.layers[I].warps_n, NET, I, D)
     channel = dot * DOT_M + row_channel(DOT_M // 16)[None, :]
     target_ptr = sums_ptr + tile // tiles_m(NET, I) * NET.layers[I].out_channels
