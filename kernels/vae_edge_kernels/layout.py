@@ -719,9 +719,9 @@ def _tiles(layer: ConvLayout, warps: int, warp_tiles: int) -> Iterator[ConvLayou
                 yield replace(layer, warps_m=warps_m, warps_n=warps_n, dots=dots, groups=parts)
 
 
-def _tile_cost(layer: ConvLayout, ctas_per_image: int) -> tuple[float, int]:
+def _tile_cost(layer: ConvLayout, ctas_per_image: int) -> tuple[float, int, int]:
     """What a tile of a layer takes: modelled cycles of a multiprocessor for two matrix instructions' summed index, by
-    what takes the longest; then tiles.
+    what takes the longest; then products, and tiles.
 
     A matrix instruction takes 8 cycles of one of four tensor cores, 16 bytes a thread 4 of the first-level cache.
     """
@@ -729,7 +729,7 @@ def _tile_cost(layer: ConvLayout, ctas_per_image: int) -> tuple[float, int]:
     loads, products = 2 * rows + columns, 2 * rows * columns
     tiles = -(-layer.out_channels // layer.tile_channels) * -(-layer.out_pixels // layer.tile_pixels)
     cycles = warps * max(4.0 * loads, 2.0 * products, (loads + products) / 4)
-    return -(-tiles // ctas_per_image) * cycles, tiles
+    return -(-tiles // ctas_per_image) * cycles, tiles * warps * products, tiles
 
 
 @lru_cache(maxsize=256)

@@ -24,6 +24,8 @@ from vae_edge_kernels.fragments import (
 from vae_edge_kernels.implicit_gemm import fma, quantize_int8, quantize_relu_packed, relu
 from vae_edge_kernels.layout import ConvLayout, NetworkLayout
 
+MAX_UNROLLED = 6  # products of 16 output channels by 8 output pixels of a warp
+
 
 @triton.constexpr_function
 def group_of(layer: ConvLayout, part: int) -> int:
@@ -41,6 +43,14 @@ def start_of(layer: ConvLayout, part: int) -> int:
 def is_mixed(net: NetworkLayout, layer: ConvLayout) -> bool:
     """Whether a layer's weights become float16 of int8."""
     return net.int8 and layer.reads_image
+
+
+@triton.constexpr_function
+def is_unrolled(layer: ConvLayout) -> bool:
+    """Whether the rows of a layer's kernel are unrolled: offsets are constants then. With more sums the assembler would
+    load so far ahead that registers run out.
+    """
+    return layer.dots * layer.filters.dot_m // 16 * sum(layer.groups) <= MAX_UNROLLED
 
 
 @triton.constexpr_function
@@ -232,28 +242,38 @@ def chunk_inputs(START: tl.constexpr, DEPTH: tl.constexpr, VECTOR: tl.constexpr)
 
 
 @triton.jit
-def conv_tile(activations_ptr, weights_ptr, params_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
-    """Sums of a tile of a layer that reads a feature map, float32 or int32, as `first_sums` has them.
-
-    For each row of the kernel the inputs lie side by side, those of its columns with all their channels.
+def add_kernel_row(sums, x_ptrs, weights_ptr, tile, NET: tl.constexpr, I: tl.constexpr, r):
+    """Add the products with row r of the kernel, whose inputs lie side by side: those of its columns with all their
+    channels.
     """
     FULL: tl.constexpr = NET.layers[I].filters.full
     PACK: tl.constexpr = NET.layers[I].filters.pack
     DEPTH: tl.constexpr = NET.layers[I].filters.depth
+    ROW: tl.constexpr = NET.layers[I].pitch * NET.layers[I].in_channels
+    for f in tl.static_range(FULL):
+        ptrs = offset_all(x_ptrs, r * ROW + chunk_inputs(f * 16 * PACK, DEPTH, 4 * PACK))
+        sums = add_chunk(sums, ptrs, weights_ptr, tile, NET, I, r * FULL + f, 2)
+    if NET.layers[I].filters.half > 0:
+        ptrs = offset_all(x_ptrs, r * ROW + chunk_inputs(FULL * 16 * PACK, DEPTH, 2 * PACK))
+        sums = add_chunk(sums, ptrs, weights_ptr, tile, NET, I, r, 1)
+    return sums
+
+
+@triton.jit
+def conv_tile(activations_ptr, weights_ptr, params_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
+    """Sums of a tile of a layer that reads a feature map, float32 or int32, as `first_sums` has them."""
     KERNEL: tl.constexpr = NET.layers[I].kernel_size
-    CHANNELS: tl.constexpr = NET.layers[I].in_channels
-    ROW: tl.constexpr = NET.layers[I].pitch * CHANNELS
+    UNROLLED: tl.constexpr = is_unrolled(NET.layers[I])
     x_ptrs = input_ptrs(
         activations_ptr + NET.layers[I].source, tile, NET, I, NET.layers[I].pitch, NET.layers[I].in_channels
     )
     sums = first_sums(params_ptr, tile, NET, I)
-    for r in tl.static_range(KERNEL):
-        for f in tl.static_range(FULL):
-            ptrs = offset_all(x_ptrs, r * ROW + chunk_inputs(f * 16 * PACK, DEPTH, 4 * PACK))
-            sums = add_chunk(sums, ptrs, weights_ptr, tile, NET, I, r * FULL + f, 2)
-        if NET.layers[I].filters.half > 0:
-            ptrs = offset_all(x_ptrs, r * ROW + chunk_inputs(FULL * 16 * PACK, DEPTH, 2 * PACK))
-            sums = add_chunk(sums, ptrs, weights_ptr, tile, NET, I, r, 1)
+    if UNROLLED:
+        for r in tl.static_range(KERNEL):
+            sums = add_kernel_row(sums, x_ptrs, weights_ptr, tile, NET, I, r)
+    else:
+        for r in range(KERNEL):
+            sums = add_kernel_row(sums, x_ptrs, weights_ptr, tile, NET, I, r)
     return sums
 
 
