@@ -344,12 +344,16 @@ def decoder_fc(
     STRIDE: tl.constexpr = NET.linears[DECODER].row_stride
     PACK: tl.constexpr = 4 if NET.int8 else 2
     index = tl.arange(0, ROWS * WARPS)
+    xs = ()
+    for first in tl.static_range(0, STRIDE, 16 * PACK):
+        x = code_operand(own_ptr, params_ptr, NET, first, STRIDE - first, PACK)
+        xs = xs + (x,)  # type: ignore[assignment]  # noqa: RUF005
     for start in range(cta_rank * ROWS * WARPS, OUT_FEATURES, ROWS * WARPS * NET.ctas_per_image):
         out = start + index
         w_ptr = weights_ptr + NET.linears[DECODER].weights + tl.minimum(out, OUT_FEATURES - 1) * STRIDE
         sums = tl.zeros((WARPS, ROWS, 8), dtype=tl.int32 if NET.int8 else tl.float32)
         for first in tl.static_range(0, STRIDE, 16 * PACK):
-            sums = add_code_products(sums, own_ptr, w_ptr, params_ptr, NET, first, STRIDE - first, PACK)
+            sums = add_code_products(sums, xs[first // (16 * PACK)], w_ptr, NET, first, STRIDE - first, PACK)
         y = tl.max(sums, 2).to(tl.float32).reshape(WARPS, ROWS // 8, 8).permute(1, 0, 2).reshape(ROWS * WARPS)
         out_mask = out < OUT_FEATURES
         y = dequant_bias(y, params_ptr, NET, DECODER, out, out_mask)
@@ -361,24 +365,32 @@ def decoder_fc(
 
 
 @triton.jit
-def add_code_products(
-    sums, own_ptr, w_ptr, params_ptr, NET: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr, PACK: tl.constexpr
-):
-    """Add the products with the code's numbers from FIRST on, of which the weights have REST."""
-    STEPS: tl.constexpr = 1 if REST <= 8 * PACK else 2
-    DEPTH: tl.constexpr = 8 * STEPS * PACK
+def code_steps(REST: tl.constexpr, PACK: tl.constexpr):
+    """Matrix instructions for REST numbers of the code, or for the first of them."""
+    return 1 if REST <= 8 * PACK else 2
+
+
+@triton.jit
+def code_operand(own_ptr, params_ptr, NET: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr, PACK: tl.constexpr):
+    """The code's numbers from FIRST on, of which the weights have REST, `tl.dot`'s right operand."""
+    WARPS: tl.constexpr = NET.warps
+    STEPS: tl.constexpr = code_steps(REST, PACK)
     k = FIRST + summed_index(STEPS, PACK)
     x = tl.load(own_ptr + NET.workspace.code + k, mask=k < NET.latent + NET.classes, other=0.0)
     if NET.int8:
         x = quantize_int8(x * tl.load(params_ptr + NET.linears[DECODER].input_scale))
     else:
         x = x.to(tl.float16)
-    WARPS: tl.constexpr = NET.warps
-    x = tl.broadcast_to(x[None, :, None], (WARPS, DEPTH, 8))
+    return tl.broadcast_to(x[None, :, None], (WARPS, 8 * STEPS * PACK, 8))
 
+
+@triton.jit
+def add_code_products(sums, x, w_ptr, NET: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr, PACK: tl.constexpr):
+    """Add the products with x, see `code_operand`."""
+    STEPS: tl.constexpr = code_steps(REST, PACK)
     k = vector_range(4, 2 * STEPS * PACK)
     w_ptrs = w_ptr[:, None] + (FIRST + k)[None, :]
-    w = tl.load(w_ptrs, mask=(k < REST)[None, :], other=0) if REST < DEPTH else tl.load(w_ptrs)
+    w = tl.load(w_ptrs, mask=(k < REST)[None, :], other=0) if REST < 8 * STEPS * PACK else tl.load(w_ptrs)
     w = right_operand(w, w.shape[0] // (8 * NET.warps), NET.warps, STEPS, PACK).permute(0, 2, 1)
     return tl.dot(w, x, sums, out_dtype=sums.dtype)
 
