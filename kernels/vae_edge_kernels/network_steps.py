@@ -365,16 +365,10 @@ def decoder_fc(
 
 
 @triton.jit
-def code_steps(REST: tl.constexpr, PACK: tl.constexpr):
-    """Matrix instructions for REST numbers of the code, or for the first of them."""
-    return 1 if REST <= 8 * PACK else 2
-
-
-@triton.jit
 def code_operand(own_ptr, params_ptr, NET: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr, PACK: tl.constexpr):
     """The code's numbers from FIRST on, of which the weights have REST, `tl.dot`'s right operand."""
     WARPS: tl.constexpr = NET.warps
-    STEPS: tl.constexpr = code_steps(REST, PACK)
+    STEPS: tl.constexpr = 1 if REST <= 8 * PACK else 2
     k = FIRST + summed_index(STEPS, PACK)
     x = tl.load(own_ptr + NET.workspace.code + k, mask=k < NET.latent + NET.classes, other=0.0)
     if NET.int8:
@@ -387,7 +381,7 @@ def code_operand(own_ptr, params_ptr, NET: tl.constexpr, FIRST: tl.constexpr, RE
 @triton.jit
 def add_code_products(sums, x, w_ptr, NET: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr, PACK: tl.constexpr):
     """Add the products with x, see `code_operand`."""
-    STEPS: tl.constexpr = code_steps(REST, PACK)
+    STEPS: tl.constexpr = 1 if REST <= 8 * PACK else 2
     k = vector_range(4, 2 * STEPS * PACK)
     w_ptrs = w_ptr[:, None] + (FIRST + k)[None, :]
     w = tl.load(w_ptrs, mask=(k < REST)[None, :], other=0) if REST < 8 * STEPS * PACK else tl.load(w_ptrs)
