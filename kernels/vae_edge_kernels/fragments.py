@@ -15,6 +15,8 @@ these summed indices, whatever they are; the left operand, the weights, is store
 what a thread needs in one piece. So inputs are columns, and outputs rows.
 
     PACK    elements in 32 bits: 2 in float16, 4 in int8
+    MIXED   the left operand becomes float16 of int8: Triton takes a thread's neighbours for summed indices side by
+            side then
     STEPS   matrix instructions, one behind the other, that a thread's neighbours are for: 2 of 16 bytes, 1 of 8
     x tile  [GROUPS · WARPS · 8, 8 · STEPS · PACK], a row for each column of the product; row i is warp i // 8 % WARPS's
     w tile  [STEPS · J · WARPS · 8, 16 · PACK], for 16 · J rows of the product
@@ -49,9 +51,13 @@ def tile_row(index, WARPS: tl.constexpr):
 
 
 @triton.jit
-def right_operand(tile, GROUPS: tl.constexpr, WARPS: tl.constexpr, STEPS: tl.constexpr, PACK: tl.constexpr):
+def right_operand(
+    tile, GROUPS: tl.constexpr, WARPS: tl.constexpr, STEPS: tl.constexpr, PACK: tl.constexpr,
+    MIXED: tl.constexpr = False,
+):  # fmt: skip
     """An x tile as `tl.dot`'s right operand, [WARPS, 8 · STEPS · PACK, GROUPS · 8]."""
-    tile = tile.reshape(GROUPS, WARPS, 8, 4, STEPS, 2, PACK).permute(1, 4, 5, 3, 6, 0, 2)
+    tile = tile.reshape(GROUPS, WARPS, 8, 4, STEPS, 2, PACK)
+    tile = tile.permute(1, 4, 3, 5, 6, 0, 2) if MIXED else tile.permute(1, 4, 5, 3, 6, 0, 2)
     return tile.reshape(WARPS, 8 * STEPS * PACK, GROUPS * 8)
 
 
@@ -64,11 +70,14 @@ def summed_index(STEPS: tl.constexpr, PACK: tl.constexpr):
 
 
 @triton.jit
-def left_operand(tile, J: tl.constexpr, WARPS: tl.constexpr, STEPS: tl.constexpr, PACK: tl.constexpr):
+def left_operand(
+    tile, J: tl.constexpr, WARPS: tl.constexpr, STEPS: tl.constexpr, PACK: tl.constexpr, MIXED: tl.constexpr = False
+):
     """A w tile as `tl.dot`'s left operand, [WARPS, 16 · J, 8 · STEPS · PACK]. It lies in memory as
     [STEPS, J, g, t, half of the summed indices, half of the rows, PACK].
     """
-    tile = tile.reshape(STEPS, J, WARPS, 8, 4, 2, 2, PACK).permute(2, 1, 6, 3, 0, 5, 4, 7)
+    tile = tile.reshape(STEPS, J, WARPS, 8, 4, 2, 2, PACK)
+    tile = tile.permute(2, 1, 6, 3, 0, 4, 5, 7) if MIXED else tile.permute(2, 1, 6, 3, 0, 5, 4, 7)
     return tile.reshape(WARPS, 16 * J, 8 * STEPS * PACK)
 
 
@@ -84,20 +93,8 @@ def row_channel(J: tl.constexpr):
 
 @triton.jit
 def sums_to_tile(sums, J: tl.constexpr, GROUPS: tl.constexpr, WARPS: tl.constexpr):
-    """Sums as a tile [GROUPS · WARPS · 8, 16 · J] whose rows are columns of the product, as `stored_row` says, and
-    whose columns are output channels in order.
+    """Sums as a tile [GROUPS · WARPS · 8, 16 · J] whose rows are columns of the product, as `tile_row` says, and whose
+    columns are output channels in order.
     """
-    sums = sums.reshape(WARPS, J, 2, 8, GROUPS, 4, 2).permute(4, 6, 0, 5, 3, 1, 2)
+    sums = sums.reshape(WARPS, J, 2, 8, GROUPS, 8).permute(4, 0, 5, 3, 1, 2)
     return sums.reshape(GROUPS * WARPS * 8, 16 * J)
-
-
-@triton.jit
-def stored_warp(index, WARPS: tl.constexpr):
-    """The warp that has a row of `sums_to_tile`."""
-    return index // 4 % WARPS
-
-
-@triton.jit
-def stored_row(index, WARPS: tl.constexpr):
-    """Its place among its warp's columns of the product."""
-    return index // (8 * WARPS) * 8 + index % 4 * 2 + index // (4 * WARPS) % 2

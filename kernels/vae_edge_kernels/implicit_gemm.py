@@ -139,6 +139,35 @@ def quantize_relu_int8(value):
 
 
 @triton.jit
+def quantize_relu_packed(value):
+    """`quantize_relu_int8` of numbers that are not NaN, in half of its instructions.
+
+    Multiplied by 2^-149, the smallest float32, a number is rounded to a whole multiple of it, whose bits are the
+    integer; those of a negative number are a large negative integer. Saturated to int8 it is -128, and 0 without its
+    highest bit.
+    """
+    if INTERPRETED:
+        return quantize_relu_int8(value)
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b32 q<4>;
+        mul.rn.f32 q0, $1, 0f00000001;
+        mul.rn.f32 q1, $2, 0f00000001;
+        mul.rn.f32 q2, $3, 0f00000001;
+        mul.rn.f32 q3, $4, 0f00000001;
+        cvt.pack.sat.s8.s32.b32 q2, q3, q2, 0;
+        cvt.pack.sat.s8.s32.b32 q0, q1, q0, q2;
+        and.b32 $0, q0, 0x7f7f7f7f;
+        }""",
+        "=r,r,r,r,r",
+        [value],
+        dtype=tl.int8,
+        is_pure=True,
+        pack=4,
+    )
+
+
+@triton.jit
 def quantize_pixel(value):
     """`quantize_relu_int8`, but as float32."""
     if INTERPRETED:

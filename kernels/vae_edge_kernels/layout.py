@@ -168,6 +168,11 @@ class ConvLayout:
         return -(-self.out_pixels // self.tile_pixels)
 
     @property
+    def tiles(self) -> int:
+        """All tiles."""
+        return self.channel_tiles * self.pixel_tiles
+
+    @property
     def pitch(self) -> int:
         """Pixels from a row of the input to the next one."""
         return self.width + self.kernel_size // 2
@@ -724,17 +729,17 @@ def _tiles(layer: ConvLayout, warps: int, warp_tiles: int) -> Iterator[ConvLayou
                 yield replace(layer, warps_m=warps_m, warps_n=warps_n, dots=dots, groups=parts)
 
 
-def _tile_cost(layer: ConvLayout, ctas_per_image: int) -> tuple[float, int]:
+def _tile_cost(layer: ConvLayout, ctas_per_image: int) -> tuple[float, int, int]:
     """What a tile of a layer takes: modelled cycles of a multiprocessor for two matrix instructions' summed index, by
-    what takes the longest; then tiles.
+    what takes the longest; then products, and tiles.
 
     A matrix instruction takes 8 cycles of one of four tensor cores, 16 bytes a thread 4 of the first-level cache.
     """
     rows, columns, warps = layer.dots * layer.filters.dot_m // 16, sum(layer.groups), layer.warps_m * layer.warps_n
     loads, products = 2 * rows + columns, 2 * rows * columns
-    tiles = layer.channel_tiles * layer.pixel_tiles
+    tiles = layer.tiles
     cycles = warps * max(4.0 * loads, 2.0 * products, (loads + products) / 4)
-    return -(-tiles // ctas_per_image) * cycles, tiles
+    return -(-tiles // ctas_per_image) * cycles, tiles * warps * products, tiles
 
 
 @lru_cache(maxsize=256)

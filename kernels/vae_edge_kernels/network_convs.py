@@ -16,15 +16,15 @@ from vae_edge_kernels.fragments import (
     left_operand,
     right_operand,
     row_channel,
-    stored_row,
-    stored_warp,
     sums_to_tile,
     tile_row,
     tile_warp,
     vector_range,
 )
-from vae_edge_kernels.implicit_gemm import fma, least, quantize_int8, quantize_relu_int8, relu
-from vae_edge_kernels.layout import ConvLayout
+from vae_edge_kernels.implicit_gemm import fma, least, quantize_int8, quantize_relu_packed, relu
+from vae_edge_kernels.layout import ConvLayout, NetworkLayout
+
+MAX_UNROLLED = 6  # products of 16 output channels by 8 output pixels of a warp
 
 
 @triton.constexpr_function
@@ -39,7 +39,33 @@ def start_of(layer: ConvLayout, part: int) -> int:
     return layer.group_starts[part]
 
 
+@triton.constexpr_function
+def is_mixed(net: NetworkLayout, layer: ConvLayout) -> bool:
+    """Whether a layer's weights become float16 of int8."""
+    return net.int8 and layer.reads_image
+
+
+@triton.constexpr_function
+def is_unrolled(layer: ConvLayout) -> bool:
+    """Whether the rows of a layer's kernel are unrolled: offsets are constants then. With more sums the assembler would
+    load so far ahead that registers run out.
+    """
+    return layer.dots * layer.filters.dot_m // 16 * sum(layer.groups) <= MAX_UNROLLED
+
+
+@triton.constexpr_function
+def shares_weights(layer: ConvLayout) -> bool:
+    """Whether all tiles of a layer have the same weights, so few that they stay in registers."""
+    return layer.out_channels <= layer.tile_channels and layer.filters.half * layer.dots * layer.filters.dot_m <= 32
+
+
 # ---- Tiles ----------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def first_tile(cta_rank, NET: tl.constexpr):
+    """The first tile of a program."""
+    return cta_rank if NET.ctas_per_image > 1 else 0
 
 
 @triton.jit
@@ -80,7 +106,7 @@ def pixels_ptr(workspace_ptr, NET: tl.constexpr):
 
 
 @triton.jit
-def first_sums(scale_bias, NET: tl.constexpr, I: tl.constexpr):
+def first_sums(scales, NET: tl.constexpr, I: tl.constexpr):
     """What a tile's products are added to, [warps, dot_m, 8 · group] for each of its parts by channels and, within it,
     for each group of its pixels: the bias in float16 networks, else 0."""
     DOTS: tl.constexpr = NET.layers[I].dots
@@ -92,7 +118,7 @@ def first_sums(scale_bias, NET: tl.constexpr, I: tl.constexpr):
     for d in tl.static_range(DOTS):
         for p in tl.static_range(PARTS):
             part = tl.zeros((WARPS, DOT_M, 8 * group_of(NET.layers[I], p)), dtype=DTYPE)
-            sums = sums + (part,) if NET.int8 else sums + (part + scale_bias[2 * d + 1],)  # type: ignore[assignment]
+            sums = sums + (part,) if NET.int8 else sums + (part + scales[2 * d + 1],)  # type: ignore[assignment]
     return sums
 
 
@@ -111,31 +137,26 @@ def load_weights(weights_ptr, tile, NET: tl.constexpr, I: tl.constexpr, D: tl.co
     start = NET.layers[I].weights + (0 if STEPS == 2 else NET.layers[I].filters.full_size)
     w_ptr = weights_ptr + (start + chunk * (DOTS * STEPS * J * 8 * 16 * PACK))
     w = tl.load(w_ptr + offset[:, None] + vector_range(4, 4 * PACK)[None, :])
-    return left_operand(w, J, WARPS, STEPS, PACK)
+    return left_operand(w, J, WARPS, STEPS, PACK, is_mixed(NET, NET.layers[I]))
 
 
 @triton.jit
-def load_chunk(x_ptrs, weights_ptr, tile, NET: tl.constexpr, I: tl.constexpr, chunk, STEPS: tl.constexpr):
-    """What a chunk of the summed index multiplies: `tl.dot`'s right operands, one for each group of the tile's pixels,
-    and its left ones, one for each part of its channels. x_ptrs: tensors of pointers to the inputs,
-    [8 · group · warps, 8 · STEPS · pack], for each group.
+def load_inputs(x_ptrs, NET: tl.constexpr, I: tl.constexpr, STEPS: tl.constexpr):
+    """A chunk's inputs for each group of a tile's pixels, `tl.dot`'s right operands. x_ptrs: tensors of pointers to
+    them, [8 · group · warps, 8 · STEPS · pack].
     """
-    DOTS: tl.constexpr = NET.layers[I].dots
     PARTS: tl.constexpr = len(NET.layers[I].groups)
-    operands = ()
+    PACK: tl.constexpr = NET.layers[I].filters.pack
+    MIXED: tl.constexpr = is_mixed(NET, NET.layers[I])
+    xs = ()
     for p in tl.static_range(PARTS):
-        x = tl.load(x_ptrs[p])
-        operands = operands + (  # type: ignore[assignment]
-            right_operand(x, group_of(NET.layers[I], p), NET.warps, STEPS, NET.layers[I].filters.pack),
-        )
-    for d in tl.static_range(DOTS):
-        operands = operands + (load_weights(weights_ptr, tile, NET, I, d, chunk, STEPS).to(operands[0].dtype),)  # type: ignore[assignment]
-    return operands
+        xs = xs + (right_operand(tl.load(x_ptrs[p]), group_of(NET.layers[I], p), NET.warps, STEPS, PACK, MIXED),)  # type: ignore[assignment]
+    return xs
 
 
 @triton.jit
-def add_products(sums, operands, NET: tl.constexpr, I: tl.constexpr, START: tl.constexpr):
-    """Add a chunk's products to a tile's sums; its operands are those from START on, as `load_chunk` has them."""
+def add_products(sums, xs, ws, NET: tl.constexpr, I: tl.constexpr, CHUNK: tl.constexpr):
+    """Add a chunk's products to a tile's sums; xs and ws: of all chunks, one behind the other."""
     DOTS: tl.constexpr = NET.layers[I].dots
     PARTS: tl.constexpr = len(NET.layers[I].groups)
     added = ()
@@ -143,7 +164,7 @@ def add_products(sums, operands, NET: tl.constexpr, I: tl.constexpr, START: tl.c
         for p in tl.static_range(PARTS):
             acc = sums[d * PARTS + p]
             product = tl.dot(
-                operands[START + PARTS + d], operands[START + p], acc, input_precision="tf32", out_dtype=acc.dtype
+                ws[CHUNK * DOTS + d], xs[CHUNK * PARTS + p], acc, input_precision="tf32", out_dtype=acc.dtype
             )
             added = added + (product,)  # type: ignore[assignment]
     return added
@@ -181,7 +202,7 @@ def input_ptrs(x_ptr, tile, NET: tl.constexpr, I: tl.constexpr, PITCH: tl.conste
     pixels = read_pixels(tile, NET, I)
     ptrs = ()
     for p in tl.static_range(PARTS):
-        corner = pixels[p] // WIDTH * PITCH + pixels[p] % WIDTH
+        corner = pixels[p] + pixels[p] // WIDTH * (PITCH - WIDTH)
         ptrs = ptrs + (x_ptr + corner * (NET.layers[I].stride * CHANNELS),)  # type: ignore[assignment]
     return ptrs
 
@@ -198,68 +219,91 @@ def chunk_inputs(START: tl.constexpr, DEPTH: tl.constexpr, VECTOR: tl.constexpr)
 
 
 @triton.jit
-def load_conv_chunk(x_ptrs, weights_ptr, tile, NET: tl.constexpr, I: tl.constexpr, r, F: tl.constexpr):
-    """`load_chunk` of chunk F of row r of the kernel, of a layer that reads a feature map; the half chunk is the last.
-
-    For each row the inputs lie side by side, those of its columns with all their channels.
+def load_chunk(x_ptrs, weights_ptr, tile, NET: tl.constexpr, I: tl.constexpr, r, F: tl.constexpr):
+    """Inputs and weights of chunk F of row r of the kernel, of a layer that reads a feature map; the half chunk is the
+    last. For each row the inputs lie side by side: those of its columns with all their channels.
     """
     FULL: tl.constexpr = NET.layers[I].filters.full
     PACK: tl.constexpr = NET.layers[I].filters.pack
     ROW: tl.constexpr = NET.layers[I].pitch * NET.layers[I].in_channels
+    DOTS: tl.constexpr = NET.layers[I].dots
     STEPS: tl.constexpr = 2 if F < FULL else 1
     k = chunk_inputs(F * 16 * PACK, NET.layers[I].filters.depth, 2 * STEPS * PACK)
     chunk = r * FULL + F if F < FULL else r
-    return load_chunk(offset_all(x_ptrs, r * ROW + k), weights_ptr, tile, NET, I, chunk, STEPS)
+    weights = ()
+    for d in tl.static_range(DOTS):
+        weights = weights + (load_weights(weights_ptr, tile, NET, I, d, chunk, STEPS),)  # type: ignore[assignment]
+    return load_inputs(offset_all(x_ptrs, r * ROW + k), NET, I, STEPS), weights
 
 
 @triton.jit
-def conv_tile(activations_ptr, scale_bias, weights_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
-    """Sums of a tile of a layer that reads a feature map, float32 or int32, as `first_sums` has them."""
-    KERNEL: tl.constexpr = NET.layers[I].kernel_size
+def add_kernel_rows(sums, scales, x_ptrs, weights_ptr, tile, NET: tl.constexpr, I: tl.constexpr, r, ROWS: tl.constexpr):
+    """Add the products with ROWS rows of the kernel from row r on; without sums to add to, start with `first_sums`.
+    Some chunks are loaded ahead of the one that is multiplied.
+    """
     OF_ROW: tl.constexpr = NET.layers[I].filters.full + NET.layers[I].filters.half
-    AHEAD: tl.constexpr = NET.layers[I].chunks_ahead
-    OPERANDS: tl.constexpr = NET.layers[I].dots + len(NET.layers[I].groups)
-    x_ptrs = input_ptrs(
-        activations_ptr + NET.layers[I].source, tile, NET, I, NET.layers[I].pitch, NET.layers[I].in_channels
-    )
-    if AHEAD == 0:
-        sums = first_sums(scale_bias, NET, I)
-        for r in range(KERNEL):
-            for f in tl.static_range(OF_ROW):
-                sums = add_products(sums, load_conv_chunk(x_ptrs, weights_ptr, tile, NET, I, r, f), NET, I, 0)
-    else:
-        operands = ()
-        for q in tl.static_range(least(AHEAD, KERNEL * OF_ROW)):
-            operands = operands + load_conv_chunk(x_ptrs, weights_ptr, tile, NET, I, q // OF_ROW, q % OF_ROW)
-        sums = first_sums(scale_bias, NET, I)
-        for q in tl.static_range(KERNEL * OF_ROW):
-            if q + AHEAD < KERNEL * OF_ROW:
-                operands = operands + load_conv_chunk(
-                    x_ptrs, weights_ptr, tile, NET, I, (q + AHEAD) // OF_ROW, (q + AHEAD) % OF_ROW
-                )
-            sums = add_products(sums, operands, NET, I, q * OPERANDS)
+    CHUNKS: tl.constexpr = ROWS * OF_ROW
+    AHEAD: tl.constexpr = least(NET.layers[I].chunks_ahead, CHUNKS)
+    xs, ws = (), ()
+    for c in tl.static_range(AHEAD):
+        x, w = load_chunk(x_ptrs, weights_ptr, tile, NET, I, r + c // OF_ROW, c % OF_ROW)
+        xs, ws = xs + x, ws + w
+    if len(sums) == 0:
+        sums = first_sums(scales, NET, I)
+    for c in tl.static_range(CHUNKS):
+        if c + AHEAD < CHUNKS:
+            x, w = load_chunk(x_ptrs, weights_ptr, tile, NET, I, r + (c + AHEAD) // OF_ROW, (c + AHEAD) % OF_ROW)
+            xs, ws = xs + x, ws + w
+        sums = add_products(sums, xs, ws, NET, I, c)
     return sums
 
 
 @triton.jit
-def stem_tile(workspace_ptr, scale_bias, weights_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
-    """Sums of a tile of a layer that reads the image's pixels, float32.
+def conv_tile(activations_ptr, scales, weights_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
+    """Sums of a tile of a layer that reads a feature map, float32 or int32, as `first_sums` has them."""
+    KERNEL: tl.constexpr = NET.layers[I].kernel_size
+    UNROLLED: tl.constexpr = is_unrolled(NET.layers[I])
+    x_ptrs = input_ptrs(
+        activations_ptr + NET.layers[I].source, tile, NET, I, NET.layers[I].pitch, NET.layers[I].in_channels
+    )
+    if UNROLLED:
+        sums = add_kernel_rows((), scales, x_ptrs, weights_ptr, tile, NET, I, 0, KERNEL)
+    else:
+        sums = first_sums(scales, NET, I)
+        for r in range(KERNEL):
+            sums = add_kernel_rows(sums, scales, x_ptrs, weights_ptr, tile, NET, I, r, 1)
+    return sums
 
-    They and the weights are float16 in int8 networks too: products of whole numbers are exact.
+
+@triton.jit
+def stem_weights(weights_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
+    """Weights of a tile of a layer that reads the image's pixels, float16, by chunk and part of its channels.
+
+    They and the pixels are float16 in int8 networks too: products of whole numbers are exact.
     """
+    DOTS: tl.constexpr = NET.layers[I].dots
+    CHUNKS: tl.constexpr = NET.layers[I].filters.half
+    weights = ()
+    for h in tl.static_range(CHUNKS):
+        for d in tl.static_range(DOTS):
+            weights = weights + (load_weights(weights_ptr, tile, NET, I, d, h, 1).to(tl.float16),)  # type: ignore[assignment]
+    return weights
+
+
+@triton.jit
+def stem_tile(workspace_ptr, scales, weights, tile, NET: tl.constexpr, I: tl.constexpr):
+    """Sums of a tile of a layer that reads the image's pixels, float32; weights: see `stem_weights`."""
     ROW: tl.constexpr = NET.stem_row
     CHUNKS: tl.constexpr = NET.layers[I].filters.half
-    OPERANDS: tl.constexpr = NET.layers[I].dots + len(NET.layers[I].groups)
     x_ptrs = input_ptrs(pixels_ptr(workspace_ptr, NET), tile, NET, I, NET.width, ROW)
-    operands = ()
+    xs = ()
     for h in tl.static_range(CHUNKS):
         k = h * 16 + tl.arange(0, 16)
         k = tl.minimum(k // ROW, 2) * (NET.width * ROW) + k % ROW  # behind the last row weights are 0
-        ptrs = offset_all(x_ptrs, tl.max_contiguous(tl.multiple_of(k, 4), 4))
-        operands = operands + load_chunk(ptrs, weights_ptr, tile, NET, I, h, 1)
-    sums = first_sums(scale_bias, NET, I)
+        xs = xs + load_inputs(offset_all(x_ptrs, tl.max_contiguous(tl.multiple_of(k, 4), 4)), NET, I, 1)
+    sums = first_sums(scales, NET, I)
     for h in tl.static_range(CHUNKS):
-        sums = add_products(sums, operands, NET, I, h * OPERANDS)
+        sums = add_products(sums, xs, weights, NET, I, h)
     return sums
 
 
@@ -277,18 +321,16 @@ def load_rows(row_ptr, tile, NET: tl.constexpr, I: tl.constexpr, D: tl.constexpr
 
 
 @triton.jit
-def load_scale_bias(params_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
-    """Scale and bias of each part of a tile's channels, one behind the other. They are loaded before the products, and
-    used after them.
-    """
+def load_scales(params_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
+    """Scale and bias of a tile's channels, one behind the other, for each of its parts by channels."""
     DOTS: tl.constexpr = NET.layers[I].dots
-    loaded = ()
+    scales = ()
     for d in tl.static_range(DOTS):
-        loaded = loaded + (  # type: ignore[assignment]
-            load_rows(params_ptr + NET.layers[I].scale, tile, NET, I, d),
-            load_rows(params_ptr + NET.layers[I].bias, tile, NET, I, d),
-        )
-    return loaded
+        scale = load_rows(
+            params_ptr + NET.layers[I].scale, tile, NET, I, d
+        )  # not read, nor loaded, in float16 networks
+        scales = scales + (scale, load_rows(params_ptr + NET.layers[I].bias, tile, NET, I, d))  # type: ignore[assignment]
+    return scales
 
 
 @triton.jit
@@ -311,22 +353,24 @@ def scale_bias_relu(sums, scale, bias, NET: tl.constexpr, I: tl.constexpr):
 def round_tile(value, NET: tl.constexpr, I: tl.constexpr):
     """A tile of an int8 network in units of its output, int8, behind its ReLU where it has one."""
     if NET.layers[I].relu:
-        return quantize_relu_int8(value)
+        return quantize_relu_packed(value)
     else:
         return quantize_int8(value)
 
 
 @triton.jit
-def store_layer(sums, scale_bias, activations_ptr, sums_ptr, params_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
-    """Epilogue of a tile: into the layer's output; the feature layer also stores each tile's sums by channel."""
+def store_layer(sums, scales, activations_ptr, sums_ptr, params_ptr, tile, NET: tl.constexpr, I: tl.constexpr):
+    """Epilogue of a tile: into the layer's output; the feature layer also stores each tile's sums by channel. scales:
+    see `load_scales`.
+    """
     DOTS: tl.constexpr = NET.layers[I].dots
     PARTS: tl.constexpr = len(NET.layers[I].groups)
     WARPS: tl.constexpr = NET.warps
     DOT_M: tl.constexpr = NET.layers[I].filters.dot_m
     for d in tl.static_range(DOTS):
-        total = tl.zeros((WARPS, DOT_M), dtype=tl.float32)
+        total = tl.zeros((WARPS, DOT_M), dtype=tl.int32 if NET.int8 else tl.float32)
         for p in tl.static_range(PARTS):
-            value = scale_bias_relu(sums[d * PARTS + p], scale_bias[2 * d], scale_bias[2 * d + 1], NET, I)
+            value = scale_bias_relu(sums[d * PARTS + p], scales[2 * d], scales[2 * d + 1], NET, I)
             if NET.int8:
                 value = round_tile(value, NET, I)
             value = value.to(activations_ptr.dtype.element_ty)
@@ -349,11 +393,11 @@ def store_part(
     CHANNELS: tl.constexpr = NET.layers[I].out_channels
     PIXELS: tl.constexpr = NET.layers[I].out_height * NET.layers[I].out_width
     index = tl.arange(0, 8 * GROUPS * WARPS)
-    warp = stored_warp(index, WARPS)
-    pixel = tile_pixel(tile, warp, stored_row(index, WARPS), NET, I, FIRST)
-    place = pixel // WIDTH * NET.layers[I].output_pitch + pixel % WIDTH if NET.layers[I].output_border else pixel
+    warp = tile_warp(index, WARPS)
+    pixel = tile_pixel(tile, warp, tile_row(index, WARPS), NET, I, FIRST)
+    place = pixel + pixel // WIDTH if NET.layers[I].output_border else pixel
     channel = tile_dot(tile, warp, NET, I, D) * DOT_M + index * 0
-    column = tl.max_contiguous(tl.arange(0, DOT_M), DOT_M // 8)
+    column = vector_range(4, DOT_M // 4)
     offset = (place * CHANNELS + channel)[:, None] + column[None, :]
     mask = (pixel < PIXELS)[:, None]
     if CHANNELS % NET.layers[I].tile_channels != 0:
@@ -373,9 +417,10 @@ def is_pixel(tile, NET: tl.constexpr, I: tl.constexpr, GROUPS: tl.constexpr, FIR
 
 @triton.jit
 def pixel_sums(value, tile, NET: tl.constexpr, I: tl.constexpr, GROUPS: tl.constexpr, FIRST: tl.constexpr):
-    """Sums of one product's values over their pixels, float32 [warps, dot_m]."""
+    """Sums of one product's values over their pixels, [warps, dot_m]: whole numbers in int8 networks."""
+    DTYPE: tl.constexpr = tl.int32 if NET.int8 else tl.float32
     inside, _ = is_pixel(tile, NET, I, GROUPS, FIRST)
-    return tl.sum(tl.where(inside, value.to(tl.float32), 0.0), 2)
+    return tl.sum(tl.where(inside, value.to(DTYPE), 0), 2)
 
 
 @triton.jit
@@ -385,9 +430,9 @@ def store_sums(total, sums_ptr, params_ptr, tile, NET: tl.constexpr, I: tl.const
     """
     WARPS_M: tl.constexpr = NET.layers[I].warps_m
     DOT_M: tl.constexpr = NET.layers[I].filters.dot_m
-    if NET.int8:
-        total = total * tl.load(params_ptr + NET.layers[I].output_scale)
     total = tl.sum(total.reshape(WARPS_M, NET.layers[I].warps_n, DOT_M), 1)
+    if NET.int8:
+        total = total.to(tl.float32) * tl.load(params_ptr + NET.layers[I].output_scale)
     dot = tile_dot(tile, tl.arange(0, WARPS_M)[:, None] * NET.layers[I].warps_n, NET, I, D)
     channel = dot * DOT_M + row_channel(DOT_M // 16)[None, :]
     target_ptr = sums_ptr + tile // NET.layers[I].channel_tiles * NET.layers[I].out_channels
@@ -397,16 +442,20 @@ def store_sums(total, sums_ptr, params_ptr, tile, NET: tl.constexpr, I: tl.const
 @triton.jit
 def first_conv(workspace_ptr, activations_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr, I: tl.constexpr):
     """A backbone's first layer: y = relu(conv(pixels, w) + b)."""
-    for tile in range(cta_rank, NET.layers[I].channel_tiles * NET.layers[I].pixel_tiles, NET.ctas_per_image):
-        scale_bias = load_scale_bias(params_ptr, tile, NET, I)
-        sums = stem_tile(workspace_ptr, scale_bias, weights_ptr, tile, NET, I)
-        store_layer(sums, scale_bias, activations_ptr, workspace_ptr, params_ptr, tile, NET, I)
+    SHARED: tl.constexpr = shares_weights(NET.layers[I])
+    if SHARED:
+        weights, scales = stem_weights(weights_ptr, 0, NET, I), load_scales(params_ptr, 0, NET, I)
+    for tile in range(first_tile(cta_rank, NET), NET.layers[I].tiles, NET.ctas_per_image):
+        if not SHARED:
+            weights, scales = stem_weights(weights_ptr, tile, NET, I), load_scales(params_ptr, tile, NET, I)
+        sums = stem_tile(workspace_ptr, scales, weights, tile, NET, I)
+        store_layer(sums, scales, activations_ptr, workspace_ptr, params_ptr, tile, NET, I)
 
 
 @triton.jit
 def hidden_conv(activations_ptr, sums_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr, I: tl.constexpr):
     """y = relu(conv(x, w) + b) from one feature map to the next, and a feature layer's `store_sums`."""
-    for tile in range(cta_rank, NET.layers[I].channel_tiles * NET.layers[I].pixel_tiles, NET.ctas_per_image):
-        scale_bias = load_scale_bias(params_ptr, tile, NET, I)
-        sums = conv_tile(activations_ptr, scale_bias, weights_ptr, tile, NET, I)
-        store_layer(sums, scale_bias, activations_ptr, sums_ptr, params_ptr, tile, NET, I)
+    for tile in range(first_tile(cta_rank, NET), NET.layers[I].tiles, NET.ctas_per_image):
+        scales = load_scales(params_ptr, tile, NET, I)
+        sums = conv_tile(activations_ptr, scales, weights_ptr, tile, NET, I)
+        store_layer(sums, scales, activations_ptr, sums_ptr, params_ptr, tile, NET, I)

@@ -32,9 +32,10 @@ from vae_edge_kernels.implicit_gemm import (
 from vae_edge_kernels.layout import Fc
 from vae_edge_kernels.network_convs import (
     conv_tile,
+    first_tile,
     group_of,
     is_pixel,
-    load_scale_bias,
+    load_scales,
     pixels_ptr,
     scale_bias_relu,
     start_of,
@@ -344,12 +345,16 @@ def decoder_fc(workspace_ptr, target_ptr, weights_ptr, params_ptr, cta_rank, NET
     STRIDE: tl.constexpr = NET.linears[DECODER].row_stride
     PACK: tl.constexpr = 4 if NET.int8 else 2
     index = tl.arange(0, ROWS * WARPS)
+    xs = ()
+    for first in tl.static_range(0, STRIDE, 16 * PACK):
+        x = code_operand(workspace_ptr, params_ptr, NET, first, STRIDE - first, PACK)
+        xs = xs + (x,)  # type: ignore[assignment]  # noqa: RUF005
     for start in range(cta_rank * ROWS * WARPS, OUT_FEATURES, ROWS * WARPS * NET.ctas_per_image):
         out = start + index
         w_ptr = weights_ptr + NET.linears[DECODER].weights + tl.minimum(out, OUT_FEATURES - 1) * STRIDE
         sums = tl.zeros((WARPS, ROWS, 8), dtype=tl.int32 if NET.int8 else tl.float32)
         for first in tl.static_range(0, STRIDE, 16 * PACK):
-            sums = add_code_products(sums, workspace_ptr, w_ptr, params_ptr, NET, first, STRIDE - first, PACK)
+            sums = add_code_products(sums, xs[first // (16 * PACK)], w_ptr, NET, first, STRIDE - first, PACK)
         y = tl.max(sums, 2).to(tl.float32).reshape(WARPS, ROWS // 8, 8).permute(1, 0, 2).reshape(ROWS * WARPS)
         out_mask = out < OUT_FEATURES
         y = dequant_bias(y, params_ptr, NET, DECODER, out, out_mask)
@@ -361,31 +366,28 @@ def decoder_fc(workspace_ptr, target_ptr, weights_ptr, params_ptr, cta_rank, NET
 
 
 @triton.jit
-def add_code_products(
-    sums,
-    workspace_ptr,
-    w_ptr,
-    params_ptr,
-    NET: tl.constexpr,
-    FIRST: tl.constexpr,
-    REST: tl.constexpr,
-    PACK: tl.constexpr,
+def code_operand(
+    workspace_ptr, params_ptr, NET: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr, PACK: tl.constexpr
 ):
-    """Add the products with the code's numbers from FIRST on, of which the weights have REST."""
+    """The code's numbers from FIRST on, of which the weights have REST, `tl.dot`'s right operand."""
+    WARPS: tl.constexpr = NET.warps
     STEPS: tl.constexpr = 1 if REST <= 8 * PACK else 2
-    DEPTH: tl.constexpr = 8 * STEPS * PACK
     k = FIRST + summed_index(STEPS, PACK)
     x = tl.load(workspace_ptr + NET.workspace.code + k, mask=k < NET.latent + NET.classes, other=0.0)
     if NET.int8:
         x = quantize_int8(x * tl.load(params_ptr + NET.linears[DECODER].input_scale))
     else:
         x = x.to(tl.float16)
-    WARPS: tl.constexpr = NET.warps
-    x = tl.broadcast_to(x[None, :, None], (WARPS, DEPTH, 8))
+    return tl.broadcast_to(x[None, :, None], (WARPS, 8 * STEPS * PACK, 8))
 
+
+@triton.jit
+def add_code_products(sums, x, w_ptr, NET: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr, PACK: tl.constexpr):
+    """Add the products with x, see `code_operand`."""
+    STEPS: tl.constexpr = 1 if REST <= 8 * PACK else 2
     k = vector_range(4, 2 * STEPS * PACK)
     w_ptrs = w_ptr[:, None] + (FIRST + k)[None, :]
-    w = tl.load(w_ptrs, mask=(k < REST)[None, :], other=0) if REST < DEPTH else tl.load(w_ptrs)
+    w = tl.load(w_ptrs, mask=(k < REST)[None, :], other=0) if REST < 8 * STEPS * PACK else tl.load(w_ptrs)
     w = right_operand(w, w.shape[0] // (8 * NET.warps), NET.warps, STEPS, PACK).permute(0, 2, 1)
     return tl.dot(w, x, sums, out_dtype=sums.dtype)
 
@@ -408,15 +410,15 @@ def decoder_error(
     WARPS: tl.constexpr = NET.warps
     DOT_M: tl.constexpr = NET.layers[I].filters.dot_m
     error = tl.zeros((WARPS, DOT_M), dtype=tl.float32)
-    for tile in range(cta_rank, NET.layers[I].channel_tiles * NET.layers[I].pixel_tiles, NET.ctas_per_image):
-        scale_bias = load_scale_bias(params_ptr, tile, NET, I)
-        sums = conv_tile(activations_ptr, scale_bias, weights_ptr, tile, NET, I)
+    for tile in range(first_tile(cta_rank, NET), NET.layers[I].tiles, NET.ctas_per_image):
+        scales = load_scales(params_ptr, tile, NET, I)
+        sums = conv_tile(activations_ptr, scales, weights_ptr, tile, NET, I)
         for d in tl.static_range(DOTS):
             warp = tl.arange(0, NET.warps)[:, None]
             place = tile_dot(tile, warp, NET, I, d) * NET.layers[I].filters.dot_m
             place += row_channel(NET.layers[I].filters.dot_m // 16)[None, :]
             for p in tl.static_range(PARTS):
-                value = scale_bias_relu(sums[d * PARTS + p], scale_bias[2 * d], scale_bias[2 * d + 1], NET, I)
+                value = scale_bias_relu(sums[d * PARTS + p], scales[2 * d], scales[2 * d + 1], NET, I)
                 decoded = 1.0 / (1.0 + tl.exp(-value))
 
                 # Pixel shuffle. The last cells of a row reach beyond an image whose side is no multiple of the block.

@@ -485,6 +485,11 @@ def packed(convert: Callable[[int], int], width: int) -> Callable[[int, int], in
     return lambda a, b: convert(a) << width | convert(b)
 
 
+def saturated_byte(bits: int) -> int:
+    """A signed integer of 32 bits as the nearest one of 8."""
+    return min(max(bits - (bits >> 31 << 32), -128), 127) & 255
+
+
 def narrowed(form: exact.Format, saturate: bool = False) -> Callable[[int], int]:
     return lambda bits: bits_of(number(bits, exact.F32), form, saturate=saturate)
 
@@ -519,6 +524,11 @@ def conversion_reference(name: str, mods: list[str]) -> Reference | None:
         "rn.f16x2.f32": Reference(("f32", "f32"), "f16x2", packed(narrowed(exact.F16), 16)),
         "rn.bf16x2.f32": Reference(("f32", "f32"), "bf16x2", packed(narrowed(exact.BF16), 16)),
         "rn.satfinite.e4m3x2.f32": Reference(("f32", "f32"), "e4m3x2", packed(narrowed(exact.E4M3, saturate=True), 8)),
+        "pack.sat.s8.s32.b32": Reference(
+            ("s32", "s32", "b32"),
+            "b32",
+            lambda a, b, c: (c & 0xFFFF) << 16 | saturated_byte(a) << 8 | saturated_byte(b),
+        ),
         "rn.f16x2.e4m3x2": Reference(
             ("e4m3x2",),
             "f16x2",

@@ -9,6 +9,7 @@ import pytest
 from emulator.programs import execute, program
 from vae_edge_kernels.emulator.folding import folded
 from vae_edge_kernels.emulator.machine import Device
+from vae_edge_kernels.emulator.operands import registers_in
 from vae_edge_kernels.emulator.parser import parse
 from vae_edge_kernels.emulator.timing import L1_PROGRAMS, MODELS
 
@@ -44,6 +45,12 @@ def test_an_offset_that_is_no_address_alone_is_not_folded() -> None:
     assert folded_of([*address, "add.s64 %rd2, %rd1, %rd3"])[0] is False
     assert folded_of([*address, "st.global.b64 [%at0], %rd1"])[0] is False
     assert folded_of(["setp.eq.s32 %p, %r1, 0", "@%p add.s64 %rd1, %at0, 64"]) == [False, True]
+
+
+def test_registers_of_called_functions_have_their_prefix() -> None:
+    assert registers_in("{ 12_$%r1, 12_$7_$%r2 }") == ["12_$%r1", "12_$7_$%r2"]
+    assert registers_in("[ 12_$%rd3 + 16 ]") == ["12_$%rd3"]
+    assert registers_in("[%rd3]") == ["%rd3"]
 
 
 def test_parameters_are_folded() -> None:

@@ -264,6 +264,8 @@ BY_HAND: list[tuple[str, tuple[int, ...], int]] = [
     ("cvt.rzi.s32.f32", (0x7FC00000,), 0),  # NaN
     ("cvt.u32.s8", (0x80,), 0xFFFFFF80),
     ("cvt.s32.u8", (0x80,), 0x80),
+    ("cvt.pack.sat.s8.s32.b32", (300, 0xFFFFFFFE, 0x11112222), 0x22227FFE),  # 127 and -2
+    ("cvt.pack.sat.s8.s32.b32", (0x80000000, 5, 0), 0x8005),  # -128 and 5
     ("cvt.rn.f32.s32", (0x01000001,), 0x4B800000),  # 2^24 + 1, a tie
     ("cvt.rn.f32.s32", (0x01000003,), 0x4B800002),
     ("cvt.rn.f16x2.f32", (0x3F800000, 0x40000000), 0x3C004000),  # the first operand is the upper half

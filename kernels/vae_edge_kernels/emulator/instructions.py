@@ -227,6 +227,11 @@ def _conversions() -> Iterator[tuple[str, Operation]]:
     def widen(a: Array) -> Array:
         return np.ascontiguousarray(ar.E4M3_VALUES[a.view(np.uint8)].astype(np.float16)).view(np.uint32)
 
+    def pack_integers(high: Array, low: Array, rest: Array) -> Array:
+        upper, lower = (np.clip(x, -128, 127).astype(np.uint32) & np.uint32(0xFF) for x in (high, low))
+        return rest << np.uint32(16) | upper << np.uint32(8) | lower
+
+    yield "cvt.pack.sat.s8.s32.b32", Operation(("s32", "s32", "b32"), "b32", pack_integers)
     yield "cvt.rn.f16x2.e4m3x2", Operation(("e4m3x2",), "f16x2", lambda a: widen(np.ascontiguousarray(a)))
     half = lambda a: np.ascontiguousarray(a.astype(np.float16))  # noqa: E731
     yield "cvt.rn.f16x2.f32", Operation(("f32", "f32"), "f16x2", lambda a, b: pack(a, b, half, 16))

@@ -48,8 +48,11 @@ def place_of(instruction: Instruction) -> str:
 
 
 def registers_in(operand: str) -> list[str]:
-    """The names in an operand that may be registers, whether it is a vector, an address or one alone."""
-    return re.findall(r"%?[A-Za-z_$][\w$@]*", operand)
+    """The names in an operand that may be registers, whether it is a vector, an address or one alone.
+
+    Those of a called function have `linking`'s prefix.
+    """
+    return re.findall(r"(?:\d+_\$)*%?[A-Za-z_$][\w$@]*", operand)
 
 
 class Operands:
