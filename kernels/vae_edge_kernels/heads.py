@@ -139,15 +139,20 @@ def vecmat_fc(x, weights_ptr, NET: tl.constexpr, I: tl.constexpr, column):
 
 
 @triton.jit
-def vecmat(x, matrix_ptr, NET: tl.constexpr, rows: tl.constexpr, row_stride: tl.constexpr, column, column_mask):
-    """y[k] = sum over c of x[c] · m[c, k] for some columns k of a matrix [rows, row_stride], float32.
-
-    x: a vector in registers, float32, zeros beyond `rows`.
-    """
-    k = tl.arange(0, x.shape[0])
+def load_columns(matrix_ptr, rows: tl.constexpr, row_stride: tl.constexpr, SIZE: tl.constexpr, column, column_mask):
+    """Some columns of a matrix [rows, row_stride], [SIZE, columns]; zeros beyond `rows`."""
+    k = tl.arange(0, SIZE)
     mask = (k < rows)[:, None] & column_mask[None, :]
-    w = tl.load(matrix_ptr + k[:, None] * row_stride + column[None, :], mask=mask, other=0)
-    return sum_of_products(x, w.to(tl.float32), NET)
+    return tl.load(matrix_ptr + k[:, None] * row_stride + column[None, :], mask=mask, other=0)
+
+
+@triton.jit
+def load_clusters(params_ptr, NET: tl.constexpr, COMPONENTS: tl.constexpr, CLUSTERS: tl.constexpr, FIRST: tl.constexpr):
+    """What the distances to CLUSTERS clusters from FIRST on are products with, [COMPONENTS, CLUSTERS], float32."""
+    STRIDE: tl.constexpr = (NET.score.clusters + 15) // 16 * 16
+    cluster = FIRST + tl.arange(0, CLUSTERS)
+    mask = cluster < NET.score.clusters
+    return load_columns(params_ptr + NET.score.nearest, NET.score.components, STRIDE, COMPONENTS, cluster, mask)
 
 
 @triton.jit
@@ -180,6 +185,13 @@ def window(probability, center, bin, BINS: tl.constexpr):
 def add_seven(a0, a1, a2, a3, a4, a5, a6, b0, b1, b2, b3, b4, b5, b6):
     """Combines seven sums of one `tl.reduce`, which shares the barriers among them."""
     return a0 + b0, a1 + b1, a2 + b2, a3 + b3, a4 + b4, a5 + b5, a6 + b6
+
+
+@triton.jit
+def nearer(distance, index, other_distance, other_index):
+    """Of two clusters the nearer one, or the first, for `tl.reduce`."""
+    other = (other_distance < distance) | ((other_distance == distance) & (other_index < index))
+    return tl.where(other, other_distance, distance), tl.where(other, other_index, index)
 
 
 @triton.jit
@@ -275,6 +287,16 @@ def classify_and_score(
     code, klass = tl.arange(0, LATENT), tl.arange(0, CLASSES)
     code_mask, class_mask = code < NET.latent, klass < NET.classes
 
+    # Single parameters first: each would be waited for where it is needed. Vectors would change threads, by barriers.
+    inverse_temperature = tl.load(params_ptr + NET.inverse_temperature)
+    component = tl.arange(0, COMPONENTS)
+    component_mask = component < NET.score.components
+    error = tl.load(params_ptr + NET.score.offset + NET.score.components)
+    max_error = tl.load(params_ptr + NET.score.max_expected_error)
+    terms_ptr = params_ptr + NET.score.terms
+    distance_weight, energy_weight = tl.load(terms_ptr + 1), tl.load(terms_ptr + 2)
+    uncertainty_weight, constant = tl.load(terms_ptr + 3), tl.load(terms_ptr + 4)
+
     # Latent mean. What the classifier of an int8 network reads, mu or the feature means, is quantized for all readers.
     mu = vecmat_global(features_ptr, weights_ptr, NET, MU, LATENT)
     mu = dequant_bias(mu, params_ptr, NET, MU, code, code_mask)
@@ -304,7 +326,7 @@ def classify_and_score(
     total = tl.sum(class_weights, 0)
     energy = -(largest + tl.log(total))
     class_weights = class_weights / total
-    probabilities = tl.exp((logits - largest) * tl.load(params_ptr + NET.inverse_temperature))
+    probabilities = tl.exp((logits - largest) * inverse_temperature)
     probabilities = probabilities / tl.sum(probabilities, 0)
 
     # Projection of the regressors to whitened components, and to the predicted error. That is the matrix' last column,
@@ -313,10 +335,7 @@ def classify_and_score(
     tl.store(code_ptr + NET.latent + klass, class_weights, mask=class_mask)
     tl.debug_barrier()
     ROW_STRIDE: tl.constexpr = (NET.score.components + 16) // 16 * 16
-    component = tl.arange(0, COMPONENTS)
-    component_mask = component < NET.score.components
     z = tl.load(params_ptr + NET.score.offset + component, mask=component_mask, other=0.0)
-    error = tl.load(params_ptr + NET.score.offset + NET.score.components)
     products = tl.zeros((BLOCK_FC, COMPONENTS), dtype=tl.float32)
     error_products = tl.zeros((BLOCK_FC,), dtype=tl.float32)
     for start in tl.static_range(0, REGRESSORS, BLOCK_FC):
@@ -326,34 +345,38 @@ def classify_and_score(
         mask = (row < REGRESSORS)[:, None] & component_mask[None, :]
         products += x[:, None] * tl.load(row_ptr[:, None] + component[None, :], mask=mask, other=0.0)
         error_products += x * tl.load(row_ptr + NET.score.components, mask=row < REGRESSORS, other=0.0)
+    CLUSTER_COUNT: tl.constexpr = NET.score.clusters
+    columns = load_clusters(params_ptr, NET, COMPONENTS, CLUSTERS, 0)
     z += tl.sum(products, 0)
     error += tl.sum(error_products, 0)
-    max_error = tl.load(params_ptr + NET.score.max_expected_error)
     error = tl.where(error > max_error, max_error, error)
 
-    # Nearest cluster, CLUSTERS of them at a time.
-    SQUARE: tl.constexpr = (NET.score.components + 15) // 16 * 16
-    NEAREST_STRIDE: tl.constexpr = (NET.score.clusters + 15) // 16 * 16
-    nearest, smallest = tl.full((), 0, tl.int32), tl.full((), float("inf"), tl.float32)
-    for start in range(0, NET.score.clusters, CLUSTERS):
-        cluster = start + tl.arange(0, CLUSTERS)
-        cluster_mask = cluster < NET.score.clusters
-        distance = vecmat(
-            z, params_ptr + NET.score.nearest, NET, NET.score.components, NEAREST_STRIDE, cluster, cluster_mask
-        )
-        distance += tl.load(params_ptr + NET.score.nearest_offset + cluster, mask=cluster_mask, other=float("inf"))
-        nearest = tl.where(tl.min(distance, 0) < smallest, start + tl.argmin(distance, 0), nearest)
-        smallest = tl.minimum(tl.min(distance, 0), smallest)
+    # Nearest cluster: of CLUSTERS at a time, and then of the nearest among every CLUSTERS-th.
+    nearest, smallest = tl.zeros((CLUSTERS,), tl.int32), tl.full((CLUSTERS,), float("inf"), tl.float32)
+    for first in tl.static_range(0, CLUSTER_COUNT, CLUSTERS):
+        following = columns
+        if first + CLUSTERS < CLUSTER_COUNT:
+            following = load_clusters(params_ptr, NET, COMPONENTS, CLUSTERS, first + CLUSTERS)
+        cluster = first + tl.arange(0, CLUSTERS)
+        offset_ptr = params_ptr + NET.score.nearest_offset
+        offset = tl.load(offset_ptr + cluster, mask=cluster < CLUSTER_COUNT, other=float("inf"))
+        distance = offset + sum_of_products(z, columns, NET)
+        nearest = tl.where(distance < smallest, cluster, nearest)
+        smallest = tl.minimum(distance, smallest)
+        columns = following
+    smallest, nearest = tl.reduce((smallest, nearest), 0, nearer)
 
     # Mahalanobis distance to it: the norm after the cluster's own whitening.
+    SQUARE: tl.constexpr = (NET.score.components + 15) // 16 * 16
     own_ptr = whitening_ptr + nearest * NET.score.components * SQUARE
-    own = vecmat(z, own_ptr, NET, NET.score.components, SQUARE, component, component_mask)
-    own -= tl.load(params_ptr + NET.score.cluster_offset + nearest * SQUARE + component, mask=component_mask, other=0.0)
+    center_ptr = params_ptr + NET.score.cluster_offset + nearest * SQUARE
+    center = tl.load(center_ptr + component, mask=component_mask, other=0.0)
+    columns = load_columns(own_ptr, NET.score.components, SQUARE, COMPONENTS, component, component_mask)
+    own = sum_of_products(z, columns.to(tl.float32), NET) - center
     distance = tl.sqrt(tl.sum(own * own, 0))
 
-    terms_ptr = params_ptr + NET.score.terms
-    score = tl.load(terms_ptr + 1) * distance + tl.load(terms_ptr + 2) * energy
-    score += tl.load(terms_ptr + 3) * uncertainty - tl.load(terms_ptr + 4)
+    score = distance_weight * distance + energy_weight * energy
+    score += uncertainty_weight * uncertainty - constant
     return probabilities, score, error
 
 

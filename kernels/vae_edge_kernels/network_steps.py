@@ -351,12 +351,16 @@ def decoder_fc(workspace_ptr, target_ptr, weights_ptr, params_ptr, cta_rank, NET
         xs = xs + (x,)  # type: ignore[assignment]  # noqa: RUF005
     for start in range(cta_rank * ROWS * WARPS, OUT_FEATURES, ROWS * WARPS * NET.ctas_per_image):
         out = start + index
+        out_mask = out < OUT_FEATURES
         w_ptr = weights_ptr + NET.linears[DECODER].weights + tl.minimum(out, OUT_FEATURES - 1) * STRIDE
         sums = tl.zeros((WARPS, ROWS, 8), dtype=tl.int32 if NET.int8 else tl.float32)
+        ws = ()
         for first in tl.static_range(0, STRIDE, 16 * PACK):
-            sums = add_code_products(sums, xs[first // (16 * PACK)], w_ptr, NET, first, STRIDE - first, PACK)
+            ws = ws + (load_code_weights(w_ptr, NET, first, STRIDE - first, PACK),)  # type: ignore[assignment]  # noqa: RUF005
+        COUNT: tl.constexpr = len(ws)
+        for i in tl.static_range(COUNT):
+            sums = tl.dot(ws[i], xs[i], sums, out_dtype=sums.dtype)
         y = tl.max(sums, 2).to(tl.float32).reshape(WARPS, ROWS // 8, 8).permute(1, 0, 2).reshape(ROWS * WARPS)
-        out_mask = out < OUT_FEATURES
         y = dequant_bias(y, params_ptr, NET, DECODER, out, out_mask)
         y = quantize_relu_int8(y) if NET.int8 else relu(y, 1)
         cell = out // NET.decoder_width
@@ -382,14 +386,13 @@ def code_operand(
 
 
 @triton.jit
-def add_code_products(sums, x, w_ptr, NET: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr, PACK: tl.constexpr):
-    """Add the products with x, see `code_operand`."""
+def load_code_weights(w_ptr, NET: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr, PACK: tl.constexpr):
+    """The weights that `code_operand` is multiplied by, `tl.dot`'s left operand."""
     STEPS: tl.constexpr = 1 if REST <= 8 * PACK else 2
     k = vector_range(4, 2 * STEPS * PACK)
     w_ptrs = w_ptr[:, None] + (FIRST + k)[None, :]
     w = tl.load(w_ptrs, mask=(k < REST)[None, :], other=0) if REST < 8 * STEPS * PACK else tl.load(w_ptrs)
-    w = right_operand(w, w.shape[0] // (8 * NET.warps), NET.warps, STEPS, PACK).permute(0, 2, 1)
-    return tl.dot(w, x, sums, out_dtype=sums.dtype)
+    return right_operand(w, w.shape[0] // (8 * NET.warps), NET.warps, STEPS, PACK).permute(0, 2, 1)
 
 
 @triton.jit
