@@ -139,20 +139,15 @@ def vecmat_fc(x, weights_ptr, NET: tl.constexpr, I: tl.constexpr, column):
 
 
 @triton.jit
-def load_columns(matrix_ptr, rows: tl.constexpr, row_stride: tl.constexpr, SIZE: tl.constexpr, column, column_mask):
-    """Some columns of a matrix [rows, row_stride], [SIZE, columns]; zeros beyond `rows`."""
-    k = tl.arange(0, SIZE)
+def vecmat(x, matrix_ptr, NET: tl.constexpr, rows: tl.constexpr, row_stride: tl.constexpr, column, column_mask):
+    """y[k] = sum over c of x[c] · m[c, k] for some columns k of a matrix [rows, row_stride], float32.
+
+    x: a vector in registers, float32, zeros beyond `rows`.
+    """
+    k = tl.arange(0, x.shape[0])
     mask = (k < rows)[:, None] & column_mask[None, :]
-    return tl.load(matrix_ptr + k[:, None] * row_stride + column[None, :], mask=mask, other=0)
-
-
-@triton.jit
-def load_clusters(params_ptr, NET: tl.constexpr, COMPONENTS: tl.constexpr, CLUSTERS: tl.constexpr, FIRST: tl.constexpr):
-    """What the distances to CLUSTERS clusters from FIRST on are products with, [COMPONENTS, CLUSTERS], float32."""
-    STRIDE: tl.constexpr = (NET.score.clusters + 15) // 16 * 16
-    cluster = FIRST + tl.arange(0, CLUSTERS)
-    mask = cluster < NET.score.clusters
-    return load_columns(params_ptr + NET.score.nearest, NET.score.components, STRIDE, COMPONENTS, cluster, mask)
+    w = tl.load(matrix_ptr + k[:, None] * row_stride + column[None, :], mask=mask, other=0)
+    return sum_of_products(x, w.to(tl.float32), NET)
 
 
 @triton.jit
@@ -345,25 +340,22 @@ def classify_and_score(
         mask = (row < REGRESSORS)[:, None] & component_mask[None, :]
         products += x[:, None] * tl.load(row_ptr[:, None] + component[None, :], mask=mask, other=0.0)
         error_products += x * tl.load(row_ptr + NET.score.components, mask=row < REGRESSORS, other=0.0)
-    CLUSTER_COUNT: tl.constexpr = NET.score.clusters
-    columns = load_clusters(params_ptr, NET, COMPONENTS, CLUSTERS, 0)
     z += tl.sum(products, 0)
     error += tl.sum(error_products, 0)
     error = tl.where(error > max_error, max_error, error)
 
     # Nearest cluster: of CLUSTERS at a time, and then of the nearest among every CLUSTERS-th.
+    NEAREST_STRIDE: tl.constexpr = (NET.score.clusters + 15) // 16 * 16
     nearest, smallest = tl.zeros((CLUSTERS,), tl.int32), tl.full((CLUSTERS,), float("inf"), tl.float32)
-    for first in tl.static_range(0, CLUSTER_COUNT, CLUSTERS):
-        following = columns
-        if first + CLUSTERS < CLUSTER_COUNT:
-            following = load_clusters(params_ptr, NET, COMPONENTS, CLUSTERS, first + CLUSTERS)
-        cluster = first + tl.arange(0, CLUSTERS)
-        offset_ptr = params_ptr + NET.score.nearest_offset
-        offset = tl.load(offset_ptr + cluster, mask=cluster < CLUSTER_COUNT, other=float("inf"))
-        distance = offset + sum_of_products(z, columns, NET)
+    for start in range(0, NET.score.clusters, CLUSTERS):
+        cluster = start + tl.arange(0, CLUSTERS)
+        cluster_mask = cluster < NET.score.clusters
+        distance = tl.load(params_ptr + NET.score.nearest_offset + cluster, mask=cluster_mask, other=float("inf"))
+        distance += vecmat(
+            z, params_ptr + NET.score.nearest, NET, NET.score.components, NEAREST_STRIDE, cluster, cluster_mask
+        )
         nearest = tl.where(distance < smallest, cluster, nearest)
         smallest = tl.minimum(distance, smallest)
-        columns = following
     smallest, nearest = tl.reduce((smallest, nearest), 0, nearer)
 
     # Mahalanobis distance to it: the norm after the cluster's own whitening.
@@ -371,8 +363,7 @@ def classify_and_score(
     own_ptr = whitening_ptr + nearest * NET.score.components * SQUARE
     center_ptr = params_ptr + NET.score.cluster_offset + nearest * SQUARE
     center = tl.load(center_ptr + component, mask=component_mask, other=0.0)
-    columns = load_columns(own_ptr, NET.score.components, SQUARE, COMPONENTS, component, component_mask)
-    own = sum_of_products(z, columns.to(tl.float32), NET) - center
+    own = vecmat(z, own_ptr, NET, NET.score.components, SQUARE, component, component_mask) - center
     distance = tl.sqrt(tl.sum(own * own, 0))
 
     score = distance_weight * distance + energy_weight * energy

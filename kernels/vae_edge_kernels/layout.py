@@ -268,6 +268,7 @@ class WorkspaceLayout:
         orientation: cos θ, sin θ and log(1.001 − angle confidence).
         code: latent mean and, behind it, class weights.
         partial_score: the score without the reconstruction term, and the predicted reconstruction error.
+        contrast: of the target: the length of its difference from its mean, and a minimum; see `network_steps`.
         errors: sum of squared errors of the reconstruction, one of each CTA, [MAX_CTAS_PER_IMAGE].
     """
 
@@ -282,6 +283,7 @@ class WorkspaceLayout:
     orientation: int
     code: int
     partial_score: int
+    contrast: int
     errors: int
 
 
@@ -612,6 +614,7 @@ def make_layout(
         orientation=builder.workspace(3),
         code=builder.workspace(latent + classes),
         partial_score=builder.workspace(2),
+        contrast=builder.workspace(1),
         errors=builder.workspace(MAX_CTAS_PER_IMAGE),
     )
 

@@ -30,6 +30,7 @@ from vae_edge_kernels.network_steps import (
     load_image,
     reduce_upright,
     rotate_upright,
+    target_contrast,
 )
 
 OPERATOR = "network"
@@ -52,6 +53,7 @@ head_content_noinline = _noinline(head_content)
 decoder_fc_noinline = _noinline(decoder_fc)
 decoder_error_noinline = _noinline(decoder_error)
 full_score_noinline = _noinline(full_score)
+target_contrast_noinline = _noinline(target_contrast)
 
 
 @triton.jit
@@ -127,6 +129,7 @@ def classify_image(
         fc: tl.constexpr = decoder_fc_noinline if NET.noinline else decoder_fc
         layer: tl.constexpr = hidden_conv_noinline if NET.noinline else hidden_conv
         last: tl.constexpr = decoder_error_noinline if NET.noinline else decoder_error
+        contrast: tl.constexpr = target_contrast_noinline if NET.noinline else target_contrast
         finish: tl.constexpr = full_score_noinline if NET.noinline else full_score
         MIDDLE: tl.constexpr = NET.orientation_layers + NET.encoder_layers
         if NET.reduction > 1:
@@ -137,10 +140,12 @@ def classify_image(
         image_barrier(barrier_ptr, NET)
         layer(activations_ptr, workspace_ptr, weights_ptr, params_ptr, cta_rank, NET, MIDDLE)
         image_barrier(barrier_ptr, NET)
+        if cta_rank == NET.ctas_per_image - 1:  # which has the fewest tiles
+            contrast(workspace_ptr, NET, BLOCK_SIZE)
         last(workspace_ptr, activations_ptr, weights_ptr, params_ptr, cta_rank, NET, MIDDLE + 1)
         image_barrier(barrier_ptr, NET)
         if cta_rank == 0:
-            finish(workspace_ptr, params_ptr, score_ptr, NET, BLOCK_SIZE)
+            finish(workspace_ptr, params_ptr, score_ptr, NET)
 
 
 @triton.jit(do_not_specialize=["n_images"])

@@ -438,13 +438,11 @@ def decoder_error(
 
 
 @triton.jit
-def full_score(workspace_ptr, params_ptr, score_ptr, NET: tl.constexpr, BLOCK_SIZE: tl.constexpr):
-    """score = partial score + w_0 · (squared error / contrast² − predicted error), the full score mode's output.
+def target_contrast(workspace_ptr, NET: tl.constexpr, BLOCK_SIZE: tl.constexpr):
+    """contrast = |target − mean| + sqrt(1e-3 · pixels) into the workspace.
 
-        contrast = |target − mean| + sqrt(1e-3 · pixels)
-
-    The target is the upright image at the decoder's size. See `vae_edge.model.score`. The mean is taken first: the
-    variance as a difference of two sums would cancel.
+    The target is the upright image at the decoder's size. The mean is taken first: the variance as a difference of two
+    sums would cancel.
     """
     HEIGHT: tl.constexpr = (NET.height + NET.reduction - 1) // NET.reduction
     WIDTH: tl.constexpr = (NET.width + NET.reduction - 1) // NET.reduction
@@ -460,13 +458,22 @@ def full_score(workspace_ptr, params_ptr, score_ptr, NET: tl.constexpr, BLOCK_SI
         element = start + tl.arange(0, BLOCK_SIZE)
         value = tl.load(workspace_ptr + NET.workspace.target + element, mask=element < SIZE, other=0.0)
         total += tl.where(element < SIZE, (value - mean) * (value - mean), 0.0)
-    contrast = tl.sqrt(tl.sum(total, 0)) + tl.sqrt(0.001 * SIZE)
+    tl.store(workspace_ptr + NET.workspace.contrast, tl.sqrt(tl.sum(total, 0)) + tl.sqrt(0.001 * SIZE))
 
-    error = 0.0
+
+@triton.jit
+def full_score(workspace_ptr, params_ptr, score_ptr, NET: tl.constexpr):
+    """score = partial score + w_0 · (squared error / contrast² − predicted error), the full score mode's output. See
+    `vae_edge.model.score`.
+    """
+    contrast = tl.load(workspace_ptr + NET.workspace.contrast)
+    predicted = tl.load(workspace_ptr + NET.workspace.partial_score + 1)
+    partial, weight = tl.load(workspace_ptr + NET.workspace.partial_score), tl.load(params_ptr + NET.score.terms)
+    errors = ()
     CTAS_PER_IMAGE: tl.constexpr = NET.ctas_per_image
     for i in tl.static_range(CTAS_PER_IMAGE):
-        error += tl.load(workspace_ptr + NET.workspace.errors + i)
-
-    error = error / (contrast * contrast) - tl.load(workspace_ptr + NET.workspace.partial_score + 1)
-    score = tl.load(workspace_ptr + NET.workspace.partial_score) + tl.load(params_ptr + NET.score.terms) * error
-    tl.store(score_ptr, score)
+        errors = errors + (tl.load(workspace_ptr + NET.workspace.errors + i),)  # type: ignore[assignment]  # noqa: RUF005
+    error = 0.0
+    for i in tl.static_range(CTAS_PER_IMAGE):
+        error += errors[i]
+    tl.store(score_ptr, partial + weight * (error / (contrast * contrast) - predicted))
