@@ -26,6 +26,7 @@ from vae_edge_kernels.network_steps import (
     head_content,
     head_orientation,
     identity_orientation,
+    first_goal,
     image_barrier,
     load_image,
     reduce_upright,
@@ -58,28 +59,30 @@ target_contrast_noinline = _noinline(target_contrast)
 
 @triton.jit
 def backbone(
-    workspace_ptr, activations_ptr, sums_ptr, weights_ptr, params_ptr, barrier_ptr, cta_rank, NET: tl.constexpr,
-    FROM: tl.constexpr, COUNT: tl.constexpr,
+    workspace_ptr, activations_ptr, sums_ptr, weights_ptr, params_ptr, barrier_ptr, goal, cta_rank,
+    NET: tl.constexpr, FROM: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
-    """COUNT convolutions from layer FROM on, from the workspace's pixels; returns the last feature map's address."""
+    """COUNT convolutions from layer FROM on, from the workspace's pixels; returns the last feature map's address,
+    and the barrier's goal."""
     stem: tl.constexpr = first_conv_noinline if NET.noinline else first_conv
     layer: tl.constexpr = hidden_conv_noinline if NET.noinline else hidden_conv
     stem(workspace_ptr, activations_ptr, weights_ptr, params_ptr, cta_rank, NET, FROM)
-    image_barrier(barrier_ptr, NET)
+    goal = image_barrier(barrier_ptr, goal, NET)
 
     for i in tl.static_range(1, COUNT):
         layer(activations_ptr, sums_ptr, weights_ptr, params_ptr, cta_rank, NET, FROM + i)
-        image_barrier(barrier_ptr, NET)
-    return activations_ptr + NET.layers[FROM + COUNT - 1].output
+        goal = image_barrier(barrier_ptr, goal, NET)
+    return activations_ptr + NET.layers[FROM + COUNT - 1].output, goal
 
 
 @triton.jit
 def classify_image(
     image_ptr, weights_ptr, params_ptr, whitening_ptr, activations_ptr, workspace_ptr, barrier_ptr,
-    probabilities_ptr, angle_ptr, score_ptr, uncertainty_ptr, cta_rank,
+    probabilities_ptr, angle_ptr, score_ptr, uncertainty_ptr, goal, cta_rank,
     NET: tl.constexpr, PAD: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_FC: tl.constexpr,
 ):  # fmt: skip
-    """One image. Image, activations, workspace, barrier and outputs point at what is the image's or its slot's own."""
+    """One image. Image, activations, workspace, barrier and outputs point at what is the image's or its slot's own.
+    goal, and what is returned: see `image_barrier`."""
     load: tl.constexpr = load_image_noinline if NET.noinline else load_image
     derotate: tl.constexpr = rotate_upright_noinline if NET.noinline else rotate_upright
     orientation: tl.constexpr = head_orientation_noinline if NET.noinline else head_orientation
@@ -97,26 +100,26 @@ def classify_image(
             derotate(image_ptr, workspace_ptr, params_ptr, scale, cta_rank, NET, BLOCK_SIZE, False)
         else:
             load(image_ptr, workspace_ptr, scale, cta_rank, NET, BLOCK_SIZE)
-        image_barrier(barrier_ptr, NET)
-        features_ptr = backbone(
+        goal = image_barrier(barrier_ptr, goal, NET)
+        features_ptr, goal = backbone(
             workspace_ptr, activations_ptr, workspace_ptr + NET.workspace.orientation_sums, weights_ptr, params_ptr,
-            barrier_ptr, cta_rank, NET, 0, NET.orientation_layers,
+            barrier_ptr, goal, cta_rank, NET, 0, NET.orientation_layers,
         )  # fmt: skip
         if cta_rank == 0:
             orientation(features_ptr, workspace_ptr, angle_ptr, uncertainty_ptr, weights_ptr, params_ptr, NET, PAD)
-        image_barrier(barrier_ptr, NET)
+        goal = image_barrier(barrier_ptr, goal, NET)
 
     # 2. Derotation.
     upright_scale = 1.0
     if NET.int8:
         upright_scale = tl.load(params_ptr + NET.upright_scale)
     derotate(image_ptr, workspace_ptr, params_ptr, upright_scale, cta_rank, NET, BLOCK_SIZE, NET.bins > 0)
-    image_barrier(barrier_ptr, NET)
+    goal = image_barrier(barrier_ptr, goal, NET)
 
     # 3. Encoder and classifier; in the fast score mode this is all.
-    features_ptr = backbone(
+    features_ptr, goal = backbone(
         workspace_ptr, activations_ptr, workspace_ptr + NET.workspace.feature_sums, weights_ptr, params_ptr,
-        barrier_ptr, cta_rank, NET, NET.orientation_layers, NET.encoder_layers,
+        barrier_ptr, goal, cta_rank, NET, NET.orientation_layers, NET.encoder_layers,
     )  # fmt: skip
     if cta_rank == 0:
         content(
@@ -135,17 +138,18 @@ def classify_image(
         if NET.reduction > 1:
             reduce: tl.constexpr = reduce_upright_noinline if NET.noinline else reduce_upright
             reduce(workspace_ptr, cta_rank, NET, BLOCK_SIZE)
-        image_barrier(barrier_ptr, NET)
+        goal = image_barrier(barrier_ptr, goal, NET)
         fc(workspace_ptr, activations_ptr + NET.layers[MIDDLE].source, weights_ptr, params_ptr, cta_rank, NET)
-        image_barrier(barrier_ptr, NET)
+        goal = image_barrier(barrier_ptr, goal, NET)
         layer(activations_ptr, workspace_ptr, weights_ptr, params_ptr, cta_rank, NET, MIDDLE)
-        image_barrier(barrier_ptr, NET)
+        goal = image_barrier(barrier_ptr, goal, NET)
         if cta_rank == NET.ctas_per_image - 1:  # which has the fewest tiles
             contrast(workspace_ptr, NET, BLOCK_SIZE)
         last(workspace_ptr, activations_ptr, weights_ptr, params_ptr, cta_rank, NET, MIDDLE + 1)
-        image_barrier(barrier_ptr, NET)
+        goal = image_barrier(barrier_ptr, goal, NET)
         if cta_rank == 0:
             finish(workspace_ptr, params_ptr, score_ptr, NET)
+    return goal
 
 
 @triton.jit(do_not_specialize=["n_images"])
@@ -182,14 +186,15 @@ def network(
 
     clear: tl.constexpr = clear_borders_noinline if NET.noinline else clear_borders
     clear(activations_ptr, cta_rank, NET)
+    goal = first_goal(barrier_ptr + slot, NET)
     for image in range(slot, n_images, tl.num_programs(0)):
         n = slot64 * 0 + image
-        classify_image(
+        goal = classify_image(
             image_ptr + n * IMAGE_SIZE, weights_ptr, params_ptr, whitening_ptr, activations_ptr, workspace_ptr,
             barrier_ptr + slot, probabilities_ptr + n * NET.classes, angle_ptr + n, score_ptr + n,
-            uncertainty_ptr + n * 3, cta_rank, NET, PAD, BLOCK_SIZE, BLOCK_FC,
+            uncertainty_ptr + n * 3, goal, cta_rank, NET, PAD, BLOCK_SIZE, BLOCK_FC,
         )  # fmt: skip
-        image_barrier(barrier_ptr + slot, NET)
+        goal = image_barrier(barrier_ptr + slot, goal, NET)
 
 
 def forward(

@@ -50,16 +50,30 @@ DECODER = tl.constexpr(int(Fc.DECODER))
 
 
 @triton.jit
-def image_barrier(barrier_ptr, NET: tl.constexpr):
+def first_goal(barrier_ptr, NET: tl.constexpr):
+    """What the counter at barrier_ptr was when the last launch had ended, for the first `image_barrier`.
+
+    Others of the image's programs may have arrived there already, but not this one: the counter is less than
+    ctas_per_image ahead, a power of two.
+    """
+    goal = tl.zeros((), tl.int32)
+    if NET.ctas_per_image > 1:
+        goal = tl.load(barrier_ptr, volatile=True) & -NET.ctas_per_image
+    return goal
+
+
+@triton.jit
+def image_barrier(barrier_ptr, goal, NET: tl.constexpr):
     """Wait for all threads of the image's programs; afterwards each sees what the others stored before.
 
-    With several programs an image: a grid barrier among them. The counter at barrier_ptr is never reset, from launch to
-    launch. Whoever arrives waits until it reaches the next multiple of ctas_per_image, a power of two; it may wrap,
-    because the two are compared by their difference.
+    With several programs an image: a grid barrier among them. Each counts its arrival at barrier_ptr and waits for all.
+    The counter is never reset, from launch to launch; it may wrap, because it is compared by its difference.
+
+    Returns:
+        the counter's value behind the barrier, for the next one. goal: the same of the one before.
     """
     if NET.ctas_per_image > 1:
-        # Before this program arrives the counter cannot reach the goal.
-        goal = (tl.load(barrier_ptr, volatile=True) | (NET.ctas_per_image - 1)) + 1
+        goal += NET.ctas_per_image
         tl.debug_barrier()  # not every version of Triton has one before an atomic operation that releases
         tl.atomic_add(barrier_ptr, 1, sem="release", scope="gpu")
 
@@ -70,6 +84,7 @@ def image_barrier(barrier_ptr, NET: tl.constexpr):
             pass
         tl.atomic_or(barrier_ptr, 0, sem="acquire", scope="gpu")
     tl.debug_barrier()
+    return goal
 
 
 # ---- The image, and borders -----------------------------------------------------------------------------------------

@@ -78,6 +78,11 @@ class Program:
     def finished(self) -> bool:
         return bool(self.done.all())
 
+    @property
+    def now(self) -> float:
+        """Modelled cycles of its slowest warp so far; 0 without a model."""
+        return 0.0 if self.board is None else float(self.board.now.max())
+
     def agent(self, mask: Array) -> Agent:
         """Who the threads of a mask are, for accesses to global memory."""
         return Agent(self.index, self.clocks.time, self.warp[mask], self.clocks.known, self.clocks.seen)
@@ -231,8 +236,9 @@ class Device:
                 )
             at = self._next(living, at)
             program = living[at]
+            until = self._until(living, at)
             self.polled, steps = False, 0
-            while steps < STEPS and not self.polled and not program.finished:
+            while steps < STEPS and not self.polled and not program.finished and program.now <= until:
                 program.step()
                 steps += 1
             if not program.finished:
@@ -249,7 +255,13 @@ class Device:
             return int(self.rng.integers(len(living)))
         if self.model is None or len(living) == 1:
             return at % len(living)
-        return int(np.argmin([program.board.now.max() for program in living if program.board is not None]))
+        return int(np.argmin([program.now for program in living]))
+
+    def _until(self, living: list[Program], at: int) -> float:
+        """The modelled time of the other program that is the least far: until then this one runs alone."""
+        if self.rng is not None or self.model is None or len(living) == 1:
+            return np.inf
+        return min(program.now for program in living if program is not living[at])
 
     def execute(self, program: Program, pc: int, mask: Array) -> None:
         """Instruction `pc` for the threads of a mask."""
