@@ -30,7 +30,7 @@ ORIENTATION = tl.constexpr(int(Fc.ORIENTATION))
 SECOND_CLASSIFIER = tl.constexpr(int(Fc.SECOND_CLASSIFIER))
 WINDOW_BINS = tl.constexpr(layout.WINDOW_BINS)
 NMS_BINS = tl.constexpr(layout.NMS_BINS)
-AHEAD_REGISTERS = tl.constexpr(64)  # of a thread, for operands that are loaded ahead
+AHEAD_REGISTERS = tl.constexpr(32)  # of a thread, for operands that are loaded ahead
 
 
 @triton.jit

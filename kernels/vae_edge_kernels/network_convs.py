@@ -456,11 +456,6 @@ def first_conv(workspace_ptr, activations_ptr, weights_ptr, params_ptr, cta_rank
 def hidden_conv(activations_ptr, sums_ptr, weights_ptr, params_ptr, cta_rank, NET: tl.constexpr, I: tl.constexpr):
     """y = relu(conv(x, w) + b) from one feature map to the next, and a feature layer's `store_sums`."""
     for tile in range(first_tile(cta_rank, NET), NET.layers[I].tiles, NET.ctas_per_image):
-        # Several programs wait for each load: these come first. One holds larger tiles in registers.
-        scales = ()
-        if NET.ctas_per_image > 1 or not NET.int8:
-            scales = load_scales(params_ptr, tile, NET, I)
+        scales = load_scales(params_ptr, tile, NET, I)
         sums = conv_tile(activations_ptr, scales, weights_ptr, tile, NET, I)
-        if len(scales) == 0:
-            scales = load_scales(params_ptr, tile, NET, I)
         store_layer(sums, scales, activations_ptr, sums_ptr, params_ptr, tile, NET, I)
