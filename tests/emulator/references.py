@@ -380,6 +380,9 @@ def float_reference(name: str, mods: list[str]) -> Reference | None:
     element = kind[:-2] if kind in ("f16x2", "f32x2") else kind
     if element not in ("f16", "f32", "f64"):
         return None
+    if name == "copysign":
+        top = {"f32": 1 << 31, "f64": 1 << 63}.get(element, 0)
+        return Reference((element, element), element, lambda a, b: (b & ~top) | (a & top)) if top and not mods else None
     ftz = "ftz" in mods
     if ftz:
         mods.remove("ftz")

@@ -134,6 +134,8 @@ def _floats() -> Iterator[tuple[str, Operation]]:
         if kind == "f32":
             yield "min.ftz.NaN.f32", Operation(two, kind, _flushed(ar.nan_minimum))
             yield "max.ftz.NaN.f32", Operation(two, kind, _flushed(ar.nan_maximum))
+        if kind != "f16":
+            yield f"copysign.{kind}", Operation(two, kind, lambda sign, value: np.copysign(value, sign))
         yield from both(f"neg.{kind}", Operation((kind,), kind, np.negative))
         yield from both(f"abs.{kind}", Operation((kind,), kind, np.abs))
     for name, divide in (("full", np.divide), ("approx", ar.quotient_of_product), ("rn", np.divide)):
