@@ -64,8 +64,8 @@ def add_steps(
     """Add the products of COUNT steps of `vecmat_global`: all are loaded before the first is used."""
     xs, ws = (), ()
     for i in tl.static_range(COUNT):
-        xs = xs + (right_operand(tl.load(x_ptrs + i * STEP), 1, WARPS, 2, VECTOR // 4),)  # type: ignore[assignment]
-        ws = ws + (right_operand(tl.load(w_ptrs + i * STEP), SIZE // 8, WARPS, 2, VECTOR // 4).permute(0, 2, 1),)  # type: ignore[assignment]
+        xs = xs + (right_operand(tl.load(x_ptrs + i * STEP), 1, WARPS, 2, VECTOR // 4),)  # type: ignore[assignment]  # noqa: RUF005
+        ws = ws + (right_operand(tl.load(w_ptrs + i * STEP), SIZE // 8, WARPS, 2, VECTOR // 4).permute(0, 2, 1),)  # type: ignore[assignment]  # noqa: RUF005
     for i in tl.static_range(COUNT):
         sums = tl.dot(ws[i], xs[i], sums, out_dtype=sums.dtype)
     return sums

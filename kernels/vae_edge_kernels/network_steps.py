@@ -193,7 +193,7 @@ def finish_avg_pool(sums_ptr, means_ptr, NET: tl.constexpr, PAD: tl.constexpr, F
                 for t in tl.static_range(AHEAD):
                     mask = (channel < NET.layers[i].out_channels) & (first + t < TILES)
                     offsets = (first + t) * NET.layers[i].out_channels + channel
-                    loaded = loaded + (tl.load(sums_ptr + offsets, mask=mask, other=0.0),)  # type: ignore[assignment]
+                    loaded = loaded + (tl.load(sums_ptr + offsets, mask=mask, other=0.0),)  # type: ignore[assignment]  # noqa: RUF005
                 for t in tl.static_range(AHEAD):
                     total += loaded[t]
             tl.store(means_ptr + channel, total * (1.0 / PIXELS), mask=channel < NET.layers[i].out_channels)
@@ -308,8 +308,8 @@ def head_content(
     uncertainty = tl.load(workspace_ptr + NET.workspace.orientation + 2)
     probabilities, score, error = classify_and_score(
         features_ptr, workspace_ptr + NET.workspace.orientation_means, workspace_ptr + NET.workspace.feature_means,
-        workspace_ptr + NET.workspace.code, logits, uncertainty, weights_ptr, params_ptr, whitening_ptr, NET, PAD.classes,
-        PAD.latent, PAD.hidden, PAD.features, PAD.components, PAD.clusters, BLOCK_FC,
+        workspace_ptr + NET.workspace.code, logits, uncertainty, weights_ptr, params_ptr, whitening_ptr, NET,
+        PAD.classes, PAD.latent, PAD.hidden, PAD.features, PAD.components, PAD.clusters, BLOCK_FC,
     )  # fmt: skip
 
     tl.store(probabilities_ptr + klass, probabilities, mask=klass < NET.classes)
