@@ -2,8 +2,8 @@
 
 A mutant that is not found need not be a gap: the compiler places barriers where it does not see that nothing is shared,
 a wait may follow one that has waited for everything, and of a masked load the elements that are masked may be in
-bounds and be thrown away later. Of the waits of a pipelined loop (a configuration that is not used now) each waits for all copies, the next
-step's too, so that only a loop's first one is needed.
+bounds and be thrown away later. Of the waits of a pipelined loop (a configuration that is not used now) each waits for
+all copies, the next step's too, so that only a loop's first one is needed.
 """
 
 from __future__ import annotations
