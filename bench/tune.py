@@ -42,7 +42,7 @@ CHOICES = {
     "num_warps": (2, 4, 8),
     "num_stages": (1, 2, 3, 4),
 }
-NETWORK_CHOICES = {"WARP_TILES": (2, 4, 7, 8, 14), "num_warps": (4, 8)}
+NETWORK_CHOICES = {"WARP_TILES": (2, 4, 7, 8, 14), "AHEAD_REGISTERS": (0, 32, 96), "num_warps": (4, 8)}
 
 Key = tuple[str, str]
 
