@@ -175,7 +175,7 @@ def network(
         n_images: N.
         NET, PAD: the layout with its tiles, and its vectors' lengths.
         BLOCK_SIZE: pixels of a step that goes over an image element by element.
-        BLOCK_FC: block of a fully connected layer: inputs in the heads, outputs in the decoder.
+        BLOCK_FC: rows of the score's projection that are added up at a time.
     """
     IMAGE_SIZE: tl.constexpr = NET.height * NET.width * NET.channels
     slot = tl.program_id(0)

@@ -12,7 +12,7 @@ Microbenchmarks" (2022): m16n8k16 takes 25 cycles on an A100. Where no figure wa
 so.
 
 The model is of PTX: the assembler may issue fewer instructions, or more. Conflicts between the warps of one scheduler
-count in the bounds alone; the first-level cache never evicts; launch overhead is not included.
+count in the bounds alone; a program has its share of the first-level cache alone; launch overhead is not included.
 """
 
 from __future__ import annotations
