@@ -45,6 +45,9 @@ from vae_edge_kernels.rotate import rotate_bilinear
 
 DECODER = tl.constexpr(int(Fc.DECODER))
 
+# Whether the compiler has all threads wait before an atomic operation that releases, and after one that acquires.
+BARRIERS_OF_ATOMICS = tl.constexpr(tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9))
+
 
 # ---- Shared by all layers -------------------------------------------------------------------------------------------
 
@@ -74,7 +77,8 @@ def image_barrier(barrier_ptr, goal, NET: tl.constexpr):
     """
     if NET.ctas_per_image > 1:
         goal += NET.ctas_per_image
-        tl.debug_barrier()  # not every version of Triton has one before an atomic operation that releases
+        if not BARRIERS_OF_ATOMICS:
+            tl.debug_barrier()
         tl.atomic_add(barrier_ptr, 1, sem="release", scope="gpu")
 
         # Each warp reads and spins for itself: an atomic operation's result goes to all of them through shared memory,
@@ -83,7 +87,10 @@ def image_barrier(barrier_ptr, goal, NET: tl.constexpr):
         while goal - tl.load(barrier_ptr, volatile=True) > 0:
             pass
         tl.atomic_or(barrier_ptr, 0, sem="acquire", scope="gpu")
-    tl.debug_barrier()
+        if not BARRIERS_OF_ATOMICS:
+            tl.debug_barrier()
+    else:
+        tl.debug_barrier()
     return goal
 
 

@@ -121,7 +121,7 @@ def run_network(compiled: Compiled, made: PackedNetwork, programs: int, seed: in
         ("tiny", 87, True, 1, 3),
         ("tiny", 87, True, 2, 4),
         ("tiny", 90, False, 1, None),
-        ("tiny", 90, True, 1, 6),
+        pytest.param("tiny", 90, True, 1, 6, marks=pytest.mark.slow),
         ("tiny", 120, False, 1, None),
         ("tiny", 120, True, 1, None),
         ("pooled", 87, True, 1, None),

@@ -26,7 +26,8 @@ Mutation = Callable[[str], str]
 KINDS: dict[str, tuple[str, Mutation, int, float]] = {
     # kind: lines it applies to, what becomes of one, programs an image, and the fraction that has to be found
     "barrier removed": (r"bar\.sync", lambda line: "", 1, 0.6),
-    "wait removed": (r"cp\.async\.wait_group", lambda line: "", 2, 0.1),  # of pipelined loops
+    "barrier removed, of two programs": (r"bar\.sync", lambda line: "", 2, 0.6),
+    "wait removed": (r"cp\.async\.wait_group", lambda line: "", 2, 0.8),  # of pipelined loops
     "mask dropped": (r"@!?%p\d+ (?:ld|st)\.global", lambda line: re.sub(r"@!?%p\d+ ", "", line), 1, 0.2),
     "address in shared memory shifted": (r"(?:ld|st)\.shared", lambda line: shifted(line, 16), 1, 0.8),
     "address in global memory shifted": (

@@ -67,6 +67,7 @@ def test_fewer_programs_than_images_take_turns_in_the_same_scratch() -> None:
     check_network(run_plugin(kernel, code, inputs, grid=(2, 1, 1)), expected)
 
 
+@pytest.mark.slow
 def test_pixels_may_be_bytes_too_and_give_the_same_bits() -> None:
     """TensorRT's plugins take no uint8; our own callers may pass it."""
     answers = []
@@ -78,6 +79,7 @@ def test_pixels_may_be_bytes_too_and_give_the_same_bits() -> None:
         np.testing.assert_array_equal(answers[0][name], answers[1][name])
 
 
+@pytest.mark.slow
 def test_each_variant_gives_the_same_answers() -> None:
     kernel = network_kernel(False, 87, quick=True)
     codes = kernel.for_architecture(87)

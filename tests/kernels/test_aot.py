@@ -260,6 +260,24 @@ def test_a_network_is_compiled_to_the_same_bytes_again(tmp_path: Path) -> None:
     assert first == second
 
 
+@pytest.mark.parametrize("architecture", [87, 90, 120])
+def test_all_threads_wait_before_a_program_releases_and_after_it_acquires(architecture: int) -> None:
+    (spec,) = (
+        each
+        for each in worker.kernel_specs(architecture, small_layout(), ctas_per_image=4)
+        if each.name.startswith("network_multi_cta")
+    )
+    _, _, ptx = worker.compile_spec(spec, architecture)
+    told = re.findall(r"\bbar\.sync\b|\b(?:red|atom)\.global\.gpu\.(?:release|acquire)\b|\.visible|\.func", ptx)
+    places = [number for number, word in enumerate(told) if word.endswith(("release", "acquire"))]
+    assert len(places) >= 10
+    for place in places:
+        if told[place].endswith("release"):
+            assert told[place - 1] == "bar.sync"
+        else:
+            assert told[place].startswith("atom") and told[place + 1] == "bar.sync"
+
+
 def small_layout() -> str:
     """The layout of a network without orientation encoder and decoder, which compiles fast."""
     layout = make_layout(
