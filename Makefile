@@ -19,7 +19,7 @@ TORCH := torch>=2.10,<2.14
 OLDEST := $(VENV)-oldest-triton
 PYTEST := -m pytest --numprocesses $(WORKERS) --dist loadfile
 OF_A_GPU := $(wildcard tests/runtime/test_native_*.py tests/runtime/test_tensorrt_*.py tests/runtime/test_engine_probes.py)
-COMPILED_TESTS := tests/emulator tests/kernels/test_cases.py::test_compiled_for_an_emulated_gpu tests/runtime/test_native_emulated.py tests/runtime/test_tensorrt_plugin.py tests/engine/test_plugins_quick.py
+COMPILED_TESTS := tests/emulator tests/kernels/test_cases.py::test_compiled_for_an_emulated_gpu tests/kernels/test_aot.py::test_every_network_is_within_its_budget tests/runtime/test_native_emulated.py tests/runtime/test_tensorrt_plugin.py tests/engine/test_plugins_quick.py
 KERNEL_TESTS := tests/kernels/test_aot.py tests/kernels/test_cases.py tests/ops/test_conv.py
 
 .PHONY: quickstart test test-fast test-compiled test-oldest-triton test-avx2 lint format native wheels install clean

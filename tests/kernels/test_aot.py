@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import triton
-from vae_edge_kernels import aot, config, conv
+from vae_edge_kernels import aot, config, conv, heads
 from vae_edge_kernels import reparameterize as kernels
 from vae_edge_kernels.analysis import sass
 from vae_edge_kernels.analysis.sass import ResourceBudget, SassStats
@@ -17,6 +17,7 @@ from vae_edge_kernels.aot import worker
 from vae_edge_kernels.layout import make_layout, to_json
 
 from vae_edge.errors import KernelError
+from vae_edge.model.network import layout_for_preset
 
 ARCHITECTURES = (87, 90)
 NEWEST = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 9)
@@ -251,6 +252,28 @@ def test_the_command_finds_every_kernel_within_its_budget(capsys: pytest.Capture
             assert code["matrix"]
         if finding["kernel"].endswith("_aligned") and "stem" not in finding["kernel"]:
             assert code["occupancy"] >= 0.25
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not NEWEST, reason="older compilers take some registers more")
+@pytest.mark.parametrize("preset", ["tiny", "small", "base"])
+def test_the_heads_of_every_preset_are_within_their_budget(preset: str) -> None:
+    for architecture in (86, 90, 110, 120):
+        for int8 in (False, True):
+            for spec in heads.network_variants(layout_for_preset(preset, int8=int8), architecture):
+                assert sass.inspect_spec(spec, architecture).fault is None
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(not NEWEST, reason="older compilers take some registers more")
+@pytest.mark.parametrize("preset", ["tiny", "small", "base"])
+@pytest.mark.parametrize("architecture", aot.DEFAULT_ARCHITECTURES)
+def test_every_network_is_within_its_budget(preset: str, architecture: int) -> None:
+    for int8 in (False, True):
+        layout = to_json(layout_for_preset(preset, int8=int8))
+        for spec in worker.kernel_specs(architecture, layout):
+            assert sass.inspect_spec(spec, architecture).fault is None
 
 
 def test_a_network_is_compiled_to_the_same_bytes_again(tmp_path: Path) -> None:
