@@ -26,8 +26,10 @@ from benchmark_case import (
 )
 from synthetic_models import untrained
 from torch import Tensor
+from vae_edge_kernels import avg_pool as pool_kernels
 from vae_edge_kernels import conv, reparameterize, rotate
 from vae_edge_kernels import heads as head_kernels
+from vae_edge_kernels import reconstruction_error as error_kernels
 from vae_edge_kernels.conv import ConvParams
 from vae_edge_kernels.layout import ConvLayout, to_json
 from whole_networks import network_cases
@@ -305,7 +307,7 @@ def avg_pool(batch: int) -> Run:
     x, y = random(batch, 14, 14, 32).half(), torch.full((batch, 32), float("nan"), device=DEVICE)
 
     def ours() -> Tensor:
-        head_kernels.avg_pool_forward(x, y, 1.0)
+        pool_kernels.forward(x, y, 1.0)
         return y
 
     def eager() -> Tensor:
@@ -324,7 +326,7 @@ def comparing(batch: int) -> Run:
     score, measure, total = random(batch, 2), random(1), torch.full((batch,), float("nan"), device=DEVICE)
 
     def ours() -> Tensor:
-        head_kernels.reconstruction_error_forward(decoded, upright, score, measure, total, 4)
+        error_kernels.forward(decoded, upright, score, measure, total, 4)
         return total
 
     def eager() -> Tensor:

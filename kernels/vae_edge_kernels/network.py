@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from vae_edge_kernels.config import KernelSpec, current_architecture, get_config
-from vae_edge_kernels.layout import NetworkLayout, padded_sizes, with_tile_config
+from vae_edge_kernels.layout import NetworkLayout
 from vae_edge_kernels.network_convs import first_conv, hidden_conv
 from vae_edge_kernels.network_steps import (
     clear_borders,
@@ -33,6 +33,7 @@ from vae_edge_kernels.network_steps import (
     rotate_upright,
     target_contrast,
 )
+from vae_edge_kernels.tiling import padded_sizes, with_tile_config
 
 OPERATOR = "network"
 

@@ -10,7 +10,8 @@ from typing import Any
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from vae_edge_kernels.layout import NetworkLayout, make_layout, to_json
+from vae_edge_kernels.layout import NetworkLayout, to_json
+from vae_edge_kernels.layout_builder import make_layout
 
 from vae_edge.errors import EngineError, ExportError
 from vae_edge.exporting import plugin_code

@@ -14,7 +14,8 @@ from vae_edge_kernels import reparameterize as kernels
 from vae_edge_kernels.analysis import sass
 from vae_edge_kernels.analysis.sass import ResourceBudget, SassStats
 from vae_edge_kernels.aot import worker
-from vae_edge_kernels.layout import make_layout, to_json
+from vae_edge_kernels.layout import to_json
+from vae_edge_kernels.layout_builder import make_layout
 
 from vae_edge.errors import KernelError
 from vae_edge.model.network import layout_for_preset

@@ -14,7 +14,8 @@ import pytest
 from vae_edge_kernels import aot
 from vae_edge_kernels.aot import network_file
 from vae_edge_kernels.aot.network_file import write_network
-from vae_edge_kernels.layout import NetworkLayout, make_layout, padded
+from vae_edge_kernels.layout import NetworkLayout, padded
+from vae_edge_kernels.layout_builder import make_layout
 
 from vae_edge.errors import KernelError
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from vae_edge_kernels import KernelError, conv, heads, reparameterize, rotate
+from vae_edge_kernels import KernelError, avg_pool, conv, heads, reconstruction_error, reparameterize, rotate
 from vae_edge_kernels.analysis.roofline import DEVICES, LIMITS
 from vae_edge_kernels.conv import ConvParams
 from vae_edge_kernels.emulator.machine import Device
@@ -247,7 +247,7 @@ def _avg_pool(side: int, channels: int, kernel: str) -> OperatorCase:
     x, y = _random((1, side, side, channels), kernel), torch.zeros(1, channels)
 
     def launch() -> None:
-        heads.avg_pool_forward(x, y, 1.0)
+        avg_pool.forward(x, y, 1.0)
 
     return _case(f"avg_pool_{kernel}", f"{side}x{side}x{channels}", launch, [x], [y])
 
@@ -259,7 +259,7 @@ def _reconstruction_error(net: NetworkLayout) -> OperatorCase:
     score, measure, total = torch.randn(1, 2), torch.randn(1), torch.zeros(1)
 
     def launch() -> None:
-        heads.reconstruction_error_forward(decoded, upright, score, measure, total, block)
+        reconstruction_error.forward(decoded, upright, score, measure, total, block)
 
     words = "x".join(map(str, upright.shape[1:]))
     return _case("reconstruction_error_fp16", words, launch, [decoded, upright], [total])

@@ -122,7 +122,7 @@ class _AvgPool(NamedTuple):
         return self.x.float().mean((1, 2)) * self.scale
 
     def launch(self, y: Tensor) -> None:
-        kernel_module("avg_pool", "heads").avg_pool_forward(self.x.contiguous(), y, self.scale)
+        kernel_module("avg_pool", "avg_pool").forward(self.x.contiguous(), y, self.scale)
 
 
 avg_pool = register_operator("avg_pool", _AvgPool)
@@ -345,7 +345,7 @@ class _ReconstructionError(NamedTuple):
 
     def launch(self, total: Tensor) -> None:
         tensors = [tensor.contiguous() for tensor in self[:4]]
-        kernel_module("reconstruction_error", "heads").reconstruction_error_forward(*tensors, total, self.block)
+        kernel_module("reconstruction_error", "reconstruction_error").forward(*tensors, total, self.block)
 
 
 reconstruction_error = register_operator("reconstruction_error", _ReconstructionError)

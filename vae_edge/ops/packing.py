@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
-from vae_edge_kernels.layout import ConvLayout, Fc, FilterLayout, LinearLayout, NetworkLayout, make_layout, padded
+from vae_edge_kernels.layout import ConvLayout, Fc, FilterLayout, LinearLayout, NetworkLayout, padded
+from vae_edge_kernels.layout_builder import make_layout
 
 from vae_edge.errors import KernelError
 

@@ -9,7 +9,8 @@ import sys
 
 import numpy as np
 from vae_edge_kernels.aot.network_file import write_network
-from vae_edge_kernels.layout import make_layout, padded
+from vae_edge_kernels.layout import padded
+from vae_edge_kernels.layout_builder import make_layout
 
 
 def main(path: str, architecture: int, ctas_per_image: int) -> None:

@@ -329,7 +329,7 @@ def _conv(operator: str, function: str, weight_axes: str, pointers: tuple[str, .
 
 def _avg_pool(inputs: Inputs, attributes: Attributes) -> PluginKernel:
     """x float32, float16 or int8 [N, H, W, C]; `scale`."""
-    from vae_edge_kernels import heads
+    from vae_edge_kernels.avg_pool import avg_pool_kernel
     from vae_edge_kernels.config import as_float32, block_n_for, get_config
 
     operator = "VaeEdgeAvgPool"
@@ -342,7 +342,7 @@ def _avg_pool(inputs: Inputs, attributes: Attributes) -> PluginKernel:
         spec = KernelSpec(
             name=f"avg_pool_{inputs[0].dtype}",
             operator="avg_pool",
-            function=heads.avg_pool_kernel,
+            function=avg_pool_kernel,
             types={"x_ptr": f"*{inputs[0].dtype}", "y_ptr": "*fp32"},
             constants={
                 "pixels": height * width,
@@ -401,9 +401,9 @@ def _head(operator: str, function: str) -> Any:
 
 def _reconstruction_error(inputs: Inputs, attributes: Attributes) -> PluginKernel:
     """decoded [N, rows, columns, P], upright [N, H, W, C], score float32 [N, 2], weight float32 [1]; `block`."""
-    from vae_edge_kernels import heads
     from vae_edge_kernels.config import get_config
     from vae_edge_kernels.layout import reduced
+    from vae_edge_kernels.reconstruction_error import reconstruction_error_kernel
 
     operator, block = "VaeEdgeReconstructionError", int(attributes["block"])
     decoded, upright, score, weight = inputs[:4]
@@ -419,7 +419,7 @@ def _reconstruction_error(inputs: Inputs, attributes: Attributes) -> PluginKerne
         spec = KernelSpec(
             name="reconstruction_error",
             operator="reconstruction_error",
-            function=heads.reconstruction_error_kernel,
+            function=reconstruction_error_kernel,
             types={
                 "decoded_ptr": f"*{decoded.dtype}",
                 "image_ptr": f"*{upright.dtype}",

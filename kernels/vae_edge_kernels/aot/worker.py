@@ -22,7 +22,7 @@ from vae_edge_kernels import KernelError
 from vae_edge_kernels.aot import CTAS_PER_IMAGE, SCRATCH
 from vae_edge_kernels.config import KernelSpec
 
-OPERATOR_MODULES = ("reparameterize", "conv", "rotate", "heads")
+OPERATOR_MODULES = ("reparameterize", "conv", "rotate", "avg_pool", "reconstruction_error")
 
 
 def operator_modules() -> list[Any]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from synthetic_models import blotches, quantized, untrained
 from together import run_together
 from torch import Tensor
-from vae_edge_kernels import heads, rotate
+from vae_edge_kernels import avg_pool, heads, reconstruction_error, rotate
 from vae_edge_kernels import network as kernels
 from vae_edge_kernels.layout import Fc, NetworkLayout, padded, to_json
 from where import DEVICE, INTERPRETED, poison
@@ -80,7 +80,7 @@ def test_atan2_is_that_of_the_library_in_every_direction() -> None:
 def test_means_are_those_of_the_reference(images: int, side: int, channels: int, dtype: torch.dtype) -> None:
     x = torch.randint(-100, 100, (images, side, side + 1, channels)).to(dtype)
     y = poison((images, channels), torch.float32)
-    heads.avg_pool_forward(x.to(DEVICE), y, 0.5)
+    avg_pool.forward(x.to(DEVICE), y, 0.5)
     torch.testing.assert_close(y.cpu(), references.avg_pool(x, 0.5), rtol=1e-5, atol=1e-5)
 
 
@@ -96,7 +96,7 @@ def test_the_error_of_a_reconstruction_is_that_of_the_reference(
     score, weight = torch.randn(2, 2, generator=generator), torch.tensor([3.0])
     total = poison((2,), torch.float32)
     given_there = [tensor.to(DEVICE) for tensor in (decoded, upright, score, weight)]
-    heads.reconstruction_error_forward(*given_there, total, block)
+    reconstruction_error.forward(*given_there, total, block)
     expected = references.reconstruction_error(decoded, upright, score, weight, block)
     torch.testing.assert_close(total.cpu(), expected, rtol=1e-5, atol=1e-5)
 

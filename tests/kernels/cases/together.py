@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch.multiprocessing as processes
 from torch import Tensor
 from vae_edge_kernels import network as kernels
-from vae_edge_kernels.layout import from_json, padded_sizes
+from vae_edge_kernels.layout import from_json
+from vae_edge_kernels.tiling import padded_sizes
 
 
 def work(cta_rank: int, ctas_per_image: int, layout: str, tensors: list[Tensor], images: int, slots: int) -> None:

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from vae_edge_kernels.aot.network_file import pack_machine_code
-from vae_edge_kernels.layout import make_layout, to_json
+from vae_edge_kernels.layout import to_json
+from vae_edge_kernels.layout_builder import make_layout
 
 
 def main(code: str, layout: str) -> None:
