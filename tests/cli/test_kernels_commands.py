@@ -81,6 +81,9 @@ def test_profile_counts_by_line_and_says_modelled(capsys: pytest.CaptureFixture[
     assert main(["kernels", "profile", SOFTMAX, "--device", "h100", "--lines", "2"]) == 0
     printed = capsys.readouterr().out
     assert "modelled on h100, not measured" in printed and "more lines (--lines)" in printed
+    assert main(["kernels", "profile", f"{SOFTMAX}::check_softmax", "--lines", "0"]) == 0
+    printed = capsys.readouterr().out
+    assert "modelled on orin, not measured" in printed and "more lines" not in printed
     assert main(["kernels", "profile", f"{SOFTMAX}::check_softmax", "--json"]) == 0
     (launch,) = json.loads(capsys.readouterr().out)
     assert launch["architecture"] == 87 and launch["grid"] == [3, 1, 1] and launch["registers"] > 8

@@ -316,10 +316,10 @@ def _profile_lines(result: Sequence[dict[str, Any]], model: str, lines: int) -> 
         for line, numbers in most[:lines]:
             rows.append((line, *(f"{sum(numbers.get(part, 0) for part in parts):,}" for _, parts in BY_LINE)))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for first, *others in rows:
+        for first, *others in rows if lines else ():
             cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
             yield "  " + "  ".join((first.ljust(widths[0]), *cells))
-        if len(most) > lines:
+        if len(most) > lines > 0:
             yield f"  and {len(most) - lines} more lines (--lines)"
         yield ""
 

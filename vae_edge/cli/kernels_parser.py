@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from vae_edge.cli.arguments import listed, positive, seed, tolerance
+from vae_edge.cli.arguments import listed, positive, seed, tolerance, whole
 from vae_edge.cli.commands import Commands, add_command, add_command_group
 from vae_edge.cli.options import add_json, add_list
 
@@ -73,7 +73,7 @@ def _profile(parts: Commands) -> None:
     )
     parser.add_argument("--device", default="orin", choices=MODELS, help="whose time is modelled (default: orin)")
     _add_timeout(parser)
-    parser.add_argument("--lines", type=positive, default=12, metavar="N", help="source lines to show (default: 12)")
+    parser.add_argument("--lines", type=whole, default=12, metavar="N", help="source lines to show (default: 12)")
     add_json(parser)
 
 
