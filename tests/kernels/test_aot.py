@@ -273,7 +273,8 @@ def test_the_heads_of_every_preset_are_within_their_budget(preset: str) -> None:
 def test_every_network_is_within_its_budget(preset: str, architecture: int) -> None:
     for int8 in (False, True):
         layout = to_json(layout_for_preset(preset, int8=int8))
-        for spec in worker.kernel_specs(architecture, layout):
+        label = f"_{preset}_{'int8' if int8 else 'fp16'}"  # budgets are by name
+        for spec in worker.kernel_specs(architecture, layout, label):
             assert sass.inspect_spec(spec, architecture).fault is None
 
 
